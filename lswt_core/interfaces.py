@@ -1,0 +1,396 @@
+"""What plugins implement and the values that cross between them and the core. Imports torch only.
+
+Shapes: B rows, T new tokens, N keys of one part, H heads, D head width, M model width, V vocabulary.
+Coordinates ``at`` number tokens from the start of the new segment: 0 is its first token, remembered tokens are negative,
+sinks have none. A component's options are the annotated keyword-only parameters of its constructor; its kind is its base
+class, its name the class attribute ``name``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100  # a label that predicts nothing; the value torch's own losses ignore
+
+State: TypeAlias = Any  # what a memory keeps: None, a tensor, or nested dicts and tuples of tensors, batch row first
+Project: TypeAlias = Callable[[Tensor, Tensor], "list[Segment]"]  # (x [B,N,M], at [N]) -> segments, the last one x's own
+
+
+class Unsupported(Exception):
+    """A component cannot do what the model needs of it; raised while the model is built, never in a step."""
+
+
+class Component:
+    """What every component has: a name for recipes, and the papers it implements."""
+
+    name: ClassVar[str]
+    citation: ClassVar[str] = ""  # BibTeX
+
+
+# ---------------------------------------------------------------------------------------------------------------- values
+
+
+class Dims(NamedTuple):
+    """The sizes a component of the model may depend on."""
+
+    d_model: int
+    n_heads: int
+    d_ffn: int  # width of the feed-forward's hidden layer, after gating
+    n_layers: int
+    layer: int = 0  # which block this component is built for
+    bias: bool = True  # whether attention projections carry biases
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+
+class Segment(NamedTuple):
+    """Keys and values that some memory offers, before any position is applied."""
+
+    k: Tensor  # [B, N, H, D]
+    v: Tensor  # [B, N, H, D]
+    at: Tensor | None  # [N]; None = a sink: outside of position, visible to every query, never rotated, biased or cached
+
+
+class Bias(ABC):
+    """Something added to the attention scores. It keeps its structure; the backend picks the form it can use."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The bias as one tensor that broadcasts to [B, H, T, N]."""
+
+
+class DenseBias(Bias):
+    """A bias that has no more structure than its numbers."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores  # broadcasts to [B, H, T, N]
+
+    def dense(self) -> Tensor:
+        """The numbers themselves."""
+        return self.scores
+
+
+class SlopeBias(Bias):
+    """A penalty that grows linearly with distance: ``-slopes[h] * (q_at - k_at)`` (ALiBi, Press et al. 2022, arXiv 2108.12409)."""
+
+    def __init__(self, slopes: Tensor, q_at: Tensor, k_at: Tensor) -> None:
+        self.slopes, self.q_at, self.k_at = slopes, q_at, k_at  # [H], [T], [N]
+
+    def dense(self) -> Tensor:
+        """The penalty for every head, query and key, [H, T, N]."""
+        distance = (self.q_at[:, None] - self.k_at[None, :]).to(self.slopes.dtype)
+        return -self.slopes[:, None, None] * distance
+
+
+class Part(NamedTuple):
+    """One block of keys for an attention backend, queries and keys already encoded for each other."""
+
+    q: Tensor  # [B, T, H, D]; parts whose queries need no different encoding share one tensor
+    k: Tensor  # [B, N, H, D]
+    v: Tensor  # [B, N, H, D]
+    causal: bool  # True: the square of the new segment, key j visible to query i iff j <= i; False: every key visible
+    bias: Bias | None = None
+    at: Tensor | None = None  # [N] coordinates of the keys; None for sinks
+    starts: Tensor | None = None  # [B, T] where each query's document starts; keys before it are hidden. None: none are
+
+    def visible(self) -> Tensor | None:
+        """Which keys each query sees: bool, broadcasts to [B, 1, T, N]; None where every query sees every key."""
+        seen = None
+        if self.causal:
+            size = self.q.shape[1]
+            assert self.k.shape[1] == size, "only the square of the new segment is causal"
+            seen = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()[None, None]
+        if self.starts is not None and self.at is not None:
+            same = (self.at[None, None, :] >= self.starts[:, :, None])[:, None]
+            seen = same if seen is None else seen & same
+        return seen
+
+
+class Need(NamedTuple):
+    """What the model asks of an attention backend, known while it is built."""
+
+    device: str  # "cpu", "cuda", ...
+    dtype: torch.dtype  # of queries, keys and values in a step
+    d_head: int
+    biased: bool = False  # the positional encoding adds to the scores
+    bounded: bool = False  # documents hide earlier keys (Part.starts)
+    sinks: bool = False  # some parts come with queries of their own
+    twice: bool = False  # second derivatives are taken (Hutchinson's estimate)
+
+
+class Batch(NamedTuple):
+    """The tokens of one segment of every row."""
+
+    inputs: Tensor  # [B, T] int64
+    labels: Tensor  # [B, T] int64, IGNORE where nothing is predicted
+    valid: Tensor | None = None  # [B, T] bool, False at padding; None: no padding
+    starts: Tensor | None = None  # [B, T] int64, coordinate at which each token's document starts; None: documents are not parted
+
+
+class Output(NamedTuple):
+    """What the decoder made of a batch."""
+
+    states: Tensor  # [B, T, M], after the last norm
+    logits: Tensor | None = None  # [B, T, V]; computed only if a loss needs it
+
+
+class Term(NamedTuple):
+    """A loss as a fraction, so that the trainer alone decides over what it is averaged: micro-batches and ranks add up exactly."""
+
+    total: Tensor  # []
+    count: Tensor  # []
+
+
+class Document(NamedTuple):
+    """One text of a data source."""
+
+    id: str
+    text: str
+
+
+class Horizon(NamedTuple):
+    """How long a run is, for schedules."""
+
+    steps: int
+    tokens_per_step: int
+
+
+class RunInfo(NamedTuple):
+    """What a tracker is told about the run it follows."""
+
+    name: str
+    directory: Path
+    recipe: Mapping[str, Any]  # resolved, every default written out
+    resumed: bool = False
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+class PositionalEncoding(Component, nn.Module):
+    """Where tokens stand. Override what you need; the default is no position at all. Built as ``cls(dims, **options)``."""
+
+    stationary: ClassVar[bool] = False  # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
+    biased: ClassVar[bool] = False  # does `bias` return anything?
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    def embed(self, x: Tensor, at: Tensor) -> Tensor:
+        """Add position to the model's input: x [B, T, M], at [T] -> [B, T, M]."""
+        return x
+
+    def rotate(self, x: Tensor, at: Tensor) -> Tensor:
+        """Turn queries or keys by their position: x [B, N, H, D], at [N] -> [B, N, H, D]."""
+        return x
+
+    def encode(self, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and keys [B, N, H, D] for each other; coordinates [T] and [N]."""
+        return self.rotate(q, q_at), self.rotate(k, k_at)
+
+    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` is the coordinate of the
+        oldest remembered token. Leaving both alone keeps the model independent of how the text is cut into segments."""
+        return q, k
+
+    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias | None:
+        """What to add to the scores of queries [B, T, H, D] against keys at [N]; sinks are never biased."""
+        return None
+
+
+class Memory(Component, nn.Module, ABC):
+    """Middleware around one layer's key/value projection: what the layer attends to besides the new tokens, and what it keeps.
+
+    Built as ``cls(dims, **options)``, one a layer; several stack. State is returned, never kept on the module.
+    """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
+        """Segments to attend to, and the next state.
+
+        x [B, T, M] are the normed inputs of the layer, at [T] their coordinates, state what was returned last time (None when
+        cold). The last segment must be the new tokens' own, T long; all earlier ones are visible to every query.
+        """
+
+
+class AttentionBackend(Component, nn.Module, ABC):
+    """One softmax over the union of parts, scale 1/sqrt(D). Built as ``cls(dims, **options)``."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """Attend: -> [B, T, H, D]."""
+
+    def require(self, need: Need) -> None:
+        """Raise Unsupported, with the reason, if this backend cannot do what the model needs."""
+
+
+class FeedForward(Component, nn.Module, ABC):
+    """The position-wise layer of a block. Built as ``cls(dims, **options)``."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, M] -> [B, T, M]."""
+
+
+class Norm(Component, nn.Module, ABC):
+    """Normalisation over the model width. Built as ``cls(dims, **options)``."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., M] -> [..., M]."""
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+class AuxiliaryLoss(Component, nn.Module, ABC):
+    """A loss beside cross-entropy. Built as ``cls(dims, **options)``; its weight is the recipe's ``weight`` key."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"states"})  # of {"states", "logits"}: what nobody needs is never computed
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, out: Output, batch: Batch) -> Term:
+        """The loss as total and count; total / count is its mean over this batch."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """What ``forward`` will count, told from the batch alone. It lets a batch that is cut into micro-batches or spread
+        over ranks be averaged exactly; by default the number of predicted labels."""
+        return (batch.labels != IGNORE).sum()
+
+
+class Objective(Protocol):
+    """This step's micro-batches, ready to be differentiated (again) at the current weights and memories."""
+
+    tokens: int  # labels predicted, over all micro-batches and ranks
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Add the gradient of the mean loss to every ``p.grad``. "sampled" draws labels from the model's own distribution and
+        takes the cross-entropy alone; memories are read, never advanced."""
+
+    def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The Hessian of the mean training loss times ``vectors``; touches no ``p.grad``."""
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator that depends on run seed, step and purpose only."""
+
+
+class Optimizer(Component, torch.optim.Optimizer):
+    """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as ``cls(groups, **options)`` with the
+    parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``."""
+
+    refresh_every: int = 0  # call `refresh` every so many steps, before the step; 0 = never
+
+    def refresh(self, objective: Objective) -> None:
+        """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Numbers worth logging about the last step, as scalar tensors."""
+        return {}
+
+
+class Schedule(Component, ABC):
+    """The learning rate over a run. Built as ``cls(horizon, **options)``; raises ValueError if the run is too short for it."""
+
+    def __init__(self, horizon: Horizon) -> None:
+        self.horizon = horizon
+
+    @abstractmethod
+    def factor(self, step: int) -> float:
+        """The share of the peak learning rate that update number ``step`` uses; the first update is number 1."""
+
+
+# ---------------------------------------------------------------------------------------------------------- data, tracking
+
+
+class DataSource(Component, ABC):
+    """Where documents come from. Built as ``cls(**options)``; reading starts only when asked."""
+
+    streaming: bool = False  # True: too large to tokenise beforehand; documents are tokenised as they are read
+
+    @abstractmethod
+    def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
+        """Every document of a split, always in the same order."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the content (or, for a stream, of what identifies it): another text gives another hash."""
+
+
+class Tokenizer(Component, ABC):
+    """Text to token ids and back. Built as ``cls(**options)``."""
+
+    def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
+        """Learn from (or load for) a source's training documents; most tokenizers have nothing to learn. What was learned is
+        kept under ``cache``, keyed by the source's fingerprint and the options."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of ids; every id is below it."""
+
+    @property
+    @abstractmethod
+    def begin(self) -> int:
+        """The id every document's inputs begin with."""
+
+    @property
+    @abstractmethod
+    def end(self) -> int:
+        """The id every document's labels end with."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the mapping: another tokenizer gives another hash."""
+
+
+class Tracker(Component, ABC):
+    """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a
+    tracker raises is reported once and never stops the run."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+
+    @abstractmethod
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record some numbers."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class Decays(Protocol):
+    """A module that says which of its own parameters weight decay skips, beyond the rule by module type."""
+
+    no_weight_decay: Collection[str]

@@ -1,0 +1,114 @@
+"""The recipe tables that belong to the core (components bring their own options). Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+
+
+class Table(BaseModel):
+    """A recipe table: strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Table):
+    """[model]: the shape of the trunk."""
+
+    d_model: Positive = 768
+    n_layers: Positive = 12
+    n_heads: Positive = 12
+    d_ffn: Positive | None = None  # after gating; None: 4 * d_model
+    bias: bool = True  # of the attention projections
+    init_std: Annotated[float, Gt(0)] = 0.02  # of every Linear and Embedding
+
+    @model_validator(mode="after")
+    def heads_divide(self) -> Model:
+        """Heads share the model width evenly."""
+        if self.d_model % self.n_heads:
+            nearest = min((n for n in range(1, self.d_model + 1) if self.d_model % n == 0), key=lambda n: abs(n - self.n_heads))
+            raise ValueError(f"d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; the nearest that divides is {nearest}")
+        return self
+
+
+class Embedding(Table):
+    """[embedding]: the table shared by input and output, and the projections between its width and the model's."""
+
+    vocab_size: Positive = 50_272  # rows of the table; the tokenizer may have fewer ids, never more
+    d_vocab: Positive = 768
+    warm_start: str = "none"  # a Hub name, a local directory, a .safetensors or .npz file, or "none"
+    trainable: bool = True
+
+
+class Train(Table):
+    """[train]: the global batch, its length and the numbers it is computed in."""
+
+    rows: Positive = 480  # rows of the global batch; each reads its own stream of tokens
+    context: Positive = 2048  # new tokens a row reads per step
+    micro_rows: Positive | None = None  # rows per forward pass; None: all of a process's
+    tokens: Positive | None = None  # length of the run; give this or steps
+    steps: Positive | None = None
+    clip: Annotated[float, Gt(0)] | None = 1.0  # global gradient norm
+    seed: Count = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
+    documents: Literal["carry", "reset"] = "carry"  # at a document's border: go on as if it were one text, or hide what came before
+    log_every: Positive = 10  # steps between plain progress lines where there is no terminal
+
+    @model_validator(mode="after")
+    def length_given(self) -> Train:
+        """A run has an end."""
+        if self.tokens is None and self.steps is None:
+            raise ValueError("a run needs a length: set train.steps or train.tokens")
+        if self.micro_rows is not None and self.rows % self.micro_rows:
+            raise ValueError(f"rows = {self.rows} is not divisible by micro_rows = {self.micro_rows}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the global batch."""
+        return self.rows * self.context
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run; ``steps`` wins over ``tokens``."""
+        return self.steps if self.steps is not None else -(-(self.tokens or 0) // self.tokens_per_step)
+
+
+class Evaluate(Table):
+    """[evaluate]: the held-out text."""
+
+    every: Count = 1000  # steps; 0: only at the end
+    tokens: Positive = 1_000_000  # at most so many
+    rows: Positive = 8
+
+
+class Checkpoint(Table):
+    """[checkpoint]: what is kept on disk."""
+
+    every: Count = 1000  # steps; 0: only at the end
+    keep: Annotated[int, Ge(2)] = 2
+    memory: Literal["exact", "replay"] = "exact"  # replay: every save rebuilds the memories from the last tokens instead of storing them
+
+
+class Sample(Table):
+    """[sample]: the text written when a run ends."""
+
+    prompt: str = ""  # empty: the beginning of a held-out document
+    tokens: Count = 100
+    temperature: Annotated[float, Ge(0)] = 0.8  # 0: greedy
+    top_p: Annotated[float, Gt(0), Lt(1.000001)] = 0.95
+
+
+CORE_TABLES: dict[str, type[Table]] = {
+    "model": Model,
+    "embedding": Embedding,
+    "train": Train,
+    "evaluate": Evaluate,
+    "checkpoint": Checkpoint,
+    "sample": Sample,
+}
