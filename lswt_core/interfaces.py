@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 IGNORE = -100  # a label that predicts nothing; the value torch's own losses ignore
 
-State: TypeAlias = Any  # what a memory keeps: None, a tensor, or nested dicts and tuples of tensors, batch row first
+State: TypeAlias = Any  # what a memory keeps: None, a tensor, or nested dicts (string keys) and tuples of those, batch row first
 Project: TypeAlias = Callable[[Tensor, Tensor], "list[Segment]"]  # (x [B,N,M], at [N]) -> segments, the last one x's own
 
 
@@ -147,7 +147,7 @@ class Term(NamedTuple):
     """A loss as a fraction, so that the trainer alone decides over what it is averaged: micro-batches and ranks add up exactly."""
 
     total: Tensor  # []
-    count: Tensor  # []
+    count: Tensor  # type: ignore[assignment]  # [], hides tuple.count
 
 
 class Document(NamedTuple):
@@ -212,6 +212,8 @@ class Memory(Component, nn.Module, ABC):
 
     Built as ``cls(dims, **options)``, one a layer; several stack. State is returned, never kept on the module.
     """
+
+    length: int = 0  # how many tokens back a state reaches; so many are replayed to rebuild it
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -302,7 +304,7 @@ class Optimizer(Component, torch.optim.Optimizer):
     """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as ``cls(groups, **options)`` with the
     parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``."""
 
-    refresh_every: int = 0  # call `refresh` every so many steps, before the step; 0 = never
+    refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
 
     def refresh(self, objective: Objective) -> None:
         """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""

@@ -1,0 +1,121 @@
+"""The vocabulary side of the model: one table for input and output, its projections, and cross-entropy that never holds all
+logits.
+
+The table may be narrower than the model: width d_vocab, projected to d_model on the way in and back on the way out, so one
+pretrained table (768 wide) serves every size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lswt_core.interfaces import IGNORE
+
+CHUNK = 256  # tokens whose logits exist at once: 51 MB in float32 at vocabulary 50,272, so they stay in a large cache
+
+
+class Vocabulary(nn.Module):
+    """Token ids to model states and back, through one table [V, d_vocab]."""
+
+    def __init__(self, vocab_size: int, d_vocab: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, d_vocab)
+        self.input = nn.Linear(d_vocab, d_model, bias=False)
+        self.output = nn.Linear(d_model, d_vocab, bias=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> [B, T, M]."""
+        return self.input(self.table(ids))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States [B, T, M] -> [B, T, V]; large: only for those who need every logit."""
+        return nn.functional.linear(self.output(states), self.table.weight)
+
+    def score(self, states: Tensor, labels: Tensor, uniforms: Tensor | None = None, *, twice: bool = False) -> Score:
+        """Cross-entropy of states [B, T, M] against labels [B, T], or, with uniforms [B, T], against labels drawn from the
+        model's own distribution. ``twice`` allows a second derivative, and needs more memory."""
+        z = self.output(states).flatten(0, 1)  # [B*T, d_vocab]
+        labels = labels.flatten()
+        if twice:
+            return score_twice(z, self.table.weight, labels)
+        drawn = None if uniforms is None else uniforms.flatten()
+        return Score(*ChunkedCrossEntropy.apply(z, self.table.weight, labels, drawn))
+
+
+class Score(NamedTuple):
+    """How well labels were predicted."""
+
+    total: Tensor  # [] summed negative log-likelihood, natural logarithm; differentiable
+    nll: Tensor  # [B*T] per token, 0 where the label is IGNORE
+    correct: Tensor  # [] how many labels had the largest logit
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy whose gradient is computed in the forward pass, chunk by chunk, so that logits live only for a moment.
+
+    With p the softmax of a chunk's logits, d total / d z = (p - onehot) @ table and d total / d table = (p - onehot)^T @ z.
+    Logits are taken in the compute precision, softmax and sums in float32 at least.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, table: Tensor, labels: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """z [N, d_vocab], table [V, d_vocab], labels [N], uniforms [N] in [0, 1) -> total [], nll [N], correct []."""
+        weight = table.to(z.dtype)  # one cast, not one a chunk
+        wants_z, wants_table = ctx.needs_input_grad[:2]
+        dz = torch.empty_like(z) if wants_z else None
+        dtable = torch.zeros_like(table) if wants_table else None
+        nll = torch.zeros(len(z), dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+        correct = torch.zeros((), dtype=torch.int64, device=z.device)
+        for start in range(0, len(z), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = (z[rows] @ weight.T).to(nll.dtype)  # [CHUNK, V]
+            log_p = logits.sub_(logits.logsumexp(-1, keepdim=True))
+            kept = labels[rows] != IGNORE
+            target = labels[rows].where(kept, 0)
+            if uniforms is not None:
+                target = draw(log_p.exp(), uniforms[rows])
+            nll[rows] = -log_p.gather(-1, target[:, None])[:, 0] * kept
+            correct += ((log_p.argmax(-1) == target) & kept).sum()
+            if dz is None and dtable is None:
+                continue
+            error = log_p.exp_()  # p - onehot, zero where nothing is predicted
+            error.scatter_add_(-1, target[:, None], -torch.ones_like(error[:, :1]))
+            error = (error * kept[:, None]).to(z.dtype)
+            if dz is not None:
+                dz[rows] = error @ weight
+            if dtable is not None:
+                dtable += (error.T @ z[rows]).to(dtable.dtype)
+        ctx.save_for_backward(dz, dtable)
+        ctx.mark_non_differentiable(nll, correct)
+        return nll.sum(), nll, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Scale what the forward pass has computed."""
+        dz, dtable = ctx.saved_tensors
+        return (
+            None if dz is None else dz * grad.to(dz.dtype),
+            None if dtable is None else dtable * grad.to(dtable.dtype),
+            None,
+            None,
+        )
+
+
+def score_twice(z: Tensor, table: Tensor, labels: Tensor) -> Score:
+    """The same by plain operations, which can be differentiated again; holds the logits."""
+    logits = nn.functional.linear(z, table).to(torch.promote_types(z.dtype, torch.float32))
+    nll = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    correct = (logits.argmax(-1) == labels).sum()
+    return Score(nll.sum(), nll.detach(), correct)
+
+
+def draw(p: Tensor, uniforms: Tensor) -> Tensor:
+    """One id per row of p [N, V] by inverting its cumulative sum at uniforms [N]: one random number a token, not V."""
+    cumulative = p.cumsum(-1)
+    threshold = uniforms.to(p.dtype)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_max(p.shape[-1] - 1)

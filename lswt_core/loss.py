@@ -1,0 +1,69 @@
+"""What is minimised: cross-entropy plus weighted auxiliary losses, as fractions that add up over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Output, Term
+from lswt_core.model import Decoder
+
+CROSS_ENTROPY = "cross_entropy"
+
+
+class Result(NamedTuple):
+    """What one batch contributed."""
+
+    loss: Tensor  # [] this batch's share of the training loss; shares add up
+    state: tuple[dict[str, Any], ...]  # the next memory, by layer
+    terms: dict[str, Term]  # cross-entropy and every auxiliary loss
+    correct: Tensor  # [] labels predicted right
+    nll: Tensor  # [B, T] per token
+
+
+class Loss(nn.Module):
+    """Decoder, head and auxiliary losses: the one module that is compiled, wrapped or measured."""
+
+    def __init__(self, decoder: Decoder, auxiliary: Mapping[str, tuple[AuxiliaryLoss, float]]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.auxiliary = nn.ModuleDict({name: loss for name, (loss, _) in auxiliary.items()})
+        self.weights = {CROSS_ENTROPY: 1.0} | {name: weight for name, (_, weight) in auxiliary.items()}
+        self.needs_logits = any("logits" in loss.needs for loss, _ in auxiliary.values())
+
+    def forward(
+        self,
+        batch: Batch,
+        state: tuple[Mapping[str, Any], ...] | None = None,
+        counts: Mapping[str, Tensor] | None = None,
+        *,
+        uniforms: Tensor | None = None,
+        twice: bool = False,
+    ) -> Result:
+        """The loss of a batch. ``counts`` are what the whole step averages over; without them the batch is the whole.
+
+        With ``uniforms`` [B, T] labels are drawn from the model and auxiliary losses are left out (the Gauss-Newton-Bartlett
+        estimate). ``twice`` allows a second derivative.
+        """
+        states, following = self.decoder(batch.inputs, state, batch.starts)
+        score = self.decoder.vocabulary.score(states, batch.labels, uniforms, twice=twice)
+        terms = {CROSS_ENTROPY: Term(score.total, predicted(batch))}
+        if uniforms is None and self.auxiliary:
+            logits = self.decoder.vocabulary.logits(states) if self.needs_logits else None
+            out = Output(states, logits)
+            terms |= {name: loss(out, batch) for name, loss in self.auxiliary.items()}
+        loss = sum(
+            self.weights[name] * term.total / (term.count if counts is None else counts[name]).clamp_min(1) for name, term in terms.items()
+        )
+        return Result(loss, following, terms, score.correct, score.nll.view_as(batch.labels))
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What every term of a batch will count, before the batch is run."""
+        return {CROSS_ENTROPY: predicted(batch)} | {name: loss.count(batch) for name, loss in self.auxiliary.items()}
+
+
+def predicted(batch: Batch) -> Tensor:
+    """How many labels of a batch are predicted."""
+    return (batch.labels != IGNORE).sum()

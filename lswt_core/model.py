@@ -1,0 +1,165 @@
+"""The decoder: how components are wired, and no component.
+
+Pre-norm blocks after an input norm, x + attention(norm(x)) then x + ffn(norm(x)), and an output norm. Attention is one softmax
+over the union of parts (sinks, remembered tokens, the new segment), each offered by a memory and encoded by the positional
+encoding; a backend computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.head import Vocabulary
+from lswt_core.interfaces import (
+    AttentionBackend,
+    Dims,
+    FeedForward,
+    Memory,
+    Norm,
+    Part,
+    PositionalEncoding,
+    Project,
+    Segment,
+    State,
+)
+from lswt_core.randomness import derive
+
+
+class Attention(nn.Module):
+    """Projections of one layer around its memories and the backend."""
+
+    def __init__(self, dims: Dims, memories: Mapping[str, Memory], backend: AttentionBackend) -> None:
+        super().__init__()
+        self.n_heads = dims.n_heads
+        self.query, self.key, self.value, self.output = (nn.Linear(dims.d_model, dims.d_model, bias=dims.bias) for _ in range(4))
+        self.memory = nn.ModuleDict(memories)
+        self.backend = backend
+
+    def forward(
+        self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
+    ) -> tuple[Tensor, dict[str, State]]:
+        """x [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
+        segments, state = self.remember(x, at, state)
+        parts = encode(self.heads(self.query(x)), segments, at, starts, positional)
+        return self.output(self.backend(parts).flatten(2)), state
+
+    def remember(self, x: Tensor, at: Tensor, state: Mapping[str, State]) -> tuple[list[Segment], dict[str, State]]:
+        """Run the memories, the recipe's first outermost, around the key/value projection."""
+        following: dict[str, State] = {}
+
+        def through(name: str, memory: nn.Module, inner: Project) -> Project:
+            def project(x: Tensor, at: Tensor) -> list[Segment]:
+                segments, following[name] = memory(x, at, state.get(name), inner)
+                return segments
+
+            return project
+
+        project: Project = self.project
+        for name, memory in reversed(self.memory.items()):
+            project = through(name, memory, project)
+        return project(x, at), following
+
+    def project(self, x: Tensor, at: Tensor) -> list[Segment]:
+        """Keys and values of x [B, N, M]."""
+        return [Segment(self.heads(self.key(x)), self.heads(self.value(x)), at)]
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[B, N, M] -> [B, N, H, D]."""
+        return x.unflatten(-1, (self.n_heads, -1))
+
+
+def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None, positional: PositionalEncoding) -> list[Part]:
+    """Encode queries [B, T, H, D] and all keys for each other: sinks apart, everything that has a place together, so that the
+    queries are encoded once. The last segment is the new tokens' own."""
+    sinks = [segment for segment in segments if segment.at is None]
+    placed = [segment for segment in segments if segment.at is not None]
+    sizes = [segment.k.shape[1] for segment in placed]
+    oldest = -sum(sizes[:-1])
+    parts = [Part(*positional.encode_sink(q, sink.k, at, oldest), sink.v, causal=False) for sink in sinks]
+    k_at = torch.cat([segment.at for segment in placed])
+    q, keys = positional.encode(q, torch.cat([segment.k for segment in placed], dim=1), at, k_at)
+    for i, (segment, k) in enumerate(zip(placed, keys.split(sizes, dim=1), strict=True)):
+        bias = positional.bias(q, at, segment.at)
+        parts.append(Part(q, k, segment.v, causal=i == len(placed) - 1, bias=bias, at=segment.at, starts=starts))
+    return parts
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each normed before and added after."""
+
+    def __init__(self, attention_norm: Norm, attention: Attention, ffn_norm: Norm, ffn: FeedForward) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = attention_norm, attention
+        self.ffn_norm, self.ffn = ffn_norm, ffn
+
+    def forward(
+        self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
+    ) -> tuple[Tensor, dict[str, State]]:
+        """[B, T, M] -> [B, T, M] and the layer's next memory states."""
+        attended, state = self.attention(self.attention_norm(x), at, state, starts, positional)
+        x = x + attended
+        return x + self.ffn(self.ffn_norm(x)), state
+
+
+class Decoder(nn.Module):
+    """The language model: ids to final states; its vocabulary turns states into logits or a loss."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, positional: PositionalEncoding, input_norm: Norm, blocks: list[Block], output_norm: Norm
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.positional = vocabulary, positional
+        self.input_norm = input_norm
+        self.blocks = nn.ModuleList(blocks)
+        self.output_norm = output_norm
+
+    def forward(
+        self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
+        """Ids [B, T] and the last call's memory (None when cold) -> normed states [B, T, M] and the next memory, by layer."""
+        at = torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.input_norm(self.positional.embed(self.vocabulary.embed(inputs), at))
+        following = []
+        for i, block in enumerate(self.blocks):
+            x, kept = block(x, at, state[i] if state else {}, starts, self.positional)
+            following.append(kept)
+        return self.output_norm(x), tuple(following)
+
+
+def initialise(model: nn.Module, *, seed: int, std: float) -> None:
+    """Give every parameter its initial value from a random stream of its own, derived from the seed and its name: adding a
+    component moves no other parameter, so that arms of an ablation start equal.
+
+    Linear and Embedding weights are N(0, std^2), biases 0 (Radford et al. 2019); any other module draws its own parameters in
+    ``reset_parameters``, torch's convention.
+    """
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.Linear | nn.Embedding):
+            for key, parameter in own.items():
+                nn.init.zeros_(parameter) if key == "bias" else normal(parameter, std, derive(seed, "init", f"{name}.{key}"))
+        elif own or any(True for _ in module.buffers(recurse=False)):
+            reset(module, name, derive(seed, "init", name))
+
+
+def normal(parameter: nn.Parameter, std: float, seed: int) -> None:
+    """Fill a parameter from its own stream, drawn on the CPU in float32 so that every device and precision starts equal."""
+    drawn = torch.empty(parameter.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        parameter.copy_(drawn)
+
+
+def reset(module: nn.Module, name: str, seed: int) -> None:
+    """Let a module draw its own parameters, from its own stream."""
+    draw: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+    if draw is None:
+        raise TypeError(
+            f"{type(module).__name__} at {name!r} owns parameters or buffers but does not say how they start: "
+            "give it a method reset_parameters(self) that fills them (models are built without memory first)"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draw()

@@ -1,0 +1,142 @@
+"""Where and in what precision a run computes: device, processes, numbers. The only core module that reads torchrun's variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lswt_core.errors import ResourceError
+
+
+class World(NamedTuple):
+    """The processes of a run (torchrun), each with the same model and its own rows."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def join(cls) -> World:
+        """Find this process's device, and its peers if torchrun started it."""
+        size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+        device = pick_device(local)
+        if size > 1 and not dist.is_initialized():
+            dist.init_process_group(backend="gloo" if device.type == "cpu" else None)
+        return cls(rank, size, device)
+
+    def leave(self) -> None:
+        """Part from the peers."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def rows(self, total: int) -> range:
+        """The rows of the global batch that this process owns."""
+        if total % self.size:
+            raise ResourceError(f"train.rows = {total} cannot be shared evenly by {self.size} processes; choose a multiple")
+        share = total // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up every parameter's gradient over all processes: losses are shares, so their sum is the whole."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """All processes' rows, in global order (dimension 0)."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.contiguous()
+        everyone = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(everyone, tensor)
+        return torch.cat(everyone)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def pick_device(local: int) -> torch.device:
+    """The accelerator torch has, number ``local`` of it, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    device = torch.device(accelerator.type, local)
+    torch.accelerator.set_device_index(local)
+    return device
+
+
+class Precision(NamedTuple):
+    """What a step computes in; parameters and moments are float32 throughout."""
+
+    dtype: torch.dtype
+    why: str
+
+    @classmethod
+    def choose(cls, wanted: str, device: torch.device) -> Precision:
+        """What the recipe asks for; "auto" is bfloat16 where the hardware computes in it."""
+        if wanted != "auto":
+            return cls(getattr(torch, wanted), "the recipe asks for it")
+        if has_bfloat16(device):
+            return cls(torch.bfloat16, f"{device.type} computes in it natively")
+        return cls(torch.float32, f"this {device.type} has no native bfloat16")
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context a forward pass runs in."""
+        if self.dtype == torch.float32 or device.type == "meta":
+            return nullcontext()
+        return torch.autocast(device.type, self.dtype)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        found = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes this process may still take on the device: for the CPU the machine's free memory, or the control group's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [available_of_machine(), *(limit for limit in (available_of_group(),) if limit is not None)]
+    return min(limits)
+
+
+def available_of_machine() -> int:
+    """The machine's available memory in bytes."""
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: all of it, as nothing portable tells what is free
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_of_group() -> int | None:
+    """What the control group (a container's limit) leaves, in bytes; None without a limit."""
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            most = limit.read().strip()
+            return None if most == "max" else int(most) - int(used.read())
+    except OSError:
+        return None

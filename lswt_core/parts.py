@@ -1,0 +1,56 @@
+"""Attention over parts by one call of a fused kernel: the parts joined into one set of queries, keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lswt_core.interfaces import Part
+
+
+class Joined(NamedTuple):
+    """All parts as one, D' = D times the number of different query encodings."""
+
+    q: Tensor  # [B, T, H, D']
+    k: Tensor  # [B, N, H, D']
+    v: Tensor  # [B, N, H, D'], zeros beyond D
+    mask: Tensor | None  # broadcasts to [B, H, T, N]: bool (True = visible), or scores to add; None: nothing hidden or added
+
+
+def join(parts: Sequence[Part]) -> Joined:
+    """Put parts side by side, the causal one last.
+
+    Parts whose queries are encoded differently (sinks, usually) get a slice of the head width each, queries stacked and keys
+    zero in the other slices: q . k is unchanged and any kernel can run it, at the price of a wider head. Pass the original
+    1/sqrt(D) as the kernel's scale and drop the values beyond D afterwards.
+    """
+    parts = sorted(parts, key=lambda part: part.causal)
+    queries = list({id(part.q): part.q for part in parts}.values())
+    width = parts[0].q.shape[-1]
+    slot = {id(q): i * width for i, q in enumerate(queries)}
+    spare = (len(queries) - 1) * width
+    keys = [torch.nn.functional.pad(p.k, (slot[id(p.q)], spare - slot[id(p.q)])) if spare else p.k for p in parts]
+    values = [torch.nn.functional.pad(p.v, (0, spare)) if spare else p.v for p in parts]
+    return Joined(torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1), join_masks(parts))
+
+
+def join_masks(parts: Sequence[Part]) -> Tensor | None:
+    """One mask for parts side by side: bool where nothing is biased, else what to add to the scores."""
+    seen = [part.visible() for part in parts]
+    biased = any(part.bias is not None for part in parts)
+    if not biased and all(mask is None for mask in seen):
+        return None
+    q = parts[0].q
+    columns = []
+    for part, mask in zip(parts, seen, strict=True):
+        full = (1, 1, q.shape[1], part.k.shape[1])  # [B or 1, H or 1, T, N]
+        mask = torch.ones(full, dtype=torch.bool, device=q.device) if mask is None else mask
+        if biased:
+            added = torch.zeros(full, dtype=q.dtype, device=q.device) if part.bias is None else part.bias.dense().to(q.dtype)
+            mask = added.masked_fill(~mask, -torch.inf)
+        columns.append(mask)
+    shape = torch.broadcast_shapes(*(column.shape[:2] for column in columns))
+    return torch.cat([column.expand(*shape, *column.shape[-2:]) for column in columns], dim=-1)
