@@ -1,0 +1,124 @@
+"""Sophia: momentum clipped by a running estimate of the Hessian's diagonal (Liu et al. 2023, arXiv 2305.14342)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Objective, Optimizer
+
+from .clipped import ClippedMomentum
+
+CITATION = """@inproceedings{liu2024sophia,
+  title = {Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training},
+  author = {Liu, Hong and Li, Zhiyuan and Hall, David and Liang, Percy and Ma, Tengyu},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024},
+  note = {arXiv 2305.14342}
+}"""
+
+
+class SophiaG(ClippedMomentum, Optimizer):
+    """Sophia with the Gauss-Newton-Bartlett estimate (Algorithm 2), defaults of the authors' code for 125M parameters.
+
+    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped.
+    """
+
+    name = "sophia-g"
+    citation = CITATION
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: Annotated[float, Gt(0)] = 6e-4,
+        beta1: Annotated[float, Ge(0), Lt(1)] = 0.965,
+        beta2: Annotated[float, Ge(0), Lt(1)] = 0.99,
+        rho: Annotated[float, Gt(0)] = 0.05,
+        weight_decay: Annotated[float, Ge(0)] = 0.2,
+        eps: Annotated[float, Ge(1e-30)] = 1e-15,
+        refresh_every: Annotated[int, Ge(1)] = 10,
+    ) -> None:
+        super().__init__(
+            groups, lr=lr, beta1=beta1, beta2=beta2, gamma=rho, weight_decay=weight_decay, eps=eps, refresh_every=refresh_every
+        )
+
+    def damp_(self, bounds: tuple[Tensor, ...]) -> None:
+        """Add eps, as the authors' code does."""
+        torch._foreach_add_(bounds, self.eps)
+
+    @torch.no_grad()
+    def refresh(self, objective: Objective) -> None:
+        """Estimate the Gauss-Newton diagonal from labels the model draws itself: tokens times the square of the mean gradient.
+
+        The gradient is summed over the whole batch before it is squared; squaring every micro-batch's own is too large by their
+        number.
+        """
+        with torch.enable_grad():
+            objective.backward("sampled")
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in params if p.grad is not None]
+        self.blend(params, gradients, gradients, weight=objective.tokens)
+        self.zero_grad()
+
+
+class SophiaH(ClippedMomentum, Optimizer):
+    """Sophia with Hutchinson's estimate (Algorithm 1): ``u * (Hessian u)`` for a random probe u.
+
+    Estimates may be negative; where the running curvature is not positive the step is the pure sign step, never an ascent.
+    Rademacher probes (+1 or -1) have less than half the noise of the paper's Gaussian ones.
+    """
+
+    name = "sophia-h"
+    citation = CITATION
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: Annotated[float, Gt(0)] = 6e-4,
+        beta1: Annotated[float, Ge(0), Lt(1)] = 0.965,
+        beta2: Annotated[float, Ge(0), Lt(1)] = 0.99,
+        gamma: Annotated[float, Gt(0)] = 0.01,
+        weight_decay: Annotated[float, Ge(0)] = 0.2,
+        eps: Annotated[float, Ge(1e-30)] = 1e-12,
+        refresh_every: Annotated[int, Ge(1)] = 10,
+        probe: Literal["gaussian", "rademacher"] = "gaussian",
+    ) -> None:
+        super().__init__(
+            groups, lr=lr, beta1=beta1, beta2=beta2, gamma=gamma, weight_decay=weight_decay, eps=eps, refresh_every=refresh_every
+        )
+        self.probe = probe
+
+    def damp_(self, bounds: tuple[Tensor, ...]) -> None:
+        """Raise everything below eps to eps, negative curvature included."""
+        torch._foreach_clamp_min_(bounds, self.eps)
+
+    @torch.no_grad()
+    def refresh(self, objective: Objective) -> None:
+        """Estimate the Hessian's diagonal with one probe, drawn on the CPU so that every device sees the same."""
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        generator = objective.generator("hutchinson")
+        probes = [self._draw(p, generator) for p in params]
+        with torch.enable_grad():
+            products = objective.hessian_vector(params, probes)
+        self.blend(params, probes, products)
+        self.zero_grad()
+
+    def _draw(self, p: Tensor, generator: torch.Generator) -> Tensor:
+        if self.probe == "gaussian":
+            u = torch.randn(p.shape, generator=generator)
+        else:
+            u = torch.empty(p.shape).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        return u.to(p)
+
+
+@hookimpl
+def lswt_components() -> list[type]:
+    """Offer both Sophias."""
+    return [SophiaG, SophiaH]

@@ -1,0 +1,73 @@
+"""Schedules against the family's own numbers, written-out formulas and the limits of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from lswt_schedules import Constant, Cosine, WarmupStableDecay
+
+from lswt_core.interfaces import Horizon, Schedule
+
+GOLDEN = Path(__file__).parent / "golden" / "lswt_train" / "schedule.json"
+
+
+def golden_rows() -> list[tuple[str, dict, float, float]]:
+    runs = json.loads(GOLDEN.read_text())
+    return [(name, run["config"], step, ratio) for name, run in runs.items() for step, ratio, _ in run["rows"] if step > 0]
+
+
+@pytest.mark.parametrize(("name", "config", "step", "ratio"), golden_rows())
+def test_cosine_equals_the_family(name: str, config: dict, step: int, ratio: float) -> None:
+    # The reference's run ends inside a step (30e9 / 983,040 tokens is no integer). Cut in `parts`, steps meet its end exactly.
+    tokens_per_step = config["batch_size"] * config["length_sequence"]
+    parts = tokens_per_step // math.gcd(tokens_per_step, config["lr_cooldown_tokens"])
+    horizon = Horizon(config["lr_cooldown_tokens"] * parts // tokens_per_step, tokens_per_step // parts)
+    schedule = Cosine(horizon, warmup_steps=config["lr_warmup_steps"] * parts, floor=config["lr_cooldown_ratio"])
+    assert schedule.factor(step * parts) == pytest.approx(ratio, rel=1e-12)
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 12, 983_040])
+def test_cosine_equals_its_formula_in_tokens(tokens_per_step: int) -> None:
+    warmup, steps, floor = 7, 50, 0.25
+    schedule = Cosine(Horizon(steps, tokens_per_step), warmup_steps=warmup, floor=floor)
+    for step in range(1, 60):
+        seen, start, total = step * tokens_per_step, warmup * tokens_per_step, steps * tokens_per_step
+        share = min(max((seen - start) / (total - start), 0), 1)
+        cooled = (math.cos(math.pi * share) / 2 + 1 / 2) * (1 - floor) + floor
+        assert schedule.factor(step) == pytest.approx(min(step / warmup, 1, cooled), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("linear", [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]), ("1-sqrt", [0.5, 1, 1, 1, 1, 1, 0.6, 0.434315, 0.307180, 0.2, 0.2])],
+)
+def test_wsd_warms_up_stays_and_decays_to_its_floor(shape: str, expected: list[float]) -> None:
+    schedule = WarmupStableDecay(Horizon(10, 64), warmup_steps=2, decay_share=0.4, shape=shape, floor=0.2)
+    assert [schedule.factor(step) for step in range(1, 12)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(0, [1, 1, 1, 1]), (3, [1 / 3, 2 / 3, 1, 1])])
+def test_constant_stays_at_the_peak(warmup: int, expected: list[float]) -> None:
+    schedule = Constant(Horizon(4, 8), warmup_steps=warmup)
+    assert [schedule.factor(step) for step in range(1, 5)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, WarmupStableDecay, Constant])
+def test_without_warm_up_the_first_update_is_near_the_peak(schedule: type[Schedule]) -> None:
+    assert schedule(Horizon(1000, 8), warmup_steps=0).factor(1) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, WarmupStableDecay, Constant])
+@pytest.mark.parametrize("steps", [1, 99, 100])
+def test_a_run_no_longer_than_its_warm_up_is_refused(schedule: type[Schedule], steps: int) -> None:
+    with pytest.raises(ValueError, match=rf"'{schedule.name}' warms up over 100 .*only {steps}: set schedule\.warmup_steps"):
+        schedule(Horizon(steps, 8), warmup_steps=100)
+
+
+def test_wsd_refuses_a_decay_that_begins_inside_the_warm_up() -> None:
+    assert WarmupStableDecay(Horizon(100, 8), warmup_steps=50, decay_share=0.5).factor(50) == 1
+    with pytest.raises(ValueError, match=r"over 51 steps and decays over 50.*only 100.*decay_share"):
+        WarmupStableDecay(Horizon(100, 8), warmup_steps=51, decay_share=0.5)
