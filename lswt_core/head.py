@@ -37,7 +37,8 @@ class Vocabulary(nn.Module):
 
     def score(self, states: Tensor, labels: Tensor, uniforms: Tensor | None = None, *, twice: bool = False) -> Score:
         """Cross-entropy of states [B, T, M] against labels [B, T], or, with uniforms [B, T], against labels drawn from the
-        model's own distribution. ``twice`` allows a second derivative, and needs more memory."""
+        model's own distribution. ``twice`` allows a second derivative, and needs more memory.
+        """
         z = self.output(states).flatten(0, 1)  # [B*T, d_vocab]
         labels = labels.flatten()
         if twice:
@@ -63,7 +64,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, table: Tensor, labels: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """z [N, d_vocab], table [V, d_vocab], labels [N], uniforms [N] in [0, 1) -> total [], nll [N], correct []."""
+        """Z [N, d_vocab], table [V, d_vocab], labels [N], uniforms [N] in [0, 1) -> total [], nll [N], correct []."""
         weight = table.to(z.dtype)  # one cast, not one a chunk
         wants_z, wants_table = ctx.needs_input_grad[:2]
         dz = torch.empty_like(z) if wants_z else None

@@ -135,6 +135,11 @@ class Batch(NamedTuple):
     valid: Tensor | None = None  # [B, T] bool, False at padding; None: no padding
     starts: Tensor | None = None  # [B, T] int64, coordinate at which each token's document starts; None: documents are not parted
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor replaced by ``function(tensor)``."""
+        inputs, labels, *optional = self
+        return Batch(function(inputs), function(labels), *(None if t is None else function(t) for t in optional))
+
 
 class Output(NamedTuple):
     """What the decoder made of a batch."""
@@ -199,7 +204,8 @@ class PositionalEncoding(Component, nn.Module):
 
     def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
         """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` is the coordinate of the
-        oldest remembered token. Leaving both alone keeps the model independent of how the text is cut into segments."""
+        oldest remembered token. Leaving both alone keeps the model independent of how the text is cut into segments.
+        """
         return q, k
 
     def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias | None:
@@ -280,18 +286,20 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
 
     def count(self, batch: Batch) -> Tensor:
         """What ``forward`` will count, told from the batch alone. It lets a batch that is cut into micro-batches or spread
-        over ranks be averaged exactly; by default the number of predicted labels."""
+        over ranks be averaged exactly; by default the number of predicted labels.
+        """
         return (batch.labels != IGNORE).sum()
 
 
 class Objective(Protocol):
-    """This step's micro-batches, ready to be differentiated (again) at the current weights and memories."""
+    """A step's micro-batches, ready to be differentiated (again) at the current weights and memories."""
 
     tokens: int  # labels predicted, over all micro-batches and ranks
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad``. "sampled" draws labels from the model's own distribution and
-        takes the cross-entropy alone; memories are read, never advanced."""
+        takes the cross-entropy alone; memories are read, never advanced.
+        """
 
     def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """The Hessian of the mean training loss times ``vectors``; touches no ``p.grad``."""
@@ -302,7 +310,8 @@ class Objective(Protocol):
 
 class Optimizer(Component, torch.optim.Optimizer):
     """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as ``cls(groups, **options)`` with the
-    parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``."""
+    parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``.
+    """
 
     refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
 
@@ -347,7 +356,8 @@ class Tokenizer(Component, ABC):
 
     def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
         """Learn from (or load for) a source's training documents; most tokenizers have nothing to learn. What was learned is
-        kept under ``cache``, keyed by the source's fingerprint and the options."""
+        kept under ``cache``, keyed by the source's fingerprint and the options.
+        """
 
     @property
     @abstractmethod
@@ -379,7 +389,8 @@ class Tokenizer(Component, ABC):
 
 class Tracker(Component, ABC):
     """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a
-    tracker raises is reported once and never stops the run."""
+    tracker raises is reported once and never stops the run.
+    """
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run

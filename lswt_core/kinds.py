@@ -1,5 +1,6 @@
 """The kinds of component, by name: what a recipe's tables and a plugin's base classes agree on. Imports nothing, so that
-recipes can be checked and plugins listed without importing torch."""
+recipes can be checked and plugins listed without importing torch.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Output, Term
@@ -54,14 +55,20 @@ class Loss(nn.Module):
             logits = self.decoder.vocabulary.logits(states) if self.needs_logits else None
             out = Output(states, logits)
             terms |= {name: loss(out, batch) for name, loss in self.auxiliary.items()}
-        loss = sum(
+        shares = [
             self.weights[name] * term.total / (term.count if counts is None else counts[name]).clamp_min(1) for name, term in terms.items()
-        )
-        return Result(loss, following, terms, score.correct, score.nll.view_as(batch.labels))
+        ]
+        return Result(torch.stack(shares).sum(), following, terms, score.correct, score.nll.view_as(batch.labels))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What every term of a batch will count, before the batch is run."""
-        return {CROSS_ENTROPY: predicted(batch)} | {name: loss.count(batch) for name, loss in self.auxiliary.items()}
+        return {CROSS_ENTROPY: predicted(batch)} | {name: count_of(loss, batch) for name, loss in self.auxiliary.items()}
+
+
+def count_of(loss: nn.Module, batch: Batch) -> Tensor:
+    """What an auxiliary loss will count."""
+    assert isinstance(loss, AuxiliaryLoss)
+    return loss.count(batch)
 
 
 def predicted(batch: Batch) -> Tensor:

@@ -41,10 +41,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
     ) -> tuple[Tensor, dict[str, State]]:
-        """x [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
-        segments, state = self.remember(x, at, state)
+        """X [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
+        segments, following = self.remember(x, at, state)
         parts = encode(self.heads(self.query(x)), segments, at, starts, positional)
-        return self.output(self.backend(parts).flatten(2)), state
+        return self.output(self.backend(parts).flatten(2)), following
 
     def remember(self, x: Tensor, at: Tensor, state: Mapping[str, State]) -> tuple[list[Segment], dict[str, State]]:
         """Run the memories, the recipe's first outermost, around the key/value projection."""
@@ -58,7 +58,7 @@ class Attention(nn.Module):
             return project
 
         project: Project = self.project
-        for name, memory in reversed(self.memory.items()):
+        for name, memory in reversed(list(self.memory.items())):
             project = through(name, memory, project)
         return project(x, at), following
 
@@ -73,17 +73,17 @@ class Attention(nn.Module):
 
 def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None, positional: PositionalEncoding) -> list[Part]:
     """Encode queries [B, T, H, D] and all keys for each other: sinks apart, everything that has a place together, so that the
-    queries are encoded once. The last segment is the new tokens' own."""
+    queries are encoded once. The last segment is the new tokens' own.
+    """
     sinks = [segment for segment in segments if segment.at is None]
-    placed = [segment for segment in segments if segment.at is not None]
-    sizes = [segment.k.shape[1] for segment in placed]
+    placed = [(segment.k, segment.v, segment.at) for segment in segments if segment.at is not None]
+    sizes = [k.shape[1] for k, _, _ in placed]
     oldest = -sum(sizes[:-1])
     parts = [Part(*positional.encode_sink(q, sink.k, at, oldest), sink.v, causal=False) for sink in sinks]
-    k_at = torch.cat([segment.at for segment in placed])
-    q, keys = positional.encode(q, torch.cat([segment.k for segment in placed], dim=1), at, k_at)
-    for i, (segment, k) in enumerate(zip(placed, keys.split(sizes, dim=1), strict=True)):
-        bias = positional.bias(q, at, segment.at)
-        parts.append(Part(q, k, segment.v, causal=i == len(placed) - 1, bias=bias, at=segment.at, starts=starts))
+    q, keys = positional.encode(q, torch.cat([k for k, _, _ in placed], dim=1), at, torch.cat([k_at for _, _, k_at in placed]))
+    for i, ((_, v, k_at), k) in enumerate(zip(placed, keys.split(sizes, dim=1), strict=True)):
+        bias = positional.bias(q, at, k_at)
+        parts.append(Part(q, k, v, causal=i == len(placed) - 1, bias=bias, at=k_at, starts=starts))
     return parts
 
 
@@ -99,9 +99,9 @@ class Block(nn.Module):
         self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
     ) -> tuple[Tensor, dict[str, State]]:
         """[B, T, M] -> [B, T, M] and the layer's next memory states."""
-        attended, state = self.attention(self.attention_norm(x), at, state, starts, positional)
+        attended, following = self.attention(self.attention_norm(x), at, state, starts, positional)
         x = x + attended
-        return x + self.ffn(self.ffn_norm(x)), state
+        return x + self.ffn(self.ffn_norm(x)), following
 
 
 class Decoder(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,10 @@ class World(NamedTuple):
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up every parameter's gradient over all processes: losses are shares, so their sum is the whole."""
@@ -109,7 +114,7 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        found = getattr(torch.cpu, "get_capabilities", dict)()
+        found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return False
 
@@ -125,8 +130,7 @@ def available_memory(device: torch.device) -> int:
 def available_of_machine() -> int:
     """The machine's available memory in bytes."""
     try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux: all of it, as nothing portable tells what is free
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -135,8 +139,7 @@ def available_of_machine() -> int:
 def available_of_group() -> int | None:
     """What the control group (a container's limit) leaves, in bytes; None without a limit."""
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            most = limit.read().strip()
-            return None if most == "max" else int(most) - int(used.read())
+        most, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        return None if most == "max" else int(most) - int(used)
     except OSError:
         return None

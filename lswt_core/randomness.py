@@ -1,5 +1,6 @@
 """Randomness is derived, not stored: every draw comes from (run seed, what it is for), so nothing has to be saved and rows can
-move between micro-batches and ranks."""
+move between micro-batches and ranks.
+"""
 
 from __future__ import annotations
 

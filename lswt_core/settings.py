@@ -32,7 +32,9 @@ class Model(Table):
         """Heads share the model width evenly."""
         if self.d_model % self.n_heads:
             nearest = min((n for n in range(1, self.d_model + 1) if self.d_model % n == 0), key=lambda n: abs(n - self.n_heads))
-            raise ValueError(f"d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; the nearest that divides is {nearest}")
+            raise ValueError(
+                f"d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; the nearest that divides is {nearest}"
+            )
         return self
 
 
@@ -53,7 +55,7 @@ class Train(Table):
     micro_rows: Positive | None = None  # rows per forward pass; None: all of a process's
     tokens: Positive | None = None  # length of the run; give this or steps
     steps: Positive | None = None
-    clip: Annotated[float, Gt(0)] | None = 1.0  # global gradient norm
+    clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped
     seed: Count = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
     documents: Literal["carry", "reset"] = "carry"  # at a document's border: go on as if it were one text, or hide what came before

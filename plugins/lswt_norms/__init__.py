@@ -1,4 +1,8 @@
-"""Normalisation layers, from torch."""
+"""Normalisation layers, from torch.
+
+Both compute in the precision of their weights, float32 in a run: then what they return, and with it the residual stream, is
+float32 under CPU autocast too, as it is under CUDA's.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] -> [..., M]."""
-        return self.norm(x)
+        return self.norm(x.to(self.norm.weight.dtype))
 
 
 class RmsNorm(Norm):
@@ -41,7 +45,7 @@ class RmsNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] -> [..., M]."""
-        return self.norm(x)
+        return self.norm(x.to(self.norm.weight.dtype))
 
 
 @hookimpl

@@ -1,0 +1,176 @@
+"""From a resolved recipe to modules: components are loaded, checked against each other, wired on the meta device, and given
+memory last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lswt_core.errors import PluginError
+from lswt_core.head import Vocabulary
+from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
+from lswt_core.kinds import KIND_OF_INTERFACE
+from lswt_core.loss import Loss
+from lswt_core.model import Attention, Block, Decoder, initialise
+from lswt_core.recipe import Chosen, Recipe
+from lswt_core.registry import Registry
+
+
+class Assembled(NamedTuple):
+    """A model without memory yet, and what was decided on the way."""
+
+    loss: Loss
+    attention: str  # the backend's name
+    notes: tuple[str, ...]  # why it is that one
+
+
+def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
+    """One component, from its class and options."""
+    try:
+        return registry.load(chosen.offer)(*given, **chosen.options)
+    except (Unsupported, ValueError) as error:
+        raise PluginError(f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version}): {error}") from error
+
+
+def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Assembled:
+    """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
+    with torch.device("meta"):
+        dims = dimensions(recipe)
+        positional = create(registry, recipe.one("positional"), dims)
+        need = Need(
+            device=device.type,
+            dtype=dtype,
+            d_head=dims.d_head,
+            biased=positional.biased,
+            bounded=recipe.train.documents == "reset",
+            sinks=bool(recipe.many("memory")),
+        )
+        backend, notes = choose_attention(recipe, registry, need)
+        blocks = [build_block(recipe, registry, dims._replace(layer=layer), backend) for layer in range(dims.n_layers)]
+        norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
+        vocabulary = Vocabulary(recipe.embedding.vocab_size, recipe.embedding.d_vocab, dims.d_model)
+        decoder = Decoder(vocabulary, positional, norms[0], blocks, norms[1])
+        vocabulary.table.requires_grad_(recipe.embedding.trainable)
+        auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
+        return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
+
+
+def dimensions(recipe: Recipe) -> Dims:
+    """The sizes components are built for."""
+    model = recipe.model
+    return Dims(model.d_model, model.n_heads, model.d_ffn or 4 * model.d_model, model.n_layers, bias=model.bias)
+
+
+def build_block(recipe: Recipe, registry: Registry, dims: Dims, backend: Chosen) -> Block:
+    """One layer of the decoder."""
+    memories = {name: create(registry, chosen, dims) for name, chosen in recipe.many("memory").items()}
+    attention = Attention(dims, memories, create(registry, backend, dims))
+    norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
+    return Block(norms[0], attention, norms[1], create(registry, recipe.one("ffn"), dims))
+
+
+def choose_attention(recipe: Recipe, registry: Registry, need: Need) -> tuple[Chosen, list[str]]:
+    """The backend the recipe names, or for "auto" the first preferred one that can do what is needed, and why."""
+    chosen = recipe.one("attention")
+    if chosen.name != "auto":
+        require(registry, chosen, dimensions(recipe), need)
+        return chosen, ["the recipe asks for it"]
+    notes = []
+    for name in chosen.options["prefer"]:
+        candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
+        try:
+            require(registry, candidate, dimensions(recipe), need)
+        except PluginError as error:
+            notes.append(f"not {name}: {error.__cause__ or error}")
+            continue
+        return candidate, notes
+    raise PluginError("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
+
+
+def require(registry: Registry, chosen: Chosen, dims: Dims, need: Need) -> None:
+    """Raise PluginError if a backend cannot do what is needed."""
+    backend: AttentionBackend = create(registry, chosen, dims)
+    try:
+        backend.require(need)
+    except Unsupported as error:
+        raise PluginError(f"[attention] {chosen.name} cannot be used here: {error}") from error
+
+
+def materialise(loss: Loss, recipe: Recipe, device: torch.device) -> None:
+    """Give the model memory on the device and every parameter its initial value."""
+    loss.to_empty(device=device)
+    initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
+
+
+def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:
+    """The optimizer over the model's trainable parameters."""
+    return create(registry, recipe.one("optimizer"), parameter_groups(loss))
+
+
+def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:
+    """The learning rate's course over the run."""
+    return create(registry, recipe.one("schedule"), Horizon(recipe.train.total_steps, recipe.train.tokens_per_step))
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters that decay, and those that do not.
+
+    Decided by module type and explicit tags, not by substrings of names: embeddings and everything with fewer than two
+    dimensions (biases, norms) do not decay, nor what a module lists in ``no_weight_decay``.
+    """
+    decayed: dict[str, nn.Parameter] = {}
+    undecayed: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        exempt = getattr(module, "no_weight_decay", ())
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                skipped = isinstance(module, nn.Embedding) or parameter.ndim < 2 or key in exempt
+                (undecayed if skipped else decayed)[f"{path}.{key}".lstrip(".")] = parameter
+    groups: list[dict[str, Any]] = [{"name": "decayed", "params": list(decayed.values()), "names": list(decayed)}]
+    if undecayed:
+        groups.append({"name": "undecayed", "params": list(undecayed.values()), "names": list(undecayed), "weight_decay": 0.0})
+    return groups
+
+
+def owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Every parameter with its name and the component it belongs to, e.g. ("...", "memory.registers", parameter)."""
+    core = {"vocabulary.table": "embedding", "vocabulary.input": "projections", "vocabulary.output": "projections"}
+
+    def walk(module: nn.Module, path: str, owner: str) -> Iterator[tuple[str, str, nn.Parameter]]:
+        if isinstance(module, Component):
+            owner = f"{kind_of(module)}.{module.name}"
+        for key, parameter in module.named_parameters(recurse=False):
+            yield f"{path}.{key}".lstrip("."), owner, parameter
+        for key, child in module.named_children():
+            below = f"{path}.{key}".lstrip(".")
+            named = next((label for end, label in core.items() if below.endswith(end)), None)
+            yield from walk(child, below, named or ("attention" if isinstance(child, Attention) else owner))
+
+    return walk(model, "", "decoder")
+
+
+def kind_of(component: Component) -> str:
+    """The kind whose interface a component implements."""
+    return next(KIND_OF_INTERFACE[base.__name__] for base in type(component).__mro__ if base.__name__ in KIND_OF_INTERFACE)
+
+
+def count_parameters(model: nn.Module) -> dict[str, Any]:
+    """Exact numbers of parameters: total, trainable, by component."""
+    by_component: dict[str, int] = {}
+    trainable = 0
+    for _, owner, parameter in owners(model):
+        by_component[owner] = by_component.get(owner, 0) + parameter.numel()
+        trainable += parameter.numel() * parameter.requires_grad
+    return {"total": sum(by_component.values()), "trainable": trainable, "by_component": by_component}
+
+
+def describe_groups(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, float | None]]:
+    """For the table printed at the start: group, tensors, parameters, weight decay."""
+    return [
+        (group["name"], len(group["params"]), sum(parameter.numel() for parameter in group["params"]), group.get("weight_decay"))
+        for group in groups
+    ]

@@ -1,0 +1,104 @@
+"""Every change that saving makes to the disk, behind one object that tests replace to let any of them fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+
+
+class Written(NamedTuple):
+    """What was written to a file; the hash is of what was meant, taken on the way to the disk."""
+
+    bytes: int
+    sha256: str
+
+
+class Files:
+    """The file system, as far as a save changes it."""
+
+    def write_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> Written:
+        """Write tensors in the safetensors format, one at a time through host memory.
+
+        Tensors that share storage or are not contiguous are each stored whole. The library's own writer refuses the former, and
+        a hash of what it wrote would need a second reading.
+        """
+        # The format wants no holes; the widest types first keeps every tensor aligned.
+        ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+        return _write(path, _safetensors(ordered))
+
+    def write_bytes(self, path: Path, content: bytes) -> Written:
+        """Write a new file."""
+        return _write(path, [content])
+
+    def fsync(self, path: Path) -> None:
+        """Force a file's content to the disk."""
+        _fsync(path)
+
+    def fsync_directory(self, path: Path) -> None:
+        """Force a directory's entries to the disk."""
+        _fsync(path)
+
+    def mkdir(self, path: Path) -> None:
+        """Make a directory that does not exist."""
+        path.mkdir()
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a directory another name beside the old one."""
+        source.rename(target)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory and what it holds."""
+        shutil.rmtree(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
+    """Write a new file, hashing on the way."""
+    digest, size = sha256(), 0
+    with path.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    return Written(size, digest.hexdigest())
+
+
+def _safetensors(named: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    """A safetensors file: the header's length, the header, the tensors' bytes."""
+    header, end = {}, 0
+    for name, tensor in named:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # aligns the data
+    yield len(encoded).to_bytes(8, "little") + encoded
+    for _, tensor in named:
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

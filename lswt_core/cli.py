@@ -1,0 +1,54 @@
+"""What the commands share: arguments, and how an error reaches the user. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from lswt_core.errors import LswtError
+from lswt_core.registry import Registry
+
+
+def recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recipe, overrides, and plugins that are not installed."""
+    parser.add_argument("recipe", type=Path, help="a TOML recipe, e.g. recipes/small.toml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a value of the recipe, e.g. train.steps=100 memory.xl=false"
+    )
+    plugin_argument(parser)
+
+
+def plugin_argument(parser: argparse.ArgumentParser) -> None:
+    """Plugins that are not installed."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], type=Path, metavar="FILE", help="a single-file plugin that is not installed"
+    )
+
+
+def registry_of(arguments: argparse.Namespace) -> Registry:
+    """What is installed, and the files named on the command line."""
+    return Registry(files=arguments.plugin)
+
+
+def guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a command; the user's errors become a sentence and an exit code, anything else is a bug and shows its traceback."""
+    try:
+        return command(arguments)
+    except LswtError as error:
+        if getattr(arguments, "traceback", False):
+            traceback.print_exc()
+        text = str(error)
+        print(text if text.startswith("error") else f"error: {text}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        return 141
+    except Exception:
+        traceback.print_exc()
+        print("\nerror: this is a bug; please report it with the traceback above", file=sys.stderr)
+        return LswtError.exit_code

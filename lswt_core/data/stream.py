@@ -1,0 +1,144 @@
+"""Rows that read a source too large to tokenise beforehand."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from lswt_core.data.rows import Borders, Rows
+from lswt_core.data.tokens import batches, nothing
+from lswt_core.errors import DataError
+from lswt_core.interfaces import Batch, DataSource, Tokenizer
+
+READ_AHEAD = 1 << 18  # characters tokenised at a time
+
+
+class Stream(Rows):
+    """A streaming source: documents are dealt, in their order, each to the row with the fewest tokens left (the lowest of equals).
+
+    Every process deals all rows and reads its own, so the rows do not depend on the number of processes. The state holds every
+    row's unread tokens and the number of documents dealt; going on reads past that many. A source that ends begins again. The
+    order of a stream is its source's: ``seed`` is only compared when a state is restored.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        tokenizer: Tokenizer,
+        *,
+        rows_total: int,
+        rows: range,
+        context: int,
+        seed: int,
+        documents: Borders = "carry",
+    ) -> None:
+        fingerprint = f"{source.fingerprint()} {tokenizer.fingerprint()}"
+        super().__init__(fingerprint, rows_total=rows_total, rows=rows, context=context, seed=seed, documents=documents)
+        self.source, self.tokenizer = source, tokenizer
+        self.epoch = 0
+        self.consumed = 0  # documents of this epoch that were dealt or, being empty, dropped
+        self._pending = [Pending() for _ in range(rows_total)]
+        self._dealt = self._deal()
+
+    def segment(self) -> Batch:
+        """The next tokens of every row."""
+        self._fill()
+        read = [self._pending[row].read(self.context, self.tokenizer.end) for row in self.rows]
+        inputs, labels, starts = (np.stack(columns) for columns in zip(*read, strict=True))  # [B, T] each
+        return self.batch(inputs, labels, starts)
+
+    def advance(self) -> None:
+        """Commit: move on to the next segment."""
+        self._fill()
+        for row in self._pending:
+            row.drop(self.context)
+
+    def state(self) -> dict[str, Any]:
+        """How many documents were dealt, and what is unread of them."""
+        pending = [row.state() for row in self._pending]
+        return {**self.identity, "epoch": self.epoch, "consumed": self.consumed, "pending": pending}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state: the documents that were dealt are read past."""
+        self.check(state)
+        self.epoch, self.consumed = state["epoch"], state["consumed"]
+        self._pending = [Pending.restored(row) for row in state["pending"]]
+        self._dealt = self._deal()
+
+    def _fill(self) -> None:
+        """Deal documents until every row has a segment's tokens."""
+        while min(self._pending, key=len).size < self.context:
+            min(self._pending, key=len).add(next(self._dealt))
+
+    def _deal(self) -> Iterator[np.ndarray]:
+        """Documents as ids, from the first that was not dealt yet, without end."""
+        while True:
+            before, some = self.consumed, False
+            for batch in batches(islice(self.source.documents("train"), before, None), READ_AHEAD):
+                for document, ids in zip(batch, self.tokenizer.encode([document.text for document in batch]), strict=True):
+                    self.consumed += 1
+                    if document.text:
+                        some = True
+                        yield np.array([self.tokenizer.begin, *ids], dtype=np.int64)
+            if before == 0 and not some:
+                raise DataError(nothing(self.source, "train", self.consumed))
+            self.epoch, self.consumed = self.epoch + 1, 0
+
+
+class Pending:
+    """One row's unread tokens, document by document."""
+
+    def __init__(self) -> None:
+        self.begun = 0  # tokens of the first document that were read
+        self.documents: list[np.ndarray] = []  # what is unread of each
+        self.size = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def add(self, document: np.ndarray) -> None:
+        """Append a document."""
+        self.documents.append(document)
+        self.size += len(document)
+
+    def read(self, count: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next inputs, labels and document starts, [count] each; nothing is dropped."""
+        inputs = np.concatenate(self.documents)
+        lengths = np.array([len(document) for document in self.documents])
+        bounds = np.cumsum(lengths)
+        labels = np.roll(inputs, -1)
+        labels[bounds - 1] = end
+        starts = bounds - lengths
+        starts[0] = -self.begun
+        return inputs[:count], labels[:count], np.repeat(starts, lengths)[:count]
+
+    def drop(self, count: int) -> None:
+        """Forget the next tokens."""
+        self.size -= count
+        while self.documents and count >= len(self.documents[0]):
+            count -= len(self.documents.pop(0))
+            self.begun = 0
+        if count:
+            self.documents[0] = self.documents[0][count:]
+            self.begun += count
+
+    def state(self) -> dict[str, Any]:
+        """The unread tokens, for JSON."""
+        unread = np.concatenate([*self.documents, np.empty(0, dtype=np.int64)]).astype("<i4")
+        lengths = [len(document) for document in self.documents]
+        return {"begun": self.begun, "lengths": lengths, "tokens": b64encode(unread.tobytes()).decode()}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Pending:
+        """The row that ``state`` was taken of."""
+        row = cls()
+        unread = np.frombuffer(b64decode(state["tokens"]), dtype="<i4").astype(np.int64)
+        for document in np.split(unread, np.cumsum(state["lengths"])[:-1]):
+            if len(document):
+                row.add(document)
+        row.begun = state["begun"]
+        return row

@@ -1,0 +1,63 @@
+"""The held-out text: read once, in order, with memory, from a cold start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from lswt_core.data import Rows, Tokens
+from lswt_core.loss import CROSS_ENTROPY, Loss
+from lswt_core.parallel import Precision, World
+from lswt_core.step import Interrupted
+from lswt_core.tree import tree_map
+
+
+class HeldOut(NamedTuple):
+    """What a model is evaluated on."""
+
+    tokens: Tokens
+    rows: Rows  # fresh at every evaluation: its cursor stands at the beginning
+    segments: int  # how many segments of every row are read
+    unigram_perplexity: float  # of the simplest model, for comparison
+
+
+@torch.no_grad()
+def evaluate(loss: Loss, held_out: HeldOut, world: World, precision: Precision, stopping: Callable[[], bool]) -> dict[str, float]:
+    """Loss per token and what follows from it. Rows are shared by the processes; sums are added up over all of them, so the
+    result is the same for any number. The training run's memories and random streams are not touched.
+    """
+    totals: dict[str, torch.Tensor] = {}
+    state, correct = None, torch.zeros((), dtype=torch.float64, device=world.device)
+    for _ in range(held_out.segments):
+        if stopping():
+            raise Interrupted
+        batch = held_out.rows.segment().each(lambda tensor: tensor.to(world.device))
+        held_out.rows.advance()
+        with precision.autocast(world.device):
+            result = loss(batch, state)
+        state = tree_map(torch.Tensor.detach, result.state)
+        correct += result.correct
+        for name, term in result.terms.items():
+            pair = torch.stack((term.total.double(), term.count.double()))
+            totals[name] = totals.get(name, 0) + pair
+    sums = {name: world.sum(pair).tolist() for name, pair in totals.items()}
+    return metrics(sums, float(world.sum(correct)), held_out)
+
+
+def metrics(sums: dict[str, list[float]], correct: float, held_out: HeldOut) -> dict[str, float]:
+    """Means over tokens (over pairs, for losses that count pairs), under their full names."""
+    nll, count = sums[CROSS_ENTROPY]
+    mean = nll / count
+    tokens_per_byte = len(held_out.tokens.ids) / held_out.tokens.n_bytes  # of the whole held-out text
+    found = {
+        "eval/loss": mean,
+        "eval/perplexity": math.exp(min(mean, 700.0)),
+        "eval/accuracy": correct / count,
+        "eval/bits_per_byte": mean / math.log(2) * tokens_per_byte,
+        "eval/unigram_perplexity": held_out.unigram_perplexity,
+        "eval/tokens": count,
+    }
+    return found | {f"eval/{name}": total / max(number, 1) for name, (total, number) in sums.items() if name != CROSS_ENTROPY}

@@ -1,0 +1,112 @@
+"""What a checkpoint holds of a run, and whether a run may be continued from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.checkpoint import Saved
+from lswt_core.errors import CheckpointError
+from lswt_core.interfaces import Optimizer
+
+# How a recipe key may change between the parts of one run (the longest prefix decides; all else is identity):
+FREE = ("evaluate", "sample", "track", "checkpoint.keep", "checkpoint.every", "train.log_every", "train.micro_rows")
+TRAJECTORY = ("train.steps", "train.tokens", "train.clip", "train.precision", "optimizer", "schedule", "loss", "attention")
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name."""
+    return dict(model.state_dict())
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything the optimizer remembers: tensors named "parameter/key", and the rest as JSON."""
+    state = optimizer.state_dict()
+    names = parameter_names(optimizer)
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{names[index]}/{key}"] = value
+    groups = [{key: group[key] for key in dynamic_keys(optimizer, group)} for group in state["param_groups"]]
+    return tensors, {"state": scalars, "groups": groups}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Give a fresh optimizer what another remembered."""
+    state = optimizer.state_dict()
+    index = {name: i for i, name in enumerate(parameter_names(optimizer))}
+    entries: dict[int, dict[str, Any]] = {}
+    for path, value in (*tensors.items(), *document["state"].items()):
+        name, key = path.rsplit("/", 1)
+        entries.setdefault(index[name], {})[key] = value
+    for group, saved in zip(state["param_groups"], document["groups"], strict=True):
+        group.update(saved)
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+
+
+def parameter_names(optimizer: Optimizer) -> list[str]:
+    """Names in the order of torch's parameter indices."""
+    return [name for group in optimizer.param_groups for name in group["names"]]
+
+
+def dynamic_keys(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
+    """Group entries that training has changed. Options are left out: they come from the recipe, the rate from the schedule."""
+    fixed = ("params", "names", "name", "lr", "weight_decay")
+    return [key for key, value in group.items() if key not in fixed and optimizer.defaults.get(key) != value]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ between two resolved recipes: (key, old, new)."""
+    found = []
+    for key in dict.fromkeys((*old, *new)):
+        path, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{path}.")
+        elif before != after:
+            found.append((path, before, after))
+    return found
+
+
+def check_recipe(saved: Saved, resolved: Mapping[str, Any], *, accept_changes: bool) -> list[tuple[str, Any, Any]]:
+    """Raise CheckpointError unless the recipe continues the saved run; returns the changes that were let through."""
+    changed = [d for d in differences(saved.document("recipe"), resolved) if not under(d[0], FREE)]
+    barred = [d for d in changed if not (accept_changes and under(d[0], TRAJECTORY))]
+    if barred:
+        lines = "\n".join(f"  {key}: {before!r} in the checkpoint, {after!r} now" for key, before, after in barred)
+        curable = all(under(key, TRAJECTORY) for key, _, _ in barred)
+        cure = (
+            "--accept-changes continues with the new values"
+            if curable
+            else "these make it another run: give it a directory of its own with --out"
+        )
+        raise CheckpointError(f"{saved.path} was written by another recipe:\n{lines}\n  fix: restore the old values; or {cure}")
+    return changed
+
+
+def under(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of the prefixes or below one."""
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def check_fingerprint(saved: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise CheckpointError if the text or tokenizer is not what the run began with."""
+    for what, value in saved.items():
+        if found[what] != value:
+            raise CheckpointError(
+                f"the {what} is not what this run was trained on (fingerprint {value[:12]} then, {found[what][:12]} now): "
+                "restore it, or start another run with --out"
+            )
+
+
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill a model's parameters and buffers, all of them and nothing else."""
+    missing = model.state_dict().keys() ^ tensors.keys()
+    if missing:
+        raise CheckpointError(f"checkpoint and model differ in {', '.join(sorted(missing)[:5])} ({len(missing)} tensors)")
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,311 @@
+"""One training run from its recipe to its report: what is checked, shown and written, in order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lswt_core.assemble import (
+    Assembled,
+    assemble,
+    build_optimizer,
+    build_schedule,
+    count_parameters,
+    create,
+    describe_groups,
+    materialise,
+)
+from lswt_core.checkpoint import RunLock, Saved, Store
+from lswt_core.console import Console, duration, gigabytes
+from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
+from lswt_core.errors import LswtError, Preempted
+from lswt_core.generate import generate
+from lswt_core.interfaces import RunInfo, Tracker
+from lswt_core.parallel import Precision, World
+from lswt_core.plan import memory, require_memory
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+from lswt_core.report import ReportUnavailable, read_metrics, write_curves, write_report
+from lswt_core.resume import check_recipe
+from lswt_core.signals import StopRequest
+from lswt_core.step import Setting
+from lswt_core.track import Metrics
+from lswt_core.train import Plan, Trainer
+from lswt_core.warm_start import pretrained_table
+
+PROMPT_TOKENS = 32  # of a held-out document, where the recipe names no prompt
+
+
+class Session:
+    """A run, started or continued in a directory."""
+
+    def __init__(self, arguments: argparse.Namespace, recipe: Recipe, registry: Registry, directory: Path) -> None:
+        self.arguments, self.registry, self.directory = arguments, registry, directory
+        self.world = World.join()
+        overlay = None if arguments.full or self.world.device.type not in recipe.overlays else self.world.device.type
+        self.recipe = recipe if overlay is None else Recipe.load(arguments.recipe, arguments.overrides, overlay=overlay, registry=registry)
+        self.full = recipe
+        self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
+        self.console = Console(log_every=self.recipe.train.log_every, silent=self.world.rank > 0)
+        self.stop = StopRequest()
+        self.began = time.time()
+
+    def run(self) -> int:
+        """Train to the end, or until asked to stop."""
+        try:
+            with self.alone(), self.stop.listening():
+                return self.train()
+        except Preempted as error:
+            self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
+            return error.exit_code
+        finally:
+            self.console.close()
+            self.world.leave()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run directory; the first process holds it for all."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.world.rank > 0:
+            yield
+            return
+        with RunLock(self.directory):
+            yield
+
+    def train(self) -> int:
+        """The run itself."""
+        self.introduce()
+        store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
+        saved = self.find(store)
+        if saved is not None and saved.step >= self.recipe.train.total_steps:
+            return self.already_done(saved)
+        built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
+        self.describe(built)
+        corpus = open_corpus(self.recipe, self.registry, self.world, self.progress)
+        table = None if saved else self.warm_table()
+        trainer = self.build(built, corpus, store, saved)
+        if table is not None:
+            with torch.no_grad():
+                built.loss.decoder.vocabulary.table.weight.copy_(table)
+        if saved is not None:
+            trainer.restore(saved)
+        self.write_environment(built, corpus)
+        began, first = time.monotonic(), trainer.step
+        try:
+            trainer.run()
+        except LswtError:
+            self.pictures()
+            raise
+        finally:
+            trainer.plan.metrics.close()
+        self.conclude(trainer, corpus, time.monotonic() - began, trainer.step - first)
+        return 0
+
+    # ------------------------------------------------------------------------------------------------------ beginning
+
+    def introduce(self) -> None:
+        """What will be run, and what an overlay has changed about it."""
+        recipe, train = self.recipe, self.recipe.train
+        self.console.say(f"recipe {self.arguments.recipe} -> {self.directory}")
+        if recipe.overlay is not None:
+            whole = self.full.train
+            lines = [
+                f"No accelerator: the recipe's [{recipe.overlay}] overlay makes this a short run of the full-size model.",
+                f"The full run: {whole.total_steps:,} steps of {whole.tokens_per_step:,} tokens. --full forces it here.",
+                *(f"  {key} = {after!r}  (full: {before!r})" for key, before, after in recipe.changes()),
+            ]
+            self.console.banner(lines)
+        names = [
+            (kind, recipe.one(kind).name)
+            for kind in ("positional", "attention", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")
+        ]
+        names += [(kind, ", ".join(f"{c.name}" for c in recipe.many(kind).values()) or "-") for kind in ("memory", "loss")]
+        self.console.say("  ".join(f"{kind}={name}" for kind, name in names))
+        self.console.say(
+            f"{train.total_steps:,} steps of {train.rows} rows x {train.context} tokens = "
+            f"{train.total_steps * train.tokens_per_step:,} tokens"
+        )
+
+    def find(self, store: Store) -> Saved | None:
+        """The checkpoint to continue from, if the directory holds one."""
+        saved = store.newest(self.console.warn)
+        if saved is None:
+            if self.arguments.resume:
+                self.console.warn(f"{self.directory} holds no checkpoint: starting from the beginning")
+            return None
+        for key, before, after in check_recipe(saved, self.recipe.resolved(), accept_changes=self.arguments.accept_changes):
+            self.console.warn(f"continuing with {key} = {after!r} instead of {before!r}")
+        self.console.say(f"continuing from {saved.path}")
+        return saved
+
+    def already_done(self, saved: Saved) -> int:
+        """Nothing is left to do in this directory."""
+        self.console.say(f"this run is finished (step {saved.step:,}): see {self.directory / 'report.html'}; for another, give --out DIR")
+        return 0
+
+    def describe(self, built: Assembled) -> None:
+        """Parameters by component, device, backend and why; refuses a run that does not fit before it is given memory."""
+        numbers = count_parameters(built.loss)
+        rows = [(owner, number) for owner, number in numbers["by_component"].items()]
+        self.console.table(("component", "parameters"), [*rows, ("total", numbers["total"]), ("trainable", numbers["trainable"])])
+        threads = f", {torch.get_num_threads()} threads" if self.world.device.type == "cpu" else ""
+        peers = f", {self.world.size} processes" if self.world.size > 1 else ""
+        self.console.say(f"device {self.world.device}{threads}{peers}")
+        self.console.say(f"precision {self.precision.dtype} ({self.precision.why})".replace("torch.", ""))
+        self.console.say(f"attention {built.attention}" + (f" ({'; '.join(built.notes)})" if built.notes else ""))
+        need = memory(self.recipe, self.registry, built, self.precision, self.world)
+        self.console.say(f"memory: about {gigabytes(need['total'])} needed, {gigabytes(need['available'])} free")
+        require_memory(need, self.world.device, self.recipe.name)
+
+    def warm_table(self) -> torch.Tensor | None:
+        """Pretrained word embeddings, if the recipe asks for them."""
+        embedding = self.recipe.embedding
+        if embedding.warm_start == "none":
+            return None
+        table = pretrained_table(embedding.warm_start, vocab_size=embedding.vocab_size, d_vocab=embedding.d_vocab)
+        self.console.say(f"word embeddings from {embedding.warm_start}: {table.shape[0]:,} x {table.shape[1]}")
+        return table
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Tokenising takes a moment; say so."""
+        if done == 0 or done == total:
+            self.console.say(f"tokenising {what}: {done:,} of {total:,} documents" if total else f"tokenising {what}")
+
+    def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
+        """Give the model memory and put the run together."""
+        mine = self.world.rows(self.recipe.train.rows)
+        micro = min(self.recipe.train.micro_rows or len(mine), len(mine))
+        materialise(built.loss, self.recipe, self.world.device)
+        optimizer = build_optimizer(self.recipe, self.registry, built.loss)
+        groups = describe_groups(optimizer.param_groups)
+        self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
+        baseline = unigram(self.recipe, corpus)
+        self.directory.joinpath("recipe.toml").write_text(self.recipe.dump())
+        resume_step = saved.step if saved is not None else None
+        metrics = Metrics(self.metrics_path(), self.trackers(saved is not None), resume_step=resume_step, notice=self.console.warn)
+        return Trainer(
+            Plan(
+                recipe=self.recipe,
+                setting=Setting(built.loss, self.world, self.precision, self.recipe.train.seed, mine, micro, self.stopping),
+                optimizer=optimizer,
+                schedule=build_schedule(self.recipe, self.registry),
+                rows=training_rows(self.recipe, corpus, mine),
+                held_out=lambda: held_out(self.recipe, corpus, self.world, baseline),
+                fingerprint=corpus.fingerprint(),
+                store=store,
+                metrics=metrics,
+                console=self.console,
+                stop=self.stop,
+            )
+        )
+
+    def stopping(self) -> bool:
+        """Polled inside of steps: several processes can only stop together, between them."""
+        return self.world.size == 1 and self.stop()
+
+    def metrics_path(self) -> Path:
+        """The first process writes the run's metrics; what the others would write goes nowhere."""
+        return self.directory / "metrics.jsonl" if self.world.rank == 0 else Path(os.devnull)
+
+    def trackers(self, resumed: bool) -> list[Tracker]:
+        """Where else metrics go."""
+        if self.world.rank > 0:
+            return []
+        info = RunInfo(self.recipe.name, self.directory, self.recipe.resolved(), resumed)
+        return [create(self.registry, chosen, info) for chosen in self.recipe.many("tracker").values()]
+
+    def write_environment(self, built: Assembled, corpus: Corpus) -> None:
+        """Everything about this machine and text that a number may depend on."""
+        if self.world.rank > 0:
+            return
+        offers = [self.recipe.one(kind).offer for kind in ("positional", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")]
+        offers += [chosen.offer for kind in ("memory", "loss", "tracker") for chosen in self.recipe.many(kind).values()]
+        found: dict[str, Any] = {
+            "command": self.command(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
+            "parameters": count_parameters(built.loss),
+            "device": str(self.world.device),
+            "processes": self.world.size,
+            "precision": str(self.precision.dtype).removeprefix("torch."),
+            "attention": {"backend": built.attention, "notes": list(built.notes)},
+            "overlay": self.recipe.overlay,
+            "fingerprint": corpus.fingerprint() | {"recipe": self.recipe.fingerprint()},
+            "components": {f"{offer.kind}.{offer.name}": f"{offer.distribution} {offer.version}" for offer in offers},
+            "machine": {
+                "platform": platform.platform(),
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),
+            },
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "tokenizers", "safetensors")},
+        }
+        self.directory.joinpath("environment.json").write_text(json.dumps(found, indent=2) + "\n")
+
+    # ------------------------------------------------------------------------------------------------------------ end
+
+    def conclude(self, trainer: Trainer, corpus: Corpus, seconds: float, steps: int) -> None:
+        """A sample, the report, and what the full run would take at this speed."""
+        if self.world.rank > 0:
+            return
+        self.sample(trainer, corpus)
+        self.pictures()
+        if steps and self.recipe.overlay is not None:
+            rate = steps * self.recipe.train.tokens_per_step / seconds
+            whole = self.full.train.total_steps * self.full.train.tokens_per_step
+            self.console.say(
+                f"at this speed ({rate:,.0f} tokens/s) the full run of {whole:,} tokens would take {duration(whole / rate)} here"
+            )
+        self.console.say(f"done: {self.directory}")
+
+    def sample(self, trainer: Trainer, corpus: Corpus) -> None:
+        """Let the trained model write a little."""
+        wanted = self.recipe.sample
+        if not wanted.tokens:
+            return
+        prompt = corpus.tokenizer.encode([wanted.prompt])[0] if wanted.prompt else corpus.valid.ids[1:PROMPT_TOKENS].tolist()
+        ids = generate(
+            trainer.plan.setting.loss.decoder,
+            [corpus.tokenizer.begin, *prompt],
+            tokens=wanted.tokens,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            seed=self.recipe.train.seed,
+            precision=self.precision,
+            context=self.recipe.train.context,
+            end=corpus.tokenizer.end,
+            stopping=self.stop,
+        )
+        text = f"{corpus.tokenizer.decode(prompt)}⟦model⟧{corpus.tokenizer.decode(list(ids))}"
+        self.directory.joinpath("sample.txt").write_text(text + "\n", encoding="utf-8")
+        self.console.say("sample (the model writes after ⟦model⟧):\n" + "\n".join(f"  | {line}" for line in text.splitlines()))
+
+    def pictures(self) -> None:
+        """Curves and report of what has been logged so far."""
+        if self.world.rank > 0:
+            return
+        if not read_metrics(self.directory / "metrics.jsonl"):
+            return
+        try:
+            self.console.say(f"curves: {write_curves(self.directory)}")
+        except ReportUnavailable as error:
+            self.console.warn(str(error))
+        self.console.say(f"report: {write_report(self.directory)}")
+
+    def command(self, *more: str) -> str:
+        """The command line of this run."""
+        words = ["python", "-m", "lswt_core.run", str(self.arguments.recipe), *self.arguments.overrides]
+        words += [word for file in self.arguments.plugin for word in ("--plugin", str(file))]
+        words += ["--out", str(self.directory)] if self.arguments.out else []
+        words += ["--full"] if self.arguments.full else []
+        return shlex.join([*words, *more])

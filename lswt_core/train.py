@@ -1,0 +1,281 @@
+"""The training loop: steps that commit as a whole, evaluations, checkpoints, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lswt_core.checkpoint import Saved, Store
+from lswt_core.console import Console
+from lswt_core.data import Rows
+from lswt_core.errors import NumericsError, Preempted, ResourceError
+from lswt_core.evaluate import HeldOut, evaluate
+from lswt_core.interfaces import Batch, Memory, Optimizer, Schedule
+from lswt_core.loss import CROSS_ENTROPY
+from lswt_core.recipe import Recipe
+from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
+from lswt_core.step import Interrupted, NotFinite, Setting, Step, sum_of, trainable
+from lswt_core.track import Metrics
+from lswt_core.tree import flatten, join_rows, split_rows, tree_map, unflatten
+
+POSITION = ("step", "skipped", "in_a_row", "evaluated", "overdue", "seconds")  # what a checkpoint holds of a trainer itself
+PATIENCE = 3  # steps in a row that may be discarded before the run stops
+
+
+class Plan(NamedTuple):
+    """Everything a trainer works with; built once, changed never."""
+
+    recipe: Recipe
+    setting: Setting
+    optimizer: Optimizer
+    schedule: Schedule
+    rows: Rows
+    held_out: Callable[[], HeldOut]  # at its beginning again at every call
+    fingerprint: dict[str, str]  # of data and tokenizer
+    store: Store
+    metrics: Metrics
+    console: Console
+    stop: Callable[[], bool]  # has this process been asked to stop?
+
+
+class Trainer:
+    """A run in progress: its position, memories and history; weights and moments live in model and optimizer."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.steps = plan.recipe.train.total_steps
+        self.step = 0  # updates committed
+        self.skipped = 0  # batches discarded because something was not finite
+        self.in_a_row = 0  # of those, without a good one between
+        self.evaluated = -1  # step of the last evaluation
+        self.saved = -1  # step of the last checkpoint
+        self.overdue = False  # whether a refresh of the curvature failed
+        self.seconds = 0.0  # spent in steps
+        self.memory: list[Any] = [None] * (len(plan.setting.rows) // plan.setting.micro_rows)
+        self.peaks = [group["lr"] for group in plan.optimizer.param_groups]
+        reach = max((m.length for m in plan.setting.loss.modules() if isinstance(m, Memory)), default=0)
+        self.history: deque[Batch] = deque(maxlen=max(1, -(-reach // plan.recipe.train.context)))  # what a memory is replayed from
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        """Train to the end. Raises Preempted, with everything saved, if asked to stop before."""
+        every = self.plan.recipe.evaluate.every, self.plan.recipe.checkpoint.every
+        try:
+            if self.step and due(self.step, every[0]) and self.evaluated != self.step:
+                self.evaluate()  # the last part stopped between a step and its evaluation
+            while self.step < self.steps:
+                if self.plan.setting.world.any(self.plan.stop()):
+                    raise Interrupted
+                self.advance()
+                if due(self.step, every[0]):
+                    self.evaluate()
+                if due(self.step, every[1]):
+                    self.save()
+            if self.evaluated != self.step:
+                self.evaluate()
+        except Interrupted:
+            self.plan.optimizer.zero_grad()
+            self.save()
+            raise Preempted(f"stopped at step {self.step:,} of {self.steps:,}, everything is saved") from None
+        self.save()
+
+    def advance(self) -> None:
+        """One update, committed only if everything is finite."""
+        began = time.monotonic()
+        setting, batch = self.plan.setting, self.plan.rows.segment()
+        step = Step(setting, batch, self.memory, self.step + self.skipped)
+        lr = self.set_rate()
+        try:
+            step.backward("data")
+            norm = self.clip()
+            values = self.measure(step, norm)
+            if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+                raise NotFinite
+        except NotFinite:
+            self.discard(batch)
+            return
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise too_little_memory(error, setting) from error
+        self.plan.optimizer.step()
+        self.plan.optimizer.zero_grad()
+        self.commit(step, batch)
+        self.refresh(step)
+        elapsed = time.monotonic() - began
+        self.seconds += elapsed
+        values |= {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "lr": lr, "seconds": self.seconds}
+        values["tokens_per_second"] = self.plan.recipe.train.tokens_per_step / elapsed
+        values |= {f"optimizer/{name}": float(value) for name, value in self.plan.optimizer.statistics().items()}
+        self.plan.metrics.log(self.step, values)
+        self.plan.console.step(self.step, self.steps, values)
+
+    def set_rate(self) -> float:
+        """The learning rate of the next update."""
+        factor = self.plan.schedule.factor(self.step + 1)
+        for group, peak in zip(self.plan.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        return self.peaks[0] * factor
+
+    def clip(self) -> Tensor:
+        """Bound the global gradient norm; returns what it was."""
+        return torch.nn.utils.clip_grad_norm_(trainable(self.plan.setting.loss), self.plan.recipe.train.clip or math.inf)
+
+    def measure(self, step: Step, norm: Tensor) -> dict[str, float]:
+        """The step's numbers over all processes: the one point at which the host waits for the device."""
+        names = list(step.results[0].terms)
+        local = [sum_of([result.correct.double() for result in step.results])]
+        local += [sum_of([result.terms[name].total.double() for result in step.results]) for name in names]
+        sums = step.setting.world.sum(torch.stack(local).detach())
+        means = sums / torch.stack([step.counts[CROSS_ENTROPY], *(step.counts[name] for name in names)]).clamp_min(1)
+        accuracy, *losses, grad_norm = torch.cat((means, norm.double().reshape(1))).tolist()
+        if self.step == 0:
+            step.check_counts()
+        found = dict(zip(names, losses, strict=True))
+        entropy = found.pop(CROSS_ENTROPY)
+        values = {"loss": entropy, "perplexity": math.exp(min(entropy, 700.0)), "accuracy": accuracy, "grad_norm": grad_norm}
+        return values | {f"loss/{name}": value for name, value in found.items()}
+
+    def commit(self, step: Step, batch: Batch) -> None:
+        """Weights and moments have moved: memories, cursors and counters move with them."""
+        self.memory = step.staged
+        self.history.append(batch)
+        self.plan.rows.advance()
+        self.step += 1
+        self.in_a_row = 0
+
+    def refresh(self, step: Step) -> None:
+        """Let a second-order optimizer look at the curvature: after the update, on the same batch and memories."""
+        every = self.plan.optimizer.refresh_every
+        if not every or ((self.step - 1) % every and not self.overdue):
+            return
+        try:
+            self.plan.optimizer.refresh(step)
+            self.overdue = False
+        except NotFinite:
+            self.overdue = True  # tried again after the next update
+            self.plan.console.warn(f"step {self.step}: the curvature estimate is not finite and was discarded")
+        self.plan.optimizer.zero_grad()
+
+    def discard(self, batch: Batch) -> None:
+        """Leave weights, moments and memories as they were and go on with the next batch."""
+        self.plan.optimizer.zero_grad()
+        self.plan.rows.advance()
+        self.skipped += 1
+        self.in_a_row += 1
+        where = f"step {self.step + 1}, rows {self.plan.setting.rows.start} to {self.plan.setting.rows.stop - 1}"
+        self.plan.console.warn(f"{where}: loss or gradient is not finite; the batch was discarded")
+        if self.in_a_row >= PATIENCE:
+            raise NumericsError(
+                f"{where}: {PATIENCE} batches in a row gave a loss or gradient that is not finite. The last checkpoint is intact; "
+                "lower optimizer.lr, or set train.precision = 'float32', and continue with --resume --accept-changes"
+            )
+
+    def evaluate(self) -> None:
+        """Measure the model on the held-out text."""
+        setting = self.plan.setting
+        values = evaluate(setting.loss, self.plan.held_out(), setting.world, setting.precision, setting.stopping)
+        self.evaluated = self.step
+        self.plan.metrics.log(self.step, values)
+        self.plan.console.evaluation(self.step, values)
+
+    # ---------------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Write everything a resumed run needs; does nothing if this step is saved already."""
+        if self.saved == self.step:
+            return
+        groups, documents = self.capture()
+        if self.plan.setting.world.rank == 0:
+            path = self.plan.store.save(self.step, groups, documents)
+            self.plan.console.saved(path)
+        self.plan.setting.world.wait()
+        self.saved = self.step
+
+    def capture(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by group and documents of a checkpoint."""
+        world = self.plan.setting.world
+        moments, scalars = optimizer_state(self.plan.optimizer)
+        memory, outline = self.capture_memory()
+        groups = {
+            "model": model_tensors(self.plan.setting.loss),
+            "optimizer": moments,
+            "memory": {name: world.gather_rows(tensor) for name, tensor in memory.items()},
+        }
+        position = {key: getattr(self, key) for key in POSITION}
+        documents = {
+            "train": position | {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "memory": outline},
+            "optimizer": scalars,
+            "data": self.plan.rows.state(),
+            "fingerprint": self.plan.fingerprint,
+            "recipe": self.plan.recipe.resolved(),
+        }
+        return groups, documents
+
+    def capture_memory(self) -> tuple[dict[str, Tensor], Any]:
+        """The memories themselves, or the tokens to rebuild them from; then the live run rebuilds its own too, so that going on
+        and resuming are the same.
+        """
+        if self.plan.recipe.checkpoint.memory == "exact":
+            return flatten(join_rows(self.memory), "memory")
+        tokens = flatten(tuple({k: t for k, t in batch._asdict().items() if t is not None} for batch in self.history), "history")
+        self.replay()
+        return tokens
+
+    def replay(self) -> None:
+        """Rebuild the memories from the tokens in the history, from cold."""
+        setting = self.plan.setting
+        self.memory = [None] * len(self.memory)
+        with torch.no_grad(), setting.precision.autocast(setting.world.device):
+            for batch in self.history:
+                for i, state in enumerate(self.memory):
+                    rows = slice(i * setting.micro_rows, (i + 1) * setting.micro_rows)
+                    part = batch.each(lambda tensor, rows=rows: tensor[rows].to(setting.world.device))  # type: ignore[misc]
+                    self.memory[i] = tree_map(Tensor.detach, setting.loss.decoder(part.inputs, state, part.starts)[1])
+
+    def restore(self, saved: Saved) -> None:
+        """Stand where a checkpoint stood."""
+        check_fingerprint(saved.document("fingerprint"), self.plan.fingerprint)
+        position = saved.document("train")
+        load_model(self.plan.setting.loss, saved.tensors("model"))
+        restore_optimizer(self.plan.optimizer, saved.tensors("optimizer"), saved.document("optimizer"))
+        self.plan.rows.restore(saved.document("data"))
+        for key in POSITION:
+            setattr(self, key, position[key])
+        self.saved = self.step
+        self.restore_memory(saved.tensors("memory"), position["memory"])
+
+    def restore_memory(self, named: dict[str, Tensor], outline: Any) -> None:
+        """Take this process's rows of the memories, or rebuild them."""
+        setting = self.plan.setting
+        mine = {name: tensor[setting.rows.start : setting.rows.stop] for name, tensor in named.items()}
+        tree = unflatten(outline, mine)
+        if self.plan.recipe.checkpoint.memory == "replay":
+            self.history.extend(Batch(**fields) for fields in tree)
+            self.replay()
+            return
+        here = tree_map(lambda tensor: tensor.to(setting.world.device), tree)
+        self.memory = split_rows(here, len(setting.rows), setting.micro_rows)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens now."""
+    return bool(every) and step % every == 0
+
+
+def too_little_memory(error: RuntimeError, setting: Setting) -> Exception:
+    """What to tell when an allocation failed; any other error is passed on as it is."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return error
+    smaller = max(1, setting.micro_rows // 2)
+    return ResourceError(
+        f"a micro-batch of {setting.micro_rows} rows does not fit into the memory of {setting.world.device}: "
+        f"set train.micro_rows={smaller} (the result stays the same)"
+        if setting.micro_rows > 1
+        else f"not even one row fits into the memory of {setting.world.device}: shorten train.context or take a smaller model"
+    )

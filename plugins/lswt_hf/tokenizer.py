@@ -1,0 +1,84 @@
+"""A tokenizer of the transformers library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+from lswt_core.errors import DataError, PluginError
+from lswt_core.interfaces import Tokenizer
+from lswt_hf.hub import access, cause
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Any tokenizer that AutoTokenizer finds under ``path``: a name on the Hub or a local directory.
+
+    Documents begin with its beginning-of-sequence and end with its end-of-sequence token (OPT's are the same one). Special
+    tokens that are spelled out in a text are tokenised as plain characters.
+    """
+
+    name = "hf"
+
+    def __init__(self, *, path: str = "facebook/opt-125m", revision: str = "") -> None:
+        self.path, self.revision = path, revision
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id."""
+        return max(self._vocabulary.values()) + 1
+
+    @property
+    def begin(self) -> int:
+        """The id of the beginning-of-sequence token."""
+        return self._special("bos_token")
+
+    @property
+    def end(self) -> int:
+        """The id of the end-of-sequence token."""
+        return self._special("eos_token")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; texts longer than the tokenizer's model reads are no mistake here."""
+        if not texts:  # which the library cannot take
+            return []
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
+        return self._tokenizer(list(texts), **options)["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; special ones have none."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def fingerprint(self) -> str:
+        """A hash of vocabulary, merges and special tokens."""
+        rules = self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else ""
+        parts = [type(self._tokenizer).__name__, sorted(self._vocabulary.items()), rules, self.begin, self.end]
+        return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The library's tokenizer; importing the library takes seconds."""
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise PluginError(f"tokenizer 'hf' needs the transformers library: {error}; pip install 'transformers>=5.3'") from error
+        try:
+            return AutoTokenizer.from_pretrained(self.path, **access(self.revision))
+        except Exception as error:  # the library's own and its network client's have no common base
+            cure = "check tokenizer.path; without a network set it to a local directory that holds the tokenizer's files"
+            others = "or take tokenizer.use=bpe (trained on your text) or tokenizer.use=bytes"
+            raise DataError(f"tokenizer {self.path!r} cannot be loaded: {cause(error)}\n  fix: {cure}, {others}") from error
+
+    def _special(self, role: str) -> int:
+        """The id of a special token."""
+        value = getattr(self._tokenizer, f"{role}_id")
+        if value is None:
+            missing = f"tokenizer {self.path!r} has no {role}, which documents must begin or end with"
+            raise DataError(f"{missing}: give it one in its tokenizer_config.json, or take another tokenizer")
+        return value
