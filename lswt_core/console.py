@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+
+PATIENCE = 3.0  # seconds without a sign of life
 
 
 class Console:
@@ -16,6 +19,7 @@ class Console:
         self.log_every, self.silent = log_every, silent
         self.live = sys.stderr.isatty() and not silent
         self.bar: tqdm | None = None
+        self.told = -PATIENCE  # when `working` last said something
 
     def say(self, text: str = "") -> None:
         """A line of its own, above the bar."""
@@ -26,6 +30,12 @@ class Console:
     def warn(self, text: str) -> None:
         """A line that must not be missed."""
         self.say(f"warning: {text}")
+
+    def working(self, text: str) -> None:
+        """Something slow goes on: at most a line every few seconds."""
+        if time.monotonic() - self.told > PATIENCE:
+            self.told = time.monotonic()
+            self.say(text)
 
     def banner(self, lines: Sequence[str]) -> None:
         """A few lines in a frame."""

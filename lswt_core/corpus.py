@@ -37,12 +37,13 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
     cache = cache_directory()
     if world.rank > 0:
         world.wait()
+    progress("preparing the tokenizer", 0, None)
     tokenizer.fit(lambda: source.documents("train"), source.fingerprint(), cache)
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
-    valid = tokenise(source, tokenizer, "valid", cache, lambda done, total: progress("held-out text", done, total))
+    valid = tokenise(source, tokenizer, "valid", cache, lambda done, total: progress("tokenising held-out text", done, total))
     train = None
     if not source.streaming:
-        train = tokenise(source, tokenizer, "train", cache, lambda done, total: progress("training text", done, total))
+        train = tokenise(source, tokenizer, "train", cache, lambda done, total: progress("tokenising training text", done, total))
     if world.rank == 0:
         world.wait()
     return Corpus(source, tokenizer, train, valid)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lswt_core.interfaces import IGNORE
 
@@ -95,9 +94,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return nll.sum(), nll, correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Scale what the forward pass has computed."""
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let it pass, since `grad` itself is a constant
+            raise RuntimeError("the chunked cross-entropy has no second derivative; ask for score(..., twice=True)")
         dz, dtable = ctx.saved_tensors
         return (
             None if dz is None else dz * grad.to(dz.dtype),

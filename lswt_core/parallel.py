@@ -27,6 +27,7 @@ class World(NamedTuple):
         """Find this process's device, and its peers if torchrun started it."""
         size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
         device = pick_device(local)
+        torch.set_flush_denormal(True)  # numbers below 1e-38 are no information, and halve a CPU's speed
         if size > 1 and not dist.is_initialized():
             dist.init_process_group(backend="gloo" if device.type == "cpu" else None)
         return cls(rank, size, device)

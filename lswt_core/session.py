@@ -178,9 +178,8 @@ class Session:
         return table
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """Tokenising takes a moment; say so."""
-        if done == 0 or done == total:
-            self.console.say(f"tokenising {what}: {done:,} of {total:,} documents" if total else f"tokenising {what}")
+        """Preparing text takes a moment; say so now and then."""
+        self.console.working(f"{what}: {done:,}" + (f" of {total:,}" if total else "") + " documents" if done else what)
 
     def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
         """Give the model memory and put the run together."""

@@ -30,6 +30,9 @@ class Setting(NamedTuple):
     stopping: Callable[[], bool] = lambda: False  # polled between micro-batches
 
 
+FLOAT32 = Precision(torch.float32, "a difference of gradients drowns in the rounding of anything shorter")
+
+
 class Interrupted(Exception):
     """The run was asked to stop in the middle of a step; nothing of the step is kept."""
 
@@ -77,19 +80,19 @@ class Step:
         else:
             self.results, self.staged = results, [result.state for result in results]
 
-    def run(self, i: int, **options: Any) -> Result:
-        """The loss of micro-batch ``i``; whole batches divide by what they really counted."""
+    def run(self, i: int, precision: Precision | None = None, **options: Any) -> Result:
+        """The loss of micro-batch ``i``, in the run's precision or another; whole batches divide by what they really counted."""
         if self.setting.stopping():
             raise Interrupted
-        with self.setting.precision.autocast(self.setting.world.device):
+        with (precision or self.setting.precision).autocast(self.setting.world.device):
             return self.setting.loss(self.micro[i], self.memory[i], self.counts if self.parted else None, **options)
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers [B, T] for drawing labels, one stream a global row, whatever the micro-batches."""
         rows = self.setting.rows[self.slices(len(self.setting.rows))[i]]
         length = self.micro[i].inputs.shape[1]
-        drawn = [torch.rand(length, generator=self.stream("labels", row), dtype=torch.float64) for row in rows]
-        return torch.stack(drawn).to(self.setting.world.device, torch.float32)
+        drawn = [torch.rand(length, generator=self.stream("labels", row)) for row in rows]  # float32 from the start: below 1
+        return torch.stack(drawn).to(self.setting.world.device)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on run seed, step and purpose only."""
@@ -146,7 +149,7 @@ class Step:
 
     def differences(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """(g(w + e v) - g(w - e v)) / 2e with e = 1e-3 |w| / |v|: one order above float32's noise, one below curvature's change.
-        Weights return to the very bits they had.
+        Computed in float32 whatever the run's precision. Weights return to the very bits they had.
         """
         originals = [p.detach().clone() for p in params]
         size, length = (torch.stack(torch._foreach_norm(list(ts))).norm() for ts in (originals, vectors))
@@ -156,7 +159,7 @@ class Step:
             with moved(params, originals, vectors, shift):
                 total = [torch.zeros_like(p) for p in params]
                 for i in range(len(self.micro)):
-                    found = torch.autograd.grad(self.run(i).loss, params, materialize_grads=True)
+                    found = torch.autograd.grad(self.run(i, FLOAT32).loss, params, materialize_grads=True)
                     torch._foreach_add_(total, list(found))
                 return total
 

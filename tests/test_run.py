@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from lswt_core.checkpoint import RunLock
+
 RECIPE = """
 [model]
 d_model = 32
@@ -58,14 +60,32 @@ tokens = 8
 """
 
 
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> Path:
+    """The run that nothing disturbs."""
+    done = start(recipe, "--out", "whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    recipe.parent.joinpath("whole", "printed.txt").write_text(done.stdout)
+    return recipe.parent / "whole"
+
+
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    corpus = tmp_path / "corpus"
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def write_recipe(directory: Path) -> Path:
+    corpus = directory / "corpus"
     corpus.mkdir()
     words = random.Random(0)
     for i in range(12):
         corpus.joinpath(f"{i}.txt").write_text(" ".join(words.choice(["sense", "and", "sensibility", "pride", "."]) for _ in range(200)))
-    path = tmp_path / "nano.toml"
+    path = directory / "nano.toml"
     path.write_text(RECIPE.format(corpus=corpus))
     return path
 
@@ -101,114 +121,112 @@ def lines(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in directory.joinpath("metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_everything_behind(recipe: Path) -> None:
-    done = start(recipe, "--out", "run")
-    run = recipe.parent / "run"
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
     for name in ("recipe.toml", "metrics.jsonl", "report.html", "curves.png", "sample.txt", "environment.json"):
-        assert run.joinpath(name).stat().st_size > 0, name
+        assert whole.joinpath(name).stat().st_size > 0, name
+    printed = whole.joinpath("printed.txt").read_text()
     for text in ("memory.registers", "trainable", "attention sdpa", "precision float32", "weight decay", "unigram", "saved", "sample"):
-        assert text in done.stdout, text
-    assert len(list(run.joinpath("checkpoints").glob("step-????????"))) == 2
-    trained = [line for line in lines(run) if "loss" in line]
+        assert text in printed, text
+    assert len(list(whole.joinpath("checkpoints").glob("step-????????"))) == 2
+    trained = [line for line in lines(whole) if "loss" in line]
     assert [line["step"] for line in trained] == list(range(1, 13))
     assert {"step", "tokens", "loss", "lr", "tokens_per_second", "loss/simctg", "optimizer/unclipped_share"} <= trained[-1].keys()
     assert trained[-1]["tokens"] == 12 * 4 * 16
-    assert [line["step"] for line in lines(run) if "eval/loss" in line] == [5, 10, 12]
-
-    again = start(recipe, "--out", "run")
+    assert [line["step"] for line in lines(whole) if "eval/loss" in line] == [5, 10, 12]
+    again = start(recipe, "--out", "whole")
     assert again.returncode == 0 and "finished" in again.stdout
 
-    resolved = start(run / "recipe.toml", "--out", str(recipe.parent / "from-resolved"))
-    assert resolved.returncode == 0, resolved.stderr
-    assert_same_bits(run, recipe.parent / "from-resolved")
+
+def test_the_resolved_recipe_is_the_run(whole: Path, out: Path, recipe: Path) -> None:
+    done = start(recipe.with_name("whole") / "recipe.toml", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert_same_bits(whole, out)
 
 
 @pytest.mark.parametrize("memory", ["exact", "replay"])
-def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(recipe: Path, memory: str) -> None:
-    option = f"checkpoint.memory={memory}"
-    assert start(recipe, option, "--out", "whole").returncode == 0
+def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(recipe: Path, whole: Path, tmp_path: Path, memory: str) -> None:
+    option, killed = f"checkpoint.memory={memory}", tmp_path / "killed"
+    if memory == "replay":
+        whole = tmp_path / "whole"
+        assert start(recipe, option, "--out", str(whole)).returncode == 0
     instants = random.Random(memory)
-    kills = 0
-    for _ in range(12):
-        process = subprocess.Popen(
-            command(recipe, option, "--out", "killed"), env=environment(recipe), cwd=recipe.parent, stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        wanted = instants.choice([b"step  1/12", b"step  3/12", b"step  6/12", b"step  8/12", b"step 11/12", b"saved"])
-        for line in process.stdout:
-            if line.startswith(wanted) and kills < 4:
-                time.sleep(instants.random() * 0.05)
-                process.kill()
-                break
-        if process.wait() == 0:
-            break
-        kills += 1
-    assert kills >= 3
-    assert_same_bits(recipe.parent / "whole", recipe.parent / "killed")
-    losses = {line["step"]: line["loss"] for line in lines(recipe.parent / "whole") if "loss" in line}
-    assert {line["step"]: line["loss"] for line in lines(recipe.parent / "killed") if "loss" in line} == losses
+    for sign in (b"step  2/12", b"saved", b"step  7/12", b"step 11/12"):  # each is reached again, wherever the last kill struck
+        words = command(recipe, option, "--out", str(killed))
+        with subprocess.Popen(words, env=environment(recipe), cwd=recipe.parent, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert any(line.startswith(sign) for line in process.stdout)
+            time.sleep(instants.random() * 0.05)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    assert start(recipe, option, "--out", str(killed)).returncode == 0
+    assert_same_bits(whole, killed)
+    assert [line["loss"] for line in lines(killed) if "loss" in line] == [line["loss"] for line in lines(whole) if "loss" in line]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(recipe: Path, number: signal.Signals) -> None:
-    assert start(recipe, "--out", "whole").returncode == 0
-    process = subprocess.Popen(
-        command(recipe, "--out", "stopped"),
-        env=environment(recipe),
-        cwd=recipe.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith("step  2/12"):
-            process.send_signal(number)
-    assert process.wait() == 75, seen
+def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(recipe: Path, whole: Path, out: Path, number: signal.Signals) -> None:
+    words = command(recipe, "--out", str(out))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(words, env=environment(recipe), cwd=recipe.parent, **streams) as process:  # type: ignore[call-overload]
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if line.startswith("step  2/12"):
+                process.send_signal(number)
+    assert process.returncode == 75, seen
     assert "--resume" in seen and "saved" in seen
-    resumed = start(recipe, "--out", "stopped", "--resume")
+    resumed = start(recipe, "--out", str(out), "--resume")
     assert resumed.returncode == 0 and "continuing from" in resumed.stdout
-    assert_same_bits(recipe.parent / "whole", recipe.parent / "stopped")
+    assert_same_bits(whole, out)
 
 
-def test_micro_batches_do_not_change_the_result(recipe: Path) -> None:
-    assert start(recipe, "--out", "two").returncode == 0
-    assert start(recipe, "train.micro_rows=4", "--out", "four").returncode == 0
-    expected, found = final(recipe.parent / "two"), final(recipe.parent / "four")
-    for key in expected:
-        if key.startswith("model/"):
-            assert expected[key].allclose(found[key], atol=2e-4), key  # type: ignore[attr-defined]
+def test_micro_batches_do_not_change_the_result(recipe: Path, whole: Path, out: Path) -> None:
+    assert start(recipe, "train.micro_rows=4", "--out", str(out)).returncode == 0
+    assert_close(whole, out)
 
 
-def test_two_processes_give_what_one_gives(recipe: Path) -> None:
-    assert start(recipe, "--out", "one").returncode == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lswt_core.run", str(recipe), "--out", "two"]
+def test_two_processes_give_what_one_gives(recipe: Path, whole: Path, out: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "lswt_core.run",
+        str(recipe),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(torchrun, env=environment(recipe), cwd=recipe.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    expected, found = final(recipe.parent / "one"), final(recipe.parent / "two")
-    assert expected.keys() == found.keys()
-    for key in expected:
-        assert expected[key].shape == found[key].shape  # type: ignore[attr-defined]
-        if key.startswith("model/"):
-            assert expected[key].allclose(found[key], atol=2e-4), key  # type: ignore[attr-defined]
-    one, two = ([line["eval/loss"] for line in lines(recipe.parent / name) if "eval/loss" in line] for name in ("one", "two"))
+    assert_close(whole, out)
+    one, two = ([line["eval/loss"] for line in lines(run) if "eval/loss" in line] for run in (whole, out))
     assert two == pytest.approx(one, abs=1e-4)
 
 
-def test_a_changed_recipe_is_refused_with_what_changed(recipe: Path) -> None:
-    assert start(recipe, "--out", "run", "train.steps=4", "schedule.warmup_steps=2").returncode == 0
-    longer = start(recipe, "--out", "run", "train.steps=8", "schedule.warmup_steps=2")
+def assert_close(one: Path, other: Path) -> None:
+    """Sums were taken in another order, and Sophia's clip amplifies it a little."""
+    expected, found = final(one), final(other)
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert tensor.shape == found[key].shape, key  # type: ignore[attr-defined]
+        assert not key.startswith("model/") or tensor.allclose(found[key], atol=2e-4), key  # type: ignore[attr-defined]
+
+
+def test_a_changed_recipe_is_refused_with_what_changed(recipe: Path, out: Path) -> None:
+    short = ("--out", str(out), "schedule.warmup_steps=2")
+    assert start(recipe, *short, "train.steps=4").returncode == 0
+    longer = start(recipe, *short, "train.steps=8")
     assert longer.returncode == 5 and "train.steps: 4 in the checkpoint, 8 now" in longer.stderr and "--accept-changes" in longer.stderr
-    wider = start(recipe, "--out", "run", "train.steps=8", "model.d_model=64", "--accept-changes")
+    wider = start(recipe, *short, "train.steps=8", "model.d_model=64", "--accept-changes")
     assert wider.returncode == 5 and "model.d_model" in wider.stderr and "--out" in wider.stderr
-    accepted = start(recipe, "--out", "run", "train.steps=8", "schedule.warmup_steps=2", "--accept-changes")
+    accepted = start(recipe, *short, "train.steps=8", "--accept-changes")
     assert accepted.returncode == 0 and "train.steps = 8 instead of 4" in accepted.stdout
 
 
-def test_changed_data_is_refused_on_resume(recipe: Path) -> None:
+def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
     assert start(recipe, "--out", "run", "train.steps=4", "schedule.warmup_steps=2").returncode == 0
     recipe.parent.joinpath("corpus", "0.txt").write_text("another text " * 100)
     changed = start(recipe, "--out", "run", "train.steps=8", "schedule.warmup_steps=2", "--accept-changes")
@@ -227,24 +245,21 @@ def test_changed_data_is_refused_on_resume(recipe: Path) -> None:
         ("model.d_model=65536", 7, "memory"),
     ],
 )
-def test_what_cannot_run_says_so_before_it_starts(recipe: Path, override: str, code: int, text: str) -> None:
-    failed = start(recipe, override, "--out", "run")
+def test_what_cannot_run_says_so_before_it_starts(recipe: Path, out: Path, override: str, code: int, text: str) -> None:
+    failed = start(recipe, override, "--out", str(out))
     assert failed.returncode == code, failed.stdout + failed.stderr
     assert text in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_a_directory_in_use_is_left_alone(recipe: Path) -> None:
-    from lswt_core.checkpoint import RunLock
-
-    directory = recipe.parent / "run"
-    directory.mkdir()
-    with RunLock(directory):
-        second = start(recipe, "--out", "run")
+def test_a_directory_in_use_is_left_alone(recipe: Path, out: Path) -> None:
+    out.mkdir()
+    with RunLock(out):
+        second = start(recipe, "--out", str(out))
     assert second.returncode == 73 and re.search(rf"\b{os.getpid()}\b", second.stderr)
 
 
-def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(recipe: Path) -> None:
-    failed = start(recipe, "optimizer.lr=1e30", "train.clip=1e30", "checkpoint.every=1", "--out", "run")
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(recipe: Path, out: Path) -> None:
+    failed = start(recipe, "optimizer.lr=1e30", "train.clip=1e30", "checkpoint.every=1", "--out", str(out))
     assert failed.returncode == 6 and "not finite" in failed.stderr
-    newest = max(recipe.parent.joinpath("run", "checkpoints").glob("step-????????"))
+    newest = max(out.joinpath("checkpoints").glob("step-????????"))
     assert all(bool(t.isfinite().all()) for t in load_file(newest / "optimizer.safetensors").values())

@@ -55,8 +55,8 @@ def tokenise(
     """The tokens of a split, from the cache where they are in it and whole, else made and put there.
 
     The file's name is a hash of what it was made from. It is written beside its place and renamed, so a killed process leaves
-    no half file and two processes that make it at once both succeed. ``progress(done, None)`` counts documents. Memory is bounded by
-    the largest document, besides a few bytes a document.
+    no half file in its place and two processes that make it at once both succeed. ``progress(done, None)`` counts
+    documents. Memory is bounded by the largest document, besides a few bytes a document.
     """
     parts = [FORMAT, source.fingerprint(), tokenizer.fingerprint(), tokenizer.begin, split]
     fingerprint = blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
