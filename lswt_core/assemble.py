@@ -49,7 +49,7 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
             bounded=recipe.train.documents == "reset",
             sinks=bool(recipe.many("memory")),
         )
-        backend, notes = choose_attention(recipe, registry, need)
+        backend, notes = choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
         blocks = [build_block(recipe, registry, dims._replace(layer=layer), backend) for layer in range(dims.n_layers)]
         norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
         vocabulary = Vocabulary(recipe.embedding.vocab_size, recipe.embedding.d_vocab, dims.d_model)
@@ -73,17 +73,20 @@ def build_block(recipe: Recipe, registry: Registry, dims: Dims, backend: Chosen)
     return Block(norms[0], attention, norms[1], create(registry, recipe.one("ffn"), dims))
 
 
-def choose_attention(recipe: Recipe, registry: Registry, need: Need) -> tuple[Chosen, list[str]]:
-    """The backend the recipe names, or for "auto" the first preferred one that can do what is needed, and why."""
+def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differenced: bool) -> tuple[Chosen, list[str]]:
+    """The backend the recipe names, or for "auto" the first preferred one that can do what is needed, and why. Gradients that are
+    ``differenced`` must be computed in float32 besides.
+    """
+    needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
     chosen = recipe.one("attention")
     if chosen.name != "auto":
-        require(registry, chosen, dimensions(recipe), need)
+        require(registry, chosen, dimensions(recipe), needs)
         return chosen, ["the recipe asks for it"]
     notes = []
     for name in chosen.options["prefer"]:
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
-            require(registry, candidate, dimensions(recipe), need)
+            require(registry, candidate, dimensions(recipe), needs)
         except PluginError as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue
@@ -91,11 +94,12 @@ def choose_attention(recipe: Recipe, registry: Registry, need: Need) -> tuple[Ch
     raise PluginError("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
 
 
-def require(registry: Registry, chosen: Chosen, dims: Dims, need: Need) -> None:
+def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need]) -> None:
     """Raise PluginError if a backend cannot do what is needed."""
     backend: AttentionBackend = create(registry, chosen, dims)
     try:
-        backend.require(need)
+        for need in needs:
+            backend.require(need)
     except Unsupported as error:
         raise PluginError(f"[attention] {chosen.name} cannot be used here: {error}") from error
 
@@ -104,6 +108,11 @@ def materialise(loss: Loss, recipe: Recipe, device: torch.device) -> None:
     """Give the model memory on the device and every parameter its initial value."""
     loss.to_empty(device=device)
     initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
+
+
+def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
+    """The class of the optimizer the recipe names."""
+    return registry.load(recipe.one("optimizer").offer)
 
 
 def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:

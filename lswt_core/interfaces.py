@@ -313,6 +313,7 @@ class Optimizer(Component, torch.optim.Optimizer):
     parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``.
     """
 
+    takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
     refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
 
     def refresh(self, objective: Objective) -> None:

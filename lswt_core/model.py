@@ -41,7 +41,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
     ) -> tuple[Tensor, dict[str, State]]:
-        """X [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
+        """Normed inputs x [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
         segments, following = self.remember(x, at, state)
         parts = encode(self.heads(self.query(x)), segments, at, starts, positional)
         return self.output(self.backend(parts).flatten(2)), following

@@ -75,6 +75,7 @@ class SophiaH(ClippedMomentum, Optimizer):
     """
 
     name = "sophia-h"
+    takes_hessian_vectors = True
     citation = CITATION
 
     def __init__(

@@ -35,9 +35,9 @@ class XlCache(Memory):
         k, v = new.k.detach(), new.v.detach()
         if state is None:
             return [*others, new], {"k": k[:, -self.length :], "v": v[:, -self.length :]}
-        size = state["k"].shape[1]
-        remembered = Segment(state["k"], state["v"], torch.arange(-size, 0, device=at.device))
-        return [*others, remembered, new], {"k": self.append(state["k"], k), "v": self.append(state["v"], v)}
+        old_k, old_v = state["k"].to(k.dtype), state["v"].to(v.dtype)  # the run may have been continued in another precision
+        remembered = Segment(old_k, old_v, torch.arange(-old_k.shape[1], 0, device=at.device))
+        return [*others, remembered, new], {"k": self.append(old_k, k), "v": self.append(old_v, v)}
 
     def append(self, old: Tensor, new: Tensor) -> Tensor:
         """The last ``length`` of old and new along dimension 1; no copy when the new ones fill the memory."""

@@ -1,0 +1,93 @@
+"""Small models from component classes, for tests of the model side."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lswt_eager import Eager
+from lswt_norms import LayerNorm
+from lswt_rope import Rope
+from lswt_swiglu import SwiGlu
+from torch import Tensor
+
+from lswt_core.head import Vocabulary
+from lswt_core.interfaces import Component, Dims, Memory
+from lswt_core.kinds import KIND_OF_INTERFACE
+from lswt_core.model import Attention, Block, Decoder, initialise
+
+torch.set_num_threads(1)  # tiny tensors are slower on many threads, and sums would depend on their number
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py"))
+DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
+VOCAB = 29
+MemoryBuilder = Callable[[Dims], Memory]
+
+
+def offered(*kinds: str) -> list[Any]:
+    """Every component class that the plugin folders offer, of these kinds (none: all)."""
+    classes = [cls for name in PLUGINS for cls in importlib.import_module(name).lswt_components()]
+    return [cls for cls in classes if not kinds or kind_of_class(cls) in kinds]
+
+
+def kind_of_class(cls: type) -> str:
+    """The kind whose interface a component class implements."""
+    return next(KIND_OF_INTERFACE[base.__name__] for base in cls.__mro__ if base.__name__ in KIND_OF_INTERFACE)
+
+
+def build(
+    *,
+    dims: Dims = DIMS,
+    positional: Callable[[Dims], Any] = Rope,
+    memories: Mapping[str, MemoryBuilder] | None = None,
+    attention: Callable[[Dims], Any] = Eager,
+    ffn: Callable[[Dims], Any] = SwiGlu,
+    norm: Callable[[Dims], Any] = LayerNorm,
+    vocab_size: int = VOCAB,
+    d_vocab: int = 8,
+) -> Decoder:
+    """A decoder on the meta device."""
+    with torch.device("meta"):
+        blocks = []
+        for layer in range(dims.n_layers):
+            own = dims._replace(layer=layer)
+            kept = {name: memory(own) for name, memory in (memories or {}).items()}
+            blocks.append(Block(norm(own), Attention(own, kept, attention(own)), norm(own), ffn(own)))
+        return Decoder(Vocabulary(vocab_size, d_vocab, dims.d_model), positional(dims), norm(dims), blocks, norm(dims))
+
+
+def tiny(*, dtype: torch.dtype = torch.float64, seed: int = 0, std: float = 0.4, **parts: Any) -> Decoder:
+    """A decoder with numbers; ``std`` is large enough for attention to be far from uniform."""
+    decoder = build(**parts).to_empty(device="cpu").to(dtype)
+    initialise(decoder, seed=seed, std=std)
+    return decoder
+
+
+def tokens(rows: int, length: int, seed: int = 0, size: int = VOCAB) -> Tensor:
+    """Random ids [rows, length]."""
+    return torch.randint(size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def stream(decoder: Decoder, ids: Tensor, size: int, starts: Tensor | None = None) -> Tensor:
+    """States [B, T, M] of ids [B, T] read in segments of ``size``, memories carried along."""
+    state, found = None, []
+    for first in range(0, ids.shape[1], size):
+        borders = None if starts is None else starts[:, first : first + size] - first
+        states, state = decoder(ids[:, first : first + size], state, borders)
+        found.append(states)
+    return torch.cat(found, dim=1)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference; infinite where one is not a number."""
+    return float((a - b).detach().abs().nan_to_num(nan=torch.inf).max())
+
+
+def described(cls: type[Component]) -> str:
+    """A test's id for a component class."""
+    return f"{kind_of_class(cls)}-{cls.name}"

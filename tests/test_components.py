@@ -1,0 +1,391 @@
+"""What every component of the model promises, whichever plugin it comes from, and what attention backends agree on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import DIMS, GOLDEN, VOCAB, build, described, distance, kind_of_class, offered, stream, tiny, tokens
+from lswt_eager import Eager
+from lswt_flash import Flash
+from lswt_gelu import Gelu
+from lswt_nope import NoPosition
+from lswt_norms import LayerNorm
+from lswt_registers import Registers
+from lswt_rope import Rope
+from lswt_sdpa import Sdpa
+from lswt_xl_cache import XlCache
+from torch import Tensor
+
+from lswt_core.assemble import parameter_groups
+from lswt_core.interfaces import Batch, DenseBias, Dims, Need, Output, Part, SlopeBias, Unsupported
+from lswt_core.loss import Loss
+from lswt_core.model import Decoder, initialise
+from lswt_core.tree import tensors, tree_map
+
+MODEL_KINDS = ("positional", "memory", "attention", "ffn", "norm")
+CITED_KINDS = (*MODEL_KINDS, "loss")
+XL = {"xl": partial(XlCache, length=32)}
+REGISTERS = {"registers": partial(Registers, count=3)}
+BACKENDS: dict[str, Callable[[Dims], Any]] = {
+    "eager": Eager,
+    "sdpa": Sdpa,
+    "split": partial(Sdpa, method="split"),
+    "joint": partial(Sdpa, method="joint"),
+}
+COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def model_of(cls: Any, **more: Any) -> Decoder:
+    """A tiny decoder of defaults with one component exchanged for ``cls``; it always remembers."""
+    kind = kind_of_class(cls)
+    parts = {"memories": XL | {cls.name: cls}} if kind == "memory" else {"memories": XL, kind: cls}
+    return tiny(**parts, **more)
+
+
+every_class = pytest.mark.parametrize("cls", offered(), ids=described)
+# flash-attn does not run on the CPU; a stand-in for its kernel is used below
+every_part = pytest.mark.parametrize("cls", [cls for cls in offered(*MODEL_KINDS) if cls is not Flash], ids=described)
+
+
+# ---------------------------------------------------------------------------------------------------------- every component
+
+
+@every_class
+def test_says_what_it_is(cls: Any) -> None:
+    assert cls.name == cls.name.lower().strip() and cls.name
+    assert cls.__doc__ and cls.__doc__ != cls.__mro__[1].__doc__
+    if kind_of_class(cls) in CITED_KINDS or cls.name.startswith("sophia"):
+        assert cls.citation.startswith("@") and cls.citation.count("{") == cls.citation.count("}")
+
+
+@every_part
+def test_later_tokens_change_no_earlier_state(cls: Any) -> None:
+    decoder, ids = model_of(cls), tokens(2, 9)
+    changed = ids.clone()
+    changed[:, 6] = (ids[:, 6] + 1) % VOCAB
+    before, after = decoder(ids)[0], decoder(changed)[0]
+    assert distance(before[:, :6], after[:, :6]) == 0
+    assert distance(before[:, 6], after[:, 6]) > 1e-3
+
+
+@every_part
+def test_every_parameter_gets_a_finite_gradient(cls: Any) -> None:
+    decoder, ids = model_of(cls), tokens(2, 8)
+    _, state = decoder(ids[:, :4])
+    states, _ = decoder(ids[:, 4:], state)
+    decoder.vocabulary.score(states, ids[:, 4:]).total.backward()
+    for name, parameter in decoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.endswith("key.bias"), name  # without position a key's bias adds the same to all scores
+
+
+@every_part
+def test_bfloat16_is_close(cls: Any) -> None:
+    decoder, ids = model_of(cls, dtype=torch.float32), tokens(2, 12)
+    wanted = stream(decoder, ids, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = stream(decoder, ids, 6).float()
+    assert (found - wanted).norm() / wanted.norm() < 0.05
+
+
+@every_part
+def test_is_built_without_memory_and_filled_later(cls: Any) -> None:
+    kind = kind_of_class(cls)
+    parts = {"memories": {cls.name: cls}} if kind == "memory" else {kind: cls}
+    found = []
+    for rubbish in (torch.nan, 1e9):
+        decoder = build(**parts).to_empty(device="cpu")
+        with torch.no_grad():
+            for tensor in (*decoder.parameters(), *decoder.buffers()):
+                tensor.fill_(rubbish)
+        initialise(decoder, seed=1, std=0.02)
+        found.append(decoder.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert all(tensor.abs().max() < 3 for tensor in found[0].values())
+
+
+@every_part
+def test_keeps_nothing_between_calls(cls: Any) -> None:
+    decoder = model_of(cls)
+    streams = [tokens(1, 12, seed) for seed in (1, 2)]
+    alone = [stream(decoder, ids, 4) for ids in streams]
+    states: list[Any] = [None, None]
+    found: list[list[Tensor]] = [[], []]
+    for first in range(0, 12, 4):
+        for i, ids in enumerate(streams):
+            out, states[i] = decoder(ids[:, first : first + 4], states[i])
+            found[i].append(out)
+    assert all(torch.equal(torch.cat(parts, 1), wanted) for parts, wanted in zip(found, alone, strict=True))
+
+
+@pytest.mark.parametrize("cls", offered("memory"), ids=described)
+def test_memories_return_detached_tensors_with_rows_first(cls: Any) -> None:
+    decoder = model_of(cls)
+    _, state = decoder(tokens(3, 4))
+    _, state = decoder(tokens(3, 4), state)
+    assert len(state) == DIMS.n_layers
+    for tensor in tensors(state):
+        assert tensor.shape[0] == 3 and not tensor.requires_grad
+    rows = [decoder(tokens(3, 4)[i : i + 1])[1] for i in range(3)]  # rows do not see each other
+    whole = decoder(tokens(3, 4))[1]
+    for i, row in enumerate(rows):
+        for a, b in zip(tensors(row), tensors(whole), strict=True):
+            assert distance(a, b[i : i + 1]) < 1e-12
+
+
+def test_the_cache_keeps_no_more_than_its_length_and_only_the_newest() -> None:
+    decoder, ids = tiny(memories={"xl": partial(XlCache, length=5)}), tokens(1, 12)
+    _, short = decoder(ids[:, :3])
+    assert {tensor.shape[1] for tensor in tensors(short)} == {3}
+    state: Any = None
+    for first in range(0, 12, 3):
+        _, state = decoder(ids[:, first : first + 3], state)
+    assert {tensor.shape[1] for tensor in tensors(state)} == {5}
+    newest = decoder(ids)[1][0]["xl"]  # the first layer's keys depend on their own token alone
+    assert distance(state[0]["xl"]["k"], newest["k"]) < 1e-12
+
+
+@every_backend
+def test_what_was_remembered_in_another_precision_is_still_understood(backend: str) -> None:
+    decoder, ids = tiny(memories=XL | REGISTERS, attention=BACKENDS[backend], dtype=torch.float32), tokens(2, 8)
+    _, kept = decoder(ids[:, :4])
+    wanted, _ = decoder(ids[:, 4:], kept)
+    found, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
+    assert (found - wanted).norm() / wanted.norm() < 0.02
+    assert {tensor.dtype for tensor in tensors(following)} == {torch.float32}
+
+
+@pytest.mark.parametrize("cls", offered("ffn", "norm"), ids=described)
+def test_gradients_of_layers_are_right(cls: Any) -> None:
+    layer = cls(Dims(6, 1, 5, 1)).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    assert layer(x).shape == x.shape
+    names, values = zip(*layer.named_parameters(), strict=True)
+    assert torch.autograd.gradcheck(
+        lambda x, *given: torch.func.functional_call(layer, dict(zip(names, given, strict=True)), x), (x, *values)
+    )
+
+
+@pytest.mark.parametrize("cls", offered("loss"), ids=described)
+def test_gradients_of_losses_are_right_and_they_count_what_they_announce(cls: Any) -> None:
+    loss, generator = cls(DIMS), torch.Generator().manual_seed(3)
+    valid = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1]], dtype=torch.bool)
+    batch = Batch(tokens(2, 4), tokens(2, 4, 1), valid=valid)
+    states = torch.randn(2, 4, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    logits = torch.randn(2, 4, VOCAB, dtype=torch.float64, generator=generator).requires_grad_() if "logits" in loss.needs else None
+    given = [tensor for tensor in (states, logits) if tensor is not None]
+    assert torch.autograd.gradcheck(lambda *tensors: loss(Output(*tensors), batch).total, given)
+    assert int(loss(Output(*given), batch).count) == int(loss.count(batch))
+
+
+# ------------------------------------------------------------------------------------------------------------- streaming
+
+
+@every_backend
+@pytest.mark.parametrize("memories", [XL, XL | REGISTERS, REGISTERS | XL], ids=["xl", "xl-registers", "registers-xl"])
+@pytest.mark.parametrize("positional", [Rope, partial(Rope, reversed=False), NoPosition], ids=["reversed", "forward", "none"])
+def test_a_text_means_the_same_however_it_is_cut(backend: str, memories: dict[str, Any], positional: Any) -> None:
+    decoder, ids = tiny(positional=positional, memories=memories, attention=BACKENDS[backend]), tokens(2, 17)
+    whole = decoder(ids)[0]
+    assert max(distance(stream(decoder, ids, size), whole) for size in (1, 7, 17)) < 1e-12
+
+
+def test_without_sinks_reversed_rotation_is_forward_rotation_with_half_of_every_head_negated() -> None:
+    forward, backward = (tiny(positional=partial(Rope, reversed=flag)) for flag in (False, True))
+    sign = torch.ones(DIMS.n_heads, 2, DIMS.d_head // 2, dtype=torch.float64)
+    sign[:, 1] = -1
+    with torch.no_grad():
+        for name, parameter in backward.named_parameters():
+            if ".attention.query." in name or ".attention.key." in name:
+                parameter.mul_(sign.flatten().view(-1, *[1] * (parameter.ndim - 1)))
+    assert distance(forward(tokens(2, 9))[0], backward(tokens(2, 9))[0]) < 1e-12
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "joint"])
+@pytest.mark.parametrize("size", [4, 20])
+def test_parted_documents_do_not_see_each_other(backend: str, size: int) -> None:
+    decoder, ids = tiny(memories=XL | REGISTERS, attention=BACKENDS[backend]), tokens(2, 20)
+    borders = ([0, 5, 13], [0, 11])  # where each row's documents start
+    starts = torch.tensor([[max(b for b in row if b <= i) for i in range(20)] for row in borders])
+    found = stream(decoder, ids, size, starts)
+    for row, firsts in enumerate(borders):
+        for first, last in zip(firsts, [*firsts[1:], 20], strict=True):
+            alone = decoder(ids[row : row + 1, first:last])[0]
+            assert distance(found[row, first:last], alone[0]) < 1e-12
+
+
+# -------------------------------------------------------------------------------------------------------------- backends
+
+
+def question(sinks: bool, memory: bool, bias: str, documents: bool, own_queries: bool = True) -> tuple[list[Part], list[Tensor]]:
+    """Random parts and the tensors they are made of; head width 4, three queries of two rows and two heads."""
+    generator = torch.Generator().manual_seed(5)
+    leaves: list[Tensor] = []
+
+    def draw(size: int) -> Tensor:
+        leaves.append((2 * torch.randn(2, size, 2, 4, dtype=torch.float64, generator=generator)).requires_grad_())
+        return leaves[-1]
+
+    at, past = torch.arange(3), torch.arange(-4, 0)
+    starts = torch.tensor([[-2, -2, 1], [-4, 1, 2]]) if documents else None
+    q, parts = draw(3), []
+
+    def bias_over(k_at: Tensor) -> Any:
+        if bias == "slopes":
+            return SlopeBias(torch.tensor([0.5, 0.25], dtype=torch.float64), at, k_at)
+        drawn = torch.randn(2, 2, 3, len(k_at), dtype=torch.float64, generator=generator)
+        return DenseBias(drawn) if bias == "dense" else None
+
+    if sinks:
+        parts.append(Part(draw(3) if own_queries else q, draw(2), draw(2), causal=False))
+    if memory:
+        parts.append(Part(q, draw(4), draw(4), causal=False, bias=bias_over(past), at=past, starts=starts))
+    parts.append(Part(q, draw(3), draw(3), causal=True, bias=bias_over(at), at=at, starts=starts))
+    return parts, leaves
+
+
+def one_by_one(parts: Sequence[Part]) -> Tensor:
+    """Attention by the definition: for every query the list of keys it may see."""
+    rows, length, heads, width = parts[0].q.shape
+    out = torch.zeros(rows, length, heads, width, dtype=torch.float64)
+    for b, i, h in torch.cartesian_prod(torch.arange(rows), torch.arange(length), torch.arange(heads)).tolist():
+        scores, values = [], []
+        for part in parts:
+            for j in range(part.k.shape[1]):
+                at = None if part.at is None else int(part.at[j])
+                hidden = (part.causal and j > i) or (at is not None and part.starts is not None and at < int(part.starts[b, i]))
+                if not hidden:
+                    dense = 0.0 if part.bias is None else part.bias.dense().expand(rows, heads, length, -1)[b, h, i, j]
+                    scores.append(part.q[b, i, h] @ part.k[b, j, h] / width**0.5 + dense)
+                    values.append(part.v[b, j, h])
+        out[b, i, h] = torch.stack(scores).softmax(0) @ torch.stack(values)
+    return out
+
+
+def bottom_right_kernel(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, causal: bool, deterministic: bool) -> Tensor:
+    """What the flash-attn package computes: a causal mask aligned to the bottom right."""
+    size, keys = q.shape[1], k.shape[1]
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
+    hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
+    return torch.einsum("bhij,bjhd->bihd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+
+QUESTIONS = [
+    {"sinks": sinks, "memory": memory, "bias": bias, "documents": documents}
+    for sinks in (False, True)
+    for memory in (False, True)
+    for bias in ("no", "slopes", "dense")
+    for documents in (False, True)
+] + [{"sinks": True, "memory": True, "bias": "no", "documents": False, "own_queries": False}]
+
+
+@pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items()))
+@pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
+def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=bottom_right_kernel))
+    biased, bounded = asked["bias"] != "no", asked["documents"]
+    flash = backend == "flash"
+    computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
+    need = Need("cuda" if flash else "cpu", torch.bfloat16 if flash else torch.float64, 4, biased, bounded, asked["sinks"])
+    if (biased or bounded) and backend in ("split", "flash"):
+        with pytest.raises(Unsupported):
+            computer.require(need)
+        return
+    computer.require(need)
+    parts, leaves = question(**asked)
+    weights = torch.randn(2, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    found, wanted = computer(parts), one_by_one(parts)
+    assert distance(found, wanted) < 1e-12
+    gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in (found, wanted)]
+    assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"device": "cpu"}, "CUDA"),
+        ({"dtype": torch.float32}, "precision"),
+        ({"d_head": 160, "sinks": True}, "256"),
+        ({"twice": True}, "second"),
+    ],
+)
+def test_flash_says_what_it_cannot_do(change: dict[str, Any], reason: str) -> None:
+    need = Need("cuda", torch.bfloat16, 64)._replace(**change)
+    with pytest.raises(Unsupported, match=reason):
+        Flash(DIMS).require(need)
+
+
+def test_fused_kernels_say_that_they_have_no_second_derivative() -> None:
+    with pytest.raises(Unsupported, match="second derivative"):
+        Sdpa(DIMS).require(Need("cpu", torch.float32, 8, twice=True))
+
+
+def test_rotation_needs_pairs() -> None:
+    with pytest.raises(Unsupported, match="odd"):
+        Rope(Dims(9, 3, 4, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------ parameters
+
+
+@pytest.mark.parametrize("arm", [{"memories": XL | REGISTERS}, {"ffn": Gelu}, {"positional": NoPosition, "memories": XL}])
+def test_an_exchanged_component_moves_no_other_parameter(arm: dict[str, Any]) -> None:
+    control, other = tiny(memories=XL).state_dict(), tiny(**({"memories": XL} | arm)).state_dict()
+    shared = [name for name in control if name in other and control[name].shape == other[name].shape]
+    assert len(shared) > len(control) / 2 and {name for name in control if ".ffn." not in name} <= set(shared)
+    assert all(torch.equal(control[name], other[name]) for name in shared)
+    assert not torch.equal(control["blocks.0.attention.query.weight"], tiny(seed=1).state_dict()["blocks.0.attention.query.weight"])
+
+
+class Unfilled(LayerNorm):
+    """Owns a parameter and does not say how it starts."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.scale = torch.nn.Parameter(torch.empty(1))
+
+
+def test_a_parameter_that_nobody_fills_is_told() -> None:
+    with pytest.raises(TypeError, match=r"Unfilled at 'input_norm'.*reset_parameters"):
+        tiny(norm=Unfilled)
+
+
+def test_registers_may_be_exempt_from_decay() -> None:
+    for decays in (True, False):
+        groups = parameter_groups(build(memories={"registers": partial(Registers, weight_decay=decays)}))
+        decayed, undecayed = (set(group["names"]) for group in groups)
+        assert groups[1]["weight_decay"] == 0
+        assert ("blocks.0.attention.memory.registers.keys" in decayed) is decays
+        assert ("blocks.1.attention.memory.registers.values" in undecayed) is not decays
+
+
+VARIANTS: dict[str, Callable[[Dims], dict[str, Any]]] = {
+    "default_reg16_frozen": lambda dims: {"dims": dims, "memories": {"registers": Registers}},
+    "reg16_trainable": lambda dims: {"dims": dims, "memories": {"registers": Registers}},
+    "reg0_trainable": lambda dims: {"dims": dims},
+    "reg16_nobias_trainable": lambda dims: {"dims": dims._replace(bias=False), "memories": {"registers": Registers}},
+    "reg16_gelu_trainable": lambda dims: {"dims": dims, "memories": {"registers": Registers}, "ffn": Gelu},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", COUNTS)
+def test_parameters_are_as_many_as_the_originals(size: str, variant: str) -> None:
+    golden = COUNTS[size]
+    dims = Dims(golden["d_model"], golden["n_heads"], golden["d_ffn"], golden["n_layers"])
+    decoder = build(**VARIANTS[variant](dims), vocab_size=golden["vocab_size"], d_vocab=golden["d_vocab"])
+    decoder.vocabulary.table.requires_grad_(not variant.endswith("frozen"))
+    wanted = golden["variants"][variant]
+    decayed, undecayed = (sum(p.numel() for p in group["params"]) for group in parameter_groups(Loss(decoder, {})))
+    assert (decayed, undecayed) == (wanted["decayed"], wanted["not_decayed"])
+    assert sum(p.numel() for p in decoder.parameters()) == wanted["total"]
+    assert len(list(decoder.parameters())) == wanted["n_tensors"]

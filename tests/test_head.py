@@ -1,0 +1,163 @@
+"""The chunked cross-entropy against torch's dense one, and the labels it draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import distance
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lswt_core import head
+from lswt_core.head import Vocabulary
+from lswt_core.interfaces import IGNORE
+from lswt_core.model import initialise
+
+VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
+
+
+def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> Vocabulary:
+    """A small table and its projections, with numbers."""
+    found = Vocabulary(size, D_VOCAB, D_MODEL)
+    initialise(found, seed=0, std=0.8)
+    return found.to(dtype)
+
+
+def question(rows: int = 3, length: int = 13, ignored: bool = True) -> tuple[Tensor, Tensor]:
+    """States [B, T, M] that want a gradient, and labels [B, T], some of them ignored."""
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(rows, length, D_MODEL, dtype=torch.float64, generator=generator).requires_grad_()
+    labels = torch.randint(VOCAB, (rows, length), generator=generator)
+    return states, labels.masked_fill(torch.rand(rows, length, generator=generator) < 0.3, IGNORE) if ignored else labels
+
+
+def dense(owner: Vocabulary, states: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of every token by torch."""
+    return cross_entropy(owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+
+
+def gradients(owner: Vocabulary, states: Tensor, total: Tensor) -> list[Tensor]:
+    """Of the states, the output projection and, where it learns, the table."""
+    wanted = [states, owner.output.weight, *([owner.table.weight] if owner.table.weight.requires_grad else [])]
+    return list(torch.autograd.grad(total, wanted))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 13, 39, 256])  # 39 tokens: chunks that divide them, that do not, and larger ones
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_value_and_gradients_are_those_of_the_dense_loss(
+    chunk: int, ignored: bool, trainable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    owner, (states, labels) = vocabulary(), question(ignored=ignored)
+    owner.table.requires_grad_(trainable)
+    score, wanted = owner.score(states, labels), dense(owner, states, labels)
+    assert distance(score.nll, wanted) < 1e-12
+    assert distance(score.total, wanted.sum()) < 1e-12
+    assert int(score.correct) == int((owner.logits(states).argmax(-1) == labels).sum())
+    for found, expected in zip(gradients(owner, states, 0.37 * score.total), gradients(owner, states, 0.37 * wanted.sum()), strict=True):
+        assert distance(found, expected) < 1e-12
+
+
+def test_nothing_but_ignored_labels_is_no_loss() -> None:
+    owner, (states, labels) = vocabulary(), question()
+    score = owner.score(states, torch.full_like(labels, IGNORE))
+    assert not score.total.any() and not score.correct.any()
+    assert not any(gradient.any() for gradient in gradients(owner, states, score.total))
+
+
+def test_bfloat16_states_are_scored_in_float32() -> None:
+    owner, (states, labels) = vocabulary(torch.float32), question()
+    with torch.autocast("cpu", torch.bfloat16):
+        score = owner.score(states.float(), labels)
+    assert score.nll.dtype == score.total.dtype == torch.float32
+    assert distance(score.total, dense(owner, states.float(), labels).sum()) < 0.01 * score.total.detach()
+    score.total.backward()
+    assert owner.table.weight.grad is not None and owner.table.weight.grad.dtype == torch.float32
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_logits_of_all_tokens_never_exist(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", 8)
+    owner, (states, labels) = vocabulary(size=100), question(4, 50)
+    uniforms = torch.rand(4, 50) if sampled else None
+    with Largest() as chunked:
+        owner.score(states, labels, uniforms).total.backward()
+    with Largest() as whole:
+        dense(owner, states, labels).sum().backward()
+    assert whole.elements == 4 * 50 * 100
+    assert chunked.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
+
+
+def drawn_labels(owner: Vocabulary, states: Tensor, nll: Tensor) -> Tensor:
+    """The labels whose negative log-likelihoods these are."""
+    every = -owner.logits(states).flatten(0, 1).log_softmax(-1)  # [N, V]
+    gap, label = (every - nll[:, None]).abs().min(-1)
+    assert gap.max() < 1e-9
+    return label
+
+
+def test_drawn_labels_follow_the_softmax() -> None:
+    owner, draws = vocabulary(), 8000
+    states, _ = question(1, 1)
+    many = states.detach().expand(1, draws, -1)
+    uniforms = torch.rand(1, draws, generator=torch.Generator().manual_seed(2))
+    labels = drawn_labels(owner, many, owner.score(many, torch.zeros(1, draws, dtype=torch.int64), uniforms).nll)
+    wanted = draws * owner.logits(states)[0, 0].softmax(-1)
+    chi_square = ((labels.bincount(minlength=VOCAB) - wanted).square() / wanted).sum()
+    assert wanted.min() > 5
+    assert chi_square < 29.59  # 99.9 % of a chi-square distribution with 10 degrees of freedom lie below
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_drawn_labels_depend_on_their_numbers_alone_and_bring_the_dense_gradient(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    owner, (states, labels) = vocabulary(), question()
+    uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
+    score = owner.score(states, labels, uniforms)
+    kept = labels.flatten() != IGNORE
+    assert not score.nll[~kept].any()
+    with torch.no_grad():
+        cumulative = owner.logits(states).flatten(0, 1).softmax(-1).cumsum(-1)
+        wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)  # how many ids lie below the number
+    assert distance(score.nll, dense(owner, states, wanted)) < 1e-12
+    expected = gradients(owner, states, dense(owner, states, wanted).sum())
+    assert all(distance(a, b) < 1e-12 for a, b in zip(gradients(owner, states, score.total), expected, strict=True))
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
+def test_labels_without_probability_are_never_drawn(number: float) -> None:
+    p = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
+    assert int(head.draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
+
+
+def test_the_twice_differentiable_score_agrees_and_has_right_second_derivatives() -> None:
+    owner, (states, labels) = vocabulary(), question(1, 3)
+    once, twice = owner.score(states, labels), owner.score(states, labels, twice=True)
+    assert distance(once.total, twice.total) < 1e-12 and distance(once.nll, twice.nll) < 1e-12
+    assert int(once.correct) == int(twice.correct)
+    pairs = zip(gradients(owner, states, once.total), gradients(owner, states, twice.total), strict=True)
+    assert all(distance(a, b) < 1e-12 for a, b in pairs)
+    assert torch.autograd.gradgradcheck(lambda states: owner.score(states, labels, twice=True).total, [states])
+
+
+def test_the_chunked_score_refuses_a_second_derivative() -> None:
+    owner, (states, labels) = vocabulary(), question()
+    with pytest.raises(RuntimeError, match="twice=True"):
+        torch.autograd.grad(owner.score(states, labels).total, states, create_graph=True)

@@ -1,0 +1,112 @@
+"""SimCTG against the original authors' numbers (tests/golden/simctg/manifest.json), closed forms and hand computation."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+import pytest
+import torch
+from helpers import DIMS, GOLDEN, distance
+from lswt_simctg import SimCtg
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lswt_core.interfaces import Batch, Output, Term
+
+NUMBERS = load_file(GOLDEN / "simctg" / "simctg.safetensors")
+CASES = sorted({name.split("/")[0] for name in NUMBERS if name.endswith("/input_ids")})
+
+
+def batch_of(case: str) -> Batch:
+    """A golden case; 1 is padding."""
+    ids = NUMBERS[f"{case}/input_ids"]
+    return Batch(ids, NUMBERS[f"{case}/labels_m100"], valid=ids != 1)
+
+
+def term_of(states: Tensor, margin: float, batch: Batch | None = None) -> Term:
+    """The loss of states [B, T, M]; without a batch nothing is padding."""
+    ids = torch.zeros(states.shape[:2], dtype=torch.int64)
+    return SimCtg(DIMS, margin=margin)(Output(states), batch or Batch(ids, ids))
+
+
+def mean(term: Term) -> Tensor:
+    """What a step with this term alone averages it to."""
+    return term.total / term.count.clamp_min(1)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "everything"])
+def test_loss_and_gradient_are_the_originals(case: str) -> None:
+    states = NUMBERS["hidden"].double().requires_grad_()
+    loss = mean(term_of(states, 0.5, batch_of(case)))
+    loss.backward()
+    assert distance(loss, NUMBERS[f"{case}/m0.5/lswt/cl_f64"]) < 1e-12
+    assert states.grad is not None and distance(states.grad, NUMBERS[f"{case}/m0.5/lswt/grad_hidden_cl_f64"]) < 1e-12
+    assert distance(mean(term_of(NUMBERS["hidden"], 0.5, batch_of(case))), NUMBERS[f"{case}/m0.5/lswt/cl"]) < 1e-6
+
+
+@pytest.mark.parametrize("case, agree", [("nopad", True), ("trailing", True), ("allpadrow", True), ("scattered", False)])
+def test_the_paper_authors_code_agrees_where_pads_are_at_the_end(case: str, agree: bool) -> None:
+    found = mean(term_of(NUMBERS["hidden"].double(), 0.5, batch_of(case)))
+    assert (distance(found, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12) is agree
+
+
+def test_a_batch_without_a_pair_is_no_loss() -> None:
+    states = NUMBERS["hidden"].clone().requires_grad_()
+    term = term_of(states, 0.5, batch_of("everything"))
+    mean(term).backward()
+    assert not term.total.any() and not term.count.any()
+    assert states.grad is not None and not states.grad.any()
+
+
+@pytest.mark.parametrize("margin, wanted", [(0.0, 0.0), (0.25, 0.0), (0.5, 0.1380711875), (1.0, 0.4714045208), (2.0, 1.4714045208)])
+def test_three_states_by_hand(margin: float, wanted: float) -> None:
+    states = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]], dtype=torch.float64)
+    term = term_of(states, margin)
+    assert int(term.count) == 6
+    assert float(mean(term)) == pytest.approx(wanted, abs=1e-10)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 1.0, 1.7])
+def test_equal_states_cost_the_margin_and_orthogonal_ones_nothing_up_to_one(margin: float) -> None:
+    equal = torch.ones(1, 4, 3, dtype=torch.float64)
+    assert float(mean(term_of(equal, margin))) == pytest.approx(margin, abs=1e-12)
+    orthogonal = torch.eye(4, dtype=torch.float64)[None]
+    assert float(mean(term_of(orthogonal, margin))) == pytest.approx(max(0.0, margin - 1), abs=1e-12)
+
+
+def test_at_margin_two_no_hinge_is_flat_and_the_loss_has_a_closed_form() -> None:
+    states = torch.randn(1, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    unit = states[0] / states[0].norm(dim=-1, keepdim=True)
+    wanted = 1 + (unit.sum(0).square().sum() - 7) / (7 * 6)
+    assert distance(mean(term_of(states, 2.0)), wanted) < 1e-12
+
+
+def test_zero_states_have_finite_loss_and_gradient() -> None:
+    states = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
+    states[0, 1:3] = 0
+    states.requires_grad_()
+    loss = mean(term_of(states, 1.5))
+    loss.backward()
+    assert loss.isfinite() and states.grad is not None and states.grad.isfinite().all()
+
+
+def test_padding_may_hold_anything() -> None:
+    states, batch = NUMBERS["hidden"].double(), batch_of("scattered")
+    assert batch.valid is not None
+    other = states.masked_fill(~batch.valid[..., None], 1e3)
+    assert distance(term_of(states, 0.5, batch).total, term_of(other, 0.5, batch).total) < 1e-12
+
+
+def test_autocast_does_not_blur_the_hinge() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mean(term_of(NUMBERS["hidden"], 0.5, batch_of("scattered")))
+    assert distance(found, NUMBERS["scattered/m0.5/lswt/cl"]) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fractions_of_rows_add_up_to_the_batch(case: str) -> None:
+    states, batch = NUMBERS["hidden"].double(), batch_of(case)
+    rows = [term_of(states[i : i + 1], 0.5, batch.each(itemgetter(slice(i, i + 1)))) for i in range(len(states))]
+    whole = term_of(states, 0.5, batch)
+    assert sum(int(term.count) for term in rows) == int(whole.count)
+    assert distance(torch.stack([term.total for term in rows]).sum(), whole.total) < 1e-12

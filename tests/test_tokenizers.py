@@ -1,0 +1,137 @@
+"""The tokenizers: round trips, special ids, and what is learned once and kept."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lswt_bpe import BytePair
+from lswt_bytes import Bytes
+from lswt_hf import HuggingFaceTokenizer
+
+from lswt_core.errors import DataError, ResourceError
+from lswt_core.interfaces import Document, Tokenizer
+
+WORDS = [
+    f"the {a} of {b} is not the {b} of {a}\n\tif x[{n}] == '{a}'" for n in range(30) for a in ("house", "ring") for b in ("bird", "sea")
+]
+STRANGE = ["", " ", "the house", "  two  spaces ", "\r\n\t", "né 漢字 😀", "\x00\x7f", "<|begin|> <|end|> </s>", "ring" * 50]
+
+
+def corpus() -> list[Document]:
+    return [Document(str(number), text) for number, text in enumerate(WORDS)]
+
+
+def fitted(cache: Path, fingerprint: str = "corpus", **options: int) -> BytePair:
+    tokenizer = BytePair(**{"vocab_size": 320, **options})
+    tokenizer.fit(corpus, fingerprint, cache)
+    return tokenizer
+
+
+def check(tokenizer: Tokenizer) -> None:
+    """What holds for every tokenizer."""
+    encoded = tokenizer.encode(STRANGE)
+    assert [tokenizer.decode(ids) for ids in encoded] == STRANGE
+    used = {value for ids in encoded for value in ids}
+    assert all(0 <= value < tokenizer.size for value in {*used, tokenizer.begin, tokenizer.end})
+    assert not used & {tokenizer.begin, tokenizer.end}  # not even where a text spells them
+    assert tokenizer.decode([tokenizer.begin, *encoded[2], tokenizer.end]) == STRANGE[2]
+    assert tokenizer.encode([STRANGE[5]]) == [encoded[5]] and tokenizer.encode([]) == []
+
+
+def test_bytes() -> None:
+    check(Bytes())
+    assert Bytes().encode(["é!"]) == [[0xC3, 0xA9, 0x21]] and Bytes().size == 258
+    assert Bytes().decode([0xC3, 0x21]) == "\ufffd!"
+
+
+def test_bpe_round_trips_and_is_shorter_than_bytes(tmp_path: Path) -> None:
+    tokenizer = fitted(tmp_path)
+    check(tokenizer)
+    assert 258 < tokenizer.size <= 320
+    assert len(tokenizer.encode([WORDS[0]])[0]) < len(WORDS[0].encode()) / 2
+
+
+def test_bpe_is_trained_once(tmp_path: Path) -> None:
+    first = fitted(tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert path.suffix == ".json" and json.loads(path.read_text())["model"]["type"] == "BPE"
+    again = BytePair(vocab_size=320)
+    again.fit(lambda: pytest.fail("the text was read again"), "corpus", tmp_path)
+    assert again.fingerprint() == first.fingerprint() and again.encode(STRANGE) == first.encode(STRANGE)
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 300}, {"train_characters": 500}, {"fingerprint": "another"}])
+def test_bpe_of_another_text_or_options_is_another_file(tmp_path: Path, change: dict) -> None:
+    first, other = fitted(tmp_path), fitted(tmp_path, **change)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert (first.fingerprint() == other.fingerprint()) == ("fingerprint" in change)  # that one learned from the same text
+
+
+def test_bpe_learns_from_the_first_characters_only(tmp_path: Path) -> None:
+    def endless():
+        while True:
+            yield Document("x", "abab " * 10)
+
+    tokenizer = BytePair(train_characters=1000)
+    tokenizer.fit(endless, "endless", tmp_path)
+    assert tokenizer.size > 258
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"version": "1.0"}', "[]"])
+def test_a_damaged_bpe_file_is_made_again(tmp_path: Path, content: str) -> None:
+    first = fitted(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_text()
+    path.write_text(content)
+    assert fitted(tmp_path).fingerprint() == first.fingerprint() and path.read_text() == whole
+
+
+def test_bpe_is_the_same_in_every_process(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from test_tokenizers import fitted; print(fitted(Path(sys.argv[1])).fingerprint())"
+    path = ":".join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "RAYON_NUM_THREADS": "5"}
+    command = [sys.executable, "-c", code, str(tmp_path / "there")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.strip() == fitted(tmp_path / "here").fingerprint()
+
+
+def test_bpe_says_where_it_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match="LSWT_CACHE_DIR"):
+        fitted(tmp_path / "file" / "cache")
+
+
+@pytest.mark.slow
+def test_hf_from_a_local_directory_and_what_it_says_when_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_API_KEY", "hf_secret")
+    trained = fitted(tmp_path / "bpe")
+    (file,) = (tmp_path / "bpe").iterdir()
+    for name, specials in (("whole", {"bos_token": "<|end|>", "eos_token": "<|end|>"}), ("bare", {})):  # OPT's two are one as well
+        rules = tokenizers.Tokenizer.from_file(str(file))
+        PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=3, **specials).save_pretrained(tmp_path / name)
+
+    whole = HuggingFaceTokenizer(path=str(tmp_path / "whole"))
+    check(whole)
+    assert whole.encode(STRANGE) == trained.encode(STRANGE) and whole.size == trained.size
+    assert whole.begin == whole.end == trained.end
+    assert whole.fingerprint() == HuggingFaceTokenizer(path=str(tmp_path / "whole")).fingerprint() != trained.fingerprint()
+    bare = HuggingFaceTokenizer(path=str(tmp_path / "bare"))
+    with pytest.raises(DataError, match="has no bos_token"):
+        _ = bare.begin
+    with pytest.raises(DataError, match="has no eos_token"):
+        _ = bare.end
+    with pytest.raises(DataError) as caught:
+        HuggingFaceTokenizer().encode(["x"])
+    said = str(caught.value)
+    for part in ("'facebook/opt-125m'", "tokenizer.path", "local directory", "tokenizer.use=bpe"):
+        assert part in said
+    assert len(said.splitlines()) == 2 and "hf_secret" not in said
