@@ -88,8 +88,9 @@ class Session:
         self.introduce()
         store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
         saved = self.find(store)
-        if saved is not None and saved.step >= self.recipe.train.total_steps:
-            return self.already_done(saved)
+        if saved is not None and self.finished(saved):
+            self.console.say(f"this run is finished: see {self.directory / 'report.html'}; for another, give --out DIR")
+            return 0
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
         self.describe(built)
         corpus = open_corpus(self.recipe, self.registry, self.world, self.progress)
@@ -149,10 +150,10 @@ class Session:
         self.console.say(f"continuing from {saved.path}")
         return saved
 
-    def already_done(self, saved: Saved) -> int:
-        """Nothing is left to do in this directory."""
-        self.console.say(f"this run is finished (step {saved.step:,}): see {self.directory / 'report.html'}; for another, give --out DIR")
-        return 0
+    def finished(self, saved: Saved) -> bool:
+        """Whether nothing is left to do: the last step is saved and evaluated, and the report written."""
+        done = saved.step >= self.recipe.train.total_steps and saved.document("train")["evaluated"] == saved.step
+        return done and self.directory.joinpath("report.html").exists()
 
     def describe(self, built: Assembled) -> None:
         """Parameters by component, device, backend and why; refuses a run that does not fit before it is given memory."""

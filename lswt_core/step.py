@@ -76,7 +76,7 @@ class Step:
             results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state)))
         self.setting.world.sum_gradients(p for p in self.setting.loss.parameters() if p.requires_grad)
         if sampled:
-            self.require_finite()
+            require_finite([p.grad for p in self.setting.loss.parameters() if p.grad is not None])
         else:
             self.results, self.staged = results, [result.state for result in results]
 
@@ -102,12 +102,6 @@ class Step:
         """The random stream of this step for a purpose."""
         return torch.Generator().manual_seed(derive(self.setting.seed, "step", self.number, *purpose))
 
-    def require_finite(self) -> None:
-        """Raise NotFinite if any gradient is not."""
-        gradients = [p.grad for p in self.setting.loss.parameters() if p.grad is not None]
-        if not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
-            raise NotFinite
-
     def check_counts(self) -> None:
         """Losses must count what they announced, or a parted batch would be averaged over something else."""
         for name, announced in self.counts.items():
@@ -125,7 +119,9 @@ class Step:
         differences of the gradient.
         """
         product = self.exact if self.twice_differentiable() else self.differences
-        return [self.setting.world.sum(tensor) for tensor in product(params, vectors)]
+        found = [self.setting.world.sum(tensor) for tensor in product(params, vectors)]
+        require_finite(found)
+        return found
 
     def twice_differentiable(self) -> bool:
         """Whether the attention backend can be differentiated twice."""
@@ -178,6 +174,12 @@ def moved(params: Sequence[Tensor], originals: Sequence[Tensor], vectors: Sequen
         with torch.no_grad():
             for p, original in zip(params, originals, strict=True):
                 p.copy_(original)
+
+
+def require_finite(tensors: Sequence[Tensor]) -> None:
+    """Raise NotFinite if any number is not."""
+    if not torch.isfinite(torch.stack(torch._foreach_norm(list(tensors)))).all():
+        raise NotFinite
 
 
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:

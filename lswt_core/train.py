@@ -68,23 +68,25 @@ class Trainer:
         """Train to the end. Raises Preempted, with everything saved, if asked to stop before."""
         every = self.plan.recipe.evaluate.every, self.plan.recipe.checkpoint.every
         try:
-            if self.step and due(self.step, every[0]) and self.evaluated != self.step:
+            if self.step and self.due(every[0]) and self.evaluated != self.step:
                 self.evaluate()  # the last part stopped between a step and its evaluation
             while self.step < self.steps:
                 if self.plan.setting.world.any(self.plan.stop()):
                     raise Interrupted
+                before = self.step
                 self.advance()
-                if due(self.step, every[0]):
+                if self.step > before and self.due(every[0]):
                     self.evaluate()
-                if due(self.step, every[1]):
+                if self.step > before and self.due(every[1]):
                     self.save()
-            if self.evaluated != self.step:
-                self.evaluate()
         except Interrupted:
             self.plan.optimizer.zero_grad()
             self.save()
             raise Preempted(f"stopped at step {self.step:,} of {self.steps:,}, everything is saved") from None
-        self.save()
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.step == self.steps or (bool(every) and self.step % every == 0)
 
     def advance(self) -> None:
         """One update, committed only if everything is finite."""
@@ -261,11 +263,6 @@ class Trainer:
             return
         here = tree_map(lambda tensor: tensor.to(setting.world.device), tree)
         self.memory = split_rows(here, len(setting.rows), setting.micro_rows)
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens now."""
-    return bool(every) and step % every == 0
 
 
 def too_little_memory(error: RuntimeError, setting: Setting) -> Exception:

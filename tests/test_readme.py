@@ -20,9 +20,17 @@ def test_the_plugin_example_trains(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     tmp_path.joinpath("squared.py").write_text(example)
     tmp_path.joinpath("text.txt").write_text("It is a truth universally acknowledged. " * 200)
-    nano = "model.d_model=32 model.n_heads=2 model.n_layers=1 train.rows=2 train.steps=2 schedule.warmup_steps=1 sample.tokens=2".split()
+    nano = [
+        "model.d_model=32",
+        "model.n_heads=2",
+        "model.n_layers=1",
+        "train.rows=2",
+        "train.steps=2",
+        "schedule.warmup_steps=1",
+        "sample.tokens=2",
+    ]
     text = ["data.use=text", "data.paths=['text.txt']", "tokenizer.use=bytes", "train.context=16", "evaluate.tokens=64", "evaluate.rows=2"]
-    swap = "--plugin squared.py ffn.use=squared-relu ffn.scale=0.5 --out run".split()
+    swap = ["--plugin", "squared.py", "ffn.use=squared-relu", "ffn.scale=0.5", "--out", "run"]
     assert " ".join(swap[:-2]) in README
     words = [sys.executable, "-m", "lswt_core.run", str(ROOT / "recipes" / "quickstart.toml"), *swap, *nano, *text]
     environment = os.environ | {"LSWT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

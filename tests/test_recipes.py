@@ -89,7 +89,10 @@ def test_a_plan_is_one_json_object() -> None:
 
 
 def test_planning_and_listing_import_nothing_slow() -> None:
-    program = "import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    program = (
+        "import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     for words, allowed in (
         (["plugins", "list"], []),
         (["plugins", "describe", "positional/rope"], []),

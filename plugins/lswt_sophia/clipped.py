@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Optimizer
+
+BUCKET = 1 << 24  # 64 MB in float32: enough to fill any device
 
 
 class ClippedMomentum(Optimizer, ABC):
@@ -45,8 +47,7 @@ class ClippedMomentum(Optimizer, ABC):
         self._require_curvature()
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
+            for params in buckets([p for p in group["params"] if p.grad is not None]):
                 self._update(group, params)
             group["since_refresh"] += 1
         return loss
@@ -108,6 +109,18 @@ class ClippedMomentum(Optimizer, ABC):
                 f"{self.refresh_every}: going on would be sign momentum, not Sophia. Call refresh(objective) before this step "
                 "(and then every refresh_every steps), or raise refresh_every."
             )
+
+
+def buckets(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters in runs of about ``BUCKET`` elements, so that a step's temporaries stay small beside the model."""
+    bucket: list[Tensor] = []
+    for p in params:
+        bucket.append(p)
+        if sum(member.numel() for member in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 def _like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
