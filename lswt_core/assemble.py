@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lswt_core.errors import PluginError
+from lswt_core.errors import Incompatible
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
 from lswt_core.kinds import KIND_OF_INTERFACE
@@ -33,7 +33,7 @@ def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
     try:
         return registry.load(chosen.offer)(*given, **chosen.options)
     except (Unsupported, ValueError) as error:
-        raise PluginError(f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version}): {error}") from error
+        raise Incompatible(f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version}): {error}") from error
 
 
 def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Assembled:
@@ -87,21 +87,21 @@ def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differen
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
             require(registry, candidate, dimensions(recipe), needs)
-        except PluginError as error:
+        except Incompatible as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue
         return candidate, notes
-    raise PluginError("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
+    raise Incompatible("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
 
 
 def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need]) -> None:
-    """Raise PluginError if a backend cannot do what is needed."""
+    """Raise Incompatible if a backend cannot do what is needed."""
     backend: AttentionBackend = create(registry, chosen, dims)
     try:
         for need in needs:
             backend.require(need)
     except Unsupported as error:
-        raise PluginError(f"[attention] {chosen.name} cannot be used here: {error}") from error
+        raise Incompatible(f"[attention] {chosen.name} cannot be used here: {error}") from error
 
 
 def materialise(loss: Loss, recipe: Recipe, device: torch.device) -> None:

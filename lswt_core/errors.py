@@ -18,6 +18,12 @@ class PluginError(LswtError):
     exit_code = 3
 
 
+class Incompatible(LswtError):
+    """Components or options that are each valid do not go together, or not with this machine."""
+
+    exit_code = 2
+
+
 class DataError(LswtError):
     """Data or a tokenizer cannot be read, is empty, or is not what the checkpoint was trained on."""
 

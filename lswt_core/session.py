@@ -29,7 +29,7 @@ from lswt_core.assemble import (
 from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
-from lswt_core.errors import LswtError, Preempted
+from lswt_core.errors import CheckpointError, LswtError, Preempted
 from lswt_core.generate import generate
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
@@ -93,6 +93,7 @@ class Session:
             return 0
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
         self.describe(built)
+        build_schedule(self.recipe, self.registry)  # refuses a run that is too short for it, before anything slow
         corpus = open_corpus(self.recipe, self.registry, self.world, self.progress)
         table = None if saved else self.warm_table()
         trainer = self.build(built, corpus, store, saved)
@@ -121,8 +122,9 @@ class Session:
         self.console.say(f"recipe {self.arguments.recipe} -> {self.directory}")
         if recipe.overlay is not None:
             whole = self.full.train
+            found = "No accelerator was found" if recipe.overlay == "cpu" else f"The device is {self.world.device}"
             lines = [
-                f"No accelerator: the recipe's [{recipe.overlay}] overlay makes this a short run of the full-size model.",
+                f"{found}: the recipe's [{recipe.overlay}] overlay applies.",
                 f"The full run: {whole.total_steps:,} steps of {whole.tokens_per_step:,} tokens. --full forces it here.",
                 *(f"  {key} = {after!r}  (full: {before!r})" for key, before, after in recipe.changes()),
             ]
@@ -142,6 +144,11 @@ class Session:
         """The checkpoint to continue from, if the directory holds one."""
         saved = store.newest(self.console.warn)
         if saved is None:
+            if store.steps():
+                raise CheckpointError(
+                    f"{store.directory} holds checkpoints, but none is intact (see above); nothing was changed\n"
+                    "  fix: restore one of them, or start another run with --out"
+                )
             if self.arguments.resume:
                 self.console.warn(f"{self.directory} holds no checkpoint: starting from the beginning")
             return None
@@ -191,7 +198,6 @@ class Session:
         groups = describe_groups(optimizer.param_groups)
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         baseline = unigram(self.recipe, corpus)
-        self.directory.joinpath("recipe.toml").write_text(self.recipe.dump())
         resume_step = saved.step if saved is not None else None
         metrics = Metrics(self.metrics_path(), self.trackers(saved is not None), resume_step=resume_step, notice=self.console.warn)
         return Trainer(
@@ -226,9 +232,10 @@ class Session:
         return [create(self.registry, chosen, info) for chosen in self.recipe.many("tracker").values()]
 
     def write_environment(self, built: Assembled, corpus: Corpus) -> None:
-        """Everything about this machine and text that a number may depend on."""
+        """The resolved recipe, and everything about this machine and text that a number may depend on."""
         if self.world.rank > 0:
             return
+        self.directory.joinpath("recipe.toml").write_text(self.recipe.dump(), encoding="utf-8")
         offers = [self.recipe.one(kind).offer for kind in ("positional", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")]
         offers += [chosen.offer for kind in ("memory", "loss", "tracker") for chosen in self.recipe.many(kind).values()]
         found: dict[str, Any] = {

@@ -238,8 +238,8 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
     [
         ("model.d_modle=64", 2, "d_model"),
         ("ffn.use=swigul", 2, "swiglu"),
-        ("schedule.warmup_steps=100", 3, "warmup_steps"),
-        ("attention.use=flash", 3, "CUDA"),
+        ("schedule.warmup_steps=100", 2, "warmup_steps"),
+        ("attention.use=flash", 2, "CUDA"),
         ("data.paths=['nowhere']", 4, "nowhere"),
         ("embedding.vocab_size=200", 4, "vocab_size"),
         ("model.d_model=65536", 7, "memory"),
@@ -263,3 +263,21 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(recipe
     assert failed.returncode == 6 and "not finite" in failed.stderr
     newest = max(out.joinpath("checkpoints").glob("step-????????"))
     assert all(bool(t.isfinite().all()) for t in load_file(newest / "optimizer.safetensors").values())
+
+
+def test_damaged_checkpoints_are_named_and_never_written_over(recipe: Path, out: Path) -> None:
+    assert start(recipe, "--out", str(out), "train.steps=8").returncode == 0
+    earlier, newest = sorted(out.joinpath("checkpoints").glob("step-????????"))
+    content = bytearray(newest.joinpath("model.safetensors").read_bytes())
+    content[-1] ^= 1
+    newest.joinpath("model.safetensors").write_bytes(content)
+    again = start(recipe, "--out", str(out), "train.steps=8")
+    assert again.returncode == 0, again.stderr
+    assert f"{newest.name}" in again.stdout and "model.safetensors" in again.stdout and f"continuing from {earlier}" in again.stdout
+
+    for checkpoint in out.joinpath("checkpoints").glob("step-????????"):
+        checkpoint.joinpath("MANIFEST.json").write_text("")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"}
+    refused = start(recipe, "--out", str(out), "train.steps=8")
+    assert refused.returncode == 5 and "none is intact" in refused.stderr
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"} == before
