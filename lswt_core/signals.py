@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C or SIGTERM once lets the run save and leave, Ctrl-C twice leaves at once."""
+"""Being asked to stop: Ctrl-C, SIGTERM or a closed terminal once lets the run save and leave, Ctrl-C twice leaves at once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle SIGINT and SIGTERM while the block runs."""
+        """Handle SIGINT, SIGTERM and SIGHUP while the block runs."""
         before: dict[signal.Signals, Any] = {}
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.asked = True
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C does not wait
 
-        for wanted in (signal.SIGINT, signal.SIGTERM):
+        for wanted in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             before[wanted] = signal.signal(wanted, ask)
         try:
             yield self

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from lswt_hf import HuggingFaceData
-from lswt_jsonl import JsonLines
-from lswt_parquet import Parquet
 from lswt_python import SitePackages, StandardLibrary
+from lswt_records import JsonLines, Parquet
 from lswt_text import Text
 
 from lswt_core.errors import DataError

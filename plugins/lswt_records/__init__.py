@@ -1,0 +1,13 @@
+"""Files of records, JSON Lines and Parquet, as sources of documents."""
+
+from __future__ import annotations
+
+from lswt_core.hooks import hookimpl
+from lswt_records.jsonl import JsonLines
+from lswt_records.parquet import Parquet
+
+
+@hookimpl
+def lswt_components() -> list[type]:
+    """Offer both formats."""
+    return [JsonLines, Parquet]

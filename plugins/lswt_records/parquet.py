@@ -1,0 +1,59 @@
+"""Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Gt, Le
+
+from lswt_core.errors import DataError, PluginError
+from lswt_core.interfaces import DataSource, Document
+from lswt_records.files import Records, missing
+
+ROWS = 256  # read at a time
+
+
+class Parquet(Records, DataSource):
+    """One document a row: the string in ``column``.
+
+    ``paths`` lists files, directories (their .parquet files, at any depth) and glob patterns. Held out are the files listed in
+    ``valid``; else every n-th row from the first on, n being 1 / ``valid_share``.
+    """
+
+    name = "parquet"
+    suffixes = (".parquet",)
+
+    def __init__(
+        self,
+        *,
+        paths: list[str],
+        column: str = "text",
+        valid: list[str] | None = None,
+        valid_share: Annotated[float, Gt(0), Le(0.5)] = 0.03125,
+    ) -> None:
+        super().__init__(paths, column, valid, valid_share)
+
+    def records(self, file: Path) -> Iterator[Document]:
+        """The rows of a file, named file:row."""
+        for number, text in enumerate(self._values(file)):
+            if not isinstance(text, str):
+                cure = "repair the file or set data.column"
+                raise DataError(f"{file}:{number}: column {self.key!r} holds {text!r:.40}, not a string; {cure}")
+            yield Document(f"{file}:{number}", text)
+
+    def _values(self, file: Path) -> Iterator[Any]:
+        """The column, value by value."""
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise PluginError(f"data source 'parquet' needs pyarrow: {error}; pip install pyarrow") from error
+        try:
+            with parquet.ParquetFile(file) as table:
+                if self.key not in table.schema_arrow.names:
+                    raise missing(str(file), "column", self.key, table.schema_arrow.names)
+                for batch in table.iter_batches(ROWS, columns=[self.key]):
+                    yield from batch.column(0).to_pylist()
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{file}: cannot be read: {error}; replace the file by a whole copy") from error
