@@ -71,6 +71,8 @@ class Step:
         sampled = labels == "sampled"
         results = []
         for i in range(len(self.micro)):
+            if not sampled and self.setting.stopping():  # a refresh belongs to an update that is already made: it is finished
+                raise Interrupted
             result = self.run(i, uniforms=self.uniforms(i) if sampled else None)
             result.loss.backward()
             results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state)))
@@ -82,8 +84,6 @@ class Step:
 
     def run(self, i: int, precision: Precision | None = None, **options: Any) -> Result:
         """The loss of micro-batch ``i``, in the run's precision or another; whole batches divide by what they really counted."""
-        if self.setting.stopping():
-            raise Interrupted
         with (precision or self.setting.precision).autocast(self.setting.world.device):
             return self.setting.loss(self.micro[i], self.memory[i], self.counts if self.parted else None, **options)
 

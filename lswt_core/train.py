@@ -103,8 +103,10 @@ class Trainer:
         except NotFinite:
             self.discard(batch)
             return
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise too_little_memory(error, setting) from error
+        except RuntimeError as error:
+            if is_shortage(error):
+                raise too_little_memory(setting) from error
+            raise
         self.plan.optimizer.step()
         self.plan.optimizer.zero_grad()
         self.commit(step, batch)
@@ -265,14 +267,17 @@ class Trainer:
         self.memory = split_rows(here, len(setting.rows), setting.micro_rows)
 
 
-def too_little_memory(error: RuntimeError, setting: Setting) -> Exception:
-    """What to tell when an allocation failed; any other error is passed on as it is."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        return error
-    smaller = max(1, setting.micro_rows // 2)
+def is_shortage(error: RuntimeError) -> bool:
+    """Whether an allocation failed; on the CPU torch says so only in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def too_little_memory(setting: Setting) -> ResourceError:
+    """What to tell when a step does not fit."""
+    device, rows = setting.world.device, setting.micro_rows
+    if rows == 1:
+        return ResourceError(f"not even one row fits into the memory of {device}: shorten train.context or take a smaller model")
     return ResourceError(
-        f"a micro-batch of {setting.micro_rows} rows does not fit into the memory of {setting.world.device}: "
-        f"set train.micro_rows={smaller} (the result stays the same)"
-        if setting.micro_rows > 1
-        else f"not even one row fits into the memory of {setting.world.device}: shorten train.context or take a smaller model"
+        f"a micro-batch of {rows} rows does not fit into the memory of {device}: "
+        f"set train.micro_rows={rows // 2} (the result stays the same)"
     )

@@ -263,3 +263,11 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
     assert int(alone[f"count.{CROSS_ENTROPY}"]) == int((batch_of().labels != IGNORE).sum())
     for rank in range(2):
         assert largest_gap(load_file(tmp_path / f"{rank}.safetensors"), alone) < 1e-12
+
+
+def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> None:
+    step = step_of(loss_of(), 2, stopping=lambda: True)
+    step.backward("sampled")
+    assert gradients(step.setting.loss)
+    with pytest.raises(Interrupted):
+        step.backward("data")
