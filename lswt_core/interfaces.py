@@ -325,7 +325,7 @@ class Optimizer(Component, torch.optim.Optimizer):
 
 
 class Schedule(Component, ABC):
-    """The learning rate over a run. Built as ``cls(horizon, **options)``; raises ValueError if the run is too short for it."""
+    """The learning rate over a run. Built as ``cls(horizon, **options)``; raises ValueError for a run it cannot serve."""
 
     def __init__(self, horizon: Horizon) -> None:
         self.horizon = horizon

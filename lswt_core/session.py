@@ -93,7 +93,7 @@ class Session:
             return 0
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
         self.describe(built)
-        build_schedule(self.recipe, self.registry)  # refuses a run that is too short for it, before anything slow
+        self.check_schedule()
         corpus = open_corpus(self.recipe, self.registry, self.world, self.progress)
         table = None if saved else self.warm_table()
         trainer = self.build(built, corpus, store, saved)
@@ -175,6 +175,17 @@ class Session:
         need = memory(self.recipe, self.registry, built, self.precision, self.world)
         self.console.say(f"memory: about {gigabytes(need['total'])} needed, {gigabytes(need['available'])} free")
         require_memory(need, self.world.device, self.recipe.name)
+
+    def check_schedule(self) -> None:
+        """Say so if the run is too short for its learning rate, before anything slow."""
+        steps = self.recipe.train.total_steps
+        schedule = build_schedule(self.recipe, self.registry)
+        highest = max(map(schedule.factor, range(1, steps + 1)))
+        if highest < 0.99:
+            name = self.recipe.one("schedule").name
+            self.console.warn(
+                f"in {steps:,} steps schedule {name!r} gets to {highest:.0%} of the learning rate: lower its warm-up for short runs"
+            )
 
     def warm_table(self) -> torch.Tensor | None:
         """Pretrained word embeddings, if the recipe asks for them."""

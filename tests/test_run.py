@@ -215,14 +215,15 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 def test_a_changed_recipe_is_refused_with_what_changed(recipe: Path, out: Path) -> None:
-    short = ("--out", str(out), "schedule.warmup_steps=2")
-    assert start(recipe, *short, "train.steps=4").returncode == 0
+    short = ("--out", str(out))
+    first = start(recipe, *short, "train.steps=3")
+    assert first.returncode == 0 and "gets to 75% of the learning rate" in first.stdout
     longer = start(recipe, *short, "train.steps=8")
-    assert longer.returncode == 5 and "train.steps: 4 in the checkpoint, 8 now" in longer.stderr and "--accept-changes" in longer.stderr
+    assert longer.returncode == 5 and "train.steps: 3 in the checkpoint, 8 now" in longer.stderr and "--accept-changes" in longer.stderr
     wider = start(recipe, *short, "train.steps=8", "model.d_model=64", "--accept-changes")
     assert wider.returncode == 5 and "model.d_model" in wider.stderr and "--out" in wider.stderr
     accepted = start(recipe, *short, "train.steps=8", "--accept-changes")
-    assert accepted.returncode == 0 and "train.steps = 8 instead of 4" in accepted.stdout
+    assert accepted.returncode == 0 and "train.steps = 8 instead of 3" in accepted.stdout
 
 
 def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
     [
         ("model.d_modle=64", 2, "d_model"),
         ("ffn.use=swigul", 2, "swiglu"),
-        ("schedule.warmup_steps=100", 2, "warmup_steps"),
+        ("schedule.use=wsd schedule.warm=1", 2, "warmup_steps"),
         ("attention.use=flash", 2, "CUDA"),
         ("data.paths=['nowhere']", 4, "nowhere"),
         ("embedding.vocab_size=200", 4, "vocab_size"),
@@ -246,7 +247,7 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_run_says_so_before_it_starts(recipe: Path, out: Path, override: str, code: int, text: str) -> None:
-    failed = start(recipe, override, "--out", str(out))
+    failed = start(recipe, *override.split(), "--out", str(out))
     assert failed.returncode == code, failed.stdout + failed.stderr
     assert text in failed.stderr and "Traceback" not in failed.stderr
 

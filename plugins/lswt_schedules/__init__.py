@@ -14,7 +14,8 @@ from lswt_core.interfaces import Horizon, Schedule
 class Cosine(Schedule):
     """Linear warm-up, then half a cosine that starts where the warm-up ends and reaches ``floor`` at the last update.
 
-    The family counts both in tokens; a step always being as many tokens, they cancel.
+    The family counts both in tokens; a step always being as many tokens, they cancel. A run that ends within its warm-up only
+    warms up.
     """
 
     name = "cosine"
@@ -23,7 +24,6 @@ class Cosine(Schedule):
         self, horizon: Horizon, *, warmup_steps: Annotated[int, Ge(0)] = 2000, floor: Annotated[float, Ge(0), Le(1)] = 0.1
     ) -> None:
         super().__init__(horizon)
-        _require_steps(self.name, horizon, warmup_steps)
         self.warmup_steps, self.floor = warmup_steps, floor
 
     def factor(self, step: int) -> float:
@@ -59,7 +59,6 @@ class WarmupStableDecay(Schedule):
     ) -> None:
         super().__init__(horizon)
         decay_steps = max(1, round(decay_share * horizon.steps))
-        _require_steps(self.name, horizon, warmup_steps, decay_steps)
         self.warmup_steps, self.decay_from = warmup_steps, horizon.steps - decay_steps
         self.shape, self.floor = shape, floor
 
@@ -78,7 +77,6 @@ class Constant(Schedule):
 
     def __init__(self, horizon: Horizon, *, warmup_steps: Annotated[int, Ge(0)] = 0) -> None:
         super().__init__(horizon)
-        _require_steps(self.name, horizon, warmup_steps)
         self.warmup_steps = warmup_steps
 
     def factor(self, step: int) -> float:
@@ -91,17 +89,9 @@ def _warmth(step: int, warmup_steps: int) -> float:
 
 
 def _progress(step: int, first: int, last: int) -> float:
+    if last <= first:  # the run ends within its warm-up: what would follow never begins
+        return 0.0
     return min(max((step - first) / (last - first), 0.0), 1.0)
-
-
-def _require_steps(name: str, horizon: Horizon, warmup_steps: int, decay_steps: int = 0) -> None:
-    if horizon.steps <= warmup_steps or horizon.steps < warmup_steps + decay_steps:
-        decay = f" and decays over {decay_steps}" if decay_steps else ""
-        lower = "warmup_steps or decay_share" if decay_steps else "warmup_steps"
-        raise ValueError(
-            f"schedule {name!r} warms up over {warmup_steps} steps{decay}, but the run has only {horizon.steps}: "
-            f"set schedule.{lower} lower, or make the run longer (train.steps)"
-        )
 
 
 @hookimpl
