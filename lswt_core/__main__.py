@@ -13,7 +13,8 @@ from lswt_core import run as run_command
 from lswt_core.cli import guarded, plugin_argument, recipe_arguments, registry_of
 from lswt_core.kinds import KINDS
 from lswt_core.recipe import Recipe
-from lswt_core.registry import Offer
+from lswt_core.registry import REQUIRED, Offer
+from lswt_core.registry.schema import words
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -84,7 +85,8 @@ def describe_plugin(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{offer.kind}/{offer.name}  ({offer.distribution} {offer.version}, {offer.source})\n\n{offer.doc}\n")
     for option in offer.options:
-        print(f"  {option.name}: {annotation_text(option.annotation)} = {option.default!r}")
+        default = "required" if option.default is REQUIRED else f"default {option.default!r}"
+        print(f"  {option.name}: {words(option.annotation)} ({default})")
     if offer.citation:
         print(f"\n{offer.citation}")
     return 0
@@ -92,7 +94,14 @@ def describe_plugin(arguments: argparse.Namespace) -> int:
 
 def offer_json(offer: Offer) -> dict[str, Any]:
     """An offer as plain data."""
-    options = {o.name: {"type": annotation_text(o.annotation), "default": repr(o.default)} for o in offer.options}
+    options = {
+        o.name: {
+            "type": annotation_text(o.annotation),
+            "means": words(o.annotation),
+            "default": None if o.default is REQUIRED else o.default,
+        }
+        for o in offer.options
+    }
     return offer._asdict() | {"options": options}
 
 
