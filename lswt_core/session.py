@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,6 +26,7 @@ from lswt_core.assemble import (
 from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
+from lswt_core.environment import environment
 from lswt_core.errors import CheckpointError, LswtError, Preempted
 from lswt_core.generate import generate
 from lswt_core.interfaces import RunInfo, Tracker
@@ -59,7 +57,7 @@ class Session:
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         self.console = Console(log_every=self.recipe.train.log_every, silent=self.world.rank > 0)
         self.stop = StopRequest()
-        self.began = time.time()
+        self.began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def run(self) -> int:
         """Train to the end, or until asked to stop."""
@@ -102,7 +100,7 @@ class Session:
                 built.loss.decoder.vocabulary.table.weight.copy_(table)
         if saved is not None:
             trainer.restore(saved)
-        self.write_environment(built, corpus)
+        self.write_records(built, corpus)
         began, first = time.monotonic(), trainer.step
         try:
             trainer.run()
@@ -242,33 +240,14 @@ class Session:
         info = RunInfo(self.recipe.name, self.directory, self.recipe.resolved(), resumed)
         return [create(self.registry, chosen, info) for chosen in self.recipe.many("tracker").values()]
 
-    def write_environment(self, built: Assembled, corpus: Corpus) -> None:
+    def write_records(self, built: Assembled, corpus: Corpus) -> None:
         """The resolved recipe, and everything about this machine and text that a number may depend on."""
         if self.world.rank > 0:
             return
+        own = {"command": self.command(), "started": self.began, "fingerprint": corpus.fingerprint()}
+        found = own | environment(self.recipe, built, self.world, self.precision)
         self.directory.joinpath("recipe.toml").write_text(self.recipe.dump(), encoding="utf-8")
-        offers = [self.recipe.one(kind).offer for kind in ("positional", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")]
-        offers += [chosen.offer for kind in ("memory", "loss", "tracker") for chosen in self.recipe.many(kind).values()]
-        found: dict[str, Any] = {
-            "command": self.command(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
-            "parameters": count_parameters(built.loss),
-            "device": str(self.world.device),
-            "processes": self.world.size,
-            "precision": str(self.precision.dtype).removeprefix("torch."),
-            "attention": {"backend": built.attention, "notes": list(built.notes)},
-            "overlay": self.recipe.overlay,
-            "fingerprint": corpus.fingerprint() | {"recipe": self.recipe.fingerprint()},
-            "components": {f"{offer.kind}.{offer.name}": f"{offer.distribution} {offer.version}" for offer in offers},
-            "machine": {
-                "platform": platform.platform(),
-                "processor": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
-                "instructions": torch.backends.cpu.get_cpu_capability(),
-            },
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "tokenizers", "safetensors")},
-        }
-        self.directory.joinpath("environment.json").write_text(json.dumps(found, indent=2) + "\n")
+        self.directory.joinpath("environment.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
     # ------------------------------------------------------------------------------------------------------------ end
 

@@ -18,7 +18,7 @@ FLOORS = (
     {"registry", "model"},
     {"recipe", "loss"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
-    {"evaluate", "generate", "resume", "plan"},
+    {"evaluate", "generate", "resume", "plan", "environment"},
     {"corpus", "train"},
     {"session", "cli"},
     {"run"},
