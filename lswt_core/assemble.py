@@ -5,17 +5,19 @@ memory last.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from lswt_core.blueprint import Blueprint, Builder
+from lswt_core.blueprint import dimensions as sizes
 from lswt_core.errors import Incompatible
-from lswt_core.head import Vocabulary
 from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
-from lswt_core.kinds import KIND_OF_INTERFACE
+from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
 from lswt_core.loss import Loss
-from lswt_core.model import Attention, Block, Decoder, initialise
+from lswt_core.model import Attention, initialise
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -50,27 +52,24 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
             sinks=bool(recipe.many("memory")),
         )
         backend, notes = choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
-        blocks = [build_block(recipe, registry, dims._replace(layer=layer), backend) for layer in range(dims.n_layers)]
-        norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
-        vocabulary = Vocabulary(recipe.embedding.vocab_size, recipe.embedding.d_vocab, dims.d_model)
-        decoder = Decoder(vocabulary, positional, norms[0], blocks, norms[1])
-        vocabulary.table.requires_grad_(recipe.embedding.trainable)
+        decoder = blueprint(recipe, registry, backend).build()
         auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
         return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
 
 
+def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
+    """What the recipe's decoder is built from, with the attention backend that was chosen for it."""
+
+    def builder(kind: str, name: str) -> Builder:
+        chosen = {"attention": backend}.get(kind) or (recipe.many(kind)[name] if KINDS[kind].many else recipe.one(kind))
+        return partial(create, registry, chosen)
+
+    return Blueprint.from_tables(recipe.resolved(), builder)
+
+
 def dimensions(recipe: Recipe) -> Dims:
     """The sizes components are built for."""
-    model = recipe.model
-    return Dims(model.d_model, model.n_heads, model.d_ffn or 4 * model.d_model, model.n_layers, bias=model.bias)
-
-
-def build_block(recipe: Recipe, registry: Registry, dims: Dims, backend: Chosen) -> Block:
-    """One layer of the decoder."""
-    memories = {name: create(registry, chosen, dims) for name, chosen in recipe.many("memory").items()}
-    attention = Attention(dims, memories, create(registry, backend, dims))
-    norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
-    return Block(norms[0], attention, norms[1], create(registry, recipe.one("ffn"), dims))
+    return sizes(recipe.resolved()["model"])
 
 
 def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differenced: bool) -> tuple[Chosen, list[str]]:

@@ -28,7 +28,11 @@ class Vocabulary(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [B, T] -> [B, T, M]."""
-        return self.input(self.table(ids))
+        return self.widen(self.table(ids))
+
+    def widen(self, embedded: Tensor) -> Tensor:
+        """Rows of the table [B, T, d_vocab] -> [B, T, M]."""
+        return self.input(embedded.to(self.input.weight.dtype))
 
     def logits(self, states: Tensor) -> Tensor:
         """States [B, T, M] -> [B, T, V]; large: only for those who need every logit."""

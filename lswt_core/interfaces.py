@@ -202,9 +202,10 @@ class PositionalEncoding(Component, nn.Module):
         """Encode queries [B, T, H, D] and keys [B, N, H, D] for each other; coordinates [T] and [N]."""
         return self.rotate(q, q_at), self.rotate(k, k_at)
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` is the coordinate of the
-        oldest remembered token. Leaving both alone keeps the model independent of how the text is cut into segments.
+    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` ([], or [B, T] where documents
+        are parted) is the coordinate of the oldest token a query sees. Leaving both alone keeps the model independent of how the
+        text is cut into segments.
         """
         return q, k
 
@@ -256,6 +257,17 @@ class FeedForward(Component, nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, M] -> [B, T, M]."""
+
+
+class HeadNorm(Component, nn.Module, ABC):
+    """Normalisation of queries and keys before they are encoded, one instance each a layer. Built as ``cls(dims, **options)``."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, H, D] -> [B, N, H, D]."""
 
 
 class Norm(Component, nn.Module, ABC):

@@ -16,7 +16,7 @@ FLOORS = (
     {"interfaces", "kinds", "errors", "settings", "randomness"},
     {"hooks", "head", "parts", "tree", "parallel", "console", "signals"},
     {"registry", "model"},
-    {"recipe", "loss"},
+    {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "generate", "resume", "plan", "environment"},
     {"corpus", "train"},

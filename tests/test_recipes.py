@@ -73,7 +73,7 @@ def test_an_ablation_is_one_swap(name: str) -> None:
 
 def test_every_kind_of_component_has_an_ablation() -> None:
     swapped = {next(key for key in tomli.loads((RECIPES / name).read_text()) if key != "extends") for name in ABLATIONS}
-    assert {"positional", "memory", "attention", "ffn", "norm", "loss", "optimizer", "schedule", "data", "tokenizer"} <= swapped
+    assert {"positional", "memory", "attention", "qk_norm", "ffn", "norm", "loss", "optimizer", "schedule", "data", "tokenizer"} <= swapped
 
 
 def test_a_plan_is_one_json_object() -> None:

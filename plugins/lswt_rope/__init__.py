@@ -47,20 +47,20 @@ class Rope(PositionalEncoding):
         self.base, self.reversed, self.sink_frame = base, reversed, sink_frame
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
-        """Turn every pair of dimensions by its frequency times the position: x [B, N, H, D], at [N] -> [B, N, H, D]."""
+        """Turn every pair of dimensions by its frequency times the position: x [B, N, H, D], at [N] or [B, N] -> [B, N, H, D]."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         cos, sin = self.table(at, x.shape[-1], dtype)
         first, second = x.to(dtype).chunk(2, dim=-1)  # [B, N, H, D/2]
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
+    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
         """Queries meet sinks un-rotated, or in the original code's frame (see the class)."""
         if self.sink_frame == "none":
             return q, k
         return self.rotate(q, q_at - (q_at[-1] if self.reversed else oldest)), k
 
     def table(self, at: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, 1, D/2] of all angles at positions [N].
+        """Cosines and sines [..., 1, D/2] of all angles at positions [...].
 
         Frequencies and angles are float64: float32 angles are already off by 1e-4 at position 4,096. A broadcast product, not
         einsum or matmul, which autocast would compute in low precision. Nothing is kept in buffers, which loading on the meta
@@ -68,7 +68,7 @@ class Rope(PositionalEncoding):
         """
         exponent = torch.arange(0, width, 2, dtype=torch.float64, device=at.device) / width
         position = at.to(torch.float64) * (-1.0 if self.reversed else 1.0)
-        angle = position[:, None, None] * self.base**-exponent  # [N, 1, D/2]
+        angle = position[..., None, None] * self.base**-exponent  # [..., 1, D/2]
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
