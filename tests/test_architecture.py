@@ -18,7 +18,7 @@ FLOORS = (
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
-    {"evaluate", "generate", "resume", "plan", "environment"},
+    {"evaluate", "decode", "resume", "plan", "environment"},
     {"corpus", "train"},
     {"session", "cli"},
     {"run"},
