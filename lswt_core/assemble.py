@@ -17,7 +17,7 @@ from lswt_core.errors import Incompatible
 from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
 from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
 from lswt_core.loss import Loss
-from lswt_core.model import Attention, initialise
+from lswt_core.model import Attention, Decoder, initialise
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -40,6 +40,18 @@ def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
 
 def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Assembled:
     """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
+    differenced = optimizer_class(recipe, registry).takes_hessian_vectors
+    decoder, attention, notes = assemble_decoder(recipe, registry, device=device, dtype=dtype, differenced=differenced)
+    with torch.device("meta"):
+        dims = dimensions(recipe)
+        auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
+        return Assembled(Loss(decoder, auxiliary), attention, notes)
+
+
+def assemble_decoder(
+    recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype, differenced: bool = False
+) -> tuple[Decoder, str, tuple[str, ...]]:
+    """Build the decoder alone, on the meta device: with its attention backend's name, and why it is that one."""
     with torch.device("meta"):
         dims = dimensions(recipe)
         positional = create(registry, recipe.one("positional"), dims)
@@ -51,10 +63,8 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
             bounded=recipe.train.documents == "reset",
             sinks=bool(recipe.many("memory")),
         )
-        backend, notes = choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
-        decoder = blueprint(recipe, registry, backend).build()
-        auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
-        return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
+        backend, notes = choose_attention(recipe, registry, need, differenced=differenced)
+        return blueprint(recipe, registry, backend).build(), backend.name, tuple(notes)
 
 
 def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:

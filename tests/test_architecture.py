@@ -19,9 +19,9 @@ FLOORS = (
     {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "plan", "environment"},
-    {"corpus", "train"},
+    {"corpus", "train", "opened"},
     {"session", "cli"},
-    {"run"},
+    {"run", "generate"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

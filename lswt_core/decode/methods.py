@@ -99,7 +99,7 @@ class Contrastive(Method):
         while True:
             p, ids = candidates(read.logits(states[:, -1]), self.top_k)  # [B, K]
             rows, k = ids.shape
-            ahead, pasts = read(ids.reshape(-1, 1), tree_map(partial(torch.repeat_interleave, repeats=k, dim=0), past))  # [B*K, 1, M]
+            ahead, pasts = read(ids.reshape(-1, 1), tree_map(partial(repeat, k=k), past))  # [B*K, 1, M]
             h = directions(ahead).view(rows, k, -1)  # [B, K, M]
             similarity = (h @ history.mT).amax(-1)  # [B, K]
             best = contrast(p, similarity, self.alpha).argmax(-1)  # [B]
@@ -148,6 +148,11 @@ def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Logits [B, V] -> probabilities and ids [B, K] of the k largest, in the order of their ids; the lowest of equals."""
     ids = logits.sort(descending=True, stable=True).indices[:, :k].sort().values
     return logits.softmax(-1).gather(-1, ids), ids
+
+
+def repeat(tensor: Tensor, k: int) -> Tensor:
+    """[B, ...] -> [B*K, ...], every row k times; a single row is not copied."""
+    return tensor[:, None].expand(-1, k, *tensor.shape[1:]).flatten(0, 1)
 
 
 def directions(states: Tensor) -> Tensor:

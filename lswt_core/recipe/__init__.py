@@ -76,9 +76,11 @@ class Recipe:
         return cls(Path(path).stem, layers, overlay, registry or Registry())
 
     @classmethod
-    def from_dict(cls, tables: Mapping[str, Any], *, registry: Registry | None = None) -> Recipe:
-        """A recipe written in Python, with the tables of a file; it extends nothing, and its overlays are checked only."""
-        python, problems = Origin("python", ""), list[Problem]()
+    def from_dict(cls, tables: Mapping[str, Any], *, where: str = "python", registry: Registry | None = None) -> Recipe:
+        """A recipe written in Python, with the tables of a file; it extends nothing, and its overlays are checked only. ``where``
+        is what problems name as its place.
+        """
+        python, problems = Origin(where, ""), list[Problem]()
         main, special = (Builder(lambda _: python, 0, problems).branch(part) for part in split(tables))
         return cls("recipe", Layers([main], [special], Branch("", {}, python), python, problems), None, registry or Registry())
 
