@@ -42,19 +42,16 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
     """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
     with torch.device("meta"):
         dims = dimensions(recipe)
-        positional = create(registry, recipe.one("positional"), dims)
-        need = Need(
-            device=device.type,
-            dtype=dtype,
-            d_head=dims.d_head,
-            biased=positional.biased,
-            bounded=recipe.train.documents == "reset",
-            sinks=bool(recipe.many("memory")),
-        )
-        backend, notes = choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
+        backend, notes = suitable_attention(recipe, registry, device, dtype)
         decoder = blueprint(recipe, registry, backend).build()
         auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
         return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
+
+
+def assemble_blueprint(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Blueprint:
+    """What the recipe's decoder is built from, with the attention backend that suits the device."""
+    backend, _ = suitable_attention(recipe, registry, device, dtype)
+    return blueprint(recipe, registry, backend)
 
 
 def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
@@ -70,6 +67,22 @@ def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
 def dimensions(recipe: Recipe) -> Dims:
     """The sizes components are built for."""
     return sizes(recipe.resolved()["model"])
+
+
+def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> tuple[Chosen, list[str]]:
+    """The attention backend for a device and precision, and why it is that one."""
+    dims = dimensions(recipe)
+    with torch.device("meta"):
+        biased = create(registry, recipe.one("positional"), dims).biased
+    need = Need(
+        device=device.type,
+        dtype=dtype,
+        d_head=dims.d_head,
+        biased=biased,
+        bounded=recipe.train.documents == "reset",
+        sinks=bool(recipe.many("memory")),
+    )
+    return choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
 
 
 def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differenced: bool) -> tuple[Chosen, list[str]]:

@@ -13,13 +13,13 @@ from helpers import PLUGINS, ROOT
 
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
-    {"interfaces", "kinds", "errors", "settings", "randomness"},
+    {"interfaces", "kinds", "errors", "settings", "randomness", "announce"},
     {"hooks", "head", "parts", "tree", "parallel", "console", "signals"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "generate", "resume", "plan", "environment"},
-    {"corpus", "train"},
+    {"corpus", "train", "hf"},
     {"session", "cli"},
     {"run"},
     {"__main__"},
