@@ -11,6 +11,7 @@ HOMES = {  # what ``lswt_core`` offers besides its modules, imported when it is 
     "LswtConfig": "lswt_core.hf.configuration",
     "LswtModel": "lswt_core.hf.modeling",
     "LswtForCausalLM": "lswt_core.hf.modeling",
+    "export_run": "lswt_core.hf.export",
     "import_checkpoint": "lswt_core.hf.original",
 }
 __all__ = [*HOMES]

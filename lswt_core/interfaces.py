@@ -400,6 +400,10 @@ class Tokenizer(Component, ABC):
     def fingerprint(self) -> str:
         """A hash of the mapping: another tokenizer gives another hash."""
 
+    def save(self, directory: Path) -> None:
+        """Write the files from which transformers' AutoTokenizer makes the same mapping (``lswt_core.fast`` helps)."""
+        raise Unsupported(f"tokenizer {self.name!r} does not say how it is written for transformers (Tokenizer.save)")
+
 
 class Tracker(Component, ABC):
     """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a
