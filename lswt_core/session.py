@@ -26,9 +26,9 @@ from lswt_core.assemble import (
 from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
+from lswt_core.decode import Reader, Sample, generate
 from lswt_core.environment import environment
 from lswt_core.errors import CheckpointError, LswtError, Preempted
-from lswt_core.generate import generate
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
 from lswt_core.plan import memory, require_memory
@@ -272,14 +272,10 @@ class Session:
             return
         prompt = corpus.tokenizer.encode([wanted.prompt])[0] if wanted.prompt else corpus.valid.ids[1:PROMPT_TOKENS].tolist()
         ids = generate(
-            trainer.plan.setting.loss.decoder,
+            Reader(trainer.plan.setting.loss.decoder, self.precision, self.recipe.train.context),
             [corpus.tokenizer.begin, *prompt],
+            Sample(wanted.temperature, wanted.top_p, seed=self.recipe.train.seed),
             tokens=wanted.tokens,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=self.recipe.train.seed,
-            precision=self.precision,
-            context=self.recipe.train.context,
             end=corpus.tokenizer.end,
             stopping=self.stop,
         )

@@ -18,9 +18,9 @@ FLOORS = (
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
-    {"evaluate", "generate", "resume", "plan", "environment"},
-    {"corpus", "train", "hf"},
-    {"session", "cli"},
+    {"evaluate", "decode", "resume", "plan", "environment"},
+    {"corpus", "train"},
+    {"session", "cli", "hf"},
     {"run", "share"},
     {"__main__"},
 )
