@@ -17,7 +17,7 @@ from lswt_core.errors import Incompatible
 from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
 from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
 from lswt_core.loss import Loss
-from lswt_core.model import Attention, Decoder, initialise
+from lswt_core.model import Attention, initialise
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -40,31 +40,18 @@ def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
 
 def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Assembled:
     """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
-    differenced = optimizer_class(recipe, registry).takes_hessian_vectors
-    decoder, attention, notes = assemble_decoder(recipe, registry, device=device, dtype=dtype, differenced=differenced)
     with torch.device("meta"):
         dims = dimensions(recipe)
+        backend, notes = suitable_attention(recipe, registry, device, dtype)
+        decoder = blueprint(recipe, registry, backend).build()
         auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
-        return Assembled(Loss(decoder, auxiliary), attention, notes)
+        return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
 
 
-def assemble_decoder(
-    recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype, differenced: bool = False
-) -> tuple[Decoder, str, tuple[str, ...]]:
-    """Build the decoder alone, on the meta device: with its attention backend's name, and why it is that one."""
-    with torch.device("meta"):
-        dims = dimensions(recipe)
-        positional = create(registry, recipe.one("positional"), dims)
-        need = Need(
-            device=device.type,
-            dtype=dtype,
-            d_head=dims.d_head,
-            biased=positional.biased,
-            bounded=recipe.train.documents == "reset",
-            sinks=bool(recipe.many("memory")),
-        )
-        backend, notes = choose_attention(recipe, registry, need, differenced=differenced)
-        return blueprint(recipe, registry, backend).build(), backend.name, tuple(notes)
+def assemble_blueprint(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Blueprint:
+    """What the recipe's decoder is built from, with the attention backend that suits the device."""
+    backend, _ = suitable_attention(recipe, registry, device, dtype)
+    return blueprint(recipe, registry, backend)
 
 
 def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
@@ -80,6 +67,22 @@ def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
 def dimensions(recipe: Recipe) -> Dims:
     """The sizes components are built for."""
     return sizes(recipe.resolved()["model"])
+
+
+def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> tuple[Chosen, list[str]]:
+    """The attention backend for a device and precision, and why it is that one."""
+    dims = dimensions(recipe)
+    with torch.device("meta"):
+        biased = create(registry, recipe.one("positional"), dims).biased
+    need = Need(
+        device=device.type,
+        dtype=dtype,
+        d_head=dims.d_head,
+        biased=biased,
+        bounded=recipe.train.documents == "reset",
+        sinks=bool(recipe.many("memory")),
+    )
+    return choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
 
 
 def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differenced: bool) -> tuple[Chosen, list[str]]:

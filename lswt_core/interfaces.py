@@ -186,6 +186,7 @@ class PositionalEncoding(Component, nn.Module):
 
     stationary: ClassVar[bool] = False  # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
     biased: ClassVar[bool] = False  # does `bias` return anything?
+    by_length: ClassVar[bool] = False  # do encodings depend on how many tokens are attended to? (dynamic NTK)
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -398,6 +399,10 @@ class Tokenizer(Component, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the mapping: another tokenizer gives another hash."""
+
+    def save(self, directory: Path) -> None:
+        """Write the files from which transformers' AutoTokenizer makes the same mapping (``lswt_core.fast`` helps)."""
+        raise Unsupported(f"tokenizer {self.name!r} does not say how it is written for transformers (Tokenizer.save)")
 
 
 class Tracker(Component, ABC):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.assemble import assemble_decoder, create
+from lswt_core.assemble import assemble_blueprint, create
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.console import gigabytes
 from lswt_core.data import cache_directory, check_vocabulary
@@ -34,6 +34,7 @@ class Opened(NamedTuple):
     precision: Precision  # what a forward pass computes in
     context: int  # how many tokens the model was trained to read at once
     recipe: Recipe
+    step: int  # how many updates it was trained for
 
 
 def open_model(path: Path, registry: Registry) -> Opened:
@@ -59,9 +60,10 @@ def open_run(path: Path, registry: Registry) -> Opened:
     device = pick_device(0)
     precision = Precision.choose(recipe.train.precision, device)
     tokenizer = open_tokenizer(recipe, registry, saved)
-    decoder, _, _ = assemble_decoder(recipe, registry, device=device, dtype=precision.dtype)
+    with torch.device("meta"):
+        decoder = assemble_blueprint(recipe, registry, device=device, dtype=precision.dtype).build()
     fill(decoder, saved, recipe, device)
-    return Opened(decoder.eval(), tokenizer, precision, recipe.train.context, recipe)
+    return Opened(decoder.eval(), tokenizer, precision, recipe.train.context, recipe, saved.step)
 
 
 def newest(path: Path) -> Saved:

@@ -119,7 +119,7 @@ def test_the_weights_are_the_newest_checkpoints(trained: Trained, monkeypatch: p
     held = opened.decoder.state_dict()
     assert {f"decoder.{name}" for name in held} == saved.keys()
     assert all(tensor.equal(saved[f"decoder.{name}"]) for name, tensor in held.items())
-    assert opened.context == 16 and opened.recipe.train.rows == 2 and not opened.decoder.training
+    assert opened.context == 16 and opened.step == 4 and opened.recipe.train.rows == 2 and not opened.decoder.training
 
 
 @pytest.mark.parametrize("method", ["sample", "greedy", "contrastive"])

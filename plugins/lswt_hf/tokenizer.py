@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from lswt_core.errors import DataError, PluginError
@@ -56,6 +57,10 @@ class HuggingFaceTokenizer(Tokenizer):
         rules = self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else ""
         parts = [type(self._tokenizer).__name__, sorted(self._vocabulary.items()), rules, self.begin, self.end]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """As the library's own."""
+        self._tokenizer.save_pretrained(directory)
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
