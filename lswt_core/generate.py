@@ -1,4 +1,4 @@
-"""``python -m lswt_core generate RUN --prompt TEXT``: let a trained model write. Imports torch only when it runs."""
+"""``python -m lswt_core generate RUN_OR_MODEL --prompt TEXT``: let a trained model write. Imports torch only when it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ OPTIONS = ("temperature", "top_p", "top_k", "alpha", "seed")  # of the decoding 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run directory, e.g. runs/quickstart")
+    parser.add_argument(
+        "model", type=Path, metavar="RUN_OR_MODEL", help="a run directory, e.g. runs/quickstart, or an exported or imported model's"
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on with, as it stands; - reads it from standard input")
     parser.add_argument("--decode", default="sample", metavar="METHOD", help="sample, greedy or contrastive (default: sample)")
     parser.add_argument("--tokens", type=int, default=200, metavar="N", help="write at most so many tokens (default: 200)")
@@ -39,7 +41,7 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UsageError(f"tokens = {arguments.tokens}: must be at least 1")
     prompt = arguments.prompt if arguments.prompt != "-" else read_standard_input()
     from lswt_core import decode
-    from lswt_core.opened import open_model
+    from lswt_core.hf.opening import open_model
 
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     method = decode.method_of(arguments.decode, given)

@@ -29,19 +29,23 @@ logger = logging.getLogger(__name__)
 class Opened(NamedTuple):
     """A model and what is needed to use it."""
 
-    decoder: Decoder  # on the device, its parameters float32
+    decoder: Decoder  # on this machine's accelerator if it has one
     tokenizer: Tokenizer
     precision: Precision  # what a forward pass computes in
     context: int  # how many tokens the model was trained to read at once
+
+
+class OpenedRun(NamedTuple):
+    """The model of a run, and where it comes from."""
+
+    model: Opened  # its parameters float32
     recipe: Recipe
     step: int  # how many updates it was trained for
 
 
-def open_model(path: Path, registry: Registry) -> Opened:
-    """The model in a directory, on this machine's accelerator if it has one; raises CheckpointError where there is no model."""
-    if path.joinpath(CHECKPOINTS).is_dir():
-        return open_run(path, registry)
-    raise CheckpointError(f"{path} holds no model: {lack(path)}\n  fix: name the directory of a run (what --out was, or runs/<recipe>)")
+def is_run(path: Path) -> bool:
+    """Whether a directory looks like a run's."""
+    return path.joinpath(CHECKPOINTS).is_dir()
 
 
 def lack(path: Path) -> str:
@@ -53,8 +57,12 @@ def lack(path: Path) -> str:
     return f"it has no directory {CHECKPOINTS!r}" if any(path.iterdir()) else "it is empty"
 
 
-def open_run(path: Path, registry: Registry) -> Opened:
-    """The model of a run, as its newest intact checkpoint has it; the recipe is the checkpoint's own."""
+def open_run(path: Path, registry: Registry) -> OpenedRun:
+    """The model of a run, as its newest intact checkpoint has it; the recipe is the checkpoint's own. Raises CheckpointError where
+    there is none.
+    """
+    if not is_run(path):
+        raise CheckpointError(f"{path} holds no model: {lack(path)}\n  fix: name the directory of a run (what --out was, or runs/<recipe>)")
     saved = newest(path)
     recipe = Recipe.from_dict(saved.document("recipe"), where=str(saved.path / "recipe.json"), registry=registry)
     device = pick_device(0)
@@ -63,7 +71,7 @@ def open_run(path: Path, registry: Registry) -> Opened:
     with torch.device("meta"):
         decoder = assemble_blueprint(recipe, registry, device=device, dtype=precision.dtype).build()
     fill(decoder, saved, recipe, device)
-    return Opened(decoder.eval(), tokenizer, precision, recipe.train.context, recipe, saved.step)
+    return OpenedRun(Opened(decoder.eval(), tokenizer, precision, recipe.train.context), recipe, saved.step)
 
 
 def newest(path: Path) -> Saved:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import GOLDEN, ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -55,6 +55,7 @@ vocab_size = 320
 rows = 2
 context = 16
 steps = 6
+precision = "float32"
 [evaluate]
 every = 3
 tokens = 128
@@ -163,6 +164,24 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(run: Path, export
     assert sorted(run.parent.iterdir()) == before
 
 
+def test_our_own_decoders_read_it(run: Path, exported: Path) -> None:
+    printed = []
+    for model in (run, exported):
+        words = ["generate", str(model), "--prompt", "It is a", "--decode", "contrastive", "--tokens", "12", "--json"]
+        environment = os.environ | {"LSWT_CACHE_DIR": str(run.parent / "cache")}
+        done = subprocess.run([sys.executable, "-m", "lswt_core", *words], capture_output=True, text=True, cwd=run.parent, env=environment)
+        assert done.returncode == 0, done.stderr
+        printed.append(json.loads(done.stdout))
+    assert printed[0]["ids"] == printed[1]["ids"] and len(printed[0]["ids"]) == 12
+
+
+def test_a_checkpoint_of_the_original_code_is_pointed_to_the_import(tmp_path: Path) -> None:
+    source = GOLDEN / "lswt_formats" / "seed_checkpoint"
+    words = [sys.executable, "-m", "lswt_core", "generate", str(source), "--prompt", "It"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == CheckpointError.exit_code and f"python -m lswt_core import {source} OUT" in done.stderr
+
+
 def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         done = subprocess.run([sys.executable, "-m", "lswt_core", "export", path, tmp_path / "out"], capture_output=True, text=True)
@@ -214,6 +233,9 @@ class StandIn(BaseHTTPRequestHandler):
             self.answer({"error": "Invalid credentials"}, 401)
         elif self.path.endswith("/repos/create"):
             self.answer({"url": address, "name": "me/nano"})
+        elif self.path.endswith("/validate-yaml"):  # of the model card
+            assert "library_name: transformers" in json.loads(body)["content"]
+            self.answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [file["path"] for file in json.loads(body)["files"]]
             self.answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for path in files]})

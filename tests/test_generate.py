@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lswt_core.__main__ import main
-from lswt_core.opened import open_model
+from lswt_core.opened import open_run
 from lswt_core.registry import Registry
 
 RECIPE = """
@@ -114,12 +114,12 @@ def test_it_writes_what_the_run_wrote(trained: Trained, write: Write) -> None:
 
 def test_the_weights_are_the_newest_checkpoints(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(trained.cache))
-    opened = open_model(trained.run, Registry())
+    opened = open_run(trained.run, Registry())
     saved = load_file(trained.run / "checkpoints" / "step-00000004" / "model.safetensors")
-    held = opened.decoder.state_dict()
+    held = opened.model.decoder.state_dict()
     assert {f"decoder.{name}" for name in held} == saved.keys()
     assert all(tensor.equal(saved[f"decoder.{name}"]) for name, tensor in held.items())
-    assert opened.context == 16 and opened.step == 4 and opened.recipe.train.rows == 2 and not opened.decoder.training
+    assert opened.model.context == 16 and opened.step == 4 and opened.recipe.train.rows == 2 and not opened.model.decoder.training
 
 
 @pytest.mark.parametrize("method", ["sample", "greedy", "contrastive"])
@@ -191,7 +191,7 @@ def test_a_directory_without_a_model_is_refused(trained: Trained, write: Write, 
     for name in ("empty", "foreign", "young/checkpoints"):
         tmp_path.joinpath(name).mkdir(parents=True)
     tmp_path.joinpath("foreign", "config.json").write_text("{}")
-    reasons = {"nowhere": "no such directory", "empty": "is empty", "foreign": "'checkpoints'", "young": "no checkpoint yet"}
+    reasons = {"nowhere": "no such directory", "empty": "is empty", "foreign": "no model that can be opened", "young": "no checkpoint yet"}
     for name, said in (reasons | {"foreign/config.json": "is a file"}).items():
         code, printed, error = write(tmp_path / name, *PROMPT)
         assert (code, printed) == (5, "") and said in error and str(tmp_path / name) in error

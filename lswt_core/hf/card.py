@@ -94,7 +94,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 def training(recipe: Recipe, entries: Sequence[Mapping[str, Any]], surroundings: Mapping[str, Any], step: int) -> str:
     """Data, length and cost."""
     train, data = recipe.train, recipe.one("data")
-    last = next((entry for entry in reversed(entries) if "tokens" in entry), {})
+    last: Mapping[str, Any] = next((entry for entry in reversed(entries) if "tokens" in entry), {})
     source = ", ".join(f"{key} = {value!r}" for key, value in data.options.items() if value not in ("", None))
     rows = [
         ("text", f"{data.name} ({source})" if source else data.name),

@@ -14,15 +14,23 @@ class LswtConfig(PretrainedConfig):
 
     ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention], [qk_norm], [ffn] and [norm] with every
     default written out; ``components`` says of each component ("kind/name") the distribution and version that offered it and the
-    sha256 of its source. ``memory_length`` and ``attention`` may be given to ``from_pretrained`` to change those two.
+    sha256 of its source; ``context`` is how many new tokens the model was trained to read at once. ``memory_length`` and
+    ``attention`` may be given to ``from_pretrained`` to change those two.
     """
 
     model_type = "lswt"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
-    def __init__(self, recipe: dict[str, Any] | None = None, components: dict[str, dict[str, str]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        recipe: dict[str, Any] | None = None,
+        components: dict[str, dict[str, str]] | None = None,
+        context: int = 2048,
+        **kwargs: Any,
+    ) -> None:
         self.recipe = copy.deepcopy(recipe or {})
         self.components = copy.deepcopy(components or {})
+        self.context = context
         kwargs.setdefault("tie_word_embeddings", False)  # one table serves both ends: there is nothing to tie
         super().__init__(**kwargs)
 

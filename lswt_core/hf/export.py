@@ -16,8 +16,8 @@ from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.directory import written_whole
 from lswt_core.hf.modeling import LswtForCausalLM
 from lswt_core.hf.save import save_model
-from lswt_core.interfaces import Unsupported
-from lswt_core.opened import Opened, open_run
+from lswt_core.interfaces import Tokenizer, Unsupported
+from lswt_core.opened import OpenedRun, open_run
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -45,7 +45,7 @@ def export_run(run: str | Path, out: str | Path, *, address: str | None = None) 
         code = save_model(model, partial)
         if not code:
             notes.append("some components are not this library's own: the model needs their packages to load")
-        save_tokenizer(opened, partial)
+        save_tokenizer(opened.model.tokenizer, partial)
         picture = (directory / "curves.png").is_file()
         if picture:
             shutil.copyfile(directory / "curves.png", partial / "curves.png")
@@ -56,13 +56,13 @@ def export_run(run: str | Path, out: str | Path, *, address: str | None = None) 
     return Exported(out, tuple(notes))
 
 
-def model_of(opened: Opened) -> LswtForCausalLM:
+def model_of(opened: OpenedRun) -> LswtForCausalLM:
     """The run's model in transformers' class, in float32."""
-    tokenizer, sample = opened.tokenizer, opened.recipe.sample
+    tokenizer, sample = opened.model.tokenizer, opened.recipe.sample
     special = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end}
     with torch.device("meta"):
         model = LswtForCausalLM(config_of(opened.recipe, special))
-    weights = {f"model.decoder.{name}": tensor.float().cpu() for name, tensor in opened.decoder.state_dict().items()}
+    weights = {f"model.decoder.{name}": tensor.float().cpu() for name, tensor in opened.model.decoder.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     drawn = {"do_sample": True, "temperature": sample.temperature, "top_p": sample.top_p} if sample.temperature else {"do_sample": False}
     model.generation_config = GenerationConfig(**special, **drawn)
@@ -71,13 +71,15 @@ def model_of(opened: Opened) -> LswtForCausalLM:
 
 def config_of(recipe: Recipe, special: dict[str, int]) -> LswtConfig:
     """A recipe's config, with the ids of special tokens."""
-    return LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), **special)
+    config = LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), context=recipe.train.context, **special)
+    config.max_position_embeddings = config.context + config.memory_length
+    return config
 
 
-def save_tokenizer(opened: Opened, directory: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write the tokenizer's files."""
     try:
-        opened.tokenizer.save(directory)
+        tokenizer.save(directory)
     except Unsupported as error:
         raise Incompatible(f"the run cannot be exported: {error}") from error
 

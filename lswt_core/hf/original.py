@@ -149,7 +149,7 @@ def build(config: Mapping[str, Any], memory_length: int) -> tuple[LswtForCausalL
     recipe = Recipe.from_dict({**tables(config, memory_length), "train": {"steps": 1}}, registry=registry)
     ids = {key: config[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id") if config.get(key) is not None}
     with torch.device("meta"):
-        ours = LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), **ids)
+        ours = LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), context=memory_length, **ids)
         return LswtForCausalLM(ours), notes
 
 
