@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -47,26 +46,48 @@ def test_sophia_g_replays_the_official_code(dtype: torch.dtype, key: str) -> Non
         assert_all_close(params, at(data, key, step), TOLERANCE[dtype])
 
 
-def test_unclipped_share_is_the_official_win_rate() -> None:
-    data = load("sophia/sophiag_mlp.safetensors")
-    params, groups = golden_model(data, torch.float32, decay=0.2)
+@pytest.mark.parametrize(("tokens", "file"), [(64, "sophiag_mlp"), (5120, "sophiag_mlp_bs5120")])
+def test_sophia_g_replays_the_official_code_at_another_scale_of_the_batch(tokens: int, file: str) -> None:
+    """With it the official win rate, which is our un-clipped share."""
+    given, data = load("sophia/sophiag_mlp.safetensors"), load(f"sophia/{file}.safetensors")
+    params, groups = golden_model(given, torch.float32, decay=0.2)
     optimizer = SophiaG(groups, lr=3e-3)
     for step in range(30):
-        feed(optimizer, params, at(data, "grad", step))
+        feed(optimizer, params, at(given, "grad", step))
+        assert_all_close(params, at(data, "param", step), TOLERANCE[torch.float32])
         if step % 10 == 9:
-            optimizer.refresh(Scripted(params, at(data, "hess_grad", step // 10), tokens=64))
-            # The official rate is taken right after the refresh: a gradient equal to the momentum leaves the momentum as it was.
-            twins = [p.detach().clone().requires_grad_() for p in params]
-            twin = SophiaG(twins, lr=3e-3)
-            twin.load_state_dict(one_group(optimizer, params))
-            feed(twin, twins, [optimizer.state[p]["momentum"] for p in params])
-            share = twin.statistics()["unclipped_share"]
+            optimizer.refresh(Scripted(params, at(given, "hess_grad", step // 10), tokens=tokens))
+            share = optimizer.statistics()["unclipped_share"]
             torch.testing.assert_close(share.double(), data["win_rate"][step // 10], rtol=1e-6, atol=0)
 
 
-def one_group(optimizer: Optimizer, params: Sequence[Tensor]) -> dict:
-    groups = [{"lr": 3e-3, "weight_decay": 0.0, "since_refresh": 0, "params": list(range(len(params)))}]
-    return copy.deepcopy({"state": {index: optimizer.state[p] for index, p in enumerate(params)}, "param_groups": groups})
+def edge_error(**options: float) -> float:
+    """The largest error in the golden step whose curvatures are 0, around eps, and far above it."""
+    data = load("sophia/sophiag_edge.safetensors")
+    p = data["param"][0].clone().requires_grad_()
+    optimizer = SophiaG([p], **({"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "rho": 0.04, "weight_decay": 0.1} | options))
+    optimizer.refresh(Scripted([p], [data["hess_grad"]]))
+    errors = []
+    for step, gradient in enumerate((data["grad"], torch.zeros_like(data["grad"])), 1):
+        feed(optimizer, [p], [gradient])
+        errors.append(float((p.detach() - data["param"][step]).abs().max()))
+    return max(errors)
+
+
+def test_sophia_g_replays_the_official_code_where_there_is_no_curvature() -> None:
+    assert edge_error() <= TOLERANCE[torch.float32]
+
+
+def clamped(self: Optimizer, bounds: tuple[Tensor, ...]) -> None:
+    torch._foreach_clamp_min_(bounds, self.eps)  # type: ignore[attr-defined]
+
+
+def test_the_replay_notices_another_eps_and_how_it_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    noticed = 1000 * TOLERANCE[torch.float32]
+    for eps in (1e-12, 1e-14, 2e-15, 1e-16):
+        assert edge_error(eps=eps) > noticed
+    monkeypatch.setattr(SophiaG, "damp_", clamped)
+    assert edge_error() > noticed
 
 
 @pytest.mark.parametrize(("gamma", "key"), [(30.0, "pto_p30"), (0.01, "pto")])
@@ -111,6 +132,8 @@ def test_sophia_h_replays_levanter(gamma: float, key: str) -> None:
         (-0.3, 1e-6, 6e-4),
         (-0.02, 1e-6, 4.8828125e-4),
         (0.0, 0.0, 0.0),
+        (1e-16, 0.0, -6e-5),  # eps 1e-15 alone decides
+        (-1e-16, 0.0, 6e-5),
     ],
 )
 def test_sophia_g_steps_by_the_closed_form(momentum: float, curvature: float, change: float) -> None:
@@ -124,7 +147,17 @@ def test_sophia_g_steps_by_the_closed_form(momentum: float, curvature: float, ch
 
 @pytest.mark.parametrize(
     ("momentum", "curvature", "change"),
-    [(0.1, 20.0, -3e-4), (0.1, 1e-3, -6e-4), (0.1, 0.0, -6e-4), (0.1, -1e-3, -6e-4), (-0.1, -1e3, 6e-4), (0.0, -1.0, 0.0)],
+    [
+        (0.1, 20.0, -3e-4),
+        (0.1, 1e-3, -6e-4),
+        (0.1, 0.0, -6e-4),
+        (0.1, -1e-3, -6e-4),
+        (-0.1, -1e3, 6e-4),
+        (0.0, -1.0, 0.0),
+        (1e-13, 0.0, -6e-5),  # eps 1e-12 alone decides
+        (1e-13, -1.0, -6e-5),
+        (-1e-13, -1.0, 6e-5),
+    ],
 )
 def test_sophia_h_never_climbs_where_curvature_is_negative(momentum: float, curvature: float, change: float) -> None:
     p = scalar(0.0)
@@ -144,18 +177,16 @@ def test_without_curvature_the_step_is_sign_momentum_with_decoupled_decay(build:
     assert optimizer.statistics()["unclipped_share"] == 0  # the coordinate at rest does not count
 
 
-def test_unclipped_share_belongs_to_the_last_step_after_a_refresh() -> None:
+def test_unclipped_share_is_measured_at_a_refresh_with_the_momentum_there_is() -> None:
     p = torch.zeros(4, requires_grad=True)
     optimizer = SophiaG([p], beta1=0.0, beta2=0.0, rho=1.0)
     assert optimizer.statistics() == {}
-    optimizer.refresh(Scripted([p], [torch.ones(4)]))
-    feed(optimizer, [p], [torch.tensor([0.5, -0.5, 0.5, 2.0])])
-    assert optimizer.statistics()["unclipped_share"] == 0.75
-    feed(optimizer, [p], [torch.full((4,), 2.0)])
-    assert optimizer.statistics()["unclipped_share"] == 0.75
-    optimizer.refresh(Scripted([p], [torch.ones(4)]))
-    feed(optimizer, [p], [torch.full((4,), 2.0)])
-    assert optimizer.statistics()["unclipped_share"] == 0
+    for momentum, share in (([0.5, -0.5, 0.5, 2.0], 0.75), ([2.0] * 4, 0.0)):
+        feed(optimizer, [p], [torch.tensor(momentum)])
+        optimizer.refresh(Scripted([p], [torch.ones(4)]))
+        assert optimizer.statistics()["unclipped_share"] == share
+        feed(optimizer, [p], [torch.zeros(4)])
+        assert optimizer.statistics()["unclipped_share"] == share
 
 
 # Estimates of the curvature
@@ -168,6 +199,11 @@ class Softmax:
         self.weight, self.x, self.micro_batches, self.tokens = weight, x, micro_batches, len(x)
         self.draws = torch.Generator().manual_seed(seed)
 
+    def part(self, fraction: float) -> Softmax:
+        part = Softmax(self.weight, self.x[: round(fraction * len(self.x))], self.micro_batches)
+        part.draws = self.draws
+        return part
+
     def backward(self, labels: str) -> None:
         drawn = torch.multinomial((self.x @ self.weight.detach().T).softmax(-1), 1, generator=self.draws)[:, 0]
         for x, y in zip(self.x.chunk(self.micro_batches), drawn.chunk(self.micro_batches), strict=True):
@@ -179,9 +215,12 @@ def softmax_problem(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]
     return torch.randn(7, 5, generator=draws).to(dtype).requires_grad_(), torch.randn(64, 5, generator=draws).to(dtype)
 
 
-def test_the_gauss_newton_estimate_is_unbiased() -> None:
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_the_gauss_newton_estimate_is_unbiased(fraction: float) -> None:
+    """A fraction's estimate is that of its own rows: multiplied by their tokens, not by those of the whole batch."""
     weight, x = softmax_problem()
-    objective, optimizer = Softmax(weight, x), SophiaG([weight], beta2=0.0)
+    objective, optimizer = Softmax(weight, x), SophiaG([weight], beta2=0.0, fraction=fraction)
+    x = x[: round(fraction * len(x))]
     total = torch.zeros_like(weight)
     for _ in range(4000):
         optimizer.refresh(objective)
@@ -202,6 +241,35 @@ def test_micro_batches_do_not_change_the_estimate(micro_batches: int) -> None:
         optimizer.refresh(Softmax(weight, x, cut))
         curvatures.append(optimizer.state[weight]["curvature"])
     torch.testing.assert_close(curvatures[0], curvatures[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("bound", "factor"), [(0.0, 1.0), (1.0, 1 / 13), (6.5, 0.5), (20.0, 1.0)])
+def test_the_norm_of_the_sampled_gradient_is_bounded_if_asked(bound: float, factor: float) -> None:
+    """Over all parameters together and before it is squared, as the official training script does with 1.0."""
+    params = [torch.zeros(2, dtype=torch.float64, requires_grad=True), torch.zeros((), dtype=torch.float64, requires_grad=True)]
+    sampled = [torch.tensor([3.0, 4.0]), torch.tensor(12.0)]  # norm 13
+    optimizer = SophiaG(params, beta2=0.0, clip_estimate=bound)
+    optimizer.refresh(Scripted(params, sampled, tokens=7))
+    for p, g in zip(params, sampled, strict=True):
+        torch.testing.assert_close(optimizer.state[p]["curvature"], 7 * (factor * g.double()) ** 2, rtol=1e-6, atol=0)
+
+
+@both
+def test_without_a_fraction_no_part_is_asked_for(build: type[Optimizer]) -> None:
+    """A fraction of 1 is the objective itself, to the bit; any other is passed on."""
+    params = small_model()
+    asked: list[float] = []
+
+    class Parted(Scripted):
+        def part(self, fraction: float) -> Parted:
+            asked.append(fraction)
+            return self
+
+    objective = Parted(params, gradients_of(0), product=lambda us: us)
+    build(params).refresh(objective)
+    assert asked == []
+    build(params, fraction=0.5).refresh(objective)
+    assert asked == [0.5]
 
 
 @pytest.mark.parametrize("probe", ["gaussian", "rademacher"])
@@ -259,8 +327,32 @@ def test_sophia_refuses_to_go_on_as_sign_momentum(build: type[Optimizer], refres
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (SophiaG, {"lr": 6e-4, "weight_decay": 0.2, "beta1": 0.965, "beta2": 0.99, "gamma": 0.05, "eps": 1e-15, "refresh_every": 10}),
-        (SophiaH, {"lr": 6e-4, "weight_decay": 0.2, "beta1": 0.965, "beta2": 0.99, "gamma": 0.01, "eps": 1e-12, "refresh_every": 10}),
+        (
+            SophiaG,
+            {
+                "lr": 6e-4,
+                "weight_decay": 0.2,
+                "beta1": 0.965,
+                "beta2": 0.99,
+                "gamma": 0.05,
+                "eps": 1e-15,
+                "refresh_every": 10,
+                "fraction": 1.0,
+            },
+        ),
+        (
+            SophiaH,
+            {
+                "lr": 6e-4,
+                "weight_decay": 0.2,
+                "beta1": 0.965,
+                "beta2": 0.99,
+                "gamma": 0.01,
+                "eps": 1e-12,
+                "refresh_every": 10,
+                "fraction": 1.0,
+            },
+        ),
     ],
 )
 def test_defaults_are_the_papers(build: type[Optimizer], expected: dict[str, float]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lswt_core.interfaces import Objective
 from lswt_core.moments import BucketOptimizer, gradients, like, zeros
 
 
@@ -29,11 +30,12 @@ class ClippedMomentum(BucketOptimizer):
         weight_decay: float,
         eps: float,
         refresh_every: int,
+        fraction: float,
     ) -> None:
         # The count lives in the groups so that it travels with state_dict() and never has to be read back from a device.
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "since_refresh": 0})
         self.beta1, self.beta2, self.gamma, self.eps = beta1, beta2, gamma, eps
-        self.refresh_every = refresh_every
+        self.refresh_every, self.fraction = refresh_every, fraction
 
     @abstractmethod
     def damp_(self, bounds: tuple[Tensor, ...]) -> None:
@@ -49,31 +51,37 @@ class ClippedMomentum(BucketOptimizer):
         return loss
 
     def statistics(self) -> dict[str, Tensor]:
-        """The share of coordinates that were not clipped in the last step that followed a refresh (0 = sign momentum)."""
+        """The share of coordinates that would not have been clipped at the last refresh: ``|m| < gamma * h`` with its curvature (the
+        official code's win rate; 0 = sign momentum).
+        """
         if not self.state:
             return {}
         unclipped = torch.stack([state["unclipped"] for state in self.state.values()]).sum()
         return {"unclipped_share": unclipped / sum(p.numel() for p in self.state)}
 
+    def part_of(self, objective: Objective) -> Objective:
+        """What the curvature is estimated from: all rows of the step, or a fraction of them."""
+        return objective if self.fraction == 1 else objective.part(self.fraction)
+
     def blend(self, params: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], weight: float = 1.0) -> None:
         """Take ``weight * left * right`` into the running curvature of some parameters: what a refresh ends with."""
-        curvatures = [self._state_of(p)["curvature"] for p in params]
+        states = [self._state_of(p) for p in params]
+        curvatures = [state["curvature"] for state in states]
         torch._foreach_mul_(curvatures, self.beta2)
         torch._foreach_addcmul_(curvatures, like(left, curvatures), like(right, curvatures), value=(1 - self.beta2) * weight)
+        for state in states:
+            # Without damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
+            state["unclipped"] = (state["momentum"].abs() < self.gamma * state["curvature"]).sum().float()
         for group in self.param_groups:
             group["since_refresh"] = 0
 
     def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """One clipped step; measures, right after a refresh, how much of it was not clipped."""
+        """One clipped step."""
         states = [self._state_of(p) for p in params]
         moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta1)
         torch._foreach_add_(moments, gradients(params, moments), alpha=1 - self.beta1)
         bounds = torch._foreach_mul([state["curvature"] for state in states], self.gamma)
-        if group["since_refresh"] == 0:
-            for state, bound in zip(states, bounds, strict=True):
-                # Measured before damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
-                state["unclipped"] = (state["momentum"].abs() < bound).sum().float()
         self.damp_(bounds)
         updates = torch._foreach_div(moments, bounds)
         torch._foreach_clamp_max_(updates, 1.0)
