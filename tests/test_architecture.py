@@ -14,7 +14,7 @@ from helpers import PLUGINS, ROOT
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
     {"interfaces", "kinds", "errors", "settings", "randomness", "announce"},
-    {"hooks", "head", "parts", "fast", "tree", "parallel", "console", "signals"},
+    {"hooks", "head", "parts", "fast", "scale", "tree", "parallel", "console", "signals"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},

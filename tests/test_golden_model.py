@@ -159,6 +159,17 @@ def test_losses_and_gradients_are_the_originals(case: str, dtype: torch.dtype, b
     assert distance(gradient_norms(case, loss), golden["grad_norms"]) <= TOLERANCE[dtype]
 
 
+@every_case
+def test_the_originals_accuracy_counts_predicted_pads_and_ours_does_not(case: str) -> None:
+    golden, decoder = expected(case, torch.float64), original(case)
+    labels = golden["loss_y"]
+    likeliest = decoder.vocabulary.logits(decoder(golden["loss_x"])[0]).argmax(-1)
+    counted = (likeliest == labels).sum() / (labels != 1).sum()  # pads, 1, in the numerator alone
+    assert distance(counted, golden["accuracy"]) < 1e-6
+    result = loss_of(case, torch.float64, "eager")(batch_of(golden))
+    assert float(result.correct / result.terms[CROSS_ENTROPY].count) == pytest.approx(CASES[case]["info"]["accuracy_correctly_masked"])
+
+
 @every_dtype
 @every_backend
 def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> None:
@@ -303,6 +314,19 @@ def test_rotary_tables_are_right_at_every_position(base: int, dtype: torch.dtype
     assert cos.dtype == sin.dtype == dtype
     assert distance(cos[:, 0].double(), ROPE[f"b{base}/cos_f64"]) <= tolerance
     assert distance(sin[:, 0].double(), sign * ROPE[f"b{base}/sin_f64"]) <= tolerance
+
+
+@pytest.mark.parametrize("base", [10_000, 500_000])
+def test_rotary_tables_of_the_original_are_an_option_and_differ(base: int) -> None:
+    tables = {}
+    for angles in ("float64", "float32", "float16"):
+        rope = Rope(Dims(64, 1, 1, 1), base=float(base), reversed=False, angles=angles)
+        tables[angles] = rope.table(ROPE["positions"].clamp_max(60_000), 64, torch.float32)[0][:, 0].double()
+    known = ROPE["positions"] <= 60_000
+    assert distance(tables["float32"][known], ROPE[f"b{base}/cos_naive_f32"][known].double()) < 1e-6
+    far = ROPE["positions"][known] > 2048
+    assert distance(tables["float64"][known], tables["float32"][known]) > 1e-4
+    assert distance(tables["float64"][known][far], tables["float16"][known][far]) > 0.5
 
 
 def test_rotation_pairs_the_halves_of_a_head() -> None:
