@@ -54,7 +54,8 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
         norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
         vocabulary = Vocabulary(recipe.embedding.vocab_size, recipe.embedding.d_vocab, dims.d_model)
         decoder = Decoder(vocabulary, positional, norms[0], blocks, norms[1])
-        vocabulary.table.requires_grad_(recipe.embedding.trainable)
+        if not recipe.embedding.trainable:
+            vocabulary.freeze()
         auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
         return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
 

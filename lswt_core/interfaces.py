@@ -387,6 +387,12 @@ class Tokenizer(Component, ABC):
     def fingerprint(self) -> str:
         """A hash of the mapping: another tokenizer gives another hash."""
 
+    def tokens(self) -> Mapping[str, int] | None:
+        """Every token and its id, spelled as byte-level or SentencePiece vocabularies do ("Ġthe", "▁the"), so that pretrained word
+        embeddings find their rows; None if there is no such list, and they can then only be taken from a table without one.
+        """
+        return None
+
 
 class Tracker(Component, ABC):
     """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
@@ -72,6 +72,10 @@ class BytePair(Tokenizer):
     def fingerprint(self) -> str:
         """A hash of vocabulary and merges."""
         return blake2b(self._fitted.to_str().encode(), digest_size=16).hexdigest()
+
+    def tokens(self) -> Mapping[str, int]:
+        """The whole vocabulary, byte-level."""
+        return self._fitted.get_vocab(with_added_tokens=True)
 
     @property
     def _fitted(self) -> tokenizers.Tokenizer:

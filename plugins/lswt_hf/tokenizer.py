@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -56,6 +56,10 @@ class HuggingFaceTokenizer(Tokenizer):
         rules = self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else ""
         parts = [type(self._tokenizer).__name__, sorted(self._vocabulary.items()), rules, self.begin, self.end]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    def tokens(self) -> Mapping[str, int]:
+        """The whole vocabulary, added tokens included."""
+        return self._vocabulary
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
