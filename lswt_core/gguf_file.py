@@ -49,7 +49,7 @@ class GgufFile:
         try:
             import gguf
         except ImportError as error:
-            raise PluginError(f"{path} cannot be read without the gguf package: {error}; pip install 'gguf>=0.10'") from error
+            raise PluginError(f"{path} cannot be read without the gguf package: {error}; pip install 'gguf>=0.16'") from error
         self.path = path
         self._dequantize = gguf.quants.dequantize
         try:

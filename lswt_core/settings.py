@@ -43,7 +43,7 @@ class Embedding(Table):
 
     vocab_size: Positive = 50_272  # rows of the table; the tokenizer may have fewer ids, never more
     d_vocab: Positive = 768
-    warm_start: str = "none"  # a Hub name (or name@revision), a model directory, a .safetensors, .npz or .gguf file, package:NAME
+    warm_start: str = "none"  # or a Hub name[@revision], model directory, .safetensors, .npz or .gguf file, package:NAME
     trainable: bool = True  # false: the table stays as it is, in float16
 
 

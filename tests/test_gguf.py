@@ -132,5 +132,5 @@ def test_what_is_missing_or_damaged_is_told(write: Callable[..., Path], tmp_path
     with pytest.raises(DataError, match=r"tokenizer.path = .*none\.gguf"):
         GgufTokenizer(path=str(tmp_path / "none.gguf")).encode(["x"])
     monkeypatch.setitem(sys.modules, "gguf", None)  # type: ignore[arg-type]
-    with pytest.raises(PluginError, match=r"pip install 'gguf>=0\.10'"):
+    with pytest.raises(PluginError, match=r"pip install 'gguf>=0\.16'"):
         GgufFile(tmp_path / "model.gguf")

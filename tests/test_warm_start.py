@@ -130,6 +130,9 @@ def test_of_several_files_only_the_one_with_the_table_is_read(tmp_path: Path) ->
     for file in {*files.values()} - {table}:
         (tmp_path / file).unlink()
     assert source_of(tmp_path).table.equal(model.get_input_embeddings().weight)
+    (tmp_path / table).unlink()
+    with pytest.raises(DataError, match=rf"incomplete.*{table}"):
+        source_of(tmp_path)
 
 
 @pytest.mark.parametrize(

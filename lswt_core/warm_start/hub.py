@@ -71,7 +71,7 @@ class Snapshot:
         except Exception as error:  # the library's own and its network client's have no common base
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
             raise DataError(
-                f"embedding.warm_start = {self.name!r} cannot be loaded. No such directory is here, and the Hub gave no answer: {reason}\n"
+                f"embedding.warm_start = {self.name!r} cannot be loaded. No such directory is here, and asking the Hub failed: {reason}\n"
                 f"  fix: connect to the Hub, {self.ways_out}"
             ) from error
 

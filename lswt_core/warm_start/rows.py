@@ -39,21 +39,24 @@ def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved
     """
     pairs = paired(source, len(weight), tokenizer)
     rows = source.table[torch.tensor(pairs.theirs)]
-    narrowed = rows.to(weight.dtype)
-    precision = str(weight.dtype).removeprefix("torch.")
+    narrowed, precision = rows.to(weight.dtype), str(weight.dtype).removeprefix("torch.")
     if not bool(torch.isfinite(narrowed).all()):
         raise DataError(
             f"embedding.warm_start = {source.name!r}: its largest number, {float(rows.abs().max()):.3g}, is too large for {precision}, "
             "which a frozen table is kept in\n  fix: set embedding.trainable = true"
         )
-    rounding = float((narrowed.double() - rows.double()).abs().max())
     with torch.no_grad():
         weight.index_copy_(0, torch.tensor(pairs.ours, device=weight.device), narrowed.to(weight.device))
+    origin = {"source": source.name, **source.facts, "shape": list(source.table.shape)}
+    rounding = largest_change(rows, narrowed)
     moved = {"rows": len(pairs.ours), "of": len(weight), "by": pairs.by, "precision": precision, "rounding": rounding}
-    shape = list(source.table.shape)
-    return Moved(
-        sentence(source, pairs, len(weight), rounding, precision), {"source": source.name, **source.facts, "shape": shape, **moved}
-    )
+    return Moved(sentence(source, pairs, len(weight), rounding, precision), origin | moved)
+
+
+def largest_change(rows: Tensor, narrowed: Tensor) -> float:
+    """How far a narrower precision has moved a number at most; 0 where it is not narrower."""
+    exact = torch.promote_types(rows.dtype, narrowed.dtype)
+    return 0.0 if narrowed.dtype == exact else float((narrowed.to(exact) - rows.to(exact)).abs().max())
 
 
 def sentence(source: Pretrained, pairs: Pairs, size: int, rounding: float, precision: str) -> str:

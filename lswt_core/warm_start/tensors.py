@@ -67,14 +67,21 @@ def from_safetensors(path: Path) -> Found:
 
 def from_model(where: str, directory: Path, fetch: Callable[[str], Path], rows: int | None) -> Found:
     """The table of a model whose files ``fetch`` brings, one by one as they are needed; ``rows`` is its config's vocab_size, if
-    it has one. Raises DataError, naming the candidates, where the table cannot be told from the other tensors.
+    it has one. Raises DataError where the table cannot be told from the other tensors, naming the candidates, or a file is missing.
     """
+    try:
+        files = places(directory, fetch)
+        name = table_name(where, files, lambda name: shape_in(fetch(files[name]), name), rows)
+        return Found(name, read(fetch(files[name]), name))
+    except FileNotFoundError as error:
+        raise DataError(f"embedding.warm_start = {where!r} is incomplete, a file of its weights is missing: {error}") from error
+
+
+def places(directory: Path, fetch: Callable[[str], Path]) -> dict[str, str]:
+    """The file that each tensor of a model is in."""
     if (directory / INDEX).is_file():
-        files: dict[str, str] = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    else:
-        files = dict.fromkeys(tensor_names(fetch(WHOLE)), WHOLE)
-    name = table_name(where, files, lambda name: shape_in(fetch(files[name]), name), rows)
-    return Found(name, read(fetch(files[name]), name))
+        return json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    return dict.fromkeys(tensor_names(fetch(WHOLE)), WHOLE)
 
 
 def only_table(path: Path, names: Iterable[str], shape: Shape) -> str:

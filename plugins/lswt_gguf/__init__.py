@@ -23,7 +23,7 @@ def byte_level(*before: Any) -> Any:
     return pre_tokenizers.Sequence([*before, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
-SPLITS: dict[str, Callable[[], Any]] = {  # by the file's own name for it
+SPLITS: dict[str, Callable[[], Any]] = {  # by the file's own name for it (llama.cpp's llama-vocab.cpp)
     "gpt-2": byte_level,
     "smollm": lambda: byte_level(pre_tokenizers.Digits(individual_digits=True)),
 }
