@@ -43,8 +43,8 @@ class Embedding(Table):
 
     vocab_size: Positive = 50_272  # rows of the table; the tokenizer may have fewer ids, never more
     d_vocab: Positive = 768
-    warm_start: str = "none"  # a Hub name, a local directory, a .safetensors or .npz file, or "none"
-    trainable: bool = True
+    warm_start: str = "none"  # or a Hub name[@revision], model directory, .safetensors, .npz or .gguf file, package:NAME
+    trainable: bool = True  # false: the table stays as it is, in float16
 
 
 class Train(Table):

@@ -101,6 +101,19 @@ def test_a_plan_is_one_json_object() -> None:
     assert need["total"] == sum(size for part, size in need.items() if part not in ("total", "available"))
 
 
+def test_a_frozen_table_takes_half_the_bytes_and_nothing_to_train() -> None:
+    words = ["embedding.trainable=false", "train.precision=float32", "--json"]
+    command = [sys.executable, "-m", "lswt_core", "plan", str(RECIPES / "small.toml"), *words]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    original = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())["small"]["variants"]["default_reg16_frozen"]
+    table = 50_272 * 768
+    trained = SIZES["small"] - table
+    assert found["parameters"]["trainable"] == trained == original["decayed"] + original["not_decayed"]
+    assert found["memory"]["weights"] == 4 * trained + 2 * table
+    assert found["memory"]["gradients"] == 4 * trained and found["memory"]["cast_weights"] == 4 * table
+    assert found["memory"]["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
+
+
 def test_planning_and_listing_import_nothing_slow() -> None:
     program = (
         "import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); "
