@@ -18,6 +18,7 @@ from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Nee
 from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
 from lswt_core.loss import Loss
 from lswt_core.model import Attention, initialise
+from lswt_core.parallel import spread_rows
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -129,7 +130,9 @@ def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
 
 def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:
     """The optimizer over the model's trainable parameters."""
-    return create(registry, recipe.one("optimizer"), parameter_groups(loss))
+    optimizer: Optimizer = create(registry, recipe.one("optimizer"), parameter_groups(loss))
+    spread_rows(optimizer.fraction, recipe.train.rows)  # refuses here what the first refresh would refuse
+    return optimizer
 
 
 def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:

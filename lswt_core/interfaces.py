@@ -320,6 +320,9 @@ class Objective(Protocol):
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on run seed, step and purpose only."""
 
+    def part(self, fraction: float) -> Objective:
+        """The same over a share of the rows, spread evenly over the whole batch; its means and ``tokens`` are of that part."""
+
 
 class Optimizer(Component, torch.optim.Optimizer):
     """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as ``cls(groups, **options)`` with the
@@ -328,6 +331,7 @@ class Optimizer(Component, torch.optim.Optimizer):
 
     takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
     refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
+    fraction: float = 1.0  # the share of a step's rows that `refresh` looks at (Objective.part)
 
     def refresh(self, objective: Objective) -> None:
         """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lswt_core.errors import ResourceError
+from lswt_core.errors import Incompatible, ResourceError
 
 
 class World(NamedTuple):
@@ -76,6 +76,17 @@ class World(NamedTuple):
         """Go on when all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def spread_rows(fraction: float, total: int) -> list[int]:
+    """A share of the rows of a global batch, rounded to whole rows and spread evenly, so that processes share the work."""
+    count = round(fraction * total)
+    if not 1 <= count <= total:
+        raise Incompatible(
+            f"optimizer.fraction = {fraction:g} of {total} rows is {count} rows: "
+            f"choose a fraction from {1 / total:g} to 1, or more train.rows"
+        )
+    return [i * total // count for i in range(count)]
 
 
 def pick_device(local: int) -> torch.device:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lswt_core.interfaces import Batch, Need, Unsupported
 from lswt_core.loss import CROSS_ENTROPY, Loss, Result
 from lswt_core.model import Attention
-from lswt_core.parallel import Precision, World
+from lswt_core.parallel import Precision, World, spread_rows
 from lswt_core.randomness import derive
-from lswt_core.tree import tree_map
+from lswt_core.tree import join_rows, split_rows, tree_map
 
 
 class Setting(NamedTuple):
@@ -48,24 +48,48 @@ class Step:
     so gradients add up to the gradient of the mean exactly. Memories are read from ``memory`` and staged, never advanced here.
     """
 
-    def __init__(self, setting: Setting, batch: Batch, memory: Sequence[Any], number: int, scale: float = 1.0) -> None:
-        """``scale`` multiplies losses while they are differentiated (float16), a power of two."""
+    def __init__(
+        self,
+        setting: Setting,
+        batch: Batch,
+        memory: Sequence[Any],
+        number: int,
+        scale: float = 1.0,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """``scale`` multiplies losses while they are differentiated (float16), a power of two; ``rows`` are those of the global
+        batch that ``batch`` holds (None: all of this process's).
+        """
         self.setting, self.number, self.scale = setting, number, scale
+        self.rows: Sequence[int] = setting.rows if rows is None else rows
         self.memory = list(memory)
         self.staged: list[Any] = []
         self.results: list[Result] = []
         device = setting.world.device
-        micro = [batch.each(itemgetter(rows)) for rows in self.slices(len(batch.inputs))]
-        counts = [setting.loss.counts(part) for part in micro]  # before moving: on the CPU nothing waits for the device
+        micro = [batch.each(itemgetter(part)) for part in self.slices()]
+        counts = [setting.loss.counts(part) for part in micro or [batch]]  # before moving: on the CPU nothing waits for the device
         whole = setting.world.sum(torch.stack([sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)]).to(device))
         self.counts = dict(zip(counts[0], whole, strict=True))
         self.tokens = int(self.counts[CROSS_ENTROPY])
         self.micro = [part.each(lambda tensor: tensor.to(device, non_blocking=True)) for part in micro]
         self.parted = len(micro) > 1 or setting.world.size > 1
 
-    def slices(self, rows: int) -> list[slice]:
-        """The rows of every micro-batch."""
-        return [slice(start, start + self.setting.micro_rows) for start in range(0, rows, self.setting.micro_rows)]
+    def slices(self) -> list[slice]:
+        """Where every micro-batch stands in this process's rows."""
+        return [slice(start, start + self.setting.micro_rows) for start in range(0, len(self.rows), self.setting.micro_rows)]
+
+    def part(self, fraction: float) -> Step:
+        """The same update over a share of its rows (see Objective), cut into micro-batches anew. Which rows, and what they say, does
+        not depend on micro-batches or processes; a process may have none of them.
+        """
+        chosen = set(spread_rows(fraction, len(self.setting.rows) * self.setting.world.size))
+        masks = [[row in chosen for row in self.rows[part]] for part in self.slices()]
+        together = [(tuple(part), state) for part, state in zip(self.micro, self.memory, strict=True)]
+        kept = [tree_map(lambda t, m=mask: t[m], tree) for tree, mask in zip(together, masks, strict=True)]  # type: ignore[misc]
+        fields, memory = join_rows(kept)
+        rows = [row for row in self.rows if row in chosen]
+        memories = split_rows(memory, len(rows), self.setting.micro_rows)
+        return Step(self.setting, Batch(*fields), memories, self.number, self.scale, rows)
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective)."""
@@ -79,7 +103,8 @@ class Step:
             results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state)))
         self.setting.world.sum_gradients(p for p in self.setting.loss.parameters() if p.requires_grad)
         gradients = [p.grad for p in self.setting.loss.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, 1 / self.scale)
+        if self.scale != 1:
+            torch._foreach_mul_(gradients, 1 / self.scale)
         if sampled:
             require_finite(gradients)
         else:
@@ -92,7 +117,7 @@ class Step:
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers [B, T] for drawing labels, one stream a global row, whatever the micro-batches."""
-        rows = self.setting.rows[self.slices(len(self.setting.rows))[i]]
+        rows = self.rows[self.slices()[i]]
         length = self.micro[i].inputs.shape[1]
         drawn = [torch.rand(length, generator=self.stream("labels", row)) for row in rows]  # float32 from the start: below 1
         return torch.stack(drawn).to(self.setting.world.device)

@@ -31,7 +31,7 @@ from lswt_core.model import Decoder, initialise
 from lswt_core.tree import tensors, tree_map
 
 MODEL_KINDS = ("positional", "memory", "attention", "qk_norm", "ffn", "norm")
-CITED_KINDS = (*MODEL_KINDS, "loss")
+CITED_KINDS = (*MODEL_KINDS, "loss", "optimizer")
 XL = {"xl": partial(XlCache, length=32)}
 REGISTERS = {"registers": partial(Registers, count=3)}
 BACKENDS: dict[str, Callable[[Dims], Any]] = {
@@ -63,7 +63,7 @@ every_part = pytest.mark.parametrize("cls", [cls for cls in offered(*MODEL_KINDS
 def test_says_what_it_is(cls: Any) -> None:
     assert cls.name == cls.name.lower().strip() and cls.name
     assert cls.__doc__ and cls.__doc__ != cls.__mro__[1].__doc__
-    if (kind_of_class(cls) in CITED_KINDS and cls is not NoNorm) or cls.name.startswith("sophia"):
+    if kind_of_class(cls) in CITED_KINDS and cls is not NoNorm:
         assert cls.citation.startswith("@") and cls.citation.count("{") == cls.citation.count("}")
 
 

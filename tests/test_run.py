@@ -133,6 +133,8 @@ def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
     assert [line["step"] for line in trained] == list(range(1, 13))
     assert {"step", "tokens", "loss", "lr", "tokens_per_second", "loss/simctg", "optimizer/unclipped_share"} <= trained[-1].keys()
     assert trained[-1]["tokens"] == 12 * 4 * 16
+    shares = [line["optimizer/unclipped_share"] for line in trained]  # of the last refresh: after updates 1, 4, 7 and 10
+    assert [len(set(shares[first : first + 3])) for first in (0, 3, 6, 9)] == [1] * 4 and len(set(shares)) > 1
     assert [line["step"] for line in lines(whole) if "eval/loss" in line] == [5, 10, 12]
     again = start(recipe, "--out", "whole")
     assert again.returncode == 0 and "finished" in again.stdout
@@ -244,6 +246,7 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
         ("attention.use=flash", 2, "CUDA"),
         ("data.paths=['nowhere']", 4, "nowhere"),
         ("embedding.vocab_size=200", 4, "vocab_size"),
+        ("optimizer.fraction=0.1", 2, "of 4 rows is 0 rows"),
         ("model.d_model=65536", 7, "memory"),
     ],
 )

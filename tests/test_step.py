@@ -20,7 +20,9 @@ from lswt_xl_cache import XlCache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lswt_core import Registry
 from lswt_core.assemble import parameter_groups
+from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, Output, Term
 from lswt_core.loss import CROSS_ENTROPY, Loss
 from lswt_core.parallel import Precision, World
@@ -152,6 +154,86 @@ def test_sampled_gradients_estimate_the_gauss_newton_diagonal() -> None:
     assert bias * len(kept) * draws / float(fisher) == pytest.approx(1, abs=0.9)
 
 
+# ------------------------------------------------------------------------------------------------- a share of the rows
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(1.0, [*range(8)]), (0.5, [0, 2, 4, 6]), (0.4, [0, 2, 5]), (0.1, [0])])
+@pytest.mark.parametrize("micro_rows", [1, 2, ROWS])
+def test_a_part_is_a_step_over_some_of_the_rows(fraction: float, rows: list[int], micro_rows: int) -> None:
+    loss, batch = loss_of(), batch_of()
+    whole = step_of(loss, ROWS)
+    memory, labels = tree_map(lambda t: t[rows], whole.memory[0]), batch.labels[rows]
+    part = step_of(loss, micro_rows).part(fraction)
+    assert part.tokens == int((labels != IGNORE).sum())
+    found = differentiated(loss, part, "data")
+    loss.zero_grad()
+    loss(batch.each(lambda t: t[rows]), memory).loss.backward()
+    assert largest_gap(found, gradients(loss)) < 1e-12
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2, 4])
+def test_micro_batches_do_not_change_a_part(micro_rows: int) -> None:
+    loss = loss_of()
+    params = list(loss.parameters())
+    one, other = step_of(loss, ROWS).part(0.4), step_of(loss, micro_rows).part(0.4)
+    assert largest_gap(differentiated(loss, one, "sampled"), differentiated(loss, other, "sampled")) < 1e-12
+    ones = [torch.ones_like(p) for p in params]
+    products = [{str(i): t for i, t in enumerate(part.hessian_vector(params, ones))} for part in (one, other)]
+    assert largest_gap(*products) < 1e-10
+
+
+def test_a_row_draws_the_same_labels_in_a_part_as_in_the_whole() -> None:
+    loss = loss_of()
+    only = torch.zeros(ROWS, 1, dtype=torch.bool)
+    only[[0, 4]] = True
+    batch = batch_of()
+    batch = batch._replace(labels=batch.labels.masked_fill(~only, IGNORE))  # the other rows say nothing
+    step = step_of(loss, 2, batch=batch)
+    assert largest_gap(differentiated(loss, step, "sampled"), differentiated(loss, step.part(0.25), "sampled")) < 1e-12
+
+
+def test_the_whole_as_a_part_is_the_whole_to_the_bit() -> None:
+    loss = loss_of()
+    step = step_of(loss, 2)
+    for labels in ("data", "sampled"):
+        assert largest_gap(differentiated(loss, step, labels), differentiated(loss, step.part(1.0), labels)) == 0
+
+
+def test_a_cold_memory_stays_cold_in_a_part() -> None:
+    loss, batch = loss_of(), batch_of()
+    step = Step(step_of(loss, 2).setting, batch, [None] * 4, 3)
+    found = differentiated(loss, step.part(0.5), "data")
+    loss.zero_grad()
+    loss(batch.each(lambda t: t[::2])).loss.backward()
+    assert largest_gap(found, gradients(loss)) < 1e-12
+
+
+@pytest.mark.parametrize("fraction", [0.05, 1.2])
+def test_a_part_without_rows_is_refused(fraction: float) -> None:
+    with pytest.raises(Incompatible, match=rf"fraction = {fraction} of 8 rows is \d+ rows: choose a fraction from 0.125 to 1"):
+        step_of(loss_of(), 2).part(fraction)
+
+
+@pytest.mark.parametrize("name", ["sophia-g", "sophia-h"])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_the_curvature_of_a_fraction_is_that_of_its_rows(name: str, fraction: float) -> None:
+    """The count that multiplies the square is the part's own."""
+    loss = loss_of()
+    params = list(loss.parameters())
+    optimizer = Registry().get("optimizer", name)(params, beta2=0.0, fraction=fraction)
+    optimizer.refresh(step_of(loss, 2))
+    part = step_of(loss, ROWS).part(fraction)
+    if name == "sophia-g":
+        wanted = {key: part.tokens * g.square() for key, g in differentiated(loss, part, "sampled").items()}
+    else:
+        draws = part.generator("hutchinson")
+        probes = [torch.randn(p.shape, generator=draws).double() for p in params]
+        products = part.hessian_vector(params, probes)
+        wanted = {key: u * hu for (key, _), u, hu in zip(loss.named_parameters(), probes, products, strict=True)}
+    found = {key: optimizer.state[p]["curvature"] for key, p in loss.named_parameters() if key in wanted}
+    assert largest_gap(found, wanted) < 1e-10
+
+
 # -------------------------------------------------------------------------------------------------- second derivatives
 
 
@@ -246,6 +328,11 @@ def everything(world: World) -> dict[str, Tensor]:
     found = {f"{labels}.{name}": g for labels in ("data", "sampled") for name, g in differentiated(loss, step, labels).items()}
     params = list(loss.parameters())
     products = step.hessian_vector(params, [torch.ones_like(p) for p in params])
+    for fraction in (0.4, 0.1):  # with a tenth, one of two processes has no row
+        part = step.part(fraction)
+        found |= {f"{fraction}.{name}": g for name, g in differentiated(loss, part, "sampled").items()}
+        found |= {f"{fraction}.hessian.{i}": t for i, t in enumerate(part.hessian_vector(params, [torch.ones_like(p) for p in params]))}
+        found[f"{fraction}.tokens"] = torch.tensor(part.tokens)
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}

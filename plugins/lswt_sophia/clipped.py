@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import Optimizer
+from lswt_core.interfaces import Objective
+from lswt_core.moments import BucketOptimizer, gradients, like, zeros
 
-BUCKET = 1 << 24  # 64 MB in float32: enough to fill any device
 
-
-class ClippedMomentum(Optimizer, ABC):
+class ClippedMomentum(BucketOptimizer):
     """``p -= lr * clip(m / damped(gamma * h), 1)`` after decoupled weight decay; momentum m and curvature h are not bias-corrected.
 
     Both are kept in float32 even for narrower parameters: curvatures lie around 1e-12 to 1e-8, which half precision rounds to 0.
@@ -31,11 +30,12 @@ class ClippedMomentum(Optimizer, ABC):
         weight_decay: float,
         eps: float,
         refresh_every: int,
+        fraction: float,
     ) -> None:
         # The count lives in the groups so that it travels with state_dict() and never has to be read back from a device.
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "since_refresh": 0})
         self.beta1, self.beta2, self.gamma, self.eps = beta1, beta2, gamma, eps
-        self.refresh_every = refresh_every
+        self.refresh_every, self.fraction = refresh_every, fraction
 
     @abstractmethod
     def damp_(self, bounds: tuple[Tensor, ...]) -> None:
@@ -45,46 +45,43 @@ class ClippedMomentum(Optimizer, ABC):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; refuses to go on once the curvature is older than ``refresh_every`` steps."""
         self._require_curvature()
-        loss = None if closure is None else torch.enable_grad()(closure)()
+        loss = super().step(closure)
         for group in self.param_groups:
-            for params in buckets([p for p in group["params"] if p.grad is not None]):
-                self._update(group, params)
             group["since_refresh"] += 1
         return loss
 
     def statistics(self) -> dict[str, Tensor]:
-        """The share of coordinates that were not clipped in the last step that followed a refresh (0 = sign momentum)."""
+        """The share of coordinates that would not have been clipped at the last refresh: ``|m| < gamma * h`` with its curvature (the
+        official code's win rate; 0 = sign momentum).
+        """
         if not self.state:
             return {}
         unclipped = torch.stack([state["unclipped"] for state in self.state.values()]).sum()
         return {"unclipped_share": unclipped / sum(p.numel() for p in self.state)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state in its own precision; torch alone would round it to that of the parameters."""
-        super().load_state_dict(state_dict)
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            for p, index in zip(group["params"], saved["params"], strict=True):
-                for key, value in state_dict["state"].get(index, {}).items():
-                    self.state[p][key] = value.to(p.device)
+    def part_of(self, objective: Objective) -> Objective:
+        """What the curvature is estimated from: all rows of the step, or a fraction of them."""
+        return objective if self.fraction == 1 else objective.part(self.fraction)
 
     def blend(self, params: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], weight: float = 1.0) -> None:
         """Take ``weight * left * right`` into the running curvature of some parameters: what a refresh ends with."""
-        curvatures = [self._state_of(p)["curvature"] for p in params]
+        states = [self._state_of(p) for p in params]
+        curvatures = [state["curvature"] for state in states]
         torch._foreach_mul_(curvatures, self.beta2)
-        torch._foreach_addcmul_(curvatures, _like(left, curvatures), _like(right, curvatures), value=(1 - self.beta2) * weight)
+        torch._foreach_addcmul_(curvatures, like(left, curvatures), like(right, curvatures), value=(1 - self.beta2) * weight)
+        for state in states:
+            # Without damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
+            state["unclipped"] = (state["momentum"].abs() < self.gamma * state["curvature"]).sum().float()
         for group in self.param_groups:
             group["since_refresh"] = 0
 
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One clipped step."""
         states = [self._state_of(p) for p in params]
         moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta1)
-        torch._foreach_add_(moments, _like([p.grad for p in params if p.grad is not None], moments), alpha=1 - self.beta1)
+        torch._foreach_add_(moments, gradients(params, moments), alpha=1 - self.beta1)
         bounds = torch._foreach_mul([state["curvature"] for state in states], self.gamma)
-        if group["since_refresh"] == 0:
-            for state, bound in zip(states, bounds, strict=True):
-                # Measured before damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
-                state["unclipped"] = (state["momentum"].abs() < bound).sum().float()
         self.damp_(bounds)
         updates = torch._foreach_div(moments, bounds)
         torch._foreach_clamp_max_(updates, 1.0)
@@ -95,9 +92,7 @@ class ClippedMomentum(Optimizer, ABC):
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
-            precision = torch.promote_types(p.dtype, torch.float32)
-            state["momentum"] = torch.zeros_like(p, dtype=precision)
-            state["curvature"] = torch.zeros_like(p, dtype=precision)
+            state["momentum"], state["curvature"] = zeros(p), zeros(p)
             state["unclipped"] = torch.zeros((), dtype=torch.float32, device=p.device)
         return state
 
@@ -109,19 +104,3 @@ class ClippedMomentum(Optimizer, ABC):
                 f"{self.refresh_every}: going on would be sign momentum, not Sophia. Call refresh(objective) before this step "
                 "(and then every refresh_every steps), or raise refresh_every."
             )
-
-
-def buckets(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters in runs of about ``BUCKET`` elements, so that a step's temporaries stay small beside the model."""
-    bucket: list[Tensor] = []
-    for p in params:
-        bucket.append(p)
-        if sum(member.numel() for member in bucket) >= BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
-
-
-def _like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-    return [value.to(target.dtype) for value, target in zip(values, targets, strict=True)]

@@ -1,0 +1,77 @@
+"""LaProp: momentum of gradients that are normalised first (Ziyin et al. 2020, arXiv 2002.04839)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Optimizer
+from lswt_core.moments import BucketOptimizer, gradients, zeros
+
+
+class LaProp(BucketOptimizer, Optimizer):
+    """``n = b2 n + (1-b2) g^2; m = b1 m + (1-b1) lr g sqrt(1-b2^t) / (sqrt(n) + eps); p -= m lr / rate`` after decoupled decay.
+
+    The rate is averaged like the gradients, ``rate = b1 rate + (1-b1) lr``: it corrects the momentum's bias, and a change of the
+    learning rate acts with the momentum's lag. While the learning rate is 0 nothing moves. The original's amsgrad and centered
+    variants are not offered: together they leave out root and eps in the first ten steps.
+    """
+
+    name = "laprop"
+    citation = """@article{ziyin2020laprop,
+  title = {LaProp: Separating Momentum and Adaptivity in Adam},
+  author = {Ziyin, Liu and Wang, Zhikang T. and Ueda, Masahito},
+  journal = {arXiv preprint arXiv:2002.04839},
+  year = {2020}
+}"""
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: Annotated[float, Gt(0)] = 1e-3,
+        beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+        beta2: Annotated[float, Ge(0), Lt(1)] = 0.95,
+        eps: Annotated[float, Ge(1e-30)] = 1e-8,
+        weight_decay: Annotated[float, Ge(0)] = 0.1,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+
+    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One step: the new gradient is normalised, then averaged."""
+        lr, states = group["lr"], [self._advance(p, group["lr"]) for p in params]
+        moments, squares = ([state[key] for state in states] for key in ("momentum", "square"))
+        grads = gradients(params, moments)
+        torch._foreach_mul_(squares, self.beta2)
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - self.beta2)
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_add_(scales, self.eps)
+        normalised = torch._foreach_div(grads, scales)
+        torch._foreach_mul_(normalised, [math.sqrt(1 - self.beta2 ** state["step"]) for state in states])
+        torch._foreach_mul_(moments, self.beta1)
+        torch._foreach_add_(moments, normalised, alpha=(1 - self.beta1) * lr)
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        # A rate of 0 means that no step had any: the momentum is 0 too.
+        torch._foreach_sub_(params, torch._foreach_mul(moments, [lr / state["rate"] if state["rate"] else 0.0 for state in states]))
+
+    def _advance(self, p: Tensor, lr: float) -> dict[str, Any]:
+        """The state of a parameter, its counters moved to this step. They are numbers of the host: no device is waited for."""
+        state = self.state[p]
+        if not state:
+            state |= {"momentum": zeros(p), "square": zeros(p), "step": 0, "rate": 0.0}
+        state["step"] += 1
+        state["rate"] = self.beta1 * state["rate"] + (1 - self.beta1) * lr
+        return state
+
+
+@hookimpl
+def lswt_components() -> list[type]:
+    """Offer LaProp."""
+    return [LaProp]
