@@ -45,7 +45,8 @@ class Blueprint(NamedTuple):
         """The decoder, on torch's default device."""
         blocks = [self.block(self.dims._replace(layer=layer)) for layer in range(self.dims.n_layers)]
         vocabulary = Vocabulary(self.vocab_size, self.d_vocab, self.dims.d_model)
-        vocabulary.table.requires_grad_(self.trainable)
+        if not self.trainable:
+            vocabulary.freeze()
         return Decoder(vocabulary, self.positional(self.dims), self.norm(self.dims), blocks, self.norm(self.dims))
 
     def block(self, dims: Dims) -> Block:

@@ -408,6 +408,12 @@ class Tokenizer(Component, ABC):
         """Write the files from which transformers' AutoTokenizer makes the same mapping (``lswt_core.fast`` helps)."""
         raise Unsupported(f"tokenizer {self.name!r} does not say how it is written for transformers (Tokenizer.save)")
 
+    def tokens(self) -> Mapping[str, int] | None:
+        """Every token and its id, spelled as byte-level or SentencePiece vocabularies do ("Ġthe", "▁the"), so that pretrained word
+        embeddings find their rows; None if there is no such list, and they can then only be taken from a table without one.
+        """
+        return None
+
 
 class Tracker(Component, ABC):
     """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a

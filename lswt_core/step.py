@@ -48,9 +48,20 @@ class Step:
     so gradients add up to the gradient of the mean exactly. Memories are read from ``memory`` and staged, never advanced here.
     """
 
-    def __init__(self, setting: Setting, batch: Batch, memory: Sequence[Any], number: int, rows: Sequence[int] | None = None) -> None:
-        self.setting, self.number = setting, number
-        self.rows: Sequence[int] = setting.rows if rows is None else rows  # of the global batch, those in ``batch``
+    def __init__(
+        self,
+        setting: Setting,
+        batch: Batch,
+        memory: Sequence[Any],
+        number: int,
+        scale: float = 1.0,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """``scale`` multiplies losses while they are differentiated (float16), a power of two; ``rows`` are those of the global
+        batch that ``batch`` holds (None: all of this process's).
+        """
+        self.setting, self.number, self.scale = setting, number, scale
+        self.rows: Sequence[int] = setting.rows if rows is None else rows
         self.memory = list(memory)
         self.staged: list[Any] = []
         self.results: list[Result] = []
@@ -77,7 +88,8 @@ class Step:
         kept = [tree_map(lambda t, m=mask: t[m], tree) for tree, mask in zip(together, masks, strict=True)]  # type: ignore[misc]
         fields, memory = join_rows(kept)
         rows = [row for row in self.rows if row in chosen]
-        return Step(self.setting, Batch(*fields), split_rows(memory, len(rows), self.setting.micro_rows), self.number, rows)
+        memories = split_rows(memory, len(rows), self.setting.micro_rows)
+        return Step(self.setting, Batch(*fields), memories, self.number, self.scale, rows)
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective)."""
@@ -87,11 +99,14 @@ class Step:
             if not sampled and self.setting.stopping():  # a refresh belongs to an update that is already made: it is finished
                 raise Interrupted
             result = self.run(i, uniforms=self.uniforms(i) if sampled else None)
-            result.loss.backward()
+            (result.loss * self.scale).backward()
             results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state)))
         self.setting.world.sum_gradients(p for p in self.setting.loss.parameters() if p.requires_grad)
+        gradients = [p.grad for p in self.setting.loss.parameters() if p.grad is not None]
+        if self.scale != 1:
+            torch._foreach_mul_(gradients, 1 / self.scale)
         if sampled:
-            require_finite([p.grad for p in self.setting.loss.parameters() if p.grad is not None])
+            require_finite(gradients)
         else:
             self.results, self.staged = results, [result.state for result in results]
 
@@ -131,7 +146,8 @@ class Step:
         """The Hessian of the mean training loss times ``vectors``: exact where attention has a second derivative, else by central
         differences of the gradient.
         """
-        product = self.exact if self.twice_differentiable() else self.differences
+        half = self.setting.precision.dtype == torch.float16  # whose range holds neither a second derivative nor a scaled one
+        product = self.exact if self.twice_differentiable() and not half else self.differences
         found = [self.setting.world.sum(tensor) for tensor in product(params, vectors)]
         require_finite(found)
         return found

@@ -20,6 +20,7 @@ from lswt_core.interfaces import Batch, Memory, Optimizer, Schedule
 from lswt_core.loss import CROSS_ENTROPY
 from lswt_core.recipe import Recipe
 from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
+from lswt_core.scale import LossScale
 from lswt_core.step import Interrupted, NotFinite, Setting, Step, sum_of, trainable
 from lswt_core.track import Metrics
 from lswt_core.tree import flatten, join_rows, split_rows, tree_map, unflatten
@@ -57,6 +58,7 @@ class Trainer:
         self.saved = -1  # step of the last checkpoint
         self.overdue = False  # whether a refresh of the curvature failed
         self.seconds = 0.0  # spent in steps
+        self.scale = LossScale(plan.setting.precision.dtype)
         self.memory: list[Any] = [None] * (len(plan.setting.rows) // plan.setting.micro_rows)
         self.peaks = [group["lr"] for group in plan.optimizer.param_groups]
         reach = max((m.length for m in plan.setting.loss.modules() if isinstance(m, Memory)), default=0)
@@ -92,14 +94,12 @@ class Trainer:
         """One update, committed only if everything is finite."""
         began = time.monotonic()
         setting, batch = self.plan.setting, self.plan.rows.segment()
-        step = Step(setting, batch, self.memory, self.step + self.skipped)
+        step = Step(setting, batch, self.memory, self.step + self.skipped, self.scale.value)
         lr = self.set_rate()
         try:
             step.backward("data")
             norm = self.clip()
             values = self.measure(step, norm)
-            if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-                raise NotFinite
         except NotFinite:
             self.discard(batch)
             return
@@ -107,6 +107,9 @@ class Trainer:
             if is_shortage(error):
                 raise too_little_memory(setting) from error
             raise
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            self.give_way(batch) if self.scale.can_give_way(values["loss"]) else self.discard(batch)
+            return
         self.plan.optimizer.step()
         self.plan.optimizer.zero_grad()
         self.commit(step, batch)
@@ -152,6 +155,7 @@ class Trainer:
         self.plan.rows.advance()
         self.step += 1
         self.in_a_row = 0
+        self.scale.held()
 
     def refresh(self, step: Step) -> None:
         """Let a second-order optimizer look at the curvature: after the update, on the same batch and memories."""
@@ -165,6 +169,14 @@ class Trainer:
             self.overdue = True  # tried again after the next update
             self.plan.console.warn(f"step {self.step}: the curvature estimate is not finite and was discarded")
         self.plan.optimizer.zero_grad()
+
+    def give_way(self, batch: Batch) -> None:
+        """A gradient overflowed in float16: leave this batch out, and scale less from here on. It is no fault of the run's."""
+        self.plan.optimizer.zero_grad()
+        self.plan.rows.advance()
+        self.skipped += 1
+        self.scale.give_way()
+        self.plan.console.warn(f"step {self.step + 1}: a float16 gradient overflowed; the loss scale is now {self.scale.value:g}")
 
     def discard(self, batch: Batch) -> None:
         """Leave weights, moments and memories as they were and go on with the next batch."""
@@ -213,7 +225,9 @@ class Trainer:
         }
         position = {key: getattr(self, key) for key in POSITION}
         documents = {
-            "train": position | {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "memory": outline},
+            "train": position
+            | {"loss_scale": self.scale.state()}
+            | {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "memory": outline},
             "optimizer": scalars,
             "data": self.plan.rows.state(),
             "fingerprint": self.plan.fingerprint,
@@ -251,6 +265,7 @@ class Trainer:
         self.plan.rows.restore(saved.document("data"))
         for key in POSITION:
             setattr(self, key, position[key])
+        self.scale.restore(position["loss_scale"])
         self.saved = self.step
         self.restore_memory(saved.tensors("memory"), position["memory"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import lswt_norms
@@ -22,6 +22,7 @@ from lswt_xl_cache import XlCache
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lswt_core.hf.original import rename, reshape
 from lswt_core.interfaces import IGNORE, Batch, Dims, Part
 from lswt_core.loss import CROSS_ENTROPY, Loss
 from lswt_core.model import Decoder
@@ -36,22 +37,6 @@ BACKENDS: dict[str, Callable[[Dims], Any]] = {
     "split": partial(Sdpa, method="split"),
     "joint": partial(Sdpa, method="joint"),
 }
-NAMES = (
-    ("model.input_embedding.embedding", "vocabulary.table"),
-    ("model.input_proj", "vocabulary.input"),
-    ("head_proj", "vocabulary.output"),
-    ("model.blocks", "blocks"),
-    ("model.input_norm", "input_norm.norm"),
-    ("model.output_norm", "output_norm.norm"),
-    ("att_norm", "attention_norm.norm"),
-    ("ffn_norm", "ffn_norm.norm"),
-    (".att.proj_q", ".attention.query"),
-    (".att.proj_k", ".attention.key"),
-    (".att.proj_v", ".attention.value"),
-    (".att.proj_o", ".attention.output"),
-    (".att.registers_k", ".attention.memory.registers.keys"),
-    (".att.registers_v", ".attention.memory.registers.values"),
-)
 every_case = pytest.mark.parametrize("case", CASES)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -66,12 +51,7 @@ def expected(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def translate(name: str) -> str:
     """The original's name of a parameter in our words."""
-    return reduce(lambda so_far, pair: so_far.replace(*pair), NAMES, name)
-
-
-def convert(name: str, tensor: Tensor) -> Tensor:
-    """The original keeps registers as [1, H, R, D]."""
-    return tensor[0].transpose(0, 1) if "registers" in name else tensor
+    return rename(name).removeprefix("model.decoder.")
 
 
 def dims_of(case: str) -> Dims:
@@ -97,7 +77,7 @@ def original(
         d_vocab=config["d_vocab"],
     )
     wanted = decoder.state_dict()
-    named = {translate(name): convert(name, tensor) for name, tensor in WEIGHTS.items()}
+    named = {translate(name): reshape(name, tensor) for name, tensor in WEIGHTS.items()}
     decoder.to_empty(device="cpu").load_state_dict({name: named[name] for name in wanted})
     return decoder.to(dtype)
 
@@ -179,6 +159,17 @@ def test_losses_and_gradients_are_the_originals(case: str, dtype: torch.dtype, b
     assert distance(gradient_norms(case, loss), golden["grad_norms"]) <= TOLERANCE[dtype]
 
 
+@every_case
+def test_the_originals_accuracy_counts_predicted_pads_and_ours_does_not(case: str) -> None:
+    golden, decoder = expected(case, torch.float64), original(case)
+    labels = golden["loss_y"]
+    likeliest = decoder.vocabulary.logits(decoder(golden["loss_x"])[0]).argmax(-1)
+    counted = (likeliest == labels).sum() / (labels != 1).sum()  # pads, 1, in the numerator alone
+    assert distance(counted, golden["accuracy"]) < 1e-6
+    result = loss_of(case, torch.float64, "eager")(batch_of(golden))
+    assert float(result.correct / result.terms[CROSS_ENTROPY].count) == pytest.approx(CASES[case]["info"]["accuracy_correctly_masked"])
+
+
 @every_dtype
 @every_backend
 def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> None:
@@ -188,7 +179,7 @@ def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> No
     golden = load_file(SEED / "grads_rev_reg5.safetensors")
     assert {translate(name) for name in golden} == set(found)
     for name, tensor in golden.items():
-        assert distance(found[translate(name)].grad, convert(name, tensor)) <= 2e-5, name
+        assert distance(found[translate(name)].grad, reshape(name, tensor)) <= 2e-5, name
 
 
 @every_case
@@ -259,11 +250,58 @@ def leak_one_token(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Part, "visible", visible)
 
 
-@pytest.mark.parametrize("mutate", [swap_gate, shrink_eps, raise_base, leak_one_token])
+def misplace(patch: pytest.MonkeyPatch, order: Callable[[list[Part]], list[Part]], diagonal: Callable[[int, int], int]) -> None:
+    """The keys of all parts in one row, in some order, under one triangular mask."""
+
+    def forward(self: Eager, parts: list[Part]) -> Tensor:
+        parts = order(list(parts))
+        scores = torch.cat([torch.einsum("bqhd,bkhd->bhqk", part.q, part.k) for part in parts], dim=-1)
+        queries, keys = scores.shape[-2:]
+        hidden = ~torch.ones(queries, keys, dtype=torch.bool).tril(diagonal(queries, keys))
+        weights = (scores / parts[0].q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1)
+        return torch.einsum("bhqk,bkhd->bqhd", weights, torch.cat([part.v for part in parts], 1))
+
+    patch.setattr(Eager, "forward", forward)
+
+
+def as_it_is(patch: pytest.MonkeyPatch) -> None:
+    """No mistake: registers first, the mask aligned to the bottom right, which is what the parts mean."""
+    misplace(patch, lambda parts: parts, lambda queries, keys: keys - queries)
+
+
+def append_registers(patch: pytest.MonkeyPatch) -> None:
+    """Registers after the tokens, under a mask aligned to the bottom right."""
+    misplace(patch, lambda parts: sorted(parts, key=lambda part: part.at is None), lambda queries, keys: keys - queries)
+
+
+def align_top_left(patch: pytest.MonkeyPatch) -> None:
+    """The causal mask of a square put on more keys than queries."""
+    misplace(patch, lambda parts: parts, lambda queries, keys: 0)
+
+
+def test_the_stand_in_for_misplaced_keys_is_right_when_nothing_is_misplaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_it_is(monkeypatch)
+    assert max(errors("rev_reg5", torch.float64, "eager").values()) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("mutate", [swap_gate, shrink_eps, raise_base, leak_one_token, append_registers, align_top_left])
 def test_the_comparison_notices_mistakes(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(errors("rev_reg5", torch.float64, "eager").values()) <= TOLERANCE[torch.float64]
     mutate(monkeypatch)
     assert max(errors("rev_reg5", torch.float64, "eager").values()) > 10 * TOLERANCE[torch.float64]
+
+
+def simctg_error() -> float:
+    """How far the contrastive loss is from the original's."""
+    golden, result = expected("rev_reg5", torch.float64), loss_of("rev_reg5", torch.float64, "eager")
+    term = result(batch_of(golden)).terms["simctg"]
+    return distance(term.total / term.count, golden["loss_simctg_cl"])
+
+
+def test_the_comparison_notices_another_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert simctg_error() <= 1e-8
+    monkeypatch.setattr(SimCtg, "count", lambda self, batch: self.valid(batch).sum(-1).square().sum())  # pairs i = j included
+    assert simctg_error() > 1e-6
 
 
 @pytest.mark.parametrize("base", [10_000, 500_000])
@@ -276,6 +314,19 @@ def test_rotary_tables_are_right_at_every_position(base: int, dtype: torch.dtype
     assert cos.dtype == sin.dtype == dtype
     assert distance(cos[:, 0].double(), ROPE[f"b{base}/cos_f64"]) <= tolerance
     assert distance(sin[:, 0].double(), sign * ROPE[f"b{base}/sin_f64"]) <= tolerance
+
+
+@pytest.mark.parametrize("base", [10_000, 500_000])
+def test_rotary_tables_of_the_original_are_an_option_and_differ(base: int) -> None:
+    tables = {}
+    for angles in ("float64", "float32", "float16"):
+        rope = Rope(Dims(64, 1, 1, 1), base=float(base), reversed=False, angles=angles)
+        tables[angles] = rope.table(ROPE["positions"].clamp_max(60_000), 64, torch.float32)[0][:, 0].double()
+    known = ROPE["positions"] <= 60_000
+    assert distance(tables["float32"][known], ROPE[f"b{base}/cos_naive_f32"][known].double()) < 1e-6
+    far = ROPE["positions"][known] > 2048
+    assert distance(tables["float64"][known], tables["float32"][known]) > 1e-4
+    assert distance(tables["float64"][known][far], tables["float16"][known][far]) > 0.5
 
 
 def test_rotation_pairs_the_halves_of_a_head() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_it_loads_in_the_precision_that_was_asked_for_by_default_float32(case: s
     assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(imported[case]).parameters()} == {torch.float32}
     half = lswt_core.import_checkpoint(FORMATS / case, tmp_path / "half", dtype="float16").directory
     assert {tensor.dtype for tensor in load_file(half / "model.safetensors").values()} == {torch.float16}
+
+
+def test_the_comparison_notices_the_other_gelu(imported: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = load_file(FORMATS / "seed_gelu_forward_registers" / "expected" / "expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(imported["seed_gelu_forward_registers"], dtype=torch.float64)
+    monkeypatch.setattr("lswt_gelu.gelu", partial(torch.nn.functional.gelu, approximate="tanh"))
+    assert distance(logits(model, golden["input_ids"], 24), golden["logits_full_f64"]) > 10 * TOLERANCE[torch.float64]
 
 
 def changed(tmp_path: Path, case: str = "seed_checkpoint", **config: Any) -> Path:

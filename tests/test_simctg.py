@@ -50,6 +50,15 @@ def test_the_paper_authors_code_agrees_where_pads_are_at_the_end(case: str, agre
     assert (distance(found, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12) is agree
 
 
+def test_the_nan_of_the_original_is_an_option_and_differs() -> None:
+    states, batch = NUMBERS["hidden"].double(), batch_of("everything")
+    term = SimCtg(DIMS, empty="nan")(Output(states), batch)
+    assert mean(term).isnan() and NUMBERS["everything/m0.5/lswt/cl_f64"].isnan() and mean(term_of(states, 0.5, batch)) == 0
+    for case in ("scattered", "nopad"):
+        with_pairs = SimCtg(DIMS, empty="nan")(Output(states), batch_of(case))
+        assert mean(with_pairs).equal(mean(term_of(states, 0.5, batch_of(case))))
+
+
 def test_a_batch_without_a_pair_is_no_loss() -> None:
     states = NUMBERS["hidden"].clone().requires_grad_()
     term = term_of(states, 0.5, batch_of("everything"))

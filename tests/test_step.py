@@ -10,14 +10,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import DIMS, VOCAB, distance, tiny, tokens
+from lswt_adamw import AdamW
+from lswt_eager import Eager
 from lswt_registers import Registers
 from lswt_sdpa import Sdpa
 from lswt_simctg import SimCtg
+from lswt_sophia import SophiaG, SophiaH
 from lswt_xl_cache import XlCache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lswt_core import Registry
+from lswt_core.assemble import parameter_groups
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, Output, Term
 from lswt_core.loss import CROSS_ENTROPY, Loss
@@ -358,3 +362,33 @@ def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> 
     assert gradients(step.setting.loss)
     with pytest.raises(Interrupted):
         step.backward("data")
+
+
+# ---------------------------------------------------------------------------------------------------------- a frozen table
+
+
+@pytest.mark.parametrize("attention", [Eager, Sdpa], ids=["exact products", "differenced products"])
+@pytest.mark.parametrize("optimizer", [AdamW, SophiaG, SophiaH])
+@pytest.mark.parametrize("precision", [PLAIN, HALF], ids=["float32", "bfloat16"])
+def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(attention: Any, optimizer: Any, precision: Precision) -> None:
+    frozen, wide = (loss_of(dtype=torch.float32, attention=attention) for _ in range(2))
+    frozen.decoder.vocabulary.freeze()
+    wide.decoder.vocabulary.table.requires_grad_(False).weight.copy_(frozen.decoder.vocabulary.table.weight)
+    before = frozen.decoder.vocabulary.table.weight.clone()
+    ends = []
+    for loss in (frozen, wide):
+        start = {name: p.clone() for name, p in loss.named_parameters()}
+        updates = optimizer(parameter_groups(loss), lr=1e-2)
+        for number in range(2):
+            step = step_of(loss, 4, precision=precision, number=number)
+            step.backward("data")
+            updates.step()
+            updates.zero_grad()
+            updates.refresh(step)
+            updates.zero_grad()
+        assert "decoder.vocabulary.table.weight" not in [name for group in updates.param_groups for name in group["names"]]
+        ends.append({name: p.detach().float() for name, p in loss.named_parameters()})
+        moved = {name for name, p in loss.named_parameters() if not p.equal(start[name])}
+        assert moved == set(start) - {"decoder.vocabulary.table.weight"}
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+    assert frozen.decoder.vocabulary.table.weight.dtype == torch.float16 and frozen.decoder.vocabulary.table.weight.equal(before)

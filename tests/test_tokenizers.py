@@ -40,6 +40,8 @@ def check(tokenizer: Tokenizer) -> None:
     assert not used & {tokenizer.begin, tokenizer.end}  # not even where a text spells them
     assert tokenizer.decode([tokenizer.begin, *encoded[2], tokenizer.end]) == STRANGE[2]
     assert tokenizer.encode([STRANGE[5]]) == [encoded[5]] and tokenizer.encode([]) == []
+    listed = tokenizer.tokens()
+    assert listed is None or sorted(listed.values()) == list(range(tokenizer.size))
 
 
 def test_bytes() -> None:

@@ -53,6 +53,8 @@ class LswtModel(LswtPreTrainedModel):
     def __init__(self, config: LswtConfig) -> None:
         super().__init__(config)
         self.decoder = blueprint(config).build()
+        vocabulary = self.decoder.vocabulary
+        vocabulary.table.to(vocabulary.input.weight.dtype)  # transformers knows one precision a model, a frozen table's included
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -19,18 +19,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lswt_core.errors import CheckpointError
+from lswt_core.errors import CheckpointError, DataError
 from lswt_core.hf.components import describe_components, tables_of
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.directory import written_whole
-from lswt_core.hf.hub import snapshot
 from lswt_core.hf.modeling import LswtForCausalLM
 from lswt_core.hf.save import save_model
+from lswt_core.hub import access, cause
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
 logger = logging.getLogger(__name__)
 MODEL_TYPE = "lsw_transformer"
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # of a model on the Hub: never pickled weights, never code
 DROPOUTS = ("dropout_att_mat", "dropout_att_out", "dropout_ffn_int", "dropout_ffn_out", "dropout_layers")
 READ = {  # keys of config.json that decide what the model is
     *("vocab_size", "trainable_embeddings", "d_vocab", "d_model", "d_ffn", "n_heads", "n_layers", "n_registers", "gated_ffn", "gated_att"),
@@ -110,6 +111,19 @@ def import_checkpoint(
     for note in notes:
         logger.warning(note)
     return Imported(Path(out), model.config, tuple(notes))
+
+
+def snapshot(name: str, revision: str) -> Path:
+    """A model's files from the Hub, downloaded or found in the cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, **access(revision)))
+    except Exception as error:  # the library's own and its network client's have no common base
+        raise DataError(
+            f"{name!r} is neither a directory here nor a model that can be had from the Hub: {cause(error)}\n"
+            "  fix: check the name; without a network download it elsewhere and give the directory"
+        ) from error
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lswt_core.console import gigabytes
 from lswt_core.errors import DataError
-from lswt_core.hf.hub import access
+from lswt_core.hub import access, cause
 
 
 def push(directory: Path, name: str, *, private: bool = False) -> str:
@@ -20,9 +20,8 @@ def push(directory: Path, name: str, *, private: bool = False) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload of an lswt-core model")
     except Exception as error:  # the library's own and its network client's have no common base
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         raise DataError(
-            f"{directory} could not be pushed to {name!r}: {cause}\n"
+            f"{directory} could not be pushed to {name!r}: {cause(error)}\n"
             "  fix: check the name and the network, and set HF_API_KEY to a key that may write (or: hf auth login); "
             "what was exported is complete and can be pushed again"
         ) from error

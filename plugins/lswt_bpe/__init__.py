@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
@@ -77,6 +77,10 @@ class BytePair(Tokenizer):
     def save(self, directory: Path) -> None:
         """As the library's own tokenizer."""
         save_fast(self._fitted, self.begin, self.end, directory)
+
+    def tokens(self) -> Mapping[str, int]:
+        """The whole vocabulary, byte-level."""
+        return self._fitted.get_vocab(with_added_tokens=True)
 
     @property
     def _fitted(self) -> tokenizers.Tokenizer:

@@ -11,6 +11,8 @@ from torch import Tensor
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Dims, PositionalEncoding, Unsupported
 
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
+
 
 class Rope(PositionalEncoding):
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34), pairing dimension i with i + D/2.
@@ -20,7 +22,9 @@ class Rope(PositionalEncoding):
     re-labelling of the weights (it is not Su's "ReRoPE"). ``sink_frame`` says how queries meet sinks, which have no position:
     "none" scores them with the un-rotated query, so logits do not depend on how a text is cut into segments; "reference"
     rotates the query as the original code does, by its distance from the segment's end (reversed) or from the oldest
-    remembered token (forward), and then they do.
+    remembered token (forward), and then they do. ``angles`` is the precision of frequencies and angles: float64 is exact at any
+    position, float32 is the original's (off by 1e-4 at position 4,096), float16 what the original's become under CUDA autocast,
+    where neighbouring positions collapse beyond 2,048.
     """
 
     name = "rope"
@@ -40,11 +44,12 @@ class Rope(PositionalEncoding):
         base: Annotated[float, Gt(1)] = 500_000.0,
         reversed: bool = True,
         sink_frame: Literal["none", "reference"] = "none",
+        angles: Literal["float64", "float32", "float16"] = "float64",
     ) -> None:
         super().__init__(dims)
         if dims.d_head % 2:
             raise Unsupported(f"rope turns pairs of dimensions, but the head width d_model / n_heads = {dims.d_head} is odd")
-        self.base, self.reversed, self.sink_frame = base, reversed, sink_frame
+        self.base, self.reversed, self.sink_frame, self.precision = base, reversed, sink_frame, PRECISIONS[angles]
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """Turn every pair of dimensions by its frequency times the position: x [B, N, H, D], at [N] or [B, N] -> [B, N, H, D]."""
@@ -60,18 +65,20 @@ class Rope(PositionalEncoding):
 
     def table(self, at: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [..., 1, D/2] of all angles at positions [...]."""
-        return angles(-at if self.reversed else at, width, self.base, dtype)
+        return circle(-at if self.reversed else at, width, self.base, dtype, self.precision)
 
 
-def angles(at: Tensor, width: int, base: float | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [..., 1, D/2] at positions [...], for heads of a width.
+def circle(
+    at: Tensor, width: int, base: float | Tensor, dtype: torch.dtype, precision: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [..., 1, D/2] at positions [...], for heads of a width; frequencies and angles in a precision.
 
-    Frequencies and angles are float64: float32 angles are already off by 1e-4 at position 4,096. A broadcast product, not
-    einsum or matmul, which autocast would compute in low precision. Nothing is kept in buffers, which loading on the meta
-    device would leave uninitialised.
+    A broadcast product, not einsum or matmul, which autocast would compute in low precision. Nothing is kept in buffers, which
+    loading on the meta device would leave uninitialised.
     """
-    exponent = torch.arange(0, width, 2, dtype=torch.float64, device=at.device) / width
-    angle = at.to(torch.float64)[..., None, None] * base**-exponent  # [..., 1, D/2]
+    wide = torch.promote_types(precision, torch.float32)
+    frequency = 1 / base ** (torch.arange(0, width, 2, dtype=wide, device=at.device) / width)  # [D/2]
+    angle = at.to(precision)[..., None, None] * frequency.to(precision)  # [..., 1, D/2]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -134,7 +141,7 @@ class DynamicRope(Rope, PositionalEncoding):
         base = self.base * (self.ntk_scale * scale**2) ** (width / (width - 2))
         temperature = self.temperature_slope * scale.log() + self.temperature
         position = -at if self.reversed else at
-        return temperature.to(x.dtype) * turn(x, *angles(position, width, base, torch.promote_types(x.dtype, torch.float32)))
+        return temperature.to(x.dtype) * turn(x, *circle(position, width, base, torch.promote_types(x.dtype, torch.float32)))
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -18,8 +18,8 @@ class SimCtg(AuxiliaryLoss):
     """max(0, margin - s(i, i) + s(i, j)) over all pairs i != j of valid tokens of a row, s the cosine of their final states
     (Su et al. 2022, arXiv 2202.06417, eq. 2), averaged over pairs.
 
-    Pads may stand anywhere: a pair counts iff both its tokens are valid. A batch without any pair contributes zero. Computed
-    in float32 at least, on the states' own device.
+    Pads may stand anywhere: a pair counts iff both its tokens are valid. A batch without any pair contributes zero; with ``empty``
+    "nan" it is the 0 / 0 of the original code. Computed in float32 at least, on the states' own device.
     """
 
     name = "simctg"
@@ -28,9 +28,9 @@ class SimCtg(AuxiliaryLoss):
   author={Su, Yixuan and Lan, Tian and Wang, Yan and Yogatama, Dani and Kong, Lingpeng and Collier, Nigel},
   booktitle={NeurIPS}, year={2022}}"""
 
-    def __init__(self, dims: Dims, *, margin: Annotated[float, Ge(0)] = 0.5) -> None:
+    def __init__(self, dims: Dims, *, margin: Annotated[float, Ge(0)] = 0.5, empty: Literal["zero", "nan"] = "zero") -> None:
         super().__init__(dims)
-        self.margin = margin
+        self.margin, self.empty = margin, empty
 
     def forward(self, out: Output, batch: Batch) -> Term:
         """Hinge of every pair of valid tokens, and their number."""
@@ -42,7 +42,8 @@ class SimCtg(AuxiliaryLoss):
         if batch.valid is not None:
             unit = unit.masked_fill(~batch.valid[..., None], 0.0)
         hinge = (cosines(unit) - (1 - self.margin)).clamp_min(0.0)  # [B, T, T]; s(i, i) = 1
-        return Term((hinge * self.pairs(batch)).sum(), count)
+        total = (hinge * self.pairs(batch)).sum()
+        return Term(total if self.empty == "zero" else total / (count > 0), count)
 
     def count(self, batch: Batch) -> Tensor:
         """Ordered pairs of different valid tokens, over all rows."""
