@@ -13,11 +13,12 @@ import pytest
 import torch
 from helpers import GOLDEN
 from safetensors.torch import load_file
-from test_golden_model import convert, loss_of, original, translate
+from test_golden_model import loss_of, original, translate
 from torch import Tensor
 
 from lswt_core import Registry
 from lswt_core.assemble import parameter_groups
+from lswt_core.hf.original import reshape
 from lswt_core.interfaces import Batch, Horizon
 from lswt_core.loss import CROSS_ENTROPY, Loss
 from lswt_core.parallel import Precision, World
@@ -106,7 +107,7 @@ def errors(run: str, **changes: Any) -> Errors:
         mle=(torch.stack(trainer.mle) - golden["mle"]).abs().amax(dim=1),
         grad_norm=(torch.tensor([line["grad_norm"] for line in metrics]) - golden["grad_norm"]).abs(),
         lr=(torch.tensor([line["lr"] for line in metrics], dtype=torch.float64) - golden["lr"]).abs(),
-        final=torch.cat([(found[translate(name)].detach() - convert(name, tensor)).abs().flatten() for name, tensor in finals.items()]),
+        final=torch.cat([(found[translate(name)].detach() - reshape(name, tensor)).abs().flatten() for name, tensor in finals.items()]),
         norms=(norms - golden["final_norms"]).abs(),
     )
 
