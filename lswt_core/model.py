@@ -33,12 +33,17 @@ class Attention(nn.Module):
     """Projections of one layer around its memories and the backend."""
 
     def __init__(
-        self, dims: Dims, memories: Mapping[str, Memory], backend: AttentionBackend, query_norm: HeadNorm, key_norm: HeadNorm
+        self,
+        dims: Dims,
+        memories: Mapping[str, Memory],
+        backend: AttentionBackend,
+        query_norm: HeadNorm | None = None,
+        key_norm: HeadNorm | None = None,
     ) -> None:
         super().__init__()
         self.n_heads = dims.n_heads
         self.query, self.key, self.value, self.output = (nn.Linear(dims.d_model, dims.d_model, bias=dims.bias) for _ in range(4))
-        self.query_norm, self.key_norm = query_norm, key_norm
+        self.query_norm, self.key_norm = query_norm or nn.Identity(), key_norm or nn.Identity()
         self.memory = nn.ModuleDict(memories)
         self.backend = backend
 

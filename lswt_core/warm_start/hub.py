@@ -58,13 +58,13 @@ class Snapshot:
 
     def ask(self, call: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """Let the library ask the Hub about this repository, and say in our words what goes wrong."""
-        from huggingface_hub.errors import RemoteEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             return call(self.repository, *given, **options)
-        except RemoteEntryNotFoundError as error:  # the Hub has answered
-            raise FileNotFoundError(f"{self.name} has no such file: {error}") from error
         except Exception as error:  # the library's own and its network client's have no common base
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):  # the Hub has answered
+                raise FileNotFoundError(f"{self.name} has no such file: {error}") from error
             raise DataError(
                 f"embedding.warm_start = {self.name!r} cannot be loaded. No such directory is here, and asking the Hub failed: "
                 f"{cause(error)}\n"
