@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from helpers import GOLDEN
+from original import rebuilt, translate
 from safetensors.torch import load_file
-from test_golden_model import loss_of, original, translate
+from test_golden_model import loss_of
 from torch import Tensor
 
 from lswt_core import Registry
@@ -139,9 +140,9 @@ def test_the_comparison_notices_another_setting(run: str, changes: dict[str, Any
     assert errors(run, **changes).final.max() > 2e-4
 
 
-def test_what_decays_is_what_decays_in_the_original() -> None:
+def test_what_decays_is_what_decays_in_the_rebuilt() -> None:
     """It goes by names: registers and the vocabulary's projections decay, its table does not."""
-    decoder = original(CASE)
+    decoder = rebuilt(CASE)
     groups = {group["name"]: group for group in parameter_groups(decoder)}
     exempt = {name for name in MANIFEST["final_norms_names"] if any(part in name for part in ("norm", "bias", "embedding.weight"))}
     assert set(groups["undecayed"]["names"]) == {translate(name) for name in exempt}

@@ -45,7 +45,7 @@ class Flex(AttentionBackend):
         q, k, v, _ = join([part._replace(bias=None, starts=None) for part in parts])
         width = parts[0].v.shape[-1]
         heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]
-        kernel = compiled() if q.is_cuda else flex_attention
+        kernel: Callable[..., Any] = compiled() if q.is_cuda else flex_attention
         out = kernel(*heads_first, score_mod=biases(parts), block_mask=visibility(parts), scale=width**-0.5)
         return out.transpose(1, 2)[..., :width]
 
