@@ -42,10 +42,10 @@ class Flex(AttentionBackend):
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
         parts = sorted(parts, key=lambda part: part.causal)  # as `join` has them
-        q, k, v, _ = join([part._replace(bias=None, starts=None) for part in parts])
+        q, k, v, _ = join([part._replace(causal=False, bias=None, starts=None) for part in parts])  # needs no mask
         width = parts[0].v.shape[-1]
         heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]
-        kernel: Callable[..., Any] = compiled() if q.is_cuda else flex_attention
+        kernel: Any = compiled() if q.is_cuda else flex_attention
         out = kernel(*heads_first, score_mod=biases(parts), block_mask=visibility(parts), scale=width**-0.5)
         return out.transpose(1, 2)[..., :width]
 
