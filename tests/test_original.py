@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import GOLDEN, distance
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -107,6 +107,25 @@ def test_what_cannot_be_rebuilt_is_refused(config: dict[str, Any], why: str, tmp
     with pytest.raises(CheckpointError, match=why):
         lswt_core.import_checkpoint(changed(tmp_path, **config), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["changed"], "nothing is left behind"
+
+
+def test_weights_in_pieces_are_put_together_and_other_files_left_alone(tmp_path: Path) -> None:
+    source = changed(tmp_path)
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    halves = {
+        "one.safetensors": sorted(weights)[::2],
+        "two.safetensors": sorted(weights)[1::2],
+        "optimizer.safetensors": ["head_proj.weight"],
+    }
+    for name, keys in halves.items():
+        save_file({key: weights[key] for key in keys}, source / name)
+    index = {key: name for name, keys in halves.items() if name != "optimizer.safetensors" for key in keys}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    done = lswt_core.import_checkpoint(source, tmp_path / "out")
+    whole = lswt_core.import_checkpoint(FORMATS / "seed_checkpoint", tmp_path / "whole")
+    one, other = (load_file(found.directory / "model.safetensors") for found in (done, whole))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def summary(recipe: Recipe, surroundings: Mapping[str, Any]) -> str:
         f'A decoder of the LSWTransformer family ("Long-Short-Working Transformer") with {numbers["total"]:,} parameters: '
         f"{model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, positions by {recipe.one('positional').name}, "
         f"memories: {memories}, feed-forward: {recipe.one('ffn').name}. Pretrained with "
-        "[lswt-core](https://pypi.org/project/lswt-core)."
+        "lswt-core."
     )
 
 

@@ -34,7 +34,7 @@ class Exported(NamedTuple):
 def export_run(run: str | Path, out: str | Path, *, address: str | None = None) -> Exported:
     """Write the newest checkpoint of a run to the new directory ``out``; it is read back and must give the very same logits.
 
-    ``address`` is what the model card says the model is loaded by: a name on the Hub, or the directory.
+    ``address`` is what the model card says the model is loaded by: a name on the Hub, or the directory's.
     Raises CheckpointError if there is no checkpoint, or ``out`` holds something already.
     """
     directory, out, registry = Path(run), Path(out), Registry()
@@ -50,7 +50,7 @@ def export_run(run: str | Path, out: str | Path, *, address: str | None = None) 
         if picture:
             shutil.copyfile(directory / "curves.png", partial / "curves.png")
         partial.joinpath("recipe.toml").write_text(opened.recipe.dump(), encoding="utf-8")
-        card = model_card(directory, opened.recipe, opened.step, address or str(out), code=code, picture=picture)
+        card = model_card(directory, opened.recipe, opened.step, address or out.name, code=code, picture=picture)
         partial.joinpath("README.md").write_text(card, encoding="utf-8")
         compare(model, partial)
     return Exported(out, tuple(notes))

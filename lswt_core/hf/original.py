@@ -232,7 +232,7 @@ def remarks(config: Mapping[str, Any]) -> list[str]:
 
 def read_weights(directory: Path, notes: list[str]) -> dict[str, Tensor]:
     """Their tensors under our names."""
-    files = sorted(directory.glob("*.safetensors"))
+    files = weight_files(directory)
     if not files:
         others = ", ".join(path.name for path in sorted(directory.glob("*.bin"))) or "no weights"
         raise CheckpointError(
@@ -245,6 +245,14 @@ def read_weights(directory: Path, notes: list[str]) -> dict[str, Tensor]:
         notes.append(f"{len(pooled)} tensors of a reward head (pooler.*) were left out: a language model has none")
     buffers = [name for name in found if name.endswith((".inv_freq", "rope_embedding.scale"))]
     return {rename(name): reshape(name, found[name]) for name in found if name not in (*pooled, *buffers)}
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The file of all weights, or those that its index names."""
+    index, whole = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.is_file():
+        return [directory / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+    return [whole] if whole.is_file() else []
 
 
 def rename(name: str) -> str:
