@@ -33,8 +33,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class GatedLinearUnit(FeedForward):
     """fc2(value * activation(gate)), value and gate the halves of fc1(x), the gate second (Shazeer 2020, arXiv 2002.05202, eq. 5 and 6).
 
-    ``d_ffn`` is the width after gating. Named variants: "gelu" is GEGLU, "relu" ReGLU, "sigmoid" GLU, "identity" the bilinear
-    layer, "silu" what the component ``swiglu`` is.
+    ``d_ffn`` is the width after gating. Named variants: "gelu" is the component ``geglu``, "relu" ``reglu``, "silu" ``swiglu``;
+    "sigmoid" is the paper's GLU, "identity" its bilinear layer.
     """
 
     name = "glu"
@@ -53,8 +53,26 @@ class GatedLinearUnit(FeedForward):
         return self.fc2(value * self.activation(gate))
 
 
+class GeGlu(GatedLinearUnit):
+    """GEGLU: fc2(value * gelu(gate)), with the exact (erf) GELU (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+
+    name = "geglu"
+
+    def __init__(self, dims: Dims, *, bias: bool = True) -> None:
+        super().__init__(dims, activation="gelu", bias=bias)
+
+
+class ReGlu(GatedLinearUnit):
+    """ReGLU: fc2(value * relu(gate)) (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+
+    name = "reglu"
+
+    def __init__(self, dims: Dims, *, bias: bool = True) -> None:
+        super().__init__(dims, activation="relu", bias=bias)
+
+
 class Mlp(FeedForward):
-    """fc2(activation(fc1(x))); "relu2" is the squared ReLU of Primer (So et al. 2021, arXiv 2109.08668)."""
+    """fc2(activation(fc1(x))) with any of the activations; the default is also the component ``relu2``."""
 
     name = "mlp"
     citation = """@inproceedings{so2021primer,
@@ -73,7 +91,19 @@ class Mlp(FeedForward):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class SquaredRelu(Mlp):
+    """Squared ReLU: fc2(relu(fc1(x))^2), the activation of Primer (So et al. 2021, arXiv 2109.08668).
+
+    At the same ``d_ffn`` it has two thirds of a gated layer's parameters.
+    """
+
+    name = "relu2"
+
+    def __init__(self, dims: Dims, *, bias: bool = True) -> None:
+        super().__init__(dims, activation="relu2", bias=bias)
+
+
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the generic feed-forward layers."""
-    return [GatedLinearUnit, Mlp]
+    """Offer the generic feed-forward layers and those that have a name of their own."""
+    return [GatedLinearUnit, GeGlu, ReGlu, Mlp, SquaredRelu]
