@@ -14,6 +14,7 @@ from torch import nn
 from lswt_core.blueprint import Blueprint, Builder
 from lswt_core.blueprint import dimensions as sizes
 from lswt_core.errors import Incompatible
+from lswt_core.head import Vocabulary
 from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
 from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
 from lswt_core.loss import Loss
@@ -144,8 +145,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Trainable parameters that decay, and those that do not.
 
     Decided by module type and explicit tags, not by substrings of names: embeddings and everything with fewer than two
-    dimensions (biases, norms) do not decay, nor what a module lists in ``no_weight_decay``.
+    dimensions (biases, norms) do not decay, nor what a module lists in ``no_weight_decay``. ``matrices`` names a group's hidden
+    matrices: the weights of linear layers that are not the vocabulary's.
     """
+    vocabulary = {id(part) for module in model.modules() if isinstance(module, Vocabulary) for part in module.modules()}
+    matrices: set[str] = set()
     decayed: dict[str, nn.Parameter] = {}
     undecayed: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():
@@ -153,10 +157,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 skipped = isinstance(module, nn.Embedding) or parameter.ndim < 2 or key in exempt
-                (undecayed if skipped else decayed)[f"{path}.{key}".lstrip(".")] = parameter
+                name = f"{path}.{key}".lstrip(".")
+                (undecayed if skipped else decayed)[name] = parameter
+                if isinstance(module, nn.Linear) and key == "weight" and id(module) not in vocabulary:
+                    matrices.add(name)
     groups: list[dict[str, Any]] = [{"name": "decayed", "params": list(decayed.values()), "names": list(decayed)}]
     if undecayed:
         groups.append({"name": "undecayed", "params": list(undecayed.values()), "names": list(undecayed), "weight_decay": 0.0})
+    for group in groups:
+        group["matrices"] = [name for name in group["names"] if name in matrices]
     return groups
 
 

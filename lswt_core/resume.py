@@ -55,7 +55,7 @@ def parameter_names(optimizer: Optimizer) -> list[str]:
 
 def dynamic_keys(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
     """Group entries that training has changed. Options are left out: they come from the recipe, the rate from the schedule."""
-    fixed = ("params", "names", "name", "lr", "weight_decay")
+    fixed = ("params", "names", "name", "matrices", "lr", "weight_decay")
     return [key for key, value in group.items() if key not in fixed and optimizer.defaults.get(key) != value]
 
 

@@ -30,6 +30,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+GLU_VARIANTS = """@article{shazeer2020glu,
+  title={GLU Variants Improve Transformer}, author={Shazeer, Noam}, journal={arXiv preprint arXiv:2002.05202}, year={2020}}"""
+PRIMER = """@inproceedings{so2021primer,
+  title={Primer: Searching for Efficient Transformers for Language Modeling},
+  author={So, David R. and Ma{\\'n}ke, Wojciech and Liu, Hanxiao and Dai, Zihang and Shazeer, Noam and Le, Quoc V.},
+  booktitle={NeurIPS}, year={2021}}"""
+
+
 class GatedLinearUnit(FeedForward):
     """fc2(value * activation(gate)), value and gate the halves of fc1(x), the gate second (Shazeer 2020, arXiv 2002.05202, eq. 5 and 6).
 
@@ -38,8 +46,7 @@ class GatedLinearUnit(FeedForward):
     """
 
     name = "glu"
-    citation = """@article{shazeer2020glu,
-  title={GLU Variants Improve Transformer}, author={Shazeer, Noam}, journal={arXiv preprint arXiv:2002.05202}, year={2020}}"""
+    citation = GLU_VARIANTS
 
     def __init__(self, dims: Dims, *, activation: Activation = "gelu", bias: bool = True) -> None:
         super().__init__(dims)
@@ -53,19 +60,21 @@ class GatedLinearUnit(FeedForward):
         return self.fc2(value * self.activation(gate))
 
 
-class GeGlu(GatedLinearUnit):
+class GeGlu(GatedLinearUnit, FeedForward):
     """GEGLU: fc2(value * gelu(gate)), with the exact (erf) GELU (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
 
     name = "geglu"
+    citation = GLU_VARIANTS
 
     def __init__(self, dims: Dims, *, bias: bool = True) -> None:
         super().__init__(dims, activation="gelu", bias=bias)
 
 
-class ReGlu(GatedLinearUnit):
+class ReGlu(GatedLinearUnit, FeedForward):
     """ReGLU: fc2(value * relu(gate)) (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
 
     name = "reglu"
+    citation = GLU_VARIANTS
 
     def __init__(self, dims: Dims, *, bias: bool = True) -> None:
         super().__init__(dims, activation="relu", bias=bias)
@@ -75,10 +84,7 @@ class Mlp(FeedForward):
     """fc2(activation(fc1(x))) with any of the activations; the default is also the component ``relu2``."""
 
     name = "mlp"
-    citation = """@inproceedings{so2021primer,
-  title={Primer: Searching for Efficient Transformers for Language Modeling},
-  author={So, David R. and Ma{\\'n}ke, Wojciech and Liu, Hanxiao and Dai, Zihang and Shazeer, Noam and Le, Quoc V.},
-  booktitle={NeurIPS}, year={2021}}"""
+    citation = PRIMER
 
     def __init__(self, dims: Dims, *, activation: Activation = "relu2", bias: bool = True) -> None:
         super().__init__(dims)
@@ -91,13 +97,14 @@ class Mlp(FeedForward):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class SquaredRelu(Mlp):
+class SquaredRelu(Mlp, FeedForward):
     """Squared ReLU: fc2(relu(fc1(x))^2), the activation of Primer (So et al. 2021, arXiv 2109.08668).
 
     At the same ``d_ffn`` it has two thirds of a gated layer's parameters.
     """
 
     name = "relu2"
+    citation = PRIMER
 
     def __init__(self, dims: Dims, *, bias: bool = True) -> None:
         super().__init__(dims, activation="relu2", bias=bias)
