@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -335,6 +336,12 @@ class Optimizer(Component, torch.optim.Optimizer):
 
     def refresh(self, objective: Objective) -> None:
         """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While it lasts, parameters are those to be used rather than trained (an average); a checkpoint is written inside of it, and
+        what goes on afterwards, or is loaded from it, must be as if it had not been. Here the two are the same.
+        """
+        return nullcontext()
 
     def statistics(self) -> dict[str, Tensor]:
         """Numbers worth logging about the last step, as scalar tensors."""

@@ -259,7 +259,8 @@ class Session:
         """A sample, the report, and what the full run would take at this speed."""
         if self.world.rank > 0:
             return
-        self.sample(trainer, corpus)
+        with trainer.plan.optimizer.averaged():
+            self.sample(trainer, corpus)
         self.pictures()
         if steps and self.recipe.overlay is not None:
             rate = steps * self.recipe.train.tokens_per_step / seconds

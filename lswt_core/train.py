@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -195,7 +195,8 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the model on the held-out text."""
         setting = self.plan.setting
-        values = evaluate(setting.loss, self.plan.held_out(), setting.world, setting.precision, setting.stopping)
+        with self.plan.optimizer.averaged():
+            values = evaluate(setting.loss, self.plan.held_out(), setting.world, setting.precision, setting.stopping)
         self.evaluated = self.step
         self.plan.metrics.log(self.step, values)
         self.plan.console.evaluation(self.step, values)
@@ -206,18 +207,19 @@ class Trainer:
         """Write everything a resumed run needs; does nothing if this step is saved already."""
         if self.saved == self.step:
             return
-        groups, documents = self.capture()
-        if self.plan.setting.world.rank == 0:
-            path = self.plan.store.save(self.step, groups, documents)
-            self.plan.console.saved(path)
+        memory = self.capture_memory()  # of the weights that are trained
+        with self.plan.optimizer.averaged():
+            groups, documents = self.capture(*memory)
+            if self.plan.setting.world.rank == 0:
+                path = self.plan.store.save(self.step, groups, documents)
+                self.plan.console.saved(path)
         self.plan.setting.world.wait()
         self.saved = self.step
 
-    def capture(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def capture(self, memory: Mapping[str, Tensor], outline: Any) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Tensors by group and documents of a checkpoint."""
         world = self.plan.setting.world
         moments, scalars = optimizer_state(self.plan.optimizer)
-        memory, outline = self.capture_memory()
         groups = {
             "model": model_tensors(self.plan.setting.loss),
             "optimizer": moments,

@@ -16,11 +16,11 @@ from lswt_core import Registry
 from lswt_core.interfaces import Optimizer
 from lswt_core.resume import optimizer_state, restore_optimizer
 
-AdamW, LaProp, SignMomentum, Lion, Muon = (
-    Registry().get("optimizer", name) for name in ("adamw", "laprop", "sign-momentum", "lion", "muon")
+AdamW, LaProp, SignMomentum, Lion, Muon, ScheduleFree = (
+    Registry().get("optimizer", name) for name in ("adamw", "laprop", "sign-momentum", "lion", "muon", "schedule-free")
 )
 ALL = pytest.mark.parametrize("build", offered("optimizer"), ids=described)
-OURS = pytest.mark.parametrize("build", [cls for cls in offered("optimizer") if cls not in (AdamW, Muon)], ids=described)
+OURS = pytest.mark.parametrize("build", [cls for cls in offered("optimizer") if cls not in (AdamW, Muon, ScheduleFree)], ids=described)
 
 
 # Replays of programs by other authors
