@@ -304,6 +304,11 @@ class Objective(Protocol):
     def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """The Hessian of the mean training loss times ``vectors``; touches no ``p.grad``."""
 
+    def part(self, share: float) -> Objective:
+        """The same over this share of the global rows only (at least one row): evenly spaced ones, other ones at another step,
+        whatever the micro-batches and processes. Its ``tokens`` are those of its rows.
+        """
+
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on run seed, step and purpose only."""
 
@@ -315,6 +320,15 @@ class Optimizer(Component, torch.optim.Optimizer):
 
     takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
     refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state in its own precision; torch alone would round it to that of the parameters."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for p, index in zip(group["params"], saved["params"], strict=True):
+                for key, value in state_dict["state"].get(index, {}).items():
+                    if isinstance(value, Tensor):
+                        self.state[p][key] = value.to(self.state[p][key].device)
 
     def refresh(self, objective: Objective) -> None:
         """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from copy import copy
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -53,18 +54,34 @@ class Step:
         self.memory = list(memory)
         self.staged: list[Any] = []
         self.results: list[Result] = []
-        device = setting.world.device
-        micro = [batch.each(itemgetter(rows)) for rows in self.slices(len(batch.inputs))]
-        counts = [setting.loss.counts(part) for part in micro]  # before moving: on the CPU nothing waits for the device
-        whole = setting.world.sum(torch.stack([sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)]).to(device))
-        self.counts = dict(zip(counts[0], whole, strict=True))
-        self.tokens = int(self.counts[CROSS_ENTROPY])
-        self.micro = [part.each(lambda tensor: tensor.to(device, non_blocking=True)) for part in micro]
+        slices = [slice(start, start + setting.micro_rows) for start in range(0, len(batch.inputs), setting.micro_rows)]
+        self.rows: list[Sequence[int]] = [setting.rows[part] for part in slices]  # global rows of every micro-batch
+        micro = [batch.each(itemgetter(part)) for part in slices]
+        self.count(micro)  # before moving: on the CPU nothing waits for the device
+        self.micro = [part.each(lambda tensor: tensor.to(setting.world.device, non_blocking=True)) for part in micro]
         self.parted = len(micro) > 1 or setting.world.size > 1
 
-    def slices(self, rows: int) -> list[slice]:
-        """The rows of every micro-batch."""
-        return [slice(start, start + self.setting.micro_rows) for start in range(0, rows, self.setting.micro_rows)]
+    def count(self, micro: Sequence[Batch]) -> None:
+        """Note what the losses will count over all micro-batches and processes."""
+        counts = [self.setting.loss.counts(part) for part in micro]
+        local = torch.stack([sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)])
+        self.counts = dict(zip(counts[0], self.setting.world.sum(local.to(self.setting.world.device)), strict=True))
+        self.tokens = int(self.counts[CROSS_ENTROPY])
+
+    def part(self, share: float) -> Step:
+        """The same over a share of the rows (see Objective)."""
+        total = len(self.setting.rows) * self.setting.world.size
+        used = max(1, round(share * total))
+        first = int(torch.randint(total, (), generator=self.stream("part")))
+        # Of any `total` rows in a row exactly `used` pass, and they are as evenly spaced as can be: processes share the work.
+        kept = [[i for i, row in enumerate(rows) if (row + first) * used % total < used] for rows in self.rows]
+        micro = [batch.each(itemgetter(places)) for batch, places in zip(self.micro, kept, strict=True)]
+        part, filled = copy(self), [i for i, places in enumerate(kept) if places]
+        part.count(micro)
+        part.micro = [micro[i] for i in filled]
+        part.rows = [[self.rows[i][place] for place in kept[i]] for i in filled]
+        part.memory = [tree_map(itemgetter(kept[i]), self.memory[i]) for i in filled]
+        return part
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective)."""
@@ -89,9 +106,8 @@ class Step:
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers [B, T] for drawing labels, one stream a global row, whatever the micro-batches."""
-        rows = self.setting.rows[self.slices(len(self.setting.rows))[i]]
         length = self.micro[i].inputs.shape[1]
-        drawn = [torch.rand(length, generator=self.stream("labels", row)) for row in rows]  # float32 from the start: below 1
+        drawn = [torch.rand(length, generator=self.stream("labels", row)) for row in self.rows[i]]  # float32 from the start: below 1
         return torch.stack(drawn).to(self.setting.world.device)
 
     def generator(self, purpose: str) -> torch.Generator:

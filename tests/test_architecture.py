@@ -14,7 +14,7 @@ from helpers import PLUGINS, ROOT
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
     {"interfaces", "kinds", "errors", "settings", "randomness"},
-    {"hooks", "head", "parts", "tree", "parallel", "console", "signals"},
+    {"hooks", "head", "parts", "foreach", "tree", "parallel", "console", "signals"},
     {"registry", "model"},
     {"recipe", "loss"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
@@ -25,7 +25,7 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-OPEN_TO_PLUGINS = {"lswt_core.interfaces", "lswt_core.hooks", "lswt_core.errors", "lswt_core.randomness", "lswt_core.parts"}
+OPEN_TO_PLUGINS = {f"lswt_core.{name}" for name in ("interfaces", "hooks", "errors", "randomness", "parts", "foreach")}
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
 LONGEST = 400  # lines

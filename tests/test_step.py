@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,38 @@ def test_sampled_gradients_estimate_the_gauss_newton_diagonal() -> None:
     assert bias * len(kept) * draws / float(fisher) == pytest.approx(1, abs=0.9)
 
 
+@pytest.mark.parametrize("micro_rows", [1, 2, ROWS])
+@pytest.mark.parametrize("share, used", [(0.01, 1), (0.25, 2), (0.6, 5), (1.0, ROWS)])
+def test_a_part_is_the_step_over_some_of_its_rows(micro_rows: int, share: float, used: int) -> None:
+    loss, batch = loss_of(), batch_of()
+    step = step_of(loss, micro_rows)
+    part = step.part(share)
+    rows = [row for micro in part.rows for row in micro]
+    assert len(set(rows)) == len(rows) == used and sorted(rows) == rows
+    chosen = batch.each(itemgetter(rows))
+    assert part.tokens == int((chosen.labels != IGNORE).sum())
+    found = differentiated(loss, part, "data")
+    loss.zero_grad()
+    loss(chosen, tree_map(itemgetter(rows), join_rows(step.memory))).loss.backward()
+    assert largest_gap(found, gradients(loss)) < 1e-12
+    assert [row for micro in step_of(loss, 4).part(share).rows for row in micro] == rows
+    assert step.tokens == step_of(loss, ROWS).tokens
+
+
+def test_a_part_draws_the_labels_its_rows_would_have_drawn_in_the_whole() -> None:
+    step = step_of(loss_of(), 2)
+    part = step.part(0.5)
+    whole = torch.cat([step.uniforms(i) for i in range(len(step.micro))])
+    drawn = torch.cat([part.uniforms(i) for i in range(len(part.micro))])
+    assert torch.equal(drawn, whole[[row for micro in part.rows for row in micro]])
+
+
+def test_parts_take_their_turn_among_all_rows() -> None:
+    loss = loss_of()
+    seen = [row for number in range(30) for micro in step_of(loss, 2, number=number).part(0.25).rows for row in micro]
+    assert set(seen) == set(range(ROWS))
+
+
 # -------------------------------------------------------------------------------------------------- second derivatives
 
 
@@ -245,6 +278,11 @@ def everything(world: World) -> dict[str, Tensor]:
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}
+    for share in (0.1, 0.6):  # the smaller leaves one process without a row
+        part = step.part(share)
+        found |= {f"part {share}.{name}": g for name, g in differentiated(loss, part, "sampled").items()}
+        found |= {f"part {share}.hessian.{i}": p for i, p in enumerate(part.hessian_vector(params, [torch.ones_like(p) for p in params]))}
+        counts[f"part {share}.tokens"] = torch.tensor(part.tokens)
     return found | {f"hessian.{i}": product for i, product in enumerate(products)} | counts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
@@ -26,7 +26,9 @@ CITATION = """@inproceedings{liu2024sophia,
 class SophiaG(ClippedMomentum, Optimizer):
     """Sophia with the Gauss-Newton-Bartlett estimate (Algorithm 2), defaults of the authors' code for 125M parameters.
 
-    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped.
+    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped. ``fraction`` of
+    the batch's rows are looked at (the paper: half). ``clip_estimate`` bounds the norm of the sampled gradient before it is squared,
+    as the authors' code does (1.0) and the paper does not (0.0: not at all); where it binds, the curvature is too small.
     """
 
     name = "sophia-g"
@@ -43,10 +45,21 @@ class SophiaG(ClippedMomentum, Optimizer):
         weight_decay: Annotated[float, Ge(0)] = 0.2,
         eps: Annotated[float, Ge(1e-30)] = 1e-15,
         refresh_every: Annotated[int, Ge(1)] = 10,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
+        clip_estimate: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__(
-            groups, lr=lr, beta1=beta1, beta2=beta2, gamma=rho, weight_decay=weight_decay, eps=eps, refresh_every=refresh_every
+            groups,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            gamma=rho,
+            weight_decay=weight_decay,
+            eps=eps,
+            refresh_every=refresh_every,
+            fraction=fraction,
         )
+        self.clip_estimate = clip_estimate
 
     def damp_(self, bounds: tuple[Tensor, ...]) -> None:
         """Add eps, as the authors' code does."""
@@ -56,12 +69,15 @@ class SophiaG(ClippedMomentum, Optimizer):
     def refresh(self, objective: Objective) -> None:
         """Estimate the Gauss-Newton diagonal from labels the model draws itself: tokens times the square of the mean gradient.
 
-        The gradient is summed over the whole batch before it is squared; squaring every micro-batch's own is too large by their
+        The gradient is summed over all rows before it is squared; squaring every micro-batch's own is too large by their
         number.
         """
+        objective = self.seen(objective)
         with torch.enable_grad():
             objective.backward("sampled")
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if self.clip_estimate:
+            torch.nn.utils.clip_grad_norm_(params, self.clip_estimate)
         gradients = [p.grad for p in params if p.grad is not None]
         self.blend(params, gradients, gradients, weight=objective.tokens)
         self.zero_grad()
@@ -71,7 +87,8 @@ class SophiaH(ClippedMomentum, Optimizer):
     """Sophia with Hutchinson's estimate (Algorithm 1): ``u * (Hessian u)`` for a random probe u.
 
     Estimates may be negative; where the running curvature is not positive the step is the pure sign step, never an ascent.
-    Rademacher probes (+1 or -1) have less than half the noise of the paper's Gaussian ones.
+    Rademacher probes (+1 or -1) have less than half the noise of the paper's Gaussian ones. ``fraction`` of the batch's rows are
+    looked at (the paper: 32 of 480).
     """
 
     name = "sophia-h"
@@ -89,10 +106,19 @@ class SophiaH(ClippedMomentum, Optimizer):
         weight_decay: Annotated[float, Ge(0)] = 0.2,
         eps: Annotated[float, Ge(1e-30)] = 1e-12,
         refresh_every: Annotated[int, Ge(1)] = 10,
+        fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         probe: Literal["gaussian", "rademacher"] = "gaussian",
     ) -> None:
         super().__init__(
-            groups, lr=lr, beta1=beta1, beta2=beta2, gamma=gamma, weight_decay=weight_decay, eps=eps, refresh_every=refresh_every
+            groups,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            gamma=gamma,
+            weight_decay=weight_decay,
+            eps=eps,
+            refresh_every=refresh_every,
+            fraction=fraction,
         )
         self.probe = probe
 
@@ -107,7 +133,7 @@ class SophiaH(ClippedMomentum, Optimizer):
         generator = objective.generator("hutchinson")
         probes = [self._draw(p, generator) for p in params]
         with torch.enable_grad():
-            products = objective.hessian_vector(params, probes)
+            products = self.seen(objective).hessian_vector(params, probes)
         self.blend(params, probes, products)
         self.zero_grad()
 
