@@ -44,7 +44,7 @@ class SignStep(Optimizer, ABC):
         return state["momentum"]
 
 
-class SignMomentum(SignStep):
+class SignMomentum(SignStep, Optimizer):
     """The sign of an average of gradients (Signum, Bernstein et al. 2018, arXiv 1802.04434), with decoupled weight decay.
 
     It is what Sophia degenerates to when no curvature ever arrives, and what the original code really trained with ("Minato").
@@ -76,7 +76,7 @@ class SignMomentum(SignStep):
         return torch._foreach_sign(moments)
 
 
-class Lion(SignStep):
+class Lion(SignStep, Optimizer):
     """The sign of momentum and gradient mixed by ``beta1``; the momentum itself forgets by ``beta2`` (Chen et al. 2023,
     arXiv 2302.06675). Its authors advise a rate 3 to 10 times lower than AdamW's and as much more weight decay.
     """
