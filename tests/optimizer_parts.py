@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from helpers import GOLDEN
+from helpers import GOLDEN, distance
+from lswt_sophia import SophiaG
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -97,3 +98,16 @@ def drive(optimizer: Optimizer, params: Sequence[Tensor], steps: range, signs: S
                 Scripted(params, sampled, tokens=64, product=lambda us, d=diagonal: [u * c for u, c in zip(us, d, strict=True)], seed=step)
             )
         feed(optimizer, params, [g * s for g, s in zip(gradients_of(step), flips, strict=True)])
+
+
+def sophia_g_gaps(dtype: torch.dtype, key: str) -> list[float]:
+    """How far SophiaG is from the official code after each of its 30 steps."""
+    data = load("sophia/sophiag_mlp.safetensors")
+    params, groups = golden_model(data, dtype, decay=0.2)
+    optimizer, gaps = SophiaG(groups, lr=3e-3), []
+    for step in range(30):
+        if step in (10, 20):  # the official code refreshes after steps 9 and 19, which is before 10 and 20
+            optimizer.refresh(Scripted(params, at(data, "hess_grad", step // 10 - 1), tokens=64))
+        feed(optimizer, params, at(data, "grad", step))
+        gaps.append(max(distance(a, b) for a, b in zip(params, at(data, key, step), strict=True)))
+    return gaps

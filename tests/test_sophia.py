@@ -22,6 +22,7 @@ from optimizer_parts import (
     load,
     scalar,
     small_model,
+    sophia_g_gaps,
 )
 from torch import Tensor
 
@@ -32,14 +33,7 @@ from lswt_core.interfaces import Optimizer
 
 @pytest.mark.parametrize(("dtype", "key"), [(torch.float32, "param"), (torch.float64, "param_f64")])
 def test_sophia_g_replays_the_official_code(dtype: torch.dtype, key: str) -> None:
-    data = load("sophia/sophiag_mlp.safetensors")
-    params, groups = golden_model(data, dtype, decay=0.2)
-    optimizer = SophiaG(groups, lr=3e-3)
-    for step in range(30):
-        if step in (10, 20):  # the official code refreshes after steps 9 and 19, which is before 10 and 20
-            optimizer.refresh(Scripted(params, at(data, "hess_grad", step // 10 - 1), tokens=64))
-        feed(optimizer, params, at(data, "grad", step))
-        assert_all_close(params, at(data, key, step), TOLERANCE[dtype])
+    assert max(sophia_g_gaps(dtype, key)) <= TOLERANCE[dtype]
 
 
 def test_unclipped_share_is_the_official_win_rate() -> None:
