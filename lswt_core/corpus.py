@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lswt_core.assemble import create
 from lswt_core.data import Lanes, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
-from lswt_core.errors import DataError
+from lswt_core.errors import DataError, Incompatible
 from lswt_core.evaluate import HeldOut
 from lswt_core.interfaces import DataSource, Tokenizer
 from lswt_core.parallel import World
@@ -33,6 +33,11 @@ class Corpus(NamedTuple):
 def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Progress) -> Corpus:
     """Find the text, learn or load the tokenizer, tokenise once. The first process prepares what the others then find cached."""
     source: DataSource = create(registry, recipe.one("data"))
+    if recipe.train.dealing == "in-turn" and not source.streaming:
+        raise Incompatible(
+            f"train.dealing = 'in-turn' deals the documents of a stream, but data source {source.name!r} does not stream: its text is cut "
+            "into equal lanes; leave train.dealing out, or take data.use = 'hf' with data.streaming = true"
+        )
     tokenizer: Tokenizer = create(registry, recipe.one("tokenizer"))
     cache = cache_directory()
     if world.rank > 0:
@@ -60,6 +65,7 @@ def training_rows(recipe: Recipe, corpus: Corpus, rows: range) -> Rows:
             rows=rows,
             context=train.context,
             documents=train.documents,
+            dealing=train.dealing,
             seed=train.seed,
         )
     return Lanes(

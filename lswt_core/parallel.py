@@ -110,6 +110,44 @@ class Precision(NamedTuple):
         return torch.autocast(device.type, self.dtype)
 
 
+class LossScale:
+    """What losses are multiplied by before they are differentiated, and gradients divided by afterwards: a power of two, so that it
+    changes no bit but those that float16 would lose below 6e-8 (Micikevicius et al. 2018, arXiv 1710.03740). 1 in all other precisions.
+
+    As torch's GradScaler it starts at 65,536, is halved when a gradient overflows, and doubled after 2000 steps without overflow.
+    """
+
+    START, PATIENCE = 2.0**16, 2000
+
+    def __init__(self, precision: Precision) -> None:
+        self.dynamic = precision.dtype == torch.float16
+        self.value = self.START if self.dynamic else 1.0
+        self.good = 0  # steps since it last changed
+
+    def grow(self) -> None:
+        """A step went well."""
+        if self.dynamic:
+            self.good += 1
+            if self.good == self.PATIENCE:
+                self.value, self.good = self.value * 2, 0
+
+    def shrink(self) -> bool:
+        """A gradient overflowed; False if the scale cannot be the reason."""
+        if not self.dynamic or self.value <= 1:
+            return False
+        self.value, self.good = self.value / 2, 0
+        return True
+
+    def state(self) -> dict[str, float] | None:
+        """For a checkpoint."""
+        return {"value": self.value, "good": self.good} if self.dynamic else None
+
+    def restore(self, state: dict[str, float] | None) -> None:
+        """Go on from a checkpoint; one of another precision has nothing to say."""
+        if self.dynamic and state is not None:
+            self.value, self.good = state["value"], int(state["good"])
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices natively."""
     if device.type == "cuda":

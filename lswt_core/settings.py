@@ -57,8 +57,9 @@ class Train(Table):
     steps: Positive | None = None
     clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped
     seed: Count = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the hardware has it; float16: loss scaled
     documents: Literal["carry", "reset"] = "carry"  # at a document's border: go on as if it were one text, or hide what came before
+    dealing: Literal["evenly", "in-turn"] = "evenly"  # streamed documents: to the row with the fewest tokens left, or i to row i mod rows
     log_every: Positive = 10  # steps between plain progress lines where there is no terminal
 
     @model_validator(mode="after")

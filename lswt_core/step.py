@@ -47,10 +47,11 @@ class Step:
 
     Losses are shares of the whole: every micro-batch is divided by what the step counts over all micro-batches and processes,
     so gradients add up to the gradient of the mean exactly. Memories are read from ``memory`` and staged, never advanced here.
+    ``scale`` is a power of two that keeps short numbers away from zero on their way back (see LossScale).
     """
 
-    def __init__(self, setting: Setting, batch: Batch, memory: Sequence[Any], number: int) -> None:
-        self.setting, self.number = setting, number
+    def __init__(self, setting: Setting, batch: Batch, memory: Sequence[Any], number: int, scale: float = 1.0) -> None:
+        self.setting, self.number, self.scale = setting, number, scale
         self.memory = list(memory)
         self.staged: list[Any] = []
         self.results: list[Result] = []
@@ -91,11 +92,14 @@ class Step:
             if not sampled and self.setting.stopping():  # a refresh belongs to an update that is already made: it is finished
                 raise Interrupted
             result = self.run(i, uniforms=self.uniforms(i) if sampled else None)
-            result.loss.backward()
+            (result.loss * self.scale).backward()
             results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state)))
         self.setting.world.sum_gradients(p for p in self.setting.loss.parameters() if p.requires_grad)
+        gradients = [p.grad for p in self.setting.loss.parameters() if p.grad is not None]
+        if self.scale != 1:
+            torch._foreach_div_(gradients, self.scale)
         if sampled:
-            require_finite([p.grad for p in self.setting.loss.parameters() if p.grad is not None])
+            require_finite(gradients)
         else:
             self.results, self.staged = results, [result.state for result in results]
 
@@ -150,10 +154,11 @@ class Step:
         return True
 
     def exact(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Differentiate the gradient's product with the vectors (Pearlmutter 1994)."""
+        """Differentiate the gradient's product with the vectors (Pearlmutter 1994). Not in float16, where it would underflow."""
+        precision = FLOAT32 if self.setting.precision.dtype == torch.float16 else self.setting.precision
         total = [torch.zeros_like(p) for p in params]
         for i in range(len(self.micro)):
-            loss = self.run(i, twice=True).loss
+            loss = self.run(i, precision, twice=True).loss
             gradients = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
             along = sum_of([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)])
             torch._foreach_add_(total, list(torch.autograd.grad(along, params, materialize_grads=True)))

@@ -18,6 +18,7 @@ from lswt_core.errors import NumericsError, Preempted, ResourceError
 from lswt_core.evaluate import HeldOut, evaluate
 from lswt_core.interfaces import Batch, Memory, Optimizer, Schedule
 from lswt_core.loss import CROSS_ENTROPY
+from lswt_core.parallel import LossScale
 from lswt_core.recipe import Recipe
 from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
 from lswt_core.step import Interrupted, NotFinite, Setting, Step, sum_of, trainable
@@ -57,6 +58,7 @@ class Trainer:
         self.saved = -1  # step of the last checkpoint
         self.overdue = False  # whether a refresh of the curvature failed
         self.seconds = 0.0  # spent in steps
+        self.scale = LossScale(plan.setting.precision)
         self.memory: list[Any] = [None] * (len(plan.setting.rows) // plan.setting.micro_rows)
         self.peaks = [group["lr"] for group in plan.optimizer.param_groups]
         reach = max((m.length for m in plan.setting.loss.modules() if isinstance(m, Memory)), default=0)
@@ -92,12 +94,15 @@ class Trainer:
         """One update, committed only if everything is finite."""
         began = time.monotonic()
         setting, batch = self.plan.setting, self.plan.rows.segment()
-        step = Step(setting, batch, self.memory, self.step + self.skipped)
+        step = Step(setting, batch, self.memory, self.step + self.skipped, self.scale.value)
         lr = self.set_rate()
         try:
             step.backward("data")
             norm = self.clip()
             values = self.measure(step, norm)
+            if not math.isfinite(values["grad_norm"]) and math.isfinite(values["loss"]) and self.scale.shrink():
+                self.retry()
+                return
             if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
                 raise NotFinite
         except NotFinite:
@@ -111,10 +116,12 @@ class Trainer:
         self.plan.optimizer.zero_grad()
         self.commit(step, batch)
         self.refresh(step)
+        self.scale.grow()
         elapsed = time.monotonic() - began
         self.seconds += elapsed
         values |= {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "lr": lr, "seconds": self.seconds}
         values["tokens_per_second"] = self.plan.recipe.train.tokens_per_step / elapsed
+        values |= {"loss_scale": step.scale} if self.scale.dynamic else {}
         values |= {f"optimizer/{name}": float(value) for name, value in self.plan.optimizer.statistics().items()}
         self.plan.metrics.log(self.step, values)
         self.plan.console.step(self.step, self.steps, values)
@@ -163,8 +170,15 @@ class Trainer:
             self.overdue = False
         except NotFinite:
             self.overdue = True  # tried again after the next update
+            self.scale.shrink()
             self.plan.console.warn(f"step {self.step}: the curvature estimate is not finite and was discarded")
         self.plan.optimizer.zero_grad()
+
+    def retry(self) -> None:
+        """Leave everything as it was: the same batch comes again, at a lower loss scale."""
+        self.plan.optimizer.zero_grad()
+        where = f"step {self.step + 1}"
+        self.plan.console.warn(f"{where}: a gradient overflowed float16; the batch is taken again at loss scale {self.scale.value:,.0f}")
 
     def discard(self, batch: Batch) -> None:
         """Leave weights, moments and memories as they were and go on with the next batch."""
@@ -211,9 +225,9 @@ class Trainer:
             "optimizer": moments,
             "memory": {name: world.gather_rows(tensor) for name, tensor in memory.items()},
         }
-        position = {key: getattr(self, key) for key in POSITION}
+        position = {key: getattr(self, key) for key in POSITION} | {"memory": outline, "loss_scale": self.scale.state()}
         documents = {
-            "train": position | {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "memory": outline},
+            "train": position | {"tokens": self.step * self.plan.recipe.train.tokens_per_step},
             "optimizer": scalars,
             "data": self.plan.rows.state(),
             "fingerprint": self.plan.fingerprint,
@@ -251,6 +265,7 @@ class Trainer:
         self.plan.rows.restore(saved.document("data"))
         for key in POSITION:
             setattr(self, key, position[key])
+        self.scale.restore(position["loss_scale"])
         self.saved = self.step
         self.restore_memory(saved.tensors("memory"), position["memory"])
 

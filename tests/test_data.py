@@ -258,10 +258,12 @@ def test_a_text_too_short_is_an_error_with_the_numbers(tokens: Tokens) -> None:
 
 
 def rows_of(kind: str, tokens: Tokens, rows: range | None = None, context: int = 6, **options: object) -> Rows:
-    return lanes(tokens, 4, context, rows, **options) if kind == "lanes" else stream(4, context, rows, **options)
+    if kind == "lanes":
+        return lanes(tokens, 4, context, rows, **options)
+    return stream(4, context, rows, dealing="in-turn" if kind == "in-turn" else "evenly", **options)
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream"])
+@pytest.mark.parametrize("kind", ["lanes", "stream", "in-turn"])
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 11, 19])
 def test_any_resume_point_reads_the_same(tokens: Tokens, kind: str, stop: int) -> None:
     whole = read(rows_of(kind, tokens, documents="reset"), 24)
@@ -278,7 +280,7 @@ def test_any_resume_point_reads_the_same(tokens: Tokens, kind: str, stop: int) -
         assert [row[stop * 6 :] for row in complete] == [[value + moved for value in row] for row in resumed], part
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream"])
+@pytest.mark.parametrize("kind", ["lanes", "stream", "in-turn"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_world_size_reads_the_same(tokens: Tokens, kind: str, world: int) -> None:
     whole, share = read(rows_of(kind, tokens), 20), 4 // world

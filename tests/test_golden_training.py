@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,18 +20,16 @@ from lswt_sophia import SophiaG
 from original import convert, rebuild, translate
 from safetensors.torch import load_file
 from torch import Tensor
+from trainers import Kept, trainer_of
 
 from lswt_core.assemble import parameter_groups
 from lswt_core.interfaces import Batch, Horizon, Objective, Optimizer
 from lswt_core.loss import Loss
-from lswt_core.parallel import Precision, World
-from lswt_core.step import Setting
-from lswt_core.train import Plan, Trainer
+from lswt_core.train import Trainer
 
 FOLDER = GOLDEN / "lswt_train"
 ABOUT = json.loads((FOLDER / "manifest.json").read_text())["trajectory.safetensors"]
 NUMBERS = load_file(FOLDER / "trajectory.safetensors")
-PLAIN = Precision(torch.float32, "nothing is cast; the model itself is float64")
 STEPS, ROWS, LENGTH = NUMBERS["xs"].shape
 TOLERANCE = 1e-12  # both in float64
 
@@ -52,50 +49,20 @@ RUNS: dict[str, Callable[[Any], Optimizer]] = {
 }
 
 
-class GivenRows:
-    """The golden batches, one after the other."""
-
-    def __init__(self) -> None:
-        self.cursor = 0
-
-    def segment(self) -> Batch:
-        return Batch(NUMBERS["xs"][self.cursor], NUMBERS["ys"][self.cursor])
-
-    def advance(self) -> None:
-        self.cursor += 1
-
-
-class Listed:
-    """Metrics kept in a list."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.logged.append(values)
-
-
 def initial_weights() -> dict[str, Tensor]:
     """Where every run starts, under the original's names."""
     return {name.removeprefix("init/"): tensor for name, tensor in NUMBERS.items() if name.startswith("init/")}
 
 
-def trainer_of(run: str, sink_frame: str = "reference") -> Trainer:
+def start(run: str, sink_frame: str = "reference") -> tuple[Trainer, Kept]:
     """Our trainer at the beginning of a run."""
     decoder = rebuild(ABOUT["config"], initial_weights(), length=ABOUT["common"]["length_cache"], sink_frame=sink_frame)
     loss = Loss(decoder, {"simctg": (SimCtg(DIMS, margin=0.5), 1.0)} if run.endswith("simctg") else {})
-    micro_rows, tokens_per_step = ABOUT["common"]["batch_size_step"], ROWS * LENGTH
+    tokens_per_step = ROWS * LENGTH
     horizon = Horizon(ABOUT["common"]["lr_cooldown_tokens"] // tokens_per_step, tokens_per_step)
-    optimizer = RUNS[run](parameter_groups(loss))
-    train = SimpleNamespace(clip=1.0, context=LENGTH, tokens_per_step=tokens_per_step, total_steps=STEPS)
-    given: Any = SimpleNamespace(train=train)
-    rows: Any = GivenRows()
-    metrics: Any = Listed()
-    quiet: Any = SimpleNamespace(step=lambda *_: None)
-    nothing: Any = None
-    setting = Setting(loss, World(), PLAIN, seed=0, rows=range(ROWS), micro_rows=micro_rows)
+    batches = [Batch(x, y) for x, y in zip(NUMBERS["xs"], NUMBERS["ys"], strict=True)]
     schedule = Cosine(horizon, warmup_steps=3, floor=0.1)
-    return Trainer(Plan(given, setting, optimizer, schedule, rows, nothing, {}, nothing, metrics, quiet, lambda: False))
+    return trainer_of(loss, RUNS[run](parameter_groups(loss)), schedule, batches, micro_rows=ABOUT["common"]["batch_size_step"])
 
 
 def gap(trainer: Trainer, run: str) -> float:
@@ -109,26 +76,25 @@ def gap(trainer: Trainer, run: str) -> float:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_goes_as_the_originals(run: str) -> None:
-    trainer = trainer_of(run)
+    trainer, kept = start(run)
     for _ in range(STEPS):
         trainer.advance()
-    logged: Any = trainer.plan.metrics
     for name, key in (("loss", "mle"), ("accuracy", "accuracy"), ("grad_norm", "grad_norm"), ("lr", "lr"), ("loss/simctg", "aux")):
-        if name in logged.logged[0]:
+        if name in kept.logged[0]:
             golden = NUMBERS[f"{run}/{key}"]
-            found = torch.tensor([values[name] for values in logged.logged], dtype=torch.float64)
+            found = torch.tensor([values[name] for values in kept.logged], dtype=torch.float64)
             tolerance = 1e-8 if name == "accuracy" else TOLERANCE  # the original divides in float32
             assert distance(found, golden.mean(-1) if golden.dim() == 2 else golden) <= tolerance, name
     assert gap(trainer, "minato_mle" if run.startswith("sophiag") else run) <= TOLERANCE
 
 
 def test_decay_falls_on_what_the_original_decays() -> None:
-    (decayed, _) = trainer_of("adamw_simctg").plan.optimizer.param_groups
+    (decayed, _) = start("adamw_simctg")[0].plan.optimizer.param_groups
     assert set(decayed["names"]) == {f"decoder.{translate(name)}" for name in ABOUT["decayed"]}
 
 
 def test_in_our_own_frame_registers_train_otherwise() -> None:
-    trainer = trainer_of("adamw_simctg", sink_frame="none")
+    trainer, _ = start("adamw_simctg", sink_frame="none")
     for _ in range(STEPS):
         trainer.advance()
     assert gap(trainer, "adamw_simctg") > 1e-3

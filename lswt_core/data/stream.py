@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,11 +14,15 @@ from lswt_core.data.tokens import batches, nothing
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch, DataSource, Tokenizer
 
+Dealing = Literal["evenly", "in-turn"]
 READ_AHEAD = 1 << 18  # characters tokenised at a time
 
 
 class Stream(Rows):
-    """A streaming source: documents are dealt, in their order, each to the row with the fewest tokens left (the lowest of equals).
+    """A streaming source: documents are dealt in their order.
+
+    Dealing "evenly", each goes to the row with the fewest tokens left (the lowest of equals); "in-turn", document i of an epoch goes
+    to row i mod ``rows_total``, as in the original code, however unlike the rows then grow.
 
     Every process deals all rows and reads its own, so the rows do not depend on the number of processes. The state holds every
     row's unread tokens and the number of documents dealt; going on reads past that many. A source that ends begins again. The
@@ -35,10 +39,11 @@ class Stream(Rows):
         context: int,
         seed: int,
         documents: Borders = "carry",
+        dealing: Dealing = "evenly",
     ) -> None:
         fingerprint = f"{source.fingerprint()} {tokenizer.fingerprint()}"
         super().__init__(fingerprint, rows_total=rows_total, rows=rows, context=context, seed=seed, documents=documents)
-        self.source, self.tokenizer = source, tokenizer
+        self.source, self.tokenizer, self.dealing = source, tokenizer, dealing
         self.epoch = 0
         self.consumed = 0  # documents of this epoch that were dealt or, being empty, dropped
         self._pending = [Pending() for _ in range(rows_total)]
@@ -71,21 +76,27 @@ class Stream(Rows):
 
     def _fill(self) -> None:
         """Deal documents until every row has a segment's tokens."""
-        while min(self._pending, key=len).size < self.context:
-            min(self._pending, key=len).add(next(self._dealt))
+        while (shortest := min(self._pending, key=len)).size < self.context:
+            number, document = next(self._dealt)
+            (shortest if self.dealing == "evenly" else self._pending[number % len(self._pending)]).add(document)
 
-    def _deal(self) -> Iterator[np.ndarray]:
-        """Documents as ids, from the first that was not dealt yet, without end."""
+    def _deal(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Documents as ids under their numbers in the epoch, from the first that was not dealt yet, without end."""
         while True:
-            before, some = self.consumed, False
+            before, fed = self.consumed, set[int]()
             for batch in batches(islice(self.source.documents("train"), before, None), READ_AHEAD):
                 for document, ids in zip(batch, self.tokenizer.encode([document.text for document in batch]), strict=True):
                     self.consumed += 1
                     if document.text:
-                        some = True
-                        yield np.array([self.tokenizer.begin, *ids], dtype=np.int64)
-            if before == 0 and not some:
+                        fed.add((self.consumed - 1) % len(self._pending))
+                        yield self.consumed - 1, np.array([self.tokenizer.begin, *ids], dtype=np.int64)
+            if before == 0 and not fed:
                 raise DataError(nothing(self.source, "train", self.consumed))
+            if before == 0 and self.dealing == "in-turn" and len(fed) < len(self._pending):
+                raise DataError(
+                    f"the {self.consumed} documents of data source {self.source.name!r}, dealt in turn, leave some of {len(self._pending)} "
+                    "rows without text: take fewer train.rows, more text, or train.dealing = 'evenly'"
+                )
             self.epoch, self.consumed = self.epoch + 1, 0
 
 
