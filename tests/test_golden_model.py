@@ -137,6 +137,15 @@ def test_rotary_tables_are_right_at_every_position(base: int, dtype: torch.dtype
     assert distance(sin[:, 0].double(), sign * ROPE[f"b{base}/sin_f64"]) <= tolerance
 
 
+@pytest.mark.parametrize("base", [10_000, 500_000])
+def test_float32_angles_are_the_originals_and_off_where_ours_are_right(base: int) -> None:
+    ours, originals = (Rope(Dims(64, 1, 1, 1), base=float(base), reversed=False, angles=angles) for angles in ("float64", "float32"))
+    (ours_cos, ours_sin), (cos, sin) = (rope.table(ROPE["positions"], 64, torch.float32) for rope in (ours, originals))
+    for table, right, name in ((cos, ours_cos, "cos"), (sin, ours_sin, "sin")):
+        assert torch.equal(table[:, 0], ROPE[f"b{base}/{name}_naive_f32"])
+        assert distance(table, right) > 1e-2
+
+
 def test_rotation_pairs_the_halves_of_a_head() -> None:
     x = torch.arange(1, 9, dtype=torch.float64).view(1, 1, 1, 8) / 8
     wanted = [-0.2119490671, 0.1639765052, 0.3712843255, 0.4998404448, -0.6011053094, 0.77337682, 0.8765831105, 1.0000797617]

@@ -11,7 +11,9 @@ import pytest
 import tomli
 import torch
 
-from lswt_core.assemble import assemble, build_optimizer, build_schedule, count_parameters, dimensions
+from lswt_core.assemble import assemble, build_optimizer, build_schedule, describe_groups, dimensions, parameter_groups
+from lswt_core.parallel import World
+from lswt_core.plan import plan
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -51,18 +53,33 @@ def test_it_builds(name: str) -> None:
         assert 0 < build_schedule(recipe, registry).factor(1) <= 1
 
 
+COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
+
+
+@pytest.mark.parametrize("trainable, variant", [("true", "reg16_trainable"), ("false", "default_reg16_frozen")])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_sizes_have_the_parameters_of_the_original(size: str) -> None:
+def test_a_plan_counts_the_parameters_of_the_original(size: str, trainable: str, variant: str) -> None:
+    short = ["train.context=8", "memory.xl=false"]  # plan also measures memory and work, which take longer the more tokens there are
     registry = Registry()
-    recipe = Recipe.load(RECIPES / f"{size}.toml", registry=registry)
-    layers = 2 if size in ("large", "xl", "xxl") else recipe.model.n_layers  # `plan` counts all; here two stand for the rest
-    short = Recipe.load(RECIPES / f"{size}.toml", [f"model.n_layers={layers}"], registry=registry)
-    found = count_parameters(assemble(short, registry, device=torch.device("cpu"), dtype=torch.float32).loss)
-    original = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())[size]["variants"]["reg16_trainable"]
-    assert dimensions(recipe).d_ffn == 4 * recipe.model.d_model
-    assert found["total"] + (recipe.model.n_layers - layers) * original["per_block"] == SIZES[size] == original["total"]
+    recipe = Recipe.load(RECIPES / f"{size}.toml", [f"embedding.trainable={trainable}", *short], registry=registry)
+    found, original = plan(recipe, registry, World())["parameters"], COUNTS[size]["variants"][variant]
+    assert found["total"] == sum(found["by_component"].values()) == original["total"] == SIZES[size]
+    assert found["trainable"] == original["trainable"]
+    assert found["by_component"]["embedding"] == original["embedding_table"]
     assert found["by_component"]["projections"] == original["in_out_projections"]
-    assert sum(found["by_component"].values()) == found["total"] == found["trainable"]
+    assert found["by_component"]["memory.registers"] == original["registers"]
+    assert dimensions(recipe).d_ffn == 4 * recipe.model.d_model
+
+
+@pytest.mark.parametrize("variant", ["reg16_trainable", "default_reg16_frozen"])
+@pytest.mark.parametrize("size", SIZES)
+def test_as_many_parameters_decay_as_in_the_original(size: str, variant: str) -> None:
+    registry, original = Registry(), COUNTS[size]["variants"][variant]
+    trainable = str("trainable" in variant).lower()
+    recipe = Recipe.load(RECIPES / f"{size}.toml", [f"embedding.trainable={trainable}"], registry=registry)
+    groups = parameter_groups(assemble(recipe, registry, device=torch.device("cpu"), dtype=torch.float32).loss)
+    decayed, undecayed = (count for _, _, count, _ in describe_groups(groups))
+    assert (decayed, undecayed) == (original["decayed"], original["not_decayed"])
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

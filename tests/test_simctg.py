@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import itemgetter
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,10 @@ def batch_of(case: str) -> Batch:
     return Batch(ids, NUMBERS[f"{case}/labels_m100"], valid=ids != 1)
 
 
-def term_of(states: Tensor, margin: float, batch: Batch | None = None) -> Term:
+def term_of(states: Tensor, margin: float, batch: Batch | None = None, **options: Any) -> Term:
     """The loss of states [B, T, M]; without a batch nothing is padding."""
     ids = torch.zeros(states.shape[:2], dtype=torch.int64)
-    return SimCtg(DIMS, margin=margin)(Output(states), batch or Batch(ids, ids))
+    return SimCtg(DIMS, margin=margin, **options)(Output(states), batch or Batch(ids, ids))
 
 
 def mean(term: Term) -> Tensor:
@@ -48,6 +49,22 @@ def test_loss_and_gradient_are_the_originals(case: str) -> None:
 def test_the_paper_authors_code_agrees_where_pads_are_at_the_end(case: str, agree: bool) -> None:
     found = mean(term_of(NUMBERS["hidden"].double(), 0.5, batch_of(case)))
     assert (distance(found, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12) is agree
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "everything"])
+def test_pads_taken_to_be_on_the_right_are_the_paper_authors_code(case: str) -> None:
+    states = NUMBERS["hidden"].double().requires_grad_()
+    loss = mean(term_of(states, 0.5, batch_of(case), pads="right"))
+    loss.backward()
+    assert distance(loss, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12
+    assert states.grad is not None and distance(states.grad, NUMBERS[f"{case}/m0.5/official/grad_hidden_cl_f64"]) < 1e-12
+
+
+def test_a_batch_without_a_pair_can_be_not_a_number_as_in_the_original() -> None:
+    states = NUMBERS["hidden"].double()
+    found = term_of(states, 0.5, batch_of("everything"), empty="nan")
+    assert mean(found).isnan() and NUMBERS["everything/m0.5/lswt/cl_f64"].isnan()
+    assert torch.equal(term_of(states, 0.5, batch_of("allpadrow"), empty="nan").total, term_of(states, 0.5, batch_of("allpadrow")).total)
 
 
 def test_a_batch_without_a_pair_is_no_loss() -> None:

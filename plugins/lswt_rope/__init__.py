@@ -20,7 +20,7 @@ class Rope(PositionalEncoding):
     re-labelling of the weights (it is not Su's "ReRoPE"). ``sink_frame`` says how queries meet sinks, which have no position:
     "none" scores them with the un-rotated query, so logits do not depend on how a text is cut into segments; "reference"
     rotates the query as the original code does, by its distance from the segment's end (reversed) or from the oldest
-    remembered token (forward), and then they do.
+    remembered token (forward), and then they do. ``angles`` "float32" rounds frequencies and angles as the original code does.
     """
 
     name = "rope"
@@ -40,11 +40,12 @@ class Rope(PositionalEncoding):
         base: Annotated[float, Gt(1)] = 500_000.0,
         reversed: bool = True,
         sink_frame: Literal["none", "reference"] = "none",
+        angles: Literal["float64", "float32"] = "float64",
     ) -> None:
         super().__init__(dims)
         if dims.d_head % 2:
             raise Unsupported(f"rope turns pairs of dimensions, but the head width d_model / n_heads = {dims.d_head} is odd")
-        self.base, self.reversed, self.sink_frame = base, reversed, sink_frame
+        self.base, self.reversed, self.sink_frame, self.angles = base, reversed, sink_frame, angles
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """Turn every pair of dimensions by its frequency times the position: x [B, N, H, D], at [N] -> [B, N, H, D]."""
@@ -62,13 +63,14 @@ class Rope(PositionalEncoding):
     def table(self, at: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [N, 1, D/2] of all angles at positions [N].
 
-        Frequencies and angles are float64: float32 angles are already off by 1e-4 at position 4,096. A broadcast product, not
+        Frequencies and angles are float64 by default: in float32 they are already off by 2e-4 at position 4,096. A broadcast product, not
         einsum or matmul, which autocast would compute in low precision. Nothing is kept in buffers, which loading on the meta
         device would leave uninitialised.
         """
-        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=at.device) / width
-        position = at.to(torch.float64) * (-1.0 if self.reversed else 1.0)
-        angle = position[:, None, None] * self.base**-exponent  # [N, 1, D/2]
+        precise = torch.float64 if self.angles == "float64" else torch.float32
+        exponent = torch.arange(0, width, 2, dtype=precise, device=at.device) / width
+        position = at.to(precise) * (-1.0 if self.reversed else 1.0)
+        angle = position[:, None, None] * (1.0 / self.base**exponent)  # [N, 1, D/2]
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -19,7 +19,9 @@ class SimCtg(AuxiliaryLoss):
     (Su et al. 2022, arXiv 2202.06417, eq. 2), averaged over pairs.
 
     Pads may stand anywhere: a pair counts iff both its tokens are valid. A batch without any pair contributes zero. Computed
-    in float32 at least, on the states' own device.
+    in float32 at least, on the states' own device. Two options reproduce older code: ``pads`` "right" is the SimCTG
+    authors', which compares with a row's first tokens, as many as are valid, whether they are the valid ones or not; ``empty`` "nan"
+    is theirs and the LSWTransformer's, where a batch without any pair is not a number.
     """
 
     name = "simctg"
@@ -28,9 +30,16 @@ class SimCtg(AuxiliaryLoss):
   author={Su, Yixuan and Lan, Tian and Wang, Yan and Yogatama, Dani and Kong, Lingpeng and Collier, Nigel},
   booktitle={NeurIPS}, year={2022}}"""
 
-    def __init__(self, dims: Dims, *, margin: Annotated[float, Ge(0)] = 0.5) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        margin: Annotated[float, Ge(0)] = 0.5,
+        pads: Literal["anywhere", "right"] = "anywhere",
+        empty: Literal["zero", "nan"] = "zero",
+    ) -> None:
         super().__init__(dims)
-        self.margin = margin
+        self.margin, self.pads, self.empty = margin, pads, empty
 
     def forward(self, out: Output, batch: Batch) -> Term:
         """Hinge of every pair of valid tokens, and their number."""
@@ -39,25 +48,34 @@ class SimCtg(AuxiliaryLoss):
         if self.margin == 0:  # s(i, j) can round above 1: without this, margin 0 would not be exactly no loss
             return Term(states.new_zeros(()), count)
         unit = states * states.square().sum(-1, keepdim=True).clamp_min(SMALLEST_NORM**2).rsqrt()
-        if batch.valid is not None:
+        if batch.valid is not None and self.pads == "anywhere":
             unit = unit.masked_fill(~batch.valid[..., None], 0.0)
         hinge = (cosines(unit) - (1 - self.margin)).clamp_min(0.0)  # [B, T, T]; s(i, i) = 1
-        return Term((hinge * self.pairs(batch)).sum(), count)
+        total = (hinge * self.pairs(batch)).sum()
+        return Term(total.where(count > 0, torch.nan) if self.empty == "nan" else total, count)
 
     def count(self, batch: Batch) -> Tensor:
         """Ordered pairs of different valid tokens, over all rows."""
-        valid = self.valid(batch).sum(-1)  # [B]
+        valid = self.valid(batch).sum(-1)  # [B], the same whichever are taken
         return (valid * (valid - 1)).sum()
 
     def pairs(self, batch: Batch) -> Tensor:
         """Which pairs count: bool [B, T, T]."""
         valid = self.valid(batch)
         different = ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
-        return valid[:, :, None] & valid[:, None, :] & different
+        if self.pads == "anywhere":
+            return valid[:, :, None] & valid[:, None, :] & different
+        taken = self.taken(batch)
+        return (taken & valid)[:, :, None] & taken[:, None, :] & different
 
     def valid(self, batch: Batch) -> Tensor:
         """Which tokens are not padding: bool [B, T]."""
         return torch.ones_like(batch.inputs, dtype=torch.bool) if batch.valid is None else batch.valid
+
+    def taken(self, batch: Batch) -> Tensor:
+        """As many tokens from the beginning of a row as are valid in it: bool [B, T]."""
+        valid = self.valid(batch)
+        return torch.arange(valid.shape[1], device=valid.device) < valid.sum(-1, keepdim=True)
 
 
 def cosines(unit: Tensor) -> Tensor:
