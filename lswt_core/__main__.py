@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lswt_core import __version__
+from lswt_core import __version__, share
+from lswt_core import generate as generate_command
 from lswt_core import run as run_command
 from lswt_core.cli import guarded, plugin_argument, recipe_arguments, registry_of
 from lswt_core.kinds import KINDS
@@ -127,6 +128,9 @@ def build_parser() -> argparse.ArgumentParser:
         return one
 
     run_command.arguments_of(add("run", run_command.run, "train what a recipe describes, or go on where it stopped"))
+    generate_command.arguments_of(add("generate", generate_command.generate, "let a trained model go on with a text"))
+    share.export_arguments(add("export", share.export, "write a run as a HuggingFace model, and push it"))
+    share.import_arguments(add("import", share.import_original, "turn a checkpoint of the original authors' code into our format"))
     for name, function, summary in (
         ("plan", plan, "exact parameters, memory and work of a recipe, without allocating anything"),
         ("explain", explain, "where a value of a recipe comes from"),

@@ -5,17 +5,20 @@ memory last.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from lswt_core.blueprint import Blueprint, Builder
+from lswt_core.blueprint import dimensions as sizes
 from lswt_core.errors import Incompatible
-from lswt_core.head import Vocabulary
 from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
-from lswt_core.kinds import KIND_OF_INTERFACE
+from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
 from lswt_core.loss import Loss
-from lswt_core.model import Attention, Block, Decoder, initialise
+from lswt_core.model import Attention, initialise
+from lswt_core.parallel import spread_rows
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -40,37 +43,47 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
     """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
     with torch.device("meta"):
         dims = dimensions(recipe)
-        positional = create(registry, recipe.one("positional"), dims)
-        need = Need(
-            device=device.type,
-            dtype=dtype,
-            d_head=dims.d_head,
-            biased=positional.biased,
-            bounded=recipe.train.documents == "reset",
-            sinks=bool(recipe.many("memory")),
-        )
-        backend, notes = choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
-        blocks = [build_block(recipe, registry, dims._replace(layer=layer), backend) for layer in range(dims.n_layers)]
-        norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
-        vocabulary = Vocabulary(recipe.embedding.vocab_size, recipe.embedding.d_vocab, dims.d_model)
-        decoder = Decoder(vocabulary, positional, norms[0], blocks, norms[1])
-        vocabulary.table.requires_grad_(recipe.embedding.trainable)
+        backend, notes = suitable_attention(recipe, registry, device, dtype)
+        decoder = blueprint(recipe, registry, backend).build()
         auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
         return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
 
 
+def assemble_blueprint(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Blueprint:
+    """What the recipe's decoder is built from, with the attention backend that suits the device."""
+    backend, _ = suitable_attention(recipe, registry, device, dtype)
+    return blueprint(recipe, registry, backend)
+
+
+def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
+    """What the recipe's decoder is built from, with the attention backend that was chosen for it."""
+
+    def builder(kind: str, name: str) -> Builder:
+        chosen = {"attention": backend}.get(kind) or (recipe.many(kind)[name] if KINDS[kind].many else recipe.one(kind))
+        return partial(create, registry, chosen)
+
+    return Blueprint.from_tables(recipe.resolved(), builder)
+
+
 def dimensions(recipe: Recipe) -> Dims:
     """The sizes components are built for."""
-    model = recipe.model
-    return Dims(model.d_model, model.n_heads, model.d_ffn or 4 * model.d_model, model.n_layers, bias=model.bias)
+    return sizes(recipe.resolved()["model"])
 
 
-def build_block(recipe: Recipe, registry: Registry, dims: Dims, backend: Chosen) -> Block:
-    """One layer of the decoder."""
-    memories = {name: create(registry, chosen, dims) for name, chosen in recipe.many("memory").items()}
-    attention = Attention(dims, memories, create(registry, backend, dims))
-    norms = [create(registry, recipe.one("norm"), dims) for _ in range(2)]
-    return Block(norms[0], attention, norms[1], create(registry, recipe.one("ffn"), dims))
+def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> tuple[Chosen, list[str]]:
+    """The attention backend for a device and precision, and why it is that one."""
+    dims = dimensions(recipe)
+    with torch.device("meta"):
+        biased = create(registry, recipe.one("positional"), dims).biased
+    need = Need(
+        device=device.type,
+        dtype=dtype,
+        d_head=dims.d_head,
+        biased=biased,
+        bounded=recipe.train.documents == "reset",
+        sinks=bool(recipe.many("memory")),
+    )
+    return choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
 
 
 def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differenced: bool) -> tuple[Chosen, list[str]]:
@@ -117,14 +130,14 @@ def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
 
 def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:
     """The optimizer over the model's trainable parameters."""
-    return create(registry, recipe.one("optimizer"), parameter_groups(loss))
+    optimizer: Optimizer = create(registry, recipe.one("optimizer"), parameter_groups(loss))
+    spread_rows(optimizer.fraction, recipe.train.rows)  # refuses here what the first refresh would refuse
+    return optimizer
 
 
 def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:
     """The learning rate's course over the run."""
-    train = recipe.train
-    horizon = Horizon(train.total_steps, train.tokens_per_step, train.tokens if train.steps is None else None)
-    return create(registry, recipe.one("schedule"), horizon)
+    return create(registry, recipe.one("schedule"), Horizon(recipe.train.total_steps, recipe.train.tokens_per_step))
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

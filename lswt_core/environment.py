@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,3 +35,8 @@ def environment(recipe: Recipe, built: Assembled, world: World, precision: Preci
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "tokenizers", "safetensors")},
     }
+
+
+def recorded(path: Path, key: str) -> Any:
+    """What a run's earlier part has recorded; None if there is no such record. A part that goes on does not do the work again."""
+    return json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None

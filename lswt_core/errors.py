@@ -12,6 +12,12 @@ class LswtError(Exception):
     exit_code = 70
 
 
+class UsageError(LswtError):
+    """A command was given an argument that it cannot take."""
+
+    exit_code = 2
+
+
 class PluginError(LswtError):
     """A plugin is missing, broken, clashes with another or breaks its interface."""
 

@@ -26,13 +26,24 @@ class Vocabulary(nn.Module):
         self.input = nn.Linear(d_vocab, d_model, bias=False)
         self.output = nn.Linear(d_model, d_vocab, bias=False)
 
+    def freeze(self) -> None:
+        """Keep the table out of training, in float16: half the memory, and exact for tables that are stored so (OPT's). It is
+        widened where it is used, so that the precision of the rest decides in which precision the model computes.
+        """
+        self.table.requires_grad_(False).half()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [B, T] -> [B, T, M]."""
-        return self.input(self.table(ids))
+        return self.widen(self.table(ids))
+
+    def widen(self, embedded: Tensor) -> Tensor:
+        """Rows of the table [B, T, d_vocab] -> [B, T, M]."""
+        return self.input(embedded.to(self.input.weight.dtype))
 
     def logits(self, states: Tensor) -> Tensor:
         """States [B, T, M] -> [B, T, V]; large: only for those who need every logit."""
-        return nn.functional.linear(self.output(states), self.table.weight)
+        z = self.output(states)  # [B, T, d_vocab]
+        return nn.functional.linear(z, self.table.weight.to(z.dtype))
 
     def score(self, states: Tensor, labels: Tensor, uniforms: Tensor | None = None, *, twice: bool = False) -> Score:
         """Cross-entropy of states [B, T, M] against labels [B, T], or, with uniforms [B, T], against labels drawn from the
@@ -109,7 +120,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 def score_twice(z: Tensor, table: Tensor, labels: Tensor) -> Score:
     """The same by plain operations, which can be differentiated again; holds the logits."""
-    logits = nn.functional.linear(z, table).to(torch.promote_types(z.dtype, torch.float32))
+    logits = nn.functional.linear(z, table.to(z.dtype)).to(torch.promote_types(z.dtype, torch.float32))
     nll = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     correct = (logits.argmax(-1) == labels).sum()
     return Score(nll.sum(), nll.detach(), correct)

@@ -167,12 +167,6 @@ class Horizon(NamedTuple):
 
     steps: int
     tokens_per_step: int
-    tokens: int | None = None  # where the run's length was given in tokens, which may end within the last step
-
-    @property
-    def end(self) -> float:
-        """The run's length in steps; the last may be a part of one."""
-        return self.steps if self.tokens is None else self.tokens / self.tokens_per_step
 
 
 class RunInfo(NamedTuple):
@@ -192,6 +186,7 @@ class PositionalEncoding(Component, nn.Module):
 
     stationary: ClassVar[bool] = False  # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
     biased: ClassVar[bool] = False  # does `bias` return anything?
+    by_length: ClassVar[bool] = False  # do encodings depend on how many tokens are attended to? (dynamic NTK)
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -208,9 +203,10 @@ class PositionalEncoding(Component, nn.Module):
         """Encode queries [B, T, H, D] and keys [B, N, H, D] for each other; coordinates [T] and [N]."""
         return self.rotate(q, q_at), self.rotate(k, k_at)
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` is the coordinate of the
-        oldest remembered token. Leaving both alone keeps the model independent of how the text is cut into segments.
+    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` ([], or [B, T] where documents
+        are parted) is the coordinate of the oldest token a query sees. Leaving both alone keeps the model independent of how the
+        text is cut into segments.
         """
         return q, k
 
@@ -264,6 +260,17 @@ class FeedForward(Component, nn.Module, ABC):
         """[B, T, M] -> [B, T, M]."""
 
 
+class HeadNorm(Component, nn.Module, ABC):
+    """Normalisation of queries and keys before they are encoded, one instance each a layer. Built as ``cls(dims, **options)``."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, H, D] -> [B, N, H, D]."""
+
+
 class Norm(Component, nn.Module, ABC):
     """Normalisation over the model width. Built as ``cls(dims, **options)``."""
 
@@ -310,13 +317,11 @@ class Objective(Protocol):
     def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """The Hessian of the mean training loss times ``vectors``; touches no ``p.grad``."""
 
-    def part(self, share: float) -> Objective:
-        """The same over this share of the global rows only (at least one row): evenly spaced ones, other ones at another step,
-        whatever the micro-batches and processes. Its ``tokens`` are those of its rows.
-        """
-
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on run seed, step and purpose only."""
+
+    def part(self, fraction: float) -> Objective:
+        """The same over a share of the rows, spread evenly over the whole batch; its means and ``tokens`` are of that part."""
 
 
 class Optimizer(Component, torch.optim.Optimizer):
@@ -326,15 +331,7 @@ class Optimizer(Component, torch.optim.Optimizer):
 
     takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
     refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state in its own precision; torch alone would round it to that of the parameters."""
-        super().load_state_dict(state_dict)
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            for p, index in zip(group["params"], saved["params"], strict=True):
-                for key, value in state_dict["state"].get(index, {}).items():
-                    if isinstance(value, Tensor):
-                        self.state[p][key] = value.to(self.state[p][key].device)
+    fraction: float = 1.0  # the share of a step's rows that `refresh` looks at (Objective.part)
 
     def refresh(self, objective: Objective) -> None:
         """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""
@@ -406,6 +403,16 @@ class Tokenizer(Component, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the mapping: another tokenizer gives another hash."""
+
+    def save(self, directory: Path) -> None:
+        """Write the files from which transformers' AutoTokenizer makes the same mapping (``lswt_core.fast`` helps)."""
+        raise Unsupported(f"tokenizer {self.name!r} does not say how it is written for transformers (Tokenizer.save)")
+
+    def tokens(self) -> Mapping[str, int] | None:
+        """Every token and its id, spelled as byte-level or SentencePiece vocabularies do ("Ġthe", "▁the"), so that pretrained word
+        embeddings find their rows; None if there is no such list, and they can then only be taken from a table without one.
+        """
+        return None
 
 
 class Tracker(Component, ABC):

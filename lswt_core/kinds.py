@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {
         Kind("positional", "PositionalEncoding", "positional"),
         Kind("memory", "Memory", "memory", many=True),
         Kind("attention", "AttentionBackend", "attention"),
+        Kind("qk_norm", "HeadNorm", "qk_norm"),
         Kind("ffn", "FeedForward", "ffn"),
         Kind("norm", "Norm", "norm"),
         Kind("loss", "AuxiliaryLoss", "loss", many=True),

@@ -17,6 +17,7 @@ from lswt_core.interfaces import (
     AttentionBackend,
     Dims,
     FeedForward,
+    HeadNorm,
     Memory,
     Norm,
     Part,
@@ -31,10 +32,18 @@ from lswt_core.randomness import derive
 class Attention(nn.Module):
     """Projections of one layer around its memories and the backend."""
 
-    def __init__(self, dims: Dims, memories: Mapping[str, Memory], backend: AttentionBackend) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        memories: Mapping[str, Memory],
+        backend: AttentionBackend,
+        query_norm: HeadNorm | None = None,
+        key_norm: HeadNorm | None = None,
+    ) -> None:
         super().__init__()
         self.n_heads = dims.n_heads
         self.query, self.key, self.value, self.output = (nn.Linear(dims.d_model, dims.d_model, bias=dims.bias) for _ in range(4))
+        self.query_norm, self.key_norm = query_norm or nn.Identity(), key_norm or nn.Identity()
         self.memory = nn.ModuleDict(memories)
         self.backend = backend
 
@@ -43,7 +52,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, dict[str, State]]:
         """Normed inputs x [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
         segments, following = self.remember(x, at, state)
-        parts = encode(self.heads(self.query(x)), segments, at, starts, positional)
+        parts = encode(self.query_norm(self.heads(self.query(x))), segments, at, starts, positional)
         return self.output(self.backend(parts).flatten(2)), following
 
     def remember(self, x: Tensor, at: Tensor, state: Mapping[str, State]) -> tuple[list[Segment], dict[str, State]]:
@@ -64,7 +73,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, at: Tensor) -> list[Segment]:
         """Keys and values of x [B, N, M]."""
-        return [Segment(self.heads(self.key(x)), self.heads(self.value(x)), at)]
+        return [Segment(self.key_norm(self.heads(self.key(x))), self.heads(self.value(x)), at)]
 
     def heads(self, x: Tensor) -> Tensor:
         """[B, N, M] -> [B, N, H, D]."""
@@ -78,7 +87,8 @@ def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None
     sinks = [segment for segment in segments if segment.at is None]
     placed = [(segment.k, segment.v, segment.at) for segment in segments if segment.at is not None]
     sizes = [k.shape[1] for k, _, _ in placed]
-    oldest = -sum(sizes[:-1])
+    oldest = at.new_tensor(-sum(sizes[:-1]))
+    oldest = oldest if starts is None else starts.clamp_min(oldest)  # [] or [B, T]
     parts = [Part(*positional.encode_sink(q, sink.k, at, oldest), sink.v, causal=False) for sink in sinks]
     q, keys = positional.encode(q, torch.cat([k for k, _, _ in placed], dim=1), at, torch.cat([k_at for _, _, k_at in placed]))
     for i, ((_, v, k_at), k) in enumerate(zip(placed, keys.split(sizes, dim=1), strict=True)):
@@ -120,13 +130,35 @@ class Decoder(nn.Module):
         self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
         """Ids [B, T] and the last call's memory (None when cold) -> normed states [B, T, M] and the next memory, by layer."""
-        at = torch.arange(inputs.shape[1], device=inputs.device)
-        x = self.input_norm(self.positional.embed(self.vocabulary.embed(inputs), at))
+        return self.trunk(self.vocabulary.embed(inputs), state, starts)
+
+    def trunk(
+        self,
+        x: Tensor,
+        state: tuple[Mapping[str, State], ...] | None = None,
+        starts: Tensor | None = None,
+        visit: Callable[[Tensor], None] = lambda x: None,
+    ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
+        """The same from embedded inputs x [B, T, M]. ``visit`` is shown every hidden state [B, T, M]: the input norm's, every
+        block's and the output norm's.
+        """
+        at = torch.arange(x.shape[1], device=x.device)
+        x = self.input_norm(self.positional.embed(x, at))
+        visit(x)
         following = []
         for i, block in enumerate(self.blocks):
             x, kept = block(x, at, state[i] if state else {}, starts, self.positional)
+            visit(x)
             following.append(kept)
-        return self.output_norm(x), tuple(following)
+        x = self.output_norm(x)
+        visit(x)
+        return x, tuple(following)
+
+    @property
+    def reach(self) -> int:
+        """How many tokens back the longest of its memories reaches; 0: nothing is kept from one call to the next."""
+        memories = [module for module in self.modules() if isinstance(module, Memory)]
+        return max((memory.length for memory in memories), default=0)
 
 
 def initialise(model: nn.Module, *, seed: int, std: float) -> None:

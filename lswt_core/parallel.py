@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lswt_core.errors import ResourceError
+from lswt_core.errors import Incompatible, ResourceError
 
 
 class World(NamedTuple):
@@ -78,6 +78,17 @@ class World(NamedTuple):
             dist.barrier()
 
 
+def spread_rows(fraction: float, total: int) -> list[int]:
+    """A share of the rows of a global batch, rounded to whole rows and spread evenly, so that processes share the work."""
+    count = round(fraction * total)
+    if not 1 <= count <= total:
+        raise Incompatible(
+            f"optimizer.fraction = {fraction:g} of {total} rows is {count} rows: "
+            f"choose a fraction from {1 / total:g} to 1, or more train.rows"
+        )
+    return [i * total // count for i in range(count)]
+
+
 def pick_device(local: int) -> torch.device:
     """The accelerator torch has, number ``local`` of it, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -108,44 +119,6 @@ class Precision(NamedTuple):
         if self.dtype == torch.float32 or device.type == "meta":
             return nullcontext()
         return torch.autocast(device.type, self.dtype)
-
-
-class LossScale:
-    """What losses are multiplied by before they are differentiated, and gradients divided by afterwards: a power of two, so that it
-    changes no bit but those that float16 would lose below 6e-8 (Micikevicius et al. 2018, arXiv 1710.03740). 1 in all other precisions.
-
-    As torch's GradScaler it starts at 65,536, is halved when a gradient overflows, and doubled after 2000 steps without overflow.
-    """
-
-    START, PATIENCE = 2.0**16, 2000
-
-    def __init__(self, precision: Precision) -> None:
-        self.dynamic = precision.dtype == torch.float16
-        self.value = self.START if self.dynamic else 1.0
-        self.good = 0  # steps since it last changed
-
-    def grow(self) -> None:
-        """A step went well."""
-        if self.dynamic:
-            self.good += 1
-            if self.good == self.PATIENCE:
-                self.value, self.good = self.value * 2, 0
-
-    def shrink(self) -> bool:
-        """A gradient overflowed; False if the scale cannot be the reason."""
-        if not self.dynamic or self.value <= 1:
-            return False
-        self.value, self.good = self.value / 2, 0
-        return True
-
-    def state(self) -> dict[str, float] | None:
-        """For a checkpoint."""
-        return {"value": self.value, "good": self.good} if self.dynamic else None
-
-    def restore(self, state: dict[str, float] | None) -> None:
-        """Go on from a checkpoint; one of another precision has nothing to say."""
-        if self.dynamic and state is not None:
-            self.value, self.good = state["value"], int(state["good"])
 
 
 def has_bfloat16(device: torch.device) -> bool:

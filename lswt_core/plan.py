@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from lswt_core.loss import Loss
 from lswt_core.parallel import Precision, World, available_memory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
+from lswt_core.step import trainable
 from lswt_core.tree import tensors, tree_map
 
-WORD = 4  # bytes of a parameter, gradient or moment: float32
+WORD = 4  # bytes of a float32 number
 
 
 def plan(recipe: Recipe, registry: Registry, world: World) -> dict[str, Any]:
@@ -46,19 +48,19 @@ def plan(recipe: Recipe, registry: Registry, world: World) -> dict[str, Any]:
 def memory(recipe: Recipe, registry: Registry, built: Assembled, precision: Precision, world: World) -> dict[str, int]:
     """Bytes a process needs on its device, by what needs them.
 
-    Weights, gradients and moments are float32. The optimizer's share is what one step on the meta device leaves in its state;
-    memories are what a warm model returns; activations are what autograd keeps of one micro-batch.
+    Weights, gradients and moments are float32, only a frozen table is float16. The optimizer's share is what one step on the meta
+    device leaves in its state; memories are what a warm model returns; activations are what autograd keeps of one micro-batch.
     """
-    numbers = count_parameters(built.loss)
+    weights = list(built.loss.parameters())
     rows = len(world.rows(recipe.train.rows))
     micro = min(recipe.train.micro_rows or rows, rows)
     half = precision.dtype.itemsize
     kept, activations = remembered_and_saved(recipe, built.loss, micro)
     parts = {
-        "weights": WORD * numbers["total"],
-        "gradients": WORD * numbers["trainable"],
+        "weights": bytes_of(weights),
+        "gradients": bytes_of(trainable(built.loss)),
         "optimizer": optimizer_bytes(recipe, registry, built.loss),
-        "cast_weights": half * numbers["total"] if half < WORD else 0,  # autocast's copies of one micro-batch
+        "cast_weights": half * sum(w.numel() for w in weights if w.dtype != precision.dtype),  # copies, of one micro-batch
         "memories": kept * rows // micro * half // WORD * 2,  # this step's and the next's
         "activations": activations * half // WORD,
         "loss_chunk": 2 * WORD * CHUNK * recipe.embedding.vocab_size,
@@ -109,7 +111,7 @@ def storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def bytes_of(found: list[Tensor]) -> int:
+def bytes_of(found: Sequence[Tensor]) -> int:
     """Bytes of tensors, views counted by their own size."""
     return sum(tensor.numel() * tensor.element_size() for tensor in found)
 

@@ -109,4 +109,6 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"checkpoint and model differ in {', '.join(sorted(missing)[:5])} ({len(missing)} tensors)")
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
+            if tensor.dtype != tensors[name].dtype:  # copying would round in silence
+                raise CheckpointError(f"checkpoint and model differ in {name}: {tensors[name].dtype} there, {tensor.dtype} here")
             tensor.copy_(tensors[name])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,9 +27,9 @@ from lswt_core.assemble import (
 from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
-from lswt_core.environment import environment
+from lswt_core.decode import Reader, Sample, generate
+from lswt_core.environment import environment, recorded
 from lswt_core.errors import CheckpointError, LswtError, Preempted
-from lswt_core.generate import generate
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
 from lswt_core.plan import memory, require_memory
@@ -40,7 +41,7 @@ from lswt_core.signals import StopRequest
 from lswt_core.step import Setting
 from lswt_core.track import Metrics
 from lswt_core.train import Plan, Trainer
-from lswt_core.warm_start import pretrained_table
+from lswt_core.warm_start import Pretrained, move_rows, pretrained
 
 PROMPT_TOKENS = 32  # of a held-out document, where the recipe names no prompt
 
@@ -92,15 +93,14 @@ class Session:
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
         self.describe(built)
         self.check_schedule()
+        source = None if saved else pretrained(self.recipe.embedding)  # before the text, which may take minutes
         corpus = open_corpus(self.recipe, self.registry, self.world, self.progress)
-        table = None if saved else self.warm_table()
         trainer = self.build(built, corpus, store, saved)
-        if table is not None:
-            with torch.no_grad():
-                built.loss.decoder.vocabulary.table.weight.copy_(table)
         if saved is not None:
             trainer.restore(saved)
-        self.write_records(built, corpus)
+            self.write_records(built, corpus, recorded(self.records, "warm_start"))
+        else:
+            self.write_records(built, corpus, self.warm_start(built, source, corpus))
         began, first = time.monotonic(), trainer.step
         try:
             trainer.run()
@@ -129,7 +129,7 @@ class Session:
             self.console.banner(lines)
         names = [
             (kind, recipe.one(kind).name)
-            for kind in ("positional", "attention", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")
+            for kind in ("positional", "attention", "qk_norm", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")
         ]
         names += [(kind, ", ".join(f"{c.name}" for c in recipe.many(kind).values()) or "-") for kind in ("memory", "loss")]
         self.console.say("  ".join(f"{kind}={name}" for kind, name in names))
@@ -185,14 +185,13 @@ class Session:
                 f"in {steps:,} steps schedule {name!r} gets to {highest:.0%} of the learning rate: lower its warm-up for short runs"
             )
 
-    def warm_table(self) -> torch.Tensor | None:
-        """Pretrained word embeddings, if the recipe asks for them."""
-        embedding = self.recipe.embedding
-        if embedding.warm_start == "none":
+    def warm_start(self, built: Assembled, source: Pretrained | None, corpus: Corpus) -> dict[str, Any] | None:
+        """Put pretrained word embeddings into the model, if the recipe asks for them; returns the record of it."""
+        if source is None:
             return None
-        table = pretrained_table(embedding.warm_start, vocab_size=embedding.vocab_size, d_vocab=embedding.d_vocab)
-        self.console.say(f"word embeddings from {embedding.warm_start}: {table.shape[0]:,} x {table.shape[1]}")
-        return table
+        moved = move_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
+        self.console.say(moved.text)
+        return moved.record
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Preparing text takes a moment; say so now and then."""
@@ -240,14 +239,19 @@ class Session:
         info = RunInfo(self.recipe.name, self.directory, self.recipe.resolved(), resumed)
         return [create(self.registry, chosen, info) for chosen in self.recipe.many("tracker").values()]
 
-    def write_records(self, built: Assembled, corpus: Corpus) -> None:
+    @property
+    def records(self) -> Path:
+        """Where everything is written that a number may depend on besides the recipe."""
+        return self.directory / "environment.json"
+
+    def write_records(self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None) -> None:
         """The resolved recipe, and everything about this machine and text that a number may depend on."""
         if self.world.rank > 0:
             return
-        own = {"command": self.command(), "started": self.began, "fingerprint": corpus.fingerprint()}
+        own = {"command": self.command(), "started": self.began, "fingerprint": corpus.fingerprint(), "warm_start": warm_start}
         found = own | environment(self.recipe, built, self.world, self.precision)
         self.directory.joinpath("recipe.toml").write_text(self.recipe.dump(), encoding="utf-8")
-        self.directory.joinpath("environment.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        self.records.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
     # ------------------------------------------------------------------------------------------------------------ end
 
@@ -272,14 +276,10 @@ class Session:
             return
         prompt = corpus.tokenizer.encode([wanted.prompt])[0] if wanted.prompt else corpus.valid.ids[1:PROMPT_TOKENS].tolist()
         ids = generate(
-            trainer.plan.setting.loss.decoder,
+            Reader(trainer.plan.setting.loss.decoder, self.precision, self.recipe.train.context),
             [corpus.tokenizer.begin, *prompt],
+            Sample(wanted.temperature, wanted.top_p, seed=self.recipe.train.seed),
             tokens=wanted.tokens,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=self.recipe.train.seed,
-            precision=self.precision,
-            context=self.recipe.train.context,
             end=corpus.tokenizer.end,
             stopping=self.stop,
         )

@@ -43,8 +43,8 @@ class Embedding(Table):
 
     vocab_size: Positive = 50_272  # rows of the table; the tokenizer may have fewer ids, never more
     d_vocab: Positive = 768
-    warm_start: str = "none"  # a Hub name, a local directory, a .safetensors or .npz file, or "none"
-    trainable: bool = True
+    warm_start: str = "none"  # or a Hub name[@revision], model directory, .safetensors, .npz or .gguf file, package:NAME
+    trainable: bool = True  # false: the table stays as it is, in float16
 
 
 class Train(Table):
@@ -57,7 +57,7 @@ class Train(Table):
     steps: Positive | None = None
     clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped
     seed: Count = 0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the hardware has it; float16: loss scaled
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the hardware has it
     documents: Literal["carry", "reset"] = "carry"  # at a document's border: go on as if it were one text, or hide what came before
     dealing: Literal["evenly", "in-turn"] = "evenly"  # streamed documents: to the row with the fewest tokens left, or i to row i mod rows
     log_every: Positive = 10  # steps between plain progress lines where there is no terminal

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from copy import copy
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from lswt_core.interfaces import Batch, Need, Unsupported
 from lswt_core.loss import CROSS_ENTROPY, Loss, Result
 from lswt_core.model import Attention
-from lswt_core.parallel import Precision, World
+from lswt_core.parallel import Precision, World, spread_rows
 from lswt_core.randomness import derive
-from lswt_core.tree import tree_map
+from lswt_core.tree import join_rows, split_rows, tree_map
 
 
 class Setting(NamedTuple):
@@ -47,42 +46,50 @@ class Step:
 
     Losses are shares of the whole: every micro-batch is divided by what the step counts over all micro-batches and processes,
     so gradients add up to the gradient of the mean exactly. Memories are read from ``memory`` and staged, never advanced here.
-    ``scale`` is a power of two that keeps short numbers away from zero on their way back (see LossScale).
     """
 
-    def __init__(self, setting: Setting, batch: Batch, memory: Sequence[Any], number: int, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        batch: Batch,
+        memory: Sequence[Any],
+        number: int,
+        scale: float = 1.0,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """``scale`` multiplies losses while they are differentiated (float16), a power of two; ``rows`` are those of the global
+        batch that ``batch`` holds (None: all of this process's).
+        """
         self.setting, self.number, self.scale = setting, number, scale
+        self.rows: Sequence[int] = setting.rows if rows is None else rows
         self.memory = list(memory)
         self.staged: list[Any] = []
         self.results: list[Result] = []
-        slices = [slice(start, start + setting.micro_rows) for start in range(0, len(batch.inputs), setting.micro_rows)]
-        self.rows: list[Sequence[int]] = [setting.rows[part] for part in slices]  # global rows of every micro-batch
-        micro = [batch.each(itemgetter(part)) for part in slices]
-        self.count(micro)  # before moving: on the CPU nothing waits for the device
-        self.micro = [part.each(lambda tensor: tensor.to(setting.world.device, non_blocking=True)) for part in micro]
+        device = setting.world.device
+        micro = [batch.each(itemgetter(part)) for part in self.slices()]
+        counts = [setting.loss.counts(part) for part in micro or [batch]]  # before moving: on the CPU nothing waits for the device
+        whole = setting.world.sum(torch.stack([sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)]).to(device))
+        self.counts = dict(zip(counts[0], whole, strict=True))
+        self.tokens = int(self.counts[CROSS_ENTROPY])
+        self.micro = [part.each(lambda tensor: tensor.to(device, non_blocking=True)) for part in micro]
         self.parted = len(micro) > 1 or setting.world.size > 1
 
-    def count(self, micro: Sequence[Batch]) -> None:
-        """Note what the losses will count over all micro-batches and processes."""
-        counts = [self.setting.loss.counts(part) for part in micro]
-        local = torch.stack([sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)])
-        self.counts = dict(zip(counts[0], self.setting.world.sum(local.to(self.setting.world.device)), strict=True))
-        self.tokens = int(self.counts[CROSS_ENTROPY])
+    def slices(self) -> list[slice]:
+        """Where every micro-batch stands in this process's rows."""
+        return [slice(start, start + self.setting.micro_rows) for start in range(0, len(self.rows), self.setting.micro_rows)]
 
-    def part(self, share: float) -> Step:
-        """The same over a share of the rows (see Objective)."""
-        total = len(self.setting.rows) * self.setting.world.size
-        used = max(1, round(share * total))
-        first = int(torch.randint(total, (), generator=self.stream("part")))
-        # Of any `total` rows in a row exactly `used` pass, and they are as evenly spaced as can be: processes share the work.
-        kept = [[i for i, row in enumerate(rows) if (row + first) * used % total < used] for rows in self.rows]
-        micro = [batch.each(itemgetter(places)) for batch, places in zip(self.micro, kept, strict=True)]
-        part, filled = copy(self), [i for i, places in enumerate(kept) if places]
-        part.count(micro)
-        part.micro = [micro[i] for i in filled]
-        part.rows = [[self.rows[i][place] for place in kept[i]] for i in filled]
-        part.memory = [tree_map(itemgetter(kept[i]), self.memory[i]) for i in filled]
-        return part
+    def part(self, fraction: float) -> Step:
+        """The same update over a share of its rows (see Objective), cut into micro-batches anew. Which rows, and what they say, does
+        not depend on micro-batches or processes; a process may have none of them.
+        """
+        chosen = set(spread_rows(fraction, len(self.setting.rows) * self.setting.world.size))
+        masks = [[row in chosen for row in self.rows[part]] for part in self.slices()]
+        together = [(tuple(part), state) for part, state in zip(self.micro, self.memory, strict=True)]
+        kept = [tree_map(lambda t, m=mask: t[m], tree) for tree, mask in zip(together, masks, strict=True)]  # type: ignore[misc]
+        fields, memory = join_rows(kept)
+        rows = [row for row in self.rows if row in chosen]
+        memories = split_rows(memory, len(rows), self.setting.micro_rows)
+        return Step(self.setting, Batch(*fields), memories, self.number, self.scale, rows)
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective)."""
@@ -97,7 +104,7 @@ class Step:
         self.setting.world.sum_gradients(p for p in self.setting.loss.parameters() if p.requires_grad)
         gradients = [p.grad for p in self.setting.loss.parameters() if p.grad is not None]
         if self.scale != 1:
-            torch._foreach_div_(gradients, self.scale)
+            torch._foreach_mul_(gradients, 1 / self.scale)
         if sampled:
             require_finite(gradients)
         else:
@@ -110,8 +117,9 @@ class Step:
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers [B, T] for drawing labels, one stream a global row, whatever the micro-batches."""
+        rows = self.rows[self.slices()[i]]
         length = self.micro[i].inputs.shape[1]
-        drawn = [torch.rand(length, generator=self.stream("labels", row)) for row in self.rows[i]]  # float32 from the start: below 1
+        drawn = [torch.rand(length, generator=self.stream("labels", row)) for row in rows]  # float32 from the start: below 1
         return torch.stack(drawn).to(self.setting.world.device)
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -138,7 +146,8 @@ class Step:
         """The Hessian of the mean training loss times ``vectors``: exact where attention has a second derivative, else by central
         differences of the gradient.
         """
-        product = self.exact if self.twice_differentiable() else self.differences
+        half = self.setting.precision.dtype == torch.float16  # whose range holds neither a second derivative nor a scaled one
+        product = self.exact if self.twice_differentiable() and not half else self.differences
         found = [self.setting.world.sum(tensor) for tensor in product(params, vectors)]
         require_finite(found)
         return found
@@ -154,11 +163,10 @@ class Step:
         return True
 
     def exact(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Differentiate the gradient's product with the vectors (Pearlmutter 1994). Not in float16, where it would underflow."""
-        precision = FLOAT32 if self.setting.precision.dtype == torch.float16 else self.setting.precision
+        """Differentiate the gradient's product with the vectors (Pearlmutter 1994)."""
         total = [torch.zeros_like(p) for p in params]
         for i in range(len(self.micro)):
-            loss = self.run(i, precision, twice=True).loss
+            loss = self.run(i, twice=True).loss
             gradients = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
             along = sum_of([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)])
             torch._foreach_add_(total, list(torch.autograd.grad(along, params, materialize_grads=True)))

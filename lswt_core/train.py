@@ -18,9 +18,9 @@ from lswt_core.errors import NumericsError, Preempted, ResourceError
 from lswt_core.evaluate import HeldOut, evaluate
 from lswt_core.interfaces import Batch, Memory, Optimizer, Schedule
 from lswt_core.loss import CROSS_ENTROPY
-from lswt_core.parallel import LossScale
 from lswt_core.recipe import Recipe
 from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
+from lswt_core.scale import LossScale
 from lswt_core.step import Interrupted, NotFinite, Setting, Step, sum_of, trainable
 from lswt_core.track import Metrics
 from lswt_core.tree import flatten, join_rows, split_rows, tree_map, unflatten
@@ -58,7 +58,7 @@ class Trainer:
         self.saved = -1  # step of the last checkpoint
         self.overdue = False  # whether a refresh of the curvature failed
         self.seconds = 0.0  # spent in steps
-        self.scale = LossScale(plan.setting.precision)
+        self.scale = LossScale(plan.setting.precision.dtype)
         self.memory: list[Any] = [None] * (len(plan.setting.rows) // plan.setting.micro_rows)
         self.peaks = [group["lr"] for group in plan.optimizer.param_groups]
         reach = max((m.length for m in plan.setting.loss.modules() if isinstance(m, Memory)), default=0)
@@ -100,11 +100,6 @@ class Trainer:
             step.backward("data")
             norm = self.clip()
             values = self.measure(step, norm)
-            if not math.isfinite(values["grad_norm"]) and math.isfinite(values["loss"]) and self.scale.shrink():
-                self.retry()
-                return
-            if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-                raise NotFinite
         except NotFinite:
             self.discard(batch)
             return
@@ -112,16 +107,17 @@ class Trainer:
             if is_shortage(error):
                 raise too_little_memory(setting) from error
             raise
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            self.give_way(batch) if self.scale.can_give_way(values["loss"]) else self.discard(batch)
+            return
         self.plan.optimizer.step()
         self.plan.optimizer.zero_grad()
         self.commit(step, batch)
         self.refresh(step)
-        self.scale.grow()
         elapsed = time.monotonic() - began
         self.seconds += elapsed
         values |= {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "lr": lr, "seconds": self.seconds}
         values["tokens_per_second"] = self.plan.recipe.train.tokens_per_step / elapsed
-        values |= {"loss_scale": step.scale} if self.scale.dynamic else {}
         values |= {f"optimizer/{name}": float(value) for name, value in self.plan.optimizer.statistics().items()}
         self.plan.metrics.log(self.step, values)
         self.plan.console.step(self.step, self.steps, values)
@@ -159,6 +155,7 @@ class Trainer:
         self.plan.rows.advance()
         self.step += 1
         self.in_a_row = 0
+        self.scale.held()
 
     def refresh(self, step: Step) -> None:
         """Let a second-order optimizer look at the curvature: after the update, on the same batch and memories."""
@@ -170,15 +167,16 @@ class Trainer:
             self.overdue = False
         except NotFinite:
             self.overdue = True  # tried again after the next update
-            self.scale.shrink()
             self.plan.console.warn(f"step {self.step}: the curvature estimate is not finite and was discarded")
         self.plan.optimizer.zero_grad()
 
-    def retry(self) -> None:
-        """Leave everything as it was: the same batch comes again, at a lower loss scale."""
+    def give_way(self, batch: Batch) -> None:
+        """A gradient overflowed in float16: leave this batch out, and scale less from here on. It is no fault of the run's."""
         self.plan.optimizer.zero_grad()
-        where = f"step {self.step + 1}"
-        self.plan.console.warn(f"{where}: a gradient overflowed float16; the batch is taken again at loss scale {self.scale.value:,.0f}")
+        self.plan.rows.advance()
+        self.skipped += 1
+        self.scale.give_way()
+        self.plan.console.warn(f"step {self.step + 1}: a float16 gradient overflowed; the loss scale is now {self.scale.value:g}")
 
     def discard(self, batch: Batch) -> None:
         """Leave weights, moments and memories as they were and go on with the next batch."""
@@ -225,9 +223,11 @@ class Trainer:
             "optimizer": moments,
             "memory": {name: world.gather_rows(tensor) for name, tensor in memory.items()},
         }
-        position = {key: getattr(self, key) for key in POSITION} | {"memory": outline, "loss_scale": self.scale.state()}
+        position = {key: getattr(self, key) for key in POSITION}
         documents = {
-            "train": position | {"tokens": self.step * self.plan.recipe.train.tokens_per_step},
+            "train": position
+            | {"loss_scale": self.scale.state()}
+            | {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "memory": outline},
             "optimizer": scalars,
             "data": self.plan.rows.state(),
             "fingerprint": self.plan.fingerprint,

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from lswt_eager import Eager
 from lswt_norms import LayerNorm
+from lswt_qk_norm import NoNorm
 from lswt_rope import Rope
 from lswt_swiglu import SwiGlu
 from torch import Tensor
 
-from lswt_core.head import Vocabulary
+from lswt_core.blueprint import Blueprint
 from lswt_core.interfaces import Component, Dims, Memory
 from lswt_core.kinds import KIND_OF_INTERFACE
-from lswt_core.model import Attention, Block, Decoder, initialise
+from lswt_core.model import Decoder, initialise
 
 torch.set_num_threads(1)  # tiny tensors are slower on many threads, and sums would depend on their number
 
@@ -46,6 +47,7 @@ def build(
     positional: Callable[[Dims], Any] = Rope,
     memories: Mapping[str, MemoryBuilder] | None = None,
     attention: Callable[[Dims], Any] = Eager,
+    qk_norm: Callable[[Dims], Any] = NoNorm,
     ffn: Callable[[Dims], Any] = SwiGlu,
     norm: Callable[[Dims], Any] = LayerNorm,
     vocab_size: int = VOCAB,
@@ -53,12 +55,18 @@ def build(
 ) -> Decoder:
     """A decoder on the meta device."""
     with torch.device("meta"):
-        blocks = []
-        for layer in range(dims.n_layers):
-            own = dims._replace(layer=layer)
-            kept = {name: memory(own) for name, memory in (memories or {}).items()}
-            blocks.append(Block(norm(own), Attention(own, kept, attention(own)), norm(own), ffn(own)))
-        return Decoder(Vocabulary(vocab_size, d_vocab, dims.d_model), positional(dims), norm(dims), blocks, norm(dims))
+        return Blueprint(
+            dims=dims,
+            vocab_size=vocab_size,
+            d_vocab=d_vocab,
+            trainable=True,
+            positional=positional,
+            memories=memories or {},
+            attention=attention,
+            qk_norm=qk_norm,
+            ffn=ffn,
+            norm=norm,
+        ).build()
 
 
 def tiny(*, dtype: torch.dtype = torch.float64, seed: int = 0, std: float = 0.4, **parts: Any) -> Decoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from lswt_xl_cache import XlCache
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lswt_core.hf.original import rename, reshape
 from lswt_core.interfaces import Dims
 from lswt_core.model import Decoder
 
@@ -31,32 +32,11 @@ BACKENDS: dict[str, Callable[[Dims], Any]] = {
     "split": partial(Sdpa, method="split"),
     "joint": partial(Sdpa, method="joint"),
 }
-NAMES = (
-    ("model.input_embedding.embedding", "vocabulary.table"),
-    ("model.input_proj", "vocabulary.input"),
-    ("head_proj", "vocabulary.output"),
-    ("model.blocks", "blocks"),
-    ("model.input_norm", "input_norm.norm"),
-    ("model.output_norm", "output_norm.norm"),
-    ("att_norm", "attention_norm.norm"),
-    ("ffn_norm", "ffn_norm.norm"),
-    (".att.proj_q", ".attention.query"),
-    (".att.proj_k", ".attention.key"),
-    (".att.proj_v", ".attention.value"),
-    (".att.proj_o", ".attention.output"),
-    (".att.registers_k", ".attention.memory.registers.keys"),
-    (".att.registers_v", ".attention.memory.registers.values"),
-)
 
 
 def translate(name: str) -> str:
     """The original's name of a parameter in our words."""
-    return reduce(lambda so_far, pair: so_far.replace(*pair), NAMES, name)
-
-
-def convert(name: str, tensor: Tensor) -> Tensor:
-    """The original keeps registers as [1, H, R, D]."""
-    return tensor[0].transpose(0, 1) if "registers" in name else tensor
+    return rename(name).removeprefix("model.decoder.")
 
 
 def dims_of(config: Mapping[str, Any]) -> Dims:
@@ -87,7 +67,7 @@ def rebuild(
         d_vocab=config["d_vocab"],
     )
     wanted = decoder.state_dict()
-    named = {translate(name): convert(name, tensor) for name, tensor in weights.items()}
+    named = {translate(name): reshape(name, tensor) for name, tensor in weights.items()}
     decoder.to_empty(device="cpu").load_state_dict({name: named[name] for name in wanted})
     return decoder.to(dtype)
 

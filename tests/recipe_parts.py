@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt
 
 from lswt_core import interfaces
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, AuxiliaryLoss, DataSource, Dims, FeedForward, Memory, Norm, Optimizer
+from lswt_core.interfaces import AttentionBackend, AuxiliaryLoss, DataSource, Dims, FeedForward, HeadNorm, Memory, Norm, Optimizer
 from lswt_core.interfaces import PositionalEncoding as Positional
 
 Size = Annotated[int, Ge(1)]
@@ -76,6 +76,12 @@ class Gelu(FeedForward):
     def __init__(self, dims: Dims, *, bias: bool = True, approximate: bool = False) -> None: ...
 
 
+class NoHeadNorm(HeadNorm):
+    """None."""
+
+    name = "none"
+
+
 class LayerNorm(Norm):
     """Norm."""
 
@@ -141,4 +147,22 @@ class Board(interfaces.Tracker):
 @hookimpl
 def lswt_components() -> list[type]:
     """Offer all of them."""
-    return [Rope, Slopes, Cache, Registers, Eager, Sdpa, SwiGlu, Gelu, LayerNorm, SimCtg, AdamW, Cosine, Stdlib, Text, Bpe, Board]
+    return [
+        Rope,
+        Slopes,
+        Cache,
+        Registers,
+        Eager,
+        Sdpa,
+        SwiGlu,
+        Gelu,
+        NoHeadNorm,
+        LayerNorm,
+        SimCtg,
+        AdamW,
+        Cosine,
+        Stdlib,
+        Text,
+        Bpe,
+        Board,
+    ]

@@ -13,19 +13,21 @@ from helpers import PLUGINS, ROOT
 
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
-    {"interfaces", "kinds", "errors", "settings", "randomness"},
-    {"hooks", "head", "parts", "foreach", "tree", "parallel", "console", "signals"},
+    {"interfaces", "kinds", "errors", "settings", "randomness", "announce"},
+    {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "signals", "gguf_file", "hub"},
     {"registry", "model"},
-    {"recipe", "loss"},
+    {"recipe", "loss", "blueprint"},
     {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
-    {"evaluate", "generate", "resume", "plan", "environment"},
-    {"corpus", "train"},
-    {"session", "cli"},
-    {"run"},
+    {"evaluate", "decode", "resume", "plan", "environment"},
+    {"corpus", "train", "opened"},
+    {"session", "cli", "hf"},
+    {"run", "generate", "share"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-OPEN_TO_PLUGINS = {f"lswt_core.{name}" for name in ("interfaces", "hooks", "errors", "randomness", "parts", "foreach")}
+OPEN_TO_PLUGINS = {
+    f"lswt_core.{name}" for name in ("interfaces", "hooks", "errors", "randomness", "parts", "fast", "moments", "gguf_file", "hub")
+}
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
 LONGEST = 400  # lines

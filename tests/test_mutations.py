@@ -1,4 +1,4 @@
-"""Deliberate mistakes, each of which the comparisons with other authors' numbers must notice."""
+"""Deliberate mistakes, each of which the comparisons with other authors' numbers must notice (Sophia's are in test_sophia.py)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 import lswt_gelu
 import lswt_norms
 import lswt_simctg
-import lswt_sophia
 import lswt_swiglu
 import pytest
 import torch
 from helpers import DIMS, GOLDEN, distance
 from lswt_eager import Eager
 from lswt_rope import Rope
-from optimizer_parts import sophia_g_gaps
 from original import seed_errors, small_errors
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -31,11 +29,6 @@ def logits() -> float:
 def ungated() -> float:
     """The comparison of the model without a gate."""
     return max(small_errors("gelu", "eager").values())
-
-
-def sophia() -> float:
-    """The replay of Sophia-G."""
-    return max(sophia_g_gaps(torch.float64, "param_f64"))
 
 
 def simctg() -> float:
@@ -122,15 +115,6 @@ def leak_one_token(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Part, "visible", visible)
 
 
-def raise_sophias_eps(patch: pytest.MonkeyPatch) -> None:
-    """The paper's epsilon instead of its code's."""
-
-    def damp_(self: lswt_sophia.SophiaG, bounds: tuple[Tensor, ...]) -> None:
-        torch._foreach_add_(bounds, 1e-12)
-
-    patch.setattr(lswt_sophia.SophiaG, "damp_", damp_)
-
-
 def count_the_diagonal(patch: pytest.MonkeyPatch) -> None:
     """Pairs of a token with itself in SimCTG's denominator."""
     patch.setattr(lswt_simctg.SimCtg, "count", lambda self, batch: self.valid(batch).sum(-1).square().sum())
@@ -144,7 +128,6 @@ MISTAKES = [
     (logits, 1e-6, align_top_left),
     (logits, 1e-6, leak_one_token),
     (ungated, 1e-12, approximate_gelu),
-    (sophia, 1e-12, raise_sophias_eps),
     (simctg, 1e-12, count_the_diagonal),
 ]
 

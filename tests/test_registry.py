@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lswt_core.errors import PluginError
 from lswt_core.registry import REQUIRED, NotOffered, Registry
@@ -256,3 +257,10 @@ print(len(static))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and int(done.stdout) >= len(folders), done.stderr
+
+
+def test_a_class_can_be_asked_for_by_name() -> None:
+    optimizer = Registry().get("optimizer", "sophia-g")
+    assert issubclass(optimizer, torch.optim.Optimizer) and optimizer.name == "sophia-g"  # type: ignore[attr-defined]
+    with pytest.raises(NotOffered, match='did you mean "sophia-g"'):
+        Registry().get("optimizer", "sofia-g")

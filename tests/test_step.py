@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import DIMS, VOCAB, distance, tiny, tokens
+from lswt_adamw import AdamW
+from lswt_eager import Eager
 from lswt_registers import Registers
 from lswt_sdpa import Sdpa
 from lswt_simctg import SimCtg
+from lswt_sophia import SophiaG, SophiaH
 from lswt_xl_cache import XlCache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lswt_core import Registry
+from lswt_core.assemble import parameter_groups
+from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, Output, Term
 from lswt_core.loss import CROSS_ENTROPY, Loss
 from lswt_core.parallel import Precision, World
@@ -114,16 +119,6 @@ def test_micro_batches_change_nothing(micro_rows: int) -> None:
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 
 
-def test_the_originals_mean_of_micro_batch_means_is_another_number() -> None:
-    loss = loss_of()
-    step = step_of(loss, 4)
-    step.backward("data")
-    terms = [result.terms[CROSS_ENTROPY] for result in step.results]
-    means = torch.stack([(term.total / term.count).detach() for term in terms])
-    ours = torch.stack([term.total.detach() for term in terms]).sum() / step.tokens
-    assert distance(means.mean(), ours) > 1e-3  # labels are ignored unevenly; with none ignored they are equal
-
-
 def test_sampled_labels_leave_memory_and_results_alone() -> None:
     loss = loss_of()
     step = step_of(loss, 2)
@@ -159,36 +154,84 @@ def test_sampled_gradients_estimate_the_gauss_newton_diagonal() -> None:
     assert bias * len(kept) * draws / float(fisher) == pytest.approx(1, abs=0.9)
 
 
+# ------------------------------------------------------------------------------------------------- a share of the rows
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(1.0, [*range(8)]), (0.5, [0, 2, 4, 6]), (0.4, [0, 2, 5]), (0.1, [0])])
 @pytest.mark.parametrize("micro_rows", [1, 2, ROWS])
-@pytest.mark.parametrize("share, used", [(0.01, 1), (0.25, 2), (0.6, 5), (1.0, ROWS)])
-def test_a_part_is_the_step_over_some_of_its_rows(micro_rows: int, share: float, used: int) -> None:
+def test_a_part_is_a_step_over_some_of_the_rows(fraction: float, rows: list[int], micro_rows: int) -> None:
     loss, batch = loss_of(), batch_of()
-    step = step_of(loss, micro_rows)
-    part = step.part(share)
-    rows = [row for micro in part.rows for row in micro]
-    assert len(set(rows)) == len(rows) == used and sorted(rows) == rows
-    chosen = batch.each(itemgetter(rows))
-    assert part.tokens == int((chosen.labels != IGNORE).sum())
+    whole = step_of(loss, ROWS)
+    memory, labels = tree_map(lambda t: t[rows], whole.memory[0]), batch.labels[rows]
+    part = step_of(loss, micro_rows).part(fraction)
+    assert part.tokens == int((labels != IGNORE).sum())
     found = differentiated(loss, part, "data")
     loss.zero_grad()
-    loss(chosen, tree_map(itemgetter(rows), join_rows(step.memory))).loss.backward()
+    loss(batch.each(lambda t: t[rows]), memory).loss.backward()
     assert largest_gap(found, gradients(loss)) < 1e-12
-    assert [row for micro in step_of(loss, 4).part(share).rows for row in micro] == rows
-    assert step.tokens == step_of(loss, ROWS).tokens
 
 
-def test_a_part_draws_the_labels_its_rows_would_have_drawn_in_the_whole() -> None:
-    step = step_of(loss_of(), 2)
-    part = step.part(0.5)
-    whole = torch.cat([step.uniforms(i) for i in range(len(step.micro))])
-    drawn = torch.cat([part.uniforms(i) for i in range(len(part.micro))])
-    assert torch.equal(drawn, whole[[row for micro in part.rows for row in micro]])
-
-
-def test_parts_take_their_turn_among_all_rows() -> None:
+@pytest.mark.parametrize("micro_rows", [1, 2, 4])
+def test_micro_batches_do_not_change_a_part(micro_rows: int) -> None:
     loss = loss_of()
-    seen = [row for number in range(30) for micro in step_of(loss, 2, number=number).part(0.25).rows for row in micro]
-    assert set(seen) == set(range(ROWS))
+    params = list(loss.parameters())
+    one, other = step_of(loss, ROWS).part(0.4), step_of(loss, micro_rows).part(0.4)
+    assert largest_gap(differentiated(loss, one, "sampled"), differentiated(loss, other, "sampled")) < 1e-12
+    ones = [torch.ones_like(p) for p in params]
+    products = [{str(i): t for i, t in enumerate(part.hessian_vector(params, ones))} for part in (one, other)]
+    assert largest_gap(*products) < 1e-10
+
+
+def test_a_row_draws_the_same_labels_in_a_part_as_in_the_whole() -> None:
+    loss = loss_of()
+    only = torch.zeros(ROWS, 1, dtype=torch.bool)
+    only[[0, 4]] = True
+    batch = batch_of()
+    batch = batch._replace(labels=batch.labels.masked_fill(~only, IGNORE))  # the other rows say nothing
+    step = step_of(loss, 2, batch=batch)
+    assert largest_gap(differentiated(loss, step, "sampled"), differentiated(loss, step.part(0.25), "sampled")) < 1e-12
+
+
+def test_the_whole_as_a_part_is_the_whole_to_the_bit() -> None:
+    loss = loss_of()
+    step = step_of(loss, 2)
+    for labels in ("data", "sampled"):
+        assert largest_gap(differentiated(loss, step, labels), differentiated(loss, step.part(1.0), labels)) == 0
+
+
+def test_a_cold_memory_stays_cold_in_a_part() -> None:
+    loss, batch = loss_of(), batch_of()
+    step = Step(step_of(loss, 2).setting, batch, [None] * 4, 3)
+    found = differentiated(loss, step.part(0.5), "data")
+    loss.zero_grad()
+    loss(batch.each(lambda t: t[::2])).loss.backward()
+    assert largest_gap(found, gradients(loss)) < 1e-12
+
+
+@pytest.mark.parametrize("fraction", [0.05, 1.2])
+def test_a_part_without_rows_is_refused(fraction: float) -> None:
+    with pytest.raises(Incompatible, match=rf"fraction = {fraction} of 8 rows is \d+ rows: choose a fraction from 0.125 to 1"):
+        step_of(loss_of(), 2).part(fraction)
+
+
+@pytest.mark.parametrize("name", ["sophia-g", "sophia-h"])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_the_curvature_of_a_fraction_is_that_of_its_rows(name: str, fraction: float) -> None:
+    """The count that multiplies the square is the part's own."""
+    loss = loss_of()
+    params = list(loss.parameters())
+    optimizer = Registry().get("optimizer", name)(params, beta2=0.0, fraction=fraction)
+    optimizer.refresh(step_of(loss, 2))
+    part = step_of(loss, ROWS).part(fraction)
+    if name == "sophia-g":
+        wanted = {key: part.tokens * g.square() for key, g in differentiated(loss, part, "sampled").items()}
+    else:
+        draws = part.generator("hutchinson")
+        probes = [torch.randn(p.shape, generator=draws).double() for p in params]
+        products = part.hessian_vector(params, probes)
+        wanted = {key: u * hu for (key, _), u, hu in zip(loss.named_parameters(), probes, products, strict=True)}
+    found = {key: optimizer.state[p]["curvature"] for key, p in loss.named_parameters() if key in wanted}
+    assert largest_gap(found, wanted) < 1e-10
 
 
 # -------------------------------------------------------------------------------------------------- second derivatives
@@ -285,14 +328,14 @@ def everything(world: World) -> dict[str, Tensor]:
     found = {f"{labels}.{name}": g for labels in ("data", "sampled") for name, g in differentiated(loss, step, labels).items()}
     params = list(loss.parameters())
     products = step.hessian_vector(params, [torch.ones_like(p) for p in params])
+    for fraction in (0.4, 0.1):  # with a tenth, one of two processes has no row
+        part = step.part(fraction)
+        found |= {f"{fraction}.{name}": g for name, g in differentiated(loss, part, "sampled").items()}
+        found |= {f"{fraction}.hessian.{i}": t for i, t in enumerate(part.hessian_vector(params, [torch.ones_like(p) for p in params]))}
+        found[f"{fraction}.tokens"] = torch.tensor(part.tokens)
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}
-    for share in (0.1, 0.6):  # the smaller leaves one process without a row
-        part = step.part(share)
-        found |= {f"part {share}.{name}": g for name, g in differentiated(loss, part, "sampled").items()}
-        found |= {f"part {share}.hessian.{i}": p for i, p in enumerate(part.hessian_vector(params, [torch.ones_like(p) for p in params]))}
-        counts[f"part {share}.tokens"] = torch.tensor(part.tokens)
     return found | {f"hessian.{i}": product for i, product in enumerate(products)} | counts
 
 
@@ -319,3 +362,33 @@ def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> 
     assert gradients(step.setting.loss)
     with pytest.raises(Interrupted):
         step.backward("data")
+
+
+# ---------------------------------------------------------------------------------------------------------- a frozen table
+
+
+@pytest.mark.parametrize("attention", [Eager, Sdpa], ids=["exact products", "differenced products"])
+@pytest.mark.parametrize("optimizer", [AdamW, SophiaG, SophiaH])
+@pytest.mark.parametrize("precision", [PLAIN, HALF], ids=["float32", "bfloat16"])
+def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(attention: Any, optimizer: Any, precision: Precision) -> None:
+    frozen, wide = (loss_of(dtype=torch.float32, attention=attention) for _ in range(2))
+    frozen.decoder.vocabulary.freeze()
+    wide.decoder.vocabulary.table.requires_grad_(False).weight.copy_(frozen.decoder.vocabulary.table.weight)
+    before = frozen.decoder.vocabulary.table.weight.clone()
+    ends = []
+    for loss in (frozen, wide):
+        start = {name: p.clone() for name, p in loss.named_parameters()}
+        updates = optimizer(parameter_groups(loss), lr=1e-2)
+        for number in range(2):
+            step = step_of(loss, 4, precision=precision, number=number)
+            step.backward("data")
+            updates.step()
+            updates.zero_grad()
+            updates.refresh(step)
+            updates.zero_grad()
+        assert "decoder.vocabulary.table.weight" not in [name for group in updates.param_groups for name in group["names"]]
+        ends.append({name: p.detach().float() for name, p in loss.named_parameters()})
+        moved = {name for name, p in loss.named_parameters() if not p.equal(start[name])}
+        assert moved == set(start) - {"decoder.vocabulary.table.weight"}
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+    assert frozen.decoder.vocabulary.table.weight.dtype == torch.float16 and frozen.decoder.vocabulary.table.weight.equal(before)

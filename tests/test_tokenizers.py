@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def check(tokenizer: Tokenizer) -> None:
     assert not used & {tokenizer.begin, tokenizer.end}  # not even where a text spells them
     assert tokenizer.decode([tokenizer.begin, *encoded[2], tokenizer.end]) == STRANGE[2]
     assert tokenizer.encode([STRANGE[5]]) == [encoded[5]] and tokenizer.encode([]) == []
+    listed = tokenizer.tokens()
+    assert listed is None or sorted(listed.values()) == list(range(tokenizer.size))
 
 
 def test_bytes() -> None:
@@ -135,3 +138,19 @@ def test_hf_from_a_local_directory_and_what_it_says_when_it_cannot(tmp_path: Pat
     for part in ("'facebook/opt-125m'", "tokenizer.path", "local directory", "tokenizer.use=bpe"):
         assert part in said
     assert len(said.splitlines()) == 2 and "hf_secret" not in said
+
+
+@pytest.mark.parametrize("make", [lambda cache: Bytes(), fitted], ids=["bytes", "bpe"])
+def test_transformers_reads_what_is_saved_as_the_same_mapping(make: Callable[[Path], Tokenizer], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours = make(tmp_path / "cache")
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.begin, ours.end, ours.end)
+    for text, ids in zip(STRANGE, ours.encode(STRANGE), strict=True):
+        if "<|" not in text:  # which transformers takes for the special tokens themselves
+            assert theirs(text)["input_ids"] == [ours.begin, *ids]
+            assert theirs.decode(ids) == text == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+    padded = theirs(["a", "longer"], padding=True)
+    assert padded["input_ids"][0][0] == ours.end and padded["attention_mask"][0][0] == 0, "padding stands on the left"

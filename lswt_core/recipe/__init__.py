@@ -22,7 +22,7 @@ __all__ = ["OVERLAYS", "Chosen", "Origin", "Recipe"]
 
 MOST = 20  # problems shown at once
 ORDER = (  # of a resolved recipe's tables
-    *("model", "embedding", "positional", "memory", "attention", "ffn", "norm", "loss"),
+    *("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm", "loss"),
     *("optimizer", "schedule", "data", "tokenizer", "train", "evaluate", "checkpoint", "sample", "track"),
 )
 
@@ -76,9 +76,11 @@ class Recipe:
         return cls(Path(path).stem, layers, overlay, registry or Registry())
 
     @classmethod
-    def from_dict(cls, tables: Mapping[str, Any], *, registry: Registry | None = None) -> Recipe:
-        """A recipe written in Python, with the tables of a file; it extends nothing, and its overlays are checked only."""
-        python, problems = Origin("python", ""), list[Problem]()
+    def from_dict(cls, tables: Mapping[str, Any], *, where: str = "python", registry: Registry | None = None) -> Recipe:
+        """A recipe written in Python, with the tables of a file; it extends nothing, and its overlays are checked only. ``where``
+        is what problems name as its place.
+        """
+        python, problems = Origin(where, ""), list[Problem]()
         main, special = (Builder(lambda _: python, 0, problems).branch(part) for part in split(tables))
         return cls("recipe", Layers([main], [special], Branch("", {}, python), python, problems), None, registry or Registry())
 

@@ -13,6 +13,7 @@ from lswt_core.recipe.lines import Key
 USE = {  # the component of a table that names none
     "positional": "rope",
     "attention": "auto",
+    "qk_norm": "none",
     "ffn": "swiglu",
     "norm": "layernorm",
     "optimizer": "adamw",

@@ -81,6 +81,10 @@ class Registry:
             raise clash(kind, plain, found, rivals)
         return found[0]
 
+    def get(self, kind: str, name: str) -> type:
+        """The class of the one component of that kind and name, imported."""
+        return self.load(self.find(kind, name))
+
     def load(self, offer: Offer) -> type:
         """Import the class behind an offer and check that it is what was offered."""
         entry = next((e for e in self.entries if (e.distribution, e.module) == (offer.distribution, offer.module)), None)

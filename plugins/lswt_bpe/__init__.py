@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
@@ -14,6 +14,7 @@ from annotated_types import Ge
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lswt_core.errors import ResourceError
+from lswt_core.fast import save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Document, Tokenizer
 
@@ -72,6 +73,14 @@ class BytePair(Tokenizer):
     def fingerprint(self) -> str:
         """A hash of vocabulary and merges."""
         return blake2b(self._fitted.to_str().encode(), digest_size=16).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """As the library's own tokenizer."""
+        save_fast(self._fitted, self.begin, self.end, directory)
+
+    def tokens(self) -> Mapping[str, int]:
+        """The whole vocabulary, byte-level."""
+        return self._fitted.get_vocab(with_added_tokens=True)
 
     @property
     def _fitted(self) -> tokenizers.Tokenizer:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from lswt_core.fast import save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
 
@@ -42,6 +47,22 @@ class Bytes(Tokenizer):
     def fingerprint(self) -> str:
         """There is only one such mapping."""
         return "bytes"
+
+    def save(self, directory: Path) -> None:
+        """As byte-level BPE without merges."""
+        vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+        mapping = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        mapping.decoder = decoders.ByteLevel()
+        mapping.add_special_tokens(["<|begin|>", "<|end|>"])
+        save_fast(mapping, self.begin, self.end, directory)
+
+
+def byte_characters() -> list[str]:
+    """The characters that stand for bytes in byte-level BPE: Latin-1's visible ones for themselves, the others from U+0100 on."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
 @hookimpl

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from lswt_core.errors import DataError, PluginError
+from lswt_core.hub import access, cause
 from lswt_core.interfaces import DataSource, Document
 from lswt_core.randomness import derive
-from lswt_hf.hub import access, cause
 
 SHARE = 32  # one row in so many is held out where no split for it is named
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from lswt_core.errors import DataError, PluginError
+from lswt_core.hub import access, cause
 from lswt_core.interfaces import Tokenizer
-from lswt_hf.hub import access, cause
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -56,6 +57,14 @@ class HuggingFaceTokenizer(Tokenizer):
         rules = self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else ""
         parts = [type(self._tokenizer).__name__, sorted(self._vocabulary.items()), rules, self.begin, self.end]
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """As the library's own."""
+        self._tokenizer.save_pretrained(directory)
+
+    def tokens(self) -> Mapping[str, int]:
+        """The whole vocabulary, added tokens included."""
+        return self._vocabulary
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:

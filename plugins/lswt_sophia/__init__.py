@@ -26,9 +26,9 @@ CITATION = """@inproceedings{liu2024sophia,
 class SophiaG(ClippedMomentum, Optimizer):
     """Sophia with the Gauss-Newton-Bartlett estimate (Algorithm 2), defaults of the authors' code for 125M parameters.
 
-    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped. ``fraction`` of
-    the batch's rows are looked at (the paper: half). ``clip_estimate`` bounds the norm of the sampled gradient before it is squared,
-    as the authors' code does (1.0) and the paper does not (0.0: not at all); where it binds, the curvature is too small.
+    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped. ``fraction``
+    is the share of a step's rows the estimate is taken from. ``clip_estimate`` bounds the norm of the sampled gradient before it
+    is squared, 0 for no bound: the authors' code bounds it to 1, which shrinks the curvature; the paper does not.
     """
 
     name = "sophia-g"
@@ -69,10 +69,10 @@ class SophiaG(ClippedMomentum, Optimizer):
     def refresh(self, objective: Objective) -> None:
         """Estimate the Gauss-Newton diagonal from labels the model draws itself: tokens times the square of the mean gradient.
 
-        The gradient is summed over all rows before it is squared; squaring every micro-batch's own is too large by their
-        number.
+        The gradient is summed over all rows that are looked at before it is squared; squaring every micro-batch's own is too large
+        by their number.
         """
-        objective = self.seen(objective)
+        objective = self.part_of(objective)
         with torch.enable_grad():
             objective.backward("sampled")
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -87,8 +87,8 @@ class SophiaH(ClippedMomentum, Optimizer):
     """Sophia with Hutchinson's estimate (Algorithm 1): ``u * (Hessian u)`` for a random probe u.
 
     Estimates may be negative; where the running curvature is not positive the step is the pure sign step, never an ascent.
-    Rademacher probes (+1 or -1) have less than half the noise of the paper's Gaussian ones. ``fraction`` of the batch's rows are
-    looked at (the paper: 32 of 480).
+    Rademacher probes (+1 or -1) have less than half the noise of the paper's Gaussian ones. ``fraction`` is the share of a step's
+    rows the estimate is taken from.
     """
 
     name = "sophia-h"
@@ -133,7 +133,7 @@ class SophiaH(ClippedMomentum, Optimizer):
         generator = objective.generator("hutchinson")
         probes = [self._draw(p, generator) for p in params]
         with torch.enable_grad():
-            products = self.seen(objective).hessian_vector(params, probes)
+            products = self.part_of(objective).hessian_vector(params, probes)
         self.blend(params, probes, products)
         self.zero_grad()
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lswt_core.foreach import buckets, gradients, like
-from lswt_core.interfaces import Objective, Optimizer
+from lswt_core.interfaces import Objective
+from lswt_core.moments import BucketOptimizer, gradients, like, zeros
 
 
-class ClippedMomentum(Optimizer, ABC):
+class ClippedMomentum(BucketOptimizer):
     """``p -= lr * clip(m / damped(gamma * h), 1)`` after decoupled weight decay; momentum m and curvature h are not bias-corrected.
 
     Both are kept in float32 even for narrower parameters: curvatures lie around 1e-12 to 1e-8, which half precision rounds to 0.
@@ -45,21 +45,23 @@ class ClippedMomentum(Optimizer, ABC):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; refuses to go on once the curvature is older than ``refresh_every`` steps."""
         self._require_curvature()
-        loss = None if closure is None else torch.enable_grad()(closure)()
+        loss = super().step(closure)
         for group in self.param_groups:
-            for params in buckets(group["params"]):
-                self._update(group, params)
             group["since_refresh"] += 1
         return loss
 
     def statistics(self) -> dict[str, Tensor]:
-        """The share of coordinates whose momentum was below ``gamma`` times their curvature right after the last refresh, so that a
-        step would not clip them (0 = sign momentum). The authors' code calls it win rate.
+        """The share of coordinates that would not have been clipped at the last refresh: ``|m| < gamma * h`` with its curvature (the
+        official code's win rate; 0 = sign momentum).
         """
         if not self.state:
             return {}
         unclipped = torch.stack([state["unclipped"] for state in self.state.values()]).sum()
         return {"unclipped_share": unclipped / sum(p.numel() for p in self.state)}
+
+    def part_of(self, objective: Objective) -> Objective:
+        """What the curvature is estimated from: all rows of the step, or a fraction of them."""
+        return objective if self.fraction == 1 else objective.part(self.fraction)
 
     def blend(self, params: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], weight: float = 1.0) -> None:
         """Take ``weight * left * right`` into the running curvature of some parameters: what a refresh ends with."""
@@ -68,15 +70,13 @@ class ClippedMomentum(Optimizer, ABC):
         torch._foreach_mul_(curvatures, self.beta2)
         torch._foreach_addcmul_(curvatures, like(left, curvatures), like(right, curvatures), value=(1 - self.beta2) * weight)
         for state in states:
+            # Without damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
             state["unclipped"] = (state["momentum"].abs() < self.gamma * state["curvature"]).sum().float()
         for group in self.param_groups:
             group["since_refresh"] = 0
 
-    def seen(self, objective: Objective) -> Objective:
-        """The rows of a batch that the curvature is estimated from."""
-        return objective if self.fraction == 1 else objective.part(self.fraction)
-
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One clipped step."""
         states = [self._state_of(p) for p in params]
         moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta1)
@@ -92,9 +92,7 @@ class ClippedMomentum(Optimizer, ABC):
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
-            precision = torch.promote_types(p.dtype, torch.float32)
-            state["momentum"] = torch.zeros_like(p, dtype=precision)
-            state["curvature"] = torch.zeros_like(p, dtype=precision)
+            state["momentum"], state["curvature"] = zeros(p), zeros(p)
             state["unclipped"] = torch.zeros((), dtype=torch.float32, device=p.device)
         return state
 

@@ -1,0 +1,51 @@
+"""Ids as they are chosen, and text as it becomes readable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+
+from lswt_core.decode.methods import Method
+from lswt_core.decode.reader import Reader
+from lswt_core.interfaces import Tokenizer
+
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which some bytes have yet to come
+
+
+def generate(
+    read: Reader,
+    prompt: Sequence[int],
+    method: Method,
+    *,
+    tokens: int,
+    end: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[int]:
+    """Up to ``tokens`` ids after a prompt of at least one id, until ``end`` or a stop."""
+    for chosen in islice(method(read, torch.tensor([prompt], device=read.device)), tokens):
+        if int(chosen) == end or stopping():
+            return
+        yield int(chosen)
+
+
+def texts(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids that follow a prompt, piece by piece, whole characters only.
+
+    An id is decoded together with the piece before it: some tokenizers write a token differently where a text begins.
+    """
+    before, new = list(prompt), list[int]()
+    for chosen in ids:
+        new.append(chosen)
+        text = continuation(tokenizer, before, new)
+        if text and not text.endswith(UNREADABLE):
+            yield text
+            before, new = new, []
+    if text := continuation(tokenizer, before, new):
+        yield text
+
+
+def continuation(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
+    """What some ids add to the text of those before them."""
+    return tokenizer.decode(before + new)[len(tokenizer.decode(before)) :]

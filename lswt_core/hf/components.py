@@ -1,0 +1,88 @@
+"""The components a config names, from the plugins that are installed. An exported model that carries its own sources has another
+version of this module, which needs no plugins.
+"""
+
+from __future__ import annotations
+
+import logging
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lswt_core.assemble import assemble_blueprint, suitable_attention
+from lswt_core.blueprint import Blueprint
+from lswt_core.errors import PluginError
+from lswt_core.recipe import Chosen, Recipe
+from lswt_core.registry import Offer, Registry
+
+if TYPE_CHECKING:
+    from lswt_core.hf.configuration import LswtConfig
+
+TABLES = ("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm")  # of a recipe: what a model is
+KINDS = ("positional", "memory", "attention", "qk_norm", "ffn", "norm")
+ANYWHERE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # a model may be moved: what works here, works there
+logger = logging.getLogger(__name__)
+
+
+def blueprint(config: LswtConfig) -> Blueprint:
+    """What the model of a config is built from; raises PluginError if a component is not installed, RecipeError if its options
+    are not what it takes.
+    """
+    registry = Registry()
+    require_components(config.components, registry)
+    recipe = recipe_of(config, registry)
+    for name, found in describe_components(recipe).items():
+        told = config.components.get(name)
+        if told is not None and told["sha256"] != found["sha256"]:
+            there, here = (f"{one['distribution']} {one['version']}" for one in (told, found))
+            logger.warning("%s is not what the model was made with (%s then, %s here): its source has changed", name, there, here)
+    return assemble_blueprint(recipe, registry, **ANYWHERE)
+
+
+def recipe_of(config: LswtConfig, registry: Registry) -> Recipe:
+    """A config as a recipe, complete and checked."""
+    parted = "reset" if config.attention == "auto" else "carry"  # padding is hidden as other documents are: a choice must be able to
+    return Recipe.from_dict({**config.recipe, "train": {"steps": 1, "documents": parted}}, registry=registry)
+
+
+def suitable_backend(config: LswtConfig) -> str:
+    """The attention backend that "auto" stands for."""
+    registry = Registry()
+    return suitable_attention(recipe_of(config, registry), registry, **ANYWHERE)[0].name
+
+
+def require_components(components: dict[str, dict[str, str]], registry: Registry) -> None:
+    """Raise PluginError, with the command that mends it, if some are not installed."""
+    missing = []
+    for name, told in components.items():
+        kind, _, plain = name.partition("/")
+        try:
+            registry.find(kind, plain)
+        except PluginError:
+            missing.append((name, told))
+    if missing:
+        names = ", ".join(f"{name} of {told['distribution']} {told['version']}" for name, told in missing)
+        packages = " ".join(sorted({f'"{told["distribution"]}=={told["version"]}"' for _, told in missing}))
+        raise PluginError(f"the model needs components that are not installed here: {names}\n  fix: python -m pip install {packages}")
+
+
+def describe_components(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Distribution, version and sha256 of the source of every component of the model, by "kind/name"."""
+    chosen: list[Chosen] = []
+    for kind in KINDS:
+        chosen += recipe.many(kind).values() if kind == "memory" else [recipe.one(kind)]
+    return {f"{one.kind}/{one.offer.name}": describe(one.offer) for one in chosen if one.offer.source}
+
+
+def describe(offer: Offer) -> dict[str, str]:
+    """Where a component comes from."""
+    digest = sha256(Path(offer.source).read_bytes()).hexdigest()
+    return {"distribution": offer.distribution, "version": offer.version, "sha256": digest}
+
+
+def tables_of(recipe: Recipe) -> dict[str, Any]:
+    """The model's part of a resolved recipe."""
+    resolved = recipe.resolved()
+    return {name: resolved[name] for name in TABLES if name in resolved}

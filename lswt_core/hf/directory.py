@@ -1,0 +1,27 @@
+"""A directory that is written as a whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lswt_core.errors import CheckpointError
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A directory to write to, which becomes ``out`` when all went well and disappears otherwise; nothing is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is not empty; nothing was written\n  fix: name a new directory, or remove this one first")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""A model from disk, whichever way it was written: by a run, or in the HuggingFace format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lswt_core.errors import CheckpointError
+from lswt_core.opened import Opened, is_run, lack, open_run
+from lswt_core.parallel import Precision, pick_device
+from lswt_core.registry import Registry
+
+
+def open_model(path: Path, registry: Registry) -> Opened:
+    """The model in a directory; raises CheckpointError where there is none."""
+    if is_run(path):
+        return open_run(path, registry).model
+    if path.joinpath("config.json").is_file():
+        return open_exported(path, registry)
+    raise CheckpointError(
+        f"{path} holds no model: {lack(path)}\n"
+        "  fix: name the directory of a run (what --out was, or runs/<recipe>), or one that export or import has written"
+    )
+
+
+def open_exported(path: Path, registry: Registry) -> Opened:
+    """A model in the HuggingFace format, computed in the precision it is stored in; no code beside it is run."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # slow to import, and not needed for a run
+
+    from lswt_core.hf.configuration import LswtConfig
+    from lswt_core.hf.original import MODEL_TYPE
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: its config.json is of no model that can be opened here: {str(error).splitlines()[0]}{hint(path, MODEL_TYPE)}"
+        ) from error
+    if not isinstance(config, LswtConfig):
+        raise CheckpointError(f"{path} holds a model of type {config.model_type!r}, not one of this library's{hint(path, MODEL_TYPE)}")
+    model = AutoModelForCausalLM.from_pretrained(path).eval().to(pick_device(0))
+    tokenizer = registry.get("tokenizer", "hf")(path=str(path))
+    return Opened(model.model.decoder, tokenizer, Precision(torch.float32, "as it is stored"), config.context)
+
+
+def hint(path: Path, original: str) -> str:
+    """What to do with a checkpoint of the original authors' code."""
+    if original not in path.joinpath("config.json").read_text(encoding="utf-8"):
+        return ""
+    return f"\n  fix: it is the original code's; turn it into ours first: python -m lswt_core import {path} OUT"

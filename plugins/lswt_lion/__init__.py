@@ -1,0 +1,63 @@
+"""Lion: the sign of momentum and gradient mixed, a momentum of longer memory kept (Chen et al. 2023, arXiv 2302.06675)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Optimizer
+from lswt_core.moments import BucketOptimizer, gradients, zeros
+
+
+class Lion(BucketOptimizer, Optimizer):
+    """``p -= lr sign(b1 m + (1-b1) g)`` after decoupled weight decay, then ``m = b2 m + (1-b2) g`` (Algorithm 2).
+
+    The paper advises a learning rate 3 to 10 times below AdamW's and a decay as many times above: ``lr * weight_decay`` stays what
+    it was.
+    """
+
+    name = "lion"
+    citation = """@inproceedings{chen2023symbolic,
+  title = {Symbolic Discovery of Optimization Algorithms},
+  author = {Chen, Xiangning and Liang, Chen and Huang, Da and Real, Esteban and others},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023},
+  note = {arXiv 2302.06675}
+}"""
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: Annotated[float, Gt(0)] = 1e-4,
+        beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
+        beta2: Annotated[float, Ge(0), Lt(1)] = 0.99,
+        weight_decay: Annotated[float, Ge(0)] = 0.3,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.beta1, self.beta2 = beta1, beta2
+
+    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One step of the same size in every coordinate."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = zeros(p)
+        moments = [self.state[p]["momentum"] for p in params]
+        grads = gradients(params, moments)
+        mixed = torch._foreach_mul(moments, self.beta1)
+        torch._foreach_add_(mixed, grads, alpha=1 - self.beta1)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, torch._foreach_sign(mixed), alpha=-group["lr"])
+        torch._foreach_mul_(moments, self.beta2)
+        torch._foreach_add_(moments, grads, alpha=1 - self.beta2)
+
+
+@hookimpl
+def lswt_components() -> list[type]:
+    """Offer Lion."""
+    return [Lion]

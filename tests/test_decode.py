@@ -1,0 +1,279 @@
+"""Decoding methods against plain re-computations: a decoder's memory as cache changes no token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from helpers import VOCAB, distance, tiny, tokens
+from lswt_bytes import Bytes
+from lswt_registers import Registers
+from lswt_rope import Rope
+from lswt_xl_cache import XlCache
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from lswt_core.decode import Contrastive, Greedy, Method, Reader, Sample, contrast, generate, method_of, texts
+from lswt_core.decode.methods import candidates
+from lswt_core.errors import NumericsError, UsageError
+from lswt_core.model import Decoder
+from lswt_core.parallel import Precision
+
+PRECISE = Precision(torch.float32, "no autocast: the decoders are float64")
+CONTEXT = 8  # shorter than prompts and texts, which are read in several segments
+PROMPT = tokens(1, 11, seed=5)[0].tolist()
+
+
+def registers(dims: Any) -> Registers:
+    return Registers(dims, count=3)
+
+
+def xl(dims: Any) -> XlCache:
+    return XlCache(dims, length=64)
+
+
+def forward(dims: Any) -> Rope:
+    return Rope(dims, reversed=False)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "xl-reversed": {"memories": {"xl": xl}},
+    "xl-forward": {"memories": {"xl": xl}, "positional": forward},
+    "registers-xl-reversed": {"memories": {"registers": registers, "xl": xl}},
+    "registers-xl-forward": {"memories": {"registers": registers, "xl": xl}, "positional": forward},
+    "registers-alone": {"memories": {"registers": registers}},
+    "no-memory": {},
+}
+every_model = pytest.mark.parametrize("parts", MODELS.values(), ids=MODELS)
+
+
+def reader(decoder: Decoder, context: int = CONTEXT) -> Reader:
+    return Reader(decoder, PRECISE, context)
+
+
+def write(decoder: Decoder, method: Method, count: int = 20, context: int = CONTEXT) -> list[int]:
+    return list(generate(reader(decoder, context), PROMPT, method, tokens=count))
+
+
+def whole(decoder: Decoder, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """States [T, M] and logits [T, V] of a text read at once, from cold."""
+    with torch.no_grad():
+        states, _ = decoder(torch.tensor([ids]))
+        return states[0], decoder.vocabulary.logits(states)[0]
+
+
+def slow(decoder: Decoder, choose: Callable[[list[int]], int], count: int = 20) -> list[int]:
+    ids = list(PROMPT)
+    for _ in range(count):
+        ids.append(choose(ids))
+    return ids[len(PROMPT) :]
+
+
+def likeliest(decoder: Decoder, ids: list[int]) -> int:
+    return int(whole(decoder, ids)[1][-1].argmax())
+
+
+def similarity(decoder: Decoder, ids: list[int]) -> Tensor:
+    """The largest cosine [V] of every possible next state with those before it, all of them computed anew."""
+    with torch.no_grad():
+        states, _ = decoder(torch.tensor([[*ids, v] for v in range(VOCAB)]))
+    return cosine_similarity(states[:, :-1], states[:, -1:], dim=-1).amax(-1)
+
+
+def search(decoder: Decoder, ids: list[int], k: int, alpha: float) -> int:
+    """Su et al. 2022, eq. 5."""
+    p = whole(decoder, ids)[1][-1].softmax(-1)
+    scores = (1 - alpha) * p - alpha * similarity(decoder, ids)
+    return max(sorted(p.topk(k).indices.tolist()), key=lambda v: float(scores[v]))
+
+
+@every_model
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("k", "alpha"), [(5, 0.6), (3, 0.2), (VOCAB, 0.9)])
+def test_contrastive_search_is_its_definition(parts: dict[str, Any], seed: int, k: int, alpha: float) -> None:
+    decoder, context = tiny(seed=seed, **parts), CONTEXT if "xl" in parts.get("memories", {}) else 64
+    found = write(decoder, Contrastive(top_k=k, alpha=alpha), context=context)
+    assert found == slow(decoder, lambda ids: search(decoder, ids, k, alpha))
+    assert found == write(decoder, Contrastive(top_k=k, alpha=alpha), context=context)
+
+
+def test_contrastive_search_is_not_greedy() -> None:
+    decoder = tiny(memories={"xl": xl})
+    assert write(decoder, Contrastive(top_k=5, alpha=0.6)) != write(decoder, Greedy())
+
+
+@every_model
+def test_without_a_penalty_or_a_choice_contrastive_search_is_greedy(parts: dict[str, Any]) -> None:
+    decoder = tiny(**parts)
+    expected = slow(decoder, lambda ids: likeliest(decoder, ids))
+    assert write(decoder, Greedy(), context=64) == expected
+    assert write(decoder, Contrastive(top_k=8, alpha=0.0), context=64) == expected
+    assert write(decoder, Contrastive(top_k=1, alpha=0.7), context=64) == expected
+    assert write(decoder, Contrastive(top_k=8, alpha=1e-12), context=64) == expected  # not by the shortcut
+    assert write(decoder, Sample(temperature=0), context=64) == expected
+
+
+def test_with_the_penalty_alone_the_least_similar_of_all_tokens_wins() -> None:
+    decoder = tiny(memories={"registers": registers, "xl": xl})
+
+    assert write(decoder, Contrastive(top_k=10 * VOCAB, alpha=1.0)) == slow(decoder, lambda ids: int(similarity(decoder, ids).argmin()))
+
+
+def test_scores_are_the_worked_example() -> None:
+    scores = contrast(torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.9, 0.1, 0.4]).double(), 0.6)
+    assert scores.tolist() == pytest.approx([-0.34, 0.06, -0.16], abs=1e-7)
+    assert int(scores.argmax()) == 1
+
+
+def test_of_equally_likely_candidates_the_lowest_ids_are_taken_in_their_order() -> None:
+    p, ids = candidates(torch.tensor([[0.0, 2.0, 1.0, 3.0, 1.0, 1.0]]), 4)
+    assert ids.tolist() == [[1, 2, 3, 4]]
+    assert p.equal(torch.tensor([[0.0, 2.0, 1.0, 3.0, 1.0, 1.0]]).softmax(-1)[:, [1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("method", [Greedy(), Contrastive(top_k=4, alpha=0.5)], ids=["greedy", "contrastive"])
+def test_of_equals_the_lowest_id_wins(method: Method) -> None:
+    decoder = tiny(memories={"xl": xl})
+    with torch.no_grad():
+        decoder.vocabulary.table.weight.zero_()  # tokens cannot be told apart
+    assert write(decoder, method) == [0] * 20
+
+
+@pytest.mark.parametrize("method", [Greedy(), Contrastive(top_k=5, alpha=0.6)], ids=["greedy", "contrastive"])
+@every_model
+def test_several_rows_are_decoded_as_each_alone(parts: dict[str, Any], method: Method) -> None:
+    decoder, prompts = tiny(**parts), tokens(3, 6)
+    together = torch.stack(list(islice(method(reader(decoder), prompts), 12)), dim=1)
+    for row, prompt in zip(together.tolist(), prompts.tolist(), strict=True):
+        assert row == list(generate(reader(decoder), prompt, method, tokens=12))
+
+
+@pytest.mark.parametrize("memories", [{}, {"registers": registers}], ids=["no-memory", "registers-alone"])
+def test_without_a_memory_the_text_is_read_again(memories: dict[str, Any]) -> None:
+    """Every state is that of a full forward over the last ``context`` tokens, however the text arrives."""
+    decoder, text = tiny(memories=memories), tokens(1, 30)
+    read, past = reader(decoder), None
+    for first, last in [(0, 3), (3, 4), (4, 5), (5, 12), (12, 13), (13, 30)]:
+        states, past = read(text[:, first:last], past)
+        expected, _ = whole(decoder, text[0, max(0, last - CONTEXT) : last].tolist())
+        new = min(last - first, CONTEXT)
+        assert states.shape[1] == new
+        assert distance(states[0], expected[-new:]) < 1e-12
+
+
+@every_model
+def test_a_long_enough_memory_or_context_gives_the_states_of_a_full_forward(parts: dict[str, Any]) -> None:
+    decoder, text = tiny(**parts), tokens(1, 30)
+    read, past, found = reader(decoder, CONTEXT if "xl" in parts.get("memories", {}) else 64), None, []
+    for piece in text.split([11, *[1] * 19], dim=1):
+        states, past = read(piece, past)
+        found.append(states)
+    assert distance(torch.cat(found, dim=1)[0], whole(decoder, text[0].tolist())[0]) < 1e-12
+
+
+def test_sampling_depends_on_the_seed_alone() -> None:
+    decoder = tiny(memories={"xl": xl})
+    first, again, other = (write(decoder, Sample(temperature=1.5, seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_p": 1.0}, [0.0625, 0.5, 0.25, 0.1875]),
+        ({"top_p": 0.7}, [0, 0.5, 0.25, 0]),
+        ({"top_p": 1e-9}, [0, 0.5, 0, 0]),
+        ({"top_p": 1.0, "top_k": 3}, [0, 0.5, 0.25, 0.1875]),
+        ({"top_p": 1.0, "top_k": 9}, [0.0625, 0.5, 0.25, 0.1875]),
+        ({"top_p": 0.6, "top_k": 2}, [0, 0.5, 0, 0]),  # of the two, the first has 2/3 already
+    ],
+)
+def test_samples_have_the_distribution_that_is_asked_for(options: dict[str, Any], kept: list[float]) -> None:
+    p, count = torch.tensor([0.0625, 0.5, 0.25, 0.1875]), 20_000
+    drawn = Sample(temperature=2.0, **options).draw(2 * p.log().expand(count, -1), torch.Generator().manual_seed(0))
+    expected = torch.tensor(kept) / sum(kept)
+    deviation = (expected * (1 - expected) / count).sqrt()
+    assert ((drawn.bincount(minlength=4) / count - expected).abs() <= 4 * deviation).all()
+
+
+def test_writing_ends_at_the_end_of_the_document_or_when_asked_to() -> None:
+    decoder = tiny(memories={"xl": xl})
+    ids = write(decoder, Contrastive())
+    end = next(i for i in ids[::-1] if ids.index(i))
+    assert list(generate(reader(decoder), PROMPT, Contrastive(), tokens=20, end=end)) == ids[: ids.index(end)]
+    asked = iter([False, False, True])
+    assert list(generate(reader(decoder), PROMPT, Contrastive(), tokens=20, stopping=lambda: next(asked))) == ids[:2]
+    assert list(generate(reader(decoder), PROMPT, Contrastive(), tokens=0)) == []
+
+
+def test_a_model_that_broke_says_so() -> None:
+    decoder = tiny(memories={"xl": xl})
+    with torch.no_grad():
+        decoder.vocabulary.table.weight[3] = torch.nan
+    with pytest.raises(NumericsError, match="not finite"):
+        write(decoder, Greedy())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("contrastiv", {}, "did you mean 'contrastive'"),
+        ("beam", {}, "sample, greedy, contrastive"),
+        ("contrastive", {"alpha": 1.01}, "from 0 to 1"),
+        ("contrastive", {"alpha": -0.1}, "from 0 to 1"),
+        ("contrastive", {"alpha": float("nan")}, "from 0 to 1"),
+        ("contrastive", {"top_k": 0}, "at least 1"),
+        ("contrastive", {"temperature": 1.0}, "an option of sample"),
+        ("greedy", {"top_k": 3}, "an option of sample and contrastive"),
+        ("sample", {"alpha": 0.5}, "an option of contrastive"),
+        ("sample", {"temperature": -1.0}, "at least 0"),
+        ("sample", {"temperature": float("inf")}, "at least 0"),
+        ("sample", {"top_p": 0.0}, "above 0"),
+        ("sample", {"top_p": 1.1}, "at most 1"),
+        ("sample", {"top_k": 0}, "at least 1"),
+        ("sample", {"seed": -1}, "at least 0"),
+        ("sample", {"seed": 1 << 63}, "below"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        method_of(name, options)
+
+
+def test_text_comes_in_whole_characters_and_is_all_of_it() -> None:
+    tokenizer = Bytes()
+    (prompt,) = tokenizer.encode(["Wer "])
+    (ids,) = tokenizer.encode(["wäre 界 🙂 so"])
+    assert list(texts(tokenizer, prompt, ids)) == list("wäre 界 🙂 so")
+    drawn = random.Random(0)
+    for _ in range(50):  # as an untrained model writes
+        ids = [drawn.choice([65, 66, 0x80, 0xC3, 0xA4, 0xE2, 0xF0, 256]) for _ in range(40)]
+        assert "".join(texts(tokenizer, prompt, ids)) == tokenizer.decode(ids)
+
+
+def test_text_comes_as_soon_as_it_is_known() -> None:
+    def ids() -> Any:
+        yield from b"abc"
+        raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for piece in texts(Bytes(), [], ids()):
+            seen.append(piece)
+    assert seen == ["a", "b", "c"]
+
+
+class Spaced(Bytes):
+    """Writes a space before every word but a text's first."""
+
+    def decode(self, ids: Any) -> str:
+        return " ".join(["zero", "one", "two"][i] for i in ids)
+
+
+def test_what_follows_a_prompt_is_written_as_a_continuation() -> None:
+    assert list(texts(Spaced(), [1], [2, 0])) == [" two", " zero"]
+    assert list(texts(Spaced(), [], [2, 0])) == ["two", " zero"]

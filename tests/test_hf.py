@@ -1,0 +1,501 @@
+"""Exported models among transformers' own: saved, loaded, padded and generated from, whatever their components."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import distance
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import lswt_core
+from lswt_core import LswtConfig, LswtForCausalLM, Recipe
+from lswt_core.errors import PluginError, RecipeError
+from lswt_core.hf.components import describe_components, tables_of
+from lswt_core.hf.save import save_model
+from lswt_core.model import initialise
+from lswt_core.tree import tensors
+
+NANO: dict[str, Any] = {
+    "model": {"d_model": 32, "n_heads": 2, "n_layers": 2},
+    "embedding": {"vocab_size": 61, "d_vocab": 24},
+    "memory": {"registers": {"count": 3}, "xl": {"use": "xl-cache", "length": 64}},
+    "train": {"steps": 1},
+}
+MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
+    "family": {},
+    "no-registers": {"memory": {"xl": {"use": "xl-cache", "length": 64}}},
+    "short-memory": {"memory": {"registers": {"count": 3}, "xl": {"use": "xl-cache", "length": 5}}},
+    "no-memory": {"memory": {"registers": {"count": 2}}},
+    "reference-reversed": {"positional": {"use": "rope", "sink_frame": "reference"}},
+    "reference-forward": {"positional": {"use": "rope", "reversed": False, "sink_frame": "reference"}},
+    "no-position": {"positional": {"use": "none"}, "norm": {"use": "rmsnorm"}, "ffn": {"use": "gelu"}},
+    "other-layers": {
+        "qk_norm": {"use": "rms"},
+        "ffn": {"use": "glu", "activation": "relu"},
+        "model": NANO["model"] | {"bias": False, "d_ffn": 40},
+    },
+    "frozen": {"embedding": NANO["embedding"] | {"trainable": False}},
+    "eager": {"attention": {"use": "eager"}},
+    "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
+}
+CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory")  # logits depend on how the text is cut into calls
+every_mix = pytest.mark.parametrize("mix", MIXES)
+
+
+def config_of(mix: str) -> LswtConfig:
+    """The config of a mix of components."""
+    recipe = Recipe.from_dict(NANO | MIXES[mix])
+    ids = {"bos_token_id": 2, "eos_token_id": 60, "pad_token_id": 1}
+    return LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), **ids)
+
+
+def model_of(mix: str, dtype: torch.dtype = torch.float64) -> LswtForCausalLM:
+    """A model whose attention is far from uniform."""
+    model = LswtForCausalLM(config_of(mix)).to(dtype).eval()
+    initialise(model.model.decoder, seed=3, std=0.4)
+    return model
+
+
+def ids(rows: int = 3, length: int = 12) -> Tensor:
+    """Ids that are no special ones."""
+    return torch.randint(3, 60, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def cache_of(out: Any) -> Any:
+    """What an output remembers, whose name differs between versions of transformers."""
+    return out.get("cache") or out.get("past_key_values")
+
+
+@torch.no_grad()
+def logits(model: Any, *given: Any, **more: Any) -> Tensor:
+    return model(*given, **more).logits
+
+
+# ------------------------------------------------------------------------------------------------------------ what it is
+
+
+@every_mix
+def test_it_is_the_decoder(mix: str) -> None:
+    model = model_of(mix)
+    states, _ = model.model.decoder(ids())
+    assert distance(logits(model, ids()), model.model.decoder.vocabulary.logits(states)) == 0
+
+
+def test_importing_the_library_is_quick_and_still_announces_the_models(tmp_path: Path) -> None:
+    config_of("family").save_pretrained(tmp_path)
+    program = (
+        "import sys, lswt_core; assert not {'torch', 'transformers'} & set(sys.modules); "
+        f"from transformers import AutoConfig; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
+    )
+    turned = f"from transformers import AutoConfig; import lswt_core; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
+    for order in (program, turned):
+        done = subprocess.run([sys.executable, "-c", order], capture_output=True, text=True)
+        assert done.stdout.strip() == "lswt_core.hf.configuration", done.stderr
+
+
+def test_the_front_door_offers_what_it_names() -> None:
+    for name in lswt_core.__all__:
+        assert getattr(lswt_core, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Registri'"):
+        lswt_core.Registri  # noqa: B018
+
+
+def test_the_config_says_what_the_model_is() -> None:
+    config = config_of("family")
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (61, 32, 2, 2)
+    assert config.memory_length == 64 and config.attention == "auto"
+    assert config.recipe["ffn"] == {"use": "swiglu", "bias": True}, "every default is written out"
+    told = config.components["positional/rope"]
+    assert told["distribution"] == "lswt-core" and told["version"] == lswt_core.__version__ and len(told["sha256"]) == 64
+
+
+# ------------------------------------------------------------------------------------------------------- saving, loading
+
+
+@every_mix
+def test_saved_and_loaded_it_is_the_same(mix: str, tmp_path: Path) -> None:
+    model = model_of(mix, torch.float32)
+    model.save_pretrained(tmp_path)
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is LswtForCausalLM and not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.recipe == model.config.recipe and loaded.config.components == model.config.components
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert logits(loaded, ids()).equal(logits(model, ids()))
+    backbone = AutoModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert backbone(ids()).last_hidden_state.equal(model.model(ids()).last_hidden_state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_it_loads_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = model_of("frozen", torch.float32)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert {p.dtype for p in loaded.parameters()} == {dtype} and not loaded.get_input_embeddings().weight.requires_grad
+    assert distance(logits(loaded, ids()).double(), logits(model.to(dtype), ids()).double()) == 0
+
+
+def test_large_models_are_saved_in_pieces(tmp_path: Path) -> None:
+    model = model_of("family", torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids()).equal(logits(model, ids()))
+
+
+def test_a_model_can_be_loaded_with_another_memory_and_another_backend(tmp_path: Path) -> None:
+    model_of("family", torch.float32).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
+    assert loaded.model.decoder.reach == 7 and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
+    with pytest.raises(RecipeError, match="length"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=0)
+    model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
+    with pytest.raises(ValueError, match="none of the model's memories has a length"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "none", memory_length=7)
+
+
+def test_the_table_can_be_resized() -> None:
+    model = model_of("family", torch.float32)
+    before = logits(model, ids())
+    model.resize_token_embeddings(70, mean_resizing=False)
+    assert model.config.vocab_size == model.config.recipe["embedding"]["vocab_size"] == 70
+    after = logits(model, ids())
+    assert after.shape[-1] == 70 and after[..., :61].equal(before)
+
+
+def test_only_what_is_missing_is_drawn_anew(tmp_path: Path) -> None:
+    model = model_of("family", torch.float32)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = [name for name in weights if name.endswith((".query.bias", ".registers.keys"))]
+    save_file({name: tensor for name, tensor in weights.items() if name not in gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(found["missing_keys"]) == set(gone)
+    for name, tensor in loaded.state_dict().items():
+        assert name in gone or tensor.equal(weights[name]), name
+    drawn = loaded.state_dict()[next(name for name in gone if name.endswith("keys"))]
+    assert 0.1 < float(drawn.std()) < 0.6, "N(0, 1/D), D = 16"
+
+
+def test_a_fresh_model_starts_as_a_run_does() -> None:
+    model = LswtForCausalLM(config_of("family"))
+    block = model.model.decoder.blocks[0]
+    assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1) and not block.ffn.fc1.bias.any()
+    assert block.ffn_norm.norm.weight.eq(1).all() and float(block.attention.memory["registers"].keys.detach().std()) == pytest.approx(
+        0.25, rel=0.3
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- forward
+
+
+MASKS = {
+    "left": [[0] * 5 + [1] * 7, [0] * 2 + [1] * 10, [1] * 12],
+    "right": [[1] * 7 + [0] * 5, [1] * 10 + [0] * 2, [1] * 12],
+    "scattered": [[1] * 3 + [0, 0, 1, 1, 0] + [1] * 4, [0] + [1] * 10 + [0], [1] * 12],
+}
+
+
+@every_mix
+@pytest.mark.parametrize("side", MASKS)
+def test_a_padded_batch_is_its_rows_alone(mix: str, side: str) -> None:
+    model, mask = model_of(mix), torch.tensor(MASKS[side])
+    if mix == "stretching":
+        with pytest.raises(ValueError, match="a padded batch would not be what its rows are alone"):
+            model(ids(), attention_mask=mask)
+        return
+    together = logits(model, ids(), attention_mask=mask)
+    for row, valid in enumerate(mask.bool()):
+        assert distance(together[row, valid], logits(model, ids()[row : row + 1, valid])[0]) < 1e-12
+
+
+@every_mix
+def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
+    model, labels = model_of(mix, torch.float32), ids().clone()
+    labels[0, :6] = -100
+    out = model(ids(), labels=labels)
+    wanted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert distance(out.loss, wanted) < 1e-5
+    out.loss.backward()
+    table = model.get_input_embeddings().weight
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad) and (table.grad is None) == (
+        mix == "frozen"
+    )
+
+
+def test_the_ways_to_ask() -> None:
+    model = model_of("family")
+    whole = model(ids(), output_hidden_states=True)
+    assert [tuple(state.shape) for state in whole.hidden_states] == [(3, 12, 32)] * 4
+    assert whole.hidden_states[-1].equal(model.model(ids()).last_hidden_state)
+    assert logits(model, inputs_embeds=model.get_input_embeddings()(ids())).equal(whole.logits)
+    assert distance(logits(model, ids(), logits_to_keep=2), whole.logits[:, -2:]) < 1e-12
+    assert distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]]) < 1e-12
+    assert model(ids(), return_dict=False)[0].equal(whole.logits) and cache_of(model(ids(), use_cache=False)) is None
+    for given in ({}, {"input_ids": ids(), "inputs_embeds": torch.zeros(3, 12, 24)}):
+        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+            model(**given)
+    with pytest.raises(ValueError, match="24 wide, not 32"):
+        model(inputs_embeds=torch.zeros(3, 12, 32))
+    with pytest.raises(ValueError, match="attention_mask must be"):
+        model(ids(), attention_mask=torch.ones(3, 4))
+    with pytest.raises(TypeError, match="must be an LswtCache"):
+        model(ids(), past_key_values=((torch.zeros(1), torch.zeros(1)),))
+
+
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in (*CUT_DEPENDENT, "no-memory")])
+def test_a_text_may_be_read_in_several_calls(mix: str) -> None:
+    model = model_of(mix)
+    with torch.no_grad():
+        first = model(ids()[:, :5], use_cache=True)
+        second = model(ids()[:, 5:], past_key_values=cache_of(first))
+    assert distance(torch.cat((first.logits, second.logits), 1), logits(model, ids())) < 1e-12
+    assert cache_of(second).get_seq_length() == 12
+
+
+def test_padding_inside_of_a_text_that_goes_on_is_refused() -> None:
+    model = model_of("family")
+    begun = cache_of(model(ids(), use_cache=True))
+    with pytest.raises(ValueError, match="padding in the middle of a text"):
+        model(ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun)
+
+
+# -------------------------------------------------------------------------------------------------------------- generate
+
+
+def chosen_slowly(model: Any, prompt: Tensor, tokens: int) -> Tensor:
+    """The likeliest token after all so far, from the whole text at every step."""
+    for _ in range(tokens):
+        prompt = torch.cat((prompt, logits(model, prompt, use_cache=False)[:, -1:].argmax(-1)), 1)
+    return prompt
+
+
+def generate(model: Any, given: Tensor, **more: Any) -> Tensor:
+    """Ten more tokens; none of them ends a text."""
+    return model.generate(given, **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1} | more)
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sample": {"do_sample": True, "top_p": 0.9},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+}
+
+
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in CUT_DEPENDENT])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_memory_serves_as_cache(mix: str, search: str) -> None:
+    model, found = model_of(mix), []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        found.append(generate(model, ids(), use_cache=use_cache, **SEARCHES[search]))
+    assert found[0].equal(found[1]) and len(set(found[0][:, 12:].flatten().tolist())) > 4
+    if search == "greedy":
+        assert found[0].equal(chosen_slowly(model, ids(), 10))
+
+
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "stretching"])
+def test_left_padded_rows_generate_as_alone(mix: str) -> None:
+    model, mask = model_of(mix), torch.tensor(MASKS["left"])
+    together = generate(model, ids(), attention_mask=mask)
+    for row, valid in enumerate(mask.bool()):
+        assert together[row, 12:].equal(generate(model, ids()[row : row + 1, valid])[0, int(valid.sum()) :])
+
+
+def test_what_is_kept_is_bounded_by_the_memory() -> None:
+    model = model_of("short-memory")
+    out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
+    cache = cache_of(out)
+    assert cache.get_seq_length() == 31 and {tensor.shape[1] for tensor in tensors(cache.state)} == {5}
+
+
+def test_generating_in_other_ways() -> None:
+    class Streamer:
+        def __init__(self) -> None:
+            self.put_ids: list[int] = []
+
+        def put(self, value: Tensor) -> None:
+            self.put_ids += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.put_ids.append(-1)
+
+    model, streamer = model_of("family"), Streamer()
+    plain = generate(model, ids()[:1])
+    generate(model, ids()[:1], streamer=streamer)
+    assert streamer.put_ids == [*plain[0].tolist(), -1]
+    embeds = model.get_input_embeddings()(ids()[:1])
+    assert model.generate(inputs_embeds=embeds, max_new_tokens=10, do_sample=False, eos_token_id=None).equal(plain[:, 12:])
+    with pytest.raises(ValueError, match="stateful"):
+        generate(model, ids()[:1], prompt_lookup_num_tokens=2)
+    with pytest.raises(ValueError, match="remembers by its own memories"):
+        generate(model, ids()[:1], cache_implementation="static")
+
+
+def test_a_cache_follows_its_rows() -> None:
+    model = model_of("family")
+    with torch.no_grad():
+        cache = cache_of(model(ids(), use_cache=True))
+        doubled = copy.deepcopy(cache)
+        doubled.batch_repeat_interleave(2)
+        doubled.batch_select_indices(torch.tensor([0, 3, 5]))
+        one, other = (logits(model, ids(3, 1), past_key_values=given) for given in (cache, doubled))
+    assert distance(one, other) < 1e-12
+    cache.reset()
+    assert cache.get_seq_length() == 0 and cache.state is None
+    with pytest.raises(NotImplementedError, match="crop"):
+        cache.crop(3)
+
+
+# ------------------------------------------------------------------------------------------------------------- components
+
+
+def test_a_component_that_is_not_installed_is_named_with_the_command_that_installs_it() -> None:
+    config = config_of("family")
+    config.components["positional/spiral"] = {"distribution": "lswt-spiral", "version": "1.2", "sha256": "0"}
+    with pytest.raises(PluginError, match=r'positional/spiral of lswt-spiral 1\.2\n  fix: python -m pip install "lswt-spiral==1\.2"'):
+        LswtForCausalLM(config)
+
+
+def test_another_source_of_a_component_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of("family")
+    config.components["ffn/swiglu"] |= {"version": "0.0.9", "sha256": "0"}
+    with caplog.at_level(logging.WARNING):
+        LswtForCausalLM(config)
+    assert f"ffn/swiglu is not what the model was made with (lswt-core 0.0.9 then, lswt-core {lswt_core.__version__} here)" in caplog.text
+
+
+def test_options_of_a_config_are_checked() -> None:
+    config = config_of("family")
+    config.recipe["positional"]["bass"] = 3
+    with pytest.raises(RecipeError, match=r'unknown key "positional\.bass"'):
+        LswtForCausalLM(config)
+
+
+STRANGER = '''
+"""A stranger's positional encoding, with a buffer that is not saved."""
+import torch
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import PositionalEncoding
+
+class Waves(PositionalEncoding):
+    """Scale by a wave of the distance to the next token."""
+    name = "waves"
+    def __init__(self, dims, *, amplitude: float = 0.1) -> None:
+        super().__init__(dims)
+        self.amplitude = amplitude
+        self.register_buffer("phases", torch.empty(dims.d_head), persistent=False)
+    def reset_parameters(self) -> None:
+        self.phases.copy_(torch.linspace(0, 1, len(self.phases)))
+    def rotate(self, x, at):
+        return x * (1 + self.amplitude * torch.sin(at[:, None, None] + self.phases)).to(x.dtype)
+
+@hookimpl
+def lswt_components() -> list[type]:
+    return [Waves]
+'''
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution of somebody else's."""
+    facts = tmp_path / "site" / "lswt_waves-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: lswt-waves\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[lswt]\nwaves = lswt_waves\n")
+    (tmp_path / "site" / "lswt_waves.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+def test_a_strangers_component_is_exported_too(stranger: None, tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(NANO | {"positional": {"use": "waves", "amplitude": 0.3}})
+    model = LswtForCausalLM(LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe))).eval()
+    initialise(model.model.decoder, seed=3, std=0.4)
+    assert not save_model(model, tmp_path / "saved"), "its code stays with its package"
+    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.config.components["positional/waves"]["distribution"] == "lswt-waves"
+    buffers = dict(loaded.named_buffers())
+    assert buffers and all(tensor.equal(buffers[name]) for name, tensor in model.named_buffers())
+    assert logits(loaded, ids()).equal(logits(model, ids()))
+
+
+WITHOUT_US = """
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("lswt_"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Absent())
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+for name in sys.argv[2:]:
+    path = f"{sys.argv[1]}/{name}"
+    try:
+        AutoModelForCausalLM.from_pretrained(path)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error)
+    else:
+        raise AssertionError("code was run without being trusted")
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    ids = load_file(f"{path}/ids.safetensors")["ids"]
+    with torch.no_grad():
+        found = {"logits": model(ids).logits, "states": AutoModel.from_pretrained(path, trust_remote_code=True)(ids).last_hidden_state}
+        model.save_pretrained(f"{path}-again")
+        found["again"] = AutoModelForCausalLM.from_pretrained(f"{path}-again", trust_remote_code=True)(ids).logits
+        found["text"] = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=1)
+    save_file(found, f"{path}/found.safetensors")
+assert not [name for name in sys.modules if name.startswith("lswt_")]
+"""
+
+
+@pytest.mark.slow
+def test_models_of_our_own_components_load_without_this_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    models: dict[str, LswtForCausalLM] = {}
+    for mix in MIXES:
+        models[mix] = model_of(mix, torch.float32)
+        assert save_model(models[mix], tmp_path / mix)
+        save_file({"ids": ids()}, tmp_path / mix / "ids.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path), *MIXES], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    for mix, model in models.items():
+        found = load_file(tmp_path / mix / "found.safetensors")
+        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(found["logits"]), mix
+        with torch.no_grad():
+            assert found["states"].equal(model.model(ids()).last_hidden_state)
+        assert found["text"].equal(generate(model, ids(), max_new_tokens=5))
+
+
+def test_with_this_library_no_foreign_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    save_model(model_of("family", torch.float32), tmp_path / "saved")
+    tmp_path.joinpath("saved", "modeling_lswt.py").write_text("raise AssertionError('this was run')")
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")) is LswtForCausalLM
+    assert json.loads(tmp_path.joinpath("saved", "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_lswt.LswtModel"
+
+
+def test_every_component_of_the_model_can_be_bundled() -> None:
+    from lswt_core.hf.bundle import Part
+    from lswt_core.hf.components import KINDS
+    from lswt_core.registry import Registry
+
+    check: Callable[[str], Part] = Part  # raises where a module renames what it imports
+    modules = sorted({offer.module for offer in Registry().offers() if offer.kind in KINDS and offer.distribution == "lswt-core"})
+    owners: dict[str, str] = {}
+    for module in modules:
+        for name in check(module).names:
+            assert owners.setdefault(name, module) == module, f"{name} is defined by {owners[name]} and {module}"
