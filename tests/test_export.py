@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import GOLDEN, ROOT
+from nano import NANO
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,29 +26,17 @@ from lswt_core import LswtForCausalLM, Registry, export_run
 from lswt_core.errors import CheckpointError, DataError
 from lswt_core.hf.push import push
 
-RECIPE = """
-[model]
-d_model = 32
-n_layers = 2
-n_heads = 2
-[embedding]
-vocab_size = 320
-d_vocab = 24
-[memory.registers]
-count = 2
+RECIPE = (
+    NANO
+    + """
 [memory.xl]
 use = "xl-cache"
 length = 24
-[loss.simctg]
-weight = 0.1
 [optimizer]
 use = "sophia-g"
 refresh_every = 3
 [schedule]
 warmup_steps = 2
-[data]
-use = "text"
-paths = ["corpus"]
 [tokenizer]
 use = "bpe"
 vocab_size = 320
@@ -64,6 +53,7 @@ rows = 2
 tokens = 4
 temperature = 0.7
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(8):
         text = f"It is a truth universally acknowledged, that number {number} must be in want of a successor. " * 12
         (where / "corpus" / f"{number}.txt").write_text(text)
-    (where / "nano.toml").write_text(RECIPE)
+    (where / "nano.toml").write_text(RECIPE.format(corpus="corpus"))
     words = [sys.executable, "-m", "lswt_core.run", "nano.toml", "--out", "nano"]
     environment = os.environ | {"LSWT_CACHE_DIR": str(where / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True)
