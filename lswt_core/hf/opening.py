@@ -41,7 +41,8 @@ def open_exported(path: Path, registry: Registry) -> Opened:
         raise CheckpointError(f"{path} holds a model of type {config.model_type!r}, not one of this library's{hint(path, MODEL_TYPE)}")
     if not any(path.joinpath(name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(
-            f"{path} holds a model without a tokenizer\n  fix: save one into it (AutoTokenizer.from_pretrained(NAME).save_pretrained({str(path)!r})), "
+            f"{path} holds a model without a tokenizer\n"
+            f"  fix: save one into it, AutoTokenizer.from_pretrained(NAME).save_pretrained({str(path)!r}), "
             "or import the model again with --tokenizer NAME"
         )
     model = AutoModelForCausalLM.from_pretrained(path).eval().to(pick_device(0))
