@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -170,6 +171,14 @@ def test_a_checkpoint_of_the_original_code_is_pointed_to_the_import(tmp_path: Pa
     words = [sys.executable, "-m", "lswt_core", "generate", str(source), "--prompt", "It"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == CheckpointError.exit_code and f"python -m lswt_core import {source} OUT" in done.stderr
+
+
+def test_a_model_without_a_tokenizer_says_what_to_do(exported: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(exported, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    done = subprocess.run([sys.executable, "-m", "lswt_core", "generate", bare, "--prompt", "It"], capture_output=True, text=True)
+    assert done.returncode == CheckpointError.exit_code and "without a tokenizer" in done.stderr and "--tokenizer NAME" in done.stderr
 
 
 def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:
