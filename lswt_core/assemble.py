@@ -138,7 +138,9 @@ def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Opti
 
 def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:
     """The learning rate's course over the run."""
-    return create(registry, recipe.one("schedule"), Horizon(recipe.train.total_steps, recipe.train.tokens_per_step))
+    train = recipe.train
+    horizon = Horizon(train.total_steps, train.tokens_per_step, train.tokens if train.steps is None else None)
+    return create(registry, recipe.one("schedule"), horizon)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

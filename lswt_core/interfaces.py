@@ -168,6 +168,12 @@ class Horizon(NamedTuple):
 
     steps: int
     tokens_per_step: int
+    tokens: int | None = None  # where the run's length was given in tokens, which may end within the last step
+
+    @property
+    def end(self) -> float:
+        """The run's length in steps; the last may be a part of one."""
+        return self.steps if self.tokens is None else self.tokens / self.tokens_per_step
 
 
 class RunInfo(NamedTuple):

@@ -40,6 +40,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-length", type=int, default=2048, help="how many tokens the model will remember (default: 2048)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="what weights are stored in")
     parser.add_argument("--revision", default="", help="of a model on the Hub")
+    parser.add_argument("--tokenizer", metavar="NAME", help="of the Hub, or a directory: the tokenizer to put beside a model that has none")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 
@@ -48,7 +49,12 @@ def import_original(arguments: argparse.Namespace) -> int:
     from lswt_core.hf.original import import_checkpoint  # slow to import
 
     done = import_checkpoint(
-        arguments.source, arguments.out, memory_length=arguments.memory_length, dtype=arguments.dtype, revision=arguments.revision
+        arguments.source,
+        arguments.out,
+        memory_length=arguments.memory_length,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        tokenizer=arguments.tokenizer,
     )
     print(f"imported to {done.directory}: AutoModelForCausalLM.from_pretrained({str(done.directory)!r}) after import lswt_core")
     return 0

@@ -14,6 +14,7 @@ import torch
 from helpers import DIMS, GOLDEN, VOCAB, build, described, distance, kind_of_class, offered, stream, tiny, tokens
 from lswt_eager import Eager
 from lswt_flash import Flash
+from lswt_flex import Flex
 from lswt_gelu import Gelu
 from lswt_nope import NoPosition
 from lswt_norms import LayerNorm
@@ -52,8 +53,8 @@ def model_of(cls: Any, **more: Any) -> Decoder:
 
 
 every_class = pytest.mark.parametrize("cls", offered(), ids=described)
-# flash-attn does not run on the CPU; a stand-in for its kernel is used below
-every_part = pytest.mark.parametrize("cls", [cls for cls in offered(*MODEL_KINDS) if cls is not Flash], ids=described)
+# flash-attn does not run on the CPU, where a stand-in for its kernel is used below, and FlexAttention has no gradient there (test_flex.py)
+every_part = pytest.mark.parametrize("cls", [cls for cls in offered(*MODEL_KINDS) if cls not in (Flash, Flex)], ids=described)
 
 
 # ---------------------------------------------------------------------------------------------------------- every component

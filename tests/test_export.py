@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import GOLDEN, ROOT
+from nano import NANO
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,29 +27,17 @@ from lswt_core import LswtForCausalLM, Registry, export_run
 from lswt_core.errors import CheckpointError, DataError
 from lswt_core.hf.push import push
 
-RECIPE = """
-[model]
-d_model = 32
-n_layers = 2
-n_heads = 2
-[embedding]
-vocab_size = 320
-d_vocab = 24
-[memory.registers]
-count = 2
+RECIPE = (
+    NANO
+    + """
 [memory.xl]
 use = "xl-cache"
 length = 24
-[loss.simctg]
-weight = 0.1
 [optimizer]
 use = "sophia-g"
 refresh_every = 3
 [schedule]
 warmup_steps = 2
-[data]
-use = "text"
-paths = ["corpus"]
 [tokenizer]
 use = "bpe"
 vocab_size = 320
@@ -64,6 +54,7 @@ rows = 2
 tokens = 4
 temperature = 0.7
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(8):
         text = f"It is a truth universally acknowledged, that number {number} must be in want of a successor. " * 12
         (where / "corpus" / f"{number}.txt").write_text(text)
-    (where / "nano.toml").write_text(RECIPE)
+    (where / "nano.toml").write_text(RECIPE.format(corpus="corpus"))
     words = [sys.executable, "-m", "lswt_core.run", "nano.toml", "--out", "nano"]
     environment = os.environ | {"LSWT_CACHE_DIR": str(where / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True)
@@ -180,6 +171,14 @@ def test_a_checkpoint_of_the_original_code_is_pointed_to_the_import(tmp_path: Pa
     words = [sys.executable, "-m", "lswt_core", "generate", str(source), "--prompt", "It"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == CheckpointError.exit_code and f"python -m lswt_core import {source} OUT" in done.stderr
+
+
+def test_a_model_without_a_tokenizer_says_what_to_do(exported: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(exported, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    done = subprocess.run([sys.executable, "-m", "lswt_core", "generate", bare, "--prompt", "It"], capture_output=True, text=True)
+    assert done.returncode == CheckpointError.exit_code and "without a tokenizer" in done.stderr and "--tokenizer NAME" in done.stderr
 
 
 def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:

@@ -12,35 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nano import NANO
 from safetensors.torch import load_file
 
 from lswt_core.__main__ import main
 from lswt_core.opened import open_run
 from lswt_core.registry import Registry
 
-RECIPE = """
-[model]
-d_model = 32
-n_layers = 2
-n_heads = 2
-[embedding]
-vocab_size = 320
-d_vocab = 24
-[memory.registers]
-count = 2
+RECIPE = (
+    NANO
+    + """
 [memory.xl]
 use = "xl-cache"
 length = 64
-[loss.simctg]
-weight = 0.1
 [optimizer]
 use = "adamw"
 lr = 1e-2
 [schedule]
 warmup_steps = 2
-[data]
-use = "text"
-paths = ["{corpus}"]
 [tokenizer]
 use = "{tokenizer}"
 [train]
@@ -58,6 +47,7 @@ tokens = 40
 temperature = 1.3
 top_p = 0.9
 """
+)
 PROMPT = ["--prompt", "sense and"]
 Write = Callable[..., tuple[int, str, str]]
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import GOLDEN, distance
+from lswt_bytes import Bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lswt_core
+from lswt_core.__main__ import main
 from lswt_core.errors import CheckpointError, DataError
 
 FORMATS = GOLDEN / "lswt_formats"
@@ -88,6 +90,14 @@ def test_tokenizer_files_come_along(tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text("{}")
     done = lswt_core.import_checkpoint(source, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}" and not any("tokenizer" in note for note in done.notes)
+
+
+def test_another_tokenizer_is_put_beside_a_model_that_has_none(tmp_path: Path) -> None:
+    Bytes().save(tmp_path)
+    words = ["import", str(FORMATS / "seed_checkpoint"), str(tmp_path / "out"), "--tokenizer", str(tmp_path), "--memory-length", "40"]
+    assert main(words) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a")["input_ids"] == [256, 97]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.decoder.reach == 40
 
 
 @pytest.mark.parametrize(

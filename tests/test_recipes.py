@@ -78,6 +78,14 @@ def test_the_sizes_have_the_parameters_of_the_original(size: str, variant: str) 
         assert dimensions(recipe).d_ffn == 4 * recipe.model.d_model and found["total"] == SIZES[size]
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_data_set_of_the_hub_has_the_subset_it_is_asked_for(name: str) -> None:
+    """A recipe that takes another data set inherits the subset of its parent's, unless it says otherwise."""
+    options = Recipe.load(RECIPES / name).one("data").options
+    subsets = {"HuggingFaceFW/fineweb-edu": "sample-100BT", "monology/pile-uncopyrighted": ""}
+    assert options.get("subset", "") == subsets.get(options.get("path", ""), "")
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_is_one_swap(name: str) -> None:
     text = tomli.loads((RECIPES / name).read_text())

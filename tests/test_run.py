@@ -13,34 +13,23 @@ import time
 from pathlib import Path
 
 import pytest
+from nano import NANO
 from safetensors.torch import load_file
 
 from lswt_core.checkpoint import RunLock
 
-RECIPE = """
-[model]
-d_model = 32
-n_layers = 2
-n_heads = 2
-[embedding]
-vocab_size = 320
-d_vocab = 24
-[memory.registers]
-count = 2
+RECIPE = (
+    NANO
+    + """
 [memory.xl]
 use = "xl-cache"
 length = 24
-[loss.simctg]
-weight = 0.1
 [optimizer]
 use = "sophia-g"
 lr = 2e-3
 refresh_every = 3
 [schedule]
 warmup_steps = 4
-[data]
-use = "text"
-paths = ["{corpus}"]
 [tokenizer]
 use = "bytes"
 [train]
@@ -59,6 +48,7 @@ every = 4
 [sample]
 tokens = 8
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from lswt_schedules import Constant, Cosine, WarmupStableDecay
 
+from lswt_core.assemble import build_schedule
 from lswt_core.interfaces import Horizon, Schedule
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 
 GOLDEN = Path(__file__).parent / "golden" / "lswt_train" / "schedule.json"
 
@@ -21,12 +24,16 @@ def golden_rows() -> list[tuple[str, dict, float, float]]:
 
 @pytest.mark.parametrize(("name", "config", "step", "ratio"), golden_rows())
 def test_cosine_equals_the_family(name: str, config: dict, step: int, ratio: float) -> None:
-    # The reference's run ends inside a step (30e9 / 983,040 tokens is no integer). Cut in `parts`, steps meet its end exactly.
-    tokens_per_step = config["batch_size"] * config["length_sequence"]
-    parts = tokens_per_step // math.gcd(tokens_per_step, config["lr_cooldown_tokens"])
-    horizon = Horizon(config["lr_cooldown_tokens"] * parts // tokens_per_step, tokens_per_step // parts)
-    schedule = Cosine(horizon, warmup_steps=config["lr_warmup_steps"] * parts, floor=config["lr_cooldown_ratio"])
-    assert schedule.factor(step * parts) == pytest.approx(ratio, rel=1e-12)
+    tokens_per_step, tokens = config["batch_size"] * config["length_sequence"], config["lr_cooldown_tokens"]
+    horizon = Horizon(-(-tokens // tokens_per_step), tokens_per_step, tokens)  # 30e9 / 983,040 tokens is no integer
+    schedule = Cosine(horizon, warmup_steps=config["lr_warmup_steps"], floor=config["lr_cooldown_ratio"])
+    assert schedule.factor(step) == pytest.approx(ratio, rel=1e-12)
+
+
+def test_a_recipes_length_in_tokens_reaches_the_schedule() -> None:
+    registry, recipes = Registry(), GOLDEN.parents[3] / "recipes"
+    assert build_schedule(Recipe.load(recipes / "tiny.toml"), registry).horizon == Horizon(30_518, 983_040, 30_000_000_000)
+    assert build_schedule(Recipe.load(recipes / "quickstart.toml"), registry).horizon == Horizon(450, 1024)
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 12, 983_040])

@@ -119,6 +119,13 @@ def test_micro_batches_change_nothing(micro_rows: int) -> None:
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 
 
+def test_the_originals_mean_of_micro_batch_means_is_another_number() -> None:
+    step = step_of(loss_of(), 4)
+    step.backward("data")
+    totals, counts = torch.tensor([[float(part.detach()) for part in result.terms[CROSS_ENTROPY]] for result in step.results]).T
+    assert distance((totals / counts).mean(), totals.sum() / counts.sum()) > 1e-3  # labels are ignored unevenly
+
+
 def test_sampled_labels_leave_memory_and_results_alone() -> None:
     loss = loss_of()
     step = step_of(loss, 2)

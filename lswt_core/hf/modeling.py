@@ -92,22 +92,31 @@ class LswtModel(LswtPreTrainedModel):
             width = self.decoder.vocabulary.table.embedding_dim
             raise ValueError(f"inputs_embeds are rows of the embedding table, {width} wide, not {embedded.shape[-1]}")
         valid = self.valid(attention_mask, embedded, memory)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states: list[Tensor] | None = [] if wanted else None
+        last, following = self.read(embedded, valid, memory, states)
+        if memory is not None and self.keeps(use_cache):
+            memory.advance(following, valid, *embedded.shape[:2])
+        kept = memory if self.keeps(use_cache) else None
+        out = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=tuple(states) if states else None, **{CACHE: kept})
+        return out if return_dict is None or return_dict else out.to_tuple()
+
+    def read(self, embedded: Tensor, valid: Tensor | None, memory: LswtCache | None, states: list[Tensor] | None) -> tuple[Tensor, Any]:
+        """Embedded tokens [B, T, d_vocab], valid [B, T] where there is padding -> normed states [B, T, M] and what the memories keep;
+        ``states`` takes in every hidden state on the way.
+        """
         packing = None if valid is None else Packing.of(valid)
-        states: list[Tensor] = []
+
+        def own_order(x: Tensor) -> Tensor:
+            return x if packing is None else packing.unpack(x)
+
         last, following = self.decoder.trunk(
             self.decoder.vocabulary.widen(embedded if packing is None else packing.pack(embedded)),
             None if memory is None else memory.state,
             self.earlier(memory, embedded) if packing is None else packing.starts,
-            visit=states.append,
+            visit=(lambda x: None) if states is None else (lambda x: states.append(own_order(x))),
         )
-        if packing is not None:
-            last, states = packing.unpack(last), [packing.unpack(one) for one in states]
-        if memory is not None and self.keeps(use_cache):
-            memory.advance(following, valid, *embedded.shape[:2])
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        kept = memory if self.keeps(use_cache) else None
-        out = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=tuple(states) if wanted else None, **{CACHE: kept})
-        return out if return_dict is None or return_dict else out.to_tuple()
+        return own_order(last), following
 
     def keeps(self, use_cache: bool | None) -> bool:
         """Whether a call returns what the memories keep: a model whose memories keep nothing has none to return."""

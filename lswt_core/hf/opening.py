@@ -29,7 +29,7 @@ def open_exported(path: Path, registry: Registry) -> Opened:
     from transformers import AutoConfig, AutoModelForCausalLM  # slow to import, and not needed for a run
 
     from lswt_core.hf.configuration import LswtConfig
-    from lswt_core.hf.original import MODEL_TYPE
+    from lswt_core.hf.original import MODEL_TYPE, TOKENIZER_FILES
 
     try:
         config = AutoConfig.from_pretrained(path)
@@ -39,6 +39,12 @@ def open_exported(path: Path, registry: Registry) -> Opened:
         ) from error
     if not isinstance(config, LswtConfig):
         raise CheckpointError(f"{path} holds a model of type {config.model_type!r}, not one of this library's{hint(path, MODEL_TYPE)}")
+    if not any(path.joinpath(name).is_file() for name in TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{path} holds a model without a tokenizer\n"
+            f"  fix: save one into it, AutoTokenizer.from_pretrained(NAME).save_pretrained({str(path)!r}), "
+            "or import the model again with --tokenizer NAME"
+        )
     model = AutoModelForCausalLM.from_pretrained(path).eval().to(pick_device(0))
     tokenizer = registry.get("tokenizer", "hf")(path=str(path))
     return Opened(model.model.decoder, tokenizer, Precision(torch.float32, "as it is stored"), config.context)

@@ -87,13 +87,20 @@ class Imported(NamedTuple):
 
 
 def import_checkpoint(
-    source: str | Path, out: str | Path, *, memory_length: int = 2048, dtype: str = "float32", revision: str = ""
+    source: str | Path,
+    out: str | Path,
+    *,
+    memory_length: int = 2048,
+    dtype: str = "float32",
+    revision: str = "",
+    tokenizer: str | None = None,
 ) -> Imported:
     """Write the model of ``source``, a directory or a name on the Hub, to the new directory ``out`` in our format.
 
     ``memory_length`` is how many tokens the model will remember; their files do not say. ``dtype`` is what weights are stored in:
-    their files hold float16, and float32 keeps the computation from being rounded to it. Raises CheckpointError if the source is
-    not such a checkpoint, or has what cannot be rebuilt.
+    their files hold float16, and float32 keeps the computation from being rounded to it. ``tokenizer``, a name on the Hub or a
+    directory, is put beside a model that brings none (they trained with that of ``parent_embeddings``). Raises CheckpointError if the
+    source is not such a checkpoint, or has what cannot be rebuilt.
     """
     directory = Path(source) if Path(source).is_dir() else snapshot(str(source), revision)
     config = read_config(directory)
@@ -102,12 +109,11 @@ def import_checkpoint(
     fill(model, weights, getattr(torch, dtype), directory)
     with written_whole(Path(out)) as partial:
         save_model(model, partial)
-        copied = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
-        for name in copied:
-            shutil.copyfile(directory / name, partial / name)
-    if not copied:
-        parent = config.get("parent_embeddings", "facebook/opt-125m")
-        notes.append(f"{directory} brings no tokenizer: the original uses that of {parent}; save it into {out} to have both in one place")
+        if not place_tokenizer(directory, partial, tokenizer):
+            parent = config.get("parent_embeddings", "facebook/opt-125m")
+            notes.append(
+                f"{directory} brings no tokenizer: the original uses that of {parent}; --tokenizer {parent} puts it beside the model"
+            )
     for note in notes:
         logger.warning(note)
     return Imported(Path(out), model.config, tuple(notes))
@@ -124,6 +130,17 @@ def snapshot(name: str, revision: str) -> Path:
             f"{name!r} is neither a directory here nor a model that can be had from the Hub: {cause(error)}\n"
             "  fix: check the name; without a network download it elsewhere and give the directory"
         ) from error
+
+
+def place_tokenizer(directory: Path, out: Path, other: str | None) -> bool:
+    """Copy the tokenizer's files, or save another's; whether there is one now."""
+    if other is not None:
+        Registry().get("tokenizer", "hf")(path=other).save(out)
+        return True
+    copied = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    for name in copied:
+        shutil.copyfile(directory / name, out / name)
+    return bool(copied)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

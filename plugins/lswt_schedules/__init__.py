@@ -12,7 +12,7 @@ from lswt_core.interfaces import Horizon, Schedule
 
 
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine that starts where the warm-up ends and reaches ``floor`` at the last update.
+    """Linear warm-up, then half a cosine that starts where the warm-up ends and reaches ``floor`` where the run ends, to the token.
 
     The family counts both in tokens; a step always being as many tokens, they cancel. A run that ends within its warm-up only
     warms up.
@@ -28,7 +28,7 @@ class Cosine(Schedule):
 
     def factor(self, step: int) -> float:
         """The lower of warm-up and cosine; ``floor`` beyond the horizon."""
-        cooled = _progress(step, self.warmup_steps, self.horizon.steps)
+        cooled = _progress(step, self.warmup_steps, self.horizon.end)
         cosine = (math.cos(math.pi * cooled) / 2 + 0.5) * (1 - self.floor) + self.floor
         return min(_warmth(step, self.warmup_steps), cosine)
 
@@ -88,7 +88,7 @@ def _warmth(step: int, warmup_steps: int) -> float:
     return min(step / warmup_steps, 1.0) if warmup_steps else 1.0
 
 
-def _progress(step: int, first: int, last: int) -> float:
+def _progress(step: int, first: int, last: float) -> float:
     if last <= first:  # the run ends within its warm-up: what would follow never begins
         return 0.0
     return min(max((step - first) / (last - first), 0.0), 1.0)
