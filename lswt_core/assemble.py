@@ -15,21 +15,29 @@ from lswt_core.blueprint import Blueprint, Builder
 from lswt_core.blueprint import dimensions as sizes
 from lswt_core.errors import Incompatible
 from lswt_core.head import Vocabulary
-from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, Schedule, Unsupported
-from lswt_core.kinds import KIND_OF_INTERFACE, KINDS
+from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, PositionalEncoding, Schedule, Unsupported
+from lswt_core.kinds import KIND_OF_INTERFACE
 from lswt_core.loss import Loss
 from lswt_core.model import Attention, initialise
 from lswt_core.parallel import spread_rows
 from lswt_core.recipe import Chosen, Recipe
-from lswt_core.registry import Registry
+from lswt_core.registry import AUTO, Registry
 
 
 class Assembled(NamedTuple):
     """A model without memory yet, and what was decided on the way."""
 
     loss: Loss
-    attention: str  # the backend's name
+    attention: str  # the backend's name; several where layers differ
     notes: tuple[str, ...]  # why it is that one
+
+
+class Backends(NamedTuple):
+    """The attention backends of a model."""
+
+    automatic: Chosen  # what "auto" stands for; where nothing is automatic, the recipe's own
+    names: tuple[str, ...]  # of all
+    notes: tuple[str, ...]  # why it is those
 
 
 def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
@@ -44,24 +52,25 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
     """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
     with torch.device("meta"):
         dims = dimensions(recipe)
-        backend, notes = suitable_attention(recipe, registry, device, dtype)
-        decoder = blueprint(recipe, registry, backend).build()
+        backends = suitable_attention(recipe, registry, device, dtype)
+        decoder = blueprint(recipe, registry, backends).build()
         auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
-        return Assembled(Loss(decoder, auxiliary), backend.name, tuple(notes))
+        return Assembled(Loss(decoder, auxiliary), ", ".join(backends.names), backends.notes)
 
 
 def assemble_blueprint(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Blueprint:
     """What the recipe's decoder is built from, with the attention backend that suits the device."""
-    backend, _ = suitable_attention(recipe, registry, device, dtype)
-    return blueprint(recipe, registry, backend)
+    return blueprint(recipe, registry, suitable_attention(recipe, registry, device, dtype))
 
 
-def blueprint(recipe: Recipe, registry: Registry, backend: Chosen) -> Blueprint:
-    """What the recipe's decoder is built from, with the attention backend that was chosen for it."""
+def blueprint(recipe: Recipe, registry: Registry, backends: Backends) -> Blueprint:
+    """What the recipe's decoder is built from, with the attention backends that were chosen for it."""
+    backend = {"use": backends.automatic.name, **backends.automatic.options}
 
-    def builder(kind: str, name: str) -> Builder:
-        chosen = {"attention": backend}.get(kind) or (recipe.many(kind)[name] if KINDS[kind].many else recipe.one(kind))
-        return partial(create, registry, chosen)
+    def builder(kind: str, table: Mapping[str, Any]) -> Builder:
+        options = dict(backend if (kind, table["use"]) == ("attention", AUTO.name) else table)
+        name = options.pop("use")
+        return partial(create, registry, Chosen(kind, kind, name, registry.find(kind, name), options))
 
     return Blueprint.from_tables(recipe.resolved(), builder)
 
@@ -71,36 +80,49 @@ def dimensions(recipe: Recipe) -> Dims:
     return sizes(recipe.resolved()["model"])
 
 
-def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> tuple[Chosen, list[str]]:
-    """The attention backend for a device and precision, and why it is that one."""
+def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> Backends:
+    """The attention backends for a device and precision, and why it is those."""
     dims = dimensions(recipe)
-    with torch.device("meta"):
-        biased = create(registry, recipe.one("positional"), dims).biased
     need = Need(
         device=device.type,
         dtype=dtype,
         d_head=dims.d_head,
-        biased=biased,
+        biased=any(encoding.biased for encoding in encodings(recipe, registry)),
         bounded=recipe.train.documents == "reset",
-        sinks=bool(recipe.many("memory")),
+        sinks=bool(recipe.every("memory")),
     )
-    return choose_attention(recipe, registry, need, differenced=optimizer_class(recipe, registry).takes_hessian_vectors)
-
-
-def choose_attention(recipe: Recipe, registry: Registry, need: Need, *, differenced: bool) -> tuple[Chosen, list[str]]:
-    """The backend the recipe names, or for "auto" the first preferred one that can do what is needed, and why. Gradients that are
-    ``differenced`` must be computed in float32 besides.
-    """
+    differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
     needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
-    chosen = recipe.one("attention")
-    if chosen.name != "auto":
-        require(registry, chosen, dimensions(recipe), needs)
-        return chosen, ["the recipe asks for it"]
+    named = [chosen for chosen in recipe.every("attention") if chosen.name != AUTO.name]
+    for chosen in named:
+        require(registry, chosen, dims, needs)
+    automatic = [chosen for chosen in recipe.every("attention") if chosen.name == AUTO.name]
+    if not automatic:
+        return Backends(named[0], tuple(one.name for one in named), ("the recipe asks for it",))
+    first, notes = choose_attention(automatic[0], registry, dims, needs)
+    return Backends(first, tuple(dict.fromkeys([first.name, *(one.name for one in named)])), tuple(notes))
+
+
+def encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:
+    """The positional encodings of the recipe, without memory; raises Incompatible if one cannot be used for single layers."""
+    with torch.device("meta"):
+        made: list[PositionalEncoding] = [create(registry, chosen, dimensions(recipe)) for chosen in recipe.every("positional")]
+    for encoding in made[1:]:
+        if type(encoding).embed is not PositionalEncoding.embed:
+            raise Incompatible(
+                f"positional encoding {encoding.name!r} adds to the model's input, which all layers share: it cannot be used for some of "
+                "them; name it in [positional]"
+            )
+    return made
+
+
+def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequence[Need]) -> tuple[Chosen, list[str]]:
+    """The first backend that "auto" prefers and that can do what is needed, and why it is not an earlier one."""
     notes = []
-    for name in chosen.options["prefer"]:
+    for name in auto.options["prefer"]:
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
-            require(registry, candidate, dimensions(recipe), needs)
+            require(registry, candidate, dims, needs)
         except Incompatible as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue

@@ -7,9 +7,28 @@ from typing import Any, NamedTuple
 
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import Dims
+from lswt_core.layers import tables_at
 from lswt_core.model import Attention, Block, Decoder
 
 Builder = Callable[[Dims], Any]  # a component of the model, for the layer that ``Dims.layer`` names
+
+
+class Layer(NamedTuple):
+    """What one block is built from."""
+
+    positional: Builder | None  # None: the decoder's
+    memories: Mapping[str, Builder]  # by name, the outermost first
+    attention: Builder
+    qk_norm: Builder
+    ffn: Builder
+    norm: Builder
+
+    def build(self, dims: Dims) -> Block:
+        """The block."""
+        memories = {name: memory(dims) for name, memory in self.memories.items()}
+        attention = Attention(dims, memories, self.attention(dims), self.qk_norm(dims), self.qk_norm(dims))
+        positional = None if self.positional is None else self.positional(dims)
+        return Block(self.norm(dims), attention, self.norm(dims), self.ffn(dims), positional)
 
 
 class Blueprint(NamedTuple):
@@ -20,40 +39,37 @@ class Blueprint(NamedTuple):
     d_vocab: int
     trainable: bool  # the embedding table
     positional: Builder
-    memories: Mapping[str, Builder]  # by name, the outermost first
-    attention: Builder
-    qk_norm: Builder
-    ffn: Builder
-    norm: Builder
+    norm: Builder  # of the trunk's input and output
+    layers: tuple[Layer, ...]
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, Any], builder: Callable[[str, str], Builder]) -> Blueprint:
-        """Read a resolved recipe's tables; ``builder(kind, name)`` builds the component of a kind, of a memory by its name."""
-        embedding = tables["embedding"]
-        one = {kind: builder(kind, kind) for kind in ("positional", "attention", "qk_norm", "ffn", "norm")}
-        memories = {name: builder("memory", name) for name in tables.get("memory", {})}
+    def from_tables(cls, tables: Mapping[str, Any], builder: Callable[[str, Mapping[str, Any]], Builder]) -> Blueprint:
+        """Read a resolved recipe's tables; ``builder(kind, table)`` builds the component of a kind that a table describes."""
+        embedding, dims = tables["embedding"], dimensions(tables["model"])
+
+        def layer(number: int) -> Layer:
+            held = tables_at(tables, number)
+            one = {kind: builder(kind, held[kind]) for kind in ("attention", "qk_norm", "ffn", "norm")}
+            own = None if held["positional"] == tables["positional"] else builder("positional", held["positional"])
+            return Layer(own, {name: builder("memory", table) for name, table in held.get("memory", {}).items()}, **one)
+
         return cls(
-            dims=dimensions(tables["model"]),
+            dims=dims,
             vocab_size=embedding["vocab_size"],
             d_vocab=embedding["d_vocab"],
             trainable=embedding["trainable"],
-            memories=memories,
-            **one,
+            positional=builder("positional", tables["positional"]),
+            norm=builder("norm", tables["norm"]),
+            layers=tuple(layer(number) for number in range(dims.n_layers)),
         )
 
     def build(self) -> Decoder:
         """The decoder, on torch's default device."""
-        blocks = [self.block(self.dims._replace(layer=layer)) for layer in range(self.dims.n_layers)]
+        blocks = [layer.build(self.dims._replace(layer=number)) for number, layer in enumerate(self.layers)]
         vocabulary = Vocabulary(self.vocab_size, self.d_vocab, self.dims.d_model)
         if not self.trainable:
             vocabulary.freeze()
         return Decoder(vocabulary, self.positional(self.dims), self.norm(self.dims), blocks, self.norm(self.dims))
-
-    def block(self, dims: Dims) -> Block:
-        """One layer."""
-        memories = {name: memory(dims) for name, memory in self.memories.items()}
-        attention = Attention(dims, memories, self.attention(dims), self.qk_norm(dims), self.qk_norm(dims))
-        return Block(self.norm(dims), attention, self.norm(dims), self.ffn(dims))
 
 
 def dimensions(model: Mapping[str, Any]) -> Dims:

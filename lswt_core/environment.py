@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from lswt_core.assemble import Assembled, count_parameters
-from lswt_core.kinds import KINDS
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 
 
 def environment(recipe: Recipe, built: Assembled, world: World, precision: Precision) -> dict[str, Any]:
     """A run's surroundings, as plain data."""
-    chosen = [one for kind in KINDS.values() for one in (recipe.many(kind.name).values() if kind.many else [recipe.one(kind.name)])]
+    chosen = recipe.components()
     return {
         "parameters": count_parameters(built.loss),
         "device": str(world.device),

@@ -100,16 +100,20 @@ def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None
 class Block(nn.Module):
     """One layer: attention and feed-forward, each normed before and added after."""
 
-    def __init__(self, attention_norm: Norm, attention: Attention, ffn_norm: Norm, ffn: FeedForward) -> None:
+    def __init__(
+        self, attention_norm: Norm, attention: Attention, ffn_norm: Norm, ffn: FeedForward, positional: PositionalEncoding | None = None
+    ) -> None:
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.ffn_norm, self.ffn = ffn_norm, ffn
+        self.positional = positional  # of this layer alone, in place of the decoder's
 
     def forward(
         self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
     ) -> tuple[Tensor, dict[str, State]]:
         """[B, T, M] -> [B, T, M] and the layer's next memory states."""
-        attended, following = self.attention(self.attention_norm(x), at, state, starts, positional)
+        own = positional if self.positional is None else self.positional
+        attended, following = self.attention(self.attention_norm(x), at, state, starts, own)
         x = x + attended
         return x + self.ffn(self.ffn_norm(x)), following
 

@@ -15,7 +15,7 @@ from lswt_rope import Rope
 from lswt_swiglu import SwiGlu
 from torch import Tensor
 
-from lswt_core.blueprint import Blueprint
+from lswt_core.blueprint import Blueprint, Layer
 from lswt_core.interfaces import Component, Dims, Memory
 from lswt_core.kinds import KIND_OF_INTERFACE
 from lswt_core.model import Decoder, initialise
@@ -54,6 +54,7 @@ def build(
     d_vocab: int = 8,
 ) -> Decoder:
     """A decoder on the meta device."""
+    layer = Layer(None, memories or {}, attention, qk_norm, ffn, norm)
     with torch.device("meta"):
         return Blueprint(
             dims=dims,
@@ -61,11 +62,8 @@ def build(
             d_vocab=d_vocab,
             trainable=True,
             positional=positional,
-            memories=memories or {},
-            attention=attention,
-            qk_norm=qk_norm,
-            ffn=ffn,
             norm=norm,
+            layers=(layer,) * dims.n_layers,
         ).build()
 
 

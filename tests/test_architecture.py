@@ -13,7 +13,7 @@ from helpers import PLUGINS, ROOT
 
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
-    {"interfaces", "kinds", "errors", "settings", "randomness", "announce"},
+    {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce"},
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "signals", "gguf_file", "hub"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},

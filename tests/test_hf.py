@@ -47,6 +47,17 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     },
     "frozen": {"embedding": NANO["embedding"] | {"trainable": False}},
     "eager": {"attention": {"use": "eager"}},
+    "by-layer": {
+        "layers": {
+            "0": {"ffn": {"use": "gelu"}, "memory": {"registers": False}, "norm": {"use": "rmsnorm"}},
+            "1": {
+                "positional": {"use": "none"},
+                "memory": {"xl": {"length": 40}},
+                "attention": {"use": "eager"},
+                "qk_norm": {"use": "rms"},
+            },
+        }
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
 }
 CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory")  # logits depend on how the text is cut into calls
@@ -490,11 +501,11 @@ def test_with_this_library_no_foreign_code_is_run(tmp_path: Path, monkeypatch: p
 
 def test_every_component_of_the_model_can_be_bundled() -> None:
     from lswt_core.hf.bundle import Part
-    from lswt_core.hf.components import KINDS
+    from lswt_core.layers import LAYERED
     from lswt_core.registry import Registry
 
     check: Callable[[str], Part] = Part  # raises where a module renames what it imports
-    modules = sorted({offer.module for offer in Registry().offers() if offer.kind in KINDS and offer.distribution == "lswt-core"})
+    modules = sorted({offer.module for offer in Registry().offers() if offer.kind in LAYERED and offer.distribution == "lswt-core"})
     owners: dict[str, str] = {}
     for module in modules:
         for name in check(module).names:

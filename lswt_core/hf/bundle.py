@@ -17,8 +17,9 @@ from typing import Any
 
 from lswt_core import __version__
 from lswt_core.errors import PluginError
-from lswt_core.hf.components import KINDS, suitable_backend
+from lswt_core.hf.components import suitable_backend
 from lswt_core.hf.configuration import LswtConfig
+from lswt_core.layers import LAYERED, LAYERS
 from lswt_core.registry import Offer, Registry
 
 DISTRIBUTION = "lswt-core"
@@ -52,9 +53,11 @@ def sources(config: LswtConfig) -> dict[str, str] | None:
 
 def chosen(config: LswtConfig) -> Iterator[tuple[str, str]]:
     """Kind and name of every component of a config but an "auto" attention."""
-    for kind in KINDS:
-        tables = config.recipe.get("memory", {}).values() if kind == "memory" else [config.recipe[kind]]
-        yield from ((kind, table["use"]) for table in tables if (kind, table["use"]) != ("attention", "auto"))
+    for held in (config.recipe, *config.recipe.get(LAYERS, {}).values()):
+        for kind in LAYERED:
+            found = held.get(kind, {})
+            tables = [table for table in found.values() if table] if kind == "memory" else [found] if found else []
+            yield from ((kind, table["use"]) for table in tables if (kind, table["use"]) != ("attention", "auto"))
 
 
 def in_order(wanted: set[str]) -> list[str]:
@@ -171,8 +174,7 @@ CLASSES: dict[tuple[str, str], Any] = {{
 def blueprint(config: LswtConfig) -> Blueprint:
     """What the model of a config is built from."""
 
-    def builder(kind: str, name: str) -> Builder:
-        table = config.recipe["memory"][name] if kind == "memory" else config.recipe[kind]
+    def builder(kind: str, table: Mapping[str, Any]) -> Builder:
         if (kind, table["use"]) not in CLASSES:
             offered = ", ".join(use for other, use in CLASSES if other == kind)
             raise ValueError(f"this model's code has no {{kind}} {{table['use']!r}}; it has {{offered}}. Install lswt-core for others.")

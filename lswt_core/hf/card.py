@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lswt_core.console import duration
-from lswt_core.kinds import KINDS
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.report import read_metrics
 
@@ -41,7 +40,7 @@ def model_card(run: Path, recipe: Recipe, step: int, address: str, *, code: bool
         "## Limits\n\nA language model as pretraining leaves it: it continues text, it has learnt whatever its data holds, and nothing was "
         "done to make it truthful or harmless. What was measured stands above; nothing else was.",
     ]
-    cited = citations(chosen_of(recipe))
+    cited = citations(recipe.components())
     parts += ["## Citations\n\nOf the methods this model is made with:\n\n```bibtex\n" + "\n".join(cited) + "\n```"] if cited else []
     return "\n\n".join(parts) + "\n"
 
@@ -124,11 +123,6 @@ def evaluation(entries: Sequence[Mapping[str, Any]]) -> str:
 def components(surroundings: Mapping[str, Any]) -> str:
     """Who supplied what."""
     return table(("component", "package"), [(f"`{name}`", package) for name, package in surroundings["components"].items()])
-
-
-def chosen_of(recipe: Recipe) -> list[Chosen]:
-    """Every component of a recipe."""
-    return [one for kind in KINDS for one in (recipe.many(kind).values() if KINDS[kind].many else [recipe.one(kind)])]
 
 
 def citations(chosen: Sequence[Chosen]) -> list[str]:

@@ -14,14 +14,14 @@ import torch
 from lswt_core.assemble import assemble_blueprint, suitable_attention
 from lswt_core.blueprint import Blueprint
 from lswt_core.errors import PluginError
-from lswt_core.recipe import Chosen, Recipe
+from lswt_core.layers import LAYERED, LAYERS
+from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
 
 if TYPE_CHECKING:
     from lswt_core.hf.configuration import LswtConfig
 
-TABLES = ("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm")  # of a recipe: what a model is
-KINDS = ("positional", "memory", "attention", "qk_norm", "ffn", "norm")
+TABLES = ("model", "embedding", *LAYERED, LAYERS)  # of a recipe: what a model is
 ANYWHERE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # a model may be moved: what works here, works there
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def recipe_of(config: LswtConfig, registry: Registry) -> Recipe:
 def suitable_backend(config: LswtConfig) -> str:
     """The attention backend that "auto" stands for."""
     registry = Registry()
-    return suitable_attention(recipe_of(config, registry), registry, **ANYWHERE)[0].name
+    return suitable_attention(recipe_of(config, registry), registry, **ANYWHERE).automatic.name
 
 
 def require_components(components: dict[str, dict[str, str]], registry: Registry) -> None:
@@ -70,9 +70,7 @@ def require_components(components: dict[str, dict[str, str]], registry: Registry
 
 def describe_components(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Distribution, version and sha256 of the source of every component of the model, by "kind/name"."""
-    chosen: list[Chosen] = []
-    for kind in KINDS:
-        chosen += recipe.many(kind).values() if kind == "memory" else [recipe.one(kind)]
+    chosen = [one for kind in LAYERED for one in recipe.every(kind)]
     return {f"{one.kind}/{one.offer.name}": describe(one.offer) for one in chosen if one.offer.source}
 
 

@@ -12,8 +12,8 @@ from transformers.models.auto.configuration_auto import AutoConfig
 class LswtConfig(PretrainedConfig):
     """Everything a model is built from.
 
-    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention], [qk_norm], [ffn] and [norm] with every
-    default written out; ``components`` says of each component ("kind/name") the distribution and version that offered it and the
+    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention], [qk_norm], [ffn], [norm] and [layers] with
+    every default written out; ``components`` says of each component ("kind/name") the distribution and version that offered it and the
     sha256 of its source; ``context`` is how many new tokens the model was trained to read at once. ``memory_length`` and
     ``attention`` may be given to ``from_pretrained`` to change those two.
     """
@@ -44,15 +44,20 @@ class LswtConfig(PretrainedConfig):
         """Follows a table that is resized."""
         self.recipe["embedding"]["vocab_size"] = size
 
+    def memories(self) -> list[dict[str, Any]]:
+        """The tables of all memories, those of single layers included."""
+        held = (self.recipe, *self.recipe.get("layers", {}).values())
+        return [table for tables in held for table in tables.get("memory", {}).values() if table]
+
     @property
     def memory_length(self) -> int:
         """How many tokens the memories keep; 0 where none has a length."""
-        return max((table.get("length", 0) for table in self.recipe.get("memory", {}).values()), default=0)
+        return max((table.get("length", 0) for table in self.memories()), default=0)
 
     @memory_length.setter
     def memory_length(self, length: int) -> None:
         """The same for every memory that has a length."""
-        tables = [table for table in self.recipe.get("memory", {}).values() if "length" in table]
+        tables = [table for table in self.memories() if "length" in table]
         if not tables:
             raise ValueError(f"memory_length = {length}: none of the model's memories has a length")
         for table in tables:
@@ -65,9 +70,11 @@ class LswtConfig(PretrainedConfig):
 
     @attention.setter
     def attention(self, name: str) -> None:
-        """Another backend, with its default options."""
+        """Another backend in every layer, with its default options."""
         if name != self.recipe["attention"]["use"]:
             self.recipe["attention"] = {"use": name}
+        for tables in self.recipe.get("layers", {}).values():
+            tables.pop("attention", None)
 
     @property
     def hidden_size(self) -> int:

@@ -149,12 +149,14 @@ class LswtModel(LswtPreTrainedModel):
                 "padding in the middle of a text: rows whose memory holds tokens already must go on with equally many new ones; "
                 "pad where the text begins, or read the rows apart"
             )
-        positional = self.decoder.positional
-        if positional.by_length or type(positional).embed is not PositionalEncoding.embed:
-            raise ValueError(
-                f"with positional encoding {positional.name!r} a padded batch would not be what its rows are alone: it depends on the "
-                "number of tokens, or on where the segment begins, for all rows alike; pass rows of one length together"
-            )
+        for positional in self.decoder.modules():
+            if isinstance(positional, PositionalEncoding) and (
+                positional.by_length or type(positional).embed is not PositionalEncoding.embed
+            ):
+                raise ValueError(
+                    f"with positional encoding {positional.name!r} a padded batch would not be what its rows are alone: it depends on the "
+                    "number of tokens, or on where the segment begins, for all rows alike; pass rows of one length together"
+                )
         return valid
 
     def earlier(self, memory: LswtCache | None, embedded: Tensor) -> Tensor | None:

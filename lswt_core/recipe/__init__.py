@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, cast
 from lswt_core import settings
 from lswt_core.errors import PluginError, Problem, RecipeError
 from lswt_core.kinds import KIND_OF_TABLE, KINDS
+from lswt_core.layers import GRAMMAR, LAYERED, LAYERS, select
 from lswt_core.recipe import wording, write
+from lswt_core.recipe.by_layer import collect, expand
 from lswt_core.recipe.check import Checked, Chosen
 from lswt_core.recipe.files import read_chain
 from lswt_core.recipe.lines import parse_key
@@ -22,7 +24,7 @@ __all__ = ["OVERLAYS", "Chosen", "Origin", "Recipe"]
 
 MOST = 20  # problems shown at once
 ORDER = (  # of a resolved recipe's tables
-    *("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm", "loss"),
+    *("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm", LAYERS, "loss"),
     *("optimizer", "schedule", "data", "tokenizer", "train", "evaluate", "checkpoint", "sample", "track"),
 )
 
@@ -46,9 +48,10 @@ class Recipe:
         self.name, self.registry = name, registry
         self.overlays = tuple(key for key in OVERLAYS if key in held)
         self.overlay = overlay if overlay in self.overlays else None
-        variants = {choice: merge(layers, choice, registry) for choice in (None, *self.overlays)}
-        self._chosen, self._plain = variants[self.overlay], variants[None]
-        raise_problems(layers, self._chosen, [checked for checked in variants.values() if checked is not self._chosen])
+        variants = {choice: Merged(layers, choice, registry) for choice in (None, *self.overlays)}
+        self._merged, self._plain = variants[self.overlay], variants[None]
+        self._chosen = self._merged.base
+        raise_problems(layers, self._chosen, [other.base for other in variants.values() if other is not self._merged])
         tables = self._chosen.core
         self.model, self.embedding = cast(settings.Model, tables["model"]), cast(settings.Embedding, tables["embedding"])
         self.train, self.evaluate = cast(settings.Train, tables["train"]), cast(settings.Evaluate, tables["evaluate"])
@@ -92,9 +95,20 @@ class Recipe:
         """The components of a kind that stacks, by table name, in the recipe's order."""
         return dict(self._chosen.chosen[kind])
 
+    def every(self, kind: str) -> list[Chosen]:
+        """The different components of a kind, those of single layers included."""
+        found: list[Chosen] = []
+        for checked in (self._chosen, *self._merged.layers):
+            found += [chosen for chosen in checked.chosen[kind].values() if chosen not in found]
+        return found
+
+    def components(self) -> list[Chosen]:
+        """The different components of every kind."""
+        return [chosen for kind in KINDS for chosen in self.every(kind)]
+
     def resolved(self) -> dict[str, Any]:
         """The whole recipe with every default written out; loading it gives an equal recipe. A None is left out: TOML has none."""
-        return resolve(self._chosen)
+        return self._merged.resolved()
 
     def dump(self) -> str:
         """The resolved recipe as TOML."""
@@ -112,35 +126,46 @@ class Recipe:
 
     def changes(self) -> list[tuple[str, Any, Any]]:
         """What the applied overlay changed: key, value without it, value with it (None: not there)."""
-        before, after = write.flat(resolve(self._plain)), write.flat(self.resolved())
+        before, after = write.flat(self._plain.resolved()), write.flat(self.resolved())
         return [(key, before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)]
 
     def explain(self, key: str) -> list[tuple[Any, Origin]]:
         """Every value a key was given, oldest first, and where; the last one is in force."""
-        path = parse_key(key) or (key,)
+        checked, path = self.place(key)
         size = 2 if path[0] in KIND_OF_TABLE and KIND_OF_TABLE[path[0]].many else 1
         table, name = ".".join(path[:size]), ".".join(path[size:])
-        node = self._chosen.tree.at(path)
-        history = list(node.history) if isinstance(node, Leaf) and self._chosen.tree.at(path[:-1]) is not node else []
-        owner = self._chosen.owners.get(table)
+        node = checked.tree.at(path)
+        history = list(node.history) if isinstance(node, Leaf) and checked.tree.at(path[:-1]) is not node else []
+        owner = checked.owners.get(table)
         if not name and history:
             return history  # a component that was removed
         if owner is None or name.partition(".")[0] not in owner.keys:
-            raise RecipeError([self.unknown(key, table, name)])
-        return self.default(table, path[size]) + history
+            raise RecipeError([self.unknown(key, table, name, owner)])
+        return self.default(owner, path[size]) + history
 
-    def default(self, table: str, name: str) -> list[tuple[Any, Origin]]:
+    def place(self, key: str) -> tuple[Checked, tuple[str, ...]]:
+        """What a key is looked up in, and its path there: layers."0-3".ffn.use is ffn.use as it stands in layer 0."""
+        path = parse_key(key) or (key,)
+        if path[0] != LAYERS or len(path) < 3:
+            return self._chosen, path
+        try:
+            layer, *_ = select(path[1], self.model.n_layers)
+        except ValueError as error:
+            raise RecipeError([Problem(f'cannot explain "{key}"', self.name, str(error), GRAMMAR)]) from error
+        return (self._merged.layers[layer] if self._merged.layers else self._chosen), path[2:]
+
+    def default(self, owner: wording.Owner, name: str) -> list[tuple[Any, Origin]]:
         """What a key holds where nothing is written; empty if it must be written."""
-        field = self._chosen.owners[table].model.model_fields.get(name)
+        field = owner.model.model_fields.get(name)
         if field is not None:
             default = field.get_default()
         else:
-            default = 1.0 if name == "weight" else table.partition(".")[2] or USE[KIND_OF_TABLE[table].name]
+            default = 1.0 if name == "weight" else owner.table.partition(".")[2] or USE[KIND_OF_TABLE[owner.table].name]
         return [] if field is not None and field.is_required() else [(default, Origin("default", ""))]
 
-    def unknown(self, key: str, table: str, name: str) -> Problem:
+    def unknown(self, key: str, table: str, name: str, owner: wording.Owner | None) -> Problem:
         """A key that cannot be explained."""
-        owner, keys = self._chosen.owners.get(table), list(write.flat(self.resolved()))
+        keys = list(write.flat(self.resolved()))
         if owner is not None and not name:
             return Problem(
                 f'"{key}" is a table', self.name, "only single values have a history", f"ask for one of: {', '.join(owner.keys)}"
@@ -159,9 +184,26 @@ def split(tables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {k: v for k, v in tables.items() if k not in OVERLAYS}, {k: v for k, v in tables.items() if k in OVERLAYS}
 
 
-def merge(layers: Layers, overlay: str | None, registry: Registry) -> Checked:
-    """The recipe as it stands with one overlay, or none, checked."""
-    problems: list[Problem] = []
+class Merged:
+    """The recipe as it stands with one overlay, or none, checked: for all layers, and for every single one where they differ."""
+
+    def __init__(self, layers: Layers, overlay: str | None, registry: Registry) -> None:
+        problems: list[Problem] = []
+        self.base = Checked(merge(layers, overlay, problems), registry, layers.fallback)
+        self.base.problems[:0] = problems
+        self.layers = expand(self.base)
+
+    def resolved(self) -> dict[str, Any]:
+        """The plain tables, in order."""
+        tables = resolve(self.base)
+        if self.layers:
+            held = [{name: table for name, table in resolve(layer).items() if name in LAYERED} for layer in self.layers]
+            tables[LAYERS] = collect(tables, held)
+        return {name: tables[name] for name in ORDER if name in tables and (tables[name] or name != LAYERS)}
+
+
+def merge(layers: Layers, overlay: str | None, problems: list[Problem]) -> Branch:
+    """The recipe with one overlay, or none."""
     tree = Branch("", {}, layers.fallback)
     for layer in layers.written:
         tree = lay(tree, layer, problems)
@@ -171,9 +213,7 @@ def merge(layers: Layers, overlay: str | None, registry: Registry) -> Checked:
             problems.append(wording.not_a_table(node, f"write e.g. [{overlay}.train] and its keys below it"))
         elif node is not None:
             tree = lay(tree, node, problems)
-    checked = Checked(lay(tree, layers.overrides, problems), registry, layers.fallback)
-    checked.problems[:0] = problems
-    return checked
+    return lay(tree, layers.overrides, problems)
 
 
 def raise_problems(layers: Layers, chosen: Checked, others: Sequence[Checked]) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lswt_core.errors import PluginError, Problem
 from lswt_core.kinds import KIND_OF_TABLE, KINDS, Kind
+from lswt_core.layers import LAYERS
 from lswt_core.recipe import wording
 from lswt_core.recipe.tree import USE, Branch, Leaf, Origin
 from lswt_core.recipe.wording import Owner
@@ -76,9 +77,9 @@ class Checked:
 
     def check_core(self) -> None:
         """The core's own tables, and whatever is no table at all."""
-        tables = [*CORE_TABLES, *KIND_OF_TABLE]
+        tables = [*CORE_TABLES, *KIND_OF_TABLE, LAYERS]
         for name, node in self.tree.items.items():
-            if name not in CORE_TABLES and name not in KIND_OF_TABLE:
+            if name not in tables:
                 self.problems.append(wording.unknown_table(node, tables, self.homes))
         for name, model in CORE_TABLES.items():
             table = self.table(self.tree, name, f"write [{name}] and its keys below it")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lswt_core.errors import Problem
 from lswt_core.kinds import KIND_OF_TABLE
+from lswt_core.layers import LAYERS
 from lswt_core.recipe.lines import Key
 
 USE = {  # the component of a table that names none
@@ -152,23 +153,34 @@ def names_another(old: Branch, new: Branch, default: str) -> bool:
     return one.rpartition(":")[2] != other.rpartition(":")[2]
 
 
-def lay(base: Branch, layer: Branch, problems: list[Problem]) -> Branch:
-    """A layer over a recipe, table by table."""
+def lay(base: Branch, layer: Branch, problems: list[Problem] | None) -> Branch:
+    """A layer over a recipe, table by table; ``problems`` takes removals of what is not there, None lets them stand."""
     items = dict(base.items)
     for table, new in layer.items.items():
         kind, old = KIND_OF_TABLE.get(table), items.get(table)
         if kind is not None and kind.many and isinstance(new, Branch):
             items[table] = lay_many(old if isinstance(old, Branch) else None, new, problems)
+        elif table == LAYERS and isinstance(old, Branch) and isinstance(new, Branch):
+            items[table] = lay_selectors(old, new)
         else:
             items[table] = join(old, new, USE.get(table))
     return replace(base, items=items)
 
 
-def lay_many(old: Branch | None, new: Branch, problems: list[Problem]) -> Branch:
-    """A table of named components over another; ``name = false`` removes one."""
+def lay_selectors(old: Branch, new: Branch) -> Branch:
+    """A table of tables by selector over another. What a selector removes is known only where its layers are: nothing is refused."""
+    items = dict(old.items)
+    for selector, node in new.items.items():
+        before = items.get(selector)
+        items[selector] = lay(before, node, None) if isinstance(before, Branch) and isinstance(node, Branch) else node
+    return replace(new, items=items)
+
+
+def lay_many(old: Branch | None, new: Branch, problems: list[Problem] | None) -> Branch:
+    """A table of named components over another; ``name = false`` removes one. Without ``problems`` it need not be there."""
     items = dict(old.items) if old else {}
     for name, node in new.items.items():
-        if isinstance(node, Leaf) and node.value is False and name not in items:
+        if isinstance(node, Leaf) and node.value is False and name not in items and problems is not None:
             present = ", ".join(items) or "none"
             why = f'there is no "{name}" to remove; present: {present}'
             problems.append(Problem(f'cannot remove "{node.key}"', node.origin.where, why, "remove this line", node.origin.text))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lswt_core.kinds import KIND_OF_TABLE
+from lswt_core.layers import LAYERS
 
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
@@ -49,9 +50,14 @@ def value(item: Any) -> str:
 
 def fingerprint(tables: Mapping[str, Any]) -> str:
     """A hash of the content: the order of stacked components counts, that of other keys does not."""
+    return hashlib.sha256(json.dumps(ordered(tables), sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def ordered(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with those of stacked components as lists."""
     stacked = {name for name, kind in KIND_OF_TABLE.items() if kind.many}
-    ordered = {name: list(table.items()) if name in stacked else table for name, table in tables.items()}
-    return hashlib.sha256(json.dumps(ordered, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    held = {name: list(table.items()) if name in stacked else table for name, table in tables.items()}
+    return held | {LAYERS: {selector: ordered(special) for selector, special in tables.get(LAYERS, {}).items()}} if LAYERS in held else held
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
