@@ -10,39 +10,13 @@ from typing import Any
 
 from lswt_core import __version__, share
 from lswt_core import generate as generate_command
+from lswt_core import plan as plan_command
 from lswt_core import run as run_command
 from lswt_core.cli import guarded, plugin_argument, recipe_arguments, registry_of
 from lswt_core.kinds import KINDS
 from lswt_core.recipe import Recipe
 from lswt_core.registry import REQUIRED, Offer
 from lswt_core.registry.schema import words
-
-
-def plan(arguments: argparse.Namespace) -> int:
-    """Show what a recipe would take; refuse nothing."""
-    registry = registry_of(arguments)
-    recipe = Recipe.load(arguments.recipe, arguments.overrides, overlay=arguments.overlay, registry=registry)
-    from lswt_core.parallel import World
-    from lswt_core.plan import plan as measure
-
-    found = measure(recipe, registry, World.join())
-    print(json.dumps(found, indent=2) if arguments.json else plan_text(found))
-    return 0
-
-
-def plan_text(found: dict[str, Any]) -> str:
-    """A plan for people."""
-    from lswt_core.console import gigabytes
-
-    numbers, need = found["parameters"], found["memory"]
-    lines = [f"{found['recipe']} on {found['device']}, {found['precision']}, attention {found['attention']['backend']}", "", "parameters"]
-    lines += [f"  {name:<28}{number:>18,}" for name, number in (*numbers["by_component"].items(), ("total", numbers["total"]))]
-    lines += [f"  {'trainable':<28}{numbers['trainable']:>18,}", "", "memory of one process"]
-    lines += [f"  {name:<28}{gigabytes(size):>18}" for name, size in need.items()]
-    run = found["run"]
-    lines += ["", f"run: {run['steps']:,} steps of {run['tokens_per_step']:,} tokens = {run['tokens']:,} tokens"]
-    lines += [f"forward pass: {found['flops']['forward_per_token']:,} FLOP per token"]
-    return "\n".join(lines)
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -131,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate_command.arguments_of(add("generate", generate_command.generate, "let a trained model go on with a text"))
     share.export_arguments(add("export", share.export, "write a run as a HuggingFace model, and push it"))
     share.import_arguments(add("import", share.import_original, "turn a checkpoint of the original authors' code into our format"))
+    plan_command.arguments_of(add("plan", plan_command.plan, "what a recipe takes: parameters, memory, work and time; allocates nothing"))
     for name, function, summary in (
-        ("plan", plan, "exact parameters, memory and work of a recipe, without allocating anything"),
         ("explain", explain, "where a value of a recipe comes from"),
         ("resolve", resolve, "print a recipe with every default written out"),
     ):

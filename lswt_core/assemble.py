@@ -15,7 +15,18 @@ from lswt_core.blueprint import Blueprint, Builder
 from lswt_core.blueprint import dimensions as sizes
 from lswt_core.errors import Incompatible
 from lswt_core.head import Vocabulary
-from lswt_core.interfaces import AttentionBackend, Component, Dims, Horizon, Need, Optimizer, PositionalEncoding, Schedule, Unsupported
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AuxiliaryLoss,
+    Component,
+    Dims,
+    Horizon,
+    Need,
+    Optimizer,
+    PositionalEncoding,
+    Schedule,
+    Unsupported,
+)
 from lswt_core.kinds import KIND_OF_INTERFACE
 from lswt_core.loss import Loss
 from lswt_core.model import Attention, initialise
@@ -51,11 +62,15 @@ def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
 def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Assembled:
     """Build decoder and losses on the meta device; every "does A go with B" question is settled here."""
     with torch.device("meta"):
-        dims = dimensions(recipe)
         backends = suitable_attention(recipe, registry, device, dtype)
         decoder = blueprint(recipe, registry, backends).build()
-        auxiliary = {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
-        return Assembled(Loss(decoder, auxiliary), ", ".join(backends.names), backends.notes)
+        return Assembled(Loss(decoder, auxiliary_losses(recipe, registry)), ", ".join(backends.names), backends.notes)
+
+
+def auxiliary_losses(recipe: Recipe, registry: Registry) -> dict[str, tuple[AuxiliaryLoss, float]]:
+    """The losses beside cross-entropy, with their weights, on torch's default device."""
+    dims = dimensions(recipe)
+    return {name: (create(registry, chosen, dims), chosen.weight) for name, chosen in recipe.many("loss").items()}
 
 
 def assemble_blueprint(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Blueprint:
@@ -216,13 +231,14 @@ def kind_of(component: Component) -> str:
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """Exact numbers of parameters: total, trainable, by component."""
-    by_component: dict[str, int] = {}
-    trainable = 0
+    """Exact numbers of parameters: total, trainable, and both by component."""
+    found: dict[str, int] = {}
+    trainable: dict[str, int] = {}
     for _, owner, parameter in owners(model):
-        by_component[owner] = by_component.get(owner, 0) + parameter.numel()
-        trainable += parameter.numel() * parameter.requires_grad
-    return {"total": sum(by_component.values()), "trainable": trainable, "by_component": by_component}
+        found[owner] = found.get(owner, 0) + parameter.numel()
+        trainable[owner] = trainable.get(owner, 0) + parameter.numel() * parameter.requires_grad
+    totals = {"total": sum(found.values()), "trainable": sum(trainable.values())}
+    return totals | {"by_component": found, "trainable_by_component": trainable}
 
 
 def describe_groups(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, float | None]]:

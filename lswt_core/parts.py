@@ -1,4 +1,4 @@
-"""Attention over parts by one call of a fused kernel: the parts joined into one set of queries, keys and values."""
+"""What attention backends share: the scores of a part, and parts joined into one set of queries, keys and values for a fused kernel."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def join(parts: Sequence[Part]) -> Joined:
     keys = [torch.nn.functional.pad(p.k, (slot[id(p.q)], spare - slot[id(p.q)])) if spare else p.k for p in parts]
     values = [torch.nn.functional.pad(p.v, (0, spare)) if spare else p.v for p in parts]
     return Joined(torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1), join_masks(parts))
+
+
+def scores(part: Part) -> Tensor:
+    """Scaled, biased and masked scores of one part in float32 at least, [B, H, T, N]."""
+    q, k = part.q.transpose(1, 2), part.k.transpose(1, 2)
+    found = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    if part.bias is not None:
+        found = found + part.bias.dense()
+    visible = part.visible()
+    return found if visible is None else found.masked_fill(~visible, -torch.inf)
 
 
 def join_masks(parts: Sequence[Part]) -> Tensor | None:

@@ -1,136 +1,243 @@
-"""What a recipe would take, measured on the meta device: parameters, memory, floating-point operations. Nothing is allocated."""
+"""``python -m lswt_core plan RECIPE``: what a recipe takes, in parameters, memory, work and time, before anything is allocated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
-from lswt_core.assemble import Assembled, assemble, build_optimizer, count_parameters
-from lswt_core.console import gigabytes
-from lswt_core.errors import ResourceError
-from lswt_core.head import CHUNK
-from lswt_core.interfaces import Batch
-from lswt_core.loss import Loss
-from lswt_core.parallel import Precision, World, available_memory
+from lswt_core.cli import recipe_arguments, registry_of
+from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
-from lswt_core.registry import Registry
-from lswt_core.step import trainable
-from lswt_core.tree import tensors, tree_map
+from lswt_core.registry import Registry, nearest
+from lswt_core.swap import override_of
 
-WORD = 4  # bytes of a float32 number
+SHORT = 0.5  # seconds a micro-batch may be expected to take for it to be run
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def plan(recipe: Recipe, registry: Registry, world: World) -> dict[str, Any]:
-    """Everything worth knowing before a run, as plain data."""
-    precision = Precision.choose(recipe.train.precision, world.device)
-    built = assemble(recipe, registry, device=world.device, dtype=precision.dtype)
+def arguments_of(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    recipe_arguments(parser)
+    parser.add_argument("--overlay", help="apply this overlay of the recipe, e.g. cpu")
+    parser.add_argument("--swap", action="append", default=[], metavar="AXIS=VALUE", help="show what a swap changes, e.g. ffn=gelu")
+    parser.add_argument("--micro", type=int, metavar="N", help="rows run at a time (default: the recipe's train.micro_rows)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="what is computed in (default: the recipe's)")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes that share the rows")
+    parser.add_argument("--on", metavar="NAME", help="an accelerator from a data sheet, e.g. h100 (default: this machine, measured)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Show what a recipe would take; refuse nothing."""
+    registry = registry_of(arguments)
+    recipe = load(arguments, registry)
+    found = measure(recipe, registry, arguments)
+    found["swaps"] = {swap: measure(load(arguments, registry, swap), registry, arguments) for swap in arguments.swap}
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(text(found))
+    if arguments.swap:
+        print("\n" + comparison({"as it is": found} | found["swaps"]))
+    return 0
+
+
+def load(arguments: argparse.Namespace, registry: Registry, *swaps: str) -> Recipe:
+    """The recipe, with what the command line says."""
+    precision = arguments.precision or ("bfloat16" if arguments.on else None)
+    overrides = [*arguments.overrides, *map(override_of, swaps), *([f"train.precision={precision}"] if precision else [])]
+    return Recipe.load(arguments.recipe, overrides, overlay=arguments.overlay, registry=registry)
+
+
+def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything worth knowing before a run, as plain data.
+
+    "parameters" {total, trainable, by_component, trainable_by_component}; "memory" of one process in bytes, by part, with its total,
+    what is available and "largest_micro", the most rows that fit at a time; "flops" per token {forward, train, refresh, conventional,
+    six_n, forward_by_part}; "run" {steps, tokens_per_step, tokens}; "time" {tokens_per_second, seconds, machine ...} as estimated;
+    "device", "precision", "attention".
+    """
+    import torch
+
+    from lswt_core.assemble import suitable_attention
+    from lswt_core.budget import budget
+    from lswt_core.parallel import Precision, World, available_memory
+
+    device = World.join().device
+    world = World(0, arguments.ranks, device)
+    precision = Precision.choose(recipe.train.precision, device)
+    backends = suitable_attention(recipe, registry, device, precision.dtype)
+    taken = budget(recipe, registry, world)
+    machine = machine_of(arguments.on, recipe, device, available_memory(device))
+    flops, train = taken.flops, recipe.train
+    micro = arguments.micro or min(train.micro_rows or train.rows, len(world.rows(train.rows)))
+    memory = taken.memory.of_process(world, micro) | {"available": machine.memory}
     return {
         "recipe": recipe.name,
         "overlay": recipe.overlay,
-        "parameters": count_parameters(built.loss),
-        "memory": memory(recipe, registry, built, precision, world),
-        "flops": {"forward_per_token": forward_flops(recipe, built.loss)},
-        "run": {
-            "steps": recipe.train.total_steps,
-            "tokens_per_step": recipe.train.tokens_per_step,
-            "tokens": recipe.train.total_steps * recipe.train.tokens_per_step,
+        "parameters": {
+            "total": taken.total,
+            "trainable": sum(taken.trainable.values()),
+            "by_component": taken.parameters,
+            "trainable_by_component": taken.trainable,
         },
-        "device": str(world.device),
-        "precision": f"{precision.dtype}".removeprefix("torch."),
-        "attention": {"backend": built.attention, "notes": list(built.notes)},
+        "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
+        "flops": {
+            "forward": sum(flops.forward.values()),
+            "train": flops.train,
+            "refresh": flops.refresh,
+            "conventional": flops.conventional,
+            "six_n": flops.six_n,
+            "forward_by_part": flops.forward,
+        },
+        "run": {
+            "steps": train.total_steps,
+            "tokens_per_step": train.tokens_per_step,
+            "tokens": train.total_steps * train.tokens_per_step,
+            "micro_rows": micro,
+            "ranks": arguments.ranks,
+        },
+        "time": time_of(recipe, registry, taken, machine, world, micro),
+        "device": str(device) if arguments.on is None else arguments.on,
+        "precision": str(precision.dtype).removeprefix("torch."),
+        "attention": {"backend": ", ".join(backends.names), "notes": list(backends.notes)},
+        "torch": torch.__version__,
     }
 
 
-def memory(recipe: Recipe, registry: Registry, built: Assembled, precision: Precision, world: World) -> dict[str, int]:
-    """Bytes a process needs on its device, by what needs them.
+def machine_of(name: str | None, recipe: Recipe, device: Any, memory: int) -> Any:
+    """The machine whose rates are used."""
+    from lswt_core.budget.speed import ACCELERATORS, here
 
-    Weights, gradients and moments are float32, only a frozen table is float16. The optimizer's share is what one step on the meta
-    device leaves in its state; memories are what a warm model returns; activations are what autograd keeps of one micro-batch.
+    if name is None:
+        return here(recipe, device, memory)
+    if name not in ACCELERATORS:
+        guess = nearest(name, list(ACCELERATORS))
+        raise UsageError(f"--on {name}: known are {', '.join(ACCELERATORS)}" + (f"; did you mean {guess}?" if guess else ""))
+    return ACCELERATORS[name]
+
+
+def time_of(recipe: Recipe, registry: Registry, taken: Any, machine: Any, world: Any, micro: int) -> dict[str, Any]:
+    """The estimated time of the run, on machines of one kind that are taken to share the work without loss.
+
+    A model whose micro-batch takes this machine about a second or less is run for a moment; for others work is divided by rates.
     """
-    weights = list(built.loss.parameters())
-    rows = len(world.rows(recipe.train.rows))
-    micro = min(recipe.train.micro_rows or rows, rows)
-    half = precision.dtype.itemsize
-    kept, activations = remembered_and_saved(recipe, built.loss, micro)
-    parts = {
-        "weights": bytes_of(weights),
-        "gradients": bytes_of(trainable(built.loss)),
-        "optimizer": optimizer_bytes(recipe, registry, built.loss),
-        "cast_weights": half * sum(w.numel() for w in weights if w.dtype != precision.dtype),  # copies, of one micro-batch
-        "memories": kept * rows // micro * half // WORD * 2,  # this step's and the next's
-        "activations": activations * half // WORD,
-        "loss_chunk": 2 * WORD * CHUNK * recipe.embedding.vocab_size,
+    from lswt_core.budget.speed import measured_tokens_per_second, tokens_per_second
+
+    train = recipe.train
+    rate, source = tokens_per_second(recipe, taken.flops_per_token, taken.total, machine), machine.source
+    fits = taken.memory.of_process(world._replace(size=1), micro)["total"] < machine.memory
+    if machine.name == str(world.device) and fits and micro * train.context / rate < SHORT:
+        rate, source = measured_tokens_per_second(recipe, registry, world, taken.flops, micro), "a few micro-batches run just now"
+    return {
+        "tokens_per_second": rate * world.size,
+        "seconds": train.total_steps * train.tokens_per_step / rate / world.size,
+        "machine": machine.name,
+        "flops_per_second": machine.flops,
+        "assumed_efficiency": machine.efficiency,
+        "bytes_per_second": machine.bandwidth,
+        "source": source,
     }
-    return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
 
 
-def optimizer_bytes(recipe: Recipe, registry: Registry, loss: Loss) -> int:
-    """Bytes of the optimizer's state, by taking one step without numbers."""
-    optimizer = build_optimizer(recipe, registry, loss)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+def text(found: Mapping[str, Any]) -> str:
+    """A plan for people."""
+    run = found["run"]
+    head = f"{found['recipe']} on {found['device']}, {found['precision']}, attention {found['attention']['backend']}"
+    sections = [
+        [head],
+        ["parameters", *parameter_lines(found["parameters"])],
+        [f"memory of one process, {run['micro_rows']} rows at a time", *memory_lines(found["memory"])],
+        ["work of a token", *work_lines(found["flops"])],
+        ["run", *run_lines(run, found["time"])],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections)
 
 
-def blank(rows: int, length: int) -> Batch:
-    """A batch without numbers."""
-    ids = torch.empty(rows, length, dtype=torch.int64, device="meta")
-    return Batch(ids, ids)
+def line(name: str, value: str, note: str = "") -> str:
+    """A row of two columns and a remark."""
+    return f"  {name:<28}{value:>20}{f'  {note}' if note else ''}"
 
 
-def remembered_and_saved(recipe: Recipe, loss: Loss, rows: int) -> tuple[int, int]:
-    """float32 bytes of the memories of some rows once warm, and of what autograd saves in a warm step of them."""
-    batch, state, size = blank(rows, recipe.train.context), None, -1
-    while state is None or (now := bytes_of(tensors(state))) != size:  # until the memories stop growing
-        size = -1 if state is None else now
-        with torch.no_grad():
-            state = tree_map(Tensor.detach, loss(batch, state).state)
-    known = {storage(t) for t in (*loss.parameters(), *tensors(state))}
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if storage(tensor) not in known:
-            saved[storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = loss(batch, state)  # `result` keeps the graph, and so the storages' addresses, alive while they are counted
-    del result
-    return size, sum(saved.values())
+def parameter_lines(numbers: Mapping[str, Any]) -> list[str]:
+    """Numbers of parameters."""
+    trained = numbers["trainable_by_component"]
+    rows = [line(name, f"{n:,}", "" if trained[name] == n else "not trained") for name, n in numbers["by_component"].items()]
+    return [*rows, line("total", f"{numbers['total']:,}"), line("trainable", f"{numbers['trainable']:,}")]
 
 
-def storage(tensor: Tensor) -> int:
-    """What tells one tensor's memory from another's, also where there are no addresses."""
-    return tensor.untyped_storage()._cdata
+def memory_lines(need: Mapping[str, int]) -> list[str]:
+    """Bytes, and what to do if they are too many."""
+    from lswt_core.budget.memory import advice
+    from lswt_core.console import gigabytes
+
+    rows = [line(name, gigabytes(size)) for name, size in need.items() if name != "largest_micro"]
+    if need["total"] > need["available"]:
+        largest = need["largest_micro"]
+        verdict = f"does not fit: micro-batch <= {largest}" if largest else "does not fit"
+        rows.append(f"  {verdict}; {advice(largest)}")
+    return rows
 
 
-def bytes_of(found: Sequence[Tensor]) -> int:
-    """Bytes of tensors, views counted by their own size."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in found)
+def work_lines(work: Mapping[str, Any]) -> list[str]:
+    """Floating-point operations."""
+    rows = [line(f"forward: {part}", flop(number)) for part, number in work["forward_by_part"].items()]
+    rows += [line("forward", flop(work["forward"])), line("training", flop(work["train"]), "forward and backward, no more than needed")]
+    if work["refresh"]:
+        rows.append(line("curvature", flop(work["refresh"]), "the optimizer's, spread over its steps"))
+    conventional = line("3 x forward", flop(work["conventional"]), "as papers count")
+    return [*rows, conventional, line("6 N", flop(work["six_n"]), "as scaling laws count, N without the embedding table")]
 
 
-def forward_flops(recipe: Recipe, loss: Loss) -> int:
-    """Floating-point operations of a token's forward pass from cold, attention counted over the whole square."""
-    with FlopCounterMode(display=False) as counter:  # its module tracker does not go together with no_grad
-        loss.decoder.vocabulary.logits(loss.decoder(blank(1, recipe.train.context).inputs)[0])
-    return counter.get_total_flops() // recipe.train.context
+def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any]) -> list[str]:
+    """Length and time."""
+    from lswt_core.console import duration
+
+    length = f"{run['steps']:,} steps of {run['tokens_per_step']:,} tokens = {run['tokens']:,} tokens"
+    share = f", {taken['assumed_efficiency']:.0%} of it assumed" if taken["assumed_efficiency"] < 1 else ""
+    basis = f"{taken['source']}; {flop(taken['flops_per_second'])}/s{share}, {unit(taken['bytes_per_second'])}B/s"
+    processes = f" and {run['ranks']} processes" if run["ranks"] > 1 else ""
+    estimate = f"estimated: {taken['tokens_per_second']:,.0f} tokens/s, {duration(taken['seconds'])} on {taken['machine']}{processes}"
+    return [f"  {length}", f"  {estimate}", f"  from {basis}"]
 
 
-def require_memory(found: dict[str, int], device: torch.device, name: str) -> None:
-    """Raise ResourceError, before anything is allocated, if the run does not fit."""
-    if found["total"] <= found["available"]:
-        return
-    largest = sorted(((size, part) for part, size in found.items() if part not in ("total", "available")), reverse=True)[:4]
-    raise ResourceError(
-        f"{name} needs {gigabytes(found['total'])} of memory on {device}, {gigabytes(found['available'])} are free\n"
-        f"  why: {', '.join(f'{part} {gigabytes(size)}' for size, part in largest)}\n"
-        "  fix: a smaller train.micro_rows, train.rows or train.context lowers activations and memories; weights, gradients and "
-        "optimizer state need a smaller model or a larger machine"
-    )
+def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """What swaps change, beside the recipe as it is."""
+    from lswt_core.console import gigabytes
+
+    base = next(iter(plans.values()))
+    columns: dict[str, tuple[Callable[[Any], float], Callable[[float], str]]] = {
+        "parameters": (lambda plan: plan["parameters"]["total"], lambda n: f"{n:,}"),
+        "training/token": (lambda plan: plan["flops"]["train"] + plan["flops"]["refresh"], flop),
+        "memory": (lambda plan: plan["memory"]["total"], gigabytes),
+        "tokens/s (est.)": (lambda plan: plan["time"]["tokens_per_second"], lambda n: f"{n:,.0f}"),
+    }
+    rows = [["", *(word for name in columns for word in (name, ""))]]
+    for name, found in plans.items():
+        rows.append([name])
+        for value, show in columns.values():
+            change = "" if found is base else f"{value(found) / value(base) - 1:+.1%}"
+            rows[-1] += [show(value(found)), change]
+    return "\n".join(table_line(row, rows) for row in rows)
+
+
+def table_line(row: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A row of a table whose first column is text."""
+    widths = [max(len(other[i]) for other in rows) for i in range(len(row))]
+    cells = (f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+    return "  ".join(cells).rstrip()
+
+
+def flop(number: float) -> str:
+    """An amount of work."""
+    return f"{unit(number)}FLOP"
+
+
+def unit(number: float) -> str:
+    """A number with a metric prefix."""
+    power = 0
+    while number >= 1000 and power < len(PREFIXES) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {PREFIXES[power]}"

@@ -24,6 +24,8 @@ from lswt_core.assemble import (
     describe_groups,
     materialise,
 )
+from lswt_core.budget import budget
+from lswt_core.budget.memory import require_memory
 from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
@@ -32,7 +34,6 @@ from lswt_core.environment import environment, recorded
 from lswt_core.errors import CheckpointError, LswtError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
-from lswt_core.plan import memory, require_memory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.report import ReportUnavailable, read_metrics, write_curves, write_report
@@ -170,9 +171,10 @@ class Session:
         self.console.say(f"device {self.world.device}{threads}{peers}")
         self.console.say(f"precision {self.precision.dtype} ({self.precision.why})".replace("torch.", ""))
         self.console.say(f"attention {built.attention}" + (f" ({'; '.join(built.notes)})" if built.notes else ""))
-        need = memory(self.recipe, self.registry, built, self.precision, self.world)
-        self.console.say(f"memory: about {gigabytes(need['total'])} needed, {gigabytes(need['available'])} free")
-        require_memory(need, self.world.device, self.recipe.name)
+        need = budget(self.recipe, self.registry, self.world).memory
+        found = need.of_process(self.world)
+        self.console.say(f"memory: about {gigabytes(found['total'])} needed, {gigabytes(found['available'])} free")
+        require_memory(found, self.world.device, self.recipe.name, need.largest_micro(self.world))
 
     def check_schedule(self) -> None:
         """Say so if the run is too short for its learning rate, before anything slow."""

@@ -17,11 +17,11 @@ FLOORS = (
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "signals", "gguf_file", "hub"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
-    {"assemble", "data", "step", "checkpoint", "track", "report", "warm_start"},
-    {"evaluate", "decode", "resume", "plan", "environment"},
+    {"assemble", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
+    {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened"},
     {"session", "cli", "hf"},
-    {"run", "generate", "share"},
+    {"run", "generate", "share", "plan"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

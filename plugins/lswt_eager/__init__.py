@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Part
+from lswt_core.parts import scores
 
 
 class Eager(AttentionBackend):
@@ -23,18 +24,9 @@ class Eager(AttentionBackend):
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
-        weights = torch.cat([self.scores(part) for part in parts], dim=-1).softmax(dim=-1)  # [B, H, T, sum of N]
+        weights = torch.cat([scores(part) for part in parts], dim=-1).softmax(dim=-1)  # [B, H, T, sum of N]
         values = torch.cat([part.v for part in parts], dim=1).transpose(1, 2)  # [B, H, sum of N, D]
         return (weights.to(values.dtype) @ values).transpose(1, 2)
-
-    def scores(self, part: Part) -> Tensor:
-        """Scaled, biased and masked scores of one part, [B, H, T, N]."""
-        q, k = part.q.transpose(1, 2), part.k.transpose(1, 2)
-        scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
-        if part.bias is not None:
-            scores = scores + part.bias.dense()
-        visible = part.visible()
-        return scores if visible is None else scores.masked_fill(~visible, -torch.inf)
 
 
 @hookimpl

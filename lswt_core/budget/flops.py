@@ -1,0 +1,112 @@
+"""Floating-point operations of a token, counted on the meta device: what the mathematics needs, not what a kernel happens to do.
+
+Matrix products are counted where they are called, forward and backward; attention's scores are counted by pairs of a query and a
+visible key, so that the causal square counts as its triangle, and remembered keys, into which no gradient flows, count for less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lswt_core.budget.memory import State
+from lswt_core.interfaces import Batch, Part
+from lswt_core.loss import Loss
+from lswt_core.model import Attention
+
+PLACES = {r"Decoder\.blocks\.\d+\.attention": "attention projections", r"Decoder\.blocks\.\d+\.ffn": "feed-forward"}
+SCORES, VOCABULARY = "attention scores", "vocabulary"
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of a token of a warm model; a multiplication and an addition count as two."""
+
+    forward: dict[str, int]  # by part of the model
+    train: int  # forward and backward, what the mathematics needs
+    refresh: int  # a second-order optimizer's look at the curvature, spread over its steps
+    conventional: int  # 3 x forward, as most papers count
+    six_n: int  # 6 x parameters, without the embedding table and without attention's scores, as scaling laws count
+
+
+def forward_flops(loss: Loss, batch: Batch, state: State) -> dict[str, int]:
+    """FLOPs of reading a batch and giving all logits, by part of the model; what belongs to no layer counts as the vocabulary's."""
+    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:  # not with no_grad, where it loses its modules
+        loss.decoder.vocabulary.logits(loss.decoder(batch.inputs, state, batch.starts)[0])
+    found = dict.fromkeys([*PLACES.values(), SCORES, VOCABULARY], 0)
+    for name, operations in counter.get_flop_counts().items():
+        place = next((place for pattern, place in PLACES.items() if re.fullmatch(pattern, name)), None)
+        if place:
+            found[place] += sum(operations.values())
+    found[VOCABULARY] = counter.get_total_flops() - sum(found.values())
+    found[SCORES] = pairs.forward
+    return found
+
+
+def train_flops(loss: Loss, batch: Batch, state: State) -> int:
+    """FLOPs of a batch's loss and of its gradient."""
+    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
+        loss(batch, state).loss.backward()
+    loss.zero_grad()
+    return counter.get_total_flops() + pairs.forward + pairs.backward
+
+
+def without_auxiliary(loss: Loss) -> Loss:
+    """The same decoder with cross-entropy alone."""
+    return Loss(loss.decoder, {})
+
+
+class Pairs:
+    """FLOPs of attention's scores and weighted sums, from its pairs of query and visible key.
+
+    A pair costs 4 D forward (q . k, and its share of the sum of values) and 8 D backward (the gradients of weight, query, key and
+    value, 2 D each), of which 4 D where keys and values take no gradient.
+    """
+
+    def __init__(self) -> None:
+        self.forward = 0
+        self.backward = 0
+
+    def add(self, part: Part) -> None:
+        """Count a part; q [B, T, H, D], k [B, N, H, D]."""
+        rows, new, heads, width = part.q.shape
+        pairs = new * (new + 1) // 2 if part.causal else new * part.k.shape[1]
+        unit = 2 * rows * heads * width * pairs
+        self.forward += 2 * unit
+        self.backward += (4 if part.v.requires_grad else 2) * unit  # keys are rotated together: theirs do not tell
+
+
+@contextmanager
+def counted_attention(loss: Loss) -> Iterator[Pairs]:
+    """Replace attention backends by one that counts."""
+    pairs = Pairs()
+    layers = [module for module in loss.decoder.modules() if isinstance(module, Attention)]
+    backends = [layer.backend for layer in layers]
+    for layer in layers:
+        layer.backend = Counting(pairs)  # type: ignore[assignment]
+    try:
+        yield pairs
+    finally:
+        for layer, backend in zip(layers, backends, strict=True):
+            layer.backend = backend
+
+
+class Counting(nn.Module):
+    """A backend that counts, and makes something of the right shape that depends on every input, without a matrix product."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        super().__init__()
+        self.pairs = pairs
+
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """-> [B, T, H, D]."""
+        found = torch.zeros_like(parts[-1].q)
+        for part in parts:
+            self.pairs.add(part)
+            found = found + part.q + (part.k + part.v).mean(1, keepdim=True)
+        return found

@@ -1,0 +1,141 @@
+"""Bytes a process needs on its device, measured on the meta device: nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lswt_core.console import gigabytes
+from lswt_core.errors import ResourceError
+from lswt_core.head import CHUNK
+from lswt_core.interfaces import Batch, Optimizer
+from lswt_core.loss import Loss
+from lswt_core.parallel import World, available_memory
+from lswt_core.recipe import Recipe
+from lswt_core.step import trainable
+from lswt_core.tree import tensors, tree_map
+
+WORD = 4  # bytes of a float32 number
+State = tuple[Mapping[str, Any], ...]
+
+
+class Memory(NamedTuple):
+    """A recipe's needs, for any number of rows and processes."""
+
+    found: dict[str, int]  # bytes by what needs them; "memories" and "activations" are of one row
+    recipe: Recipe
+
+    def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
+        """Bytes of one process by what needs them, their total, and what is available on its device. ``micro`` rows are run at a time,
+        by default as many as the recipe says.
+        """
+        rows = len(world.rows(self.recipe.train.rows))
+        micro = micro or min(self.recipe.train.micro_rows or rows, rows)
+        parts = self.found | {
+            "memories": self.found["memories"] * rows * 2,  # this step's and the next's
+            "activations": self.found["activations"] * micro,
+        }
+        return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
+
+    def largest_micro(self, world: World, available: int | None = None) -> int:
+        """The most rows that fit at a time, a divisor of the process's rows; 0 if not one does."""
+        rows = len(world.rows(self.recipe.train.rows))
+        available = available_memory(world.device) if available is None else available
+        fitting = (n for n in range(rows, 0, -1) if rows % n == 0 and self.of_process(world, n)["total"] <= available)
+        return next(fitting, 0)
+
+
+def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: int) -> dict[str, int]:
+    """Bytes by what needs them: "memories" and "activations" of a batch, the rest whatever the batch.
+
+    Weights, gradients and moments are float32, only a frozen table is float16. The optimizer's share is what one step leaves in its
+    state; memories are what a warm model keeps; activations are what autograd keeps. ``half`` is the size of a number computed with.
+    """
+    weights = list(loss.parameters())
+    return {
+        "weights": bytes_of(weights),
+        "gradients": bytes_of(trainable(loss)),
+        "optimizer": optimizer_bytes(optimizer),
+        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # copies, of one micro-batch
+        "memories": bytes_of(tensors(state)) * half // WORD,
+        "activations": saved_bytes(loss, batch, state) * half // WORD,
+        "loss_chunk": 2 * WORD * CHUNK * loss.decoder.vocabulary.table.num_embeddings,
+    }
+
+
+def optimizer_bytes(optimizer: Optimizer) -> int:
+    """Bytes of the optimizer's state, by taking one step without numbers."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+
+
+def blank(rows: int, length: int) -> Batch:
+    """A batch without numbers."""
+    ids = torch.empty(rows, length, dtype=torch.int64, device="meta")
+    return Batch(ids, ids)
+
+
+def warm_state(loss: Loss, batch: Batch) -> State:
+    """What a model remembers once its memories have stopped growing."""
+    state: Any = None
+    size = -1
+    while state is None or bytes_of(tensors(state)) != size:
+        size = -1 if state is None else bytes_of(tensors(state))
+        with torch.no_grad():
+            state = tree_map(Tensor.detach, loss.decoder(batch.inputs, state, batch.starts)[1])
+    return state
+
+
+def saved_bytes(loss: Loss, batch: Batch, state: State) -> int:
+    """float32 bytes of what autograd saves in a step."""
+    known = {storage(t) for t in (*loss.parameters(), *tensors(state))}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if storage(tensor) not in known:
+            saved[storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = loss(batch, state)  # `result` keeps the graph, and so the storages' addresses, alive while they are counted
+    del result
+    return sum(saved.values())
+
+
+def storage(tensor: Tensor) -> int:
+    """What tells one tensor's memory from another's, also where there are no addresses."""
+    return tensor.untyped_storage()._cdata
+
+
+def bytes_of(found: Sequence[Tensor]) -> int:
+    """Bytes of tensors, views counted by their own size."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in found)
+
+
+def require_memory(found: Mapping[str, int], device: torch.device, name: str, largest: int) -> None:
+    """Raise ResourceError, before anything is allocated, if the run does not fit; ``largest`` is the micro-batch that would."""
+    if found["total"] <= found["available"]:
+        return
+    most = sorted(((size, part) for part, size in found.items() if part not in ("total", "available")), reverse=True)[:4]
+    raise ResourceError(
+        f"{name} needs {gigabytes(found['total'])} of memory on {device}, {gigabytes(found['available'])} are free\n"
+        f"  why: {', '.join(f'{part} {gigabytes(size)}' for size, part in most)}\n"
+        f"  fix: {advice(largest)}"
+    )
+
+
+def advice(largest: int) -> str:
+    """What to do about a run that does not fit."""
+    if largest:
+        return f"set train.micro_rows={largest}: micro-batches of that many rows fit, and the result stays the same"
+    return (
+        "not even micro-batches of one row fit: fewer train.rows or a shorter train.context lowers memories and activations; weights, "
+        "gradients and optimizer state need a smaller model, more processes or a larger machine"
+    )

@@ -1,0 +1,226 @@
+"""What a plan says: work against the formulas of the architecture, shallow measurements against whole ones, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT
+
+from lswt_core.__main__ import main
+from lswt_core.assemble import assemble, assemble_blueprint
+from lswt_core.budget import budget, measure
+from lswt_core.budget.memory import Memory, require_memory
+from lswt_core.budget.speed import ACCELERATORS, tokens_per_second
+from lswt_core.errors import RecipeError, ResourceError
+from lswt_core.parallel import Precision, World
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+from lswt_core.swap import override_of
+
+RECIPES = ROOT / "recipes"
+WORLD = World()
+NANO: dict[str, Any] = {
+    "model": {"d_model": 16, "n_heads": 2, "n_layers": 7},
+    "embedding": {"vocab_size": 64, "d_vocab": 8},
+    "memory": {"registers": {"count": 3}, "xl": {"use": "xl-cache", "length": 24}},
+    "loss": {"simctg": {}},
+    "optimizer": {"use": "sophia-g"},
+    "train": {"steps": 10, "rows": 8, "micro_rows": 4, "context": 16, "precision": "float32"},
+}
+
+
+def recipe_of(**tables: Any) -> Recipe:
+    return Recipe.from_dict({**NANO, **tables})
+
+
+# ------------------------------------------------------------------------------------------------------------------ work
+
+
+def by_formula(recipe: Recipe, *, remembered: int, registers: int, frozen: bool) -> dict[str, float]:
+    """FLOPs of a token, from the shapes: 4 projections of d^2, a gated feed-forward of three d x d_ffn, 4 d a pair of query and key."""
+    d, layers, new = recipe.model.d_model, recipe.model.n_layers, recipe.train.context
+    width, vocabulary = recipe.embedding.d_vocab, recipe.embedding.vocab_size
+    d_ffn = recipe.model.d_ffn or 4 * d
+    body = 2 * layers * (4 * d * d + 3 * d * d_ffn)
+    around, head = 2 * 2 * width * d, 2 * width * vocabulary
+    own = 4 * d * layers * ((new + 1) / 2 + registers)  # gradients flow into these keys, and not into remembered ones
+    cached = 4 * d * layers * remembered
+    forward = body + around + head + own + cached
+    input_gradient = 0 if frozen else 2 * width * d
+    train = 3 * body + 5 * width * d * 2 + input_gradient + (2 if frozen else 3) * head + 3 * own + 2 * cached
+    return {"forward": forward, "train": train}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium", "large", "xl", "xxl"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_work_is_what_the_shapes_say(size: str, frozen: bool) -> None:
+    overrides = ["loss.simctg=false", f"embedding.trainable={str(not frozen).lower()}"]
+    recipe = Recipe.load(RECIPES / f"{size}.toml", overrides)
+    found = budget(recipe, Registry(), WORLD).flops
+    wanted = by_formula(recipe, remembered=2048, registers=16, frozen=frozen)
+    assert sum(found.forward.values()) == wanted["forward"]
+    assert found.train == wanted["train"]
+    assert found.conventional == 3 * wanted["forward"]
+
+
+def test_without_memory_every_key_takes_a_gradient() -> None:
+    recipe = recipe_of(memory={}, loss={}, optimizer={"use": "adamw"})
+    found = budget(recipe, Registry(), WORLD).flops
+    wanted = by_formula(recipe, remembered=0, registers=0, frozen=False)
+    assert (sum(found.forward.values()), found.train, found.refresh) == (wanted["forward"], wanted["train"], 0)
+
+
+def test_the_curvature_is_counted_as_often_as_it_is_looked_at() -> None:
+    plain = budget(recipe_of(loss={}), Registry(), WORLD).flops
+    assert plain.refresh == round(plain.train * 16 / 10) // 16
+    half = budget(recipe_of(loss={}, optimizer={"use": "sophia-g", "refresh_every": 5, "fraction": 0.5}), Registry(), WORLD).flops
+    assert abs(half.refresh - plain.refresh) <= 1
+    probed = budget(recipe_of(loss={}, optimizer={"use": "sophia-h"}, attention={"use": "eager"}), Registry(), WORLD).flops
+    assert abs(probed.refresh - 2 * plain.refresh) <= 1
+
+
+def test_an_auxiliary_loss_is_counted() -> None:
+    with_loss, without = (budget(recipe_of(loss=loss), Registry(), WORLD).flops for loss in ({"simctg": {}}, {}))
+    rows = 16 * 16  # of cosines between states, each 2 d forward, and 4 d backward
+    assert with_loss.train - without.train == 6 * 16 * rows // 16
+
+
+# ---------------------------------------------------------------------------------------------- shallow models and whole ones
+
+LAYERED = {"layers": {"0-1": {"ffn": {"use": "gelu"}}, "6": {"memory": {"xl": False}, "norm": {"use": "rmsnorm"}}}}
+
+
+@pytest.mark.parametrize("tables", [{}, LAYERED, {"optimizer": {"use": "muon"}}], ids=["alike", "layered", "muon"])
+def test_shallow_models_tell_what_the_whole_needs(tables: dict[str, Any]) -> None:
+    recipe, registry = recipe_of(**tables), Registry()
+    precision = Precision.choose("float32", WORLD.device)
+    blueprint = assemble_blueprint(recipe, registry, device=WORLD.device, dtype=precision.dtype)
+    whole = measure(blueprint, recipe, registry, precision)
+    found = budget(recipe, registry, WORLD)
+    assert found.parameters == {name.removeprefix("parameters: "): n for name, n in whole.items() if name.startswith("parameters: ")}
+    assert found.flops.train == whole["train"] // 16
+    assert found.memory.found == {name.removeprefix("bytes: "): n for name, n in whole.items() if name.startswith("bytes: ")}
+
+
+def test_weights_and_gradients_are_those_of_the_model() -> None:
+    recipe = recipe_of(embedding={**NANO["embedding"], "trainable": False})
+    found = budget(recipe, Registry(), WORLD)
+    loss = assemble(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
+    assert found.memory.found["weights"] == sum(p.nbytes for p in loss.parameters())
+    assert found.memory.found["gradients"] == sum(p.nbytes for p in loss.parameters() if p.requires_grad)
+    assert found.total == sum(p.numel() for p in loss.parameters())
+    assert found.trainable["embedding"] == 0
+
+
+def test_memories_are_keys_and_values_of_what_is_kept() -> None:
+    found = budget(recipe_of(), Registry(), WORLD).memory
+    kept = 7 * 2 * 24 * 16 * 4  # layers, keys and values, tokens, width, bytes
+    assert found.found["memories"] == kept
+    assert found.of_process(WORLD)["memories"] == 8 * 2 * kept, "of this step and the next"
+    assert found.of_process(WORLD._replace(size=2))["memories"] == 4 * 2 * kept, "processes share the rows"
+
+
+# ---------------------------------------------------------------------------------------------------------- what does not fit
+
+
+@pytest.mark.parametrize(("room", "largest"), [(8.0, 8), (4.5, 4), (2.0, 2), (1.5, 1), (0.5, 0)])
+def test_the_largest_micro_batch_that_fits(room: float, largest: int) -> None:
+    memory = budget(recipe_of(), Registry(), WORLD).memory
+    base = memory.of_process(WORLD, 1)["total"] - memory.found["activations"]
+    available = int(base + room * memory.found["activations"])
+    assert memory.largest_micro(WORLD, available) == largest
+    if largest:
+        assert memory.of_process(WORLD, largest)["total"] <= available
+
+
+@pytest.mark.parametrize(("largest", "advice"), [(4, "train.micro_rows=4"), (0, "not even micro-batches of one row fit")])
+def test_a_run_that_does_not_fit_is_refused_with_what_would(largest: int, advice: str) -> None:
+    found = Memory({"weights": 10**12, "memories": 0, "activations": 10**9}, recipe_of()).of_process(WORLD)
+    with pytest.raises(ResourceError, match=advice) as caught:
+        require_memory(found, torch.device("cpu"), "nano", largest)
+    assert "weights 1,000.00 GB" in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "nano.toml"
+    path.write_text(recipe_of().dump())
+    return path
+
+
+def run(*words: object) -> int:
+    return main(["plan", *map(str, words)])
+
+
+def test_the_command_prints_a_plan_and_what_swaps_change(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(written, "--swap", "ffn=gelu", "--swap", "memory.xl=false") == 0
+    text = capsys.readouterr().out
+    for word in ("parameters", "memory of one process, 4 rows at a time", "forward: attention scores", "curvature", "tokens/s", "ffn=gelu"):
+        assert word in text
+    assert "a few micro-batches run just now" in text
+
+
+def test_json_has_the_numbers(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(written, "--json", "--ranks", 2, "--micro", 2, "--on", "h100", "--swap", "ffn=gelu") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["run"] == {"steps": 10, "tokens_per_step": 128, "tokens": 1280, "micro_rows": 2, "ranks": 2}
+    assert found["precision"] == "bfloat16" and found["device"] == "h100" and found["memory"]["available"] == 80 * 2**30
+    assert found["time"]["source"].startswith("NVIDIA") and found["time"]["assumed_efficiency"] < 1
+    assert found["swaps"]["ffn=gelu"]["parameters"]["total"] < found["parameters"]["total"]
+    assert found["memory"]["largest_micro"] == 4, "a process has half the rows"
+
+
+def test_the_largest_model_says_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(RECIPES / "medium.toml", "--on", "a100-40gb", "train.rows=24", "--micro", 24) == 0
+    assert "does not fit: micro-batch <= " in capsys.readouterr().out
+
+
+def test_an_unknown_accelerator_is_refused(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(written, "--on", "h10") == 2
+    assert "did you mean h100?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [("flops_per_token", 2), ("parameters", 2)])
+def test_more_work_takes_longer(change: tuple[str, int]) -> None:
+    given = {"flops_per_token": 10**9, "parameters": 10**8}
+    machine, recipe = ACCELERATORS["h100"], recipe_of()
+    name, factor = change
+    assert tokens_per_second(recipe, **(given | {name: given[name] * factor}), machine=machine) < tokens_per_second(
+        recipe, **given, machine=machine
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------------ swaps
+
+
+@pytest.mark.parametrize(
+    ("swap", "override"),
+    [
+        ("ffn=gelu", "ffn.use=gelu"),
+        ("ffn.use=gelu", "ffn.use=gelu"),
+        ("positional.base=10000", "positional.base=10000"),
+        ("memory.xl=false", "memory.xl=false"),
+        ("memory.registers=true", "memory.registers.use=registers"),
+        ("memory.cache=xl-cache", "memory.cache.use=xl-cache"),
+        ("optimizer=lswt-core:adamw", "optimizer.use=lswt-core:adamw"),
+        ('layers."every 4".positional=none', 'layers."every 4".positional.use=none'),
+        ("layers.0-3.memory.xl=false", "layers.0-3.memory.xl=false"),
+        ("model.bias=false", "model.bias=false"),
+        ("loss.simctg = false", "loss.simctg=false"),
+    ],
+)
+def test_swaps_are_overrides(swap: str, override: str) -> None:
+    assert override_of(swap) == override
+
+
+@pytest.mark.parametrize("swap", ["ffn", "=gelu", "a b=3", ""])
+def test_what_is_no_swap_is_refused(swap: str) -> None:
+    with pytest.raises(RecipeError, match="AXIS=VALUE"):
+        override_of(swap)
