@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lswt_core import __version__, share
+from lswt_core import ablate as ablate_command
 from lswt_core import generate as generate_command
 from lswt_core import plan as plan_command
 from lswt_core import run as run_command
@@ -105,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate_command.arguments_of(add("generate", generate_command.generate, "let a trained model go on with a text"))
     share.export_arguments(add("export", share.export, "write a run as a HuggingFace model, and push it"))
     share.import_arguments(add("import", share.import_original, "turn a checkpoint of the original authors' code into our format"))
+    ablate_command.arguments_of(add("ablate", ablate_command.ablate, "compare a recipe with swaps of its components, honestly"))
     plan_command.arguments_of(add("plan", plan_command.plan, "what a recipe takes: parameters, memory, work and time; allocates nothing"))
     for name, function, summary in (
         ("explain", explain, "where a value of a recipe comes from"),

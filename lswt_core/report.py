@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lswt_core.errors import DataError, LswtError
+from lswt_core.html import image, nested, page, section, table
 
 TRAINING, HELD_OUT, BASELINE, QUIET = "#2f6db3", "#d1495b", "#7a7a7a", "#444444"
 PANELS = {  # metric -> title of its panel, which is its unit too
@@ -28,21 +28,6 @@ COLUMNS = {  # of the table of evaluations: metric -> heading, format
     "eval/unigram_perplexity": ("unigram perplexity", ",.1f"),
     "eval/tokens": ("held-out tokens", ",.0f"),
 }
-STYLE = """
-:root { color-scheme: light dark; --line: #d8d8d8; --soft: #f5f5f3; --quiet: #666; }
-@media (prefers-color-scheme: dark) { :root { --line: #3c3c3c; --soft: #232323; --quiet: #a0a0a0; } }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 58rem; margin: 2.5rem auto; padding: 0 1.2rem; }
-h1 { margin-bottom: .2rem; } h2 { margin-top: 2.4rem; font-size: 1.15rem; }
-.verdict { font-size: 1.1rem; margin-top: .4rem; } .quiet { color: var(--quiet); }
-img { width: 100%; border: 1px solid var(--line); border-radius: 6px; background: white; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { font-weight: 600; } th:first-child, td:first-child, .plain td, .plain th { text-align: left; }
-.wide { overflow-x: auto; } .plain table td, .plain table th { border: 0; } .plain td { overflow-wrap: anywhere; }
-pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto;
-  font-size: .85rem; }
-.sample { white-space: pre-wrap; overflow-wrap: anywhere; } summary { cursor: pointer; }
-"""
 
 
 class ReportUnavailable(LswtError):
@@ -168,15 +153,13 @@ def write_report(run: Path) -> Path:
     name = escape(run.resolve().name)
     sections = [
         f'<h1>{name}</h1><p class="verdict">{escape(verdict(entries))}</p>',
-        _image(run / "curves.png"),
-        _section("Evaluations on held-out text", _evaluations(entries)),
-        _section("Sample", _text(run / "sample.txt", "sample")),
+        _curves(run / "curves.png"),
+        section("Evaluations on held-out text", _evaluations(entries)),
+        section("Sample", _text(run / "sample.txt", "sample")),
         *_environment(run / "environment.json"),
-        _section("Recipe, every default written out", _text(run / "recipe.toml", "recipe"), folded=True),
+        section("Recipe, every default written out", _text(run / "recipe.toml", "recipe"), folded=True),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title><style>{STYLE}</style>'
-    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(filter(None, sections)) + "\n</body></html>\n"
-    (run / "report.html").write_text(page, encoding="utf-8")
+    (run / "report.html").write_text(page(name, sections), encoding="utf-8")
     return run / "report.html"
 
 
@@ -218,28 +201,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def _section(title: str, body: str, *, folded: bool = False) -> str:
-    if not body:
-        return ""
-    if folded:
-        return f"<h2>{title}</h2><details><summary>show</summary>{body}</details>"
-    return f"<h2>{title}</h2>{body}"
-
-
-def _image(path: Path) -> str:
+def _curves(path: Path) -> str:
     if not path.exists():
         return '<p class="quiet">curves.png is missing: no picture was drawn.</p>'
-    return f'<img alt="training curves" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+    return image(path.read_bytes(), "training curves")
 
 
 def _text(path: Path, kind: str) -> str:
     return f'<pre class="{kind}">{escape(path.read_text(encoding="utf-8"))}</pre>' if path.exists() else ""
-
-
-def _table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _evaluations(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -249,7 +218,7 @@ def _evaluations(entries: Sequence[Mapping[str, Any]]) -> str:
         return ""
     columns = {name: column for name, column in COLUMNS.items() if any(name in entry for entry in tested)}
     rows = [["" if entry.get(name) is None else format(entry[name], style) for name, (_, style) in columns.items()] for entry in tested]
-    return _table(rows, [heading for heading, _ in columns.values()])
+    return table(rows, [heading for heading, _ in columns.values()])
 
 
 def _environment(path: Path) -> list[str]:
@@ -266,15 +235,5 @@ def _environment(path: Path) -> list[str]:
             ["total", f"{parameters['total']:,}", ""],
             ["trainable", f"{parameters['trainable']:,}", f"{parameters['trainable'] / total:.1%}"],
         ]
-        counted = _table(rows, ["component", "parameters", "share"])
-    return [_section("Parameters", counted), _section("Environment", f'<div class="plain">{_nested(known)}</div>', folded=True)]
-
-
-def _nested(value: Any) -> str:
-    """Any JSON value as tables within tables."""
-    if isinstance(value, Mapping):
-        rows = "".join(f"<tr><th>{escape(str(key))}</th><td>{_nested(member)}</td></tr>" for key, member in value.items())
-        return f"<table>{rows}</table>"
-    if isinstance(value, list):
-        return "<br>".join(_nested(member) for member in value)
-    return escape("" if value is None else str(value))
+        counted = table(rows, ["component", "parameters", "share"])
+    return [section("Parameters", counted), section("Environment", f'<div class="plain">{nested(known)}</div>', folded=True)]

@@ -14,14 +14,15 @@ from helpers import PLUGINS, ROOT
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
     {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce"},
-    {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "signals", "gguf_file", "hub"},
+    {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened"},
     {"session", "cli", "hf"},
-    {"run", "generate", "share", "plan"},
+    {"ablation"},
+    {"run", "generate", "share", "plan", "ablate"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

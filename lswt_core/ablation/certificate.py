@@ -1,0 +1,212 @@
+"""The one-swap certificate: whether an arm differs from the baseline in what it is meant to, and in nothing else.
+
+Checked before anything is trained: recipes key by key, parameters, parameter groups, kernels and precision. Checked from what runs
+recorded: the values that shared parameters started with, and every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lswt_core.assemble import assemble, owners, parameter_groups
+from lswt_core.errors import LswtError, RecipeError
+from lswt_core.kinds import KIND_OF_TABLE
+from lswt_core.layers import LAYERS
+from lswt_core.parallel import Precision
+from lswt_core.recipe import Recipe
+from lswt_core.recipe.write import flat
+from lswt_core.registry import Registry
+
+ALLOWANCES = ("parameters", "groups", "kernels", "initialisation", "data")  # what --allow may name besides keys of a recipe
+SHAPES = ("model", "embedding", LAYERS)  # tables that may change any parameter
+RESHAPED = {"model.d_ffn": "ffn", "model.bias": "attention"}  # keys of those that change the parameters of one owner
+STARTS = ("model.init_std", "embedding.warm_start", "train.seed")  # keys that change the values parameters start with
+READS = ("data", "tokenizer", "train")  # tables that change what is read
+KERNEL_KEYS = {"attention": "attention", "precision": "train.precision", "device": "device"}
+
+
+class Change(NamedTuple):
+    """A value of a recipe that is not the baseline's."""
+
+    key: str
+    before: Any
+    after: Any
+    where: str  # file:line
+
+
+class Structure(NamedTuple):
+    """What a recipe's model and optimizer are, before they have numbers."""
+
+    parameters: dict[str, tuple[str, str, bool]]  # by name: shape and type, owner, trainable
+    groups: dict[str, str]  # by name of a trainable parameter
+    kernels: dict[str, str]
+
+
+class Flaw(NamedTuple):
+    """A difference outside of the axes."""
+
+    about: str  # a key of a recipe, or one of ALLOWANCES
+    text: str
+
+
+class Uncertified(LswtError):
+    """An arm differs from the baseline in more than it is meant to."""
+
+    exit_code = 2
+
+
+def changes(baseline: Recipe, arm: Recipe) -> list[Change]:
+    """Every value that differs, in the arm's order."""
+    before, after = flat(baseline.resolved()), flat(arm.resolved())
+    keys = [key for key in {**after, **before} if before.get(key) != after.get(key)]
+    return [Change(key, before.get(key), after.get(key), place_of(key, baseline, arm)) for key in keys]
+
+
+def place_of(key: str, baseline: Recipe, arm: Recipe) -> str:
+    """Where the difference was written: the arm's own line, or the one that replaced the table, or else the baseline's."""
+    table = key
+    while table:
+        for recipe, asked in ((arm, table), (arm, f"{table}.use")):
+            try:
+                *_, (_, origin) = recipe.explain(asked)
+            except (RecipeError, ValueError):
+                continue
+            if origin.where != "default" or table != key:
+                return origin.where
+        table = table.rpartition(".")[0]
+    return "default"
+
+
+def axes_of(found: Sequence[Change], axes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes of an arm that names none: the one component or key in which it differs, if it is one."""
+    if axes is not None:
+        return axes
+    places = list(dict.fromkeys(home_of(change.key, found) for change in found))
+    return tuple(places[:1])
+
+
+def home_of(key: str, found: Sequence[Change]) -> str:
+    """The component a key belongs to if the component itself was exchanged, else the key."""
+    parts = key.split(".")
+    kind = KIND_OF_TABLE.get(parts[0])
+    table = ".".join(parts[: 2 if kind and kind.many else 1])
+    exchanged = any(change.key in (table, f"{table}.use") for change in found)
+    return LAYERS if parts[0] == LAYERS else table if kind and exchanged else key
+
+
+def covers(axis: str, key: str) -> bool:
+    """Whether a key is an axis or inside of it."""
+    return key == axis or key.startswith(f"{axis}.")
+
+
+def structure(recipe: Recipe, registry: Registry, device: torch.device) -> Structure:
+    """Parameters, parameter groups and kernels of a recipe, without memory."""
+    precision = Precision.choose(recipe.train.precision, device)
+    built = assemble(recipe, registry, device=device, dtype=precision.dtype)
+    found = {name: (f"{list(p.shape)} {p.dtype}".replace("torch.", ""), owner, p.requires_grad) for name, owner, p in owners(built.loss)}
+    groups = {name: group["name"] for group in parameter_groups(built.loss) for name in group["names"]}
+    kernels = {"attention": built.attention, "precision": str(precision.dtype).removeprefix("torch."), "device": device.type}
+    return Structure(found, groups, kernels)
+
+
+def flaws_of_recipe(found: Sequence[Change], axes: Iterable[str]) -> list[Flaw]:
+    """Values that differ outside of the axes."""
+    axes = tuple(axes)
+    outside = [change for change in found if not any(covers(axis, change.key) for axis in axes)]
+    return [Flaw(change.key, f"{change.key} is {change.after!r} instead of {change.before!r}  --> {change.where}") for change in outside]
+
+
+def freed(axes: Iterable[str]) -> set[str] | None:
+    """The owners whose parameters an arm may change; None: any."""
+    kinds: set[str] = set()
+    for axis in axes:
+        table = axis.partition(".")[0]
+        if axis in RESHAPED:
+            kinds.add(RESHAPED[axis])
+        elif table in SHAPES:
+            return None
+        elif table in KIND_OF_TABLE:
+            kinds.add(KIND_OF_TABLE[table].name)
+    return kinds
+
+
+def flaws_of_structure(baseline: Structure, arm: Structure, axes: Iterable[str]) -> list[Flaw]:
+    """Parameters, groups and kernels that differ although no axis is about them."""
+    axes = tuple(axes)
+    found = [
+        Flaw("parameters", f"parameter {name}: {told(baseline, name)} becomes {told(arm, name)}")
+        for name in {**baseline.parameters, **arm.parameters}
+        if baseline.parameters.get(name) != arm.parameters.get(name) and not on_axis(name, (baseline, arm), freed(axes))
+    ]
+    if not any(covers("optimizer", axis) for axis in axes):
+        moved = [name for name in baseline.groups.keys() & arm.groups.keys() if baseline.groups[name] != arm.groups[name]]
+        found += [Flaw("groups", f"{name}: parameter group {baseline.groups[name]} becomes {arm.groups[name]}") for name in sorted(moved)]
+    for kernel, before in baseline.kernels.items():
+        if before != arm.kernels[kernel] and not any(covers(KERNEL_KEYS[kernel], axis) for axis in axes):
+            found.append(Flaw("kernels", f"{kernel} {before} becomes {arm.kernels[kernel]}"))
+    return found
+
+
+def on_axis(name: str, structures: Sequence[Structure], kinds: set[str] | None) -> bool:
+    """Whether a parameter belongs to what may change."""
+    if kinds is None:
+        return True
+    return any(one.parameters[name][1].partition(".")[0] in kinds for one in structures if name in one.parameters)
+
+
+def told(one: Structure, name: str) -> str:
+    """A parameter in words."""
+    return one.parameters[name][0] if name in one.parameters else "absent"
+
+
+class Start(NamedTuple):
+    """What a run recorded of its beginning and its data."""
+
+    parameters: dict[str, dict[str, str]]  # by name: shape, owner, and sha256 of the values it started with
+    batches: list[str]  # a hash of every batch, in order
+
+
+class Common(NamedTuple):
+    """What two runs had in common, for the record."""
+
+    shared_parameters: int  # of one name and shape, not on the axis
+    bitwise_equal: int
+    batches: int
+    batches_equal: int
+
+
+def flaws_of_start(baseline: Start, arm: Start, axes: Iterable[str]) -> tuple[Common, list[Flaw]]:
+    """Shared parameters that did not start bitwise equal, and batches that were not the same."""
+    axes = tuple(axes)
+    kinds, found = freed(axes), list[Flaw]()
+    shared = [name for name, told in arm.parameters.items() if baseline.parameters.get(name, {}).get("shape") == told["shape"]]
+    compared = [name for name in shared if kinds is None or arm.parameters[name]["owner"].partition(".")[0] not in kinds]
+    unequal = [name for name in compared if baseline.parameters[name]["sha256"] != arm.parameters[name]["sha256"]]
+    if unequal and not any(covers(axis, key) for axis in axes for key in STARTS):
+        text = f"{len(unequal)} of {len(compared)} shared parameters start with other values, the first is {unequal[0]}"
+        found.append(Flaw("initialisation", text))
+    same = [one == other for one, other in zip(baseline.batches, arm.batches, strict=False)]  # one of them may have discarded a few
+    if not all(same) and not any(covers(axis, key) for axis in axes for key in READS):
+        found.append(Flaw("data", f"the batches differ from batch {same.index(False) + 1} on"))
+    return Common(len(compared), len(compared) - len(unequal), len(arm.batches), sum(same)), found
+
+
+def allowed(flaw: Flaw, allowances: Sequence[str]) -> bool:
+    """Whether the user has asked to let a difference pass."""
+    return any(covers(allowance, flaw.about) for allowance in allowances)
+
+
+def refuse(name: str, axes: Sequence[str], flaws: Sequence[Flaw]) -> None:
+    """Raise Uncertified, naming every difference that was not allowed."""
+    if not flaws:
+        return
+    listed = "\n".join(f"  - {flaw.text}" for flaw in flaws)
+    about = sorted({flaw.about for flaw in flaws})
+    raise Uncertified(
+        f'arm "{name}" is no clean swap: beside {", ".join(axes) or "its axis"} it differs from the baseline in\n{listed}\n'
+        "  why: the difference in loss could not be ascribed to the swap\n"
+        f"  fix: undo these differences, or let them pass knowingly: {' '.join(f'--allow {one}' for one in about)}"
+    )

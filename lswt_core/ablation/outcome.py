@@ -1,0 +1,68 @@
+"""What an ablation's runs leave behind, as plain data: one outcome a run, its arms, and the whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of one arm came to."""
+
+    seed: int
+    failure: str | None = None  # None: finished; else "diverged: ...", "killed by signal 9 ..."
+    loss: float | None = None  # held-out cross-entropy at the end, nats per token
+    documents: list[tuple[str, float, int]] = field(default_factory=list)  # held-out document, summed loss in nats, tokens
+    curve: list[tuple[int, float]] = field(default_factory=list)  # tokens trained on, training loss
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # tokens trained on, held-out loss
+    positions: list[tuple[int, float, int]] = field(default_factory=list)  # tokens of the document read before (from), mean loss, tokens
+    probes: dict[str, float] = field(default_factory=dict)  # "isotropy", "attention_first_token", "attention_registers", ...
+    tokens_per_second: float | None = None
+    peak_bytes: int | None = None
+    seconds: float = 0.0  # of training
+
+    @classmethod
+    def failed(cls, seed: int, why: str) -> Outcome:
+        """A run that left nothing."""
+        return cls(seed, why)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Outcome:
+        """From plain data."""
+        values: dict[str, Any] = {one.name: found[one.name] for one in fields(cls) if one.name in found}
+        rows = {name: [tuple(row) for row in value] for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | rows))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm with its runs."""
+
+    name: str
+    swap: str  # "" for the baseline
+    changes: list[dict[str, Any]]  # against the baseline: key, before, after, where
+    parameters: int
+    trainable: int
+    flops_per_token: int  # of training
+    by_component: dict[str, int]  # parameters
+    components: list[dict[str, str]]  # kind, name, distribution, version, citation
+    outcomes: list[Outcome]  # in the order of the study's seeds
+
+
+@dataclass(frozen=True)
+class Study:
+    """An ablation that was run."""
+
+    name: str
+    arms: list[Arm]  # the baseline first
+    settings: dict[str, Any]  # seeds, confidence, margin (nats per token), steps, tokens, match, ...
+    certificate: list[dict[str, Any]]
+    environment: dict[str, Any]
+    recipe: str  # the baseline's, resolved
+    command: str

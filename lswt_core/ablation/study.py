@@ -1,0 +1,274 @@
+"""An ablation from what was asked to its report: arms are built and certified, budgets matched, runs made or found, and compared."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lswt_core.ablation import certificate, outcome
+from lswt_core.ablation.arms import BASELINE, Variant
+from lswt_core.ablation.certificate import Change, Common, Flaw, Start, Structure, Uncertified
+from lswt_core.ablation.match import Matched, free_knob, match
+from lswt_core.ablation.matrix import Job, Matrix, Workers
+from lswt_core.ablation.outcome import Outcome
+from lswt_core.ablation.store import RunStore, Surroundings, key_of
+from lswt_core.ablation.worker import BATCHES, START
+from lswt_core.assemble import assemble, create
+from lswt_core.budget import Budget, budget
+from lswt_core.errors import UsageError
+from lswt_core.interfaces import DataSource
+from lswt_core.parallel import World
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+
+Say = Callable[[str], None]
+
+
+class Asked(NamedTuple):
+    """What an ablation is to find out, and how."""
+
+    name: str
+    variants: Sequence[Variant]  # the baseline first
+    seeds: int
+    match: str  # "none", "params", "flops"
+    knob: str
+    margin: float  # nats per token within which two arms count as equivalent
+    allow: Sequence[str]
+    overlay: str | None
+    command: str
+
+    def fingerprint(self) -> str:
+        """A hash of what is compared: another question gets another report."""
+        told = [[str(part) for part in variant] for variant in self.variants]
+        return sha256(json.dumps([told, self.match, self.knob, self.overlay]).encode()).hexdigest()[:8]
+
+
+class Built(NamedTuple):
+    """An arm, ready to be run."""
+
+    variant: Variant
+    recipe: Recipe  # with the first seed
+    overrides: tuple[str, ...]  # besides the seed
+    axes: tuple[str, ...]
+    changes: list[Change]
+    structure: Structure
+    budget: Budget
+    matched: Matched | None
+    flaws: list[Flaw]  # that were allowed
+
+
+class Ablation:
+    """One ablation on this machine."""
+
+    def __init__(self, asked: Asked, registry: Registry, world: World, say: Say) -> None:
+        self.asked, self.registry, self.world, self.say = asked, registry, world, say
+        self.built: list[Built] = []
+
+    # ----------------------------------------------------------------------------------------------------- before the runs
+
+    def build(self) -> None:
+        """Build every arm and certify it; raises Uncertified before anything is trained."""
+        for variant in self.asked.variants:
+            self.built.append(self.arm(variant, self.built[0] if self.built else None))
+
+    def load(self, variant: Variant, overrides: Sequence[str]) -> Recipe:
+        """An arm's recipe."""
+        return Recipe.load(variant.path, overrides, overlay=self.asked.overlay, registry=self.registry)
+
+    def arm(self, variant: Variant, baseline: Built | None) -> Built:
+        """An arm, its budget matched, certified against the baseline."""
+        recipe, matched, overrides = self.load(variant, variant.overrides), None, variant.overrides
+        axes: tuple[str, ...] = ()
+        if baseline is not None:
+            axes = certificate.axes_of(certificate.changes(baseline.recipe, recipe), variant.axes)
+            matched = self.matched(variant, recipe, axes, baseline)
+        if matched is not None:
+            overrides, axes = (*overrides, matched.override), (*axes, matched.key)
+            recipe = self.load(variant, overrides)
+        found = certificate.structure(recipe, self.registry, self.world.device)
+        spent = budget(recipe, self.registry, self.world)
+        if baseline is None:
+            return Built(variant, recipe, overrides, axes, [], found, spent, None, [])
+        changes = certificate.changes(baseline.recipe, recipe)
+        if not changes:
+            raise UsageError(f'arm "{variant.name}" is the baseline: its swap ({", ".join(variant.swaps)}) changes nothing')
+        flaws = certificate.flaws_of_recipe(changes, axes) + certificate.flaws_of_structure(baseline.structure, found, axes)
+        certificate.refuse(variant.name, axes, [flaw for flaw in flaws if not certificate.allowed(flaw, self.asked.allow)])
+        return Built(variant, recipe, overrides, axes, changes, found, spent, matched, flaws)
+
+    def matched(self, variant: Variant, recipe: Recipe, axes: tuple[str, ...], baseline: Built) -> Matched | None:
+        """The size that gives the arm the baseline's budget; None if none is to be matched, or the budgets are equal."""
+        if self.asked.match == "none":
+            return None
+        spent = self.parameters if self.asked.match == "params" else self.work
+        target = spent(baseline.recipe)
+        if spent(recipe) == target:
+            return None
+        key = free_knob(self.asked.knob, axes, self.asked.match)
+        start = recipe.model.n_layers if self.asked.knob == "n_layers" else recipe.model.d_ffn or 4 * recipe.model.d_model
+        return match(variant.name, key, start, target, lambda size: spent(self.load(variant, (*variant.overrides, f"{key}={size}"))))
+
+    def parameters(self, recipe: Recipe) -> int:
+        """All parameters of a recipe."""
+        built = assemble(recipe, self.registry, device=self.world.device, dtype=torch.float32)
+        return sum(parameter.numel() for parameter in built.loss.parameters())
+
+    def work(self, recipe: Recipe) -> int:
+        """A token's share of a recipe's training."""
+        return budget(recipe, self.registry, self.world).flops_per_token
+
+    def table(self) -> str:
+        """The arms and what they cost, and how clean their swaps are."""
+        base = self.built[0].budget
+        lines = [f"{'arm':<32}{'parameters':>16}{'':>9}{'FLOP/token':>16}{'':>9}  differs in"]
+        for built in self.built:
+            own, axes = built.budget, ", ".join(built.axes) or "-"
+            shares = f"{own.total / base.total - 1:+.2%}", f"{own.flops_per_token / base.flops_per_token - 1:+.2%}"
+            lines.append(f"{built.variant.name:<32}{own.total:>16,}{shares[0]:>9}{own.flops_per_token:>16,}{shares[1]:>9}  {axes}")
+            lines += [f"  matched by {built.matched.override}, residual {built.matched.residual:+.3%}"] if built.matched else []
+            lines += [f"  allowed: {flaw.text}" for flaw in built.flaws]
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------------------------------------------------ the runs
+
+    def seeds(self) -> range:
+        """The seeds of the runs, from the baseline recipe's on."""
+        first = self.built[0].recipe.train.seed
+        return range(first, first + self.asked.seeds)
+
+    def jobs(self, threads: int) -> list[Job]:
+        """Every run, seed by seed, so that an ablation that is stopped has whole pairs."""
+        surroundings, texts = Surroundings.here(self.world.device, threads), dict[str, str]()
+
+        def text_of(recipe: Recipe) -> str:
+            table = json.dumps(recipe.resolved()["data"])
+            if table not in texts:
+                source: DataSource = create(self.registry, recipe.one("data"))
+                texts[table] = source.fingerprint()
+            return texts[table]
+
+        jobs = []
+        for seed in self.seeds():
+            for built in self.built:
+                recipe = self.load(built.variant, (*built.overrides, f"train.seed={seed}"))
+                jobs.append(Job(built.variant.name, seed, key_of(recipe, self.registry, surroundings, text_of(recipe)), recipe))
+        return jobs
+
+    def run(self, store: RunStore, workers: Workers) -> outcome.Study:
+        """Make the runs that are not in the store, and put everything together."""
+        jobs = self.jobs(workers.threads)
+        found = Matrix(jobs, store, workers, self.say).run()
+        keys = {(job.arm, job.seed): job.key for job in jobs}
+        arms = [self.result(built, [found[keys[built.variant.name, seed]] for seed in self.seeds()]) for built in self.built]
+        return outcome.Study(
+            name=self.asked.name,
+            arms=arms,
+            settings=self.settings(workers),
+            certificate=[self.certify(built, keys, store) for built in self.built[1:]],
+            environment=environment_of(store, list(keys.values())),
+            recipe=self.built[0].recipe.dump(),
+            command=self.asked.command,
+        )
+
+    def settings(self, workers: Workers) -> dict[str, Any]:
+        """How the comparison was made."""
+        train, first = self.built[0].recipe.train, self.built[0]
+        return {
+            "seeds": list(self.seeds()),
+            "confidence": 0.95,
+            "margin": self.asked.margin,
+            "steps": train.total_steps,
+            "tokens": train.total_steps * train.tokens_per_step,
+            "match": self.asked.match,
+            "overlay": self.asked.overlay,
+            "allowed": list(self.asked.allow),
+            "runs_at_once": workers.at_once,
+            "threads": workers.threads,
+            **first.structure.kernels,
+        }
+
+    def result(self, built: Built, outcomes: list[Outcome]) -> outcome.Arm:
+        """An arm with what its runs came to."""
+        return outcome.Arm(
+            name=built.variant.name,
+            swap=" + ".join(built.variant.swaps) if built.variant.name != BASELINE or built.variant.swaps else "",
+            changes=[change._asdict() for change in built.changes],
+            parameters=built.budget.total,
+            trainable=sum(built.budget.trainable.values()),
+            flops_per_token=built.budget.flops_per_token,
+            by_component=built.budget.parameters,
+            components=[
+                {
+                    "kind": one.kind,
+                    "name": one.name,
+                    "distribution": one.offer.distribution,
+                    "version": one.offer.version,
+                    "citation": one.offer.citation,
+                }
+                for one in built.recipe.components()
+            ],
+            outcomes=outcomes,
+        )
+
+    # ---------------------------------------------------------------------------------------------------------- afterwards
+
+    def certify(self, built: Built, keys: dict[tuple[str, int], str], store: RunStore) -> dict[str, Any]:
+        """The arm's certificate: what differs, what was allowed to, and what its runs had in common with the baseline's."""
+        commons: dict[int, Common] = {}
+        flaws = list(built.flaws)
+        for seed in self.seeds():
+            pair = [start_of(store.directory(keys[name, seed])) for name in (self.built[0].variant.name, built.variant.name)]
+            if pair[0] is not None and pair[1] is not None:
+                commons[seed], found = certificate.flaws_of_start(pair[0], pair[1], built.axes)
+                flaws += [flaw for flaw in found if flaw not in flaws]
+        strange = [flaw for flaw in flaws if not certificate.allowed(flaw, self.asked.allow)]
+        return {
+            "arm": built.variant.name,
+            "swaps": list(built.variant.swaps),
+            "axes": list(built.axes),
+            "status": "broken" if strange else "allowed" if flaws else "certified",
+            "changes": [change._asdict() for change in built.changes],
+            "flaws": [flaw._asdict() for flaw in flaws],
+            "matched": None if built.matched is None else built.matched._asdict(),
+            "parameter_groups": "as in the baseline" if "groups" not in {flaw.about for flaw in flaws} else "different",
+            "kernels": built.structure.kernels,
+            "runs": [{"seed": seed, **common._asdict()} for seed, common in commons.items()],
+        }
+
+    def refuse_broken(self, study: outcome.Study) -> None:
+        """Raise Uncertified if what runs recorded contradicts what was promised; the report is written, and says so too."""
+        broken = [one for one in study.certificate if one["status"] == "broken"]
+        if broken:
+            told = "\n".join(f"  - {one['arm']}: {'; '.join(flaw['text'] for flaw in one['flaws'])}" for one in broken)
+            raise Uncertified(
+                f"the runs of some arms were not what a swap promises, so their differences cannot be ascribed to it:\n{told}"
+            )
+
+
+def start_of(directory: Path) -> Start | None:
+    """What a run recorded of its beginning and its data; None if it has not begun."""
+    start, batches = directory / START, directory / BATCHES
+    if not start.is_file() or not batches.is_file():
+        return None
+    return Start(json.loads(start.read_text(encoding="utf-8")), batches.read_text(encoding="utf-8").splitlines())
+
+
+def environment_of(store: RunStore, keys: Sequence[str]) -> dict[str, Any]:
+    """The surroundings the first run recorded; runs are only compared where they are the same."""
+    for key in keys:
+        path = store.directory(key) / "environment.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {name: found[name] for name in ("device", "processes", "precision", "machine", "versions") if name in found}
+    return {"device": str(torch.device("cpu"))}
+
+
+def command_of(words: Sequence[str]) -> str:
+    """A command line as it may be typed again."""
+    return shlex.join(["python", "-m", "lswt_core", "ablate", *words])

@@ -1,0 +1,460 @@
+"""Ablations as a researcher runs them: arms, certificates, matched budgets, runs that fail or are killed, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nano import NANO
+
+from lswt_core.ablate import read_arms
+from lswt_core.ablation.arms import axis_of, laid_out
+from lswt_core.ablation.certificate import Start, flaws_of_start
+from lswt_core.ablation.compare import report
+from lswt_core.ablation.match import match
+from lswt_core.ablation.outcome import Arm, Outcome, Study
+from lswt_core.ablation.publish import publish
+from lswt_core.errors import RecipeError, UsageError
+
+RECIPE = (
+    NANO
+    + """
+[memory.xl]
+use = "xl-cache"
+length = 16
+[optimizer]
+use = "adamw"
+lr = 2e-3
+[schedule]
+warmup_steps = 2
+[tokenizer]
+use = "bytes"
+[train]
+rows = 4
+context = 16
+precision = "float32"
+steps = 12
+[evaluate]
+every = 6
+tokens = 1024
+rows = 2
+[checkpoint]
+every = 2
+[sample]
+tokens = 0
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a recipe and a text of several documents."""
+    directory = tmp_path_factory.mktemp("ablations")
+    words = random.Random(0)
+    texts = directory / "texts"
+    texts.mkdir()
+    for i in range(40):
+        texts.joinpath(f"{i}.txt").write_text("".join(words.choice("the cat sat on a mat, ") for _ in range(600)))
+    directory.joinpath("nano.toml").write_text(RECIPE.format(corpus=texts))
+    return directory
+
+
+def words(place: Path, *more: object) -> list[str]:
+    """Two at once: sums, and so where a run is kept, depend on how many threads each has."""
+    return [sys.executable, "-m", "lswt_core", "ablate", str(place / "nano.toml"), "--jobs", "2", *map(str, more)]
+
+
+def start(place: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    surroundings = os.environ | {"LSWT_CACHE_DIR": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words(place, *more), capture_output=True, text=True, cwd=place, env=surroundings, timeout=280)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "report.json").read_text())
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- a whole ablation
+
+
+@pytest.fixture(scope="module")
+def ablation(place: Path) -> tuple[Path, str]:
+    """Three arms, one of which diverges, and two seeds; what was printed."""
+    done = start(place, "--swap", "ffn=gelu", "--swap", "optimizer.lr=1e30", "--seeds", 2, "--out", "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "out", done.stdout
+
+
+def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
+    found = read(ablation[0])
+    baseline, gelu, _ = found["arms"]
+    assert [arm["name"] for arm in found["arms"]] == ["baseline", "ffn=gelu", "optimizer.lr=1e30"]
+    assert [arm["swap"] for arm in found["arms"]] == ["", "ffn=gelu", "optimizer.lr=1e30"]
+    assert baseline["parameters"] > gelu["parameters"] and baseline["flops_per_token"] > gelu["flops_per_token"]
+    assert baseline["tokens_per_second"] > 0 and baseline["peak_bytes"] > 10**7
+    values = baseline["final_loss"]["values"]
+    assert len(values) == 2 and values[0] != values[1] and baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
+    assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
+    assert 0 < baseline["probes"]["attention_registers"] < 1
+    one, lost = found["comparisons"]
+    assert (one["arm"], one["baseline"], one["seeds"]) == ("ffn=gelu", "baseline", 2)
+    assert one["delta"] == pytest.approx(gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"])
+    assert one["ci95"][0] < one["delta"] < one["ci95"][1] and 0 < one["p"] <= one["p_holm"] <= 1
+    assert one["verdict"] in ("better", "worse", "equivalent", "not resolved") and one["documents_ci95"] is not None
+    assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
+
+
+def test_a_diverged_arm_is_reported_and_sinks_nothing(ablation: tuple[Path, str]) -> None:
+    found = read(ablation[0])
+    failures = found["arms"][2]["failures"]
+    assert [one["seed"] for one in failures] == [0, 1] and all(one["why"].startswith("diverged") for one in failures)
+    assert "FAILED: diverged" in ablation[1]
+    assert "optimizer.lr=1e30, seed 1" in (ablation[0] / "report.md").read_text()
+    assert "--resume" not in ablation[1], "advice for a run that stands alone"
+
+
+def test_the_loss_is_that_of_the_runs_own_evaluation(ablation: tuple[Path, str], place: Path) -> None:
+    value = read(ablation[0])["arms"][0]["final_loss"]["values"][0]
+    logged = [
+        json.loads(line)
+        for path in (place / "runs" / "store").glob("*/metrics.jsonl")
+        for line in path.read_text().splitlines()
+        if '"eval/loss"' in line
+    ]
+    assert min(abs(entry["eval/loss"] - value) for entry in logged if entry["step"] == 12) < 1e-6
+
+
+def test_what_is_shared_starts_equal_and_reads_the_same(ablation: tuple[Path, str]) -> None:
+    gelu, diverged = read(ablation[0])["certificate"]
+    assert gelu["status"] == "certified" and gelu["axes"] == ["ffn"]
+    assert {change["key"] for change in gelu["changes"]} == {"ffn.use"}
+    assert all(run["bitwise_equal"] == run["shared_parameters"] > 10 for run in gelu["runs"])
+    assert all(run["batches"] == run["batches_equal"] == 12 for run in gelu["runs"])
+    assert diverged["runs"][0]["bitwise_equal"] == diverged["runs"][0]["shared_parameters"]
+
+
+def test_the_page_opens_alone(ablation: tuple[Path, str]) -> None:
+    text = (ablation[0] / "report.html").read_text()
+    assert Checked.whole(text) and "https://" not in text.replace("https://arxiv.org", "")
+    for word in ("verdict", "Certificate", "Every seed", "What it costs", "Failures", "data:image/png;base64", "bitwise"[:3]):
+        assert word in text
+    assert (ablation[0] / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_runs_are_found_again_by_what_they_depend_on(ablation: tuple[Path, str], place: Path) -> None:
+    again = start(place, "--swap", "ffn=gelu", "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "other")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("found, held-out loss") == 4 and again.stdout.count("done, held-out loss") == 2
+    before, after = read(ablation[0]), read(place / "other")
+    assert before["arms"][:2] == after["arms"][:2]
+    assert before["comparisons"][0]["delta"] == after["comparisons"][0]["delta"]
+
+
+def test_another_question_does_not_overwrite_a_report(ablation: tuple[Path, str], place: Path) -> None:
+    done = start(place, "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "out")
+    assert done.returncode == 2 and "holds the report of another ablation" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_in_the_middle_and_started_again_it_ends_the_same(
+    ablation: tuple[Path, str], place: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    asked = ["--swap", "ffn=gelu", "--seeds", "2", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    surroundings = os.environ | {"LSWT_CACHE_DIR": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words(place, *asked), stdout=subprocess.PIPE, text=True, cwd=place, env=surroundings) as process:
+        assert process.stdout is not None
+        assert any("done, held-out loss" in line for line in process.stdout)
+        until(lambda: any(under_way(directory) for directory in (tmp_path / "store").iterdir()))
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == (75 if number == signal.SIGINT else -signal.SIGKILL)
+    done = start(place, *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole, found = read(ablation[0]), read(tmp_path / "out")
+    assert [arm["final_loss"] for arm in found["arms"]] == [arm["final_loss"] for arm in whole["arms"][:2]]
+    assert found["certificate"][0]["status"] == "certified"
+    assert all(run["batches_equal"] == run["batches"] == 12 for run in found["certificate"][0]["runs"])
+
+
+def under_way(run: Path) -> bool:
+    """Whether a run has saved something, and is not done."""
+    return any((run / "checkpoints").glob("step-*")) and not (run / "outcome.json").exists()
+
+
+def until(condition: Any) -> None:
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_renamed_rotations_are_never_told_apart(place: Path) -> None:
+    """Without registers, reversed rotary positions are ordinary ones under another name (test_components.py shows it in float64)."""
+    done = start(place, "memory.registers=false", "--swap", "positional.reversed=false", "--seeds", 2, "--margin", 0.05, "--out", "aa")
+    assert done.returncode == 0, done.stderr
+    assert read(place / "aa")["comparisons"][0]["verdict"] in ("equivalent", "not resolved")
+
+
+# ----------------------------------------------------------------------------------------------------- arms and certificates
+
+
+def arms(place: Path, *more: str) -> tuple[str, list[Any], dict[str, Any]]:
+    from lswt_core.__main__ import build_parser
+
+    return read_arms(build_parser().parse_args(["ablate", *more]))
+
+
+def test_swaps_become_arms() -> None:
+    path, swaps = Path("r.toml"), ["ffn=gelu", "ffn=geglu", "memory.xl=false"]
+    single = laid_out("one-at-a-time", path, swaps, (), "here")
+    assert [arm.name for arm in single] == ["baseline", *swaps] and [arm.axes for arm in single[1:]] == [("ffn",), ("ffn",), ("memory.xl",)]
+    every = laid_out("factorial", path, swaps, (), "here")
+    assert len(every) == 3 * 2 and every[-1].axes == ("ffn", "memory.xl")
+    added = laid_out("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
+    assert added[0].overrides == ("ffn.use=gelu", "memory.xl=false")
+    assert [(arm.name, arm.overrides) for arm in added[1:]] == [
+        ("without ffn=gelu", ("memory.xl=false",)),
+        ("without memory.xl=false", ("ffn.use=gelu",)),
+    ]
+    with pytest.raises(RecipeError, match='two of them are about "ffn"'):
+        laid_out("add-one-in", path, swaps, (), "here")
+
+
+@pytest.mark.parametrize(
+    ("swap", "axis"),
+    [
+        ("ffn=gelu", "ffn"),
+        ("ffn.use=gelu", "ffn"),
+        ("memory.xl=false", "memory.xl"),
+        ("memory.registers=true", "memory.registers"),
+        ("positional.base=1e4", "positional.base"),
+        ('layers."every 2".ffn=gelu', "layers"),
+    ],
+)
+def test_a_swap_is_about_one_thing(swap: str, axis: str) -> None:
+    assert axis_of(swap) == axis
+
+
+FILE = """recipe = "nano.toml"
+seeds = 3
+margin = 0.02
+set = ["train.steps=8"]
+[swap]
+ffn = ["gelu", "geglu"]
+memory.xl = false
+[arm."small lr"]
+set = ["optimizer.lr=1e-4"]
+"""
+
+
+def test_an_ablation_file_says_all_of_it(place: Path) -> None:
+    (place / "study.toml").write_text(FILE)
+    name, found, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
+    assert name == "study"
+    assert [arm.name for arm in found] == ["baseline", "ffn=gelu", "ffn=geglu", "memory.xl=false", "small lr"]
+    assert all(arm.overrides[0] == "train.steps=8" for arm in found)
+    assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, "the command line wins"
+    done = start(place, "--dry-run")
+    assert done.returncode == 2 and "there is nothing to compare" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ('recipe = "nano.toml"\nsedes = 3', "study.toml:2", "sedes"),
+        ('recipe = "nano.toml"\nseeds = 0', "study.toml:2", "greater than or equal to 1"),
+        ('recipe = "nano.toml"\n[arm.x]\naxis = ["ffn"]', "study.toml:2", "it changes nothing"),
+        ('recipe = "nano.toml"\n[swap]\nffn = "gelu"\n[arm."ffn=gelu"]\nset = ["ffn.use=gelu"]', "study.toml:4", "two arms are called"),
+    ],
+)
+def test_a_wrong_ablation_file_is_answered_with_the_line(place: Path, text: str, where: str, what: str) -> None:
+    (place / "study.toml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        arms(place, str(place / "study.toml"))
+    assert where in str(caught.value) and what in str(caught.value)
+
+
+def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: Path) -> None:
+    (place / "gelu.toml").write_text('extends = "nano.toml"\n[ffn]\nuse = "gelu"\n[optimizer]\nlr = 1e-3\n')
+    done = start(place, "--arm", "gelu.toml", "--dry-run")
+    assert done.returncode == 2
+    assert (
+        "optimizer.lr is 0.001 instead of 0.002" in done.stderr and "gelu.toml:5" in done.stderr and "--allow optimizer.lr" in done.stderr
+    )
+    allowed = start(place, "--arm", "gelu.toml", "--allow", "optimizer.lr", "--dry-run")
+    assert allowed.returncode == 0 and "allowed: optimizer.lr" in allowed.stdout
+
+
+@pytest.mark.parametrize(
+    ("swap", "about"),
+    [("attention=eager", None), ("train.precision=bfloat16", None), ("memory.registers=false", None), ("model.d_ffn=48", None)],
+)
+def test_a_clean_swap_passes(place: Path, swap: str, about: str | None) -> None:
+    done = start(place, "--swap", swap, "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("swap", "what"),
+    [
+        ("ffn=swiglu", "changes nothing"),
+        ("ffn=gelluu", 'unknown ffn "gelluu"'),
+        ("ffn", "AXIS=VALUE"),
+        ("memory.xll=false", "cannot remove"),
+    ],
+)
+def test_a_swap_that_cannot_be_is_answered(place: Path, swap: str, what: str) -> None:
+    done = start(place, "--swap", swap, "--dry-run")
+    assert done.returncode == 2 and what in done.stderr and "Traceback" not in done.stderr
+
+
+def parameter(value: str, owner: str = "attention") -> dict[str, str]:
+    return {"shape": "[2]", "owner": owner, "sha256": value}
+
+
+def test_a_start_that_is_not_shared_is_seen() -> None:
+    one = Start({"a": parameter("x"), "f": parameter("y", "ffn.gelu")}, ["1", "2", "3"])
+    other = Start({"a": parameter("z"), "f": parameter("w", "ffn.swiglu")}, ["1", "5", "3"])
+    common, flaws = flaws_of_start(one, other, ["ffn"])
+    assert (common.shared_parameters, common.bitwise_equal, common.batches_equal) == (1, 0, 2)
+    assert [flaw.about for flaw in flaws] == ["initialisation", "data"] and "from batch 2 on" in flaws[1].text
+    assert not flaws_of_start(one, one, ["ffn"])[1]
+    assert not flaws_of_start(one, Start(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"])[1]
+    assert not flaws_of_start(one, Start(one.parameters, ["1", "2"]), ["ffn"])[1], "a run that diverged has read less"
+
+
+# ----------------------------------------------------------------------------------------------------------- matched budgets
+
+
+@pytest.mark.parametrize("what", ["params", "flops"])
+def test_budgets_are_matched_by_a_free_size(place: Path, what: str) -> None:
+    done = start(place, "--swap", "ffn=gelu", "--match", what, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "matched by" in line)
+    assert "model.d_ffn=19" in line and abs(float(line.rpartition(" ")[2].rstrip("%"))) < 1.0  # 3/2 of 128: two matrices for three
+
+
+def test_a_budget_that_the_swap_itself_decides_is_refused(place: Path) -> None:
+    done = start(place, "--swap", "model.d_ffn=48", "--match", "params", "--dry-run")
+    assert done.returncode == 2 and "the swap is about it" in done.stderr and "--knob n_layers" in done.stderr
+
+
+def test_the_solver_finds_the_nearest_size() -> None:
+    assert match("x", "k", 100, 10_007, lambda size: 7 * size + 7).size == 1429  # exact only without rounding to eights
+    assert match("x", "k", 100, 80_008, lambda size: 100 * size + 8).size == 800
+    with pytest.raises(UsageError, match="cannot be matched"):
+        match("x", "k", 10, 1000, lambda size: 900 * size)
+    with pytest.raises(UsageError, match="no size is small enough"):
+        match("x", "k", 10, 10, lambda size: 900 * size)
+
+
+# ------------------------------------------------------------------------------------------------------------------ reports
+
+
+class Checked(HTMLParser):
+    """Whether every element is closed, and nothing is loaded."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open += [] if tag in self.VOID else [tag]
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href") and not (value or "").startswith("data:")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    @classmethod
+    def whole(cls, text: str) -> bool:
+        page = cls()
+        page.feed(text)
+        return not page.open and not page.loads
+
+
+def outcome(seed: int, loss: float, **more: Any) -> Outcome:
+    curve = [(64 * step, loss + 1 / step) for step in range(1, 20)]
+    given: dict[str, Any] = {
+        "loss": loss,
+        "documents": [("a", 90 * loss, 90), ("b", 10 * loss, 10)],
+        "curve": curve,
+        "evaluations": curve[::6],
+        "positions": [(0, loss + 0.5, 4), (2, loss, 90)],
+        "probes": {"isotropy": 0.4},
+        "tokens_per_second": 1000.0,
+        "peak_bytes": 10**9,
+        "seconds": 3.0,
+    }
+    return Outcome(seed, **(given | more))
+
+
+def arm(name: str, losses: list[float | None]) -> Arm:
+    outcomes = [Outcome.failed(i, "out of memory <b>") if loss is None else outcome(i, loss) for i, loss in enumerate(losses)]
+    return Arm(name, name, [], 1000, 1000, 6000, {"ffn": 1000}, [], outcomes)
+
+
+def study(*arms: Arm, margin: float = 0.01) -> Study:
+    settings = {"seeds": list(range(len(arms[0].outcomes))), "confidence": 0.95, "margin": margin, "steps": 20, "tokens": 1280}
+    return Study("study <1>", list(arms), settings, [], {}, "[model]\n", "ablate")
+
+
+STUDIES = {
+    "one seed": study(arm("baseline", [3.0]), arm("x", [2.9])),
+    "no noise": study(arm("baseline", [3.0, 3.1]), arm("x", [3.0, 3.1])),
+    "lost": study(arm("baseline", [3.0, 3.1, 3.2]), arm("x", [None, 3.0, 3.1]), arm("y", [None, None, None])),
+    "twelve": study(
+        *(arm("baseline" if i == 0 else f"a very long name of an arm, number {i}", [3.0, 3.1, 3.3 + i / 9]) for i in range(12))
+    ),
+    "no baseline": study(arm("baseline", [None, None]), arm("x", [3.0, 3.1])),
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
+    printed = publish(STUDIES[name], tmp_path)
+    found = read(tmp_path)
+    assert len(found["arms"]) == len(STUDIES[name].arms) and len(found["comparisons"]) == len(found["arms"]) - 1
+    text = (tmp_path / "report.html").read_text()
+    assert Checked.whole(text) and "<b>" not in text and "study &lt;1&gt;" in text
+    for one in found["comparisons"]:
+        assert one["verdict"] in printed and one["arm"][:20] in (tmp_path / "report.md").read_text()
+
+
+def verdicts(found: dict[str, Any]) -> list[str]:
+    return [one["verdict"] for one in found["comparisons"]]
+
+
+def test_verdicts_say_no_more_than_is_known() -> None:
+    assert verdicts(report(STUDIES["one seed"])) == ["not resolved"]
+    assert verdicts(report(STUDIES["no noise"])) == ["equivalent"]
+    assert verdicts(report(STUDIES["lost"])) == ["better", "failed"]
+    assert report(STUDIES["lost"])["comparisons"][0]["lost"] == 1
+    assert verdicts(report(STUDIES["no baseline"])) == ["failed"]
+    base = arm("baseline", [3.0, 3.1, 3.2, 3.05])
+    clear = arm("clear", [2.9, 3.0, 3.11, 2.95])
+    tiny = arm("tiny", [3.001, 3.101, 3.2011, 3.0509])
+    noisy = arm("noisy", [2.8, 3.3, 3.1, 3.0])
+    found = report(study(base, clear, tiny, noisy))
+    assert verdicts(found) == ["better", "equivalent", "not resolved"]
+    assert "though the difference is resolved" in found["comparisons"][1]["why"]
+    assert found["comparisons"][2]["seeds_needed"] > 4 and "would have been seen with a chance" in found["comparisons"][2]["why"]
+
+
+def test_outcomes_survive_as_json() -> None:
+    one = outcome(3, 2.5)
+    assert Outcome.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert Outcome.from_json(Outcome.failed(1, "x").to_json()) == Outcome.failed(1, "x")
