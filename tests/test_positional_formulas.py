@@ -21,7 +21,10 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from lswt_core.assemble import assemble
 from lswt_core.interfaces import DenseBias, Dims, SlopeBias, Unsupported
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 
 # ---------------------------------------------------------------------------------------------------------------- ALiBi
 
@@ -58,6 +61,14 @@ def test_t5_starts_as_t5_does_and_does_not_decay() -> None:
     encoding = RelativeBuckets(Dims(400, 100, 4, 1))
     encoding.reset_parameters()
     assert float(encoding.biases.detach().std()) == pytest.approx(400**-0.5, rel=0.05) and "biases" in encoding.no_weight_decay
+
+
+def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
+    base = {"model": {"d_model": 8, "n_layers": 3, "n_heads": 2}, "embedding": {"vocab_size": 9, "d_vocab": 4}, "train": {"steps": 1}}
+    apart = {"positional": {"use": "none"}, "layers": {"every 1": {"positional": {"use": "t5"}}}}
+    for tables, count in (({"positional": {"use": "t5"}}, 1), (apart, 3)):
+        built = assemble(Recipe.from_dict(base | tables), Registry(), device=torch.device("cpu"), dtype=torch.float32)
+        assert len([name for name, _ in built.loss.named_parameters() if name.endswith("positional.biases")]) == count
 
 
 def test_t5_refuses_distances_that_its_exact_buckets_cover() -> None:

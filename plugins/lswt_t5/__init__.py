@@ -16,6 +16,7 @@ from lswt_core.interfaces import Bias, DenseBias, Dims, PositionalEncoding, Unsu
 class RelativeBuckets(PositionalEncoding):
     """A learned bias for every head and bucket of distances, shared by all layers (Raffel et al. 2020, arXiv 1910.10683, section 2.1).
 
+    To give every layer biases of its own, name it in [layers."every 1".positional] and "none" in [positional].
     Half of the ``buckets`` hold one distance each; the others grow by a constant ratio up to ``max_distance``, from where on all distances
     share the last. Biases start as N(0, 1/M), as in the authors' code, and do not decay. Unlike T5's, scores are scaled by 1/sqrt(D).
     """
