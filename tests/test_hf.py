@@ -59,6 +59,10 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         }
     },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
+    **{
+        name: {"positional": {"use": name}}
+        for name in ("alibi", "t5", "xpos", "rope-partial", "p-rope", "rope-pi", "rope-ntk", "rope-yarn")
+    },
 }
 CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory")  # logits depend on how the text is cut into calls
 every_mix = pytest.mark.parametrize("mix", MIXES)
@@ -97,6 +101,7 @@ def logits(model: Any, *given: Any, **more: Any) -> Tensor:
 
 
 @every_mix
+@torch.no_grad()
 def test_it_is_the_decoder(mix: str) -> None:
     model = model_of(mix)
     states, _ = model.model.decoder(ids())
@@ -173,6 +178,21 @@ def test_a_model_can_be_loaded_with_another_memory_and_another_backend(tmp_path:
     model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
     with pytest.raises(ValueError, match="none of the model's memories has a length"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "none", memory_length=7)
+
+
+@pytest.mark.parametrize("use", ["rope-pi", "rope-ntk", "rope-yarn"])
+def test_a_trained_rotation_can_be_stretched_as_readme_says(use: str, tmp_path: Path) -> None:
+    model, found = model_of("reference-reversed", torch.float32), {}
+    model.save_pretrained(tmp_path)
+    for factor in (1.0, 4.0):
+        config = AutoConfig.from_pretrained(tmp_path, memory_length=256)
+        config.recipe["positional"] |= {"use": use, "factor": factor}
+        stretched = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
+        assert (stretched.model.decoder.positional.name, stretched.model.decoder.reach) == (use, 256)
+        found[factor] = logits(stretched, ids())
+    assert found[1.0].equal(logits(model, ids())) and distance(found[4.0], found[1.0]) > 1e-3
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert 'config.recipe["positional"] |= {"use": "rope-yarn", "factor":' in readme
 
 
 def test_the_table_can_be_resized() -> None:

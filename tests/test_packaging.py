@@ -16,9 +16,9 @@ import pytest
 import tomli
 from helpers import PLUGINS, ROOT
 
-ALIBI = Path(__file__).parent / "third_party" / "lswt-alibi"
+KERPLE = Path(__file__).parent / "third_party" / "lswt-kerple"
 SMALL = [  # quickstart, made to take seconds
-    "positional.use=alibi",
+    "positional.use=kerple",
     "model.d_model=16",
     "model.n_heads=2",
     "model.n_layers=1",
@@ -60,7 +60,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name, source, parts in (
         ("lswt-core", ROOT, ("lswt_core", "plugins", "pyproject.toml", "README.md", "LICENSE")),
-        ("lswt-alibi", ALIBI, ("lswt_alibi", "pyproject.toml", "README.md")),
+        ("lswt-kerple", KERPLE, ("lswt_kerple", "pyproject.toml", "README.md")),
     ):
         copy = directory / name
         copy.mkdir()
@@ -110,7 +110,7 @@ def test_a_strangers_component_is_found_and_trains(python: Path, tmp_path: Path)
     listed = json.loads(call(python, "-m", "lswt_core", "plugins", "list", "--json", where=tmp_path))
     assert not listed["broken"]
     offers = {(offer["kind"], offer["name"]): offer for offer in listed["components"]}
-    assert offers["positional", "alibi"]["distribution"] == "lswt-alibi"
+    assert offers["positional", "kerple"]["distribution"] == "lswt-kerple"
     assert all(Path(offer["source"]).is_relative_to(python.parents[1]) for offer in offers.values())  # not the checkout's
 
     call(python, "-m", "lswt_core.run", ROOT / "recipes" / "quickstart.toml", "--out", tmp_path / "run", *SMALL, where=tmp_path)
@@ -118,4 +118,4 @@ def test_a_strangers_component_is_found_and_trains(python: Path, tmp_path: Path)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 3 and losses[2] < losses[0]
     resolved = tomli.loads((tmp_path / "run" / "recipe.toml").read_text())
-    assert resolved["positional"]["use"] == "alibi" and "base" not in resolved["positional"]
+    assert resolved["positional"]["use"] == "kerple" and "base" not in resolved["positional"]

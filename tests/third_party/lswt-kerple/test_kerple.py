@@ -1,11 +1,13 @@
-"""ALiBi's slopes, penalties and what they mean in a model."""
+"""KERPLE's penalties and what they mean in a model."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from lswt_alibi import Alibi, slopes
 from lswt_eager import Eager
+from lswt_kerple import Kerple
 from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_sdpa import Sdpa
@@ -16,24 +18,25 @@ from lswt_core.head import Vocabulary
 from lswt_core.interfaces import AttentionBackend, Dims
 from lswt_core.model import Attention, Block, Decoder, initialise
 
-EIGHT = [2.0**-i for i in range(1, 9)]
+
+def encoding(r1: list[float], r2: list[float]) -> Kerple:
+    """KERPLE with these numbers, one a head."""
+    made = Kerple(Dims(4 * len(r1), len(r1), 8, 1)).double()
+    made.load_state_dict({"r1": torch.tensor(r1), "r2": torch.tensor(r2)})
+    return made
 
 
-@pytest.mark.parametrize(
-    "n_heads, wanted",
-    [(1, [2.0**-8]), (8, EIGHT), (12, [*EIGHT, 0.70710678, 0.35355339, 0.1767767, 0.08838835])],
-)
-def test_slopes_are_the_papers(n_heads: int, wanted: list[float]) -> None:
-    assert slopes(n_heads) == pytest.approx(wanted)
+def test_the_penalty_is_the_papers() -> None:
+    bias = encoding([2.0, 0.5], [0.25, 3.0]).bias(torch.zeros(1, 2, 2, 4), torch.tensor([0, 1]), torch.tensor([-3, 0]))
+    dense = bias.dense().tolist()  # [H, T, N]
+    for head, (r1, r2) in enumerate([(2.0, 0.25), (0.5, 3.0)]):
+        for query, key, distance in [(0, 0, 3), (0, 1, 0), (1, 0, 4), (1, 1, 1)]:
+            assert dense[head][query][key] == pytest.approx(-r1 * math.log(1 + r2 * distance))
 
 
-def test_24_heads_take_every_other_of_32() -> None:
-    assert slopes(24) == pytest.approx([*slopes(16), *slopes(32)[:16:2]])
-
-
-def test_the_penalty_is_the_distance_times_the_slope() -> None:
-    bias = Alibi(Dims(8, 2, 8, 1)).bias(torch.zeros(1, 2, 2, 4), torch.tensor([0, 1]), torch.tensor([-3, 0]))
-    assert bias.dense()[0].flatten().tolist() == [-3 / 16, 0, -4 / 16, -1 / 16]
+def test_what_was_learned_stays_a_penalty() -> None:
+    bias = encoding([-1.0], [-1.0]).bias(torch.zeros(1, 1, 1, 4), torch.tensor([0]), torch.tensor([-100]))
+    assert bias.dense().item() == pytest.approx(-0.01 * math.log(2))
 
 
 def model(backend: type[AttentionBackend]) -> Decoder:
@@ -41,7 +44,7 @@ def model(backend: type[AttentionBackend]) -> Decoder:
     dims = Dims(16, 4, 24, 1)
     attention = Attention(dims, {"xl": XlCache(dims, length=32), "registers": Registers(dims, count=2)}, backend(dims))
     block = Block(LayerNorm(dims), attention, LayerNorm(dims), SwiGlu(dims))
-    decoder = Decoder(Vocabulary(20, 8, 16), Alibi(dims), LayerNorm(dims), [block], LayerNorm(dims))
+    decoder = Decoder(Vocabulary(20, 8, 16), Kerple(dims), LayerNorm(dims), [block], LayerNorm(dims))
     initialise(decoder, seed=0, std=0.4)
     return decoder.double()
 

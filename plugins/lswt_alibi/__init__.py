@@ -10,7 +10,7 @@ from lswt_core.interfaces import Bias, Dims, PositionalEncoding, SlopeBias
 
 
 class Alibi(PositionalEncoding):
-    """A penalty on scores that grows with distance, at another pace in every head (Press et al. 2022, arXiv 2108.12409)."""
+    """ALiBi: scores less the distance times a slope of the head's own, not learned (Press et al. 2022, arXiv 2108.12409)."""
 
     name = "alibi"
     stationary = True
@@ -25,13 +25,14 @@ class Alibi(PositionalEncoding):
 
     def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
         """A slope for every head."""
-        return SlopeBias(torch.tensor(slopes(self.n_heads), device=q.device), q_at, k_at)
+        return SlopeBias(alibi_slopes(self.n_heads, q.device).to(torch.promote_types(q.dtype, torch.float32)), q_at, k_at)
 
 
-def slopes(n_heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... for n heads, a power of two; for more heads than that, every other one of the next power's."""
+def alibi_slopes(n_heads: int, device: torch.device) -> Tensor:
+    """2^(-8/n), 2^(-16/n), ... for n heads, a power of two; heads beyond one take every other slope of the next power's, [H] float64."""
     power = 1 << (n_heads.bit_length() - 1)
-    return [2.0 ** (-8 * (i + 1) / power) for i in range(power)] + [2.0 ** (-4 * (2 * i + 1) / power) for i in range(n_heads - power)]
+    head = torch.arange(1, n_heads + 1, dtype=torch.float64, device=device)
+    return torch.exp2(torch.where(head <= power, -8 / power * head, -4 / power * (2 * (head - power) - 1)))
 
 
 @hookimpl
