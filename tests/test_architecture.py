@@ -17,11 +17,11 @@ FLOORS = (
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "signals", "gguf_file", "hub"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
-    {"assemble", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
+    {"assemble", "capabilities", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened"},
     {"session", "cli", "hf"},
-    {"run", "generate", "share", "plan"},
+    {"run", "generate", "share", "plan", "explain", "plugins_command"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
