@@ -11,7 +11,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lswt_core.interfaces import IGNORE, Batch, Horizon, Need, Output, RunInfo, 
 from lswt_core.kinds import KINDS
 from lswt_core.registry import Registry
 from lswt_core.run import main as run
+from lswt_core.swap import override_of
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 MOST = 20  # lines of code of a component
@@ -91,6 +92,8 @@ def test_what_is_written_is_all_a_package_needs(kind: str, tmp_path: Path) -> No
     assert f"pip install -e {folder}\n" in printed and f"--plugin {folder}/lswt_my_own.py" in printed
     assert 'checks("lswt_my_own")' in (folder / "test_lswt_my_own.py").read_text()
     assert ("ablate" in readme) == ("ablate" in printed) == (kind not in ("data", "tokenizer", "tracker"))
+    uses, swaps = re.findall(r"quickstart.toml (\S+) --out", readme), re.findall(r"--swap (\S+)", readme)
+    assert [override_of(swap) for swap in swaps] == uses[: len(swaps)] and len(uses) == 1
 
 
 @every_kind
@@ -142,8 +145,15 @@ def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 
+@pytest.fixture
+def tidied() -> Iterator[None]:
+    """A run within this process, which others go on in: it flushes denormal numbers to zero, which hypothesis does not expect."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @every_kind
-def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tidied: None) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus.txt").write_text("It is a truth universally acknowledged, that a single man needs a wife.\n" * 60)
