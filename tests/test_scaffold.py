@@ -11,7 +11,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -145,15 +145,8 @@ def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 
-@pytest.fixture
-def tidied() -> Iterator[None]:
-    """A run within this process, which others go on in: it flushes denormal numbers to zero, which hypothesis does not expect."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 @every_kind
-def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tidied: None) -> None:
+def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus.txt").write_text("It is a truth universally acknowledged, that a single man needs a wife.\n" * 60)
