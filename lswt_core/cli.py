@@ -8,9 +8,19 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from lswt_core.errors import LswtError
 from lswt_core.registry import Registry
+
+
+class Entry(NamedTuple):
+    """A command: what it is called, what it takes, what it does."""
+
+    name: str
+    arguments_of: Callable[[argparse.ArgumentParser], None]
+    function: Callable[[argparse.Namespace], int]
+    summary: str
 
 
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,12 +17,12 @@ FLOORS = (
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub"},
     {"registry", "model"},
     {"recipe", "loss", "blueprint"},
-    {"assemble", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
+    {"assemble", "capabilities", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened"},
     {"session", "cli", "hf"},
     {"ablation"},
-    {"run", "generate", "share", "plan", "ablate"},
+    {"run", "generate", "share", "plan", "explain", "ablate", "plugins_command"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -83,7 +82,7 @@ def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     install = (sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index")
     call(*install, *wheels.values(), where=directory)
     site = call(interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", where=directory).strip()
-    here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    here = [path for path in sys.path if path.endswith("site-packages")]  # more than one, if this environment sees another's packages
     (Path(site) / "dependencies.pth").write_text("\n".join(here) + "\n")  # only now: pip must not take them for its own
     return interpreter
 
@@ -119,3 +118,22 @@ def test_a_strangers_component_is_found_and_trains(python: Path, tmp_path: Path)
     assert len(losses) == 3 and losses[2] < losses[0]
     resolved = tomli.loads((tmp_path / "run" / "recipe.toml").read_text())
     assert resolved["positional"]["use"] == "kerple" and "base" not in resolved["positional"]
+
+
+@pytest.mark.slowest
+@pytest.mark.timeout(600)
+def test_a_new_package_is_installed_by_pip_and_trains(python: Path, tmp_path: Path) -> None:
+    call(python, "-m", "lswt_core", "plugins", "new", "fading", "--kind", "positional", where=tmp_path)
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--no-build-isolation")
+    call(*install, "-e", "lswt-fading", where=tmp_path)
+    found = json.loads(call(python, "-m", "lswt_core", "plugins", "describe", "positional/fading", "--json", where=tmp_path))
+    assert (found["distribution"], found["version"], found["imports"]) == ("lswt-fading", "0.1.0", True)
+    assert Path(found["source"]) == tmp_path / "lswt-fading" / "lswt_fading.py"
+    words = ["positional.use=fading", *SMALL[1:], "--out", tmp_path / "run"]
+    call(python, "-m", "lswt_core.run", ROOT / "recipes" / "quickstart.toml", *words, where=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "loss" in line]) == 3
+    again = subprocess.run(
+        [str(python), "-m", "lswt_core", "plugins", "new", "fading", "--kind", "positional"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert again.returncode == 2 and 'the positional "fading" exists already, in lswt-fading 0.1.0' in again.stderr

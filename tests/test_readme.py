@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lswt_core.kinds import KINDS
 from lswt_core.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_plugin_example_trains(tmp_path: Path) -> None:
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "hookimpl" in code]
-    tmp_path.joinpath("squared.py").write_text(example)
+def test_the_plugin_example_is_what_is_written_and_trains(tmp_path: Path) -> None:
+    chapter = README.partition("## Write a plugin in five minutes")[2].partition("\n## ")[0]
+    (block,), (example,) = (re.findall(rf"```{language}\n(.*?)```", chapter, re.DOTALL) for language in ("bash", "python"))
+    commands = [line.partition("  #")[0].strip() for line in block.splitlines()]
+    made = called(tmp_path, *shlex.split(commands[0])[1:])
+    assert [line.strip() for line in made.splitlines() if line.startswith("  ")][: len(commands) - 1] == commands[1:]
+    (single,) = re.findall(r"`--plugin (\S+)`", chapter)
+    assert example in tmp_path.joinpath(single).read_text() and f"--plugin {single}" in made
+    assert ", ".join(KINDS) in " ".join(chapter.split())
+
     tmp_path.joinpath("text.txt").write_text("It is a truth universally acknowledged. " * 200)
-    nano = [
-        "model.d_model=32",
-        "model.n_heads=2",
-        "model.n_layers=1",
-        "train.rows=2",
-        "train.steps=2",
-        "schedule.warmup_steps=1",
-        "sample.tokens=2",
-    ]
-    text = ["data.use=text", "data.paths=['text.txt']", "tokenizer.use=bytes", "train.context=16", "evaluate.tokens=64", "evaluate.rows=2"]
-    swap = ["--plugin", "squared.py", "ffn.use=squared-relu", "ffn.scale=0.5", "--out", "run"]
-    assert " ".join(swap[:-2]) in README
-    words = [sys.executable, "-m", "lswt_core.run", str(ROOT / "recipes" / "quickstart.toml"), *swap, *nano, *text]
-    environment = os.environ | {"LSWT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    nano = ["model.d_model=32", "model.n_heads=2", "model.n_layers=1", "train.rows=2", "train.steps=2", "train.context=16"]
+    nano += ["schedule.warmup_steps=1", "sample.tokens=2", "evaluate.tokens=64", "evaluate.rows=2"]
+    text = ["data.use=text", "data.paths=['text.txt']", "tokenizer.use=bytes"]
+    (option,) = re.findall(r"`(positional\.\w+=\S+)`", chapter)
+    words = [word.replace("recipes/", f"{ROOT}/recipes/") for word in shlex.split(commands[3])[1:]]
+    printed = called(tmp_path, *words, "--plugin", single, option, *nano, *text)
+    assert "positional=fading" in printed
+
+
+def called(where: Path, *words: str) -> str:
+    """What Python prints when it is started with these words in a directory."""
+    environment = os.environ | {"LSWT_CACHE_DIR": str(where / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=where, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ffn.squared-relu" in done.stdout and "ffn=squared-relu" in done.stdout
+    return done.stdout
 
 
 def test_every_file_it_names_exists() -> None:

@@ -128,8 +128,9 @@ def test_planning_and_listing_import_nothing_slow() -> None:
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     for words, allowed in (
-        (["plugins", "list"], []),
-        (["plugins", "describe", "positional/rope"], []),
+        (["plugins", "list"], ["torch"]),  # each is imported, to say whether it can be
+        (["plugins", "describe", "positional/rope"], ["torch"]),
+        (["plugins", "new", "swiglu", "--kind", "ffn"], []),  # refused: it exists
         (["resolve", str(RECIPES / "tiny.toml")], []),
         (["plan", str(RECIPES / "quickstart.toml")], ["torch"]),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 import warnings
+from dataclasses import asdict
 from typing import Any, Literal
 
 import annotated_types
@@ -46,6 +47,18 @@ def words(annotation: Any) -> str:
     if origin is list:
         return f"a list, each item {words(arguments[0])}"
     return NOUNS.get(origin or annotation, str(annotation))
+
+
+def plain(annotation: Any) -> Any:
+    """The type without its bounds."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def bounds(annotation: Any) -> dict[str, Any]:
+    """The bounds of an annotation by the names annotated_types gives them, e.g. {"ge": 1}."""
+    limits = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is typing.Annotated else ()
+    single: list[Any] = [part for limit in limits for part in (limit if isinstance(limit, annotated_types.GroupedMetadata) else (limit,))]
+    return {name: value for part in single if bound(part) for name, value in asdict(part).items()}
 
 
 def bound(limit: Any) -> str:

@@ -1,0 +1,173 @@
+"""``plugins list`` and ``plugins describe``: what they say of components, installed or not, importable or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lswt_core.__main__ import main
+from lswt_core.kinds import KINDS
+from lswt_core.registry import Registry
+
+FILE = """
+print("a plugin that talks")
+from typing import Annotated
+from annotated_types import Ge, Interval
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Optimizer, PositionalEncoding
+{extra}
+class Waves(PositionalEncoding):
+    '''Up and down.
+
+    And again.'''
+    name = "waves"
+    citation = "@misc{{waves, title={{Waves}}}}"
+    biased = True
+    def __init__(
+        self, dims, *, height: Annotated[float, Interval(gt=0, le=2)], times: Annotated[int, Ge(1)] = 3, calm: bool = False
+    ) -> None:
+        super().__init__(dims)
+    def embed(self, x, at):
+        return x
+    @property
+    def by_length(self):
+        return False
+
+@hookimpl
+def lswt_components():
+    return [Waves]
+"""
+
+
+@pytest.fixture(params=["read", "imported"])
+def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A single-file plugin, offering a literal list that can be read from its text, or one that cannot."""
+    path = tmp_path / "waves.py"
+    text = FILE.format(extra="")
+    path.write_text(text if request.param == "read" else text.replace("[Waves]", "list((Waves,))"))
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """One that reads well and cannot be imported."""
+    path = tmp_path / "broken.py"
+    path.write_text(FILE.replace('"waves"', '"sunken"').format(extra="import a_module_that_is_missing"))
+    return path
+
+
+def asked(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a command prints on standard output."""
+    assert main(["plugins", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
+    plugin: Path, broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--plugin", plugin, "--plugin", broken]
+    found = json.loads(asked(capsys, "list", *files, "--json"))
+    listed = {(one["kind"], one["name"]): one for one in found["components"]}
+    assert listed.keys() >= {(offer.kind, offer.name) for offer in Registry().offers()}
+    assert {kind for kind, _ in listed} == {*KINDS}
+    ours, rope = listed["positional", "waves"], listed["positional", "rope"]
+    assert (ours["distribution"], ours["source"], ours["imports"], ours["cause"]) == ("file", str(plugin), True, None)
+    assert (
+        (rope["distribution"], rope["imports"]) == ("lswt-core", True)
+        and rope["version"]
+        and rope["source"].endswith("lswt_rope/rotary.py")
+    )
+    sunken = listed["positional", "sunken"]
+    assert sunken["imports"] is False and "broken.py" in sunken["cause"] and "a_module_that_is_missing" in sunken["cause"]
+
+    lines = asked(capsys, "list", *files).splitlines()
+    columns = [lines[0].index(title) for title in ("name", "distribution", "imports", "source", "what it is")]
+    rows = {
+        tuple(line[: columns[1]].split()): [line[a:b].strip() for a, b in zip(columns[1:], [*columns[2:], None], strict=True)]
+        for line in lines
+    }
+    assert rows["positional", "waves"] == [f"file {ours['version']}", "yes", str(plugin), "Up and down."]
+    assert rows["positional", "sunken"][1] == "no" and "a_module_that_is_missing" in rows["positional", "sunken"][3]
+    assert len(lines) == 1 + len(found["components"]) + len(found["broken"])
+
+
+def test_a_plugin_that_cannot_even_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "torn.py"
+    path.write_text("def broken(:")
+    (torn,) = json.loads(asked(capsys, "list", "--plugin", path, "--json"))["broken"]
+    assert (torn["entry"], torn["distribution"]) == ("torn", "file") and "SyntaxError" in torn["cause"]
+    assert any(line.split()[:3] == ["broken", "torn", "file"] for line in asked(capsys, "list", "--plugin", path).splitlines())
+
+
+def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(asked(capsys, "describe", "positional/waves", "--plugin", plugin, "--json"))
+    assert (found["doc"], found["citation"], found["imports"]) == ("Up and down.\n\nAnd again.", "@misc{waves, title={Waves}}", True)
+    assert found["options"] == {
+        "height": {
+            "type": "float",
+            "bounds": {"gt": 0, "le": 2},
+            "means": "a number, greater than 0, at most 2",
+            "default": None,
+            "required": True,
+        },
+        "times": {"type": "int", "bounds": {"ge": 1}, "means": "a whole number, at least 1", "default": 3, "required": False},
+        "calm": {"type": "bool", "bounds": {}, "means": "true or false", "default": False, "required": False},
+    }
+    assert found["capabilities"] == {
+        "stationary": {"value": False, "of": "class"},
+        "biased": {"value": True, "of": "class"},
+        "by_length": {"value": None, "of": "instance"},
+        "overrides": {"value": ["embed"], "of": "class"},
+    }
+    text = asked(capsys, "describe", "positional/waves", "--plugin", plugin)
+    for line in (
+        "  height: a number, greater than 0, at most 2 (required)",
+        "  calm: true or false (default false)",
+        "  biased: true",
+        "  overrides: embed",
+        '  in a recipe: [positional] use = "waves"',
+        "And again.",
+        "@misc{waves, title={Waves}}",
+    ):
+        assert line in text.splitlines(), text
+
+
+@pytest.mark.parametrize(
+    ("component", "wanted"),
+    [
+        ("memory/xl-cache", {"length": {"value": 0, "of": "instance"}}),
+        ("loss/simctg", {"needs": {"value": ["states"], "of": "class"}}),
+        ("optimizer/sophia-h", {"takes_hessian_vectors": {"value": True, "of": "class"}}),
+        ("data/text", {"streaming": {"value": False, "of": "instance"}}),
+        ("tokenizer/bytes", {"overrides": {"value": ["save"], "of": "class"}}),
+    ],
+)
+def test_capabilities_are_those_the_interface_declares(component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(asked(capsys, "describe", component, "--json"))
+    assert found["capabilities"] | wanted == found["capabilities"]
+    assert found["many"] is KINDS[component.partition("/")[0]].many
+
+
+def test_what_cannot_be_imported_is_described_all_the_same(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["describe", "positional/sunken", "--plugin", broken]
+    found = json.loads(asked(capsys, *words, "--json"))
+    assert found["imports"] is False and found["capabilities"] is None and found["options"]["times"]["default"] == 3
+    text = asked(capsys, *words)
+    assert "imports: no: " in text and "a_module_that_is_missing" in text and "capabilities" not in text
+
+
+@pytest.mark.parametrize(
+    ("component", "code", "fragments"),
+    [
+        ("rope", 2, ["KIND/NAME", "positional/rope"]),
+        ("positionl/rope", 2, ['"positionl"', 'did you mean "positional"?']),
+        ("positional/rpe", 3, ['did you mean "rope"?']),
+    ],
+)
+def test_what_is_not_there_is_told(component: str, code: int, fragments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "describe", component]) == code
+    told = capsys.readouterr().err
+    assert all(fragment in told for fragment in fragments), told
