@@ -21,6 +21,7 @@ from lswt_core.interfaces import (
     Component,
     Dims,
     Horizon,
+    Memory,
     Need,
     Optimizer,
     PositionalEncoding,
@@ -97,14 +98,14 @@ def dimensions(recipe: Recipe) -> Dims:
 
 def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> Backends:
     """The attention backends for a device and precision, and why it is those."""
-    dims = dimensions(recipe)
+    dims, memories = dimensions(recipe), memories_of(recipe, registry)
     need = Need(
         device=device.type,
         dtype=dtype,
         d_head=dims.d_head,
         biased=any(encoding.biased for encoding in encodings(recipe, registry)),
-        bounded=recipe.train.documents == "reset",
-        sinks=bool(recipe.every("memory")),
+        bounded=recipe.train.documents == "reset" or any(memory.window for memory in memories),
+        sinks=sum(not memory.length for memory in memories),  # what keeps no tokens offers sinks
     )
     differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
     needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
@@ -129,6 +130,12 @@ def encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:
                 "them; name it in [positional]"
             )
     return made
+
+
+def memories_of(recipe: Recipe, registry: Registry) -> list[Memory]:
+    """The memories of the recipe, of whatever layers, without memory of their own."""
+    with torch.device("meta"):
+        return [create(registry, chosen, dimensions(recipe)) for chosen in recipe.every("memory")]
 
 
 def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequence[Need]) -> tuple[Chosen, list[str]]:

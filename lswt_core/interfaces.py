@@ -59,6 +59,7 @@ class Segment(NamedTuple):
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
     at: Tensor | None  # [N]; None = a sink: outside of position, visible to every query, never rotated, biased or cached
+    q: Tensor | None = None  # broadcasts to [B, T, H, D]; a sink's alone: what meets its keys in place of the layer's queries
 
 
 class Bias(ABC):
@@ -101,7 +102,7 @@ class Part(NamedTuple):
     causal: bool  # True: the square of the new segment, key j visible to query i iff j <= i; False: every key visible
     bias: Bias | None = None
     at: Tensor | None = None  # [N] coordinates of the keys; None for sinks
-    starts: Tensor | None = None  # [B, T] where each query's document starts; keys before it are hidden. None: none are
+    starts: Tensor | None = None  # [B or 1, T] where what each query sees (its document, a window) starts. None: everything is seen
 
     def visible(self) -> Tensor | None:
         """Which keys each query sees: bool, broadcasts to [B, 1, T, N]; None where every query sees every key."""
@@ -123,8 +124,8 @@ class Need(NamedTuple):
     dtype: torch.dtype  # of queries, keys and values in a step
     d_head: int
     biased: bool = False  # the positional encoding adds to the scores
-    bounded: bool = False  # documents hide earlier keys (Part.starts)
-    sinks: bool = False  # some parts come with queries of their own
+    bounded: bool = False  # documents or windows hide earlier keys (Part.starts)
+    sinks: int = 0  # how many encodings of the queries sinks may bring besides the one that tokens meet
     twice: bool = False  # second derivatives are taken (Hutchinson's estimate)
 
 
@@ -223,12 +224,13 @@ class PositionalEncoding(Component, nn.Module):
 
 
 class Memory(Component, nn.Module, ABC):
-    """Middleware around one layer's key/value projection: what the layer attends to besides the new tokens, and what it keeps.
-
-    Built as ``cls(dims, **options)``, one a layer; several stack. State is returned, never kept on the module.
+    """Middleware around one layer's key/value projection: what the layer attends to besides the new tokens, and what it keeps. Built
+    as ``cls(dims, **options)``, one a layer; several stack, one of them with a length. State is returned, never kept on the module.
     """
 
     length: int = 0  # how many tokens back a state reaches; so many are replayed to rebuild it
+    window: int | None = None  # how many tokens back any query of the layer sees, itself included; None: all that are offered
+    blocks_from: int | None = None  # once so many tokens were read, what is kept depends on where in the text they stood; None: never
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -238,7 +240,7 @@ class Memory(Component, nn.Module, ABC):
         """Segments to attend to, and the next state.
 
         x [B, T, M] are the normed inputs of the layer, at [T] their coordinates, state what was returned last time (None when
-        cold). The last segment must be the new tokens' own, T long; all earlier ones are visible to every query.
+        cold). The last segment must be the new tokens' own, T long; all earlier ones are visible to every query (but see window).
         """
 
 
@@ -305,9 +307,7 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
         """The loss as total and count; total / count is its mean over this batch."""
 
     def count(self, batch: Batch) -> Tensor:
-        """What ``forward`` will count, told from the batch alone. It lets a batch that is cut into micro-batches or spread
-        over ranks be averaged exactly; by default the number of predicted labels.
-        """
+        """What ``forward`` will count, told from the batch alone, so that any split is averaged exactly; by default predicted labels."""
         return (batch.labels != IGNORE).sum()
 
 

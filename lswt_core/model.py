@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lswt_core.errors import Incompatible
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import (
     AttentionBackend,
@@ -44,7 +45,9 @@ class Attention(nn.Module):
         self.n_heads = dims.n_heads
         self.query, self.key, self.value, self.output = (nn.Linear(dims.d_model, dims.d_model, bias=dims.bias) for _ in range(4))
         self.query_norm, self.key_norm = query_norm or nn.Identity(), key_norm or nn.Identity()
+        require_one_keeper(memories)
         self.memory = nn.ModuleDict(memories)
+        self.window = min((memory.window for memory in memories.values() if memory.window), default=None)
         self.backend = backend
 
     def forward(
@@ -52,7 +55,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, dict[str, State]]:
         """Normed inputs x [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
         segments, following = self.remember(x, at, state)
-        parts = encode(self.query_norm(self.heads(self.query(x))), segments, at, starts, positional)
+        parts = encode(self.query_norm(self.heads(self.query(x))), segments, at, self.within(at, starts), positional)
         return self.output(self.backend(parts).flatten(2)), following
 
     def remember(self, x: Tensor, at: Tensor, state: Mapping[str, State]) -> tuple[list[Segment], dict[str, State]]:
@@ -75,9 +78,26 @@ class Attention(nn.Module):
         """Keys and values of x [B, N, M]."""
         return [Segment(self.key_norm(self.heads(self.key(x))), self.heads(self.value(x)), at)]
 
+    def within(self, at: Tensor, starts: Tensor | None) -> Tensor | None:
+        """Where what each query sees starts: its document, starts [B, T], or the layer's window, whichever is later."""
+        if self.window is None:
+            return starts
+        first = (at - self.window + 1)[None]  # [1, T]
+        return first if starts is None else starts.maximum(first)
+
     def heads(self, x: Tensor) -> Tensor:
         """[B, N, M] -> [B, N, H, D]."""
         return x.unflatten(-1, (self.n_heads, -1))
+
+
+def require_one_keeper(memories: Mapping[str, Memory]) -> None:
+    """Raise Incompatible if several memories of a layer keep tokens."""
+    keeping = [f"memory.{name} ({memory.name})" for name, memory in memories.items() if memory.length]
+    if len(keeping) > 1:
+        raise Incompatible(
+            f"{' and '.join(keeping)} keep earlier tokens in the same layer, each of which would be attended to more than once; "
+            f"leave one, the others being removed by e.g. {keeping[0].split(' ')[0]} = false"
+        )
 
 
 def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None, positional: PositionalEncoding) -> list[Part]:
@@ -87,14 +107,21 @@ def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None
     sinks = [segment for segment in segments if segment.at is None]
     placed = [(segment.k, segment.v, segment.at) for segment in segments if segment.at is not None]
     sizes = [k.shape[1] for k, _, _ in placed]
-    oldest = at.new_tensor(-sum(sizes[:-1]))
-    oldest = oldest if starts is None else starts.clamp_min(oldest)  # [] or [B, T]
-    parts = [Part(*positional.encode_sink(q, sink.k, at, oldest), sink.v, causal=False) for sink in sinks]
-    q, keys = positional.encode(q, torch.cat([k for k, _, _ in placed], dim=1), at, torch.cat([k_at for _, _, k_at in placed]))
+    places = torch.cat([k_at for _, _, k_at in placed])
+    oldest = places.amin() if starts is None else starts.clamp_min(places.amin())  # [], [1, T] or [B, T]
+    parts = [encode_sink(q, sink, at, oldest, positional) for sink in sinks]
+    q, keys = positional.encode(q, torch.cat([k for k, _, _ in placed], dim=1), at, places)
     for i, ((_, v, k_at), k) in enumerate(zip(placed, keys.split(sizes, dim=1), strict=True)):
         bias = positional.bias(q, at, k_at)
         parts.append(Part(q, k, v, causal=i == len(placed) - 1, bias=bias, at=k_at, starts=starts))
     return parts
+
+
+def encode_sink(q: Tensor, sink: Segment, at: Tensor, oldest: Tensor, positional: PositionalEncoding) -> Part:
+    """A sink's part: met by the queries [B, T, H, D] as the positional encoding has it, or by its own."""
+    if sink.q is not None:
+        return Part(sink.q.expand(q.shape).contiguous(), sink.k, sink.v, causal=False)
+    return Part(*positional.encode_sink(q, sink.k, at, oldest), sink.v, causal=False)
 
 
 class Block(nn.Module):

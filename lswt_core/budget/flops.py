@@ -72,13 +72,22 @@ class Pairs:
         self.forward = 0
         self.backward = 0
 
-    def add(self, part: Part) -> None:
-        """Count a part; q [B, T, H, D], k [B, N, H, D]."""
-        rows, new, heads, width = part.q.shape
-        pairs = new * (new + 1) // 2 if part.causal else new * part.k.shape[1]
-        unit = 2 * rows * heads * width * pairs
+    def add(self, part: Part, window: int | None) -> None:
+        """Count a part of a layer with a window; q [B, T, H, D], k [B, N, H, D]."""
+        rows, _, heads, width = part.q.shape
+        unit = 2 * rows * heads * width * visible_pairs(part, window)
         self.forward += 2 * unit
         self.backward += (4 if part.v.requires_grad else 2) * unit  # keys are rotated together: theirs do not tell
+
+
+def visible_pairs(part: Part, window: int | None) -> int:
+    """Pairs of a query and a key that it sees; documents are not told on the meta device, and count as seen."""
+    new, keys = part.q.shape[1], part.k.shape[1]
+    if window is None or part.at is None:
+        return new * (new + 1) // 2 if part.causal else new * keys
+    if part.causal:
+        return sum(min(query + 1, window) for query in range(new))
+    return sum(min(max(window - 1 - query, 0), keys) for query in range(new))  # the keys right before the segment
 
 
 @contextmanager
@@ -88,7 +97,7 @@ def counted_attention(loss: Loss) -> Iterator[Pairs]:
     layers = [module for module in loss.decoder.modules() if isinstance(module, Attention)]
     backends = [layer.backend for layer in layers]
     for layer in layers:
-        layer.backend = Counting(pairs)  # type: ignore[assignment]
+        layer.backend = Counting(pairs, layer.window)  # type: ignore[assignment]
     try:
         yield pairs
     finally:
@@ -99,14 +108,14 @@ def counted_attention(loss: Loss) -> Iterator[Pairs]:
 class Counting(nn.Module):
     """A backend that counts, and makes something of the right shape that depends on every input, without a matrix product."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, window: int | None) -> None:
         super().__init__()
-        self.pairs = pairs
+        self.pairs, self.window = pairs, window
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """-> [B, T, H, D]."""
         found = torch.zeros_like(parts[-1].q)
         for part in parts:
-            self.pairs.add(part)
+            self.pairs.add(part, self.window)
             found = found + part.q + (part.k + part.v).mean(1, keepdim=True)
         return found

@@ -15,7 +15,7 @@ from lswt_core.hf.cache import LswtCache
 from lswt_core.hf.components import blueprint
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.padding import Packing
-from lswt_core.interfaces import PositionalEncoding
+from lswt_core.interfaces import Memory, PositionalEncoding
 
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name changed in 5.24
 
@@ -132,6 +132,13 @@ class LswtModel(LswtPreTrainedModel):
                 f"past_key_values must be an LswtCache, as this model returns, not a {type(given).__name__}: "
                 "what is remembered is the business of the model's own memories"
             )
+        for module in self.decoder.modules() if given.padded else ():
+            if isinstance(module, Memory) and module.blocks_from and given.length >= module.blocks_from:
+                raise ValueError(
+                    f"with memory {module.name!r} a padded batch of more than {module.blocks_from - 1} tokens cannot go on as its rows "
+                    "would alone: it keeps blocks of tokens, counted from where the text begins, for all rows alike; pass rows of one "
+                    "length together"
+                )
         return given
 
     def valid(self, attention_mask: Tensor | None, embedded: Tensor, memory: LswtCache | None) -> Tensor | None:

@@ -39,14 +39,14 @@ class Flash(AttentionBackend):
 
     def require(self, need: Need) -> None:
         """The package needs an NVIDIA GPU and half precision, and offers no masks, biases or second derivatives."""
-        width = need.d_head * (2 if need.sinks else 1)
+        width = need.d_head * (1 + need.sinks)
         reasons = {
             f"it runs on CUDA devices, not on {need.device}": need.device != "cuda",
             f"it computes in float16 and bfloat16, not in {need.dtype}; set train.precision = 'bfloat16'": need.dtype
             not in (torch.float16, torch.bfloat16),
             f"its head width ends at 256, but {width} is needed": width > 256,
             "it has no bias that would leave sinks and remembered keys alone": need.biased,
-            "it cannot hide earlier documents; set train.documents = 'carry'": need.bounded,
+            "it cannot hide keys beyond a document or a window; set train.documents = 'carry', and no memory with a window": need.bounded,
             "it has no second derivative": need.twice,
         }
         for reason, applies in reasons.items():

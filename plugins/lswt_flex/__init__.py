@@ -65,9 +65,10 @@ def visibility(parts: Sequence[Part]) -> Any:
 
     def visible(row: Index, head: Index, query: Index, key: Index) -> Tensor:
         seen = key - first <= query
-        return seen if starts is None else seen & (at[key] >= starts[row, query])
+        return seen if starts is None else seen & (at[key] >= starts[row if parted else 0, query])
 
-    rows = None if starts is None else q.shape[0]
+    parted = starts is not None and starts.shape[0] > 1
+    rows = q.shape[0] if parted else None
     return create_block_mask(visible, rows, None, q.shape[1], keys, device=str(q.device))
 
 

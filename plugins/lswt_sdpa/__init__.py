@@ -23,7 +23,7 @@ class Sdpa(AttentionBackend):
 
     ``method`` "split" runs every part with its own unmasked or square causal kernel and merges them by log-sum-exp: no mask,
     no copy of the remembered keys. It exists on CPU. "joint" puts the parts side by side under one mask and works everywhere.
-    "auto" splits on CPU where no part has a bias or hides documents, else joins.
+    "auto" splits on CPU where no part has a bias or hides keys, else joins.
     """
 
     name = "sdpa"
@@ -41,7 +41,7 @@ class Sdpa(AttentionBackend):
         if need.twice:
             raise Unsupported("torch's fused attention kernels have no second derivative; use attention 'eager'")
         if self.method == "split" and (need.device != "cpu" or need.biased or need.bounded):
-            raise Unsupported("method = 'split' runs on CPU, without position biases and with documents = 'carry'; use 'auto'")
+            raise Unsupported("method = 'split' runs on CPU, without position biases, windows and parted documents; use 'auto'")
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
