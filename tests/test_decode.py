@@ -11,9 +11,11 @@ import pytest
 import torch
 from helpers import VOCAB, distance, tiny, tokens
 from lswt_bytes import Bytes
+from lswt_compressed import Compressed
 from lswt_registers import Registers
 from lswt_rope import Rope
-from lswt_xl_cache import XlCache
+from lswt_sinks import SinkLogit, SoftmaxOffByOne
+from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -36,6 +38,18 @@ def xl(dims: Any) -> XlCache:
     return XlCache(dims, length=64)
 
 
+def window(dims: Any) -> SlidingWindow:
+    return SlidingWindow(dims, length=5)
+
+
+def hidden(dims: Any) -> XlHidden:
+    return XlHidden(dims, length=64)
+
+
+def compressed(dims: Any) -> Compressed:
+    return Compressed(dims, length=64, slots=4, rate=3)
+
+
 def forward(dims: Any) -> Rope:
     return Rope(dims, reversed=False)
 
@@ -45,6 +59,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "xl-forward": {"memories": {"xl": xl}, "positional": forward},
     "registers-xl-reversed": {"memories": {"registers": registers, "xl": xl}},
     "registers-xl-forward": {"memories": {"registers": registers, "xl": xl}, "positional": forward},
+    "window": {"memories": {"registers": registers, "xl": window}},
+    "hidden-logit": {"memories": {"xl": hidden, "sink": SinkLogit}},
+    "compressed-one": {"memories": {"sink": SoftmaxOffByOne, "xl": compressed}},
     "registers-alone": {"memories": {"registers": registers}},
     "no-memory": {},
 }

@@ -37,6 +37,10 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "no-registers": {"memory": {"xl": {"use": "xl-cache", "length": 64}}},
     "short-memory": {"memory": {"registers": {"count": 3}, "xl": {"use": "xl-cache", "length": 5}}},
     "no-memory": {"memory": {"registers": {"count": 2}}},
+    "window": {"memory": {"registers": {"count": 3}, "xl": {"use": "window", "length": 5}}},
+    "xl-hidden": {"memory": {"xl": {"use": "xl-hidden", "length": 64}, "sink": {"use": "sink-logit"}}},
+    "compressed": {"memory": {"sink": {"use": "softmax-off-by-one"}, "xl": {"use": "compressed", "length": 64}}},
+    "compressing": {"memory": {"xl": {"use": "compressed", "length": 4, "slots": 2, "rate": 3}}},
     "reference-reversed": {"positional": {"use": "rope", "sink_frame": "reference"}},
     "reference-forward": {"positional": {"use": "rope", "reversed": False, "sink_frame": "reference"}},
     "no-position": {"positional": {"use": "none"}, "norm": {"use": "rmsnorm"}, "ffn": {"use": "gelu"}},
@@ -64,7 +68,7 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         for name in ("alibi", "t5", "xpos", "rope-partial", "p-rope", "rope-pi", "rope-ntk", "rope-yarn")
     },
 }
-CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory")  # logits depend on how the text is cut into calls
+CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory", "compressing")  # logits depend on how the text is cut into calls
 every_mix = pytest.mark.parametrize("mix", MIXES)
 
 
@@ -335,12 +339,21 @@ def test_the_memory_serves_as_cache(mix: str, search: str) -> None:
         assert found[0].equal(chosen_slowly(model, ids(), 10))
 
 
-@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "stretching"])
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("stretching", "compressing")])
 def test_left_padded_rows_generate_as_alone(mix: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS["left"])
     together = generate(model, ids(), attention_mask=mask)
     for row, valid in enumerate(mask.bool()):
         assert together[row, 12:].equal(generate(model, ids()[row : row + 1, valid])[0, int(valid.sum()) :])
+
+
+def test_padded_rows_go_on_until_blocks_would_be_cut_through_their_padding() -> None:
+    model, short = model_of("compressing"), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)  # the last is not read
+    assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
+    with pytest.raises(ValueError, match="'compressed' a padded batch of more than 6 tokens cannot go on"):
+        generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
+    generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
 
 
 def test_what_is_kept_is_bounded_by_the_memory() -> None:

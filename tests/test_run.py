@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,22 @@ def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(recipe: Path,
     assert start(recipe, option, "--out", str(killed)).returncode == 0
     assert_same_bits(whole, killed)
     assert [line["loss"] for line in lines(killed) if "loss" in line] == [line["loss"] for line in lines(whole) if "loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "kept"), [("window", "exact"), ("xl-hidden", "exact"), ("compressed", "exact"), ("compressed", "replay")]
+)
+def test_whatever_the_memory_a_resumed_run_ends_with_the_same_bits(recipe: Path, tmp_path: Path, memory: str, kept: str) -> None:
+    options = [f"memory.xl.use={memory}", "memory.xl.length=7", f"checkpoint.memory={kept}", "sample.tokens=0"]
+    options += ["memory.xl.slots=3", "memory.sink.use=sink-logit"] if memory == "compressed" else []
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert start(recipe, *options, "--out", str(whole)).returncode == 0
+    shutil.copytree(whole, parted)
+    shutil.rmtree(max(parted.joinpath("checkpoints").glob("step-????????")))
+    resumed = start(recipe, *options, "--out", str(parted))
+    assert resumed.returncode == 0 and "continuing from" in resumed.stdout, resumed.stdout + resumed.stderr
+    assert_same_bits(whole, parted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from helpers import DIMS, VOCAB, distance, tiny, tokens
 from lswt_adamw import AdamW
+from lswt_compressed import Compressed
 from lswt_eager import Eager
 from lswt_registers import Registers
 from lswt_sdpa import Sdpa
 from lswt_simctg import SimCtg
+from lswt_sinks import SinkLogit
 from lswt_sophia import SophiaG, SophiaH
-from lswt_xl_cache import XlCache
+from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,6 +32,13 @@ from lswt_core.step import Interrupted, NotFinite, Setting, Step
 from lswt_core.tree import join_rows, split_rows, tensors, tree_map
 
 ROWS, LENGTH = 8, 6
+MEMORIES: dict[str, dict[str, Any]] = {
+    "xl-cache": {"xl": partial(XlCache, length=4), "registers": partial(Registers, count=2)},
+    "window": {"xl": partial(SlidingWindow, length=4)},
+    "xl-hidden": {"xl": partial(XlHidden, length=4), "sink": SinkLogit},
+    "compressed": {"xl": partial(Compressed, length=1, slots=2, rate=2)},
+}
+every_memory = pytest.mark.parametrize("memory", MEMORIES)
 PLAIN = Precision(torch.float32, "nothing is cast; the models themselves are float64")
 HALF = Precision(torch.bfloat16, "as on an accelerator")
 SMALLEST = Dims(d_model=4, n_heads=1, d_ffn=3, n_layers=1)
@@ -37,7 +46,7 @@ SMALLEST = Dims(d_model=4, n_heads=1, d_ffn=3, n_layers=1)
 
 def loss_of(**parts: Any) -> Loss:
     """A tiny decoder that remembers, with SimCTG."""
-    parts = {"memories": {"xl": partial(XlCache, length=4), "registers": partial(Registers, count=2)}} | parts
+    parts = {"memories": MEMORIES["xl-cache"]} | parts
     return Loss(tiny(**parts), {"simctg": (SimCtg(DIMS, margin=0.9), 0.7)})
 
 
@@ -92,8 +101,9 @@ def differentiated(loss: Loss, step: Step, labels: Any) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------------- micro-batches
 
 
-def test_a_step_has_the_gradient_of_the_mean_loss() -> None:
-    loss, batch = loss_of(), batch_of()
+@every_memory
+def test_a_step_has_the_gradient_of_the_mean_loss(memory: str) -> None:
+    loss, batch = loss_of(memories=MEMORIES[memory]), batch_of()
     step = step_of(loss, 2)
     found = differentiated(loss, step, "data")
     loss.zero_grad()
@@ -105,9 +115,10 @@ def test_a_step_has_the_gradient_of_the_mean_loss() -> None:
     step.check_counts()
 
 
+@every_memory
 @pytest.mark.parametrize("micro_rows", [1, 2, 4])
-def test_micro_batches_change_nothing(micro_rows: int) -> None:
-    loss = loss_of()
+def test_micro_batches_change_nothing(micro_rows: int, memory: str) -> None:
+    loss = loss_of(memories=MEMORIES[memory])
     whole, parted = step_of(loss, ROWS), step_of(loss, micro_rows)
     for labels in ("data", "sampled"):
         assert largest_gap(differentiated(loss, whole, labels), differentiated(loss, parted, labels)) < 1e-12
