@@ -23,8 +23,9 @@ from test_components import bottom_right_kernel
 from torch import Tensor, nn
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from lswt_core.assemble import assemble
-from lswt_core.interfaces import AttentionBackend, Dims, Memory, Need, Unsupported
+from lswt_core.assemble import assemble, parameter_groups
+from lswt_core.errors import Incompatible
+from lswt_core.interfaces import AttentionBackend, Dims, Memory
 from lswt_core.model import Attention, initialise
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -165,6 +166,8 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
     initialise(decoder, seed=0, std=0.02)
     logits = {name: parameter for name, parameter in decoder.named_parameters() if name.endswith("sink.logits")}
     assert len(logits) == 2 and all(parameter.shape == (2,) and not parameter.any() for parameter in logits.values())
+    undecayed = {name for group in parameter_groups(decoder) if group["name"] == "undecayed" for name in group["names"]}
+    assert logits.keys() <= undecayed
 
 
 @every_backend
@@ -226,8 +229,19 @@ def test_gradients_are_right(sink: Any) -> None:
     assert torch.autograd.gradcheck(out, (inputs()[:, :4].requires_grad_(), *values), fast_mode=True)
 
 
-def test_heads_too_wide_for_one_more_query_are_refused() -> None:
-    wide = Need("cuda", torch.bfloat16, 100)
-    Flash(DIMS).require(wide._replace(sinks=1))
-    with pytest.raises(Unsupported, match="256, but 300"):
-        Flash(DIMS).require(wide._replace(sinks=2))
+@pytest.mark.parametrize(("sinks", "fits"), [([], True), (["registers"], True), (["registers", "sink-logit"], False)])
+def test_heads_too_wide_for_one_more_query_are_refused(sinks: list[str], fits: bool) -> None:
+    recipe = Recipe.from_dict(
+        {
+            "model": {"d_model": 200, "n_heads": 2, "n_layers": 1},
+            "embedding": {"vocab_size": 61, "d_vocab": 24},
+            "memory": {"xl": {"use": "xl-cache"}} | {name: {"use": name} for name in sinks},
+            "attention": {"use": "flash"},
+            "train": {"steps": 1},
+        }
+    )
+    if fits:
+        assemble(recipe, Registry(), device=torch.device("cuda"), dtype=torch.bfloat16)
+    else:
+        with pytest.raises(Incompatible, match="256, but 300"):
+            assemble(recipe, Registry(), device=torch.device("cuda"), dtype=torch.bfloat16)
