@@ -14,8 +14,9 @@ from lswt_eager import Eager
 from lswt_flex import Flex
 from lswt_nope import NoPosition
 from lswt_registers import Registers
-from lswt_rope import Rope
+from lswt_rope import Rope, XPos
 from lswt_sdpa import Sdpa
+from lswt_t5 import RelativeBuckets
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from torch import Tensor
 
@@ -31,7 +32,13 @@ from lswt_core.tree import tensors
 
 REGISTERS = {"registers": partial(Registers, count=3)}
 BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {"eager": Eager, "sdpa": Sdpa, "joint": partial(Sdpa, method="joint")}
-POSITIONS: dict[str, Callable[[Dims], Any]] = {"reversed": Rope, "forward": partial(Rope, reversed=False), "none": NoPosition}
+POSITIONS: dict[str, Callable[[Dims], Any]] = {
+    "reversed": Rope,
+    "forward": partial(Rope, reversed=False),
+    "none": NoPosition,
+    "xpos": XPos,
+    "t5": RelativeBuckets,
+}
 TOKENS = 23
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -52,6 +59,7 @@ class Banded(AttentionBackend):
         size = parts[-1].k.shape[1]
         ahead = torch.arange(size)[:, None] - torch.arange(size)[None]
         scores = [torch.einsum("bihd,bjhd->bhij", part.q, part.k) / part.q.shape[-1] ** 0.5 for part in parts]
+        scores[-1] = scores[-1] if parts[-1].bias is None else scores[-1] + parts[-1].bias.dense()
         scores[-1] = scores[-1].masked_fill((ahead < 0) | (ahead >= self.length), -torch.inf)
         return torch.einsum("bhij,bjhd->bihd", torch.cat(scores, -1).softmax(-1), torch.cat([part.v for part in parts], 1))
 
