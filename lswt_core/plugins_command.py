@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from lswt_core import check as check_command
 from lswt_core import scaffold
 from lswt_core.capabilities import capabilities
 from lswt_core.cli import Entry, plugin_argument, registry_of
@@ -185,5 +186,6 @@ def new(arguments: argparse.Namespace) -> int:
 COMMANDS = (
     Entry("list", list_arguments, list_plugins, "every component on offer, and whether it can be imported"),
     Entry("describe", describe_arguments, describe, "options, capabilities, documentation and citation of one component"),
+    Entry("check", check_command.arguments_of, check_command.check, "does a plugin keep what its interfaces promise?"),
     Entry("new", new_arguments, new, "write a package around a new component, which works as it stands"),
 )

@@ -21,8 +21,9 @@ FLOORS = (
     {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened"},
     {"session", "cli", "hf"},
-    {"ablation"},
-    {"run", "generate", "share", "plan", "explain", "ablate", "plugins_command"},
+    {"ablation", "testing"},
+    {"check", "run", "generate", "share", "plan", "explain", "ablate"},
+    {"plugins_command"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -1,4 +1,6 @@
-"""What every component of the model promises, whichever plugin it comes from, and what attention backends agree on."""
+"""Components of the model together: memories and streams, what attention backends agree on, parameters and their groups. What each
+promises by itself is asked in test_conformance.py.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIMS, GOLDEN, VOCAB, build, described, distance, kind_of_class, offered, stream, tiny, tokens
+from helpers import DIMS, GOLDEN, build, distance, stream, tiny, tokens
 from lswt_eager import Eager
 from lswt_flash import Flash
-from lswt_flex import Flex
 from lswt_gelu import Gelu
 from lswt_nope import NoPosition
 from lswt_norms import LayerNorm
-from lswt_qk_norm import NoNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
@@ -26,13 +26,10 @@ from lswt_xl_cache import XlCache
 from torch import Tensor
 
 from lswt_core.assemble import parameter_groups
-from lswt_core.interfaces import Batch, DenseBias, Dims, Need, Output, Part, SlopeBias, Unsupported
+from lswt_core.interfaces import DenseBias, Dims, Need, Part, SlopeBias, Unsupported
 from lswt_core.loss import Loss
-from lswt_core.model import Decoder, initialise
 from lswt_core.tree import tensors, tree_map
 
-MODEL_KINDS = ("positional", "memory", "attention", "qk_norm", "ffn", "norm")
-CITED_KINDS = (*MODEL_KINDS, "loss", "optimizer")
 XL = {"xl": partial(XlCache, length=32)}
 REGISTERS = {"registers": partial(Registers, count=3)}
 BACKENDS: dict[str, Callable[[Dims], Any]] = {
@@ -45,103 +42,7 @@ COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def model_of(cls: Any, **more: Any) -> Decoder:
-    """A tiny decoder of defaults with one component exchanged for ``cls``; it always remembers."""
-    kind = kind_of_class(cls)
-    if kind == "memory":
-        return tiny(memories=({} if cls(DIMS).length else XL) | {cls.name: cls}, **more)  # one memory of a layer keeps tokens
-    return tiny(memories=XL, **{kind: cls}, **more)
-
-
-every_class = pytest.mark.parametrize("cls", offered(), ids=described)
-# flash-attn does not run on the CPU, where a stand-in for its kernel is used below, and FlexAttention has no gradient there (test_flex.py)
-every_part = pytest.mark.parametrize("cls", [cls for cls in offered(*MODEL_KINDS) if cls not in (Flash, Flex)], ids=described)
-
-
-# ---------------------------------------------------------------------------------------------------------- every component
-
-
-@every_class
-def test_says_what_it_is(cls: Any) -> None:
-    assert cls.name == cls.name.lower().strip() and cls.name
-    assert cls.__doc__ and cls.__doc__ != cls.__mro__[1].__doc__
-    if kind_of_class(cls) in CITED_KINDS and cls is not NoNorm:
-        assert cls.citation.startswith("@") and cls.citation.count("{") == cls.citation.count("}")
-
-
-@every_part
-def test_later_tokens_change_no_earlier_state(cls: Any) -> None:
-    decoder, ids = model_of(cls), tokens(2, 9)
-    changed = ids.clone()
-    changed[:, 6] = (ids[:, 6] + 1) % VOCAB
-    before, after = decoder(ids)[0], decoder(changed)[0]
-    assert distance(before[:, :6], after[:, :6]) == 0
-    assert distance(before[:, 6], after[:, 6]) > 1e-3
-
-
-@every_part
-def test_every_parameter_gets_a_finite_gradient(cls: Any) -> None:
-    decoder, ids = model_of(cls), tokens(2, 8)
-    _, state = decoder(ids[:, :4])
-    states, _ = decoder(ids[:, 4:], state)
-    decoder.vocabulary.score(states, ids[:, 4:]).total.backward()
-    for name, parameter in decoder.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or name.endswith("key.bias"), name  # without position a key's bias adds the same to all scores
-
-
-@every_part
-def test_bfloat16_is_close(cls: Any) -> None:
-    decoder, ids = model_of(cls, dtype=torch.float32), tokens(2, 12)
-    wanted = stream(decoder, ids, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = stream(decoder, ids, 6).float()
-    assert (found - wanted).norm() / wanted.norm() < 0.05
-
-
-@every_part
-def test_is_built_without_memory_and_filled_later(cls: Any) -> None:
-    kind = kind_of_class(cls)
-    parts = {"memories": {cls.name: cls}} if kind == "memory" else {kind: cls}
-    found = []
-    for rubbish in (torch.nan, 1e9):
-        decoder = build(**parts).to_empty(device="cpu")
-        with torch.no_grad():
-            for tensor in (*decoder.parameters(), *decoder.buffers()):
-                tensor.fill_(rubbish)
-        initialise(decoder, seed=1, std=0.02)
-        found.append(decoder.state_dict())
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert all(tensor.abs().max() < 3 for tensor in found[0].values())
-
-
-@every_part
-def test_keeps_nothing_between_calls(cls: Any) -> None:
-    decoder = model_of(cls)
-    streams = [tokens(1, 12, seed) for seed in (1, 2)]
-    alone = [stream(decoder, ids, 4) for ids in streams]
-    states: list[Any] = [None, None]
-    found: list[list[Tensor]] = [[], []]
-    for first in range(0, 12, 4):
-        for i, ids in enumerate(streams):
-            out, states[i] = decoder(ids[:, first : first + 4], states[i])
-            found[i].append(out)
-    assert all(torch.equal(torch.cat(parts, 1), wanted) for parts, wanted in zip(found, alone, strict=True))
-
-
-@pytest.mark.parametrize("cls", offered("memory"), ids=described)
-def test_memories_return_detached_tensors_with_rows_first(cls: Any) -> None:
-    decoder = model_of(cls)
-    _, state = decoder(tokens(3, 4))
-    _, state = decoder(tokens(3, 4), state)
-    assert len(state) == DIMS.n_layers
-    for tensor in tensors(state):
-        assert tensor.shape[0] == 3 and not tensor.requires_grad
-    rows = [decoder(tokens(3, 4)[i : i + 1])[1] for i in range(3)]  # rows do not see each other
-    whole = decoder(tokens(3, 4))[1]
-    for i, row in enumerate(rows):
-        for a, b in zip(tensors(row), tensors(whole), strict=True):
-            assert a.shape == b[i : i + 1].shape and torch.allclose(a, b[i : i + 1], rtol=0, atol=1e-12)
+# -------------------------------------------------------------------------------------------------------------- memories
 
 
 def test_the_cache_keeps_no_more_than_its_length_and_only_the_newest() -> None:
@@ -164,30 +65,6 @@ def test_what_was_remembered_in_another_precision_is_still_understood(backend: s
     found, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
     assert (found - wanted).norm() / wanted.norm() < 0.02
     assert {tensor.dtype for tensor in tensors(following)} == {torch.float32}
-
-
-@pytest.mark.parametrize("cls", offered("ffn", "norm"), ids=described)
-def test_gradients_of_layers_are_right(cls: Any) -> None:
-    layer = cls(Dims(6, 1, 5, 1)).double()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=generator).requires_grad_()
-    assert layer(x).shape == x.shape
-    names, values = zip(*layer.named_parameters(), strict=True)
-    assert torch.autograd.gradcheck(
-        lambda x, *given: torch.func.functional_call(layer, dict(zip(names, given, strict=True)), x), (x, *values)
-    )
-
-
-@pytest.mark.parametrize("cls", offered("loss"), ids=described)
-def test_gradients_of_losses_are_right_and_they_count_what_they_announce(cls: Any) -> None:
-    loss, generator = cls(DIMS), torch.Generator().manual_seed(3)
-    valid = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1]], dtype=torch.bool)
-    batch = Batch(tokens(2, 4), tokens(2, 4, 1), valid=valid)
-    states = torch.randn(2, 4, 5, dtype=torch.float64, generator=generator).requires_grad_()
-    logits = torch.randn(2, 4, VOCAB, dtype=torch.float64, generator=generator).requires_grad_() if "logits" in loss.needs else None
-    given = [tensor for tensor in (states, logits) if tensor is not None]
-    assert torch.autograd.gradcheck(lambda *tensors: loss(Output(*tensors), batch).total, given)
-    assert int(loss(Output(*given), batch).count) == int(loss.count(batch))
 
 
 # ------------------------------------------------------------------------------------------------------------- streaming
