@@ -7,7 +7,8 @@ encoding; a backend computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +191,20 @@ class Decoder(nn.Module):
         """How many tokens back the longest of its memories reaches; 0: nothing is kept from one call to the next."""
         memories = [module for module in self.modules() if isinstance(module, Memory)]
         return max((memory.length for memory in memories), default=0)
+
+
+@contextmanager
+def replaced_attention(model: nn.Module, substitute: Callable[[Attention], nn.Module]) -> Iterator[None]:
+    """While it lasts, every layer's backend is what ``substitute`` makes of the layer."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    backends = [layer.backend for layer in layers]
+    for layer in layers:
+        layer.backend = substitute(layer)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, backend in zip(layers, backends, strict=True):
+            layer.backend = backend
 
 
 def initialise(model: nn.Module, *, seed: int, std: float) -> None:

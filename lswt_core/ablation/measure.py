@@ -17,7 +17,7 @@ from lswt_core.corpus import held_out, open_corpus
 from lswt_core.data import Lanes
 from lswt_core.evaluate import HeldOut
 from lswt_core.interfaces import IGNORE, AttentionBackend, Part
-from lswt_core.model import Attention, Decoder
+from lswt_core.model import Decoder, replaced_attention
 from lswt_core.opened import Opened, open_run
 from lswt_core.parallel import World, pick_device
 from lswt_core.parts import scores
@@ -113,15 +113,8 @@ def mean_cosine(states: Tensor) -> float:
 def watching(decoder: Decoder) -> Iterator[dict[str, list[float]]]:
     """Note, layer by layer, which share of attention goes to the first token of the text and to what has no position."""
     seen: defaultdict[str, list[float]] = defaultdict(list)
-    layers = [module for module in decoder.modules() if isinstance(module, Attention)]
-    backends = [layer.backend for layer in layers]
-    for layer in layers:
-        layer.backend = Watched(layer.backend, seen)  # type: ignore[assignment]
-    try:
+    with replaced_attention(decoder, lambda layer: Watched(layer.backend, seen)):
         yield seen
-    finally:
-        for layer, backend in zip(layers, backends, strict=True):
-            layer.backend = backend
 
 
 class Watched(nn.Module):

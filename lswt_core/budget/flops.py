@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lswt_core.budget.memory import State
 from lswt_core.interfaces import Batch, Part
 from lswt_core.loss import Loss
-from lswt_core.model import Attention
+from lswt_core.model import replaced_attention
 
 PLACES = {r"Decoder\.blocks\.\d+\.attention": "attention projections", r"Decoder\.blocks\.\d+\.ffn": "feed-forward"}
 SCORES, VOCABULARY = "attention scores", "vocabulary"
@@ -92,17 +92,10 @@ def visible_pairs(part: Part, window: int | None) -> int:
 
 @contextmanager
 def counted_attention(loss: Loss) -> Iterator[Pairs]:
-    """Replace attention backends by one that counts."""
+    """Count instead of attending."""
     pairs = Pairs()
-    layers = [module for module in loss.decoder.modules() if isinstance(module, Attention)]
-    backends = [layer.backend for layer in layers]
-    for layer in layers:
-        layer.backend = Counting(pairs, layer.window)  # type: ignore[assignment]
-    try:
+    with replaced_attention(loss.decoder, lambda layer: Counting(pairs, layer.window)):
         yield pairs
-    finally:
-        for layer, backend in zip(layers, backends, strict=True):
-            layer.backend = backend
 
 
 class Counting(nn.Module):
