@@ -108,7 +108,7 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
     words = [str(arguments.recipe), *arguments.overrides]
     for name in ("swap", "arm", "allow", "plugin"):
         words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
-    for name in ("plan", "seeds", "match", "margin"):
+    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return words + (["--knob", arguments.knob] if arguments.match not in (None, "none") else []) + (["--full"] if arguments.full else [])

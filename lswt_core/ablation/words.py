@@ -146,7 +146,7 @@ def power_lines(report: Report) -> list[str]:
         would = f"{needed} seeds would find a difference of {margin:g} nats with a chance of 80 %"
         plan = would if needed else "no number of seeds is in sight"
         shared = "" if one["correlation"] is None else f"; the arms share noise with correlation {one['correlation']:.2f}"
-        lines.append(f"{one['arm']}: differences between seeds vary by {one['std']:.4f} nats{shared}; {plan}.")
+        lines.append(f"{one['arm']}: differences between seeds vary by {one['std']:.2g} nats{shared}; {plan}.")
     return lines
 
 
