@@ -296,11 +296,13 @@ def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: 
     assert allowed.returncode == 0 and "allowed: optimizer.lr" in allowed.stdout
 
 
-@pytest.mark.parametrize(
-    ("swap", "about"),
-    [("attention=eager", None), ("train.precision=bfloat16", None), ("memory.registers=false", None), ("model.d_ffn=48", None)],
-)
-def test_a_clean_swap_passes(place: Path, swap: str, about: str | None) -> None:
+def test_losses_on_other_texts_are_not_compared(place: Path) -> None:
+    swapped = start(place, "--swap", "evaluate.tokens=512", "--dry-run")
+    assert swapped.returncode == 2 and "they do not compare" in swapped.stderr and "--allow data" in swapped.stderr
+
+
+@pytest.mark.parametrize("swap", ["attention=eager", "train.precision=bfloat16", "memory.registers=false", "model.d_ffn=48"])
+def test_a_clean_swap_passes(place: Path, swap: str) -> None:
     done = start(place, "--swap", swap, "--dry-run")
     assert done.returncode == 0, done.stderr
 

@@ -25,6 +25,7 @@ SHAPES = ("model", "embedding", LAYERS)  # tables that may change any parameter
 RESHAPED = {"model.d_ffn": "ffn", "model.bias": "attention"}  # keys of those that change the parameters of one owner
 STARTS = ("model.init_std", "embedding.warm_start", "train.seed")  # keys that change the values parameters start with
 READS = ("data", "tokenizer", "train")  # tables that change what is read
+MEASURED_ON = ("data", "tokenizer", "evaluate")  # tables that change what losses are measured on
 KERNEL_KEYS = {"attention": "attention", "precision": "train.precision", "device": "device"}
 
 
@@ -116,7 +117,9 @@ def flaws_of_recipe(found: Sequence[Change], axes: Iterable[str]) -> list[Flaw]:
     """Values that differ outside of the axes."""
     axes = tuple(axes)
     outside = [change for change in found if not any(covers(axis, change.key) for axis in axes)]
-    return [Flaw(change.key, f"{change.key} is {change.after!r} instead of {change.before!r}  --> {change.where}") for change in outside]
+    flaws = [Flaw(change.key, f"{change.key} is {change.after!r} instead of {change.before!r}  --> {change.where}") for change in outside]
+    measured = [axis for axis in axes if any(covers(table, axis) for table in MEASURED_ON)]
+    return flaws + [Flaw("data", f"{axis} changes the text that losses are measured on: they do not compare") for axis in measured]
 
 
 def freed(axes: Iterable[str]) -> set[str] | None:
