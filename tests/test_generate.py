@@ -140,7 +140,10 @@ def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -
 
 def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -> None:
     with subprocess.Popen(
-        words_of(trained.run, "--tokens", "100000000"), env=trained.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),
+        env=trained.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert len(process.stdout.read(20)) == 20
@@ -152,7 +155,10 @@ def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -
 
 def test_a_reader_that_leaves_ends_it_quietly(trained: Trained) -> None:
     with subprocess.Popen(
-        words_of(trained.run, "--tokens", "100000000"), env=trained.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),
+        env=trained.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(5)

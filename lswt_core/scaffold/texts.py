@@ -25,6 +25,7 @@ TEST = '''\
 """What every plugin promises, checked for this one."""
 
 import pytest
+
 from lswt_core.testing import checks
 
 
