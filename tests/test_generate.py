@@ -138,6 +138,11 @@ def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -
     assert foreign.returncode == 2 and b"not UTF-8" in foreign.stderr and b"Traceback" not in foreign.stderr
 
 
+def endless(trained: Trained) -> list[str]:
+    """A text that goes on until it is stopped; a drawn one might come to its end."""
+    return words_of(trained.run, "--tokens", "100000000", "--decode", "greedy")
+
+
 def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -> None:
     with subprocess.Popen(
         words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),
