@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from lswt_core.interfaces import IGNORE
 
-CHUNK = 256  # tokens whose logits exist at once: 51 MB in float32 at vocabulary 50,272, so they stay in a large cache
+CHUNK = 256  # tokens whose logits exist at once: 26 MB in bfloat16 at vocabulary 50,272, so they stay in a large cache
+CHUNK_TRAINED = 1024  # where the table learns: its gradient is read and written once a chunk, and its product likes more rows
+TILE = 1 << 24  # logits turned into probabilities at once, which takes two float32 copies of them
+TILE_CPU = 1 << 20  # of which so many stay in a core's own cache
 
 
 class Vocabulary(nn.Module):
@@ -68,8 +71,9 @@ class Score(NamedTuple):
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy whose gradient is computed in the forward pass, chunk by chunk, so that logits live only for a moment.
 
-    With p the softmax of a chunk's logits, d total / d z = (p - onehot) @ table and d total / d table = (p - onehot)^T @ z.
-    Logits are taken in the compute precision, softmax and sums in float32 at least.
+    With p the softmax of a chunk's logits, d total / d z = (p - onehot) @ table and d total / d table = (p - onehot)^T @ z: two
+    matrix products where the table is frozen, three where it learns. Logits are taken in the compute precision, softmax and sums
+    in float32 at least.
     """
 
     @staticmethod
@@ -81,25 +85,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         dtable = torch.zeros_like(table) if wants_table else None
         nll = torch.zeros(len(z), dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
         correct = torch.zeros((), dtype=torch.int64, device=z.device)
-        for start in range(0, len(z), CHUNK):
-            rows = slice(start, start + CHUNK)
-            logits = (z[rows] @ weight.T).to(nll.dtype)  # [CHUNK, V]
-            log_p = logits.sub_(logits.logsumexp(-1, keepdim=True))
-            kept = labels[rows] != IGNORE
-            target = labels[rows].where(kept, 0)
-            if uniforms is not None:
-                target = draw(log_p.exp(), uniforms[rows])
-            nll[rows] = -log_p.gather(-1, target[:, None])[:, 0] * kept
-            correct += ((log_p.argmax(-1) == target) & kept).sum()
-            if dz is None and dtable is None:
-                continue
-            error = log_p.exp_()  # p - onehot, zero where nothing is predicted
-            error.scatter_add_(-1, target[:, None], -torch.ones_like(error[:, :1]))
-            error = (error * kept[:, None]).to(z.dtype)
+        chunk = CHUNK_TRAINED if wants_table else CHUNK
+        for start in range(0, len(z), chunk):
+            rows = slice(start, start + chunk)
+            logits = z[rows] @ weight.T  # [CHUNK, V]
+            drawn = None if uniforms is None else uniforms[rows]
+            correct += score_chunk(logits, labels[rows], drawn, nll[rows], gradient=wants_z or wants_table)
             if dz is not None:
-                dz[rows] = error @ weight
+                torch.mm(logits, weight, out=dz[rows])
             if dtable is not None:
-                dtable += (error.T @ z[rows]).to(dtable.dtype)
+                dtable += logits.T @ z[rows]
         ctx.save_for_backward(dz, dtable)
         ctx.mark_non_differentiable(nll, correct)
         return nll.sum(), nll, correct
@@ -116,6 +111,33 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def score_chunk(logits: Tensor, labels: Tensor, uniforms: Tensor | None, nll: Tensor, *, gradient: bool) -> Tensor:
+    """How many labels [n] have the largest of logits [n, V]; writes ``nll`` [n] and, for a ``gradient``, turns the logits into
+    p - onehot where they are, zero where nothing is predicted.
+    """
+    rows = max(1, (TILE_CPU if logits.device.type == "cpu" else TILE) // logits.shape[1])
+    hits = [
+        score_tile(tile, label, None if uniforms is None else uniforms[i * rows : (i + 1) * rows], found, gradient)
+        for i, (tile, label, found) in enumerate(zip(logits.split(rows), labels.split(rows), nll.split(rows), strict=True))
+    ]
+    return torch.stack(hits).sum()
+
+
+def score_tile(logits: Tensor, labels: Tensor, uniforms: Tensor | None, nll: Tensor, gradient: bool) -> Tensor:
+    """The same for as many rows as are worked on at once."""
+    wide = logits.to(nll.dtype)  # [n, V]
+    p = wide.softmax(-1)
+    normaliser = wide.amax(-1) - p.amax(-1).log()  # [n], the log of it; by way of the largest, whose p is never near zero
+    kept = labels != IGNORE
+    target = labels.where(kept, 0) if uniforms is None else draw(p, uniforms)
+    torch.mul(normaliser - wide.gather(-1, target[:, None])[:, 0], kept, out=nll)
+    hits = ((wide.argmax(-1) == target) & kept).sum()
+    if gradient:
+        p.scatter_add_(-1, target[:, None], -torch.ones_like(p[:, :1]))
+        logits.copy_(p.mul_(kept[:, None]))
+    return hits
 
 
 def score_twice(z: Tensor, table: Tensor, labels: Tensor) -> Score:

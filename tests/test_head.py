@@ -52,6 +52,7 @@ def test_value_and_gradients_are_those_of_the_dense_loss(
     chunk: int, ignored: bool, trainable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK_TRAINED", chunk)
     owner, (states, labels) = vocabulary(), question(ignored=ignored)
     owner.table.requires_grad_(trainable)
     score, wanted = owner.score(states, labels), dense(owner, states, labels)
@@ -95,6 +96,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("sampled", [False, True])
 def test_logits_of_all_tokens_never_exist(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK", 8)
+    monkeypatch.setattr(head, "CHUNK_TRAINED", 8)
     owner, (states, labels) = vocabulary(size=100), question(4, 50)
     uniforms = torch.rand(4, 50) if sampled else None
     with Largest() as chunked:
@@ -128,6 +130,7 @@ def test_drawn_labels_follow_the_softmax() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_drawn_labels_depend_on_their_numbers_alone_and_bring_the_dense_gradient(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK_TRAINED", chunk)
     owner, (states, labels) = vocabulary(), question()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
     score = owner.score(states, labels, uniforms)

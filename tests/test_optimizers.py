@@ -61,13 +61,13 @@ def test_sign_momentum_replays_the_original_with_a_changing_rate(dtype: torch.dt
         assert_all_close(params, at(data, "minato", step), 1e-6)
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-def test_adamw_is_torchs_bit_for_bit(foreach: bool) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_is_torchs_bit_for_bit(fused: bool) -> None:
     data = load("optimizers/replay.safetensors")
     params, groups = golden_model(data, torch.float32, decay=0.1)
     others, other_groups = golden_model(data, torch.float32, decay=0.1)
-    ours = AdamW(groups, lr=1e-3, foreach=foreach)
-    torchs = torch.optim.AdamW(other_groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, foreach=foreach)
+    ours = AdamW(groups, lr=1e-3, fused=fused)
+    torchs = torch.optim.AdamW(other_groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=fused)
     for step in range(20):
         feed(ours, params, at(data, "grad", step))
         feed(torchs, others, at(data, "grad", step))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lswt_core.console import gigabytes
 from lswt_core.errors import ResourceError
-from lswt_core.head import CHUNK
+from lswt_core.head import CHUNK, CHUNK_TRAINED, TILE
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.loss import Loss
 from lswt_core.parallel import World, available_memory
@@ -55,6 +55,8 @@ def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: 
     state; memories are what a warm model keeps; activations are what autograd keeps. ``half`` is the size of a number computed with.
     """
     weights = list(loss.parameters())
+    table = loss.decoder.vocabulary.table.weight
+    chunk = (CHUNK_TRAINED if table.requires_grad else CHUNK) * len(table)
     return {
         "weights": bytes_of(weights),
         "gradients": bytes_of(trainable(loss)),
@@ -62,7 +64,7 @@ def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: 
         "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # copies, of one micro-batch
         "memories": bytes_of(tensors(state)) * half // WORD,
         "activations": saved_bytes(loss, batch, state) * half // WORD,
-        "loss_chunk": 2 * WORD * CHUNK * loss.decoder.vocabulary.table.num_embeddings,
+        "loss_chunk": half * chunk + 2 * WORD * min(chunk, TILE),
     }
 
 

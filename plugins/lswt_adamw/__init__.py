@@ -13,7 +13,7 @@ from lswt_core.interfaces import Optimizer
 
 
 class AdamW(Optimizer, torch.optim.AdamW):
-    """torch's own AdamW. ``foreach = false`` goes parameter by parameter: slower, but without a temporary copy of the state."""
+    """torch's own AdamW. ``fused`` updates a parameter in one pass over memory; false takes torch's pass for every operation."""
 
     name = "adamw"
     citation = """@inproceedings{loshchilov2019decoupled,
@@ -33,9 +33,12 @@ class AdamW(Optimizer, torch.optim.AdamW):
         beta2: Annotated[float, Ge(0), Lt(1)] = 0.95,
         eps: Annotated[float, Gt(0)] = 1e-8,
         weight_decay: Annotated[float, Ge(0)] = 0.1,
-        foreach: bool = True,
+        fused: bool = True,
     ) -> None:
-        super().__init__(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, foreach=foreach)
+        groups = list(groups)
+        planned = any(p.is_meta for group in groups for p in (group["params"] if isinstance(group, dict) else [group]))
+        # torch does not fuse what has no numbers.
+        super().__init__(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused and not planned)
 
 
 @hookimpl
