@@ -7,7 +7,7 @@ encoding; a backend computes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -102,20 +102,31 @@ def require_one_keeper(memories: Mapping[str, Memory]) -> None:
 
 
 def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None, positional: PositionalEncoding) -> list[Part]:
-    """Encode queries [B, T, H, D] and all keys for each other: sinks apart, everything that has a place together, so that the
-    queries are encoded once. The last segment is the new tokens' own.
+    """Encode queries [B, T, H, D] and all keys for each other: sinks apart, and for everything that has a place the queries once. The
+    last segment is the new tokens' own.
     """
     sinks = [segment for segment in segments if segment.at is None]
     placed = [(segment.k, segment.v, segment.at) for segment in segments if segment.at is not None]
-    sizes = [k.shape[1] for k, _, _ in placed]
     places = torch.cat([k_at for _, _, k_at in placed])
     oldest = places.amin() if starts is None else starts.clamp_min(places.amin())  # [], [1, T] or [B, T]
     parts = [encode_sink(q, sink, at, oldest, positional) for sink in sinks]
-    q, keys = positional.encode(q, torch.cat([k for k, _, _ in placed], dim=1), at, places)
-    for i, ((_, v, k_at), k) in enumerate(zip(placed, keys.split(sizes, dim=1), strict=True)):
+    q, keys = encode_placed(q, [(k, k_at) for k, _, k_at in placed], at, positional)
+    for i, ((_, v, k_at), k) in enumerate(zip(placed, keys, strict=True)):
         bias = positional.bias(q, at, k_at)
         parts.append(Part(q, k, v, causal=i == len(placed) - 1, bias=bias, at=k_at, starts=starts))
     return parts
+
+
+def encode_placed(
+    q: Tensor, keys: list[tuple[Tensor, Tensor]], at: Tensor, positional: PositionalEncoding
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Queries [B, T, H, D] and all keys [B, N, H, D] with their places [N], encoded for each other. Where an encoding only turns each
+    by its own place, remembered keys are turned by themselves: nothing is copied together, and they stay without gradient.
+    """
+    if type(positional).encode is PositionalEncoding.encode:
+        return positional.rotate(q, at), [positional.rotate(k, k_at) for k, k_at in keys]
+    q, together = positional.encode(q, torch.cat([k for k, _ in keys], dim=1), at, torch.cat([k_at for _, k_at in keys]))
+    return q, together.split([k.shape[1] for k, _ in keys], dim=1)
 
 
 def encode_sink(q: Tensor, sink: Segment, at: Tensor, oldest: Tensor, positional: PositionalEncoding) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lswt_core.errors import Incompatible, ResourceError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class World(NamedTuple):
@@ -28,6 +31,7 @@ class World(NamedTuple):
         size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
         device = pick_device(local)
         torch.set_flush_denormal(True)  # numbers below 1e-38 are no information, and halve a CPU's speed
+        keep_freed_memory()
         if size > 1 and not dist.is_initialized():
             dist.init_process_group(backend="gloo" if device.type == "cpu" else None)
         return cls(rank, size, device)
@@ -76,6 +80,18 @@ class World(NamedTuple):
         """Go on when all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let the C library keep what is freed for the next step, or (False) give large blocks back to the system as it does by itself,
+    which must then provide and clear every page of every step anew: a sixth of a CPU's time. Returns whether the library can be told.
+    """
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1} if keep else {M_MMAP_MAX: 1 << 16, M_TRIM_THRESHOLD: 1 << 17}
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library than glibc
+        return False
+    return all(mallopt(setting, value) for setting, value in settings.items())
 
 
 def spread_rows(fraction: float, total: int) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import DIMS, GOLDEN, build, distance, stream, tiny, tokens
+from lswt_blocked import Blocked
 from lswt_eager import Eager
 from lswt_flash import Flash
 from lswt_gelu import Gelu
@@ -37,6 +38,7 @@ BACKENDS: dict[str, Callable[[Dims], Any]] = {
     "sdpa": Sdpa,
     "split": partial(Sdpa, method="split"),
     "joint": partial(Sdpa, method="joint"),
+    "blocked": Blocked,
 }
 COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -90,7 +92,7 @@ def test_without_sinks_reversed_rotation_is_forward_rotation_with_half_of_every_
     assert distance(forward(tokens(2, 9))[0], backward(tokens(2, 9))[0]) < 1e-12
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "joint"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "joint", "blocked"])
 @pytest.mark.parametrize("size", [4, 20])
 def test_parted_documents_do_not_see_each_other(backend: str, size: int) -> None:
     decoder, ids = tiny(memories=XL | REGISTERS, attention=BACKENDS[backend]), tokens(2, 20)
@@ -183,7 +185,7 @@ def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[s
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
     need = Need("cuda" if flash else "cpu", torch.bfloat16 if flash else torch.float64, 4, biased, bounded, asked["sinks"])
-    if (biased or bounded) and backend in ("split", "flash"):
+    if ((biased or bounded) and backend in ("split", "flash")) or (biased and backend == "blocked"):
         with pytest.raises(Unsupported):
             computer.require(need)
         return

@@ -160,8 +160,8 @@ def test_all_components_are_known(load: Callable[..., Recipe]) -> None:
     recipe = load('[layers.0.ffn]\nuse = "gelu"\n[layers.1.attention]\nuse = "eager"')
     assert [one.name for one in recipe.every("ffn")] == ["swiglu", "gelu"]
     built = assembled(recipe)
-    assert built.attention == "sdpa, eager"
-    assert [block.attention.backend.name for block in built.loss.decoder.blocks][:3] == ["sdpa", "eager", "sdpa"]  # type: ignore[union-attr]
+    assert built.attention == "blocked, eager"
+    assert [block.attention.backend.name for block in built.loss.decoder.blocks][:3] == ["blocked", "eager", "blocked"]  # type: ignore[union-attr]
 
 
 def test_a_backend_of_one_layer_must_be_able_too(load: Callable[..., Recipe]) -> None:

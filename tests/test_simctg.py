@@ -5,10 +5,11 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
+import lswt_simctg
 import pytest
 import torch
 from helpers import DIMS, GOLDEN, distance
-from lswt_simctg import SimCtg
+from lswt_simctg import SimCtg, dense, valid_pairs
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -127,3 +128,33 @@ def test_fractions_of_rows_add_up_to_the_batch(case: str) -> None:
     whole = term_of(states, 0.5, batch)
     assert sum(int(term.count) for term in rows) == int(whole.count)
     assert distance(torch.stack([term.total for term in rows]).sum(), whole.total) < 1e-12
+
+
+@pytest.mark.parametrize("block", [1, 5, 256])
+@pytest.mark.parametrize("margin", [0.3, 0.9, 1.4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_blocks_are_the_formula(block: int, margin: float, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lswt_simctg, "BLOCK", block)
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(2, 13, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    valid = torch.rand(2, 13, generator=generator) < 0.7 if padded else torch.ones(2, 13, dtype=torch.bool)
+    ids = torch.zeros(2, 13, dtype=torch.int64)
+    found = term_of(states, margin, Batch(ids, ids, valid=valid if padded else None)).total
+    wanted = dense(states, margin, valid, valid_pairs(valid))
+    assert wanted > 1 and distance(found, wanted) < 1e-12
+    assert distance(*(torch.autograd.grad(0.7 * total, states, retain_graph=True)[0] for total in (found, wanted))) < 1e-12
+
+
+def test_it_can_be_differentiated_twice() -> None:
+    states = torch.randn(1, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda states: term_of(states, 1.2).total, [states])
+
+
+def test_under_autocast_the_gradient_is_as_precise_as_the_step() -> None:
+    states = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    exact = torch.autograd.grad(term_of(states, 0.9).total, states)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = term_of(states, 0.9).total
+    rounded = torch.autograd.grad(found, states)[0]
+    assert float((rounded - exact).norm() / exact.norm()) < 2**-7
+    assert distance(found, term_of(states, 0.9).total) < 1e-3  # of about 2,800

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import DIMS, distance, stream, tiny, tokens
+from lswt_blocked import Blocked
 from lswt_eager import Eager
 from lswt_flash import Flash
 from lswt_flex import Flex
@@ -34,6 +35,7 @@ BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
     "eager": Eager,
     "sdpa": Sdpa,
     "joint": partial(Sdpa, method="joint"),
+    "blocked": Blocked,
     "flash": Flash,
 }
 LOGITS = torch.tensor([1.5, -0.7], dtype=torch.float64)

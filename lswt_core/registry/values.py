@@ -64,7 +64,7 @@ AUTO = Offer(
     source="",
     doc="The first attention backend of ``prefer`` that can do what the model needs.",
     citation="",
-    options=(Option("prefer", Annotated[list[str], MinLen(1)], ["flash", "sdpa", "eager"]),),
+    options=(Option("prefer", Annotated[list[str], MinLen(1)], ["flash", "blocked", "sdpa", "eager"]),),
 )
 
 

@@ -1,0 +1,133 @@
+"""Fast attention against the simple one, on shapes drawn at random: outputs and gradients, in every precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import lswt_blocked
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lswt_blocked import Blocked
+from lswt_eager import Eager
+from lswt_sdpa import Sdpa
+from torch import Tensor
+
+from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
+
+BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
+    "split": partial(Sdpa, method="split"),
+    "joint": partial(Sdpa, method="joint"),
+    "blocked": Blocked,
+}
+SMALLEST = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+}  # per unit of what is compared; bfloat16 is held to what the simple one reaches, within two roundings
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+class Shape(NamedTuple):
+    """Sizes of a question to a backend."""
+
+    rows: int
+    tokens: int
+    remembered: int
+    registers: int
+    heads: int
+    width: int
+    learned: bool  # whether gradients flow into what is remembered
+    own_queries: bool  # whether registers are met by queries of their own
+    dtype: torch.dtype
+
+
+shapes = st.builds(
+    Shape,
+    rows=st.integers(1, 5),
+    tokens=st.integers(1, 70),
+    remembered=st.sampled_from([0, 1, 17, 40, 129]),
+    registers=st.sampled_from([0, 5, 16]),
+    heads=st.integers(1, 3),
+    width=st.sampled_from([32, 64, 128]),
+    learned=st.booleans(),
+    own_queries=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+
+
+def question(shape: Shape, dtype: torch.dtype) -> tuple[list[Part], list[Tensor], Tensor]:
+    """Parts, their leaves and a cotangent, the same numbers in any precision: those that bfloat16 holds."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(size: int, learned: bool = True) -> Tensor:
+        numbers = torch.randn(shape.rows, size, shape.heads, shape.width, generator=generator)
+        return numbers.to(shape.dtype).to(dtype).requires_grad_(learned)
+
+    q, k, v = (draw(shape.tokens) for _ in range(3))
+    sink = [draw(shape.tokens), draw(shape.registers), draw(shape.registers)]
+    old = [draw(shape.remembered, shape.learned) for _ in range(2)]
+    parts = [Part(sink[0] if shape.own_queries else q, sink[1], sink[2], causal=False)] * (shape.registers > 0)
+    parts += [Part(q, *old, causal=False)] * (shape.remembered > 0)
+    parts.append(Part(q, k, v, causal=True))
+    leaves = [t for part in parts for t in part[:3] if t.requires_grad]  # type: ignore[union-attr]
+    return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False)
+
+
+def answer(backend: AttentionBackend, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients, in float64."""
+    parts, leaves, cotangent = question(shape, dtype)
+    out = backend(parts)
+    return [t.detach().double() for t in (out, *torch.autograd.grad(out, leaves, cotangent))]
+
+
+def errors(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
+    """Relative errors in the norm; numbers are of the order of 1, and what cancels to less is held to that."""
+    return [float((a - b).norm() / b.norm().clamp_min(0.1 * b.numel() ** 0.5)) for a, b in zip(found, wanted, strict=True)]
+
+
+@every_backend
+@given(shape=shapes)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
+    dims = Dims(shape.heads * shape.width, shape.heads, 8, 1)
+    found, wanted = answer(BACKENDS[backend](dims), shape, shape.dtype), answer(Eager(dims), shape, torch.float64)
+    allowed: Sequence[float] = [SMALLEST[shape.dtype]] * len(wanted) if shape.dtype in SMALLEST else []
+    allowed = allowed or [2 * error + 2**-7 for error in errors(answer(Eager(dims), shape, shape.dtype), wanted)]
+    assert all(error <= most for error, most in zip(errors(found, wanted), allowed, strict=True))
+
+
+@pytest.mark.parametrize(("rows", "block"), [(1, 1), (3, 100), (16, 1 << 30), (5, 700)])
+def test_blocks_of_any_size_are_the_whole(rows: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lswt_blocked, "ROWS", rows)
+    monkeypatch.setattr(lswt_blocked, "BLOCK", block)
+    shape = Shape(2, 16, 11, 3, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
+    dims = Dims(64, 2, 8, 1)
+    assert max(errors(answer(Blocked(dims), shape, torch.float64), answer(Eager(dims), shape, torch.float64))) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [({"device": "cuda"}, "CPU"), ({"biased": True}, "biases"), ({"twice": True}, "second derivative")]
+)
+def test_what_blocks_cannot_do_is_said(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        Blocked(Dims(64, 2, 8, 1)).require(Need("cpu", torch.bfloat16, 32)._replace(**change))
+
+
+def test_what_is_remembered_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of the backward pass: scores again, and the gradients of weights, queries, and the new tokens' keys and values."""
+    products: list[tuple[int, ...]] = []
+    multiply = torch.bmm
+
+    def counted(a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        products.append((*a.shape[1:], b.shape[-1]))
+        return multiply(a, b, **options)
+
+    shape = Shape(1, 8, 24, 0, 2, 32, learned=False, own_queries=False, dtype=torch.float32)
+    parts, leaves, cotangent = question(shape, torch.float32)
+    out = Blocked(Dims(64, 2, 8, 1))(parts)
+    monkeypatch.setattr(torch, "bmm", counted)
+    torch.autograd.grad(out, leaves, cotangent)
+    assert sorted(products) == [(8, 8, 32), (8, 8, 32), (8, 32, 32), (8, 32, 32), (8, 32, 32)]
