@@ -9,6 +9,7 @@ from typing import Any
 
 from lswt_core import __version__, plugins_command, share
 from lswt_core import ablate as ablate_command
+from lswt_core import bench as bench_command
 from lswt_core import explain as explain_command
 from lswt_core import generate as generate_command
 from lswt_core import plan as plan_command
@@ -24,6 +25,7 @@ COMMANDS = (
     Entry(
         "plan", plan_command.arguments_of, plan_command.plan, "what a recipe takes: parameters, memory, work and time; allocates nothing"
     ),
+    Entry("bench", bench_command.arguments_of, bench_command.bench, "how fast a recipe trains, evaluates and decodes, and beside what"),
     Entry("explain", explain_command.explain_arguments, explain_command.explain, "where a value of a recipe comes from"),
     Entry("resolve", explain_command.resolve_arguments, explain_command.resolve, "print a recipe with every default written out"),
 )

@@ -1,0 +1,165 @@
+"""A benchmark from its subjects to plain data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+
+from lswt_core.benchmark import ceilings, pieces
+from lswt_core.benchmark.clock import Span, in_turn, ratio
+from lswt_core.benchmark.ours import Ours
+from lswt_core.benchmark.probe import Graphs, bytes_of, look
+from lswt_core.benchmark.work import Subject, Work
+from lswt_core.budget import Budget
+
+WARM_UP = 3  # steps before anything is timed: a cold one, two with memory
+LAST = 3  # steps whose mean loss is compared
+
+
+class Rounds(NamedTuple):
+    """How often each thing is timed."""
+
+    training: int
+    evaluation: int
+    decoding: int  # tokens
+
+
+class Contest:
+    """Subjects that do the same work in turn."""
+
+    def __init__(self, work: Work, subjects: Mapping[str, Subject], rounds: Rounds, say: Callable[[str], None]) -> None:
+        self.work, self.subjects, self.rounds, self.say = work, subjects, rounds, say
+        self.texts = {name: work.text() for name in subjects}  # the same for all
+        self.losses: dict[str, list[float]] = {name: [] for name in subjects}
+
+    def run(self) -> dict[str, Any]:
+        """Everything, by subject."""
+        started = {name: self.warm_up(name) for name in self.subjects}
+        before = {name: graphs for name, (_, graphs) in started.items()}
+        self.say("training")
+        training = in_turn({name: self.turn(name) for name in self.subjects}, self.rounds.training, self.work.device)
+        after = Graphs.now()
+        seen = {name: look(self.turn(name), self.work.device) for name in self.subjects}
+        self.say("evaluation")
+        evaluation = self.evaluate()
+        self.say("decoding")
+        decoding = self.decode()
+        return {
+            name: self.row(name, training, evaluation, decoding)
+            | {
+                "first_step_seconds": started[name][0],
+                "step_peak_bytes": seen[name].peak,
+                "waits_per_step": seen[name].waits,
+                "compiled_graphs": before[name].graphs,
+                "graph_breaks": before[name].breaks,
+                "recompiled_later": after.graphs - sum(graphs.graphs for graphs in before.values()),
+            }
+            for name in self.subjects
+        }
+
+    def warm_up(self, name: str) -> tuple[float, Graphs]:
+        """The first steps of a subject: seconds of the very first, and what was compiled."""
+        self.say(f"warming up {name}")
+        before, began = Graphs.now(), time.perf_counter()
+        self.step(name)
+        first = time.perf_counter() - began
+        for _ in range(WARM_UP - 1):
+            self.step(name)
+        now = Graphs.now()
+        return first, Graphs(now.graphs - before.graphs, now.breaks - before.breaks)
+
+    def turn(self, name: str) -> Callable[[], None]:
+        """A subject's training step as a measured turn."""
+        return lambda: self.step(name)
+
+    def step(self, name: str) -> None:
+        """One training step on the subject's own copy of the text."""
+        subject = self.subjects[name]
+        with subject.as_its_users_run_it():
+            self.losses[name].append(float(subject.train(*next(self.texts[name]))))
+
+    def evaluate(self) -> dict[str, list[float]]:
+        """Seconds of held-out segments, memory carried along."""
+        texts = {name: self.work.text(seed=1) for name in self.subjects}
+
+        def turn(name: str) -> Callable[[], None]:
+            def run() -> None:
+                with self.subjects[name].as_its_users_run_it():
+                    self.subjects[name].evaluate(*next(texts[name]))
+
+            return run
+
+        turns = {name: turn(name) for name in self.subjects}
+        in_turn(turns, WARM_UP, self.work.device)
+        return in_turn(turns, self.rounds.evaluation, self.work.device)
+
+    def decode(self) -> dict[str, list[float]]:
+        """Seconds of a token of one row after a prompt as long as what is remembered (or a context), by those who decode."""
+        length = self.work.remembered or self.work.context
+        prompt = torch.cat([next(text)[0][:1] for text in [self.work.text(seed=2)] for _ in range(-(-length // self.work.context))], dim=1)
+        now: dict[str, Any] = {}
+        for name, subject in self.subjects.items():
+            first = subject.prompt(prompt[:, :length])
+            if first is not None:
+                now[name] = first
+
+        def turn(name: str) -> Callable[[], None]:
+            def run() -> None:
+                now[name] = self.subjects[name].decode(now[name])
+
+            return run
+
+        turns = {name: turn(name) for name in now}
+        in_turn(turns, WARM_UP, self.work.device)
+        return in_turn(turns, self.rounds.decoding, self.work.device)
+
+    def row(self, name: str, *measured: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        """Rates and ratios of a subject; a ratio is how many times as long it takes as the one it stands beside."""
+        subject, tokens = self.subjects[name], (self.work.tokens, self.work.tokens, 1)
+        beside = beside_of(name, self.subjects)
+        found: dict[str, Any] = {"note": subject.note, "remembers": subject.remembers, "beside": beside}
+        for kind, taken, size in zip(("training", "evaluation", "decoding"), measured, tokens, strict=True):
+            if name not in taken:
+                found[kind] = None
+                continue
+            span = Span.of(taken[name])
+            found[kind] = {"seconds": span._asdict(), "tokens_per_second": size / span.median}
+            found[kind]["times_as_long"] = ratio(taken, name, beside)._asdict() if beside != name and beside in taken else None
+        parameters = list(subject.model.parameters())
+        return found | {
+            "parameters": sum(p.numel() for p in parameters),
+            "held_bytes": bytes_of([*parameters, *subject.held()]),
+            "loss": mean(self.losses[name][-LAST:]),
+            "steps": len(self.losses[name]),
+        }
+
+
+def beside_of(name: str, subjects: Mapping[str, Subject]) -> str:
+    """The subject of ours that does the work another one does: with memory or without; ours itself stands beside the first."""
+    ours = [other for other, subject in subjects.items() if isinstance(subject, Ours)]
+    if name in ours:
+        return ours[0]
+    alike = [other for other in ours if subjects[other].remembers == subjects[name].remembers]
+    return (alike or ours)[-1]
+
+
+def shares(work: Work, seconds: float, budget: Budget, rates: ceilings.Ceilings) -> dict[str, float]:
+    """What a step's time means in FLOPs, and as a share of the rate that matrix products reach here."""
+    flops, rate = budget.flops, work.tokens / seconds
+    peak = rates.block
+    found = {"necessary": flops.train, "conventional": flops.conventional, "six_n": flops.six_n}
+    return {name: amount * rate / peak for name, amount in found.items()}
+
+
+def ceilings_of(ours: Ours, budget: Budget, seconds: float) -> Iterator[tuple[str, Any]]:
+    """Ceilings, utilisation and pieces of a subject of ours."""
+    with ours.as_its_users_run_it():
+        rates = ceilings.measure(ours.work)
+        parts = pieces.measure(ours, budget, rates)
+    yield "ceilings", {"block_flops_per_second": rates.block, "head_flops_per_second": rates.head, "copy_bytes_per_second": rates.copy}
+    yield "utilisation", shares(ours.work, seconds, budget, rates)
+    yield "pieces", [part._asdict() | {"of_ceiling": part.of_ceiling} for part in parts]

@@ -1,0 +1,42 @@
+"""LitGPT's own GPT with the settings of its Llama family."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from litgpt import GPT, Config
+from litgpt.utils import chunked_cross_entropy
+from torch import Tensor, nn
+
+from lswt_core.benchmark.work import Trained
+
+
+class LitGpt(Trained):
+    """litgpt.GPT of the same width and depth, with its chunked cross-entropy; its head is not tied to the word embeddings."""
+
+    name = "litgpt"
+    note = "litgpt.GPT as its pretraining has it: an untied head, chunked cross-entropy, no memory"
+    optimizer_options: ClassVar[dict[str, Any]] = {"fused": True}
+
+    def build(self) -> nn.Module:
+        """See Trained."""
+        work = self.work
+        config = Config(
+            block_size=work.context,
+            vocab_size=work.vocab_size,
+            padded_vocab_size=work.vocab_size,
+            n_layer=work.n_layers,
+            n_head=work.n_heads,
+            n_embd=work.d_model,
+            rotary_percentage=1.0,
+            parallel_residual=False,
+            bias=False,
+            norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP",
+            intermediate_size=work.d_ffn,
+        )
+        return cast(nn.Module, GPT(config))
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """See Trained."""
+        return chunked_cross_entropy(self.model(inputs), labels)
