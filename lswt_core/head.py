@@ -57,7 +57,8 @@ class Vocabulary(nn.Module):
         if twice:
             return score_twice(z, self.table.weight, labels)
         drawn = None if uniforms is None else uniforms.flatten()
-        return Score(*ChunkedCrossEntropy.apply(z, self.table.weight, labels, drawn))
+        table = self.table.weight if torch.is_grad_enabled() else self.table.weight.detach()  # a Function cannot tell from inside
+        return Score(*ChunkedCrossEntropy.apply(z, table, labels, drawn))
 
 
 class Score(NamedTuple):

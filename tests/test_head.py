@@ -10,6 +10,7 @@ from helpers import distance
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core import head
 from lswt_core.head import Vocabulary
@@ -78,6 +79,13 @@ def test_bfloat16_states_are_scored_in_float32() -> None:
     assert distance(score.total, dense(owner, states.float(), labels).sum()) < 0.01 * score.total.detach()
     score.total.backward()
     assert owner.table.weight.grad is not None and owner.table.weight.grad.dtype == torch.float32
+
+
+def test_without_gradients_none_is_computed() -> None:
+    owner, (states, labels) = vocabulary(), question()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        owner.score(states, labels)
+    assert counted.get_total_flops() == 2 * labels.numel() * D_VOCAB * (D_MODEL + VOCAB)  # the projection and the logits
 
 
 class Largest(TorchDispatchMode):
