@@ -9,7 +9,7 @@ class, its name the class attribute ``name``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -54,12 +54,13 @@ class Dims(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Keys and values that some memory offers, before any position is applied."""
+    """Keys and values that some memory offers, before any position is applied (but see encoded)."""
 
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
     at: Tensor | None  # [N]; None = a sink: outside of position, visible to every query, never rotated, biased or cached
     q: Tensor | None = None  # broadcasts to [B, T, H, D]; a sink's alone: what meets its keys in place of the layer's queries
+    encoded: bool = False  # keys are encoded at their place already
 
 
 class Bias(ABC):
@@ -229,6 +230,7 @@ class Memory(Component, nn.Module, ABC):
     """
 
     length: int = 0  # how many tokens back a state reaches; so many are replayed to rebuild it
+    rolling: ClassVar[bool] = False  # is a state {"k", "v"}, the last ``length`` keys and values just as they were projected?
     window: int | None = None  # how many tokens back any query of the layer sees, itself included; None: all that are offered
     blocks_from: int | None = None  # once so many tokens were read, what is kept depends on where in the text they stood; None: never
 
@@ -442,9 +444,3 @@ class Tracker(Component, ABC):
 
     def close(self) -> None:
         """Flush and let go."""
-
-
-class Decays(Protocol):
-    """A module that says which of its own parameters weight decay skips, beyond the rule by module type."""
-
-    no_weight_decay: Collection[str]

@@ -106,27 +106,28 @@ def encode(q: Tensor, segments: list[Segment], at: Tensor, starts: Tensor | None
     last segment is the new tokens' own.
     """
     sinks = [segment for segment in segments if segment.at is None]
-    placed = [(segment.k, segment.v, segment.at) for segment in segments if segment.at is not None]
-    places = torch.cat([k_at for _, _, k_at in placed])
+    placed = [(segment, segment.at) for segment in segments if segment.at is not None]
+    places = torch.cat([k_at for _, k_at in placed])
     oldest = places.amin() if starts is None else starts.clamp_min(places.amin())  # [], [1, T] or [B, T]
     parts = [encode_sink(q, sink, at, oldest, positional) for sink in sinks]
-    q, keys = encode_placed(q, [(k, k_at) for k, _, k_at in placed], at, positional)
-    for i, ((_, v, k_at), k) in enumerate(zip(placed, keys, strict=True)):
+    q, keys = encode_placed(q, placed, at, positional)
+    for i, ((segment, k_at), k) in enumerate(zip(placed, keys, strict=True)):
         bias = positional.bias(q, at, k_at)
-        parts.append(Part(q, k, v, causal=i == len(placed) - 1, bias=bias, at=k_at, starts=starts))
+        causal = i == len(placed) - 1 and len(at) > 1  # a single query sees everything
+        parts.append(Part(q, k, segment.v, causal, bias=bias, at=k_at, starts=starts))
     return parts
 
 
 def encode_placed(
-    q: Tensor, keys: list[tuple[Tensor, Tensor]], at: Tensor, positional: PositionalEncoding
+    q: Tensor, segments: list[tuple[Segment, Tensor]], at: Tensor, positional: PositionalEncoding
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Queries [B, T, H, D] and all keys [B, N, H, D] with their places [N], encoded for each other. Where an encoding only turns each
-    by its own place, remembered keys are turned by themselves: nothing is copied together, and they stay without gradient.
+    """Queries [B, T, H, D] and the keys of segments and their places, encoded for each other. Where an encoding only turns each by its
+    own place, remembered keys are turned by themselves: nothing is copied together, and they stay without gradient.
     """
     if type(positional).encode is PositionalEncoding.encode:
-        return positional.rotate(q, at), [positional.rotate(k, k_at) for k, k_at in keys]
-    q, together = positional.encode(q, torch.cat([k for k, _ in keys], dim=1), at, torch.cat([k_at for _, k_at in keys]))
-    return q, together.split([k.shape[1] for k, _ in keys], dim=1)
+        return positional.rotate(q, at), [s.k if s.encoded else positional.rotate(s.k, k_at) for s, k_at in segments]
+    q, together = positional.encode(q, torch.cat([s.k for s, _ in segments], dim=1), at, torch.cat([k_at for _, k_at in segments]))
+    return q, together.split([s.k.shape[1] for s, _ in segments], dim=1)
 
 
 def encode_sink(q: Tensor, sink: Segment, at: Tensor, oldest: Tensor, positional: PositionalEncoding) -> Part:
@@ -170,22 +171,25 @@ class Decoder(nn.Module):
         self.output_norm = output_norm
 
     def forward(
-        self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None
+        self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None, first: int = 0
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
-        """Ids [B, T] and the last call's memory (None when cold) -> normed states [B, T, M] and the next memory, by layer."""
-        return self.trunk(self.vocabulary.embed(inputs), state, starts)
+        """Ids [B, T] and the last call's memory (None when cold) -> normed states [B, T, M] and the next memory, by layer. ``first`` is
+        the coordinate of the first id, 0 unless memories number tokens from somewhere else.
+        """
+        return self.trunk(self.vocabulary.embed(inputs), state, starts, first)
 
     def trunk(
         self,
         x: Tensor,
         state: tuple[Mapping[str, State], ...] | None = None,
         starts: Tensor | None = None,
+        first: int = 0,
         visit: Callable[[Tensor], None] = lambda x: None,
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
         """The same from embedded inputs x [B, T, M]. ``visit`` is shown every hidden state [B, T, M]: the input norm's, every
         block's and the output norm's.
         """
-        at = torch.arange(x.shape[1], device=x.device)
+        at = torch.arange(first, first + x.shape[1], device=x.device)
         x = self.input_norm(self.positional.embed(x, at))
         visit(x)
         following = []

@@ -21,8 +21,8 @@ FLOORS = (
     {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened"},
     {"session", "cli", "hf"},
-    {"ablation", "testing"},
-    {"check", "run", "generate", "share", "plan", "explain", "ablate"},
+    {"ablation", "benchmark", "testing"},
+    {"check", "run", "generate", "share", "plan", "explain", "ablate", "bench"},
     {"plugins_command"},
     {"__main__"},
 )

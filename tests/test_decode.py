@@ -10,20 +10,24 @@ from typing import Any
 import pytest
 import torch
 from helpers import VOCAB, distance, tiny, tokens
+from lswt_alibi import Alibi
+from lswt_blocked import Blocked
 from lswt_bytes import Bytes
 from lswt_compressed import Compressed
 from lswt_registers import Registers
-from lswt_rope import Rope
+from lswt_rope import Rope, XPos
 from lswt_sinks import SinkLogit, SoftmaxOffByOne
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lswt_core.decode import Contrastive, Greedy, Method, Reader, Sample, contrast, generate, method_of, texts
+from lswt_core.decode import Contrastive, Greedy, Method, Reader, Sample, complete, contrast, generate, method_of, texts
 from lswt_core.decode.methods import candidates
+from lswt_core.decode.swift import Ring, swift
 from lswt_core.errors import NumericsError, UsageError
 from lswt_core.model import Decoder
 from lswt_core.parallel import Precision
+from lswt_core.tree import tensors
 
 PRECISE = Precision(torch.float32, "no autocast: the decoders are float64")
 CONTEXT = 8  # shorter than prompts and texts, which are read in several segments
@@ -294,3 +298,78 @@ class Spaced(Bytes):
 def test_what_follows_a_prompt_is_written_as_a_continuation() -> None:
     assert list(texts(Spaced(), [1], [2, 0])) == [" two", " zero"]
     assert list(texts(Spaced(), [], [2, 0])) == ["two", " zero"]
+
+
+# ---------------------------------------------------------------------------------------------------- reading on and on
+
+SHORT: dict[str, dict[str, Any]] = {
+    "short": {"memories": {"registers": registers, "xl": lambda dims: XlCache(dims, length=5)}},
+    "one": {"memories": {"xl": lambda dims: XlCache(dims, length=1)}, "positional": forward},
+    "reference": {"memories": {"registers": registers, "xl": xl}, "positional": lambda dims: Rope(dims, sink_frame="reference")},
+    "slopes": {"memories": {"xl": xl}, "positional": lambda dims: Alibi(dims)},
+    "xpos": {"memories": {"xl": xl}, "positional": XPos},
+    "blocks": {"memories": {"registers": registers, "xl": lambda dims: XlCache(dims, length=5)}, "attention": Blocked},
+    "band in blocks": {"memories": {"registers": registers, "xl": window}, "attention": Blocked},
+}
+CUTS = {"one by one": [1] * 40, "prompt": [11] + [1] * 29, "uneven": [3, 1, 9, 1, 1, 17, 2, 1, 5], "whole": [40]}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("parts", (MODELS | SHORT).values(), ids=MODELS | SHORT)
+def test_reading_on_gives_what_the_slow_way_gives(parts: dict[str, Any], cut: list[int]) -> None:
+    read, ids = reader(tiny(**parts)), tokens(2, 40)
+    reading, past = read.begin(), None
+    for segment in ids.split(cut, dim=1):
+        wanted, past = read(segment, past)
+        assert distance(reading(segment), wanted) < 1e-12
+
+
+@pytest.mark.parametrize("parts", [MODELS["xl-reversed"], MODELS["registers-xl-forward"], MODELS["window"], SHORT["short"]])
+def test_where_keys_may_stay_they_are_kept_in_a_ring(parts: dict[str, Any]) -> None:
+    decoder = tiny(**parts)
+    reading = reader(decoder).begin()
+    reading(tokens(1, 11))
+    before = [tensor.data_ptr() for tensor in tensors(reading.past)]
+    for _ in range(9):
+        reading(tokens(1, 1))
+    assert [tensor.data_ptr() for tensor in tensors(reading.past)] == before != []
+    assert not any(isinstance(module, Ring) for module in decoder.modules()), "the model itself is left as it was"
+
+
+@pytest.mark.parametrize("parts", [SHORT["xpos"], MODELS["hidden-logit"], MODELS["compressed-one"]], ids=["xpos", "hidden", "compressed"])
+def test_where_they_may_not_they_are_not(parts: dict[str, Any]) -> None:
+    assert swift(tiny(**parts), torch.float32)[1] is None
+
+
+CUT_FREE = MODELS | {name: SHORT[name] for name in ("reference", "slopes", "xpos", "band in blocks")}  # pads move the cuts of a text
+del CUT_FREE["compressed-one"]  # what is compressed depends on where in the text it stands
+
+
+@pytest.mark.parametrize("parts", CUT_FREE.values(), ids=CUT_FREE)
+def test_prompts_of_different_length_go_on_as_each_would_alone(parts: dict[str, Any]) -> None:
+    read = reader(tiny(**parts))
+    prompts = [PROMPT, PROMPT[3:5], PROMPT[:1], PROMPT[2:]]
+    found = complete(read, prompts, Greedy(), tokens=25)
+    assert found == [list(generate(read, prompt, Greedy(), tokens=25)) for prompt in prompts]
+    assert complete(read, prompts, Greedy(), tokens=25, end=found[1][6])[1] == found[1][: found[1].index(found[1][6])]
+
+
+def test_contrastive_search_says_that_it_cannot_read_padded_prompts() -> None:
+    with pytest.raises(UsageError, match="one length"):
+        complete(reader(tiny(memories={"xl": xl})), [[1, 2], [1]], Contrastive(), tokens=2)
+
+
+def test_in_bfloat16_weights_are_rounded_once_and_no_more_is_lost() -> None:
+    decoder, ids = tiny(memories={"xl": xl}, dtype=torch.float32), tokens(1, 30)
+    read = Reader(decoder, Precision(torch.bfloat16, "asked for"), CONTEXT)
+    reading, past, exact = read.begin(), None, reader(decoder)(ids)[0]
+    found = torch.cat([reading(segment) for segment in ids.split([11] + [1] * 19, dim=1)], dim=1)
+    slow = []
+    for segment in ids.split([11] + [1] * 19, dim=1):
+        states, past = read(segment, past)
+        slow.append(states)
+    assert found.dtype == slow[0].dtype
+    assert (found - exact).norm() < 2 * (torch.cat(slow, dim=1) - exact).norm() < 0.1 * exact.norm()
+    block = read.twin[0].blocks[0]
+    assert block.attention.query.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert next(decoder.parameters()).dtype == torch.float32

@@ -54,7 +54,6 @@ class Ours(Subject):
         self.setting = Setting(self.loss, World(device=work.device), work.precision, recipe.train.seed, range(work.rows), work.rows)
         self.state: Any = None  # of training
         self.read: Any = None  # of evaluation
-        self.past: Any = None  # of decoding
         self.steps = 0
         self.remembers = any(isinstance(m, Memory) and m.length for m in self.loss.modules())  # type: ignore[misc]
 
@@ -87,12 +86,13 @@ class Ours(Subject):
     def prompt(self, ids: Tensor) -> Tensor | None:
         """See Subject."""
         self.reader = Reader(self.loss.decoder, self.work.precision, self.work.context)
-        states, self.past = self.reader(ids)
+        self.reading = self.reader.begin()
+        states = self.reading(ids)
         return self.reader.logits(states[:, -1]).argmax(-1, keepdim=True)
 
     def decode(self, ids: Tensor) -> Tensor:
         """See Subject."""
-        states, self.past = self.reader(ids, self.past)
+        states = self.reading(ids)
         return self.reader.logits(states[:, -1]).argmax(-1, keepdim=True)
 
     def held(self) -> list[Tensor]:

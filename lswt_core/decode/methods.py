@@ -23,17 +23,19 @@ class Method(ABC):
     """A way to go on with a text; its fields are its options."""
 
     @abstractmethod
-    def __call__(self, read: Reader, prompt: Tensor) -> Iterator[Tensor]:
-        """What follows prompts [B, T] of equal length: ids [B] at a time, without end."""
+    def __call__(self, read: Reader, prompt: Tensor, pads: Tensor | None = None) -> Iterator[Tensor]:
+        """What follows prompts [B, T]: ids [B] at a time, without end. Prompts of different length are padded on the left, by ``pads``
+        [B] ids; raises UsageError where a method cannot read those.
+        """
 
 
 @dataclass(frozen=True)
 class Greedy(Method):
     """Always the likeliest token, the lowest id of equals."""
 
-    def __call__(self, read: Reader, prompt: Tensor) -> Iterator[Tensor]:
+    def __call__(self, read: Reader, prompt: Tensor, pads: Tensor | None = None) -> Iterator[Tensor]:
         """See Method."""
-        return one_at_a_time(read, prompt, lambda logits: logits.argmax(-1))
+        return one_at_a_time(read, prompt, pads, lambda logits: logits.argmax(-1))
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ class Sample(Method):
         check("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1")
         check("seed", self.seed, 0 <= self.seed < 2**63, "at least 0 and below 2^63")
 
-    def __call__(self, read: Reader, prompt: Tensor) -> Iterator[Tensor]:
+    def __call__(self, read: Reader, prompt: Tensor, pads: Tensor | None = None) -> Iterator[Tensor]:
         """See Method. Drawn on the CPU, so that a seed means the same on every device."""
         if self.temperature == 0:
-            return Greedy()(read, prompt)
+            return Greedy()(read, prompt, pads)
         stream = torch.Generator().manual_seed(self.seed)
-        return one_at_a_time(read, prompt, lambda logits: self.draw(logits.cpu(), stream))
+        return one_at_a_time(read, prompt, pads, lambda logits: self.draw(logits.cpu(), stream))
 
     def draw(self, logits: Tensor, stream: torch.Generator) -> Tensor:
         """Logits [B, V] -> ids [B]."""
@@ -88,9 +90,13 @@ class Contrastive(Method):
         check("top_k", self.top_k, self.top_k >= 1, "at least 1")
         check("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 to 1")
 
-    def __call__(self, read: Reader, prompt: Tensor) -> Iterator[Tensor]:
+    def __call__(self, read: Reader, prompt: Tensor, pads: Tensor | None = None) -> Iterator[Tensor]:
         """See Method."""
-        return Greedy()(read, prompt) if self.alpha == 0 or self.top_k == 1 else self.search(read, prompt)
+        if self.alpha == 0 or self.top_k == 1:
+            return Greedy()(read, prompt, pads)
+        if pads is not None:
+            raise UsageError("contrastive search compares with all that was read, of which pads are no part: give it prompts of one length")
+        return self.search(read, prompt)
 
     def search(self, read: Reader, prompt: Tensor) -> Iterator[Tensor]:
         """The same without the shortcut."""
@@ -135,13 +141,14 @@ def check(name: str, value: object, valid: bool, range_: str) -> None:
         raise UsageError(f"{name} = {value}: must be {range_}")
 
 
-def one_at_a_time(read: Reader, prompt: Tensor, choose: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+def one_at_a_time(read: Reader, prompt: Tensor, pads: Tensor | None, choose: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """Go on with prompts [B, T] where logits [B, V] are enough to choose ids [B]."""
-    states, past = read(prompt)
+    reading = read.begin(pads)
+    states = reading(prompt)
     while True:
         chosen = choose(read.logits(states[:, -1]))
         yield chosen
-        states, past = read(chosen[:, None].to(prompt.device), past)
+        states = reading(chosen[:, None].to(prompt.device))
 
 
 def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lswt_core.decode.swift import Clock, products_of, swift
 from lswt_core.errors import NumericsError
 from lswt_core.interfaces import Memory
 from lswt_core.model import Decoder
@@ -21,6 +23,8 @@ class Reader:
     Later calls see as much of earlier ones as the memories keep. Where some layer has no memory that keeps tokens (registers do
     not), a call would see nothing of the one before; the past is then the text itself, whose last ``context`` ids are read
     again from cold at every call.
+
+    A past can be continued as often as one likes. ``begin`` reads one text on and on instead, which is faster.
     """
 
     def __init__(self, decoder: Decoder, precision: Precision, context: int) -> None:
@@ -53,8 +57,64 @@ class Reader:
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
         """States [B, M] -> logits [B, V] in float32 at least; raises NumericsError if one is not finite."""
-        with self.precision.autocast(self.device):
-            logits = self.decoder.vocabulary.logits(states)
+        with self.precision.autocast(self.device), products_of(states):
+            logits = self.twin[0].vocabulary.logits(states)
         if not logits.isfinite().all():
             raise NumericsError("the model's logits are not finite: go back to an earlier checkpoint, or compute in float32")
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @cached_property
+    def twin(self) -> tuple[Decoder, Clock | None]:
+        """The decoder's double for reading on."""
+        return swift(self.decoder, self.precision.dtype)
+
+    def begin(self, pads: Tensor | None = None) -> Reading:
+        """Texts to be read on and on. ``pads`` [B] are how many ids at the beginning of each row are none of its text: so prompts of
+        different length stand in one batch.
+        """
+        return Reading(self, pads)
+
+
+class Reading:
+    """Texts as they are read: what their reader would give for the whole, call by call."""
+
+    def __init__(self, reader: Reader, pads: Tensor | None) -> None:
+        self.reader, self.pads = reader, pads
+        self.decoder, self.clock = reader.twin
+        self.read = 0  # ids so far
+        self.past: Past = None
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The next ids [B, T] -> normed states [B, T, M]; read again from cold, of the last ``context`` ids at most."""
+        with self.reader.precision.autocast(self.reader.device):
+            if not self.reader.remembers:
+                return self.again(ids)
+            return torch.cat([self.segment(segment) for segment in ids.split(self.reader.context, dim=1)], dim=1)
+
+    def segment(self, ids: Tensor) -> Tensor:
+        """A segment by the memories: by rings at its place in the stream, by others at the place 0."""
+        first = 0
+        if self.clock is not None:
+            self.clock.read = first = self.read
+        states, self.past = self.decoder(ids, self.past, self.starts(ids, self.read, first), first)
+        self.read += ids.shape[1]
+        return states
+
+    def again(self, ids: Tensor) -> Tensor:
+        """The text's end from cold."""
+        text = (ids if self.past is None else torch.cat((self.past, ids), dim=1))[:, -self.reader.context :]
+        self.read += ids.shape[1]
+        states, _ = self.decoder(text, None, self.starts(text, self.read - text.shape[1], 0))
+        self.past = text
+        return states[:, -ids.shape[1] :]
+
+    def starts(self, ids: Tensor, read: int, first: int) -> Tensor | None:
+        """Where the text of every id [B, T] starts, in coordinates in which id number ``read`` stands at ``first``: pads are a text of
+        their own.
+        """
+        if self.pads is None:
+            return None
+        at = torch.arange(read, read + ids.shape[1], device=ids.device)
+        borders = self.pads[:, None].to(ids.device)  # [B, 1]
+        return torch.where(at >= borders, borders, 0) - read + first

@@ -30,6 +30,24 @@ def generate(
         yield int(chosen)
 
 
+def complete(read: Reader, prompts: Sequence[Sequence[int]], method: Method, *, tokens: int, end: int | None = None) -> list[list[int]]:
+    """Up to ``tokens`` ids after each of several prompts, of whatever length, all at once; each ends before its ``end``."""
+    longest = max(map(len, prompts))
+    pads = torch.tensor([longest - len(prompt) for prompt in prompts], device=read.device)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=read.device)
+    found: list[list[int]] = [[] for _ in prompts]
+    going = set(range(len(prompts)))
+    for chosen in islice(method(read, ids, pads if pads.any() else None), tokens):
+        for row in list(going):
+            if (token := int(chosen[row])) == end:
+                going.discard(row)
+            else:
+                found[row].append(token)
+        if not going:
+            break
+    return found
+
+
 def texts(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
     """The text of ids that follow a prompt, piece by piece, whole characters only.
 

@@ -26,6 +26,7 @@ class XlCache(Memory):
     """
 
     name = "xl-cache"
+    rolling = True
     citation = TRANSFORMER_XL
 
     def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1)] = 2048) -> None:

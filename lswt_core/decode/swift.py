@@ -1,0 +1,137 @@
+"""A decoder's double for reading on token by token: weights already in the precision that is computed in, and memories as rings of keys
+that are encoded once, so that a token costs the same wherever in a text it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.head import Vocabulary
+from lswt_core.interfaces import Memory, PositionalEncoding, Project, Segment, State
+from lswt_core.model import Attention, Block, Decoder
+
+
+class Clock:
+    """How many tokens were read: known to the host, so that no device is waited for."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+
+class Ring(Memory):
+    """What a rolling memory keeps, encoded where it stands in the stream, in a ring that is written in place.
+
+    The ring has room for one token more than the memory: a single new token is written first and then met there with all others, and
+    nothing is copied. Its state must be continued once only.
+    """
+
+    def __init__(self, memory: Memory, positional: PositionalEncoding, clock: Clock) -> None:
+        nn.Module.__init__(self)
+        self.length, self.window = memory.length, memory.window
+        self.positional, self.clock = positional, clock
+
+    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
+        """The tokens that are remembered and the new ones, encoded; the last segment holds both where there is one new token."""
+        *others, new = project(x, at)
+        k, v = self.positional.rotate(new.k, at), new.v
+        room = self.length + 1
+        if state is None:
+            shape = (k.shape[0], k.shape[2], room, k.shape[3])  # heads first: what attention multiplies lies together
+            state = {"k": k.new_zeros(shape), "v": v.new_zeros(shape)}
+        old = [] if k.shape[1] == 1 else self.remembered(state, at)  # taken out before it is overwritten
+        newest = slice(max(0, k.shape[1] - room), None)
+        slots = at[newest] % room
+        state["k"].index_copy_(2, slots, k[:, newest].transpose(1, 2).to(state["k"].dtype))
+        state["v"].index_copy_(2, slots, v[:, newest].transpose(1, 2).to(state["v"].dtype))
+        if k.shape[1] > 1:
+            return [*others, *old, Segment(k, v, at, encoded=True)], state
+        filled = min(self.clock.read + 1, room)
+        places = at - (at - torch.arange(filled, device=at.device)) % room  # of slot i: the newest that falls there
+        k, v = (state[key][:, :, :filled].transpose(1, 2) for key in ("k", "v"))
+        return [*others, Segment(k, v, places, encoded=True)], state
+
+    def remembered(self, state: dict[str, Tensor], at: Tensor) -> list[Segment]:
+        """What was read before, in its order."""
+        count = min(self.clock.read, self.length)
+        if not count:
+            return []
+        places = torch.arange(self.clock.read - count, self.clock.read, device=at.device)
+        k, v = (state[key].index_select(2, places % (self.length + 1)).transpose(1, 2) for key in ("k", "v"))
+        return [Segment(k, v, places, encoded=True)]
+
+
+@contextmanager
+def products_of(x: Tensor) -> Iterator[None]:
+    """While it lasts, a single row x [..., M] on a CPU is multiplied by torch's own kernels: oneDNN's, made for many rows, reach half of
+    the memory's bandwidth with one.
+    """
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(before and not (x.device.type == "cpu" and x.numel() == x.shape[-1]))
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+class RowLinear(nn.Linear):
+    """A linear layer that often sees a single row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        with products_of(x):
+            return super().forward(x)
+
+
+def swift(decoder: Decoder, dtype: torch.dtype) -> tuple[Decoder, Clock | None]:
+    """A double of a decoder that computes the same, sharing all parameters but those it holds in ``dtype``; and the clock of its rings,
+    None if some memory or encoding cannot be kept in one.
+    """
+    twin: Any = double(decoder, dtype)
+    if not can_roll(decoder):
+        return twin, None
+    clock = Clock()
+    for block in twin.blocks:
+        positional = block.positional or twin.positional
+        for name, memory in block.attention.memory.items():
+            if memory.length:
+                block.attention.memory._modules[name] = Ring(memory, positional, clock)
+    return twin, clock
+
+
+def double(module: nn.Module, dtype: torch.dtype, owner: nn.Module | None = None) -> nn.Module:
+    """A module of the same parameters; those that autocast rounds at every call are rounded once."""
+    twin = copy.copy(module)
+    twin._modules = {name: None if child is None else double(child, dtype, module) for name, child in module._modules.items()}
+    twin._parameters = dict(module._parameters)
+    if type(module) is nn.Linear:
+        twin.__class__ = RowLinear
+    if isinstance(module, nn.Linear) or isinstance(owner, Vocabulary):
+        twin._parameters = {name: rounded(p, dtype) for name, p in module._parameters.items()}
+    return twin
+
+
+def rounded(parameter: nn.Parameter | None, dtype: torch.dtype) -> nn.Parameter | None:
+    """A parameter in a precision; itself where it is so already, or where all is computed in float32 at least."""
+    if parameter is None or dtype not in (torch.bfloat16, torch.float16) or parameter.dtype == dtype:
+        return parameter
+    return nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+
+
+def can_roll(decoder: Decoder) -> bool:
+    """Whether every layer remembers keys and values that stay as they are while the text goes on."""
+    return type(decoder.positional).embed is PositionalEncoding.embed and all(rolls(block, decoder) for block in decoder.blocks)  # type: ignore[arg-type]
+
+
+def rolls(block: Block, decoder: Decoder) -> bool:
+    """Whether a layer does."""
+    positional = decoder.positional if block.positional is None else block.positional
+    attention: Attention = block.attention
+    keeping = [memory for memory in attention.memory.values() if isinstance(memory, Memory) and memory.length]
+    alone = type(positional).encode is PositionalEncoding.encode  # each key by its own place
+    return bool(keeping) and all(memory.rolling for memory in keeping) and positional.stationary and alone

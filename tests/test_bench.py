@@ -1,0 +1,210 @@
+"""The benchmark: that subjects do the same work, that what they are measured by is right, and what the command prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lswt_core.__main__ import main
+from lswt_core.benchmark import original
+from lswt_core.benchmark.clock import Span, in_turn, ratio
+from lswt_core.benchmark.ours import Ours, work_of
+from lswt_core.benchmark.peers import PEERS, find
+from lswt_core.benchmark.probe import look
+from lswt_core.benchmark.work import Subject, Work
+from lswt_core.errors import UsageError
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+
+CPU = torch.device("cpu")
+RECIPE = """
+[model]
+d_model = 32
+n_layers = 2
+n_heads = 2
+[embedding]
+vocab_size = 61
+d_vocab = 16
+[positional]
+use = "rope"
+sink_frame = "reference"
+[memory.registers]
+count = 3
+[memory.xl]
+use = "xl-cache"
+length = 8
+[loss.simctg]
+margin = 0.5
+[optimizer]
+use = "adamw"
+lr = 3e-4
+[train]
+rows = 2
+context = 8
+steps = 4
+precision = "float32"
+[data]
+use = "stdlib"
+[tokenizer]
+use = "bytes"
+"""
+EAGER_PEERS = ["llama", "x-transformers", "gpt"]  # the others compile, or need a library that cannot be installed beside these
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "nano.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+def subjects(path: Path, *overrides: str) -> tuple[Work, Ours]:
+    registry = Registry()
+    recipe = Recipe.load(path, list(overrides), registry=registry)
+    work = work_of(recipe, registry, CPU)
+    return work, Ours(work, recipe, registry, "ours")
+
+
+def losses(subject: Subject, steps: int = 4) -> list[float]:
+    return [float(subject.train(*pair)) for pair in islice(subject.work.text(), steps)]
+
+
+def decoded(subject: Subject, prompt: Tensor, count: int) -> list[int]:
+    now = subject.prompt(prompt)
+    assert now is not None
+    found = [int(now)]
+    for _ in range(count - 1):
+        now = subject.decode(now)
+        found.append(int(now))
+    return found
+
+
+@pytest.mark.parametrize("overrides", [(), ("loss.simctg=false",), ("embedding.trainable=false",)], ids=["simctg", "plain", "frozen"])
+def test_the_originals_way_is_another_way_through_the_same_model(path: Path, overrides: tuple[str, ...]) -> None:
+    work, ours = subjects(path, *overrides)
+    theirs = original.build(original.OriginalWay, work, ours)
+    prompt = next(work.text(seed=7))[0][:1]
+    assert decoded(ours, prompt, 12) == decoded(theirs, prompt, 12)
+    segments = list(islice(work.text(seed=3), 3))
+    for pair in segments:  # a text with memory, before training
+        assert float(ours.evaluate(*pair)) == pytest.approx(float(theirs.evaluate(*pair)), abs=2e-6)
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-3)  # AdamW's groups decay differently
+
+
+@pytest.mark.parametrize("name", EAGER_PEERS)
+def test_peers_do_the_same_work(path: Path, name: str) -> None:
+    pytest.importorskip(PEERS[name].needs.replace("-", "_"))
+    work, ours = subjects(path)
+    peer = find(name)(work)
+    count = [sum(p.numel() for p in subject.model.parameters()) for subject in (ours, peer)]
+    assert count[1] == pytest.approx(count[0], rel=0.15)
+    found = losses(peer, 30)
+    assert found[0] == pytest.approx(math.log(61), abs=0.7) and found[-1] < found[0] - 0.03
+    assert peer.evaluate(*next(work.text())).isfinite()
+    frozen = find(name)(work._replace(trained_table=False))
+    assert any(not p.requires_grad and p.shape[0] == 61 for p in frozen.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "x-transformers"])
+def test_peers_decode_what_they_would_say_of_the_whole_text(path: Path, name: str) -> None:
+    pytest.importorskip(PEERS[name].needs.replace("-", "_"))
+    work, _ = subjects(path, "memory.xl=false")
+    peer = find(name)(work._replace(context=16))
+    peer.model.eval()
+    prompt = torch.arange(5)[None]
+    found = decoded(peer, prompt, 4)
+    for size in range(1, 4):
+        again = peer.prompt(torch.cat((prompt, torch.tensor([found[:size]])), dim=1))
+        assert again is not None and int(again) == found[size]
+
+
+def test_everyone_reads_the_same_text(path: Path) -> None:
+    work, _ = subjects(path)
+    first, second = (list(islice(work.text(), 3)) for _ in range(2))
+    assert all(torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
+    inputs = torch.cat([inputs for inputs, _ in first], dim=1)
+    labels = torch.cat([labels for _, labels in first], dim=1)
+    assert torch.equal(inputs[:, 1:], labels[:, :-1])  # rows go on where they stopped
+
+
+def test_turns_alternate_and_ratios_are_of_rounds() -> None:
+    told: list[str] = []
+    taken = in_turn({name: (lambda name=name: told.append(name)) for name in "abc"}, 2, CPU)  # type: ignore[misc]
+    assert "".join(told) == "abccba" and {len(times) for times in taken.values()} == {2}
+    assert ratio({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b") == Span(2.5, 2.0, 3.0)
+
+
+def test_a_steps_peak_is_what_it_allocates_at_most() -> None:
+    def step() -> None:
+        one = torch.empty(1 << 20, dtype=torch.uint8)
+        two = torch.empty(1 << 21, dtype=torch.uint8)
+        del one
+        three = torch.empty(1 << 20, dtype=torch.uint8)
+        del two, three
+
+    assert look(step, CPU).peak == pytest.approx(3 << 20, abs=1 << 12)
+
+
+@pytest.mark.slow
+def test_the_command_measures_and_compares(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--swap", "ffn=gelu", "--against", "original", "--against", "gpt", "--rounds", "2", "--tokens", "3"]
+    assert main(["bench", str(path), "optimizer.use=sophia-g", *more, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = found["subjects"]
+    assert list(rows) == ["nano", "nano ffn=gelu", "nano, peers' work", "nano, peers' work, no memory", "original", "gpt"]
+    assert [rows[name]["beside"] for name in ("nano ffn=gelu", "original", "gpt")] == [
+        "nano",
+        "nano, peers' work",
+        "nano, peers' work, no memory",
+    ]
+    for name, row in rows.items():
+        for kind in ("training", "evaluation"):
+            span = row[kind]["seconds"]
+            assert 0 < span["lowest"] <= span["median"] <= span["highest"]
+            assert row[kind]["tokens_per_second"] == pytest.approx(16 / span["median"])
+        assert row["held_bytes"] > 4 * row["parameters"] and row["step_peak_bytes"] > 0 and row["graph_breaks"] == 0
+        assert (row["decoding"] is None) == (name == "gpt")
+        assert row["loss"] < math.log(61) + 0.7 and row["steps"] == 6
+    assert rows["original"]["loss"] == pytest.approx(rows["nano, peers' work"]["loss"], abs=0.01)
+    assert {piece["name"] for piece in found["pieces"]} == {
+        "block",
+        "vocabulary and cross-entropy",
+        "loss simctg",
+        "update by sophia-g",
+    }
+    assert found["utilisation"]["necessary"] > 0 and found["machine"]["attention"] == "blocked"
+    assert main(["bench", str(path), *more]) == 0
+    text = capsys.readouterr().out
+    for word in ("training", "evaluation", "decoding", "times as long as", "a step's peak", "of its ceiling", "manner of nanoGPT"):
+        assert word in text
+
+
+def test_mistakes_are_told(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in [
+        (["--against", "lama"], "did you mean llama"),
+        (["--rounds", "0"], "at least 1"),
+        (["--swap", "ffn=gelo"], "gelu"),
+        (["--against", "none.toml"], "none.toml"),
+    ]:
+        assert main(["bench", str(path), *words]) != 0
+        assert expected in capsys.readouterr().err
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "litgpt", None)
+    with pytest.raises(UsageError, match="pip install litgpt"):
+        find("litgpt")
+
+
+def test_another_recipe_must_read_as_many_tokens(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other: Any = tmp_path / "other.toml"
+    other.write_text(RECIPE.replace("context = 8", "context = 16"))
+    assert main(["bench", str(path), "--against", str(other)]) != 0
+    assert "give both the same train keys" in capsys.readouterr().err
