@@ -65,6 +65,7 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
     with torch.device("meta"):
         backends = suitable_attention(recipe, registry, device, dtype)
         decoder = blueprint(recipe, registry, backends).build()
+        decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
         return Assembled(Loss(decoder, auxiliary_losses(recipe, registry)), ", ".join(backends.names), backends.notes)
 
 

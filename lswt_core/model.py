@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lswt_core.errors import Incompatible
 from lswt_core.head import Vocabulary
@@ -169,6 +170,7 @@ class Decoder(nn.Module):
         self.input_norm = input_norm
         self.blocks = nn.ModuleList(blocks)
         self.output_norm = output_norm
+        self.activation_checkpointing = False  # keep a block's input alone for the backward pass, and run the block again there
 
     def forward(
         self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None, first: int = 0
@@ -194,7 +196,9 @@ class Decoder(nn.Module):
         visit(x)
         following = []
         for i, block in enumerate(self.blocks):
-            x, kept = block(x, at, state[i] if state else {}, starts, self.positional)
+            given = (x, at, state[i] if state else {}, starts, self.positional)
+            again = self.activation_checkpointing and torch.is_grad_enabled()
+            x, kept = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
             visit(x)
             following.append(kept)
         x = self.output_norm(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,23 +12,58 @@ from torch import Tensor
 from lswt_core.interfaces import Optimizer
 
 BUCKET = 1 << 24  # elements, 64 MB in float32: enough to fill any device
+BUCKET_CPU = 1 << 18  # of which all that an update touches stays in a core's own cache
+
+
+class Piece(NamedTuple):
+    """A parameter, or a stretch of it, with what belongs to it."""
+
+    p: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
 
 
 class BucketOptimizer(Optimizer, ABC):
-    """An optimizer that says how one bucket of parameters is updated, and keeps moments made by ``zeros``."""
+    """An optimizer that says how pieces of parameters are updated, whatever their shape: coordinate by coordinate.
+
+    Moments are made by ``zeros`` and may be kept in a narrower precision than they are computed in, ``moments``.
+    """
+
+    moments: torch.dtype = torch.float32
 
     @abstractmethod
-    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Update parameters of a group, all of which have a gradient."""
+    def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The state of a parameter, made at its first step and its counters moved on: once a step."""
+
+    @abstractmethod
+    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
+        """Update pieces of a group's parameters, and the moments in their states, in place; gradients are in the moments' precision."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            for params in buckets([p for p in group["params"] if p.grad is not None]):
-                self.update(group, params)
+            whole = (Piece(p, p.grad, self.prepare(group, p)) for p in group["params"] if p.grad is not None)
+            for bucket in buckets([part for piece in whole for part in parts_of(piece)]):
+                self.update_wide(group, bucket)
         return loss
+
+    def update_wide(self, group: dict[str, Any], pieces: list[Piece]) -> None:
+        """Update pieces in float32 at least, whatever they are kept in."""
+        wide = [{key: widened(value) for key, value in piece.state.items()} for piece in pieces]
+        gradients = [piece.gradient.to(torch.promote_types(piece.gradient.dtype, torch.float32)) for piece in pieces]
+        self.update(group, [piece.p for piece in pieces], gradients, wide)
+        for piece, state in zip(pieces, wide, strict=True):
+            for key, value in piece.state.items():
+                if isinstance(value, Tensor) and state[key] is not value:
+                    value.copy_(state[key])
+
+    def zeros(self, p: Tensor) -> Tensor:
+        """Where a moment of a parameter starts: zeros of its shape, in float32 even for narrower parameters unless ``moments`` says
+        otherwise.
+        """
+        return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32) if self.moments == torch.float32 else self.moments)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state in its own precision; torch alone would round it to that of the parameters."""
@@ -39,27 +74,34 @@ class BucketOptimizer(Optimizer, ABC):
                     self.state[p][key] = value.to(p.device) if isinstance(value, Tensor) else value
 
 
-def zeros(p: Tensor) -> Tensor:
-    """Where a moment of a parameter starts: zeros of its shape, in float32 even for narrower parameters."""
-    return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-
-
-def gradients(params: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of parameters that have one, in the precision of their moments."""
-    return like([p.grad for p in params if p.grad is not None], moments)
-
-
 def like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
     """Values in the precision of their targets."""
     return [value.to(target.dtype) for value, target in zip(values, targets, strict=True)]
 
 
-def buckets(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters in runs of about ``BUCKET`` elements, so that a step's temporaries stay small beside the model."""
-    bucket: list[Tensor] = []
-    for p in params:
-        bucket.append(p)
-        if sum(member.numel() for member in bucket) >= BUCKET:
+def widened(value: Any) -> Any:
+    """A narrow moment in float32; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def parts_of(piece: Piece) -> Iterator[Piece]:
+    """A parameter whole, or in stretches where all they touch would not stay in a CPU's cache."""
+    moments = {key: value for key, value in piece.state.items() if isinstance(value, Tensor) and value.shape == piece.p.shape}
+    cut = piece.p.device.type == "cpu" and piece.p.numel() > BUCKET_CPU
+    if not cut or not all(tensor.is_contiguous() for tensor in (piece.p, piece.gradient, *moments.values())):
+        yield piece
+        return
+    columns = [tensor.view(-1).split(BUCKET_CPU) for tensor in (piece.p, piece.gradient, *moments.values())]
+    for p, gradient, *rest in zip(*columns, strict=True):
+        yield Piece(p, gradient, piece.state | dict(zip(moments, rest, strict=True)))
+
+
+def buckets(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in runs of about a bucket's elements, so that a step's temporaries stay small beside the model."""
+    bucket: list[Piece] = []
+    for piece in pieces:
+        bucket.append(piece)
+        if sum(member.p.numel() for member in bucket) >= (BUCKET_CPU if piece.p.device.type == "cpu" else BUCKET):
             yield bucket
             bucket = []
     if bucket:

@@ -108,6 +108,35 @@ def test_parted_documents_do_not_see_each_other(backend: str, size: int) -> None
 # -------------------------------------------------------------------------------------------------------------- backends
 
 
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_blocks_that_are_run_again_give_the_same_gradient_from_less(backend: str, dtype: torch.dtype) -> None:
+    decoder, ids = (
+        tiny(memories=XL | REGISTERS, attention=BACKENDS[backend], dtype=torch.float32 if dtype == torch.bfloat16 else dtype),
+        tokens(2, 12),
+    )
+    _, state = decoder(ids)
+    found = []
+    for again in (False, True):
+        decoder.activation_checkpointing = again
+        kept = 0
+
+        def note(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        ):
+            states, following = decoder(ids, tree_map(Tensor.detach, state))
+        found.append((torch.autograd.grad(states.square().sum(), list(decoder.parameters()), allow_unused=True), tensors(following), kept))
+    (gradients, memories, much), (others, same, little) = found
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(memories, same, strict=True)) and little < much / 3
+
+
 def question(
     sinks: bool, memory: bool, bias: str, documents: bool, own_queries: bool = True, window: bool = False
 ) -> tuple[list[Part], list[Tensor]]:

@@ -12,8 +12,9 @@ from helpers import described, offered
 from optimizer_parts import NAMES, TOLERANCE, assert_all_close, at, drive, feed, golden_model, gradients_of, load, scalar, small_model
 from torch import Tensor
 
-from lswt_core import Registry
+from lswt_core import Registry, moments
 from lswt_core.interfaces import Optimizer
+from lswt_core.moments import BucketOptimizer
 from lswt_core.resume import optimizer_state, restore_optimizer
 
 AdamW, LaProp, SignMomentum, Lion, Muon, ScheduleFree = (
@@ -252,3 +253,38 @@ def test_a_checkpoint_holds_the_whole_state(build: type[Optimizer]) -> None:
     drive(optimizer, params, range(7, 14))
     drive(resumed, twins, range(7, 14))
     assert all(torch.equal(a, b) for a, b in zip(params, twins, strict=True))
+
+
+BUCKETED = pytest.mark.parametrize("build", [cls for cls in offered("optimizer") if issubclass(cls, BucketOptimizer)], ids=described)
+
+
+@BUCKETED
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_parameters_in_stretches_are_the_whole(build: type[Optimizer], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = small_model(), small_model()
+    drive(build(whole), whole, range(4))
+    monkeypatch.setattr(moments, "BUCKET_CPU", size)
+    drive(build(cut), cut, range(4))
+    assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sophia-g", "sophia-h"])
+def test_moments_may_be_kept_in_half_the_memory(name: str) -> None:
+    build = Registry().get("optimizer", name)
+    wide, narrow = small_model(), small_model()
+    optimizers = [build(wide, lr=1e-2), build(narrow, lr=1e-2, moments="bfloat16")]
+    for optimizer, params in zip(optimizers, (wide, narrow), strict=True):
+        drive(optimizer, params, range(8))
+    kept = [optimizers[1].state[p][key] for p in narrow for key in ("momentum", "curvature")]
+    assert {moment.dtype for moment in kept} == {torch.bfloat16}
+    exact = [optimizers[0].state[p][key] for p in wide for key in ("momentum", "curvature")]
+    for a, b in zip(kept, exact, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0.02, atol=0.02 * float(b.abs().max()))
+    for a, b in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-2)  # eight steps of at most 1e-2 each
+    again = small_model()
+    other = build(again, lr=1e-2, moments="bfloat16")
+    other.load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
+    assert all(
+        torch.equal(other.state[p][key], optimizers[1].state[q][key]) for p, q in zip(again, narrow, strict=True) for key in ("momentum",)
+    )

@@ -36,9 +36,17 @@ class Memory(NamedTuple):
         micro = micro or min(self.recipe.train.micro_rows or rows, rows)
         parts = self.found | {
             "memories": self.found["memories"] * rows * 2,  # this step's and the next's
-            "activations": self.found["activations"] * micro,
+            "activations": self.activations() * micro,
         }
         return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
+
+    def activations(self) -> int:
+        """Bytes of a row that autograd keeps; where blocks are run again, every block's input and what one of them keeps."""
+        model, train = self.recipe.model, self.recipe.train
+        if train.activation_checkpointing == "none":
+            return self.found["activations"]
+        inputs = model.n_layers * train.context * model.d_model * WORD
+        return inputs + self.found["activations"] // model.n_layers
 
     def largest_micro(self, world: World, available: int | None = None) -> int:
         """The most rows that fit at a time, a divisor of the process's rows; 0 if not one does."""

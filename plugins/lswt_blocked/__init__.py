@@ -191,7 +191,8 @@ class BlockedAttend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the queries, and of those keys and values that want one."""
         wide = torch.promote_types(grad.dtype, torch.float32)
-        tensors, kept = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
+        saved = ctx.saved_tensors  # to be asked for once, or activation checkpointing runs the layer once more
+        tensors, kept = saved[: ctx.inputs], saved[ctx.inputs :]
         wanted = zip(tensors, ctx.needs_input_grad[1:], strict=True)
         grads = [torch.zeros_like(t, dtype=wide) if want else None for t, want in wanted]
         given = BlockInputs.of(ctx.layout, tensors)

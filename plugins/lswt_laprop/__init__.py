@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, gradients, zeros
+from lswt_core.moments import BucketOptimizer
 
 
 class LaProp(BucketOptimizer, Optimizer):
@@ -44,16 +44,15 @@ class LaProp(BucketOptimizer, Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
-    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
         """One step: the new gradient is normalised, then averaged."""
-        lr, states = group["lr"], [self._advance(p, group["lr"]) for p in params]
+        lr = group["lr"]
         moments, squares = ([state[key] for state in states] for key in ("momentum", "square"))
-        grads = gradients(params, moments)
         torch._foreach_mul_(squares, self.beta2)
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - self.beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.beta2)
         scales = torch._foreach_sqrt(squares)
         torch._foreach_add_(scales, self.eps)
-        normalised = torch._foreach_div(grads, scales)
+        normalised = torch._foreach_div(gradients, scales)
         torch._foreach_mul_(normalised, [math.sqrt(1 - self.beta2 ** state["step"]) for state in states])
         torch._foreach_mul_(moments, self.beta1)
         torch._foreach_add_(moments, normalised, alpha=(1 - self.beta1) * lr)
@@ -61,13 +60,13 @@ class LaProp(BucketOptimizer, Optimizer):
         # A rate of 0 means that no step had any: the momentum is 0 too.
         torch._foreach_sub_(params, torch._foreach_mul(moments, [lr / state["rate"] if state["rate"] else 0.0 for state in states]))
 
-    def _advance(self, p: Tensor, lr: float) -> dict[str, Any]:
-        """The state of a parameter, its counters moved to this step. They are numbers of the host: no device is waited for."""
+    def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """Moments and counters, these moved to this step. They are numbers of the host: no device is waited for."""
         state = self.state[p]
         if not state:
-            state |= {"momentum": zeros(p), "square": zeros(p), "step": 0, "rate": 0.0}
+            state |= {"momentum": self.zeros(p), "square": self.zeros(p), "step": 0, "rate": 0.0}
         state["step"] += 1
-        state["rate"] = self.beta1 * state["rate"] + (1 - self.beta1) * lr
+        state["rate"] = self.beta1 * state["rate"] + (1 - self.beta1) * group["lr"]
         return state
 
 

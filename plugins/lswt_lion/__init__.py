@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, gradients, zeros
+from lswt_core.moments import BucketOptimizer
 
 
 class Lion(BucketOptimizer, Optimizer):
@@ -42,19 +42,21 @@ class Lion(BucketOptimizer, Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta1, self.beta2 = beta1, beta2
 
-    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The momentum."""
+        if not self.state[p]:
+            self.state[p]["momentum"] = self.zeros(p)
+        return self.state[p]
+
+    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
         """One step of the same size in every coordinate."""
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum"] = zeros(p)
-        moments = [self.state[p]["momentum"] for p in params]
-        grads = gradients(params, moments)
+        moments = [state["momentum"] for state in states]
         mixed = torch._foreach_mul(moments, self.beta1)
-        torch._foreach_add_(mixed, grads, alpha=1 - self.beta1)
+        torch._foreach_add_(mixed, gradients, alpha=1 - self.beta1)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, torch._foreach_sign(mixed), alpha=-group["lr"])
         torch._foreach_mul_(moments, self.beta2)
-        torch._foreach_add_(moments, grads, alpha=1 - self.beta2)
+        torch._foreach_add_(moments, gradients, alpha=1 - self.beta2)
 
 
 @hookimpl

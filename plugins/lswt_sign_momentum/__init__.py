@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, gradients, zeros
+from lswt_core.moments import BucketOptimizer
 
 
 class SignMomentum(BucketOptimizer, Optimizer):
@@ -40,14 +40,17 @@ class SignMomentum(BucketOptimizer, Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta = beta
 
-    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The momentum."""
+        if not self.state[p]:
+            self.state[p]["momentum"] = self.zeros(p)
+        return self.state[p]
+
+    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
         """One step of the same size in every coordinate whose momentum is not 0."""
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum"] = zeros(p)
-        moments = [self.state[p]["momentum"] for p in params]
+        moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta)
-        torch._foreach_add_(moments, gradients(params, moments), alpha=1 - self.beta)
+        torch._foreach_add_(moments, gradients, alpha=1 - self.beta)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, torch._foreach_sign(moments), alpha=-group["lr"])
 

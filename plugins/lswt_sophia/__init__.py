@@ -28,7 +28,8 @@ class SophiaG(ClippedMomentum, Optimizer):
 
     ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped. ``fraction``
     is the share of a step's rows the estimate is taken from. ``clip_estimate`` bounds the norm of the sampled gradient before it
-    is squared, 0 for no bound: the authors' code bounds it to 1, which shrinks the curvature; the paper does not.
+    is squared, 0 for no bound: the authors' code bounds it to 1, which shrinks the curvature; the paper does not. ``moments``
+    "bfloat16" keeps momentum and curvature in half the memory.
     """
 
     name = "sophia-g"
@@ -46,6 +47,7 @@ class SophiaG(ClippedMomentum, Optimizer):
         eps: Annotated[float, Ge(1e-30)] = 1e-15,
         refresh_every: Annotated[int, Ge(1)] = 10,
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
+        moments: Literal["float32", "bfloat16"] = "float32",
         clip_estimate: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__(
@@ -58,6 +60,7 @@ class SophiaG(ClippedMomentum, Optimizer):
             eps=eps,
             refresh_every=refresh_every,
             fraction=fraction,
+            moments=moments,
         )
         self.clip_estimate = clip_estimate
 
@@ -107,6 +110,7 @@ class SophiaH(ClippedMomentum, Optimizer):
         eps: Annotated[float, Ge(1e-30)] = 1e-12,
         refresh_every: Annotated[int, Ge(1)] = 10,
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
+        moments: Literal["float32", "bfloat16"] = "float32",
         probe: Literal["gaussian", "rademacher"] = "gaussian",
     ) -> None:
         super().__init__(
@@ -119,6 +123,7 @@ class SophiaH(ClippedMomentum, Optimizer):
             eps=eps,
             refresh_every=refresh_every,
             fraction=fraction,
+            moments=moments,
         )
         self.probe = probe
 
