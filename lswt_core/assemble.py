@@ -31,7 +31,7 @@ from lswt_core.interfaces import (
 from lswt_core.kinds import KIND_OF_INTERFACE
 from lswt_core.loss import Loss
 from lswt_core.model import Attention, initialise
-from lswt_core.parallel import spread_rows
+from lswt_core.parallel import compile_each, compiles, spread_rows
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
@@ -164,9 +164,11 @@ def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need
 
 
 def materialise(loss: Loss, recipe: Recipe, device: torch.device) -> None:
-    """Give the model memory on the device and every parameter its initial value."""
+    """Give the model memory on the device and every parameter its initial value; nothing of it is compiled before its first call."""
     loss.to_empty(device=device)
     initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
+    if compiles(recipe.train.compile, device):
+        compile_each(loss.decoder.blocks)
 
 
 def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:

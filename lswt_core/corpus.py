@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from lswt_core.assemble import create
-from lswt_core.data import Lanes, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
+from lswt_core.data import Lanes, Prefetched, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
 from lswt_core.errors import DataError, Incompatible
 from lswt_core.evaluate import HeldOut
 from lswt_core.interfaces import DataSource, Tokenizer
@@ -54,8 +56,13 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
     return Corpus(source, tokenizer, train, valid)
 
 
-def training_rows(recipe: Recipe, corpus: Corpus, rows: range) -> Rows:
-    """The token streams of some rows of the global batch."""
+def training_rows(recipe: Recipe, corpus: Corpus, rows: range, device: torch.device) -> Rows:
+    """The token streams of some rows of the global batch, read a segment ahead."""
+    return Prefetched(rows_of(recipe, corpus, rows), pinned=device.type == "cuda")
+
+
+def rows_of(recipe: Recipe, corpus: Corpus, rows: range) -> Rows:
+    """The same, read when asked."""
     train = recipe.train
     if corpus.train is None:
         return Stream(

@@ -15,7 +15,7 @@ from lswt_core.interfaces import Optimizer
 # How a recipe key may change between the parts of one run (the longest prefix decides; all else is identity):
 FREE = (
     *("evaluate", "sample", "track", "checkpoint.keep", "checkpoint.every"),
-    *("train.log_every", "train.micro_rows", "train.activation_checkpointing"),
+    *("train.log_every", "train.micro_rows", "train.compile", "train.activation_checkpointing"),
 )
 TRAJECTORY = ("train.steps", "train.tokens", "train.clip", "train.precision", "optimizer", "schedule", "loss", "attention")
 

@@ -110,6 +110,7 @@ class Session:
             raise
         finally:
             trainer.plan.metrics.close()
+            trainer.plan.rows.close()
         self.conclude(trainer, corpus, time.monotonic() - began, trainer.step - first)
         return 0
 
@@ -216,7 +217,7 @@ class Session:
                 setting=Setting(built.loss, self.world, self.precision, self.recipe.train.seed, mine, micro, self.stopping),
                 optimizer=optimizer,
                 schedule=build_schedule(self.recipe, self.registry),
-                rows=training_rows(self.recipe, corpus, mine),
+                rows=training_rows(self.recipe, corpus, mine, self.world.device),
                 held_out=lambda: held_out(self.recipe, corpus, self.world, baseline),
                 fingerprint=corpus.fingerprint(),
                 store=store,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, partialmethod
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,10 +25,12 @@ from lswt_rope import Rope
 from lswt_sdpa import Sdpa
 from lswt_xl_cache import XlCache
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from lswt_core.assemble import parameter_groups
 from lswt_core.interfaces import DenseBias, Dims, Need, Part, SlopeBias, Unsupported
 from lswt_core.loss import Loss
+from lswt_core.parallel import compile_each
 from lswt_core.tree import tensors, tree_map
 
 XL = {"xl": partial(XlCache, length=32)}
@@ -135,6 +137,28 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(backend: str
     (gradients, memories, much), (others, same, little) = found
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(memories, same, strict=True)) and little < much / 3
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@every_backend
+def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    plain, compiled = (tiny(dims=DIMS._replace(n_layers=4), memories=XL | REGISTERS, attention=BACKENDS[backend]) for _ in range(2))
+    compiler = torch.nn.Module.compile  # the tracing alone: no compiler of C++ is needed
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiler, backend="aot_eager"))
+    compile_each(compiled.blocks)
+    states: Any = [None, None]
+    for step in range(6):  # the memory of 32 tokens is full after four segments of 8
+        ids = tokens(2, 8, seed=step)
+        found = []
+        for i, decoder in enumerate((plain, compiled)):
+            out, states[i] = decoder(ids, states[i])
+            states[i] = tree_map(Tensor.detach, states[i])
+            found.append([out, *torch.autograd.grad(out.square().sum(), list(decoder.blocks.parameters()))])
+        assert max(distance(a, b) for a, b in zip(*found, strict=True)) < 1e-9
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 5  # cold, three of a filling memory, full
 
 
 def question(

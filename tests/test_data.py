@@ -4,17 +4,19 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lswt_bytes import Bytes
 
-from lswt_core.data import Lanes, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
+from lswt_core.data import Lanes, Prefetched, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
 from lswt_core.errors import DataError, ResourceError
 from lswt_core.interfaces import DataSource, Document
 
@@ -133,6 +135,7 @@ PROCESS = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
+from typing import Any
 from test_data import Given, TEXTS, Bytes, tokenise
 print("ready", flush=True)
 sys.stdin.readline()
@@ -376,3 +379,69 @@ def test_vocabulary_must_fit() -> None:
     check_vocabulary(Bytes(), 258)
     with pytest.raises(DataError, match=r"258 ids, the embedding table 257 rows: set embedding.vocab_size to at least 258"):
         check_vocabulary(Bytes(), 257)
+
+
+# ---------------------------------------------------------------------------------------------------------- read ahead
+
+
+def made(kind: str, tokens: Tokens, **options: Any) -> Rows:
+    return lanes(tokens, 2, 9, **options) if kind == "lanes" else stream(2, 9, dealing=kind, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", ["lanes", "evenly", "in-turn"])
+
+
+@KINDS
+@pytest.mark.parametrize("documents", ["carry", "reset"])
+def test_what_is_read_ahead_is_what_is_read(kind: str, documents: str, tokens: Tokens) -> None:
+    plain, ahead = made(kind, tokens, documents=documents), rows_of(kind, tokens, documents=documents)
+    later = [ahead.segment(2 - i) for i in range(3)][::-1]
+    for batch in later:
+        assert all(torch.equal(a, b) for a, b in zip(plain.segment(), batch, strict=True) if a is not None)
+        plain.advance()
+
+
+@KINDS
+def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
+    plain, ahead = made(kind, tokens), Prefetched(rows_of(kind, tokens), pinned=False)
+    assert read(ahead, 12) == read(plain, 12)
+    saved = json.loads(json.dumps(ahead.state()))
+    wanted = read(plain, 7)
+    again = Prefetched(made(kind, tokens), pinned=False)
+    for rows in (ahead, again):
+        rows.restore(saved)
+        assert torch.equal(rows.segment().inputs, rows.segment().inputs)
+        assert read(rows, 7) == wanted
+        rows.close()
+
+
+def test_the_next_segment_is_read_while_this_one_is_used() -> None:
+    rows = Prefetched(stream(2, 9), pinned=False)
+    rows.segment()
+    for task in rows.ahead.values():
+        task.result(timeout=10)
+    assert set(rows.ahead) == {0, 1}
+    threads = {thread.name for thread in threading.enumerate()}
+    assert any(name.startswith("prefetch") for name in threads)
+    rows.close()
+    assert not any(thread.name.startswith("prefetch") and thread.is_alive() for thread in rows.thread._threads)
+
+
+class Failing(Given):
+    """A source that breaks off after some documents."""
+
+    def documents(self, split: str) -> Iterator[Document]:
+        yield from list(super().documents(split))[:3]
+        raise DataError("the line is dead")
+
+
+def test_what_goes_wrong_ahead_is_raised_where_it_is_needed() -> None:
+    source = Failing(TEXTS)
+    rows = Prefetched(Stream(source, Bytes(), rows_total=1, rows=range(1), context=20, seed=0), pinned=False)
+    for _ in range(2):  # 49 tokens in three documents
+        rows.segment()
+        rows.advance()
+    rows.state()
+    with pytest.raises(DataError, match="the line is dead"):
+        rows.segment()
+    rows.close()

@@ -49,9 +49,9 @@ class Witness(Rows):
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
-    def segment(self) -> Batch:
+    def segment(self, ahead: int = 0) -> Batch:
         """The inner rows' next tokens."""
-        return self.inner.segment()
+        return self.inner.segment(ahead)
 
     def advance(self) -> None:
         """Commit, and write down to what."""
@@ -67,6 +67,10 @@ class Witness(Rows):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.inner.restore(state)
+
+    def close(self) -> None:
+        """The inner rows."""
+        self.inner.close()
 
 
 class Observed(Session):

@@ -19,7 +19,8 @@ Borders = Literal["carry", "reset"]
 class Rows(ABC):
     """Segments for some rows of the global batch, every row reading on where it stopped.
 
-    ``segment`` returns the same tokens until ``advance`` commits to them, so a step that fails can be taken again. ``rows`` are
+    ``segment`` returns the same tokens until ``advance`` commits to them, so a step that fails can be taken again; it can look ahead,
+    which commits nothing either. ``rows`` are
     the rows this process reads; the state is the same whichever they are, so a run can go on with another number of processes.
     """
 
@@ -29,8 +30,10 @@ class Rows(ABC):
         self.identity: dict[str, Any] = {"fingerprint": fingerprint, "rows_total": rows_total, "context": context, "seed": seed}
 
     @abstractmethod
-    def segment(self) -> Batch:
-        """The next ``context`` tokens of every row, [B, T], with `starts` where ``documents`` is "reset"."""
+    def segment(self, ahead: int = 0) -> Batch:
+        """The next ``context`` tokens of every row, [B, T], with `starts` where ``documents`` is "reset"; or those that will be next
+        after so many advances.
+        """
 
     @abstractmethod
     def advance(self) -> None:
@@ -43,6 +46,9 @@ class Rows(ABC):
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state; raise DataError if it is of other data, rows, context or seed."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to let go of)
+        """Let go of what reading needs; nothing is read any more."""
 
     def check(self, state: dict[str, Any]) -> None:
         """Raise DataError, naming every difference, if a state does not belong to these rows."""
@@ -90,10 +96,11 @@ class Lanes(Rows):
             needed = f"{rows_total} rows of {context} tokens need {rows_total * context}"
             raise DataError(f"the text has {len(tokens.ids)} tokens, {needed}: take fewer rows, a shorter context or more text")
 
-    def segment(self) -> Batch:
+    def segment(self, ahead: int = 0) -> Batch:
         """The next tokens of every row; a segment may begin in one epoch and end in the next."""
-        epochs, offsets = np.divmod(self.cursor + np.arange(self.context), self.length)
-        parts = [self._read(int(epoch), offsets[epochs == epoch]) for epoch in np.unique(epochs)]
+        cursor = self.cursor + ahead * self.context
+        epochs, offsets = np.divmod(cursor + np.arange(self.context), self.length)
+        parts = [self._read(int(epoch), offsets[epochs == epoch], cursor) for epoch in np.unique(epochs)]
         inputs, labels, starts = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
         return self.batch(inputs, labels, starts)
 
@@ -110,8 +117,8 @@ class Lanes(Rows):
         self.check(state)
         self.cursor = state["cursor"]
 
-    def _read(self, epoch: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs, labels and document starts [B, t] at some offsets [t] into the lanes of an epoch."""
+    def _read(self, epoch: int, offsets: np.ndarray, cursor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs, labels and document starts [B, t], as seen from a cursor, at some offsets [t] into the lanes of an epoch."""
         ids, (order, bounds) = self.tokens.ids, self._order(epoch)
         lanes = np.asarray(self.rows, dtype=np.int64)[:, None] * self.length  # [B, 1]
         at = lanes + offsets  # [B, t] places in the epoch's stream
@@ -119,7 +126,7 @@ class Lanes(Rows):
         place = self.tokens.starts[order[which]] + at - bounds[which]  # in ids
         following = ids[np.minimum(place + 1, len(ids) - 1)].astype(np.int64)
         labels = np.where(at + 1 == bounds[which + 1], self.end, following)
-        starts = np.maximum(bounds[which] - lanes, 0) + epoch * self.length - self.cursor
+        starts = np.maximum(bounds[which] - lanes, 0) + epoch * self.length - cursor
         return ids[place].astype(np.int64), labels, starts
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,16 +49,18 @@ class Stream(Rows):
         self._pending = [Pending() for _ in range(rows_total)]
         self._dealt = self._deal()
 
-    def segment(self) -> Batch:
-        """The next tokens of every row."""
-        self._fill()
-        read = [self._pending[row].read(self.context, self.tokenizer.end) for row in self.rows]
+    def segment(self, ahead: int = 0) -> Batch:
+        """The next tokens of every row. Which row a document goes to depends on how much each has left beside the others, and so not on
+        how far ahead it is dealt.
+        """
+        self._fill((ahead + 1) * self.context)
+        read = [self._pending[row].read(ahead * self.context, self.context, self.tokenizer.end) for row in self.rows]
         inputs, labels, starts = (np.stack(columns) for columns in zip(*read, strict=True))  # [B, T] each
         return self.batch(inputs, labels, starts)
 
     def advance(self) -> None:
         """Commit: move on to the next segment."""
-        self._fill()
+        self._fill(self.context)
         for row in self._pending:
             row.drop(self.context)
 
@@ -74,9 +76,9 @@ class Stream(Rows):
         self._pending = [Pending.restored(row) for row in state["pending"]]
         self._dealt = self._deal()
 
-    def _fill(self) -> None:
-        """Deal documents until every row has a segment's tokens."""
-        while (shortest := min(self._pending, key=len)).size < self.context:
+    def _fill(self, size: int) -> None:
+        """Deal documents until every row has so many tokens."""
+        while (shortest := min(self._pending, key=len)).size < size:
             number, document = next(self._dealt)
             (shortest if self.dealing == "evenly" else self._pending[number % len(self._pending)]).add(document)
 
@@ -116,8 +118,8 @@ class Pending:
         self.documents.append(document)
         self.size += len(document)
 
-    def read(self, count: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The next inputs, labels and document starts, [count] each; nothing is dropped."""
+    def read(self, skipped: int, count: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The inputs, labels and document starts, [count] each, after some that are skipped; nothing is dropped."""
         inputs = np.concatenate(self.documents)
         lengths = np.array([len(document) for document in self.documents])
         bounds = np.cumsum(lengths)
@@ -125,7 +127,8 @@ class Pending:
         labels[bounds - 1] = end
         starts = bounds - lengths
         starts[0] = -self.begun
-        return inputs[:count], labels[:count], np.repeat(starts, lengths)[:count]
+        read = slice(skipped, skipped + count)
+        return inputs[read], labels[read], np.repeat(starts, lengths)[read] - skipped
 
     def drop(self, count: int) -> None:
         """Forget the next tokens."""

@@ -144,7 +144,7 @@ class BlockInputs(NamedTuple):
         """
         scores = torch.bmm(block.of(self.q[-1]), block.seen(self.keys).mT)
         for part, columns in self.uncommon():
-            torch.bmm(block.of(self.q[part]), self.k[part][block.heads].mT, out=scores[..., columns])
+            scores[..., columns] = torch.bmm(block.of(self.q[part]), self.k[part][block.heads].mT)
         self.hide(scores, block)
         return scores.softmax(-1)
 
@@ -179,7 +179,7 @@ class BlockedAttend(torch.autograd.Function):
         kept = []
         for block in layout.blocks(out):
             p = given.weights(block)
-            torch.bmm(p, block.seen(given.values), out=block.of(out))
+            out[block.heads, block.rows] = torch.bmm(p, block.seen(given.values))
             if size <= KEPT and any(ctx.needs_input_grad):
                 kept.append(p)
         ctx.layout, ctx.inputs = layout, len(tensors)
