@@ -18,7 +18,7 @@ from lswt_bytes import Bytes
 
 from lswt_core.data import Lanes, Prefetched, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
 from lswt_core.errors import DataError, ResourceError
-from lswt_core.interfaces import DataSource, Document
+from lswt_core.interfaces import Batch, DataSource, Document
 
 torch.set_num_threads(1)
 BEGIN, END = 256, 257
@@ -394,7 +394,7 @@ KINDS = pytest.mark.parametrize("kind", ["lanes", "evenly", "in-turn"])
 @KINDS
 @pytest.mark.parametrize("documents", ["carry", "reset"])
 def test_what_is_read_ahead_is_what_is_read(kind: str, documents: str, tokens: Tokens) -> None:
-    plain, ahead = made(kind, tokens, documents=documents), rows_of(kind, tokens, documents=documents)
+    plain, ahead = made(kind, tokens, documents=documents), made(kind, tokens, documents=documents)
     later = [ahead.segment(2 - i) for i in range(3)][::-1]
     for batch in later:
         assert all(torch.equal(a, b) for a, b in zip(plain.segment(), batch, strict=True) if a is not None)
@@ -403,7 +403,7 @@ def test_what_is_read_ahead_is_what_is_read(kind: str, documents: str, tokens: T
 
 @KINDS
 def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
-    plain, ahead = made(kind, tokens), Prefetched(rows_of(kind, tokens), pinned=False)
+    plain, ahead = made(kind, tokens), Prefetched(made(kind, tokens), pinned=False)
     assert read(ahead, 12) == read(plain, 12)
     saved = json.loads(json.dumps(ahead.state()))
     wanted = read(plain, 7)
@@ -427,21 +427,22 @@ def test_the_next_segment_is_read_while_this_one_is_used() -> None:
     assert not any(thread.name.startswith("prefetch") and thread.is_alive() for thread in rows.thread._threads)
 
 
-class Failing(Given):
-    """A source that breaks off after some documents."""
+class Failing(Lanes):
+    """Rows that cannot be read from their third segment on."""
 
-    def documents(self, split: str) -> Iterator[Document]:
-        yield from list(super().documents(split))[:3]
-        raise DataError("the line is dead")
+    def segment(self, ahead: int = 0) -> Batch:
+        if self.cursor + ahead * self.context >= 2 * self.context:
+            raise DataError("the line is dead")
+        return super().segment(ahead)
 
 
-def test_what_goes_wrong_ahead_is_raised_where_it_is_needed() -> None:
-    source = Failing(TEXTS)
-    rows = Prefetched(Stream(source, Bytes(), rows_total=1, rows=range(1), context=20, seed=0), pinned=False)
-    for _ in range(2):  # 49 tokens in three documents
+def test_what_goes_wrong_ahead_is_raised_where_it_is_needed(tokens: Tokens) -> None:
+    rows = Prefetched(Failing(tokens, END, rows_total=2, rows=range(2), context=9, seed=3), pinned=False)
+    for _ in range(2):
         rows.segment()
         rows.advance()
-    rows.state()
-    with pytest.raises(DataError, match="the line is dead"):
-        rows.segment()
+    assert rows.state()["cursor"] == 18
+    for _ in range(2):
+        with pytest.raises(DataError, match="the line is dead"):
+            rows.segment()
     rows.close()
