@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._triton import has_triton
 
 from lswt_core.errors import Incompatible, ResourceError
 
@@ -148,8 +149,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def compiles(wanted: str, device: torch.device) -> bool:
-    """Whether a run's blocks are compiled: on an accelerator, where kernels are fused that a CPU would gain nothing by."""
-    return wanted == "blocks" or (wanted == "auto" and device.type not in ("cpu", "meta"))
+    """Whether a run's blocks are compiled: by itself on CUDA, where kernels are fused that a CPU would gain nothing by."""
+    return wanted == "blocks" or (wanted == "auto" and device.type == "cuda" and has_triton())
 
 
 def compile_each(blocks: Iterable[nn.Module]) -> None:

@@ -60,7 +60,7 @@ class Train(Table):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the hardware has it
     documents: Literal["carry", "reset"] = "carry"  # at a document's border: go on as if it were one text, or hide what came before
     dealing: Literal["evenly", "in-turn"] = "evenly"  # streamed documents: to the row with the fewest tokens left, or i to row i mod rows
-    compile: Literal["auto", "none", "blocks"] = "auto"  # auto: every block is compiled where the device is no CPU
+    compile: Literal["auto", "none", "blocks"] = "auto"  # auto: every block is compiled on CUDA
     activation_checkpointing: Literal["none", "block"] = "none"  # block: keep a block's input alone and run it again for its gradient
     log_every: Positive = 10  # steps between plain progress lines where there is no terminal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lswt_core.benchmark.peers import PEERS, find
 from lswt_core.benchmark.probe import look
 from lswt_core.benchmark.work import Subject, Work
 from lswt_core.errors import UsageError
+from lswt_core.parallel import keep_freed_memory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -150,6 +152,10 @@ def test_a_steps_peak_is_what_it_allocates_at_most() -> None:
         del two, three
 
     assert look(step, CPU).peak == pytest.approx(3 << 20, abs=1 << 12)
+
+
+def test_the_allocator_can_be_told_and_untold() -> None:
+    assert keep_freed_memory() is keep_freed_memory(False) is (platform.libc_ver()[0] == "glibc")
 
 
 @pytest.mark.slow

@@ -137,6 +137,26 @@ def test_the_largest_micro_batch_that_fits(room: float, largest: int) -> None:
         assert memory.of_process(WORLD, largest)["total"] <= available
 
 
+def test_blocks_that_are_run_again_keep_their_inputs_and_what_one_of_them_keeps() -> None:
+    train = {**NANO["train"], "activation_checkpointing": "block"}
+    plain, again = (budget(recipe, Registry(), WORLD).memory.of_process(WORLD, 1) for recipe in (recipe_of(), recipe_of(train=train)))
+    assert again["activations"] == 7 * 16 * 16 * 4 + plain["activations"] // 7
+    assert {key: value for key, value in plain.items() if key not in ("activations", "total", "available")} == {
+        key: value for key, value in again.items() if key not in ("activations", "total", "available")
+    }
+
+
+def test_the_xl_model_fits_one_gpu_of_141_gb_if_its_moments_are_short() -> None:
+    memory = ACCELERATORS["h200"].memory
+    few_rows = ["train.rows=4", "train.micro_rows=1", "train.precision=bfloat16"]
+    short, long = ["optimizer.moments=bfloat16", "train.activation_checkpointing=block"], ["train.activation_checkpointing=block"]
+    needed = [
+        budget(Recipe.load(RECIPES / "xl.toml", few_rows + more), Registry(), WORLD).memory.of_process(WORLD)["total"]
+        for more in (short, long)
+    ]
+    assert needed[0] < memory < needed[1]
+
+
 @pytest.mark.parametrize(("largest", "advice"), [(4, "train.micro_rows=4"), (0, "not even micro-batches of one row fit")])
 def test_a_run_that_does_not_fit_is_refused_with_what_would(largest: int, advice: str) -> None:
     found = Memory({"weights": 10**12, "memories": 0, "activations": 10**9}, recipe_of()).of_process(WORLD)

@@ -109,7 +109,8 @@ class Contest:
 
         def turn(name: str) -> Callable[[], None]:
             def run() -> None:
-                now[name] = self.subjects[name].decode(now[name])
+                with self.subjects[name].as_its_users_run_it():
+                    now[name] = self.subjects[name].decode(now[name])
 
             return run
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -40,8 +42,7 @@ def look(step: Callable[[], object], device: torch.device) -> Seen:
 
 def look_at_cpu(step: Callable[[], object]) -> Seen:
     """By the profiler, which sees every allocation of torch's."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # what the profiler says of itself interests nobody
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     level = peak = 0
@@ -50,6 +51,20 @@ def look_at_cpu(step: Callable[[], object]) -> Seen:
             level += event.nbytes()
             peak = max(peak, level)
     return Seen(peak, None)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Without what the profiler's libraries say of themselves, which goes past Python to the standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123  (no file of anyone's)
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def look_at_gpu(step: Callable[[], object], device: torch.device) -> Seen:

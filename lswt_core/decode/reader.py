@@ -65,7 +65,7 @@ class Reader:
 
     @cached_property
     def twin(self) -> tuple[Decoder, Clock | None]:
-        """The decoder's double for reading on."""
+        """The decoder's double for reading on, of its weights as they are now."""
         return swift(self.decoder, self.precision.dtype)
 
     def begin(self, pads: Tensor | None = None) -> Reading:

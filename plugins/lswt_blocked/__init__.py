@@ -14,7 +14,7 @@ from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
 
 FEW = 4  # queries for which blocks are not worth their preparation
-BLOCK = 1 << 22  # scores that exist at once: they stay in a CPU's shared cache
+BLOCK = 1 << 23  # scores that exist at once: they stay in a CPU's shared cache
 KEPT = 1 << 25  # bytes of softmax weights that a layer keeps for its backward pass; where there are more, they are computed anew
 ROWS = 256  # queries of a block: more of them waste products on keys that lie ahead, fewer make poor ones
 
