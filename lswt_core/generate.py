@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lswt_core.cli import plugin_argument, registry_of
 from lswt_core.errors import UsageError
+from lswt_core.signals import StopRequest
 
 if TYPE_CHECKING:
     from lswt_core.interfaces import Tokenizer
@@ -48,11 +49,16 @@ def generate(arguments: argparse.Namespace) -> int:
     model = open_model(arguments.model, registry_of(arguments))
     start = [model.tokenizer.begin, *encoded(prompt, model.tokenizer)]
     reader = decode.Reader(model.decoder, model.precision, model.context)
-    ids = decode.generate(reader, start, method, tokens=arguments.tokens, end=model.tokenizer.end)
+    stop = StopRequest()  # polled between tokens: an exception out of a signal could be lost in a callback of torch's
+    with stop.listening():
+        ids = decode.generate(reader, start, method, tokens=arguments.tokens, end=model.tokenizer.end, stopping=stop)
+        if not arguments.json:
+            show(decode.texts(model.tokenizer, start, ids))
+        found = list(ids)
+    if stop():
+        raise KeyboardInterrupt
     if not arguments.json:
-        show(decode.texts(model.tokenizer, start, ids))
         return 0
-    found = list(ids)
     text = "".join(decode.texts(model.tokenizer, start, found))
     used = {"decode": arguments.decode} | {name: getattr(method, name) for name in decode.option_names(type(method))}
     print(json.dumps({"prompt": prompt, "text": text, "ids": found, "ended": len(found) < arguments.tokens} | used))

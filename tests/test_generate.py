@@ -153,7 +153,7 @@ def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -
         assert process.stdout is not None and process.stderr is not None
         assert len(process.stdout.read(20)) == 20
         process.send_signal(signal.SIGINT)
-        rest, said = process.stdout.read(), process.stderr.read()
+        rest, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert rest.endswith(b"\n") and said == b"interrupted\n"
 
