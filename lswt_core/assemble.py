@@ -31,7 +31,7 @@ from lswt_core.interfaces import (
 from lswt_core.kinds import KIND_OF_INTERFACE
 from lswt_core.loss import Loss
 from lswt_core.model import Attention, initialise
-from lswt_core.parallel import compile_each, compiles, spread_rows
+from lswt_core.parallel import allow_two_backward_passes, compile_each, compiles, spread_rows
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
@@ -180,6 +180,8 @@ def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Opti
     """The optimizer over the model's trainable parameters."""
     optimizer: Optimizer = create(registry, recipe.one("optimizer"), parameter_groups(loss))
     spread_rows(optimizer.fraction, recipe.train.rows)  # refuses here what the first refresh would refuse
+    if optimizer.shares_forward:
+        allow_two_backward_passes()
     return optimizer
 
 

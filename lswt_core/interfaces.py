@@ -149,6 +149,7 @@ class Output(NamedTuple):
 
     states: Tensor  # [B, T, M], after the last norm
     logits: Tensor | None = None  # [B, T, V]; computed only if a loss needs it
+    normaliser: Tensor | None = None  # [B, T], log of the sum of exp(logits), 0 where nothing is predicted; only if a loss needs it
 
 
 class Term(NamedTuple):
@@ -299,7 +300,7 @@ class Norm(Component, nn.Module, ABC):
 class AuxiliaryLoss(Component, nn.Module, ABC):
     """A loss beside cross-entropy. Built as ``cls(dims, **options)``; its weight is the recipe's ``weight`` key."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"states"})  # of {"states", "logits"}: what nobody needs is never computed
+    needs: ClassVar[frozenset[str]] = frozenset({"states"})  # of {"states", "logits", "normaliser"}: the rest of Output is None
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -316,7 +317,9 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
 class Objective(Protocol):
     """A step's micro-batches, ready to be differentiated (again) at the current weights and memories."""
 
-    tokens: int  # labels predicted, over all micro-batches and ranks
+    @property
+    def tokens(self) -> int:
+        """Labels predicted, over all micro-batches and ranks."""
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad``. "sampled" draws labels from the model's own distribution and
@@ -339,11 +342,12 @@ class Optimizer(Component, torch.optim.Optimizer):
     """
 
     takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
-    refresh_every: int = 0  # call `refresh` after the first update and every so many from there; 0 = never
+    refresh_every: int = 0  # call `refresh` with the first update and every so many from there; 0 = never
+    shares_forward: bool = False  # call it before the update, with "sampled" gradients from the forward pass of the data's, not after it
     fraction: float = 1.0  # the share of a step's rows that `refresh` looks at (Objective.part)
 
     def refresh(self, objective: Objective) -> None:
-        """Re-estimate the curvature (second-order methods); gradients are cleared afterwards."""
+        """Re-estimate the curvature (second-order methods). Gradients are clear before; what it leaves in them is dropped."""
 
     def averaged(self) -> AbstractContextManager[None]:
         """While it lasts, parameters are those to be used rather than trained (an average); a checkpoint is written inside of it, and

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lswt_core.cross_entropy import Draws
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Output, Term
 from lswt_core.model import Decoder
 
 CROSS_ENTROPY = "cross_entropy"
+SAMPLED = "sampled"  # cross-entropy against labels that the model draws itself
 
 
 class Result(NamedTuple):
@@ -22,6 +24,7 @@ class Result(NamedTuple):
     terms: dict[str, Term]  # cross-entropy and every auxiliary loss
     correct: Tensor  # [] labels predicted right
     nll: Tensor  # [B, T] per token
+    sampled: Tensor | None = None  # [] this batch's share of the loss of drawn labels; shares add up
 
 
 class Loss(nn.Module):
@@ -32,7 +35,7 @@ class Loss(nn.Module):
         self.decoder = decoder
         self.auxiliary = nn.ModuleDict({name: loss for name, (loss, _) in auxiliary.items()})
         self.weights = {CROSS_ENTROPY: 1.0} | {name: weight for name, (_, weight) in auxiliary.items()}
-        self.needs_logits = any("logits" in loss.needs for loss, _ in auxiliary.values())
+        self.needs: frozenset[str] = frozenset().union(*(loss.needs for loss, _ in auxiliary.values()))
 
     def forward(
         self,
@@ -40,25 +43,28 @@ class Loss(nn.Module):
         state: tuple[Mapping[str, Any], ...] | None = None,
         counts: Mapping[str, Tensor] | None = None,
         *,
-        uniforms: Tensor | None = None,
+        draws: Draws | None = None,
+        alone: bool = False,
         twice: bool = False,
     ) -> Result:
         """The loss of a batch. ``counts`` are what the whole step averages over; without them the batch is the whole.
 
-        With ``uniforms`` [B, T] labels are drawn from the model and auxiliary losses are left out (the Gauss-Newton-Bartlett
-        estimate). ``twice`` allows a second derivative.
+        With ``draws`` the cross-entropy against labels drawn from the model is taken besides (the Gauss-Newton-Bartlett estimate).
+        ``alone`` leaves auxiliary losses out. ``twice`` allows a second derivative.
         """
         states, following = self.decoder(batch.inputs, state, batch.starts)
-        score = self.decoder.vocabulary.score(states, batch.labels, uniforms, twice=twice)
+        score = self.decoder.vocabulary.score(states, batch.labels, draws, twice=twice)
         terms = {CROSS_ENTROPY: Term(score.total, predicted(batch))}
-        if uniforms is None and self.auxiliary:
-            logits = self.decoder.vocabulary.logits(states) if self.needs_logits else None
-            out = Output(states, logits)
+        if self.auxiliary and not alone:
+            logits = self.decoder.vocabulary.logits(states) if "logits" in self.needs else None
+            normaliser = score.normaliser.view_as(batch.labels) if "normaliser" in self.needs else None
+            out = Output(states, logits, normaliser)
             terms |= {name: loss(out, batch) for name, loss in self.auxiliary.items()}
-        shares = [
-            self.weights[name] * term.total / (term.count if counts is None else counts[name]).clamp_min(1) for name, term in terms.items()
-        ]
-        return Result(torch.stack(shares).sum(), following, terms, score.correct, score.nll.view_as(batch.labels))
+        shares = [self.weights[name] * mean(term, name, counts) for name, term in terms.items()]
+        sampled = None
+        if draws is not None and score.sampled is not None:
+            sampled = mean(Term(score.sampled, predicted(batch, draws.rows)), SAMPLED, counts)
+        return Result(torch.stack(shares).sum(), following, terms, score.correct, score.nll.view_as(batch.labels), sampled)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What every term of a batch will count, before the batch is run."""
@@ -71,6 +77,12 @@ def count_of(loss: nn.Module, batch: Batch) -> Tensor:
     return loss.count(batch)
 
 
-def predicted(batch: Batch) -> Tensor:
-    """How many labels of a batch are predicted."""
-    return (batch.labels != IGNORE).sum()
+def predicted(batch: Batch, rows: Tensor | None = None) -> Tensor:
+    """How many labels of a batch, or of some of its rows, bool [B], are predicted."""
+    found = batch.labels != IGNORE
+    return found.sum() if rows is None else (found & rows[:, None]).sum()
+
+
+def mean(term: Term, name: str, counts: Mapping[str, Tensor] | None) -> Tensor:
+    """A term over its own count, or over what the whole step counts."""
+    return term.total / (term.count if counts is None else counts[name]).clamp_min(1)

@@ -161,6 +161,15 @@ def compile_each(blocks: Iterable[nn.Module]) -> None:
         block.compile(fullgraph=True, dynamic=False)
 
 
+def allow_two_backward_passes() -> None:
+    """Let compiled blocks keep, after a backward pass, what another one from the same forward pass needs; by itself their graphs write
+    over it. To be called before anything is compiled.
+    """
+    from torch._functorch import config  # not with torch itself: it takes time
+
+    config.donated_buffer = False
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes this process may still take on the device: for the CPU the machine's free memory, or the control group's limit."""
     if device.type == "cuda":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import compress
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import Batch, Need, Unsupported
-from lswt_core.loss import CROSS_ENTROPY, Loss, Result
+from lswt_core.cross_entropy import Draws
+from lswt_core.interfaces import Batch, Need, Objective, Optimizer, Unsupported
+from lswt_core.loss import CROSS_ENTROPY, SAMPLED, Loss, Result, predicted
 from lswt_core.model import Attention
 from lswt_core.parallel import Precision, World, spread_rows
 from lswt_core.randomness import derive
@@ -31,6 +34,67 @@ class Setting(NamedTuple):
 
 
 FLOAT32 = Precision(torch.float32, "a difference of gradients drowns in the rounding of anything shorter")
+
+
+class Sampled:
+    """The gradient towards labels that the model draws itself, taken along with that of the data (implements ``interfaces.Objective``
+    for an optimizer that shares the forward pass).
+    """
+
+    def __init__(self, setting: Setting, fraction: float, count: Tensor, scale: float) -> None:
+        self.setting, self.fraction, self.count, self.scale = setting, fraction, count, scale
+        self.parameters = trainable(setting.loss)
+        self.gradients: list[Tensor | None] = [None] * len(self.parameters)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Labels that were drawn, over all micro-batches and ranks; the device is waited for."""
+        return int(self.count)
+
+    def add(self, loss: Tensor) -> None:
+        """Take a micro-batch's share, and leave its graph for the data's."""
+        found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        self.gradients = [a if b is None else b if a is None else a.add_(b) for a, b in zip(self.gradients, found, strict=True)]
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Hand over, as every ``p.grad``, what was taken."""
+        assert labels == "sampled", "the data's gradient is the step's"
+        for p, gradient in zip(self.parameters, self.gradients, strict=True):
+            p.grad = gradient
+        require_finite(collected(self.setting, self.scale))
+
+    def part(self, fraction: float) -> Sampled:
+        """Itself: it was taken of that part."""
+        assert fraction == self.fraction
+        return self
+
+    def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """There is none."""
+        raise Unsupported("an optimizer that shares the forward pass (shares_forward) takes sampled gradients, not Hessian products")
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """There is none."""
+        raise Unsupported("an optimizer that shares the forward pass (shares_forward) draws nothing itself")
+
+
+def collected(setting: Setting, scale: float) -> list[Tensor]:
+    """Every gradient, summed over all processes and without the scale of the losses."""
+    setting.world.sum_gradients(trainable(setting.loss))
+    gradients = [p.grad for p in trainable(setting.loss) if p.grad is not None]
+    if scale != 1:
+        torch._foreach_mul_(gradients, 1 / scale)
+    return gradients
+
+
+def refresh(optimizer: Optimizer, objective: Objective, parameters: Sequence[Tensor]) -> None:
+    """Let an optimizer look at the curvature, the gradients that there are being put aside."""
+    held = [p.grad for p in parameters]
+    optimizer.zero_grad()
+    try:
+        optimizer.refresh(objective)
+    finally:
+        for p, gradient in zip(parameters, held, strict=True):
+            p.grad = gradient
 
 
 class Interrupted(Exception):
@@ -56,9 +120,11 @@ class Step:
         number: int,
         scale: float = 1.0,
         rows: Sequence[int] | None = None,
+        sampling: float = 0.0,
     ) -> None:
         """``scale`` multiplies losses while they are differentiated (float16), a power of two; ``rows`` are those of the global
-        batch that ``batch`` holds (None: all of this process's).
+        batch that ``batch`` holds (None: all of this process's). ``sampling`` is the share of rows of which ``backward("data")`` takes
+        the gradient towards drawn labels along, from the same forward pass, into ``sampled``.
         """
         self.setting, self.number, self.scale = setting, number, scale
         self.rows: Sequence[int] = setting.rows if rows is None else rows
@@ -67,12 +133,20 @@ class Step:
         self.results: list[Result] = []
         device = setting.world.device
         micro = [batch.each(itemgetter(part)) for part in self.slices()]
+        self.draws = [torch.tensor(mask) for mask in self.masks(sampling)] if sampling else []  # [B] bool: whose labels are drawn
         counts = [setting.loss.counts(part) for part in micro or [batch]]  # before moving: on the CPU nothing waits for the device
+        for part, drawn, count in zip(micro, self.draws, counts, strict=False):
+            count[SAMPLED] = predicted(part, drawn)
         whole = setting.world.sum(torch.stack([sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)]).to(device))
         self.counts = dict(zip(counts[0], whole, strict=True))
-        self.tokens = int(self.counts[CROSS_ENTROPY])
+        self.sampled = Sampled(setting, sampling, self.counts.pop(SAMPLED), scale) if sampling else None
         self.micro = [part.each(lambda tensor: tensor.to(device, non_blocking=True)) for part in micro]
         self.parted = len(micro) > 1 or setting.world.size > 1
+
+    @cached_property
+    def tokens(self) -> int:
+        """Labels predicted, over all micro-batches and ranks; the device is waited for."""
+        return int(self.counts[CROSS_ENTROPY])
 
     def slices(self) -> list[slice]:
         """Where every micro-batch stands in this process's rows."""
@@ -82,38 +156,59 @@ class Step:
         """The same update over a share of its rows (see Objective), cut into micro-batches anew. Which rows, and what they say, does
         not depend on micro-batches or processes; a process may have none of them.
         """
-        chosen = set(spread_rows(fraction, len(self.setting.rows) * self.setting.world.size))
-        masks = [[row in chosen for row in self.rows[part]] for part in self.slices()]
+        masks = self.masks(fraction)
         together = [(tuple(part), state) for part, state in zip(self.micro, self.memory, strict=True)]
         kept = [tree_map(lambda t, m=mask: t[m], tree) for tree, mask in zip(together, masks, strict=True)]  # type: ignore[misc]
         fields, memory = join_rows(kept)
-        rows = [row for row in self.rows if row in chosen]
+        rows = [row for part, mask in zip(self.slices(), masks, strict=True) for row in compress(self.rows[part], mask)]
         memories = split_rows(memory, len(rows), self.setting.micro_rows)
         return Step(self.setting, Batch(*fields), memories, self.number, self.scale, rows)
 
+    def masks(self, fraction: float) -> list[list[bool]]:
+        """For every micro-batch, which of its rows are of a share of all, the same whatever micro-batches and processes."""
+        chosen = set(spread_rows(fraction, len(self.setting.rows) * self.setting.world.size))
+        return [[row in chosen for row in self.rows[part]] for part in self.slices()]
+
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective)."""
-        sampled = labels == "sampled"
+        self.towards_data() if labels == "data" else self.towards_drawn()
+        gradients = collected(self.setting, self.scale)
+        if labels == "sampled":
+            require_finite(gradients)
+
+    def towards_data(self) -> None:
+        """The training loss, and what is sampled along with it."""
         results = []
         for i in range(len(self.micro)):
-            if not sampled and self.setting.stopping():  # a refresh belongs to an update that is already made: it is finished
+            if self.setting.stopping():
                 raise Interrupted
-            result = self.run(i, uniforms=self.uniforms(i) if sampled else None)
+            draws = self.drawing(i, self.draws[i]) if self.draws and self.draws[i].any() else None
+            result = self.run(i, draws=draws)
+            if self.sampled is not None and result.sampled is not None:
+                self.sampled.add(result.sampled * self.scale)
             (result.loss * self.scale).backward()
-            results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state)))
-        self.setting.world.sum_gradients(p for p in self.setting.loss.parameters() if p.requires_grad)
-        gradients = [p.grad for p in self.setting.loss.parameters() if p.grad is not None]
-        if self.scale != 1:
-            torch._foreach_mul_(gradients, 1 / self.scale)
-        if sampled:
-            require_finite(gradients)
-        else:
-            self.results, self.staged = results, [result.state for result in results]
+            results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state), sampled=None))
+        self.results, self.staged = results, [result.state for result in results]
+
+    def towards_drawn(self) -> None:
+        """The cross-entropy of drawn labels alone, by a forward pass of its own. It belongs to an update that is already made, and so
+        is finished whoever asks to stop.
+        """
+        for i in range(len(self.micro)):
+            found = self.run(i, draws=self.drawing(i), alone=True).sampled
+            assert found is not None
+            (found * self.scale).backward()
 
     def run(self, i: int, precision: Precision | None = None, **options: Any) -> Result:
         """The loss of micro-batch ``i``, in the run's precision or another; whole batches divide by what they really counted."""
+        sampled = self.counts[CROSS_ENTROPY] if self.sampled is None else self.sampled.count
+        counts = self.counts | {SAMPLED: sampled} if self.parted else None
         with (precision or self.setting.precision).autocast(self.setting.world.device):
-            return self.setting.loss(self.micro[i], self.memory[i], self.counts if self.parted else None, **options)
+            return self.setting.loss(self.micro[i], self.memory[i], counts, **options)
+
+    def drawing(self, i: int, rows: Tensor | None = None) -> Draws:
+        """How labels of micro-batch ``i`` are drawn, for some of its rows [B] or for all."""
+        return Draws(self.uniforms(i), None if rows is None or rows.all() else rows.to(self.setting.world.device))
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers [B, T] for drawing labels, one stream a global row, whatever the micro-batches."""

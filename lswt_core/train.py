@@ -16,12 +16,12 @@ from lswt_core.console import Console
 from lswt_core.data import Rows
 from lswt_core.errors import NumericsError, Preempted, ResourceError
 from lswt_core.evaluate import HeldOut, evaluate
-from lswt_core.interfaces import Batch, Memory, Optimizer, Schedule
+from lswt_core.interfaces import Batch, Memory, Objective, Optimizer, Schedule
 from lswt_core.loss import CROSS_ENTROPY
 from lswt_core.recipe import Recipe
 from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
 from lswt_core.scale import LossScale
-from lswt_core.step import Interrupted, NotFinite, Setting, Step, sum_of, trainable
+from lswt_core.step import Interrupted, NotFinite, Setting, Step, refresh, sum_of, trainable
 from lswt_core.track import Metrics
 from lswt_core.tree import flatten, join_rows, split_rows, tree_map, unflatten
 
@@ -56,7 +56,7 @@ class Trainer:
         self.in_a_row = 0  # of those, without a good one between
         self.evaluated = -1  # step of the last evaluation
         self.saved = -1  # step of the last checkpoint
-        self.overdue = False  # whether a refresh of the curvature failed
+        self.overdue = 0  # refreshes of the curvature that failed, since a good one
         self.seconds = 0.0  # spent in steps
         self.scale = LossScale(plan.setting.precision.dtype)
         self.memory: list[Any] = [None] * (len(plan.setting.rows) // plan.setting.micro_rows)
@@ -94,7 +94,9 @@ class Trainer:
         """One update, committed only if everything is finite."""
         began = time.monotonic()
         setting, batch = self.plan.setting, self.plan.rows.segment()
-        step = Step(setting, batch, self.memory, self.step + self.skipped, self.scale.value)
+        refreshing, shared = self.refreshes()
+        sampling = self.plan.optimizer.fraction if shared else 0.0
+        step = Step(setting, batch, self.memory, self.step + self.skipped, self.scale.value, sampling=sampling)
         lr = self.set_rate()
         try:
             step.backward("data")
@@ -110,10 +112,13 @@ class Trainer:
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
             self.give_way(batch) if self.scale.can_give_way(values["loss"]) else self.discard(batch)
             return
+        if step.sampled is not None:
+            self.refresh(step.sampled)
         self.plan.optimizer.step()
         self.plan.optimizer.zero_grad()
         self.commit(step, batch)
-        self.refresh(step)
+        if refreshing and not shared:
+            self.refresh(step)
         elapsed = time.monotonic() - began
         self.seconds += elapsed
         values |= {"tokens": self.step * self.plan.recipe.train.tokens_per_step, "lr": lr, "seconds": self.seconds}
@@ -157,18 +162,26 @@ class Trainer:
         self.in_a_row = 0
         self.scale.held()
 
-    def refresh(self, step: Step) -> None:
-        """Let a second-order optimizer look at the curvature: after the update, on the same batch and memories."""
+    def refreshes(self) -> tuple[bool, bool]:
+        """Whether a second-order optimizer looks at the curvature with the next update, and whether from its forward pass."""
         every = self.plan.optimizer.refresh_every
-        if not every or ((self.step - 1) % every and not self.overdue):
-            return
+        due = bool(every) and (self.step % every == 0 or self.overdue > 0)
+        return due, due and self.plan.optimizer.shares_forward
+
+    def refresh(self, objective: Objective) -> None:
+        """Let it look: before the update where it shares the forward pass, else after it, on the same batch and memories."""
         try:
-            self.plan.optimizer.refresh(step)
-            self.overdue = False
+            refresh(self.plan.optimizer, objective, trainable(self.plan.setting.loss))
+            self.overdue = 0
         except NotFinite:
-            self.overdue = True  # tried again after the next update
-            self.plan.console.warn(f"step {self.step}: the curvature estimate is not finite and was discarded")
-        self.plan.optimizer.zero_grad()
+            self.overdue += 1
+            where = f"step {self.step + 1}" if self.plan.optimizer.shares_forward else f"step {self.step}"
+            self.plan.console.warn(f"{where}: the curvature estimate is not finite and was discarded")
+            if self.overdue >= PATIENCE:
+                raise NumericsError(
+                    f"{where}: {PATIENCE} estimates of the curvature in a row are not finite. The last checkpoint is intact; lower "
+                    "optimizer.lr, or set train.precision = 'float32', and continue with --resume --accept-changes"
+                ) from None
 
     def give_way(self, batch: Batch) -> None:
         """A gradient overflowed in float16: leave this batch out, and scale less from here on. It is no fault of the run's."""

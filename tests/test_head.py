@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core import head
+from lswt_core import cross_entropy as chunked
+from lswt_core.cross_entropy import Draws
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import IGNORE
 from lswt_core.model import initialise
@@ -40,10 +41,10 @@ def dense(owner: Vocabulary, states: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
 
 
-def gradients(owner: Vocabulary, states: Tensor, total: Tensor) -> list[Tensor]:
+def gradients(owner: Vocabulary, states: Tensor, total: Tensor, keep: bool = False) -> list[Tensor]:
     """Of the states, the output projection and, where it learns, the table."""
     wanted = [states, owner.output.weight, *([owner.table.weight] if owner.table.weight.requires_grad else [])]
-    return list(torch.autograd.grad(total, wanted))
+    return list(torch.autograd.grad(total, wanted, retain_graph=keep))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 13, 39, 256])  # 39 tokens: chunks that divide them, that do not, and larger ones
@@ -52,8 +53,8 @@ def gradients(owner: Vocabulary, states: Tensor, total: Tensor) -> list[Tensor]:
 def test_value_and_gradients_are_those_of_the_dense_loss(
     chunk: int, ignored: bool, trainable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK", chunk)
-    monkeypatch.setattr(head, "CHUNK_TRAINED", chunk)
+    monkeypatch.setattr(chunked, "CHUNK", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_TRAINED", chunk)
     owner, (states, labels) = vocabulary(), question(ignored=ignored)
     owner.table.requires_grad_(trainable)
     score, wanted = owner.score(states, labels), dense(owner, states, labels)
@@ -103,24 +104,18 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_logits_of_all_tokens_never_exist(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK", 8)
-    monkeypatch.setattr(head, "CHUNK_TRAINED", 8)
+    monkeypatch.setattr(chunked, "CHUNK", 8)
+    monkeypatch.setattr(chunked, "CHUNK_TRAINED", 8)
     owner, (states, labels) = vocabulary(size=100), question(4, 50)
-    uniforms = torch.rand(4, 50) if sampled else None
-    with Largest() as chunked:
-        owner.score(states, labels, uniforms).total.backward()
+    draws = Draws(torch.rand(4, 50), torch.tensor([True, False, True, True])) if sampled else None
+    with Largest() as found:
+        score = owner.score(states, labels, draws)
+        total = score.total + score.normaliser.square().sum()
+        (total if score.sampled is None else total + score.sampled).backward()
     with Largest() as whole:
         dense(owner, states, labels).sum().backward()
     assert whole.elements == 4 * 50 * 100
-    assert chunked.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
-
-
-def drawn_labels(owner: Vocabulary, states: Tensor, nll: Tensor) -> Tensor:
-    """The labels whose negative log-likelihoods these are."""
-    every = -owner.logits(states).flatten(0, 1).log_softmax(-1)  # [N, V]
-    gap, label = (every - nll[:, None]).abs().min(-1)
-    assert gap.max() < 1e-9
-    return label
+    assert found.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
 
 
 def test_drawn_labels_follow_the_softmax() -> None:
@@ -128,34 +123,70 @@ def test_drawn_labels_follow_the_softmax() -> None:
     states, _ = question(1, 1)
     many = states.detach().expand(1, draws, -1)
     uniforms = torch.rand(1, draws, generator=torch.Generator().manual_seed(2))
-    labels = drawn_labels(owner, many, owner.score(many, torch.zeros(1, draws, dtype=torch.int64), uniforms).nll)
+    labels = owner.score(many, torch.zeros(1, draws, dtype=torch.int64), Draws(uniforms)).drawn
+    assert labels is not None
     wanted = draws * owner.logits(states)[0, 0].softmax(-1)
     chi_square = ((labels.bincount(minlength=VOCAB) - wanted).square() / wanted).sum()
     assert wanted.min() > 5
     assert chi_square < 29.59  # 99.9 % of a chi-square distribution with 10 degrees of freedom lie below
 
 
+SOME = torch.tensor([True, False, True])  # rows
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 256])
-def test_drawn_labels_depend_on_their_numbers_alone_and_bring_the_dense_gradient(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK", chunk)
-    monkeypatch.setattr(head, "CHUNK_TRAINED", chunk)
+@pytest.mark.parametrize("rows", [None, SOME], ids=["all rows", "some rows"])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_drawn_labels_depend_on_their_numbers_alone_and_bring_the_dense_gradient(
+    chunk: int, rows: Tensor | None, trainable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "CHUNK", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_TRAINED", chunk)
     owner, (states, labels) = vocabulary(), question()
+    owner.table.requires_grad_(trainable)
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
-    score = owner.score(states, labels, uniforms)
-    kept = labels.flatten() != IGNORE
-    assert not score.nll[~kept].any()
+    score = owner.score(states, labels, Draws(uniforms, rows))
+    kept = (labels if rows is None else labels.masked_fill(~rows[:, None], IGNORE)).flatten() != IGNORE
     with torch.no_grad():
         cumulative = owner.logits(states).flatten(0, 1).softmax(-1).cumsum(-1)
         wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)  # how many ids lie below the number
-    assert distance(score.nll, dense(owner, states, wanted)) < 1e-12
-    expected = gradients(owner, states, dense(owner, states, wanted).sum())
-    assert all(distance(a, b) < 1e-12 for a, b in zip(gradients(owner, states, score.total), expected, strict=True))
+    assert score.sampled is not None and score.drawn is not None and score.drawn[kept].equal(wanted[kept])
+    drawn = dense(owner, states, wanted).sum()
+    assert distance(score.sampled, drawn) < 1e-12
+    pairs = zip(gradients(owner, states, score.sampled, keep=True), gradients(owner, states, drawn), strict=True)
+    assert all(distance(a, b) < 1e-12 for a, b in pairs)
+    data = dense(owner, states, labels).sum()  # the data's labels are scored as if nothing was drawn
+    assert distance(score.total, data) < 1e-12
+    pairs = zip(gradients(owner, states, score.total), gradients(owner, states, data), strict=True)
+    assert all(distance(a, b) < 1e-12 for a, b in pairs)
+
+
+@pytest.mark.parametrize("chunk", [7, 256])
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "with both losses"])
+def test_the_normaliser_has_its_own_gradient(chunk: int, trainable: bool, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "CHUNK", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_TRAINED", chunk)
+    owner, (states, labels) = vocabulary(), question()
+    owner.table.requires_grad_(trainable)
+    uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
+    score, kept = owner.score(states, labels, Draws(uniforms)), labels.flatten() != IGNORE
+    normaliser = owner.logits(states).flatten(0, 1).logsumexp(-1) * kept
+    assert distance(score.normaliser, normaliser) < 1e-12
+    assert score.sampled is not None and score.drawn is not None
+    found, wanted = score.normaliser.square().sum(), normaliser.square().sum()
+    if together:
+        drawn = score.drawn.masked_fill(~kept, IGNORE)
+        found = found + 0.3 * score.total + 0.7 * score.sampled
+        wanted = wanted + 0.3 * dense(owner, states, labels).sum() + 0.7 * dense(owner, states, drawn).sum()
+    pairs = zip(gradients(owner, states, found), gradients(owner, states, wanted), strict=True)
+    assert all(distance(a, b) < 1e-11 for a, b in pairs)
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
 def test_labels_without_probability_are_never_drawn(number: float) -> None:
     p = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
-    assert int(head.draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
+    assert int(chunked.draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
 
 
 def test_the_twice_differentiable_score_agrees_and_has_right_second_derivatives() -> None:
@@ -187,7 +218,7 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         for score in (
             lambda owner: owner.score(states, labels),
-            lambda owner: owner.score(states, labels, uniforms),
+            lambda owner: owner.score(states, labels, Draws(uniforms)),
             lambda owner: owner.score(states, labels, twice=True),
         ):
             found, wanted = score(frozen), score(wide)

@@ -23,7 +23,8 @@ every_loss = pytest.mark.parametrize("name", NAMES)
 def term_of(name: str, logits: Tensor, batch: Batch) -> Term:
     """The loss of logits [B, T, V]."""
     loss: Any = Registry().get("loss", name)(DIMS)
-    return loss(Output(logits[..., :1], logits), batch)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return loss(Output(logits[..., :1], logits, wide.logsumexp(-1).masked_fill(batch.labels == IGNORE, 0.0)), batch)
 
 
 def drawn(rows: int, length: int, size: int = VOCAB) -> Tensor:
@@ -122,6 +123,19 @@ def test_micro_batches_change_no_gradient(name: str, micro_rows: int) -> None:
     assert largest_gap(differentiated(loss, whole, "data"), differentiated(loss, parted, "data")) < 1e-12
     parted.check_counts()
     assert gradients(loss)
+
+
+@every_loss
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_model_is_trained_by_the_papers_loss(name: str, trainable: bool) -> None:
+    decoder, batch = loss_of().decoder, batch_of()
+    decoder.vocabulary.table.requires_grad_(trainable)
+    term = Loss(decoder, {name: (Registry().get("loss", name)(DIMS), 1.0)})(batch).terms[name]
+    wanted = plain(name, decoder.vocabulary.logits(decoder(batch.inputs)[0]), batch)
+    assert distance(term.total, wanted) < 1e-10
+    weights = [p for p in decoder.parameters() if p.requires_grad]
+    pairs = zip(*(torch.autograd.grad(total, weights, materialize_grads=True) for total in (term.total, wanted)), strict=True)
+    assert max(distance(a, b) for a, b in pairs) < 1e-10
 
 
 @every_loss

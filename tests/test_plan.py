@@ -79,6 +79,12 @@ def test_the_curvature_is_counted_as_often_as_it_is_looked_at() -> None:
     assert plain.refresh == round(plain.train * 16 / 10) // 16
     half = budget(recipe_of(loss={}, optimizer={"use": "sophia-g", "refresh_every": 5, "fraction": 0.5}), Registry(), WORLD).flops
     assert abs(half.refresh - plain.refresh) <= 1
+    shared = budget(recipe_of(loss={}, optimizer={"use": "sophia-g", "shared_forward": True}), Registry(), WORLD)
+    recipe, logits = shared.memory.recipe, 2 * recipe_of(loss={}).embedding.d_vocab * recipe_of(loss={}).embedding.vocab_size
+    assert recipe.embedding.trainable
+    ahead = sum(shared.flops.forward.values()) + 2 * logits  # the forward pass, and the gradients of logits and table
+    assert abs(shared.flops.refresh - (plain.train - ahead) // 10) <= 1
+    assert shared.memory.found["gradients"] == 2 * budget(recipe_of(loss={}), Registry(), WORLD).memory.found["gradients"]
     probed = budget(recipe_of(loss={}, optimizer={"use": "sophia-h"}, attention={"use": "eager"}), Registry(), WORLD).flops
     assert abs(probed.refresh - 2 * plain.refresh) <= 1
 

@@ -277,6 +277,62 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(recipe
     assert all(bool(t.isfinite().all()) for t in load_file(newest / "optimizer.safetensors").values())
 
 
+CURVED = """
+from lswt_core.hooks import hookimpl
+from lswt_core.step import NotFinite
+from lswt_sophia import SophiaG
+
+
+class Curved(SophiaG):
+    name = "curved"
+
+    def refresh(self, objective):
+        self.calls = getattr(self, "calls", 0) + 1
+        super().refresh(Unlucky(objective) if self.calls in ({calls}) else objective)
+
+
+class Unlucky:
+    def __init__(self, objective):
+        self.tokens = objective.tokens
+
+    def backward(self, labels):
+        raise NotFinite
+
+
+@hookimpl
+def lswt_components():
+    return [Curved]
+"""
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_curvature_that_is_not_finite_is_taken_with_the_next_update(recipe: Path, tmp_path: Path, shared: bool) -> None:
+    module, words = (
+        tmp_path / "curved.py",
+        ["optimizer.use=curved", "optimizer.refresh_every=3", f"optimizer.shared_forward={str(shared).lower()}"],
+    )
+    module.write_text(CURVED.format(calls="2, 3"))
+    done = start(recipe, *words, "--plugin", str(module), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0 and done.stdout.count("curvature estimate is not finite") + done.stderr.count("not finite") == 2, (
+        done.stderr
+    )
+    module.write_text(CURVED.format(calls="2, 3, 4"))
+    done = start(recipe, *words, "--plugin", str(module), "--out", str(tmp_path / "other"))
+    assert done.returncode == 6 and "3 estimates of the curvature in a row" in done.stderr
+
+
+def test_a_shared_forward_pass_is_the_same_in_micro_batches_and_processes_of_its_own(recipe: Path, tmp_path: Path) -> None:
+    words = ["optimizer.shared_forward=true", "optimizer.fraction=0.5", "checkpoint.every=5", "sample.tokens=0"]
+    one, other, parted = (tmp_path / name for name in ("one", "other", "parted"))
+    assert start(recipe, *words, "--out", str(one)).returncode == 0
+    assert start(recipe, *words, "train.micro_rows=1", "--out", str(other)).returncode == 0
+    assert_close(one, other)
+    shutil.copytree(one, parted)
+    shutil.rmtree(max(parted.joinpath("checkpoints").glob("step-????????")))
+    assert "continuing from" in start(recipe, *words, "--out", str(parted)).stdout
+    assert_same_bits(one, parted)
+
+
 def test_damaged_checkpoints_are_named_and_never_written_over(recipe: Path, out: Path) -> None:
     assert start(recipe, "--out", str(out), "train.steps=8").returncode == 0
     earlier, newest = sorted(out.joinpath("checkpoints").glob("step-????????"))

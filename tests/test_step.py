@@ -67,6 +67,8 @@ def step_of(
     batch: Batch | None = None,
     number: int = 3,
     precision: Precision = PLAIN,
+    sampling: float = 0.0,
+    scale: float = 1.0,
     **more: Any,
 ) -> Step:
     """A step over this process's rows, whose memories are those an earlier segment left."""
@@ -77,7 +79,8 @@ def step_of(
         _, warm = loss.decoder(tokens(total, 5, 7, loss.decoder.vocabulary.table.num_embeddings))
     setting = Setting(loss, world, precision, seed=1, rows=own, micro_rows=micro_rows, **more)
     mine = batch.each(lambda t: t[own.start : own.stop])
-    return Step(setting, mine, split_rows(tree_map(lambda t: t[own.start : own.stop], warm), len(own), micro_rows), number)
+    memory = split_rows(tree_map(lambda t: t[own.start : own.stop], warm), len(own), micro_rows)
+    return Step(setting, mine, memory, number, scale, sampling=sampling)
 
 
 def gradients(loss: nn.Module) -> dict[str, Tensor]:
@@ -351,6 +354,10 @@ def everything(world: World) -> dict[str, Tensor]:
         found |= {f"{fraction}.{name}": g for name, g in differentiated(loss, part, "sampled").items()}
         found |= {f"{fraction}.hessian.{i}": t for i, t in enumerate(part.hessian_vector(params, [torch.ones_like(p) for p in params]))}
         found[f"{fraction}.tokens"] = torch.tensor(part.tokens)
+        shared = step_of(loss, 2, world=world, sampling=fraction)
+        differentiated(loss, shared, "data")
+        assert shared.sampled is not None and shared.sampled.tokens == part.tokens
+        found |= {f"{fraction}.shared.{name}": g for name, g in differentiated(loss, shared.sampled, "sampled").items()}  # type: ignore[arg-type]
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}
@@ -380,6 +387,64 @@ def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> 
     assert gradients(step.setting.loss)
     with pytest.raises(Interrupted):
         step.backward("data")
+
+
+# ------------------------------------------------------------------------------------------------- a forward pass that is shared
+
+
+@every_memory
+@pytest.mark.parametrize("micro_rows", [1, 2, ROWS])
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
+@pytest.mark.parametrize("trained", [True, False], ids=["trained table", "frozen table"])
+def test_gradients_of_one_forward_pass_are_those_of_two(memory: str, micro_rows: int, fraction: float, trained: bool) -> None:
+    loss = loss_of(memories=MEMORIES[memory])
+    loss.decoder.vocabulary.table.requires_grad_(trained)
+    apart, shared = step_of(loss, micro_rows), step_of(loss, micro_rows, sampling=fraction)
+    data, drawn = differentiated(loss, apart, "data"), differentiated(loss, apart.part(fraction), "sampled")
+    assert largest_gap(data, differentiated(loss, shared, "data")) == 0
+    assert shared.sampled is not None
+    assert shared.sampled.tokens == apart.part(fraction).tokens and shared.tokens == apart.tokens
+    loss.zero_grad()
+    shared.sampled.part(fraction).backward("sampled")
+    assert largest_gap(drawn, gradients(loss)) < 1e-12
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_a_scale_changes_no_shared_gradient(fraction: float) -> None:
+    loss = loss_of()
+    found = []
+    for scale in (1.0, 1024.0):
+        step = step_of(loss, 2, sampling=fraction, scale=scale)
+        differentiated(loss, step, "data")
+        assert step.sampled is not None
+        loss.zero_grad()
+        step.sampled.backward("sampled")
+        found.append(gradients(loss))
+    assert largest_gap(*found) < 1e-12
+
+
+def test_activation_checkpointing_changes_no_shared_gradient() -> None:
+    found = []
+    for again in (False, True):
+        loss = loss_of()
+        loss.decoder.activation_checkpointing = again
+        step = step_of(loss, 2, sampling=0.5)
+        data = differentiated(loss, step, "data")
+        assert step.sampled is not None
+        loss.zero_grad()
+        step.sampled.backward("sampled")
+        found.append(data | {f"{name} sampled": g for name, g in gradients(loss).items()})
+    assert largest_gap(*found) < 1e-12
+
+
+def test_a_curvature_that_is_not_finite_is_told() -> None:
+    loss = loss_of()
+    step = step_of(loss, 2, sampling=1.0)
+    step.backward("data")
+    assert step.sampled is not None and step.sampled.gradients[0] is not None
+    step.sampled.gradients[0].fill_(torch.nan)
+    with pytest.raises(NotFinite):
+        step.sampled.backward("sampled")
 
 
 # ---------------------------------------------------------------------------------------------------------- a frozen table

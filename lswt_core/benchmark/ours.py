@@ -14,7 +14,7 @@ from lswt_core.interfaces import Batch, Memory
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.step import Setting, Step, trainable
+from lswt_core.step import Setting, Step, refresh, trainable
 from lswt_core.tree import tensors, tree_map
 
 
@@ -64,13 +64,18 @@ class Ours(Subject):
 
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """A step as a run takes it, curvature included when it is due."""
-        step = Step(self.setting, Batch(inputs, labels), [self.state], self.steps)
+        optimizer, parameters = self.optimizer, trainable(self.loss)
+        due = bool(optimizer.refresh_every) and self.steps % optimizer.refresh_every == 0
+        sampling = optimizer.fraction if due and optimizer.shares_forward else 0.0
+        step = Step(self.setting, Batch(inputs, labels), [self.state], self.steps, sampling=sampling)
         step.backward("data")
-        nn.utils.clip_grad_norm_(trainable(self.loss), self.recipe.train.clip or float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.optimizer.refresh_every and self.steps % self.optimizer.refresh_every == 0:
-            self.optimizer.refresh(step)
+        nn.utils.clip_grad_norm_(parameters, self.recipe.train.clip or float("inf"))
+        if step.sampled is not None:
+            refresh(optimizer, step.sampled, parameters)
+        optimizer.step()
+        optimizer.zero_grad()
+        if due and not optimizer.shares_forward:
+            refresh(optimizer, step, parameters)
         self.steps += 1
         self.state = step.staged[0]
         return step.results[0].loss

@@ -52,8 +52,9 @@ def measure(ours: Ours, budget: Budget, ceilings: Ceilings) -> list[Piece]:
         Piece("vocabulary and cross-entropy", 1, timed(ours, lambda: loss.decoder.vocabulary.score(x, labels).total), head, ceilings.head),
     ]
     for name, auxiliary in loss.auxiliary.items():
-        logits = loss.decoder.vocabulary.logits(x).detach().requires_grad_() if loss.needs_logits else None
-        pieces.append(Piece(f"loss {name}", 1, timed(ours, lambda term=auxiliary, z=logits: term(Output(x, z), batch).total)))  # type: ignore[misc]
+        logits = loss.decoder.vocabulary.logits(x).detach().requires_grad_() if "logits" in loss.needs else None
+        out = Output(x, logits, x[..., 0].detach().requires_grad_() if "normaliser" in loss.needs else None)
+        pieces.append(Piece(f"loss {name}", 1, timed(ours, lambda term=auxiliary, out=out: term(out, batch).total)))  # type: ignore[misc]
     return [*pieces, Piece(f"update by {ours.optimizer.name}", 1, update(ours))]
 
 

@@ -65,21 +65,23 @@ def measure(blueprint: Blueprint, recipe: Recipe, registry: Registry, precision:
     optimizer = build_optimizer(recipe, registry, loss)
     batch = blank(1, recipe.train.context)
     state = warm_state(loss, batch)
-    plain = train_flops(without_auxiliary(loss), batch, state)
+    plain, backward = train_flops(without_auxiliary(loss), batch, state)
     counted = count_parameters(loss)
     return {
         **{f"parameters: {owner}": number for owner, number in counted["by_component"].items()},
         **{f"trainable: {owner}": number for owner, number in counted["trainable_by_component"].items()},
         **{f"forward: {place}": number for place, number in forward_flops(loss, batch, state).items()},
-        "train": train_flops(loss, batch, state) if loss.auxiliary else plain,
-        "refresh": refresh_flops(optimizer, plain),
+        "train": train_flops(loss, batch, state)[0] if loss.auxiliary else plain,
+        "refresh": refresh_flops(optimizer, plain, backward),
         **{f"bytes: {name}": number for name, number in amounts(loss, optimizer, batch, state, precision.dtype.itemsize).items()},
     }
 
 
-def refresh_flops(optimizer: Optimizer, gradient: int) -> int:
-    """A step's share of what a second-order optimizer computes besides; a Hessian-vector product is two gradients."""
+def refresh_flops(optimizer: Optimizer, gradient: int, backward: int) -> int:
+    """A step's share of what a second-order optimizer computes besides: a gradient, of which a shared forward pass leaves the
+    ``backward`` pass; a Hessian-vector product is two gradients.
+    """
     if not optimizer.refresh_every:
         return 0
-    gradients = 2 if optimizer.takes_hessian_vectors else 1
-    return round(gradients * gradient * optimizer.fraction / optimizer.refresh_every)
+    found = backward if optimizer.shares_forward else (2 if optimizer.takes_hessian_vectors else 1) * gradient
+    return round(found * optimizer.fraction / optimizer.refresh_every)

@@ -48,12 +48,17 @@ def forward_flops(loss: Loss, batch: Batch, state: State) -> dict[str, int]:
     return found
 
 
-def train_flops(loss: Loss, batch: Batch, state: State) -> int:
-    """FLOPs of a batch's loss and of its gradient."""
+def train_flops(loss: Loss, batch: Batch, state: State) -> tuple[int, int]:
+    """FLOPs of a batch's loss and its gradient; and of these, those of the backward pass, without the vocabulary's, which cross-entropy
+    computes ahead.
+    """
     with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
-        loss(batch, state).loss.backward()
+        found = loss(batch, state).loss
+        ahead = counter.get_total_flops()
+        found.backward()
     loss.zero_grad()
-    return counter.get_total_flops() + pairs.forward + pairs.backward
+    backward = counter.get_total_flops() - ahead + pairs.backward
+    return ahead + pairs.forward + backward, backward
 
 
 def without_auxiliary(loss: Loss) -> Loss:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lswt_core.console import gigabytes
+from lswt_core.cross_entropy import CHUNK, CHUNK_TRAINED, TILE
 from lswt_core.errors import ResourceError
-from lswt_core.head import CHUNK, CHUNK_TRAINED, TILE
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.loss import Loss
 from lswt_core.parallel import World, available_memory
@@ -67,7 +67,7 @@ def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: 
     chunk = (CHUNK_TRAINED if table.requires_grad else CHUNK) * len(table)
     return {
         "weights": bytes_of(weights),
-        "gradients": bytes_of(trainable(loss)),
+        "gradients": bytes_of(trainable(loss)) * (2 if optimizer.shares_forward else 1),
         "optimizer": optimizer_bytes(optimizer),
         "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # copies, of one micro-batch
         "memories": bytes_of(tensors(state)) * half // WORD,

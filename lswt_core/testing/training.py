@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lswt_core.interfaces import IGNORE, Batch, Horizon, Objective, Optimizer, Output, Term
 from lswt_core.resume import optimizer_state, restore_optimizer
+from lswt_core.step import refresh
 from lswt_core.testing.check import require, rule
 from lswt_core.testing.parts import numbers
 from lswt_core.testing.subject import DIMS, VOCAB, Subject, distance, tokens
@@ -35,11 +36,12 @@ def needs_of(subject: Subject) -> frozenset[str]:
 
 
 def output_of(subject: Subject, batch: Batch, *, seed: int = 3) -> Output:
-    """States, and logits if the loss says that it needs them."""
-    shape = batch.inputs.shape
+    """States, and logits and their normalisers if the loss says that it needs them."""
+    shape, needs = batch.inputs.shape, needs_of(subject)
     states = numbers(*shape, DIMS.d_model, seed=seed).requires_grad_()
-    logits = numbers(*shape, VOCAB, seed=seed + 1).requires_grad_() if "logits" in needs_of(subject) else None
-    return Output(states, logits)
+    logits = numbers(*shape, VOCAB, seed=seed + 1).requires_grad_()
+    normaliser = logits.detach().logsumexp(-1).masked_fill(batch.labels == IGNORE, 0.0).requires_grad_()
+    return Output(states, logits if "logits" in needs else None, normaliser if "normaliser" in needs else None)
 
 
 def loss_of(subject: Subject, out: Output, batch: Batch) -> Term:
@@ -51,20 +53,20 @@ def loss_of(subject: Subject, out: Output, batch: Batch) -> Term:
 
 def part_of(out: Output, batch: Batch, rows: Any) -> tuple[Output, Batch]:
     """Some rows."""
-    return Output(out.states[rows], None if out.logits is None else out.logits[rows]), batch.each(lambda t: t[rows])
+    return Output(*(None if t is None else t[rows] for t in out)), batch.each(lambda t: t[rows])  # type: ignore[arg-type]
 
 
 @rule(
     "needs",
     ("loss",),
     why="logits are computed only if a loss says that it needs them: they are the largest tensor of all",
-    mend='declare needs = frozenset({"logits"}) or {"states"}, and use nothing else',
+    mend='declare needs = frozenset({"logits"}), {"normaliser"} or {"states"}, and use nothing else',
 )
 def needs_honest(subject: Subject) -> None:
     """The loss can be computed from what it declares."""
     batch = batch_of()
     declared = needs_of(subject)
-    require(declared <= {"states", "logits"}, f"needs is {set(declared)}")
+    require(declared <= set(Output._fields), f"needs is {set(declared)}")
     loss_of(subject, output_of(subject, batch), batch)
 
 
@@ -116,11 +118,10 @@ def padding_is_nothing(subject: Subject) -> None:
     """Other states, logits and ids at padding leave the loss as it was."""
     batch = batch_of()
     out, other = output_of(subject, batch), output_of(subject, batch, seed=20)
-    valid, logits = batch.valid, None
+    valid = batch.valid
     assert valid is not None
-    if out.logits is not None and other.logits is not None:
-        logits = out.logits.where(valid[..., None], other.logits)
-    changed = Output(out.states.where(valid[..., None], other.states), logits)
+    mixed = [None if a is None or b is None else a.where(valid[..., None], b) for a, b in zip(out[:2], other[:2], strict=True)]
+    changed = Output(*mixed, normaliser=out.normaliser)  # type: ignore[arg-type]  # which is 0 there
     ids = batch._replace(inputs=batch.inputs.where(valid, 7))
     before, after = loss_of(subject, out, batch), loss_of(subject, changed, ids)
     moved = abs(float((before.total - after.total).detach()))
@@ -139,8 +140,8 @@ def loss_derivatives(subject: Subject) -> None:
     """Derivatives agree with differences in float64, and are finite where nothing is valid."""
     batch = batch_of(2, 4)
     out = output_of(subject, batch)
-    given = [t for t in out if t is not None]
-    torch.autograd.gradcheck(lambda *g: loss_of(subject, Output(*g), batch).total, given)
+    given = {name: t for name, t in out._asdict().items() if t is not None}
+    torch.autograd.gradcheck(lambda *g: loss_of(subject, Output(**dict(zip(given, g, strict=True))), batch).total, list(given.values()))
     nothing = Batch(batch.inputs, torch.full_like(batch.labels, IGNORE), valid=torch.zeros_like(batch.inputs, dtype=torch.bool))
     out = output_of(subject, nothing)
     total = loss_of(subject, out, nothing).total
@@ -219,13 +220,15 @@ def optimizer_of(subject: Subject, problem: Problem, **options: Any) -> Optimize
 def advance(problem: Problem, optimizer: Optimizer, steps: Iterable[int]) -> None:
     """Updates as the trainer makes them, curvature included."""
     for step in steps:
+        due = bool(optimizer.refresh_every) and step % optimizer.refresh_every == 0
         optimizer.zero_grad()
         problem.loss(step).backward()
+        if due and optimizer.shares_forward:
+            refresh(optimizer, Curvature(problem, step), list(problem.parameters()))
         optimizer.step()
         optimizer.zero_grad()
-        if optimizer.refresh_every and step % optimizer.refresh_every == 0:
-            optimizer.refresh(Curvature(problem, step))
-            optimizer.zero_grad()
+        if due and not optimizer.shares_forward:
+            refresh(optimizer, Curvature(problem, step), list(problem.parameters()))
 
 
 def values(problem: Problem) -> list[Tensor]:

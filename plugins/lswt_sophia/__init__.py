@@ -29,7 +29,9 @@ class SophiaG(ClippedMomentum, Optimizer):
     ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped. ``fraction``
     is the share of a step's rows the estimate is taken from. ``clip_estimate`` bounds the norm of the sampled gradient before it
     is squared, 0 for no bound: the authors' code bounds it to 1, which shrinks the curvature; the paper does not. ``moments``
-    "bfloat16" keeps momentum and curvature in half the memory.
+    "bfloat16" keeps momentum and curvature in half the memory. ``shared_forward`` takes the estimate before the update instead of after
+    it, as the authors do, from the forward pass of the training gradient: one backward pass a refresh instead of a step's both, and
+    memory for a second gradient while it lasts.
     """
 
     name = "sophia-g"
@@ -49,6 +51,7 @@ class SophiaG(ClippedMomentum, Optimizer):
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         moments: Literal["float32", "bfloat16"] = "float32",
         clip_estimate: Annotated[float, Ge(0)] = 0.0,
+        shared_forward: bool = False,
     ) -> None:
         super().__init__(
             groups,
@@ -62,7 +65,7 @@ class SophiaG(ClippedMomentum, Optimizer):
             fraction=fraction,
             moments=moments,
         )
-        self.clip_estimate = clip_estimate
+        self.clip_estimate, self.shares_forward = clip_estimate, shared_forward
 
     def damp_(self, bounds: tuple[Tensor, ...]) -> None:
         """Add eps, as the authors' code does."""
@@ -75,7 +78,7 @@ class SophiaG(ClippedMomentum, Optimizer):
         The gradient is summed over all rows that are looked at before it is squared; squaring every micro-batch's own is too large
         by their number.
         """
-        objective = self.part_of(objective)
+        objective = self.begin_refresh(objective)
         with torch.enable_grad():
             objective.backward("sampled")
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -137,8 +140,9 @@ class SophiaH(ClippedMomentum, Optimizer):
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         generator = objective.generator("hutchinson")
         probes = [self._draw(p, generator) for p in params]
+        part = self.begin_refresh(objective)
         with torch.enable_grad():
-            products = self.part_of(objective).hessian_vector(params, probes)
+            products = part.hessian_vector(params, probes)
         self.blend(params, probes, products)
         self.zero_grad()
 

@@ -62,8 +62,12 @@ class ClippedMomentum(BucketOptimizer):
         unclipped = torch.stack([state["unclipped"] for state in self.state.values()]).sum()
         return {"unclipped_share": unclipped / sum(p.numel() for p in self.state)}
 
-    def part_of(self, objective: Objective) -> Objective:
-        """What the curvature is estimated from: all rows of the step, or a fraction of them."""
+    def begin_refresh(self, objective: Objective) -> Objective:
+        """What the curvature is estimated from: all rows of the step, or a fraction of them. Should that not be finite, the curvature
+        there is serves for one more step, with which it is tried again.
+        """
+        for group in self.param_groups:
+            group["since_refresh"] = min(group["since_refresh"], self.refresh_every - 1)
         return objective if self.fraction == 1 else objective.part(self.fraction)
 
     def blend(self, params: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], weight: float = 1.0) -> None:

@@ -1,0 +1,200 @@
+"""Cross-entropy against a vocabulary that never holds all logits, and what else one look at the logits can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.interfaces import IGNORE
+
+CHUNK = 256  # tokens whose logits exist at once: 26 MB in bfloat16 at vocabulary 50,272, so they stay in a large cache
+CHUNK_TRAINED = 1024  # where the table learns: its gradient is read and written once a chunk, and its product likes more rows
+TILE = 1 << 24  # logits turned into probabilities at once, which takes two float32 copies of them
+TILE_CPU = 1 << 20  # of which so many stay in a core's own cache
+
+
+class Draws(NamedTuple):
+    """How labels are drawn."""
+
+    uniforms: Tensor  # [B, T] in [0, 1), the random number of each token
+    rows: Tensor | None = None  # [B] bool, for which rows; None: for all
+
+    def by_token(self) -> tuple[Tensor, Tensor | None]:
+        """Both [B*T]."""
+        rows = None if self.rows is None else self.rows[:, None].expand_as(self.uniforms).flatten()
+        return self.uniforms.flatten(), rows
+
+
+class Score(NamedTuple):
+    """How well labels were predicted. A token whose label is IGNORE counts for nothing anywhere."""
+
+    total: Tensor  # [] summed negative log-likelihood, natural logarithm; differentiable
+    sampled: Tensor | None  # [] the same of the labels that were drawn; differentiable
+    normaliser: Tensor  # [B*T] the logarithm of the sum of exp(logits); differentiable
+    nll: Tensor  # [B*T] of each label
+    correct: Tensor  # [] how many labels had the largest logit
+    drawn: Tensor | None = None  # [B*T] the labels that were drawn
+
+
+def chunked(z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None) -> Score:
+    """The score of z [N, d_vocab] by a table [V, d_vocab] against labels [N]; logits never exist all at once."""
+    uniforms, among = (None, None) if draws is None else draws.by_token()
+    return Score(*ChunkedCrossEntropy.apply(z, table, labels, uniforms, among))
+
+
+class Found(NamedTuple):
+    """What is found of each token, [N]."""
+
+    normaliser: Tensor
+    nll: Tensor
+    correct: Tensor  # bool
+    drawn: Tensor | None
+    sampled: Tensor | None  # nll of what was drawn
+
+    @classmethod
+    def room(cls, z: Tensor, drawing: bool) -> Found:
+        """Of the tokens of z [N, d_vocab], to be filled."""
+        wide = z.new_empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32))
+        ids = torch.empty_like(wide, dtype=torch.int64) if drawing else None
+        return cls(wide, torch.empty_like(wide), torch.empty_like(wide, dtype=torch.bool), ids, torch.empty_like(wide) if drawing else None)
+
+    def part(self, rows: slice) -> Found:
+        """The same memory, of some tokens."""
+        return Found(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy whose gradient is computed in the forward pass, chunk by chunk, so that logits live only for a moment.
+
+    With p the softmax of a token's logits, E the table, y a label and y' one that was drawn, all comes from one product a token:
+    d total / d z = p E - E[y] =: g, d sampled / d z = g + E[y] - E[y'], d normaliser / d z = g + E[y]. The table's gradient takes one
+    more, (p - onehot)^T z; what its other gradients need of p, unless it is the same sum, is computed anew in the backward pass.
+    Logits are taken in the compute precision, softmax and sums in float32 at least.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, table: Tensor, labels: Tensor, uniforms: Tensor | None, among: Tensor | None) -> tuple[Any, ...]:
+        """Z [N, d_vocab], table [V, d_vocab], labels [N], uniforms [N] in [0, 1) and for which tokens they draw, bool [N] -> total [],
+        sampled [], normaliser [N], nll [N], correct [], drawn [N].
+        """
+        weight = table.to(z.dtype)  # one cast, not one a chunk
+        wants_z, wants_table = ctx.needs_input_grad[:2]
+        dz = torch.empty_like(z) if wants_z else None
+        dtable = torch.zeros_like(table) if wants_table else None
+        found = Found.room(z, drawing=uniforms is not None)
+        for rows in chunks(z, wants_table):
+            logits = z[rows] @ weight.T  # [CHUNK, V]
+            score_chunk(logits, labels[rows], None if uniforms is None else uniforms[rows], found.part(rows), wants_z or wants_table)
+            if dz is not None:
+                torch.mm(logits, weight, out=dz[rows])
+            if dtable is not None:
+                dtable += logits.T @ z[rows]
+        ctx.save_for_backward(dz, dtable, z if wants_table else None, table, labels, found.drawn, among)
+        correct = found.correct.sum()
+        ctx.mark_non_differentiable(found.nll, correct, *(() if found.drawn is None else (found.drawn,)))
+        ctx.set_materialize_grads(False)
+        sampled = found.sampled if among is None or found.sampled is None else found.sampled * among
+        return found.nll.sum(), None if sampled is None else sampled.sum(), found.normaliser, found.nll, correct, found.drawn
+
+    @staticmethod
+    def backward(ctx: Any, total: Tensor | None, sampled: Tensor | None, normaliser: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """Scale and shift what the forward pass has computed."""
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let it pass, since `grad` itself is a constant
+            raise RuntimeError("the chunked cross-entropy has no second derivative; ask for score(..., twice=True)")
+        dz, dtable, z, table, labels, drawn, among = ctx.saved_tensors
+        if sampled is None and normaliser is None:
+            assert total is not None, "a backward pass starts from one of them"
+            return (None if dz is None else dz * total.to(dz.dtype)), (None if dtable is None else dtable * total), None, None, None
+        kept = labels != IGNORE
+        label = labels.where(kept, 0)
+        taken = torch.zeros_like(kept, dtype=torch.float32) if sampled is None else sampled * (kept if among is None else kept & among)
+        own = taken if normaliser is None else taken + normaliser * kept  # [N], the factor of p that is not that of `total`
+        total = own.new_zeros(()) if total is None else total
+        if dz is not None:
+            dz = dz * (total + own)[:, None].to(dz.dtype)
+            add_rows(dz, table, label, own)
+            if drawn is not None:
+                add_rows(dz, table, drawn, -taken)
+        if dtable is not None:
+            alike = normaliser is None and among is None  # one factor for every token
+            dtable = dtable * (total + sampled if alike and sampled is not None else total)
+            add_to_rows(dtable, label, z, own) if alike else add_products(dtable, z, table, own)
+            if drawn is not None:
+                add_to_rows(dtable, drawn, z, -taken)
+        return dz, dtable, None, None, None
+
+
+def chunks(z: Tensor, trained: bool) -> Iterator[slice]:
+    """The tokens of z [N, d_vocab] whose logits exist at once."""
+    size = CHUNK_TRAINED if trained else CHUNK
+    return (slice(start, start + size) for start in range(0, len(z), size))
+
+
+def add_rows(total: Tensor, table: Tensor, ids: Tensor, factors: Tensor) -> None:
+    """Add the table's rows of ids [N], times factors [N], to [N, d_vocab]."""
+    total.addcmul_(table[ids].to(total.dtype), factors[:, None].to(total.dtype))
+
+
+def add_to_rows(total: Tensor, ids: Tensor, z: Tensor, factors: Tensor) -> None:
+    """Add z [N, d_vocab], times factors [N], to those rows of [V, d_vocab] that ids [N] name; in a fixed order on any device."""
+    total.index_put_((ids,), z.to(total.dtype) * factors[:, None].to(total.dtype), accumulate=True)
+
+
+def add_products(total: Tensor, z: Tensor, table: Tensor, factors: Tensor) -> None:
+    """Add p^T z, p the softmax of each token's logits times factors [N], to [V, d_vocab]."""
+    weight = table.to(z.dtype)
+    for rows in chunks(z, trained=True):
+        logits = z[rows] @ weight.T  # [CHUNK, V]
+        for tile in tiles(logits):
+            logits[tile] = logits[tile].to(factors.dtype).softmax(-1).mul_(factors[rows][tile, None])
+        total += logits.T @ z[rows]
+
+
+def tiles(logits: Tensor) -> Iterator[slice]:
+    """The rows of logits [n, V] that are worked on at once."""
+    size = max(1, (TILE_CPU if logits.device.type == "cpu" else TILE) // logits.shape[1])
+    return (slice(start, start + size) for start in range(0, len(logits), size))
+
+
+def score_chunk(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: Found, gradient: bool) -> None:
+    """Fill in what is found of tokens with logits [n, V] and, for a ``gradient``, turn the logits into p - onehot where they are, zero
+    where nothing is predicted.
+    """
+    for rows in tiles(logits):
+        score_tile(logits[rows], labels[rows], None if uniforms is None else uniforms[rows], found.part(rows), gradient)
+
+
+def score_tile(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: Found, gradient: bool) -> None:
+    """The same for as many rows as are worked on at once."""
+    wide = logits.to(found.nll.dtype)  # [n, V]
+    p = wide.softmax(-1)
+    kept = labels != IGNORE
+    label = labels.where(kept, 0)[:, None]
+    torch.mul(wide.amax(-1) - p.amax(-1).log(), kept, out=found.normaliser)  # by way of the largest, whose p is never near zero
+    torch.addcmul(found.normaliser, wide.gather(-1, label)[:, 0], kept, value=-1, out=found.nll)
+    torch.logical_and(wide.argmax(-1) == label[:, 0], kept, out=found.correct)
+    if uniforms is not None and found.drawn is not None and found.sampled is not None:
+        drawn = draw(p, uniforms)
+        found.drawn.copy_(drawn)
+        torch.addcmul(found.normaliser, wide.gather(-1, drawn[:, None])[:, 0], kept, value=-1, out=found.sampled)
+    if gradient:
+        p.scatter_add_(-1, label, -torch.ones_like(p[:, :1]))
+        logits.copy_(p.mul_(kept[:, None]))
+
+
+def twice_differentiable(z: Tensor, table: Tensor, labels: Tensor) -> Score:
+    """The same by plain operations, which can be differentiated again; holds the logits."""
+    logits = nn.functional.linear(z, table.to(z.dtype)).to(torch.promote_types(z.dtype, torch.float32))
+    nll = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    normaliser = logits.logsumexp(-1) * (labels != IGNORE)
+    return Score(nll.sum(), None, normaliser, nll.detach(), (logits.argmax(-1) == labels).sum())
+
+
+def draw(p: Tensor, uniforms: Tensor) -> Tensor:
+    """One id per row of p [N, V] by inverting its cumulative sum at uniforms [N]: one random number a token, not V."""
+    cumulative = p.cumsum(-1)
+    threshold = uniforms.to(p.dtype)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_max(p.shape[-1] - 1)
