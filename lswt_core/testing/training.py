@@ -121,7 +121,7 @@ def padding_is_nothing(subject: Subject) -> None:
     valid = batch.valid
     assert valid is not None
     mixed = [None if a is None or b is None else a.where(valid[..., None], b) for a, b in zip(out[:2], other[:2], strict=True)]
-    changed = Output(*mixed, normaliser=out.normaliser)  # type: ignore[arg-type]  # which is 0 there
+    changed = Output(mixed[0], mixed[1], out.normaliser)  # type: ignore[arg-type]  # which is 0 there
     ids = batch._replace(inputs=batch.inputs.where(valid, 7))
     before, after = loss_of(subject, out, batch), loss_of(subject, changed, ids)
     moved = abs(float((before.total - after.total).detach()))
