@@ -111,13 +111,12 @@ def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device,
     differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
     needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
     named = [chosen for chosen in recipe.every("attention") if chosen.name != AUTO.name]
-    for chosen in named:
-        require(registry, chosen, dims, needs)
+    how = {chosen.name: require(registry, chosen, dims, needs) for chosen in named}
     automatic = [chosen for chosen in recipe.every("attention") if chosen.name == AUTO.name]
     if not automatic:
-        return Backends(named[0], tuple(one.name for one in named), ("the recipe asks for it",))
+        return Backends(named[0], tuple(one.name for one in named), ("the recipe asks for it", *filter(None, how.values())))
     first, notes = choose_attention(automatic[0], registry, dims, needs)
-    return Backends(first, tuple(dict.fromkeys([first.name, *(one.name for one in named)])), tuple(notes))
+    return Backends(first, tuple(dict.fromkeys([first.name, *how])), (*notes, *filter(None, how.values())))
 
 
 def encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:
@@ -145,22 +144,22 @@ def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequen
     for name in auto.options["prefer"]:
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
-            require(registry, candidate, dims, needs)
+            how = require(registry, candidate, dims, needs)
         except Incompatible as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue
-        return candidate, notes
+        return candidate, [*([how] if how else []), *notes]
     raise Incompatible("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
 
 
-def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need]) -> None:
-    """Raise Incompatible if a backend cannot do what is needed."""
+def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need]) -> str | None:
+    """Raise Incompatible if a backend cannot do what is needed; how it will, where there is a choice."""
     backend: AttentionBackend = create(registry, chosen, dims)
     try:
-        for need in needs:
-            backend.require(need)
+        first, *_ = [backend.require(need) for need in needs]
     except Unsupported as error:
         raise Incompatible(f"[attention] {chosen.name} cannot be used here: {error}") from error
+    return first
 
 
 def materialise(loss: Loss, recipe: Recipe, device: torch.device) -> None:

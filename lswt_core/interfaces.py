@@ -257,8 +257,8 @@ class AttentionBackend(Component, nn.Module, ABC):
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """Attend: -> [B, T, H, D]."""
 
-    def require(self, need: Need) -> None:
-        """Raise Unsupported, with the reason, if this backend cannot do what the model needs."""
+    def require(self, need: Need) -> str | None:
+        """Raise Unsupported, with the reason, if this backend cannot do what is needed; it may return how it will, to be printed."""
 
 
 class FeedForward(Component, nn.Module, ABC):

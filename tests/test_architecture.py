@@ -16,7 +16,7 @@ FLOORS = (
     {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce"},
     {"cross_entropy"},
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub"},
-    {"registry", "model"},
+    {"registry", "model", "merge"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "capabilities", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "budget", "environment"},
@@ -29,7 +29,7 @@ FLOORS = (
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 OPEN_TO_PLUGINS = {
-    f"lswt_core.{name}" for name in ("interfaces", "hooks", "errors", "randomness", "parts", "fast", "moments", "gguf_file", "hub")
+    f"lswt_core.{name}" for name in ("interfaces", "hooks", "errors", "randomness", "parts", "merge", "fast", "moments", "gguf_file", "hub")
 }
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}

@@ -5,12 +5,13 @@ promises by itself is asked in test_conformance.py.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial, partialmethod
 from types import SimpleNamespace
 from typing import Any
 
+import flash_parts
+import lswt_flash
 import pytest
 import torch
 from helpers import DIMS, GOLDEN, build, distance, stream, tiny, tokens
@@ -23,6 +24,7 @@ from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
+from lswt_sdpa.kernels import KERNELS
 from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -30,6 +32,7 @@ from torch._dynamo.utils import counters
 from lswt_core.assemble import parameter_groups
 from lswt_core.interfaces import DenseBias, Dims, Need, Part, SlopeBias, Unsupported
 from lswt_core.loss import Loss
+from lswt_core.merge import fault_of, first_sound
 from lswt_core.parallel import compile_each
 from lswt_core.tree import tensors, tree_map
 
@@ -140,11 +143,13 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(backend: str
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@every_backend
+@pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
 def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     counters.clear()
-    plain, compiled = (tiny(dims=DIMS._replace(n_layers=4), memories=XL | REGISTERS, attention=BACKENDS[backend]) for _ in range(2))
+    flash_parts.install(monkeypatch, 2)
+    attention = (BACKENDS | {"flash": Flash})[backend]
+    plain, compiled = (tiny(dims=DIMS._replace(n_layers=4), memories=XL | REGISTERS, attention=attention) for _ in range(2))
     compiler = torch.nn.Module.compile  # the tracing alone: no compiler of C++ is needed
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiler, backend="aot_eager"))
     compile_each(compiled.blocks)
@@ -209,14 +214,6 @@ def one_by_one(parts: Sequence[Part]) -> Tensor:
     return out
 
 
-def bottom_right_kernel(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, causal: bool, deterministic: bool) -> Tensor:
-    """What the flash-attn package computes: a causal mask aligned to the bottom right."""
-    size, keys = q.shape[1], k.shape[1]
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
-    hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
-    return torch.einsum("bhij,bjhd->bihd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
-
-
 QUESTIONS = [
     {"sinks": sinks, "memory": memory, "bias": bias, "documents": documents}
     for sinks in (False, True)
@@ -233,7 +230,8 @@ QUESTIONS = [
 @pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items()))
 @pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
 def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=bottom_right_kernel))
+    flash_parts.install(monkeypatch, 2)
+    monkeypatch.setattr(lswt_flash, "WIDTHS", 4)
     biased, bounded = asked["bias"] != "no", asked["documents"] or "window" in asked
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
@@ -256,8 +254,8 @@ def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[s
     [
         ({"device": "cpu"}, "CUDA"),
         ({"dtype": torch.float32}, "precision"),
-        ({"d_head": 160, "sinks": 1}, "256"),
-        ({"d_head": 128, "sinks": 2}, "256"),
+        ({"d_head": 264}, "256"),
+        ({"d_head": 36}, "multiples of 8"),
         ({"bounded": True}, "window"),
         ({"twice": True}, "second"),
     ],
@@ -266,6 +264,63 @@ def test_flash_says_what_it_cannot_do(change: dict[str, Any], reason: str) -> No
     need = Need("cuda", torch.bfloat16, 64)._replace(**change)
     with pytest.raises(Unsupported, match=reason):
         Flash(DIMS).require(need)
+
+
+def test_the_newest_sound_generation_of_flash_attn_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = Need("cuda", torch.bfloat16, 64)
+    with pytest.raises(Unsupported, match=r"pip install.*version 4: .*version 3: .*version 2: "):
+        Flash(DIMS).require(need)
+    for versions in ((2,), (3, 2), (4, 3, 2)):
+        flash_parts.install(monkeypatch, *versions)
+        assert Flash(DIMS).require(need).startswith(f"flash-attn version {versions[0]}")
+    monkeypatch.setitem(flash_parts.PACKAGES, 3, SimpleNamespace(**vars(flash_parts.PACKAGES[3]) | {"_flash_attn_backward": wrong}))
+    flash_parts.install(monkeypatch, 3, 2)
+    said = Flash(DIMS).require(need)
+    assert said.startswith("flash-attn version 2; not version 4: ") and "not version 3: it is off by" in said
+
+
+def wrong(*_: Any, dq: Tensor, dk: Tensor, dv: Tensor, **options: Any) -> Tensor:
+    """A backward pass of zeros."""
+    return dq.zero_()
+
+
+@pytest.mark.parametrize("generation", [2, 3, 4])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_every_generation_of_flash_attn_is_called_as_it_wants_to_be(
+    generation: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flash_parts.install(monkeypatch, generation)
+    parts, leaves = question(sinks=True, memory=True, bias="no", documents=False)
+    found, wanted = Flash(DIMS, deterministic=deterministic)(parts), one_by_one(parts)
+    assert distance(found, wanted) < 1e-12
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (found, wanted)]
+    assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
+
+
+@pytest.mark.parametrize("kernel", ["flash", "cudnn", "memory-efficient"])
+@pytest.mark.parametrize(("tokens", "keys"), [(33, 33), (64, 129)])
+def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(kernel: str, tokens: int, keys: int) -> None:
+    q, k, v = (torch.empty(2, size, 3, 64, dtype=torch.bfloat16, device="meta") for size in (tokens, keys, keys))
+    out, total = KERNELS[kernel].attend(q, k, v, tokens == keys)  # torch checks types and shapes, and computes nothing
+    assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
+    found = KERNELS[kernel].differentiate(torch.empty_like(out), q, k, v, out, total, tokens == keys)
+    assert [gradient.shape for gradient in found] == [q.shape, k.shape, v.shape]
+
+
+def test_kernels_are_tried_before_they_are_used() -> None:
+    need = Need("cpu", torch.float32, 32)
+    assert fault_of(KERNELS["cpu"], need) is None
+
+    class Deaf(type(KERNELS["cpu"])):  # type: ignore[misc]
+        """Looks at its own part alone."""
+
+        def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Any:
+            return super().differentiate(grad, q, k, v, *self.attend(q, k, v, causal), causal)
+
+    assert "off by" in str(fault_of(Deaf(), need))
+    assert fault_of(KERNELS["cudnn"], need)  # it does not run here, and says so
+    assert first_sound({"deaf": Deaf(), "sound": KERNELS["cpu"]}, need)[0] == "sound"
+    assert first_sound({"deaf": Deaf()}, need)[0] is None
 
 
 def test_fused_kernels_say_that_they_have_no_second_derivative() -> None:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
+from lswt_core.merge import attend
 from lswt_core.parts import join
 
-attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from .kernels import KERNELS, kernel_name, tried
 
 
 class Sdpa(AttentionBackend):
     """torch's fused attention (Dao et al. 2022, arXiv 2205.14135), each part by itself or all in one call.
 
     ``method`` "split" runs every part with its own unmasked or square causal kernel and merges them by log-sum-exp: no mask,
-    no copy of the remembered keys. It exists on CPU. "joint" puts the parts side by side under one mask and works everywhere.
-    "auto" splits on CPU where no part has a bias or hides keys, else joins.
+    no copy of the remembered keys. On CUDA that is the first of cuDNN's kernel (on Hopper and newer), flash and memory-efficient
+    attention that gives, in a small trial on the device, what it should; on a CPU its flash kernel. "joint" puts the parts side by
+    side under one mask and works everywhere. "auto" splits where some kernel can and no part has a bias or hides keys, else joins.
     """
 
     name = "sdpa"
@@ -36,19 +36,27 @@ class Sdpa(AttentionBackend):
         super().__init__(dims)
         self.method = method
 
-    def require(self, need: Need) -> None:
-        """The fused kernels have one derivative; the split exists on CPU and without masks."""
+    def require(self, need: Need) -> str | None:
+        """The fused kernels have one derivative; the split exists without masks, where a kernel tells the logarithms of its sums."""
         if need.twice:
             raise Unsupported("torch's fused attention kernels have no second derivative; use attention 'eager'")
-        if self.method == "split" and (need.device != "cpu" or need.biased or need.bounded):
-            raise Unsupported("method = 'split' runs on CPU, without position biases, windows and parted documents; use 'auto'")
+        masked = need.biased or need.bounded
+        if self.method == "split" and masked:
+            raise Unsupported("method = 'split' knows no position biases, windows and parted documents; use 'auto'")
+        if self.method == "joint" or masked:
+            return None
+        kernel, faults = tried(need)
+        if self.method == "split" and not kernel:
+            raise Unsupported(f"method = 'split' cannot be had ({'; '.join(faults)}); use 'auto'")
+        return "; ".join([f"parts apart by kernel {kernel}" if kernel else "parts joined under a mask", *(f"not {why}" for why in faults)])
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
-        plain = all(part.bias is None and part.starts is None for part in parts)
-        if self.method != "joint" and plain and parts[0].q.device.type in ("cpu", "meta"):  # meta: planning, nothing is computed
-            heads_first = [tensor.transpose(1, 2) for part in parts for tensor in (part.q, part.k, part.v)]
-            return Split.apply([part.causal for part in parts], *heads_first).transpose(1, 2)
+        q = parts[0].q
+        if self.method != "joint" and all(part.bias is None and part.starts is None for part in parts):
+            kernel = kernel_for(q.device.type, q.dtype, q.shape[-1])
+            if kernel:
+                return attend(KERNELS[kernel], parts)
         return self.joint(parts)
 
     def joint(self, parts: Sequence[Part]) -> Tensor:
@@ -67,34 +75,10 @@ class Sdpa(AttentionBackend):
         return out.transpose(1, 2)[..., :width]
 
 
-class Split(torch.autograd.Function):
-    """Attention part by part, merged by log-sum-exp; exact, since each part's backward is given the merged output and sum.
-
-    With lse = log sum_i exp(lse_i), out = sum_i exp(lse_i - lse) out_i; the gradient of a part depends on the others only
-    through out and lse (the algebra of FlashAttention's backward, Dao et al. 2022, appendix B.4).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, causal: list[bool], *tensors: Tensor) -> Tensor:
-        """(q, k, v) of every part, each [B, H, T or N, D] -> [B, H, T, D]."""
-        triples = [tensors[i : i + 3] for i in range(0, len(tensors), 3)]
-        outs, sums = zip(*(attend(*triple, is_causal=square) for triple, square in zip(triples, causal, strict=True)), strict=True)
-        total = torch.stack(sums).logsumexp(0)  # [B, H, T]
-        out = sum(part * (lse - total).exp()[..., None] for part, lse in zip(outs, sums, strict=True)).to(outs[0].dtype)
-        ctx.save_for_backward(out, total, *tensors)
-        ctx.causal = causal
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of every part's q, k and v."""
-        out, total, *tensors = ctx.saved_tensors
-        grads: list[Tensor | None] = []
-        for i, square in enumerate(ctx.causal):
-            grads += attend_backward(grad, *tensors[3 * i : 3 * i + 3], out, total, 0.0, square)
-        wanted = ctx.needs_input_grad[1:]
-        return (None, *(g if want else None for g, want in zip(grads, wanted, strict=True)))
+@torch.compiler.assume_constant_result
+def kernel_for(device: str, dtype: torch.dtype, d_head: int) -> str:
+    """Which kernel runs parts one by one; asked for while a model is compiled, not compiled with it."""
+    return kernel_name(device, dtype, d_head)
 
 
 @hookimpl

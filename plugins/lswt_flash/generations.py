@@ -1,0 +1,171 @@
+"""The flash-attn package's generations behind one interface: two custom operators, which compilers need not look into."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lswt_core.interfaces import Need, Unsupported
+from lswt_core.merge import Gradients, Kernel, fault_of
+
+# newest first: generation, and the module with its forward and backward passes
+HOMES = {4: "flash_attn.cute.interface", 3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
+
+
+def attend_4(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """FlashAttention 4 (flash-attn-4, written in CuTe)."""
+    out, total, *_ = home._flash_attn_fwd(q, k, v, softmax_scale=scale_of(q), causal=causal, return_lse=True)
+    return out, total
+
+
+def differentiate_4(
+    home: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool, deterministic: bool
+) -> Gradients:
+    """Its backward pass."""
+    options = {"softmax_scale": scale_of(q), "causal": causal, "deterministic": deterministic}
+    dq, dk, dv, *_ = home._flash_attn_bwd(q, k, v, out, grad, total, **options)
+    return dq, dk, dv
+
+
+def attend_3(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """FlashAttention 3 (built from the package's hopper directory)."""
+    out, total, *_ = home._flash_attn_forward(q, k, v, softmax_scale=scale_of(q), causal=causal)
+    return out, total
+
+
+def differentiate_3(
+    home: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool, deterministic: bool
+) -> Gradients:
+    """Its backward pass, which writes where it is told."""
+    into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
+    options = {"softmax_scale": scale_of(q), "is_causal": causal, "deterministic": deterministic}
+    home._flash_attn_backward(grad, q, k, v, out, total, **into, **options)
+    return into["dq"], into["dk"], into["dv"]
+
+
+NO_WINDOW: dict[str, Any] = {"window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None}
+
+
+def attend_2(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """FlashAttention 2 (flash-attn from 2.7)."""
+    options = {"dropout_p": 0.0, "softmax_scale": scale_of(q), "causal": causal, "return_softmax": False}
+    out, total, *_ = home._flash_attn_forward(q, k, v, **options, **NO_WINDOW)
+    return out, total
+
+
+def differentiate_2(
+    home: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool, deterministic: bool
+) -> Gradients:
+    """Its backward pass, which writes where it is told."""
+    into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
+    options = {"dropout_p": 0.0, "softmax_scale": scale_of(q), "causal": causal, "deterministic": deterministic}
+    home._flash_attn_backward(grad, q, k, v, out, total, **into, **options, **NO_WINDOW)
+    return into["dq"], into["dk"], into["dv"]
+
+
+ATTEND = {4: attend_4, 3: attend_3, 2: attend_2}
+DIFFERENTIATE = {4: differentiate_4, 3: differentiate_3, 2: differentiate_2}
+
+
+def home_of(generation: int) -> Any:
+    """The module of a generation; raises ImportError, OSError (a build for another torch) or AttributeError."""
+    return importlib.import_module(HOMES[generation])
+
+
+@torch.library.custom_op("lswt_flash::attend", mutates_args=())
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
+    """The weighted sum of values [B, T, H, D], and the logarithm of the sum of exp(scores) [B, H, T]."""
+    out, total = ATTEND[generation](home_of(generation), q, k, v, causal)
+    return out, total
+
+
+@attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
+    rows, length, heads, _ = q.shape
+    return torch.empty_like(q), q.new_empty((rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("lswt_flash::differentiate", mutates_args=())
+def differentiate(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    causal: bool,
+    generation: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values."""
+    return DIFFERENTIATE[generation](home_of(generation), grad, q, k, v, out, total, causal, deterministic)
+
+
+@differentiate.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    causal: bool,
+    generation: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+class FlashKernel(Kernel):
+    """A generation of the package."""
+
+    def __init__(self, generation: int, deterministic: bool) -> None:
+        self.generation, self.deterministic = generation, deterministic
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """See Kernel."""
+        out, total = attend(q, k, v, causal, self.generation)
+        return out, total
+
+    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
+        """See Kernel."""
+        dq, dk, dv = differentiate(grad, q, k, v, out, total, causal, self.generation, self.deterministic)
+        return dq, dk, dv
+
+
+KERNELS = {(generation, fixed): FlashKernel(generation, fixed) for generation in HOMES for fixed in (False, True)}
+found: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}  # what was tried is not tried again
+
+
+def newest(need: Need, deterministic: bool) -> tuple[int, list[str]]:
+    """The newest generation that is installed and gives, in a small trial on the device, what it should; and what is wrong with newer
+    ones. Raises Unsupported, with every cause, if there is none.
+    """
+    key = (need.dtype, need.d_head, deterministic)
+    if key not in found:
+        found[key] = search(need, deterministic)
+    return found[key]
+
+
+def search(need: Need, deterministic: bool) -> tuple[int, list[str]]:
+    """The same, looked for anew."""
+    causes: list[str] = []
+    for generation in HOMES:
+        try:
+            home_of(generation)
+        except (ImportError, OSError, AttributeError) as error:
+            causes.append(f"version {generation}: {error}")
+            continue
+        fault = fault_of(KERNELS[generation, deterministic], need)
+        if fault is None:
+            return generation, causes
+        causes.append(f"version {generation}: {fault}")
+    raise Unsupported("the flash-attn package cannot be used (pip install --no-build-isolation flash-attn): " + "; ".join(causes))
+
+
+def scale_of(q: Tensor) -> float:
+    """1 / sqrt(D)."""
+    return float(q.shape[-1] ** -0.5)

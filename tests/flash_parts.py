@@ -1,0 +1,155 @@
+"""Stand-ins for the generations of the flash-attn package, with the signatures that it has and plain arithmetic inside."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import lswt_flash.generations as generations
+import pytest
+import torch
+from torch import Tensor
+
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention and the logarithm of its sums; a causal mask is aligned to the bottom right."""
+    size, keys = q.shape[1], k.shape[1]
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
+    hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
+    scores = scores.masked_fill(hidden, -torch.inf)
+    total = scores.logsumexp(-1)
+    return torch.einsum("bhij,bjhd->bihd", (scores - total[..., None]).exp(), v).contiguous(), total
+
+
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, scale: float, causal: bool) -> Three:
+    """Gradients from whatever output and sums it is given, as the kernels have them."""
+    size, keys = q.shape[1], k.shape[1]
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
+    hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
+    p = (scores.masked_fill(hidden, -torch.inf) - total[..., None]).exp()
+    of_p = torch.einsum("bihd,bjhd->bhij", grad, v)
+    of_scores = p * (of_p - torch.einsum("bihd,bihd->bhi", grad, out)[..., None]) * scale
+    return (
+        torch.einsum("bhij,bjhd->bihd", of_scores, k).contiguous(),
+        torch.einsum("bhij,bihd->bjhd", of_scores, q).contiguous(),
+        torch.einsum("bhij,bihd->bjhd", p, grad).contiguous(),
+    )
+
+
+def forward_4(q: Tensor, k: Tensor, v: Tensor, qv: Any = None, *, softmax_scale: float, causal: bool, return_lse: bool) -> tuple[Any, ...]:
+    """flash_attn/cute/interface.py."""
+    out, total = forward(q, k, v, softmax_scale, causal)
+    return out, total if return_lse else None, None, None
+
+
+def backward_4(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    *,
+    deterministic: bool = False,
+) -> Three:
+    """The same."""
+    assert softmax_scale is not None
+    return backward(dout, q, k, v, out, lse, softmax_scale, causal)
+
+
+def forward_3(q: Tensor, k: Tensor, v: Tensor, k_new: Any = None, *, softmax_scale: float, causal: bool = False) -> tuple[Tensor, ...]:
+    """hopper/flash_attn_interface.py."""
+    return (*forward(q, k, v, softmax_scale, causal), torch.tensor([]), torch.tensor([]))
+
+
+def backward_3(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    *,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    softmax_scale: float,
+    is_causal: bool = False,
+    deterministic: bool = False,
+) -> Tensor:
+    """The same."""
+    return written(backward(dout, q, k, v, out, softmax_lse, softmax_scale, is_causal), dq, dk, dv)
+
+
+def forward_2(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float,
+    softmax_scale: float,
+    causal: bool,
+    window_size_left: int,
+    window_size_right: int,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    return_softmax: bool,
+) -> tuple[Tensor, ...]:
+    """flash_attn/flash_attn_interface.py."""
+    assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes, return_softmax) == (0.0, -1, -1, 0.0, None, False)
+    return (*forward(q, k, v, softmax_scale, causal), torch.tensor([]), torch.tensor([]))
+
+
+def backward_2(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dropout_p: float,
+    softmax_scale: float,
+    causal: bool,
+    window_size_left: int,
+    window_size_right: int,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    deterministic: bool,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """The same."""
+    assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes) == (0.0, -1, -1, 0.0, None)
+    return written(backward(dout, q, k, v, out, softmax_lse, softmax_scale, causal), dq, dk, dv)
+
+
+def written(found: Three, *targets: Tensor) -> Tensor:
+    """Gradients where the caller wants them; what the package returns is something else."""
+    for target, gradient in zip(targets, found, strict=True):
+        target.copy_(gradient)
+    return torch.tensor([])
+
+
+PACKAGES: dict[int, Any] = {
+    4: SimpleNamespace(_flash_attn_fwd=forward_4, _flash_attn_bwd=backward_4),
+    3: SimpleNamespace(_flash_attn_forward=forward_3, _flash_attn_backward=backward_3),
+    2: SimpleNamespace(_flash_attn_forward=forward_2, _flash_attn_backward=backward_2),
+}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
+    """Have some generations and no others, and try them on the CPU."""
+    monkeypatch.setattr(generations, "found", {})
+    try_out = generations.fault_of
+    monkeypatch.setattr(generations, "fault_of", lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)))
+    for version, home in generations.HOMES.items():
+        for name in (home.rpartition(".")[0], home.split(".")[0]):
+            if name:
+                monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
+        monkeypatch.setitem(sys.modules, home, PACKAGES[version] if version in versions else None)
