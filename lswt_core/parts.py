@@ -37,10 +37,15 @@ def join(parts: Sequence[Part]) -> Joined:
     return Joined(torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1), join_masks(parts))
 
 
+def scale_of(q: Tensor) -> float:
+    """1 / sqrt(D), of queries [..., D]."""
+    return float(q.shape[-1] ** -0.5)
+
+
 def scores(part: Part) -> Tensor:
     """Scaled, biased and masked scores of one part in float32 at least, [B, H, T, N]."""
     q, k = part.q.transpose(1, 2), part.k.transpose(1, 2)
-    found = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    found = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * scale_of(q)
     if part.bias is not None:
         found = found + part.bias.dense()
     visible = part.visible()

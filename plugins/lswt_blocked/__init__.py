@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
+from lswt_core.parts import scale_of
 
 FEW = 4  # queries for which blocks are not worth their preparation
 BLOCK = 1 << 23  # scores that exist at once: they stay in a CPU's shared cache
@@ -220,11 +221,6 @@ def add_product(total: Tensor | None, heads: slice, rows: slice, left: Tensor, r
     """Add a product, scaled, to some heads and rows of a gradient [BH, N, D], if it is wanted."""
     if total is not None:
         total[heads, rows].add_(torch.bmm(left, right), alpha=scale)
-
-
-def scale_of(tensor: Tensor) -> float:
-    """1 / sqrt(D)."""
-    return float(tensor.shape[-1] ** -0.5)
 
 
 def heads_first(tensor: Tensor) -> Tensor:

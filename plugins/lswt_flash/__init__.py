@@ -10,8 +10,7 @@ from torch import Tensor
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
 from lswt_core.merge import attend
-
-from .generations import KERNELS, newest
+from lswt_flash.generations import GENERATIONS, newest
 
 WIDTHS = 8  # head widths are multiples of it
 
@@ -57,7 +56,7 @@ class Flash(AttentionBackend):
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
         q = parts[0].q
-        return attend(KERNELS[generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic), self.deterministic], parts)
+        return attend(GENERATIONS[generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic), self.deterministic], parts)
 
 
 @torch.compiler.assume_constant_result

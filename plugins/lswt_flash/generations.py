@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lswt_core.interfaces import Need, Unsupported
 from lswt_core.merge import Gradients, Kernel, fault_of
+from lswt_core.parts import scale_of
 
 # newest first: generation, and the module with its forward and backward passes
 HOMES = {4: "flash_attn.cute.interface", 3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
@@ -76,20 +77,20 @@ def home_of(generation: int) -> Any:
 
 
 @torch.library.custom_op("lswt_flash::attend", mutates_args=())
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
+def flash_attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
     """The weighted sum of values [B, T, H, D], and the logarithm of the sum of exp(scores) [B, H, T]."""
     out, total = ATTEND[generation](home_of(generation), q, k, v, causal)
     return out, total
 
 
-@attend.register_fake
+@flash_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
     rows, length, heads, _ = q.shape
     return torch.empty_like(q), q.new_empty((rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op("lswt_flash::differentiate", mutates_args=())
-def differentiate(
+def flash_differentiate(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -104,7 +105,7 @@ def differentiate(
     return DIFFERENTIATE[generation](home_of(generation), grad, q, k, v, out, total, causal, deterministic)
 
 
-@differentiate.register_fake
+@flash_differentiate.register_fake
 def _(
     grad: Tensor,
     q: Tensor,
@@ -127,17 +128,17 @@ class FlashKernel(Kernel):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        out, total = attend(q, k, v, causal, self.generation)
+        out, total = flash_attend(q, k, v, causal, self.generation)
         return out, total
 
     def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
         """See Kernel."""
-        dq, dk, dv = differentiate(grad, q, k, v, out, total, causal, self.generation, self.deterministic)
+        dq, dk, dv = flash_differentiate(grad, q, k, v, out, total, causal, self.generation, self.deterministic)
         return dq, dk, dv
 
 
-KERNELS = {(generation, fixed): FlashKernel(generation, fixed) for generation in HOMES for fixed in (False, True)}
-found: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}  # what was tried is not tried again
+GENERATIONS = {(generation, fixed): FlashKernel(generation, fixed) for generation in HOMES for fixed in (False, True)}
+searched: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}  # what was tried is not tried again
 
 
 def newest(need: Need, deterministic: bool) -> tuple[int, list[str]]:
@@ -145,9 +146,9 @@ def newest(need: Need, deterministic: bool) -> tuple[int, list[str]]:
     ones. Raises Unsupported, with every cause, if there is none.
     """
     key = (need.dtype, need.d_head, deterministic)
-    if key not in found:
-        found[key] = search(need, deterministic)
-    return found[key]
+    if key not in searched:
+        searched[key] = search(need, deterministic)
+    return searched[key]
 
 
 def search(need: Need, deterministic: bool) -> tuple[int, list[str]]:
@@ -159,13 +160,8 @@ def search(need: Need, deterministic: bool) -> tuple[int, list[str]]:
         except (ImportError, OSError, AttributeError) as error:
             causes.append(f"version {generation}: {error}")
             continue
-        fault = fault_of(KERNELS[generation, deterministic], need)
+        fault = fault_of(GENERATIONS[generation, deterministic], need)
         if fault is None:
             return generation, causes
         causes.append(f"version {generation}: {fault}")
     raise Unsupported("the flash-attn package cannot be used (pip install --no-build-isolation flash-attn): " + "; ".join(causes))
-
-
-def scale_of(q: Tensor) -> float:
-    """1 / sqrt(D)."""
-    return float(q.shape[-1] ** -0.5)

@@ -13,8 +13,7 @@ from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
 from lswt_core.merge import attend
 from lswt_core.parts import join
-
-from .kernels import KERNELS, kernel_name, tried
+from lswt_sdpa.kernels import KERNELS, kernel_name, tried
 
 
 class Sdpa(AttentionBackend):

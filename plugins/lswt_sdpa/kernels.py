@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lswt_core.interfaces import Need
 from lswt_core.merge import Gradients, Kernel, first_sound
+from lswt_core.parts import scale_of
 
 aten = torch.ops.aten
 ALIGNED = 32  # the memory-efficient kernel keeps so many sums together
@@ -27,7 +28,7 @@ class OnCpu(Kernel):
         return back(*aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, total, 0.0, causal))
 
 
-class Flash(Kernel):
+class TorchFlash(Kernel):
     """FlashAttention 2, as it comes with torch: half precision on CUDA."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -76,8 +77,8 @@ class MemoryEfficient(Kernel):
         return back(*aten._scaled_dot_product_efficient_attention_backward(*given, scale=scale_of(q))[:3])
 
 
-KERNELS: dict[str, Kernel] = {"cpu": OnCpu(), "cudnn": Cudnn(), "flash": Flash(), "memory-efficient": MemoryEfficient()}
-found: dict[tuple[str, torch.dtype, int], tuple[str, list[str]]] = {}  # what was tried is not tried again
+KERNELS: dict[str, Kernel] = {"cpu": OnCpu(), "cudnn": Cudnn(), "flash": TorchFlash(), "memory-efficient": MemoryEfficient()}
+tried_before: dict[tuple[str, torch.dtype, int], tuple[str, list[str]]] = {}  # what was tried is not tried again
 
 
 def kernel_name(device: str, dtype: torch.dtype, d_head: int) -> str:
@@ -92,10 +93,10 @@ def tried(need: Need) -> tuple[str, list[str]]:
     if need.device != "cuda":
         return "", [f"no kernel for {need.device} tells the logarithms of its sums"]
     key = (need.device, need.dtype, need.d_head)
-    if key not in found:
+    if key not in tried_before:
         name, faults = first_sound({name: KERNELS[name] for name in candidates(need.dtype)}, need)
-        found[key] = (name or "", faults)
-    return found[key]
+        tried_before[key] = (name or "", faults)
+    return tried_before[key]
 
 
 def candidates(dtype: torch.dtype) -> list[str]:
@@ -114,8 +115,3 @@ def swapped(*tensors: Tensor) -> list[Tensor]:
 def back(q: Tensor, k: Tensor, v: Tensor) -> Gradients:
     """Gradients [B, H, N, D] -> [B, N, H, D]."""
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def scale_of(q: Tensor) -> float:
-    """1 / sqrt(D)."""
-    return float(q.shape[-1] ** -0.5)
