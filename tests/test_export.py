@@ -18,14 +18,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import GOLDEN, ROOT
+from helpers import GOLDEN, PLUGINS, ROOT
 from nano import NANO
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lswt_core import LswtForCausalLM, Registry, export_run
 from lswt_core.errors import CheckpointError, DataError
+from lswt_core.hf import bundle
 from lswt_core.hf.push import push
+from lswt_core.layers import LAYERED
 
 RECIPE = (
     NANO
@@ -294,3 +296,10 @@ def test_readme_shows_the_commands() -> None:
     for words in ("python -m lswt_core export runs/quickstart", "--push", "python -m lswt_core import Avelina/lovelace-medium-alpha1"):
         assert words in readme
     assert push.__doc__
+
+
+def test_all_components_of_a_model_fit_into_one_file() -> None:
+    offers = [offer for offer in Registry().offers() if offer.kind in LAYERED and offer.module.split(".")[0] in PLUGINS]
+    parts = [bundle.Part(module) for module in bundle.in_order({bundle.MODELING, *(offer.module for offer in offers)})]
+    text = bundle.file_of([part for part in parts if part.module not in (bundle.CONFIGURATION, bundle.REPLACED)], "All of them.", "pass")
+    compile(text, "bundle", "exec")  # no name stands for two things, and what is put together is a program

@@ -10,7 +10,7 @@ from torch import Tensor
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
 from lswt_core.merge import attend
-from lswt_flash.generations import GENERATIONS, newest
+from lswt_flash.generations import GENERATIONS, newest_sound
 
 WIDTHS = 8  # head widths are multiples of it
 
@@ -50,7 +50,7 @@ class Flash(AttentionBackend):
         for reason, applies in reasons.items():
             if applies:
                 raise Unsupported(reason)
-        generation, faults = newest(need, self.deterministic)
+        generation, faults = newest_sound(need, self.deterministic)
         return "; ".join([f"flash-attn version {generation}", *(f"not {fault}" for fault in faults)])
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
@@ -62,7 +62,7 @@ class Flash(AttentionBackend):
 @torch.compiler.assume_constant_result
 def generation_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
     """Which generation serves; asked for while a model is compiled, not compiled with it."""
-    return newest(Need(device, dtype, d_head), deterministic)[0]
+    return newest_sound(Need(device, dtype, d_head), deterministic)[0]
 
 
 @hookimpl

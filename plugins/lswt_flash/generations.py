@@ -141,7 +141,7 @@ GENERATIONS = {(generation, fixed): FlashKernel(generation, fixed) for generatio
 searched: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}  # what was tried is not tried again
 
 
-def newest(need: Need, deterministic: bool) -> tuple[int, list[str]]:
+def newest_sound(need: Need, deterministic: bool) -> tuple[int, list[str]]:
     """The newest generation that is installed and gives, in a small trial on the device, what it should; and what is wrong with newer
     ones. Raises Unsupported, with every cause, if there is none.
     """
