@@ -37,6 +37,18 @@ class Console:
             self.told = time.monotonic()
             self.say(text)
 
+    def reading(self, what: str, documents: int, size: int, total: int | None) -> None:
+        """Progress in preparing text: documents and bytes done, and bytes in all where that is known."""
+        if self.live and documents:
+            if self.bar is None or self.bar.desc != f"{what}: ":
+                self.close()
+                self.bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, dynamic_ncols=True, leave=False)
+            self.bar.set_postfix_str(f"{documents:,} documents")
+            self.bar.update(size - self.bar.n)
+            return
+        of_all = f" of about {gigabytes(total)}" if total else ""
+        self.working(f"{what}: {documents:,} documents, {gigabytes(size)}{of_all}" if documents else what)
+
     def banner(self, lines: Sequence[str]) -> None:
         """A few lines in a frame."""
         width = max(map(len, lines))
@@ -61,6 +73,8 @@ class Console:
             f"{values['tokens_per_second']:,.0f} tok/s"
         )
         if self.live:
+            if self.bar is None or self.bar.unit != "step":
+                self.close()
             self.bar = self.bar or tqdm(total=steps, initial=step - 1, unit="step", dynamic_ncols=True, leave=False)
             self.bar.set_postfix_str(line)
             self.bar.update(step - self.bar.n)

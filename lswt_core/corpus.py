@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from lswt_core.parallel import World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
-Progress = Callable[[str, int, int | None], None]  # what is being done, documents done, documents in all
+Progress = Callable[[str, int, int, int | None], None]  # what is being done, and how far (see data.tokens.Progress)
 
 
 class Corpus(NamedTuple):
@@ -44,13 +45,13 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
     cache = cache_directory()
     if world.rank > 0:
         world.wait()
-    progress("preparing the tokenizer", 0, None)
+    progress("preparing the tokenizer", 0, 0, None)
     tokenizer.fit(lambda: source.documents("train"), source.fingerprint(), cache)
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
-    valid = tokenise(source, tokenizer, "valid", cache, lambda done, total: progress("tokenising held-out text", done, total))
+    valid = tokenise(source, tokenizer, "valid", cache, partial(progress, "tokenising held-out text"))
     train = None
     if not source.streaming:
-        train = tokenise(source, tokenizer, "train", cache, lambda done, total: progress("tokenising training text", done, total))
+        train = tokenise(source, tokenizer, "train", cache, partial(progress, "tokenising training text"))
     if world.rank == 0:
         world.wait()
     return Corpus(source, tokenizer, train, valid)

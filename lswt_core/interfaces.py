@@ -387,6 +387,10 @@ class DataSource(Component, ABC):
     def fingerprint(self) -> str:
         """A hash of the content (or, for a stream, of what identifies it): another text gives another hash."""
 
+    def size(self, split: Literal["train", "valid"]) -> int | None:
+        """About how many bytes of text a split has, for a bar of progress; None where that is not known before it is read."""
+        return None
+
 
 class Tokenizer(Component, ABC):
     """Text to token ids and back. Built as ``cls(**options)``."""

@@ -95,7 +95,8 @@ class Session:
         self.describe(built)
         self.check_schedule()
         source = None if saved else pretrained(self.recipe.embedding)  # before the text, which may take minutes
-        corpus = open_corpus(self.recipe, self.registry, self.world, self.progress)
+        corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
+        self.console.close()  # the bar of what was read
         trainer = self.build(built, corpus, store, saved)
         if saved is not None:
             trainer.restore(saved)
@@ -195,10 +196,6 @@ class Session:
         moved = move_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
         self.console.say(moved.text)
         return moved.record
-
-    def progress(self, what: str, done: int, total: int | None) -> None:
-        """Preparing text takes a moment; say so now and then."""
-        self.console.working(f"{what}: {done:,}" + (f" of {total:,}" if total else "") + " documents" if done else what)
 
     def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
         """Give the model memory and put the run together."""

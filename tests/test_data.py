@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,38 @@ def test_tokens_are_the_documents_each_after_begin(tokens: Tokens) -> None:
 
 def test_a_second_time_nothing_is_read(tmp_path: Path) -> None:
     source, seen = Given(TEXTS), []
-    first = tokenise(source, Bytes(), "train", tmp_path, lambda done, total: seen.append(done))
+    first = tokenise(source, Bytes(), "train", tmp_path, lambda *told: seen.append(told))
     again = tokenise(source, Bytes(), "train", tmp_path)
-    assert source.reads == 1 and seen == [len(TEXTS)]
+    assert source.reads == 1 and seen == [(len(TEXTS), first.n_bytes, None)]
     assert np.array_equal(first.ids, again.ids) and first.names == again.names and first.fingerprint == again.fingerprint
     assert [path.suffix for path in tmp_path.iterdir()] == [".bin"]
+
+
+def test_groups_are_tokenised_ahead_in_their_order_one_at_a_time(tmp_path: Path) -> None:
+    texts = [str(number) * 3 for number in range(700)]  # three groups
+    running: list[str] = []
+
+    class Watched(Bytes):
+        def encode(self, texts: Sequence[str]) -> list[list[int]]:
+            assert not running
+            running.append(threading.current_thread().name)
+            found = super().encode(texts)
+            assert running.pop().startswith("tokenise")
+            return found
+
+    seen: list[int] = []
+    made = tokenise(Given(texts), Watched(), "train", tmp_path, lambda documents, size, total: seen.append(documents))
+    assert made.ids.tolist() == [value for value, _, _ in laid(texts)] and seen == [256, 512, 700]
+
+
+def test_what_goes_wrong_in_a_tokenizer_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Broken(Bytes):
+        def encode(self, texts: Sequence[str]) -> list[list[int]]:
+            raise ValueError("no such letter")
+
+    with pytest.raises(ValueError, match="no such letter"):
+        tokenise(Given(TEXTS), Broken(), "train", tmp_path)
+    assert not list(tmp_path.iterdir()) and not [t for t in threading.enumerate() if t.name.startswith("tokenise")]
 
 
 def test_other_text_split_or_tokenizer_is_another_file(tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def test_python_files_are_split_by_path(installed: Path, kind: type[DataSource])
     assert "# -*- coding: latin-1 -*-\nname = 'é'\n" in texts(kind(), "train") + texts(kind(), "valid")
 
 
+@pytest.mark.parametrize("kind", [StandardLibrary, SitePackages])
+def test_python_files_tell_their_size_before_they_are_read(installed: Path, kind: type[DataSource]) -> None:
+    for split in ("train", "valid"):
+        size = sum(len(document.text.encode()) for document in kind().documents(split))
+        assert size > 0 and kind().size(split) == pytest.approx(size, rel=0.05)
+
+
 def test_the_split_of_a_file_does_not_depend_on_the_others(installed: Path) -> None:
     valid = ids(StandardLibrary(), "valid")
     for number in range(0, 200, 2):
@@ -111,6 +118,14 @@ def test_too_few_files_to_split_hold_out_their_ends(tmp_path: Path, names: list[
     train, valid = texts(source, "train"), texts(source, "valid")
     assert len(train) == len(valid) == len(names)
     assert all(first + last == text and last.startswith("line 09") and len(last) == 90 for first, last in zip(train, valid, strict=True))
+
+
+@pytest.mark.parametrize("files", [1, 60])
+def test_text_tells_its_size_before_it_is_read(tmp_path: Path, files: int) -> None:
+    source = Text(paths=[str(tree(tmp_path, {f"{n}.txt": "né wörd\n" * (100 + n) for n in range(files)}))], valid_share=0.1)
+    for split in ("train", "valid"):
+        size = sum(len(document.text.encode()) for document in source.documents(split))
+        assert size > 0 and source.size(split) == pytest.approx(size, rel=1e-9 if files > 1 else 0.2)
 
 
 def test_text_without_lines_is_cut_anywhere(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def measure(directory: Path, registry: Registry) -> Measured:
     """Read the held-out text as evaluation does, from a cold start, with memory."""
     run = open_run(directory, registry)
     world = World(device=pick_device(0))
-    corpus = open_corpus(run.recipe, registry, world, lambda what, done, total: None)
+    corpus = open_corpus(run.recipe, registry, world, lambda *_: None)
     return Reading(run.model, held_out(run.recipe, corpus, world, math.nan), world.device).result()
 
 

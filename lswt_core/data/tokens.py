@@ -9,6 +9,7 @@ import struct
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +26,7 @@ FOOTER = struct.Struct("<QI4s")  # bytes of the header before it, the header's c
 MAGIC = b"LSWT"
 BLOCK = 1 << 24  # bytes read at a time
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int, int, int | None], None]  # documents, bytes of text, bytes in all where the source can tell
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +46,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("LSWT_CACHE_DIR") or "~/.cache/lswt").expanduser()
 
 
-def silent(done: int, total: int | None) -> None:
+def silent(documents: int, size: int, total: int | None) -> None:
     """Report no progress."""
 
 
@@ -55,8 +56,8 @@ def tokenise(
     """The tokens of a split, from the cache where they are in it and whole, else made and put there.
 
     The file's name is a hash of what it was made from. It is written beside its place and renamed, so a killed process leaves
-    no half file in its place and two processes that make it at once both succeed. ``progress(done, None)`` counts
-    documents. Memory is bounded by the largest document, besides a few bytes a document.
+    no half file in its place and two processes that make it at once both succeed. Memory is bounded by the largest documents, besides
+    a few bytes a document.
     """
     parts = [FORMAT, source.fingerprint(), tokenizer.fingerprint(), tokenizer.begin, split]
     fingerprint = blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
@@ -106,8 +107,9 @@ def write(
     dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
     names, starts = [], array("q")
     tokens = n_bytes = n_empty = crc = 0
-    for batch in batches(source.documents(split)):
-        for document, ids in zip(batch, tokenizer.encode([document.text for document in batch]), strict=True):
+    total = source.size(split)
+    for batch, encoded in ahead(batches(source.documents(split)), tokenizer):
+        for document, ids in zip(batch, encoded, strict=True):
             if not document.text:
                 n_empty += 1
                 continue
@@ -117,11 +119,26 @@ def write(
             names.append(document.id)
             tokens += block.size
             n_bytes += len(document.text.encode())
-        progress(len(names) + n_empty, None)
+        progress(len(names) + n_empty, n_bytes, total)
     if not names:
         raise DataError(nothing(source, split, n_empty))
     counts = {"tokens": tokens, "documents": len(names), "n_bytes": n_bytes, "n_empty": n_empty}
     finish(file, starts, names, crc, {"fingerprint": fingerprint, "dtype": dtype.str, **counts})
+
+
+def ahead(groups: Iterable[list[Document]], tokenizer: Tokenizer) -> Iterator[tuple[list[Document], list[list[int]]]]:
+    """Groups of documents and their ids, in order: while one is written the next is tokenised, one at a time, since a tokenizer need not
+    bear to be used by two; those of the usual libraries use all cores by themselves.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
+        waiting: tuple[list[Document], Future[list[list[int]]]] | None = None
+        for group in groups:
+            task = thread.submit(tokenizer.encode, [document.text for document in group])
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = group, task
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
 
 
 def finish(file: BinaryIO, starts: array[int], names: list[str], crc: int, header: dict[str, Any]) -> None:

@@ -33,6 +33,10 @@ class StandardLibrary(DataSource):
         """The files of a split, in the order of their paths."""
         return read(Path(sysconfig.get_paths()["stdlib"]), split)
 
+    def size(self, split: Literal["train", "valid"]) -> int:
+        """Of the files."""
+        return size_of(Path(sysconfig.get_paths()["stdlib"]), split)
+
     def fingerprint(self) -> str:
         """A hash of paths and contents."""
         return digest(Path(sysconfig.get_paths()["stdlib"]))
@@ -50,6 +54,10 @@ class SitePackages(DataSource):
         """The files of a split, in the order of their paths."""
         return read(Path(sysconfig.get_paths()["purelib"]), split)
 
+    def size(self, split: Literal["train", "valid"]) -> int:
+        """Of the files."""
+        return size_of(Path(sysconfig.get_paths()["purelib"]), split)
+
     def fingerprint(self) -> str:
         """A hash of paths and contents."""
         return digest(Path(sysconfig.get_paths()["purelib"]))
@@ -63,14 +71,23 @@ def files(root: Path) -> list[str]:
 
 def read(root: Path, split: Literal["train", "valid"]) -> Iterator[Document]:
     """The files whose path's hash belongs to a split, in the encoding each declares (PEP 263)."""
-    for name in files(root):
-        if (derive(name) % SHARE == 0) == (split == "valid"):
-            try:
-                with tokenize.open(root / name) as file:
-                    yield Document(name, file.read())
-            except (SyntaxError, UnicodeDecodeError, OSError) as error:
-                cure = "repair or remove the file, or take other text with data.use=text"
-                raise DataError(f"{root / name} cannot be read: {error}; {cure}") from error
+    for name in chosen(root, split):
+        try:
+            with tokenize.open(root / name) as file:
+                yield Document(name, file.read())
+        except (SyntaxError, UnicodeDecodeError, OSError) as error:
+            cure = "repair or remove the file, or take other text with data.use=text"
+            raise DataError(f"{root / name} cannot be read: {error}; {cure}") from error
+
+
+def chosen(root: Path, split: Literal["train", "valid"]) -> list[str]:
+    """The files of a split."""
+    return [name for name in files(root) if (derive(name) % SHARE == 0) == (split == "valid")]
+
+
+def size_of(root: Path, split: Literal["train", "valid"]) -> int:
+    """Their bytes."""
+    return sum((root / name).stat().st_size for name in chosen(root, split))
 
 
 def digest(root: Path) -> str:

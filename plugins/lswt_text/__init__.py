@@ -34,17 +34,26 @@ class Text(DataSource):
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
         """The texts of a split, in the order of ``paths``, sorted within each."""
+        for file, name, whole in self._files(split):
+            yield Document(name, read(file) if whole else self._cut(read(file), split))
+
+    def size(self, split: Literal["train", "valid"]) -> int:
+        """Of the files, and of those that are cut their share."""
+        share = self.valid_share if split == "valid" else 1 - self.valid_share
+        return round(sum(file.stat().st_size * (1 if whole else share) for file, _, whole in self._files(split)))
+
+    def _files(self, split: Literal["train", "valid"]) -> Iterator[tuple[Path, str, bool]]:
+        """Files of a split, their names, and whether they belong to it as a whole."""
         files, listed = find(self.paths), find(self.valid or [])
         if listed:
             chosen = listed if split == "valid" else {file: name for file, name in files.items() if file not in listed}
-            yield from (Document(name, read(file)) for file, name in chosen.items())
+            yield from ((file, name, True) for file, name in chosen.items())
             return
         held = {file for file, name in files.items() if derive(name) < self.valid_share * 2**63}  # derive gives 63 bits
+        parted = bool(held) and len(held) < len(files)
         for file, name in files.items():
-            if not held or len(held) == len(files):
-                yield Document(name, self._cut(read(file), split))
-            elif (file in held) == (split == "valid"):
-                yield Document(name, read(file))
+            if not parted or (file in held) == (split == "valid"):
+                yield file, name, parted
 
     def fingerprint(self) -> str:
         """A hash of paths, contents and what is held out."""
