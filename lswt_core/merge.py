@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lswt_core.interfaces import Need, Part
-from lswt_core.parts import scores
+from lswt_core.parts import whole
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 LARGEST_ERROR = {torch.float64: 1e-10, torch.float32: 1e-2}  # of a trial, relative; float32 may be multiplied as TF32
@@ -114,7 +114,7 @@ def fault_of(kernel: Kernel, need: Need) -> str | None:
     """What is wrong with a kernel on a device, by a small trial against the formula; None: nothing."""
     try:
         found = trial(need, lambda parts: attend(kernel, parts))
-        wanted = trial(need, formula)
+        wanted = trial(need, whole)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # the kernel, or the device, refuses
         return (str(error).splitlines() or [type(error).__name__])[0]
     allowed = LARGEST_ERROR.get(need.dtype, LARGEST_ERROR_OF_HALVES)
@@ -141,10 +141,3 @@ def trial(need: Need, function: Any) -> list[Tensor]:
         out = function(parts)
         grads = torch.autograd.grad(out, leaves, draw(48, False))
     return [t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in (out, *grads)]
-
-
-def formula(parts: Sequence[Part]) -> Tensor:
-    """Attention as it is defined: -> [B, T, H, D]."""
-    weights = torch.cat([scores(part) for part in parts], -1).softmax(-1)  # [B, H, T, sum of N]
-    values = torch.cat([part.v for part in parts], 1).transpose(1, 2).to(weights.dtype)
-    return (weights @ values).transpose(1, 2)

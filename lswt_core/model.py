@@ -173,10 +173,10 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False  # keep a block's input alone for the backward pass, and run the block again there
 
     def forward(
-        self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None, first: int = 0
+        self, inputs: Tensor, state: tuple[Mapping[str, State], ...] | None = None, starts: Tensor | None = None, first: int | Tensor = 0
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
         """Ids [B, T] and the last call's memory (None when cold) -> normed states [B, T, M] and the next memory, by layer. ``first`` is
-        the coordinate of the first id, 0 unless memories number tokens from somewhere else.
+        the coordinate of the first id, 0 unless memories number tokens from somewhere else; a tensor [] where the device alone knows.
         """
         return self.trunk(self.vocabulary.embed(inputs), state, starts, first)
 
@@ -185,13 +185,13 @@ class Decoder(nn.Module):
         x: Tensor,
         state: tuple[Mapping[str, State], ...] | None = None,
         starts: Tensor | None = None,
-        first: int = 0,
+        first: int | Tensor = 0,
         visit: Callable[[Tensor], None] = lambda x: None,
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
         """The same from embedded inputs x [B, T, M]. ``visit`` is shown every hidden state [B, T, M]: the input norm's, every
         block's and the output norm's.
         """
-        at = torch.arange(first, first + x.shape[1], device=x.device)
+        at = torch.arange(x.shape[1], device=x.device) + first
         x = self.input_norm(self.positional.embed(x, at))
         visit(x)
         following = []

@@ -131,11 +131,11 @@ class Precision(NamedTuple):
             return cls(torch.bfloat16, f"{device.type} computes in it natively")
         return cls(torch.float32, f"this {device.type} has no native bfloat16")
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context a forward pass runs in."""
+    def autocast(self, device: torch.device, remember: bool = True) -> AbstractContextManager[object]:
+        """The context a forward pass runs in; it may remember rounded weights to its end."""
         if self.dtype == torch.float32 or device.type == "meta":
             return nullcontext()
-        return torch.autocast(device.type, self.dtype)
+        return torch.autocast(device.type, self.dtype, cache_enabled=remember)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -52,6 +52,14 @@ def scores(part: Part) -> Tensor:
     return found if visible is None else found.masked_fill(~visible, -torch.inf)
 
 
+def whole(parts: Sequence[Part]) -> Tensor:
+    """One softmax over the union of parts, [B, T, H, D], as it is defined: holds all scores, and copies neither keys nor values."""
+    weights = torch.cat([scores(part) for part in parts], -1).softmax(-1).to(parts[0].v.dtype)  # [B, H, T, sum of N]
+    shares = weights.split([part.k.shape[1] for part in parts], dim=-1)
+    products = [share @ part.v.transpose(1, 2) for share, part in zip(shares, parts, strict=True)]
+    return torch.stack(products).sum(0).transpose(1, 2)
+
+
 def join_masks(parts: Sequence[Part]) -> Tensor | None:
     """One mask for parts side by side: bool where nothing is biased, else what to add to the scores."""
     seen = [part.visible() for part in parts]

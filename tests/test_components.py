@@ -297,6 +297,13 @@ def test_every_generation_of_flash_attn_is_called_as_it_wants_to_be(
     assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
 
 
+def test_flash_refuses_to_ignore_what_hides_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    flash_parts.install(monkeypatch, 2)
+    for asked in ({"bias": "no", "documents": True}, {"bias": "slopes", "documents": False}):
+        with pytest.raises(Unsupported, match="use attention 'sdpa'"):
+            Flash(DIMS)(question(sinks=True, memory=True, **asked)[0])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "memory-efficient"])
 @pytest.mark.parametrize(("tokens", "keys"), [(33, 33), (64, 129)])
 def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(kernel: str, tokens: int, keys: int) -> None:

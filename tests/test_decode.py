@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity
 
 from lswt_core.decode import Contrastive, Greedy, Method, Reader, Sample, complete, contrast, generate, method_of, texts
 from lswt_core.decode.methods import candidates
+from lswt_core.decode.recorded import Step, alike
 from lswt_core.decode.swift import Ring, swift
 from lswt_core.errors import NumericsError, UsageError
 from lswt_core.model import Decoder
@@ -322,6 +323,41 @@ def test_reading_on_gives_what_the_slow_way_gives(parts: dict[str, Any], cut: li
     for segment in ids.split(cut, dim=1):
         wanted, past = read(segment, past)
         assert distance(reading(segment), wanted) < 1e-12
+
+
+class Played:
+    """A recording without a GPU: the step as it would be recorded, run anew for every token."""
+
+    def __init__(self, step: Step, ids: Tensor, place: int) -> None:
+        self.reading, self.step = step.__self__, step  # type: ignore[attr-defined]
+        self.made = self.reading.read
+        for _ in range(2):  # as before a recording
+            self(ids, place)
+
+    def __call__(self, ids: Tensor, place: int) -> Tensor:
+        self.reading.clock.read = -1  # nobody may ask
+        with alike(self.reading.decoder, self.reading.clock):
+            return self.step(ids, torch.tensor(place))
+
+
+@pytest.mark.parametrize("pads", [None, [0, 4]], ids=["alike", "padded"])
+@pytest.mark.parametrize("parts", (MODELS | SHORT).values(), ids=MODELS | SHORT)
+def test_recorded_steps_give_what_the_slow_way_gives(parts: dict[str, Any], pads: list[int] | None) -> None:
+    if pads and not any(parts is other for other in CUT_FREE.values()):
+        pytest.skip("what it reads depends on where the text is cut")
+    ids, found = tokens(2, 40), []
+    for record in (None, Played):
+        read = reader(tiny(**parts))
+        read.record = record  # type: ignore[assignment]
+        reading = read.begin(None if pads is None else torch.tensor(pads))
+        found.append(torch.cat([reading(segment) for segment in ids.split([6] + [1] * 34, dim=1)], dim=1))
+        if record is not None:
+            assert (reading.recorded is None) == (reading.clock is None)
+            assert reading.recorded is None or reading.recorded.made == 7  # type: ignore[attr-defined]  # the second single token
+    wanted = found[0]
+    if pads is not None:
+        found, wanted = [f[:, 4:] for f in found], wanted[:, 4:]
+    assert distance(found[1], wanted) < 1e-12
 
 
 @pytest.mark.parametrize("parts", [MODELS["xl-reversed"], MODELS["registers-xl-forward"], MODELS["window"], SHORT["short"]])

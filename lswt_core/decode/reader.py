@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lswt_core.decode.recorded import Recorded, Step, alike
 from lswt_core.decode.swift import Clock, products_of, swift
 from lswt_core.errors import NumericsError
 from lswt_core.interfaces import Memory
 from lswt_core.model import Decoder
 from lswt_core.parallel import Precision
+from lswt_core.tree import tensors
 
+Recorder: TypeAlias = Callable[[Step, Tensor, int], Callable[[Tensor, int], Tensor]]
 Past: TypeAlias = Any  # what has been read: None at the start, else a tree of tensors, batch row first (see lswt_core.tree)
 
 
@@ -24,12 +28,16 @@ class Reader:
     not), a call would see nothing of the one before; the past is then the text itself, whose last ``context`` ids are read
     again from cold at every call.
 
-    A past can be continued as often as one likes. ``begin`` reads one text on and on instead, which is faster.
+    A past can be continued as often as one likes. ``begin`` reads one text on and on instead, which is faster; on CUDA a token is then
+    read by operations that were recorded.
     """
 
     def __init__(self, decoder: Decoder, precision: Precision, context: int) -> None:
         self.decoder, self.precision, self.context = decoder, precision, context
         self.device = next(decoder.parameters()).device
+        self.record: Recorder | None = None
+        if self.device.type == "cuda":
+            self.record = Recorded
         self.remembers = all(any(m.length for m in block.modules() if isinstance(m, Memory)) for block in decoder.blocks)
 
     @torch.no_grad()
@@ -83,6 +91,8 @@ class Reading:
         self.decoder, self.clock = reader.twin
         self.read = 0  # ids so far
         self.past: Past = None
+        self.steady = False  # whether what is kept was last written where it was
+        self.recorded: Callable[[Tensor, int], Tensor] | None = None  # the step of a single token
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
@@ -94,11 +104,33 @@ class Reading:
 
     def segment(self, ids: Tensor) -> Tensor:
         """A segment by the memories: by rings at its place in the stream, by others at the place 0."""
-        first = 0
+        first, record = 0, self.reader.record
         if self.clock is not None:
+            if record is not None and self.steady and ids.shape[1] == 1:
+                return self.replayed(ids, record, self.clock)
             self.clock.read = first = self.read
+        before = tensors(self.past)
         states, self.past = self.decoder(ids, self.past, self.starts(ids, self.read, first), first)
+        self.steady = [id(tensor) for tensor in before] == [id(tensor) for tensor in tensors(self.past)]
         self.read += ids.shape[1]
+        return states
+
+    def replayed(self, ids: Tensor, record: Recorder, clock: Clock) -> Tensor:
+        """A single token by its recording, which the first one makes."""
+        if self.recorded is None:
+            with alike(self.decoder, clock):
+                self.recorded = record(self.single, ids, self.read)
+        states = self.recorded(ids, self.read)
+        self.read += 1
+        return states
+
+    def single(self, ids: Tensor, place: Tensor) -> Tensor:
+        """What is recorded: ids [B, 1] at a place that the device alone knows, read into the rings. Slots that nothing was read into yet
+        stand before the text.
+        """
+        borders = ids.new_zeros(1, 1) if self.pads is None else self.pads[:, None].to(ids.device)
+        with self.reader.precision.autocast(self.reader.device, remember=False):  # what is remembered would not be there when replayed
+            states, _ = self.decoder(ids, self.past, borders, place)
         return states
 
     def again(self, ids: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.read = 0
+        self.alike = False  # whether every single token is read by the same operations, however many were read
 
 
 class Ring(Memory):
@@ -51,8 +52,8 @@ class Ring(Memory):
         state["v"].index_copy_(2, slots, v[:, newest].transpose(1, 2).to(state["v"].dtype))
         if k.shape[1] > 1:
             return [*others, *old, Segment(k, v, at, encoded=True)], state
-        filled = min(self.clock.read + 1, room)
-        places = at - (at - torch.arange(filled, device=at.device)) % room  # of slot i: the newest that falls there
+        filled = room if self.clock.alike else min(self.clock.read + 1, room)
+        places = at - (at - torch.arange(filled, device=at.device)) % room  # of slot i: the newest that falls there; below 0 if none
         k, v = (state[key][:, :, :filled].transpose(1, 2) for key in ("k", "v"))
         return [*others, Segment(k, v, places, encoded=True)], state
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
-from lswt_core.parts import scale_of
+from lswt_core.parts import scale_of, whole
 
 FEW = 4  # queries for which blocks are not worth their preparation
 BLOCK = 1 << 23  # scores that exist at once: they stay in a CPU's shared cache
@@ -51,25 +51,12 @@ class Blocked(AttentionBackend):
         """One softmax over the union of parts: -> [B, T, H, D]."""
         assert all(part.bias is None for part in parts), "refused by `require`"
         if parts[0].q.shape[1] <= FEW:
-            return few(parts)
+            return whole(parts)  # keys and values are left where they lie
         parts = sorted(parts, key=lambda part: part.causal)  # the triangle last
         heads = parts[0].q.shape[2]
         tensors = [heads_first(tensor) for part in parts for tensor in (part.q, part.k, part.v)]
         out = BlockedAttend.apply(PartLayout.of(parts), *tensors)
         return out.unflatten(0, (-1, heads)).transpose(1, 2)
-
-
-def few(parts: Sequence[Part]) -> Tensor:
-    """The same for a few queries, as while a text is decoded: keys and values are left where they lie."""
-    scores = [part.q.transpose(1, 2) @ part.k.permute(0, 2, 3, 1) for part in parts]  # [B, H, T, N] each
-    for part, score in zip(parts, scores, strict=True):
-        if (seen := part.visible()) is not None:
-            score.masked_fill_(~seen, float("-inf"))
-    wide = torch.cat(scores, dim=-1).to(torch.promote_types(scores[0].dtype, torch.float32))
-    weights = (wide * scale_of(parts[0].q)).softmax(-1).to(scores[0].dtype)
-    shares = weights.split([part.k.shape[1] for part in parts], dim=-1)
-    products = [share @ part.v.transpose(1, 2) for share, part in zip(shares, parts, strict=True)]
-    return torch.stack(products).sum(0).transpose(1, 2)
 
 
 class PartLayout(NamedTuple):

@@ -54,7 +54,11 @@ class Flash(AttentionBackend):
         return "; ".join([f"flash-attn version {generation}", *(f"not {fault}" for fault in faults)])
 
     def forward(self, parts: Sequence[Part]) -> Tensor:
-        """One softmax over the union of parts: -> [B, T, H, D]."""
+        """One softmax over the union of parts: -> [B, T, H, D]. Raises Unsupported for what `require` was not told of, as prompts of
+        different length in one batch.
+        """
+        if any(part.starts is not None or part.bias is not None for part in parts):
+            raise Unsupported("flash-attn can neither hide keys (of padding, a document, a window) nor add biases: use attention 'sdpa'")
         q = parts[0].q
         return attend(GENERATIONS[generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic), self.deterministic], parts)
 
