@@ -68,7 +68,12 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     device = World.join().device
     world = World(0, arguments.ranks, device)
     precision = Precision.choose(recipe.train.precision, device)
-    backends = suitable_attention(recipe, registry, device, precision.dtype)
+    if arguments.on is None:
+        backends = suitable_attention(recipe, registry, device, precision.dtype)
+        attention = {"backend": ", ".join(backends.names), "notes": list(backends.notes)}
+    else:
+        asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
+        attention = {"backend": ", ".join(asked), "notes": [f"what 'auto' stands for is settled on the {arguments.on} itself"]}
     taken = budget(recipe, registry, world)
     machine = machine_of(arguments.on, recipe, device, available_memory(device))
     flops, train = taken.flops, recipe.train
@@ -102,7 +107,7 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
         "time": time_of(recipe, registry, taken, machine, world, micro),
         "device": str(device) if arguments.on is None else arguments.on,
         "precision": str(precision.dtype).removeprefix("torch."),
-        "attention": {"backend": ", ".join(backends.names), "notes": list(backends.notes)},
+        "attention": attention,
         "torch": torch.__version__,
     }
 

@@ -197,6 +197,7 @@ def test_json_has_the_numbers(written: Path, capsys: pytest.CaptureFixture[str])
     assert run(written, "--json", "--ranks", 2, "--micro", 2, "--on", "h100", "--swap", "ffn=gelu") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["run"] == {"steps": 10, "tokens_per_step": 128, "tokens": 1280, "micro_rows": 2, "ranks": 2}
+    assert found["attention"]["backend"] == "auto"  # what that is there, only the device tells
     assert found["precision"] == "bfloat16" and found["device"] == "h100" and found["memory"]["available"] == 80 * 2**30
     assert found["time"]["source"].startswith("NVIDIA") and found["time"]["assumed_efficiency"] < 1
     assert found["swaps"]["ffn=gelu"]["parameters"]["total"] < found["parameters"]["total"]
