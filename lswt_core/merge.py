@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lswt_core.interfaces import Need, Part
-from lswt_core.parts import whole
+from lswt_core.parts import distinct_queries, whole
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 LARGEST_ERROR = {torch.float64: 1e-10, torch.float32: 1e-2}  # of a trial, relative; float32 may be multiplied as TF32
@@ -79,11 +79,7 @@ class PartTensors(NamedTuple):
 
 def attend(kernel: Kernel, parts: Sequence[Part]) -> Tensor:
     """One softmax over the union of parts that neither are biased nor hide keys: -> [B, T, H, D]."""
-    queries: list[Tensor] = []
-    for part in parts:
-        if not any(part.q is query for query in queries):
-            queries.append(part.q)
-    met = [next(i for i, query in enumerate(queries) if query is part.q) for part in parts]
+    queries, met = distinct_queries(parts)
     tensors = [*(part.k for part in parts), *(part.v for part in parts), *queries]
     out: Tensor = Merged.apply(kernel, met, [part.causal for part in parts], *tensors)
     return out

@@ -31,6 +31,8 @@ from lswt_core.interfaces import (
 )
 from lswt_core.randomness import derive
 
+TOGETHER = 64  # tokens from which on three projections are worth laying their weights side by side
+
 
 class Attention(nn.Module):
     """Projections of one layer around its memories and the backend."""
@@ -56,11 +58,13 @@ class Attention(nn.Module):
         self, x: Tensor, at: Tensor, state: Mapping[str, State], starts: Tensor | None, positional: PositionalEncoding
     ) -> tuple[Tensor, dict[str, State]]:
         """Normed inputs x [B, T, M], at [T], starts [B, T] or None -> [B, T, M] and every memory's next state."""
-        segments, following = self.remember(x, at, state)
-        parts = encode(self.query_norm(self.heads(self.query(x))), segments, at, self.within(at, starts), positional)
+        x = rounded(x)  # once, not for every projection
+        projected = Projections(self, x)
+        segments, following = self.remember(x, at, state, projected)
+        parts = encode(self.query_norm(self.heads(projected.query())), segments, at, self.within(at, starts), positional)
         return self.output(self.backend(parts).flatten(2)), following
 
-    def remember(self, x: Tensor, at: Tensor, state: Mapping[str, State]) -> tuple[list[Segment], dict[str, State]]:
+    def remember(self, x: Tensor, at: Tensor, state: Mapping[str, State], project: Project) -> tuple[list[Segment], dict[str, State]]:
         """Run the memories, the recipe's first outermost, around the key/value projection."""
         following: dict[str, State] = {}
 
@@ -71,14 +75,9 @@ class Attention(nn.Module):
 
             return project
 
-        project: Project = self.project
         for name, memory in reversed(list(self.memory.items())):
             project = through(name, memory, project)
         return project(x, at), following
-
-    def project(self, x: Tensor, at: Tensor) -> list[Segment]:
-        """Keys and values of x [B, N, M]."""
-        return [Segment(self.key_norm(self.heads(self.key(x))), self.heads(self.value(x)), at)]
 
     def within(self, at: Tensor, starts: Tensor | None) -> Tensor | None:
         """Where what each query sees starts: its document, starts [B, T], or the layer's window, whichever is later."""
@@ -90,6 +89,44 @@ class Attention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         """[B, N, M] -> [B, N, H, D]."""
         return x.unflatten(-1, (self.n_heads, -1))
+
+
+class Projections:
+    """Queries, keys and values of a layer's inputs. Memories may ask for keys and values of anything; where they ask for those of the
+    inputs themselves, all three come from one product, which is faster than three.
+    """
+
+    def __init__(self, attention: Attention, x: Tensor) -> None:
+        self.attention, self.x = attention, x
+        self.found: Tensor | None = None  # queries [B, T, M], where they came along
+
+    def __call__(self, x: Tensor, at: Tensor) -> list[Segment]:
+        """Keys and values of x [B, N, M]."""
+        layer = self.attention
+        if x is self.x and x.shape[:-1].numel() >= TOGETHER:
+            self.found, k, v = together(x, layer.query, layer.key, layer.value)
+        else:
+            k, v = layer.key(x), layer.value(x)
+        return [Segment(layer.key_norm(layer.heads(k)), layer.heads(v), at)]
+
+    def query(self) -> Tensor:
+        """Queries of the inputs."""
+        return self.attention.query(self.x) if self.found is None else self.found
+
+
+def together(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
+    """What linear layers of one input [..., M] give, by one product."""
+    weight = torch.cat([rounded(layer.weight) for layer in layers])
+    bias = None if layers[0].bias is None else torch.cat([rounded(layer.bias) for layer in layers])
+    return nn.functional.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """To the precision that autocast multiplies in, as it would itself: float64 it leaves alone."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 def require_one_keeper(memories: Mapping[str, Memory]) -> None:

@@ -20,6 +20,17 @@ class Joined(NamedTuple):
     mask: Tensor | None  # broadcasts to [B, H, T, N]: bool (True = visible), or scores to add; None: nothing hidden or added
 
 
+def distinct_queries(parts: Sequence[Part]) -> tuple[list[Tensor], list[int]]:
+    """The different queries of some parts, and by which of them each part is met."""
+    queries: list[Tensor] = []
+    met = []
+    for part in parts:
+        if not any(part.q is query for query in queries):
+            queries.append(part.q)
+        met.append(next(i for i, query in enumerate(queries) if query is part.q))
+    return queries, met
+
+
 def join(parts: Sequence[Part]) -> Joined:
     """Put parts side by side, the causal one last.
 
@@ -28,11 +39,11 @@ def join(parts: Sequence[Part]) -> Joined:
     1/sqrt(D) as the kernel's scale and drop the values beyond D afterwards.
     """
     parts = sorted(parts, key=lambda part: part.causal)
-    queries = list({id(part.q): part.q for part in parts}.values())
+    queries, met = distinct_queries(parts)
     width = parts[0].q.shape[-1]
-    slot = {id(q): i * width for i, q in enumerate(queries)}
     spare = (len(queries) - 1) * width
-    keys = [torch.nn.functional.pad(p.k, (slot[id(p.q)], spare - slot[id(p.q)])) if spare else p.k for p in parts]
+    slots = [query * width for query in met]
+    keys = [torch.nn.functional.pad(p.k, (slot, spare - slot)) if spare else p.k for p, slot in zip(parts, slots, strict=True)]
     values = [torch.nn.functional.pad(p.v, (0, spare)) if spare else p.v for p in parts]
     return Joined(torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1), join_masks(parts))
 

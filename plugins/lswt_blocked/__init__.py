@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
-from lswt_core.parts import scale_of, whole
+from lswt_core.parts import distinct_queries, scale_of, whole
 
 FEW = 4  # queries for which blocks are not worth their preparation
 BLOCK = 1 << 23  # scores that exist at once: they stay in a CPU's shared cache
@@ -53,30 +54,35 @@ class Blocked(AttentionBackend):
         if parts[0].q.shape[1] <= FEW:
             return whole(parts)  # keys and values are left where they lie
         parts = sorted(parts, key=lambda part: part.causal)  # the triangle last
-        heads = parts[0].q.shape[2]
-        tensors = [heads_first(tensor) for part in parts for tensor in (part.q, part.k, part.v)]
-        out = BlockedAttend.apply(PartLayout.of(parts), *tensors)
-        return out.unflatten(0, (-1, heads)).transpose(1, 2)
+        queries, met = distinct_queries(parts)
+        tensors = [*(part.k for part in parts), *(part.v for part in parts), *queries]
+        out: Tensor = BlockedAttend.apply(PartLayout.of(parts, met), *tensors)
+        return out
 
 
 class PartLayout(NamedTuple):
     """How parts lie side by side in a block's scores."""
 
     columns: tuple[slice, ...]  # of every part
-    common: tuple[bool, ...]  # whether a part is met by the last one's queries; only a sink brings its own
+    met: tuple[int, ...]  # by which queries every part is met
     causal: bool  # whether the last part is the new segment's triangle
     seen: tuple[Tensor | None, ...]  # of every part: bool [B or 1, T, N], what documents and windows leave to see
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> PartLayout:
+    def of(cls, parts: Sequence[Part], met: Sequence[int]) -> PartLayout:
         """The layout of parts, the triangle last."""
         ends = list(accumulate(part.k.shape[1] for part in parts))
         return cls(
             tuple(slice(end - part.k.shape[1], end) for end, part in zip(ends, parts, strict=True)),
-            tuple(part.q is parts[-1].q for part in parts),
+            tuple(met),
             parts[-1].causal,
             tuple(None if p.starts is None or p.at is None else p.at[None, None, :] >= p.starts[:, :, None] for p in parts),
         )
+
+    @property
+    def apart(self) -> list[int]:
+        """Parts that bring queries of their own; the others are met by the last one's."""
+        return [part for part, query in enumerate(self.met) if query != self.met[-1]]
 
     def blocks(self, q: Tensor) -> Iterator[QueryBlock]:
         """All blocks of the queries [BH, T, D]; what lies ahead of all of a block's queries is left out."""
@@ -112,34 +118,33 @@ class BlockInputs(NamedTuple):
     """What blocks are computed from; rows of the batch and heads are one dimension, BH."""
 
     layout: PartLayout
-    q: Sequence[Tensor]  # [BH, T, D] of every part, scaled; one tensor where queries are common
-    k: Sequence[Tensor]  # [BH, N, D] of every part
-    keys: Tensor  # [BH, N, D] of all parts, zero where a sink brings its own queries
+    q: Tensor  # [BH, T, D], scaled: the queries that the last part is met by
+    keys: Tensor  # [BH, N, D] of all parts, zero where one brings its own queries
     values: Tensor  # [BH, N, D] of all parts
+    own: Sequence[Tensor]  # of every part that does: queries [BH, T, D], scaled, and keys [BH, n, D]
 
     @classmethod
     def of(cls, layout: PartLayout, tensors: Sequence[Tensor]) -> BlockInputs:
-        """From queries, keys and values of every part."""
-        q, k, v = tensors[::3], tensors[1::3], tensors[2::3]
-        shared = q[-1] * scale_of(q[-1])
-        common = [key if same else torch.zeros_like(key) for key, same in zip(k, layout.common, strict=True)]
-        scaled = [shared if same else query * scale_of(query) for query, same in zip(q, layout.common, strict=True)]
-        return cls(layout, scaled, k, torch.cat(common, 1), torch.cat(list(v), 1))
+        """From keys of every part, values of every part, and the different queries, all [B, N or T, H, D]; each is copied once."""
+        n = len(layout.met)
+        keys, values, queries = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        own = [(scaled(queries[layout.met[part]]), side_by_side([keys[part]])) for part in layout.apart]
+        common = [torch.zeros_like(key) if part in layout.apart else key for part, key in enumerate(keys)]
+        return cls(layout, scaled(queries[layout.met[-1]]), side_by_side(common), side_by_side(values), [t for pair in own for t in pair])
 
     def weights(self, block: QueryBlock) -> Tensor:
         """Softmax of a block's scores, [bh, t, n]. Whole products are faster than products of slices, which would be copied: so a
         sink's scores are computed twice, and the second time is right.
         """
-        scores = torch.bmm(block.of(self.q[-1]), block.seen(self.keys).mT)
-        for part, columns in self.uncommon():
-            scores[..., columns] = torch.bmm(block.of(self.q[part]), self.k[part][block.heads].mT)
+        scores = torch.bmm(block.of(self.q), block.seen(self.keys).mT)
+        for columns, q, k in self.apart():
+            scores[..., columns] = torch.bmm(block.of(q), k[block.heads].mT)
         self.hide(scores, block)
         return scores.softmax(-1)
 
-    def uncommon(self) -> list[tuple[int, slice]]:
-        """Parts that bring their own queries, and their columns."""
-        every = zip(self.layout.columns, self.layout.common, strict=True)
-        return [(part, columns) for part, (columns, common) in enumerate(every) if not common]
+    def apart(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Columns, queries and keys of parts that bring their own queries."""
+        return zip((self.layout.columns[part] for part in self.layout.apart), self.own[::2], self.own[1::2], strict=True)
 
     def hide(self, scores: Tensor, block: QueryBlock) -> None:
         """Take what a query must not see out of a block's scores [bh, t, n]."""
@@ -160,9 +165,9 @@ class BlockedAttend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layout: PartLayout, *tensors: Tensor) -> Tensor:
-        """Queries [BH, T, D], keys and values [BH, N, D] of every part -> [BH, T, D]."""
+        """Keys of every part, values of every part and the different queries, [B, N or T, H, D] -> [B, T, H, D]."""
         given = BlockInputs.of(layout, tensors)
-        out = torch.empty_like(tensors[-3])
+        out = torch.empty_like(given.q)
         size = out.shape[0] * out.shape[1] * layout.columns[-1].stop * out.element_size()
         kept = []
         for block in layout.blocks(out):
@@ -170,49 +175,84 @@ class BlockedAttend(torch.autograd.Function):
             out[block.heads, block.rows] = torch.bmm(p, block.seen(given.values))
             if size <= KEPT and any(ctx.needs_input_grad):
                 kept.append(p)
-        ctx.layout, ctx.inputs = layout, len(tensors)
-        ctx.save_for_backward(*tensors, *kept)
-        return out
+        ctx.layout, ctx.heads, ctx.own = layout, tensors[0].shape[2], len(given.own)
+        ctx.save_for_backward(given.q, given.keys, given.values, *given.own, *kept)
+        return heads_inside(out, ctx.heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the queries, and of those keys and values that want one."""
-        wide = torch.promote_types(grad.dtype, torch.float32)
-        saved = ctx.saved_tensors  # to be asked for once, or activation checkpointing runs the layer once more
-        tensors, kept = saved[: ctx.inputs], saved[ctx.inputs :]
-        wanted = zip(tensors, ctx.needs_input_grad[1:], strict=True)
-        grads = [torch.zeros_like(t, dtype=wide) if want else None for t, want in wanted]
-        given = BlockInputs.of(ctx.layout, tensors)
-        for i, block in enumerate(ctx.layout.blocks(grad)):
-            differentiate(given, block, kept[i] if kept else given.weights(block), grad, grads)
-        return (None, *(None if g is None else g.to(grad.dtype) for g in grads))
+        """Gradients of those keys and values that want one, and of the queries."""
+        layout: PartLayout = ctx.layout
+        q, keys, values, *others = ctx.saved_tensors  # to be asked for once, or activation checkpointing runs the layer once more
+        given, kept = BlockInputs(layout, q, keys, values, others[: ctx.own]), others[ctx.own :]
+        grad, n = side_by_side([grad]), len(layout.met)
+        into = BlockGradients.room(given, ctx.needs_input_grad[1 : 2 * n + 1])
+        for i, block in enumerate(layout.blocks(grad)):
+            differentiate(given, block, kept[i] if kept else given.weights(block), grad, into)
+        of_queries: list[Tensor] = [into.q, *into.own]
+        met = [layout.met[-1], *(layout.met[part] for part in layout.apart)]
+        by_query = [reduce(torch.add, [g for g, at in zip(of_queries, met, strict=True) if at == query]) for query in range(1 + max(met))]
+        found = (None if g is None else heads_inside(g, ctx.heads, grad.dtype) for g in (*into.keys, *into.values, *by_query))
+        return (None, *(g if want else None for g, want in zip(found, ctx.needs_input_grad[1:], strict=True)))
 
 
-def differentiate(given: BlockInputs, block: QueryBlock, p: Tensor, grad: Tensor, grads: Sequence[Tensor | None]) -> None:
-    """Add what a block with weights p [bh, t, n] contributes to the gradients of queries, keys and values of every part."""
+class BlockGradients(NamedTuple):
+    """Gradients as blocks add to them or, queries being in one block each, write them."""
+
+    q: Tensor  # [BH, T, D]
+    own: Sequence[Tensor]  # [BH, T, D], of queries that parts bring themselves
+    keys: Sequence[Tensor | None]  # [BH, n, D] of every part that wants one, in float32 at least
+    values: Sequence[Tensor | None]  # the same
+
+    @classmethod
+    def room(cls, given: BlockInputs, wanted: Sequence[bool]) -> BlockGradients:
+        """Memory for them; ``wanted`` are keys and then values of every part."""
+        wide = torch.promote_types(given.q.dtype, torch.float32)
+        columns = (*given.layout.columns, *given.layout.columns)
+        shapes = [(given.q.shape[0], part.stop - part.start, given.q.shape[2]) for part in columns]
+        sums = [given.q.new_zeros(shape, dtype=wide) if want else None for shape, want in zip(shapes, wanted, strict=True)]
+        n = len(sums) // 2
+        return cls(torch.empty_like(given.q), [torch.empty_like(q) for q in given.own[::2]], sums[:n], sums[n:])
+
+
+def differentiate(given: BlockInputs, block: QueryBlock, p: Tensor, grad: Tensor, into: BlockGradients) -> None:
+    """Take in what a block with weights p [bh, t, n] contributes to the gradients of queries, keys and values of every part."""
     grad = block.of(grad)  # [bh, t, D]
     of_scores = torch._softmax_backward_data(torch.bmm(grad, block.seen(given.values).mT), p, -1, p.dtype)
     scale = scale_of(grad)
-    add_product(grads[-3], block.heads, block.rows, of_scores, block.seen(given.keys), scale)
-    for part, columns in given.uncommon():
-        add_product(grads[3 * part], block.heads, block.rows, of_scores[..., columns], given.k[part][block.heads], scale)
+    into.q[block.heads, block.rows] = torch.bmm(of_scores, block.seen(given.keys)).mul_(scale)
+    for (columns, _, k), of_q in zip(given.apart(), into.own, strict=True):
+        of_q[block.heads, block.rows] = torch.bmm(of_scores[..., columns], k[block.heads]).mul_(scale)
+    queries = {part: q for part, (_, q, _) in zip(given.layout.apart, given.apart(), strict=True)}
     for part, columns in enumerate(given.layout.columns):
         columns = block.within(columns)
         keys = slice(0, columns.stop - columns.start)
-        add_product(grads[3 * part + 1], block.heads, keys, of_scores[..., columns].mT, block.of(given.q[part]))
-        add_product(grads[3 * part + 2], block.heads, keys, p[..., columns].mT, grad)
+        add_product(into.keys[part], block.heads, keys, of_scores[..., columns].mT, block.of(queries.get(part, given.q)))
+        add_product(into.values[part], block.heads, keys, p[..., columns].mT, grad)
 
 
-def add_product(total: Tensor | None, heads: slice, rows: slice, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """Add a product, scaled, to some heads and rows of a gradient [BH, N, D], if it is wanted."""
+def add_product(total: Tensor | None, heads: slice, rows: slice, left: Tensor, right: Tensor) -> None:
+    """Add a product to some heads and rows of a gradient [BH, N, D], if it is wanted."""
     if total is not None:
-        total[heads, rows].add_(torch.bmm(left, right), alpha=scale)
+        total[heads, rows] += torch.bmm(left, right)
 
 
-def heads_first(tensor: Tensor) -> Tensor:
-    """[B, N, H, D] -> [BH, N, D]."""
-    return tensor.transpose(1, 2).flatten(0, 1)
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """Several [B, n, H, D] -> one [BH, N, D]."""
+    return torch.cat([tensor.transpose(1, 2) for tensor in tensors], dim=2).flatten(0, 1)
+
+
+def scaled(q: Tensor) -> Tensor:
+    """Queries [B, T, H, D] -> [BH, T, D], times 1 / sqrt(D)."""
+    q = q.transpose(1, 2)
+    return q.new_empty(q.shape).copy_(q).mul_(scale_of(q)).flatten(0, 1)
+
+
+def heads_inside(tensor: Tensor, heads: int, dtype: torch.dtype | None = None) -> Tensor:
+    """[BH, N, D] -> [B, N, H, D], where heads lie beside each other as the next projection wants them."""
+    tensor = tensor.unflatten(0, (-1, heads)).transpose(1, 2)
+    return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
@@ -88,5 +88,30 @@ def circle(at: Tensor, frequency: Tensor, dtype: torch.dtype, precision: torch.d
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Pairs of x [B, N, H, D] turned by angles [..., 1, D/2], in their precision."""
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)  # [B, N, H, D/2]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    if torch.compiler.is_compiling():  # which fuses the formula itself
+        first, second = x.to(cos.dtype).chunk(2, dim=-1)  # [B, N, H, D/2]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    turned: Tensor = Turn.apply(x, cos, sin)
+    return turned
+
+
+class Turn(torch.autograd.Function):
+    """A rotation, whose derivative is the rotation back: each costs few passes over memory, and nothing is kept between them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """See `turn`; cosines and sines take no gradient."""
+        ctx.save_for_backward(cos, sin)
+        first, second = x.to(cos.dtype).chunk(2, dim=-1)  # [B, N, H, D/2]
+        left = (first * cos).sub_(second * sin)
+        right = (second * cos).add_(first * sin)
+        found = torch.empty_like(x)
+        half = left.shape[-1]
+        found[..., :half], found[..., half:] = left, right
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Turn back."""
+        cos, sin = ctx.saved_tensors
+        return Turn.apply(grad, cos, -sin), None, None
