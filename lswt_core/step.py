@@ -86,6 +86,19 @@ def collected(setting: Setting, scale: float) -> list[Tensor]:
     return gradients
 
 
+def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, []."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip(parameters: Sequence[Tensor], norm: Tensor, value: float, bound: float | None) -> None:
+    """Scale gradients down to a bound on their ``norm``, whose ``value`` the host knows already: where it is small enough, which is most
+    of the time, they are not touched.
+    """
+    if bound and value > bound * (1 - 1e-4):  # close to the bound torch decides
+        torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+
+
 def refresh(optimizer: Optimizer, objective: Objective, parameters: Sequence[Tensor]) -> None:
     """Let an optimizer look at the curvature, the gradients that there are being put aside."""
     held = [p.grad for p in parameters]

@@ -21,7 +21,7 @@ from lswt_core.loss import CROSS_ENTROPY
 from lswt_core.recipe import Recipe
 from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
 from lswt_core.scale import LossScale
-from lswt_core.step import Interrupted, NotFinite, Setting, Step, refresh, sum_of, trainable
+from lswt_core.step import Interrupted, NotFinite, Setting, Step, clip, gradient_norm, refresh, sum_of, trainable
 from lswt_core.track import Metrics
 from lswt_core.tree import flatten, join_rows, split_rows, tree_map, unflatten
 
@@ -100,7 +100,7 @@ class Trainer:
         lr = self.set_rate()
         try:
             step.backward("data")
-            norm = self.clip()
+            norm = gradient_norm(trainable(setting.loss))
             values = self.measure(step, norm)
         except NotFinite:
             self.discard(batch)
@@ -112,6 +112,7 @@ class Trainer:
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
             self.give_way(batch) if self.scale.can_give_way(values["loss"]) else self.discard(batch)
             return
+        clip(trainable(setting.loss), norm, values["grad_norm"], self.plan.recipe.train.clip)
         if step.sampled is not None:
             self.refresh(step.sampled)
         self.plan.optimizer.step()
@@ -133,10 +134,6 @@ class Trainer:
         for group, peak in zip(self.plan.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         return self.peaks[0] * factor
-
-    def clip(self) -> Tensor:
-        """Bound the global gradient norm; returns what it was."""
-        return torch.nn.utils.clip_grad_norm_(trainable(self.plan.setting.loss), self.plan.recipe.train.clip or math.inf)
 
     def measure(self, step: Step, norm: Tensor) -> dict[str, float]:
         """The step's numbers over all processes: the one point at which the host waits for the device."""

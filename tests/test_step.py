@@ -28,7 +28,7 @@ from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, Output, Term
 from lswt_core.loss import CROSS_ENTROPY, Loss
 from lswt_core.parallel import Precision, World
-from lswt_core.step import Interrupted, NotFinite, Setting, Step
+from lswt_core.step import Interrupted, NotFinite, Setting, Step, clip, gradient_norm
 from lswt_core.tree import join_rows, split_rows, tensors, tree_map
 
 ROWS, LENGTH = 8, 6
@@ -435,6 +435,20 @@ def test_activation_checkpointing_changes_no_shared_gradient() -> None:
         step.sampled.backward("sampled")
         found.append(data | {f"{name} sampled": g for name, g in gradients(loss).items()})
     assert largest_gap(*found) < 1e-12
+
+
+@pytest.mark.parametrize("size", [0.5, 0.99995, 1.0, 1.00005, 7.0])
+@pytest.mark.parametrize("bound", [None, 0.0, 1.0])
+def test_gradients_are_clipped_as_torch_clips_them(size: float, bound: float | None) -> None:
+    found, wanted = ([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))] for _ in range(2))
+    for params in (found, wanted):
+        for p in params[:2]:  # the last has none
+            p.grad = size * torch.ones_like(p) / 7**0.5
+    norm = gradient_norm(found)
+    clip(found, norm, float(norm), bound)
+    assert float(torch.nn.utils.clip_grad_norm_(wanted, bound or float("inf"))) == float(norm) == pytest.approx(size)
+    for a, b in zip(found[:2], wanted[:2], strict=True):
+        assert a.grad is not None and b.grad is not None and a.grad.equal(b.grad)
 
 
 def test_a_curvature_that_is_not_finite_is_told() -> None:

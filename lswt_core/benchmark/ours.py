@@ -14,7 +14,7 @@ from lswt_core.interfaces import Batch, Memory
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.step import Setting, Step, refresh, trainable
+from lswt_core.step import Setting, Step, clip, gradient_norm, refresh, trainable
 from lswt_core.tree import tensors, tree_map
 
 
@@ -69,7 +69,8 @@ class Ours(Subject):
         sampling = optimizer.fraction if due and optimizer.shares_forward else 0.0
         step = Step(self.setting, Batch(inputs, labels), [self.state], self.steps, sampling=sampling)
         step.backward("data")
-        nn.utils.clip_grad_norm_(parameters, self.recipe.train.clip or float("inf"))
+        norm = gradient_norm(parameters)
+        clip(parameters, norm, float(norm), self.recipe.train.clip)
         if step.sampled is not None:
             refresh(optimizer, step.sampled, parameters)
         optimizer.step()

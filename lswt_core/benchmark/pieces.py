@@ -13,7 +13,7 @@ from lswt_core.benchmark.clock import seconds
 from lswt_core.benchmark.ours import Ours
 from lswt_core.budget import Budget
 from lswt_core.interfaces import Batch, Output
-from lswt_core.step import trainable
+from lswt_core.step import clip, gradient_norm, trainable
 
 REPEATS = 5
 UPDATES = 3
@@ -86,7 +86,8 @@ def update(ours: Ours) -> float:
     parameters = trainable(ours.loss)
 
     def step() -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        norm = gradient_norm(parameters)
+        clip(parameters, norm, float(norm), 1.0)
         ours.optimizer.step()
 
     for p in parameters:
