@@ -83,15 +83,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weight = table.to(z.dtype)  # one cast, not one a chunk
         wants_z, wants_table = ctx.needs_input_grad[:2]
         dz = torch.empty_like(z) if wants_z else None
-        dtable = torch.zeros_like(table) if wants_table else None
+        dtable = None
         found = Found.room(z, drawing=uniforms is not None)
         for rows in chunks(z, wants_table):
             logits = z[rows] @ weight.T  # [CHUNK, V]
             score_chunk(logits, labels[rows], None if uniforms is None else uniforms[rows], found.part(rows), wants_z or wants_table)
             if dz is not None:
                 torch.mm(logits, weight, out=dz[rows])
-            if dtable is not None:
-                dtable += logits.T @ z[rows]
+            if wants_table:
+                own = logits.T @ z[rows]  # [V, d_vocab]
+                dtable = own if dtable is None else dtable.to(table.dtype).add_(own)  # a single one is widened where it is scaled
         ctx.save_for_backward(dz, dtable, z if wants_table else None, table, labels, found.drawn, among)
         correct = found.correct.sum()
         ctx.mark_non_differentiable(found.nll, correct, *(() if found.drawn is None else (found.drawn,)))
@@ -107,7 +108,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         dz, dtable, z, table, labels, drawn, among = ctx.saved_tensors
         if sampled is None and normaliser is None:
             assert total is not None, "a backward pass starts from one of them"
-            return (None if dz is None else dz * total.to(dz.dtype)), (None if dtable is None else dtable * total), None, None, None
+            return (
+                (None if dz is None else dz * total.to(dz.dtype)),
+                (None if dtable is None else widened(dtable, table, total)),
+                None,
+                None,
+                None,
+            )
         kept = labels != IGNORE
         label = labels.where(kept, 0)
         taken = torch.zeros_like(kept, dtype=torch.float32) if sampled is None else sampled * (kept if among is None else kept & among)
@@ -120,11 +127,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 add_rows(dz, table, drawn, -taken)
         if dtable is not None:
             alike = normaliser is None and among is None  # one factor for every token
-            dtable = dtable * (total + sampled if alike and sampled is not None else total)
+            dtable = widened(dtable, table, total + sampled if alike and sampled is not None else total)
             add_to_rows(dtable, label, z, own) if alike else add_products(dtable, z, table, own)
             if drawn is not None:
                 add_to_rows(dtable, drawn, z, -taken)
         return dz, dtable, None, None, None
+
+
+def widened(dtable: Tensor, table: Tensor, factor: Tensor) -> Tensor:
+    """A gradient in the table's own precision, times a factor; a copy."""
+    return dtable * factor if dtable.dtype == table.dtype else dtable.to(table.dtype).mul_(factor)
 
 
 def chunks(z: Tensor, trained: bool) -> Iterator[slice]:
