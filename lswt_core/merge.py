@@ -118,6 +118,8 @@ def fault_of(kernel: Kernel, need: Need) -> str | None:
     return None if worst <= allowed else f"it is off by {worst:.1g} in a trial"
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def trial(need: Need, function: Any) -> list[Tensor]:
     """Output and gradients of a small question with a sink, remembered keys and new ones, in float32 at least."""
     generator = torch.Generator().manual_seed(0)
@@ -133,7 +135,7 @@ def trial(need: Need, function: Any) -> list[Tensor]:
         Part(q, k, v, causal=True),
     ]
     leaves = [q, own, k, v, parts[0].k, parts[0].v]
-    with torch.enable_grad():
+    with torch.autocast(need.device, enabled=False):
         out = function(parts)
         grads = torch.autograd.grad(out, leaves, draw(48, False))
     return [t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in (out, *grads)]

@@ -317,6 +317,8 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(kernel: str, token
 def test_kernels_are_tried_before_they_are_used() -> None:
     need = Need("cpu", torch.float32, 32)
     assert fault_of(KERNELS["cpu"], need) is None
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):  # wherever it is first asked for
+        assert fault_of(KERNELS["cpu"], need) is None
 
     class Deaf(type(KERNELS["cpu"])):  # type: ignore[misc]
         """Looks at its own part alone."""

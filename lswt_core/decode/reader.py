@@ -87,7 +87,7 @@ class Reading:
     """Texts as they are read: what their reader would give for the whole, call by call."""
 
     def __init__(self, reader: Reader, pads: Tensor | None) -> None:
-        self.reader, self.pads = reader, pads
+        self.reader, self.pads = reader, None if pads is None else pads.to(reader.device)
         self.decoder, self.clock = reader.twin
         self.read = 0  # ids so far
         self.past: Past = None
@@ -128,7 +128,7 @@ class Reading:
         """What is recorded: ids [B, 1] at a place that the device alone knows, read into the rings. Slots that nothing was read into yet
         stand before the text.
         """
-        borders = ids.new_zeros(1, 1) if self.pads is None else self.pads[:, None].to(ids.device)
+        borders = ids.new_zeros(1, 1) if self.pads is None else self.pads[:, None]
         with self.reader.precision.autocast(self.reader.device, remember=False):  # what is remembered would not be there when replayed
             states, _ = self.decoder(ids, self.past, borders, place)
         return states
@@ -148,5 +148,5 @@ class Reading:
         if self.pads is None:
             return None
         at = torch.arange(read, read + ids.shape[1], device=ids.device)
-        borders = self.pads[:, None].to(ids.device)  # [B, 1]
+        borders = self.pads[:, None]  # [B, 1]
         return torch.where(at >= borders, borders, 0) - read + first
