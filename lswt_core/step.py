@@ -61,6 +61,7 @@ class Sampled:
         assert labels == "sampled", "the data's gradient is the step's"
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             p.grad = gradient
+        self.gradients = []
         require_finite(collected(self.setting, self.scale))
 
     def part(self, fraction: float) -> Sampled:
