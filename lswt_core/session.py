@@ -95,7 +95,7 @@ class Session:
         self.describe(built)
         self.check_schedule()
         source = None if saved else pretrained(self.recipe.embedding)  # before the text, which may take minutes
-        corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
+        corpus = open_corpus(self.recipe, self.registry, self.world, self.reading)
         self.console.close()  # the bar of what was read
         trainer = self.build(built, corpus, store, saved)
         if saved is not None:
@@ -196,6 +196,12 @@ class Session:
         moved = move_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
         self.console.say(moved.text)
         return moved.record
+
+    def reading(self, what: str, documents: int, size: int, total: int | None) -> None:
+        """Text is being prepared; whoever asks to stop now has nothing to save. Several processes wait for each other here, and go on."""
+        if self.stop() and self.world.size == 1:
+            raise Preempted("stopped before the first step: there is nothing to save yet")
+        self.console.reading(what, documents, size, total)
 
     def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
         """Give the model memory and put the run together."""
