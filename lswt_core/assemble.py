@@ -106,7 +106,6 @@ def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device,
         d_head=dims.d_head,
         biased=any(encoding.biased for encoding in encodings(recipe, registry)),
         bounded=recipe.train.documents == "reset" or any(memory.window for memory in memories),
-        sinks=sum(not memory.length for memory in memories),  # what keeps no tokens offers sinks
     )
     differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
     needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]

@@ -126,7 +126,6 @@ class Need(NamedTuple):
     d_head: int
     biased: bool = False  # the positional encoding adds to the scores
     bounded: bool = False  # documents or windows hide earlier keys (Part.starts)
-    sinks: int = 0  # how many encodings of the queries sinks may bring besides the one that tokens meet
     twice: bool = False  # second derivatives are taken (Hutchinson's estimate)
 
 
@@ -215,8 +214,7 @@ class PositionalEncoding(Component, nn.Module):
 
     def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
         """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` ([], or [B, T] where documents
-        are parted) is the coordinate of the oldest token a query sees. Leaving both alone keeps the model independent of how the
-        text is cut into segments.
+        are parted) is the coordinate of the oldest token a query sees. Left alone, logits do not depend on how a text is cut.
         """
         return q, k
 
@@ -350,9 +348,7 @@ class Optimizer(Component, torch.optim.Optimizer):
         """Re-estimate the curvature (second-order methods). Gradients are clear before; what it leaves in them is dropped."""
 
     def averaged(self) -> AbstractContextManager[None]:
-        """While it lasts, parameters are those to be used rather than trained (an average); a checkpoint is written inside of it, and
-        what goes on afterwards, or is loaded from it, must be as if it had not been. Here the two are the same.
-        """
+        """While it lasts, parameters are those to be used and saved, not trained (an average); what goes on is as if it had not been."""
         return nullcontext()
 
     def statistics(self) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ OPEN_TO_PLUGINS = {
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
 LONGEST = 400  # lines
-CATALOGUE = 460  # lines of interfaces.py, the one file that every author of a plugin reads from top to bottom
+CATALOGUE = 450  # lines of interfaces.py, the one file that every author of a plugin reads from top to bottom
 
 CORE = sorted((ROOT / "lswt_core").rglob("*.py"))
 PLUGIN = {path: name for name in PLUGINS for path in sorted((ROOT / "plugins" / name).rglob("*.py"))}

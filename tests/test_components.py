@@ -235,7 +235,7 @@ def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[s
     biased, bounded = asked["bias"] != "no", asked["documents"] or "window" in asked
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
-    need = Need("cuda" if flash else "cpu", torch.bfloat16 if flash else torch.float64, 4, biased, bounded, asked["sinks"])
+    need = Need("cuda" if flash else "cpu", torch.bfloat16 if flash else torch.float64, 4, biased, bounded)
     if ((biased or bounded) and backend in ("split", "flash")) or (biased and backend == "blocked"):
         with pytest.raises(Unsupported):
             computer.require(need)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import math
@@ -302,4 +303,5 @@ def test_all_components_of_a_model_fit_into_one_file() -> None:
     offers = [offer for offer in Registry().offers() if offer.kind in LAYERED and offer.module.split(".")[0] in PLUGINS]
     parts = [bundle.Part(module) for module in bundle.in_order({bundle.MODELING, *(offer.module for offer in offers)})]
     text = bundle.file_of([part for part in parts if part.module not in (bundle.CONFIGURATION, bundle.REPLACED)], "All of them.", "pass")
-    compile(text, "bundle", "exec")  # no name stands for two things, and what is put together is a program
+    classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]  # raises where it is no program
+    assert len(classes) == len(set(classes)) and {Registry().load(offer).__name__ for offer in offers} <= set(classes)

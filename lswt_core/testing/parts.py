@@ -37,7 +37,7 @@ def situations(dtype: torch.dtype) -> Iterator[tuple[str, Need, list[Part]]]:
     new, old = Part(q, *own, True, None, torch.arange(T)), Part(q, *kept, False, None, torch.arange(-N, 0))
     yield "the new segment alone", need, [new]
     yield "remembered tokens", need, [old, new]
-    yield "sinks", need._replace(sinks=True), [Part(other, *sink, False), old, new]
+    yield "sinks", need, [Part(other, *sink, False), old, new]
     yield "documents apart", need._replace(bounded=True), [old._replace(starts=starts), new._replace(starts=starts)]
     yield "a bias", need._replace(biased=True), [old._replace(bias=bias[1]), new._replace(bias=bias[0])]
 
