@@ -131,12 +131,14 @@ def test_fractions_of_rows_add_up_to_the_batch(case: str) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 5, 256])
-@pytest.mark.parametrize("margin", [0.3, 0.9, 1.4])
+@pytest.mark.parametrize("margin", [0.3, 0.9, 1.4, 2.5])
+@pytest.mark.parametrize("spread", [0.05, 10.0], ids=["clustered", "scattered"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_blocks_are_the_formula(block: int, margin: float, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_the_formula(block: int, margin: float, spread: float, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lswt_simctg, "BLOCK", block)
     generator = torch.Generator().manual_seed(3)
-    states = torch.randn(2, 13, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    centres = torch.eye(4, dtype=torch.float64)[[0] * 5 + [1] * 3 + [0] * 5]  # of hinges between clusters all are open, or none
+    states = (centres + spread * torch.randn(2, 13, 4, dtype=torch.float64, generator=generator)).requires_grad_()
     valid = torch.rand(2, 13, generator=generator) < 0.7 if padded else torch.ones(2, 13, dtype=torch.bool)
     ids = torch.zeros(2, 13, dtype=torch.int64)
     found = term_of(states, margin, Batch(ids, ids, valid=valid if padded else None)).total

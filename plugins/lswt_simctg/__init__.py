@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import torch
@@ -82,7 +84,8 @@ class Contrast(torch.autograd.Function):
     """The sum of all hinges, a block of rows at a time; the gradient is computed on the way, and no matrix of all pairs exists.
 
     With s(i, i) = 1 a hinge is max(0, s(i, j) - (1 - margin)): one threshold. Cosines are symmetric, so half of them are enough, and
-    with a(i, j) = 1 where the hinge is open the gradient is 2 sum_j a(i, j) u_j at unit state u_i.
+    with a(i, j) = 1 where the hinge is open the gradient is 2 sum_j a(i, j) u_j at unit state u_i. It needs a matrix product only
+    where some hinges of a block are open and others are not.
     """
 
     @staticmethod
@@ -122,12 +125,33 @@ def in_blocks(unit: Tensor, margin: float, valid: Tensor | None, products: torch
             if valid is not None:
                 hinge *= valid[:, rows, None] & valid[:, None, later]
             total += 2 * hinge.sum() - own.sum()  # pairs within the block are there in both orders already
-            if gradient is None or (hinge.device.type == "cpu" and not hinge.any()):  # a device would be waited for
+            if gradient is None:
                 continue
-            open_ = (hinge > 0).to(rounded.dtype)
-            gradient[:, rows] += torch.bmm(open_, rounded[:, later])
-            gradient[:, rows.stop :] += torch.bmm(open_[..., rows.stop - start :].mT, rounded[:, rows])
+            for columns, all_open in stretches(hinge > 0):
+                others = slice(start + columns.start, start + columns.stop)
+                if all_open:
+                    gradient[:, rows] += unit[:, others].sum(1, keepdim=True)
+                    gradient[:, others] += unit[:, rows].sum(1, keepdim=True)
+                    continue
+                open_ = (hinge[..., columns] > 0).to(rounded.dtype)
+                gradient[:, rows] += torch.bmm(open_, rounded[:, others])
+                beyond = max(rows.stop - others.start, 0)  # within the block both orders are there already
+                gradient[:, others][:, beyond:] += torch.bmm(open_[..., beyond:].mT, rounded[:, rows])
     return total, None if gradient is None else gradient.mul_(2)
+
+
+def stretches(open_: Tensor) -> Iterator[tuple[slice, bool]]:
+    """The columns of hinges [B, t, n] that are not all closed, and whether they are all open: then the gradient is a sum of states and
+    takes no product. Another device than the CPU would have to be waited for; there, all columns are one stretch.
+    """
+    if open_.device.type != "cpu":
+        yield slice(0, open_.shape[-1]), False
+        return
+    shares = [int(tile.count_nonzero()) / tile.numel() for tile in open_.split(BLOCK, -1)]
+    for (some, all_), group in groupby(range(len(shares)), lambda tile: (shares[tile] > 0, shares[tile] == 1)):
+        tiles = list(group)
+        if some:
+            yield slice(tiles[0] * BLOCK, min((tiles[-1] + 1) * BLOCK, open_.shape[-1])), all_
 
 
 def dense(states: Tensor, margin: float, valid: Tensor | None, pairs: Tensor) -> Tensor:
