@@ -19,6 +19,7 @@ from lswt_core.interfaces import (
     AttentionBackend,
     AuxiliaryLoss,
     Component,
+    CrossEntropy,
     Dims,
     Horizon,
     Memory,
@@ -66,7 +67,18 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
         backends = suitable_attention(recipe, registry, device, dtype)
         decoder = blueprint(recipe, registry, backends).build()
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
-        return Assembled(Loss(decoder, auxiliary_losses(recipe, registry)), ", ".join(backends.names), backends.notes)
+        scoring = cross_entropy(recipe, registry)
+        try:
+            scoring.require(device.type)
+        except Unsupported as error:
+            raise Incompatible(f"[cross_entropy] {scoring.name} cannot be used here: {error}") from error
+        return Assembled(Loss(decoder, auxiliary_losses(recipe, registry), scoring), ", ".join(backends.names), backends.notes)
+
+
+def cross_entropy(recipe: Recipe, registry: Registry) -> CrossEntropy:
+    """How the recipe scores states against the vocabulary, wherever that may run."""
+    scoring: CrossEntropy = create(registry, recipe.one("cross_entropy"))
+    return scoring
 
 
 def auxiliary_losses(recipe: Recipe, registry: Registry) -> dict[str, tuple[AuxiliaryLoss, float]]:
@@ -167,6 +179,8 @@ def materialise(loss: Loss, recipe: Recipe, device: torch.device) -> None:
     initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
     if compiles(recipe.train.compile, device):
         compile_each(loss.decoder.blocks)
+        if loss.cross_entropy is not None:
+            loss.cross_entropy.fuse()
 
 
 def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import IGNORE
+from lswt_core.interfaces import IGNORE, Draws, Score
 
-CHUNK = 256  # tokens whose logits exist at once: 26 MB in bfloat16 at vocabulary 50,272, so they stay in a large cache
-CHUNK_TRAINED = 1024  # where the table learns: its gradient is read and written once a chunk, and its product likes more rows
 TILE = 1 << 24  # logits turned into probabilities at once, which takes two float32 copies of them
 TILE_CPU = 1 << 20  # of which so many stay in a core's own cache
-
-
-class Draws(NamedTuple):
-    """How labels are drawn."""
-
-    uniforms: Tensor  # [B, T] in [0, 1), the random number of each token
-    rows: Tensor | None = None  # [B] bool, for which rows; None: for all
-
-    def by_token(self) -> tuple[Tensor, Tensor | None]:
-        """Both [B*T]."""
-        rows = None if self.rows is None else self.rows[:, None].expand_as(self.uniforms).flatten()
-        return self.uniforms.flatten(), rows
-
-
-class Score(NamedTuple):
-    """How well labels were predicted. A token whose label is IGNORE counts for nothing anywhere."""
-
-    total: Tensor  # [] summed negative log-likelihood, natural logarithm; differentiable
-    sampled: Tensor | None  # [] the same of the labels that were drawn; differentiable
-    normaliser: Tensor  # [B*T] the logarithm of the sum of exp(logits); differentiable
-    nll: Tensor  # [B*T] of each label
-    correct: Tensor  # [] how many labels had the largest logit
-    drawn: Tensor | None = None  # [B*T] the labels that were drawn
-
-
-def chunked(z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None) -> Score:
-    """The score of z [N, d_vocab] by a table [V, d_vocab] against labels [N]; logits never exist all at once."""
-    uniforms, among = (None, None) if draws is None else draws.by_token()
-    return Score(*ChunkedCrossEntropy.apply(z, table, labels, uniforms, among))
 
 
 class Found(NamedTuple):
@@ -66,6 +35,39 @@ class Found(NamedTuple):
         return Found(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
 
 
+Epilogue: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Found, bool], None]
+
+
+class Chunking(NamedTuple):
+    """How the tokens are cut up."""
+
+    size: int  # tokens whose logits exist at once
+    epilogue: Epilogue | None = None  # a compiled `score_tile`, which takes a chunk in one pass; None: one tile after the other
+
+
+def suitable_size(device: str, *, trained: bool) -> int:
+    """A chunk that suits a device. 256 tokens of 50,272 logits in bfloat16 take 26 MB, which stay in a CPU's large cache. Elsewhere every
+    chunk costs launches, and a product by the table likes more rows; so does the gradient of a ``trained`` table.
+    """
+    return 1024 if trained or device != "cpu" else 256
+
+
+def chunked(
+    z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False, chunking: Chunking | None = None
+) -> Score:
+    """The score (see ``interfaces.CrossEntropy``), for which logits never exist all at once."""
+    uniforms, among = (None, None) if draws is None else (draws.uniforms.flatten(), drawing(draws, labels))
+    chunking = chunking or Chunking(suitable_size(z.device.type, trained=table.requires_grad))
+    found = ChunkedCrossEntropy.apply(z.flatten(0, 1), table, labels.flatten(), uniforms, among, chunking)
+    total, sampled, log_sum, nll, correct, drawn = (t.view_as(labels) if t is not None and t.ndim else t for t in found)
+    return Score(total, correct, sampled, log_sum if normaliser else None, nll, drawn)
+
+
+def drawing(draws: Draws, labels: Tensor) -> Tensor | None:
+    """For which tokens [N] of some labels [B, T] others are drawn; None: for all."""
+    return None if draws.rows is None else draws.rows[:, None].expand_as(labels).flatten()
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy whose gradient is computed in the forward pass, chunk by chunk, so that logits live only for a moment.
 
@@ -76,7 +78,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, table: Tensor, labels: Tensor, uniforms: Tensor | None, among: Tensor | None) -> tuple[Any, ...]:
+    def forward(
+        ctx: Any, z: Tensor, table: Tensor, labels: Tensor, uniforms: Tensor | None, among: Tensor | None, chunking: Chunking
+    ) -> tuple[Any, ...]:
         """Z [N, d_vocab], table [V, d_vocab], labels [N], uniforms [N] in [0, 1) and for which tokens they draw, bool [N] -> total [],
         sampled [], normaliser [N], nll [N], correct [], drawn [N].
         """
@@ -85,15 +89,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         dz = torch.empty_like(z) if wants_z else None
         dtable = None
         found = Found.room(z, drawing=uniforms is not None)
-        for rows in chunks(z, wants_table):
-            logits = z[rows] @ weight.T  # [CHUNK, V]
-            score_chunk(logits, labels[rows], None if uniforms is None else uniforms[rows], found.part(rows), wants_z or wants_table)
+        for rows in slices(len(z), chunking.size):
+            logits = z[rows] @ weight.T  # [chunk, V]
+            score_tiles = chunking.epilogue or score_chunk
+            score_tiles(logits, labels[rows], None if uniforms is None else uniforms[rows], found.part(rows), wants_z or wants_table)
             if dz is not None:
                 torch.mm(logits, weight, out=dz[rows])
             if wants_table:
                 own = logits.T @ z[rows]  # [V, d_vocab]
                 dtable = own if dtable is None else dtable.to(table.dtype).add_(own)  # a single one is widened where it is scaled
         ctx.save_for_backward(dz, dtable, z if wants_table else None, table, labels, found.drawn, among)
+        ctx.chunk = chunking.size
         correct = found.correct.sum()
         ctx.mark_non_differentiable(found.nll, correct, *(() if found.drawn is None else (found.drawn,)))
         ctx.set_materialize_grads(False)
@@ -104,16 +110,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, total: Tensor | None, sampled: Tensor | None, normaliser: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         """Scale and shift what the forward pass has computed."""
         if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let it pass, since `grad` itself is a constant
-            raise RuntimeError("the chunked cross-entropy has no second derivative; ask for score(..., twice=True)")
+            raise RuntimeError("the chunked cross-entropy has no second derivative; take `dense`")
         dz, dtable, z, table, labels, drawn, among = ctx.saved_tensors
         if sampled is None and normaliser is None:
             assert total is not None, "a backward pass starts from one of them"
             return (
                 (None if dz is None else dz * total.to(dz.dtype)),
                 (None if dtable is None else widened(dtable, table, total)),
-                None,
-                None,
-                None,
+                *[None] * 4,
             )
         kept = labels != IGNORE
         label = labels.where(kept, 0)
@@ -128,10 +132,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         if dtable is not None:
             alike = normaliser is None and among is None  # one factor for every token
             dtable = widened(dtable, table, total + sampled if alike and sampled is not None else total)
-            add_to_rows(dtable, label, z, own) if alike else add_products(dtable, z, table, own)
+            add_to_rows(dtable, label, z, own) if alike else add_products(dtable, z, table, own, ctx.chunk)
             if drawn is not None:
                 add_to_rows(dtable, drawn, z, -taken)
-        return dz, dtable, None, None, None
+        return dz, dtable, *[None] * 4
 
 
 def widened(dtable: Tensor, table: Tensor, factor: Tensor) -> Tensor:
@@ -139,10 +143,9 @@ def widened(dtable: Tensor, table: Tensor, factor: Tensor) -> Tensor:
     return dtable * factor if dtable.dtype == table.dtype else dtable.to(table.dtype).mul_(factor)
 
 
-def chunks(z: Tensor, trained: bool) -> Iterator[slice]:
-    """The tokens of z [N, d_vocab] whose logits exist at once."""
-    size = CHUNK_TRAINED if trained else CHUNK
-    return (slice(start, start + size) for start in range(0, len(z), size))
+def slices(length: int, size: int) -> Iterator[slice]:
+    """A length in pieces of some size."""
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def add_rows(total: Tensor, table: Tensor, ids: Tensor, factors: Tensor) -> None:
@@ -155,11 +158,11 @@ def add_to_rows(total: Tensor, ids: Tensor, z: Tensor, factors: Tensor) -> None:
     total.index_put_((ids,), z.to(total.dtype) * factors[:, None].to(total.dtype), accumulate=True)
 
 
-def add_products(total: Tensor, z: Tensor, table: Tensor, factors: Tensor) -> None:
+def add_products(total: Tensor, z: Tensor, table: Tensor, factors: Tensor, chunk: int) -> None:
     """Add p^T z, p the softmax of each token's logits times factors [N], to [V, d_vocab]."""
     weight = table.to(z.dtype)
-    for rows in chunks(z, trained=True):
-        logits = z[rows] @ weight.T  # [CHUNK, V]
+    for rows in slices(len(z), chunk):
+        logits = z[rows] @ weight.T  # [chunk, V]
         for tile in tiles(logits):
             logits[tile] = logits[tile].to(factors.dtype).softmax(-1).mul_(factors[rows][tile, None])
         total += logits.T @ z[rows]
@@ -167,8 +170,7 @@ def add_products(total: Tensor, z: Tensor, table: Tensor, factors: Tensor) -> No
 
 def tiles(logits: Tensor) -> Iterator[slice]:
     """The rows of logits [n, V] that are worked on at once."""
-    size = max(1, (TILE_CPU if logits.device.type == "cpu" else TILE) // logits.shape[1])
-    return (slice(start, start + size) for start in range(0, len(logits), size))
+    return slices(len(logits), max(1, (TILE_CPU if logits.device.type == "cpu" else TILE) // logits.shape[1]))
 
 
 def score_chunk(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: Found, gradient: bool) -> None:
@@ -197,12 +199,24 @@ def score_tile(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: F
         logits.copy_(p.mul_(kept[:, None]))
 
 
-def twice_differentiable(z: Tensor, table: Tensor, labels: Tensor) -> Score:
-    """The same by plain operations, which can be differentiated again; holds the logits."""
-    logits = nn.functional.linear(z, table.to(z.dtype)).to(torch.promote_types(z.dtype, torch.float32))
-    nll = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    normaliser = logits.logsumexp(-1) * (labels != IGNORE)
-    return Score(nll.sum(), None, normaliser, nll.detach(), (logits.argmax(-1) == labels).sum())
+def dense(z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
+    """The same by plain operations, which can be differentiated again; every logit exists, and more than once."""
+    wide = torch.promote_types(z.dtype, torch.float32)
+    logits = nn.functional.linear(z, table.to(z.dtype)).to(wide).flatten(0, 1)  # [N, V]
+    kept = (labels != IGNORE).flatten()
+
+    def nll(of: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, of, ignore_index=IGNORE, reduction="none")
+
+    own, sampled, drawn = nll(labels.flatten()), None, None
+    if draws is not None:
+        drawn = draw(logits.detach().softmax(-1), draws.uniforms.flatten())
+        among = drawing(draws, labels)
+        sampled = nll(drawn.masked_fill(~(kept if among is None else kept & among), IGNORE)).sum()
+        drawn = drawn.view_as(labels)
+    correct = (logits.argmax(-1) == labels.flatten()).sum()
+    log_sum = (logits.logsumexp(-1) * kept).view_as(labels) if normaliser else None
+    return Score(own.sum(), correct, sampled, log_sum, own.detach().view_as(labels), drawn)
 
 
 def draw(p: Tensor, uniforms: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ pretrained table (768 wide) serves every size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from lswt_core.cross_entropy import Draws, Score, chunked, twice_differentiable
+from lswt_core.cross_entropy import chunked
+from lswt_core.interfaces import Draws, Score
 
 
 class Vocabulary(nn.Module):
@@ -40,10 +43,11 @@ class Vocabulary(nn.Module):
         z = self.output(states)  # [B, T, d_vocab]
         return nn.functional.linear(z, self.table.weight.to(z.dtype))
 
-    def score(self, states: Tensor, labels: Tensor, draws: Draws | None = None, *, twice: bool = False) -> Score:
+    def score(
+        self, states: Tensor, labels: Tensor, draws: Draws | None = None, *, by: Callable[..., Score] = chunked, normaliser: bool = False
+    ) -> Score:
         """Cross-entropy of states [B, T, M] against labels [B, T] and, with ``draws``, against labels drawn from the model's own
-        distribution as well. ``twice`` allows a second derivative, draws nothing, and needs more memory.
+        distribution as well, ``by`` a component of that kind or a function like one.
         """
-        z = self.output(states).flatten(0, 1)  # [B*T, d_vocab]
         table = self.table.weight if torch.is_grad_enabled() else self.table.weight.detach()  # a Function cannot tell from inside
-        return twice_differentiable(z, table, labels.flatten()) if twice else chunked(z, table, labels.flatten(), draws)
+        return by(self.output(states), table, labels, draws, normaliser=normaliser)

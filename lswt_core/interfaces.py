@@ -158,6 +158,24 @@ class Term(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # [], hides tuple.count
 
 
+class Draws(NamedTuple):
+    """Labels to be drawn from the model's own distribution, one random number a token."""
+
+    uniforms: Tensor  # [B, T] in [0, 1): the label is where the cumulative sum of the softmax reaches it
+    rows: Tensor | None = None  # [B] bool, for which rows; None: for all
+
+
+class Score(NamedTuple):
+    """How well labels were predicted. A token whose label is IGNORE counts for nothing anywhere."""
+
+    total: Tensor  # [] summed negative log-likelihood, natural logarithm; differentiable
+    correct: Tensor  # [] how many labels had the largest logit
+    sampled: Tensor | None = None  # [] the total of the labels that were drawn; differentiable; only if they are asked for
+    normaliser: Tensor | None = None  # [B, T] as Output has it; differentiable; only if it is asked for
+    nll: Tensor | None = None  # [B, T] of each label, where more than the sum is told
+    drawn: Tensor | None = None  # [B, T] the labels that were drawn, where they are told
+
+
 class Document(NamedTuple):
     """One text of a data source."""
 
@@ -293,6 +311,29 @@ class Norm(Component, nn.Module, ABC):
 
 
 # ------------------------------------------------------------------------------------------------------------- training
+
+
+class CrossEntropy(Component, nn.Module, ABC):
+    """How states are scored against the vocabulary: how fast, and in how much memory. What is found is the same, up to rounding. Built
+    as ``cls(**options)``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
+        """The score, against labels [B, T], of the logits z @ table.T; z [B, T, d_vocab], table [V, d_vocab], of any precision."""
+
+    @abstractmethod
+    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
+        """How many logits exist at once for so many tokens, for plans of memory; the table [V, d_vocab] may be without numbers."""
+
+    def require(self, device: str) -> None:
+        """Raise Unsupported, with the reason, where this cannot run."""
+
+    def fuse(self) -> None:
+        """Compile what pays; called once, after `require`, where the model's blocks are compiled."""
 
 
 class AuxiliaryLoss(Component, nn.Module, ABC):

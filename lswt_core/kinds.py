@@ -26,6 +26,7 @@ KINDS: dict[str, Kind] = {
         Kind("qk_norm", "HeadNorm", "qk_norm"),
         Kind("ffn", "FeedForward", "ffn"),
         Kind("norm", "Norm", "norm"),
+        Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
         Kind("loss", "AuxiliaryLoss", "loss", many=True),
         Kind("optimizer", "Optimizer", "optimizer"),
         Kind("schedule", "Schedule", "schedule"),

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lswt_core.cross_entropy import Draws
-from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Output, Term
+from lswt_core.cross_entropy import chunked, dense
+from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, CrossEntropy, Draws, Output, Score, Term
 from lswt_core.model import Decoder
 
 CROSS_ENTROPY = "cross_entropy"
@@ -23,16 +23,18 @@ class Result(NamedTuple):
     state: tuple[dict[str, Any], ...]  # the next memory, by layer
     terms: dict[str, Term]  # cross-entropy and every auxiliary loss
     correct: Tensor  # [] labels predicted right
-    nll: Tensor  # [B, T] per token
     sampled: Tensor | None = None  # [] this batch's share of the loss of drawn labels; shares add up
 
 
 class Loss(nn.Module):
-    """Decoder, head and auxiliary losses: the one module that is compiled, wrapped or measured."""
+    """Decoder, cross-entropy and auxiliary losses: the one module that is compiled, wrapped or measured."""
 
-    def __init__(self, decoder: Decoder, auxiliary: Mapping[str, tuple[AuxiliaryLoss, float]]) -> None:
+    def __init__(
+        self, decoder: Decoder, auxiliary: Mapping[str, tuple[AuxiliaryLoss, float]], cross_entropy: CrossEntropy | None = None
+    ) -> None:
+        """Without a component of its kind, the cross-entropy is taken by ``chunked``."""
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.cross_entropy = decoder, cross_entropy
         self.auxiliary = nn.ModuleDict({name: loss for name, (loss, _) in auxiliary.items()})
         self.weights = {CROSS_ENTROPY: 1.0} | {name: weight for name, (_, weight) in auxiliary.items()}
         self.needs: frozenset[str] = frozenset().union(*(loss.needs for loss, _ in auxiliary.values()))
@@ -53,18 +55,22 @@ class Loss(nn.Module):
         ``alone`` leaves auxiliary losses out. ``twice`` allows a second derivative.
         """
         states, following = self.decoder(batch.inputs, state, batch.starts)
-        score = self.decoder.vocabulary.score(states, batch.labels, draws, twice=twice)
+        score = self.score(states, batch.labels, draws, normaliser="normaliser" in self.needs and not alone, twice=twice)
         terms = {CROSS_ENTROPY: Term(score.total, predicted(batch))}
         if self.auxiliary and not alone:
             logits = self.decoder.vocabulary.logits(states) if "logits" in self.needs else None
-            normaliser = score.normaliser.view_as(batch.labels) if "normaliser" in self.needs else None
-            out = Output(states, logits, normaliser)
+            out = Output(states, logits, score.normaliser)
             terms |= {name: loss(out, batch) for name, loss in self.auxiliary.items()}
         shares = [self.weights[name] * mean(term, name, counts) for name, term in terms.items()]
         sampled = None
         if draws is not None and score.sampled is not None:
             sampled = mean(Term(score.sampled, predicted(batch, draws.rows)), SAMPLED, counts)
-        return Result(torch.stack(shares).sum(), following, terms, score.correct, score.nll.view_as(batch.labels), sampled)
+        return Result(torch.stack(shares).sum(), following, terms, score.correct, sampled)
+
+    def score(self, states: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False, twice: bool = False) -> Score:
+        """The cross-entropy of states [B, T, M] against labels [B, T]."""
+        by = dense if twice else self.cross_entropy or chunked
+        return self.decoder.vocabulary.score(states, labels, draws, by=by, normaliser=normaliser)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What every term of a batch will count, before the batch is run."""

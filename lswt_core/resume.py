@@ -17,7 +17,7 @@ FREE = (
     *("evaluate", "sample", "track", "checkpoint.keep", "checkpoint.every"),
     *("train.log_every", "train.micro_rows", "train.compile", "train.activation_checkpointing"),
 )
-TRAJECTORY = ("train.steps", "train.tokens", "train.clip", "train.precision", "optimizer", "schedule", "loss", "attention")
+TRAJECTORY = ("train.steps", "train.tokens", "train.clip", "train.precision", "optimizer", "schedule", "loss", "attention", "cross_entropy")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class Session:
             self.console.banner(lines)
         names = [
             (kind, recipe.one(kind).name)
-            for kind in ("positional", "attention", "qk_norm", "ffn", "norm", "optimizer", "schedule", "data", "tokenizer")
+            for kind in ("positional", "attention", "qk_norm", "ffn", "norm", "cross_entropy", "optimizer", "schedule", "data", "tokenizer")
         ]
         names += [(kind, ", ".join(f"{c.name}" for c in recipe.many(kind).values()) or "-") for kind in ("memory", "loss")]
         self.console.say("  ".join(f"{kind}={name}" for kind, name in names))

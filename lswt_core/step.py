@@ -12,8 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lswt_core.cross_entropy import Draws
-from lswt_core.interfaces import Batch, Need, Objective, Optimizer, Unsupported
+from lswt_core.interfaces import Batch, Draws, Need, Objective, Optimizer, Unsupported
 from lswt_core.loss import CROSS_ENTROPY, SAMPLED, Loss, Result, predicted
 from lswt_core.model import Attention
 from lswt_core.parallel import Precision, World, spread_rows

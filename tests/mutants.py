@@ -9,16 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lswt_core.cross_entropy import dense
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import (
     AttentionBackend,
     AuxiliaryLoss,
     Batch,
     Bias,
+    CrossEntropy,
     DataSource,
     DenseBias,
     Dims,
     Document,
+    Draws,
     FeedForward,
     HeadNorm,
     Horizon,
@@ -31,6 +34,7 @@ from lswt_core.interfaces import (
     Project,
     RunInfo,
     Schedule,
+    Score,
     Segment,
     SlopeBias,
     State,
@@ -442,6 +446,57 @@ class Coarse(AttentionBackend):
         found = torch.cat([scores(p) for p in parts], -1)
         narrow = found if parts[0].q.dtype != torch.bfloat16 else (found * 4).round() / 4
         return attend(parts, narrow.softmax(-1))
+
+
+class Scoring(CrossEntropy):
+    """A right cross-entropy for mutants to spoil."""
+
+    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
+        return dense(z, table, labels, draws, normaliser=normaliser)
+
+    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
+        return tokens * len(table)
+
+
+@meant("formula")
+class Everything(Scoring, CrossEntropy):
+    """Counts labels that are to be ignored."""
+
+    name = "everything"
+
+    def forward(self, z: Tensor, table: Tensor, labels: Tensor, *rest: Any, **asked: Any) -> Score:
+        return super().forward(z, table, labels.clamp_min(0), *rest, **asked)
+
+
+@meant("gradients of labels")
+class Fixed(Scoring, CrossEntropy):
+    """Leaves the table as it is."""
+
+    name = "fixed"
+
+    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> Score:
+        return super().forward(z, table.detach() + 0 * table, *rest, **asked)
+
+
+@meant("drawn labels")
+class Likeliest(Scoring, CrossEntropy):
+    """Always draws the same."""
+
+    name = "likeliest"
+
+    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
+        draws = None if draws is None else draws._replace(uniforms=torch.full_like(draws.uniforms, 0.5))
+        return super().forward(z, table, labels, draws, normaliser=normaliser)
+
+
+@meant("normaliser")
+class Unmasked(Scoring, CrossEntropy):
+    """Tells a normaliser of tokens that predict nothing."""
+
+    name = "unmasked"
+
+    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> Score:
+        return super().forward(z, table, *rest, **asked)._replace(normaliser=(z @ table.to(z.dtype).T).logsumexp(-1))
 
 
 class Price(AuxiliaryLoss):

@@ -90,6 +90,12 @@ class LayerNorm(Norm):
     def __init__(self, dims: Dims, *, eps: Annotated[float, at.Gt(0)] = 1e-5) -> None: ...
 
 
+class Chunked(interfaces.CrossEntropy):
+    """Logits by the chunk."""
+
+    name = "chunked"
+
+
 class SimCtg(AuxiliaryLoss):
     """Contrast."""
 
@@ -158,6 +164,7 @@ def lswt_components() -> list[type]:
         Gelu,
         NoHeadNorm,
         LayerNorm,
+        Chunked,
         SimCtg,
         AdamW,
         Cosine,

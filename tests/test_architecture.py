@@ -29,12 +29,13 @@ FLOORS = (
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 OPEN_TO_PLUGINS = {
-    f"lswt_core.{name}" for name in ("interfaces", "hooks", "errors", "randomness", "parts", "merge", "fast", "moments", "gguf_file", "hub")
+    f"lswt_core.{name}"
+    for name in ("interfaces", "hooks", "errors", "randomness", "parts", "merge", "cross_entropy", "fast", "moments", "gguf_file", "hub")
 }
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
 LONGEST = 400  # lines
-CATALOGUE = 450  # lines of interfaces.py, the one file that every author of a plugin reads from top to bottom
+CATALOGUE = 500  # lines of interfaces.py, the one file that every author of a plugin reads from top to bottom
 
 CORE = sorted((ROOT / "lswt_core").rglob("*.py"))
 PLUGIN = {path: name for name in PLUGINS for path in sorted((ROOT / "plugins" / name).rglob("*.py"))}

@@ -1,24 +1,55 @@
-"""The chunked cross-entropy against torch's dense one, and the labels it draws."""
+"""Every way to the cross-entropy against torch's dense one, and the labels they draw."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from helpers import distance
+from lswt_cross_entropy import Chunked, Dense
+from lswt_liger import Liger
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core import cross_entropy as chunked
-from lswt_core.cross_entropy import Draws
+from lswt_core.cross_entropy import dense, draw
 from lswt_core.head import Vocabulary
-from lswt_core.interfaces import IGNORE
+from lswt_core.interfaces import IGNORE, CrossEntropy, Draws
 from lswt_core.model import initialise
 
 VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
+
+
+class Way(NamedTuple):
+    """A component, the precision in which it computes and how far it may then be off."""
+
+    build: Callable[[], CrossEntropy]
+    dtype: torch.dtype = torch.float64
+    off: float = 1e-11
+
+    def vocabulary(self, *, trainable: bool = True) -> Vocabulary:
+        """A small table and its projections."""
+        owner = vocabulary(self.dtype)
+        owner.table.requires_grad_(trainable)
+        return owner
+
+    def question(self, **options: Any) -> tuple[Tensor, Tensor]:
+        """States and labels."""
+        states, labels = question(**options)
+        return states.detach().to(self.dtype).requires_grad_(), labels
+
+
+CHUNKS = {f"chunks of {size}": Way(partial(Chunked, chunk=size)) for size in (1, 7, 13, 39, 0)}  # 39 tokens: some divide them
+WAYS = CHUNKS | {"dense": Way(Dense), "liger": Way(Liger, torch.float32, 1e-5)}
+missing = pytest.mark.skipif(find_spec("liger_kernel") is None or find_spec("triton") is None, reason="liger-kernel is not installed")
+every_way = pytest.mark.parametrize(
+    "way", [pytest.param(way, id=name, marks=missing if name == "liger" else ()) for name, way in WAYS.items()]
+)
 
 
 def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> Vocabulary:
@@ -36,8 +67,8 @@ def question(rows: int = 3, length: int = 13, ignored: bool = True) -> tuple[Ten
     return states, labels.masked_fill(torch.rand(rows, length, generator=generator) < 0.3, IGNORE) if ignored else labels
 
 
-def dense(owner: Vocabulary, states: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of every token by torch."""
+def formula(owner: Vocabulary, states: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of every token [B*T] by torch."""
     return cross_entropy(owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
 
 
@@ -47,37 +78,45 @@ def gradients(owner: Vocabulary, states: Tensor, total: Tensor, keep: bool = Fal
     return list(torch.autograd.grad(total, wanted, retain_graph=keep))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 13, 39, 256])  # 39 tokens: chunks that divide them, that do not, and larger ones
+@every_way
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_value_and_gradients_are_those_of_the_dense_loss(
-    chunk: int, ignored: bool, trainable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunked, "CHUNK", chunk)
-    monkeypatch.setattr(chunked, "CHUNK_TRAINED", chunk)
-    owner, (states, labels) = vocabulary(), question(ignored=ignored)
-    owner.table.requires_grad_(trainable)
-    score, wanted = owner.score(states, labels), dense(owner, states, labels)
-    assert distance(score.nll, wanted) < 1e-12
-    assert distance(score.total, wanted.sum()) < 1e-12
+def test_value_and_gradients_are_those_of_the_formula(way: Way, ignored: bool, trainable: bool) -> None:
+    owner, (states, labels) = way.vocabulary(trainable=trainable), way.question(ignored=ignored)
+    score, wanted = owner.score(states, labels, by=way.build()), formula(owner, states, labels)
+    assert score.nll is None or distance(score.nll.flatten(), wanted) < way.off
+    assert distance(score.total, wanted.sum()) < way.off * len(wanted)
     assert int(score.correct) == int((owner.logits(states).argmax(-1) == labels).sum())
     for found, expected in zip(gradients(owner, states, 0.37 * score.total), gradients(owner, states, 0.37 * wanted.sum()), strict=True):
-        assert distance(found, expected) < 1e-12
+        assert distance(found, expected) < way.off
 
 
-def test_nothing_but_ignored_labels_is_no_loss() -> None:
-    owner, (states, labels) = vocabulary(), question()
-    score = owner.score(states, torch.full_like(labels, IGNORE))
-    assert not score.total.any() and not score.correct.any()
-    assert not any(gradient.any() for gradient in gradients(owner, states, score.total))
+@every_way
+def test_without_gradients_every_token_is_told(way: Way) -> None:
+    owner, (states, labels) = way.vocabulary(), way.question()
+    with torch.no_grad():
+        score = owner.score(states, labels, by=way.build())
+    assert score.nll is not None and distance(score.nll.flatten(), formula(owner, states, labels)) < way.off
 
 
-def test_bfloat16_states_are_scored_in_float32() -> None:
+@every_way
+def test_nothing_but_ignored_labels_is_no_loss(way: Way) -> None:
+    owner, (states, labels) = way.vocabulary(), way.question()
+    draws = Draws(torch.rand(labels.shape))
+    score = owner.score(states, torch.full_like(labels, IGNORE), draws, by=way.build(), normaliser=True)
+    assert score.sampled is not None and score.normaliser is not None
+    assert not score.total.any() and not score.correct.any() and not score.sampled.any() and not score.normaliser.any()
+    for total in (score.total, score.sampled, score.normaliser.sum()):
+        assert not any(gradient.any() for gradient in gradients(owner, states, total, keep=True))
+
+
+@every_way
+def test_bfloat16_states_are_scored_in_float32(way: Way) -> None:
     owner, (states, labels) = vocabulary(torch.float32), question()
     with torch.autocast("cpu", torch.bfloat16):
-        score = owner.score(states.float(), labels)
-    assert score.nll.dtype == score.total.dtype == torch.float32
-    assert distance(score.total, dense(owner, states.float(), labels).sum()) < 0.01 * score.total.detach()
+        score = owner.score(states.float(), labels, by=way.build())
+    assert score.total.dtype == torch.float32
+    assert distance(score.total, formula(owner, states.float(), labels).sum()) < 0.01 * score.total.detach()
     score.total.backward()
     assert owner.table.weight.grad is not None and owner.table.weight.grad.dtype == torch.float32
 
@@ -103,19 +142,36 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_logits_of_all_tokens_never_exist(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "CHUNK", 8)
-    monkeypatch.setattr(chunked, "CHUNK_TRAINED", 8)
+def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
     owner, (states, labels) = vocabulary(size=100), question(4, 50)
+    way = Chunked(chunk=8)
+    assert way.logits_at_once("cpu", 4 * 50, owner.table.weight) == 8 * 100
+    assert Dense().logits_at_once("cpu", 4 * 50, owner.table.weight) == 4 * 50 * 100
     draws = Draws(torch.rand(4, 50), torch.tensor([True, False, True, True])) if sampled else None
     with Largest() as found:
-        score = owner.score(states, labels, draws)
+        score = owner.score(states, labels, draws, by=way, normaliser=True)
+        assert score.normaliser is not None
         total = score.total + score.normaliser.square().sum()
         (total if score.sampled is None else total + score.sampled).backward()
     with Largest() as whole:
-        dense(owner, states, labels).sum().backward()
+        formula(owner, states, labels).sum().backward()
     assert whole.elements == 4 * 50 * 100
     assert found.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
+
+
+@pytest.mark.parametrize("size", [13, 0])  # of 39 tokens: equal chunks, and a single one
+def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))  # traced, not generated
+    owner, (states, labels) = vocabulary(), question()
+    plain, fused, draws = Chunked(chunk=size), Chunked(chunk=size), Draws(torch.rand(labels.shape))
+    fused.fuse()
+    wanted, found = (owner.score(states, labels, draws, by=by, normaliser=True) for by in (plain, fused))
+    for field in ("total", "sampled", "normaliser"):
+        values = [getattr(score, field) for score in (found, wanted)]
+        assert distance(*values) < 1e-12
+        slopes = (gradients(owner, states, value.square().sum(), keep=True) for value in values)
+        assert all(distance(a, b) < 1e-11 for a, b in zip(*slopes, strict=True))
+    assert int(found.correct) == int(wanted.correct)
 
 
 def test_drawn_labels_follow_the_softmax() -> None:
@@ -126,7 +182,7 @@ def test_drawn_labels_follow_the_softmax() -> None:
     labels = owner.score(many, torch.zeros(1, draws, dtype=torch.int64), Draws(uniforms)).drawn
     assert labels is not None
     wanted = draws * owner.logits(states)[0, 0].softmax(-1)
-    chi_square = ((labels.bincount(minlength=VOCAB) - wanted).square() / wanted).sum()
+    chi_square = ((labels.flatten().bincount(minlength=VOCAB) - wanted).square() / wanted).sum()
     assert wanted.min() > 5
     assert chi_square < 29.59  # 99.9 % of a chi-square distribution with 10 degrees of freedom lie below
 
@@ -134,74 +190,61 @@ def test_drawn_labels_follow_the_softmax() -> None:
 SOME = torch.tensor([True, False, True])  # rows
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 256])
+@every_way
 @pytest.mark.parametrize("rows", [None, SOME], ids=["all rows", "some rows"])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_drawn_labels_depend_on_their_numbers_alone_and_bring_the_dense_gradient(
-    chunk: int, rows: Tensor | None, trainable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunked, "CHUNK", chunk)
-    monkeypatch.setattr(chunked, "CHUNK_TRAINED", chunk)
-    owner, (states, labels) = vocabulary(), question()
-    owner.table.requires_grad_(trainable)
+def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(way: Way, rows: Tensor | None, trainable: bool) -> None:
+    owner, (states, labels) = way.vocabulary(trainable=trainable), way.question()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
-    score = owner.score(states, labels, Draws(uniforms, rows))
+    score = owner.score(states, labels, Draws(uniforms, rows), by=way.build())
     kept = (labels if rows is None else labels.masked_fill(~rows[:, None], IGNORE)).flatten() != IGNORE
     with torch.no_grad():
         cumulative = owner.logits(states).flatten(0, 1).softmax(-1).cumsum(-1)
         wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)  # how many ids lie below the number
-    assert score.sampled is not None and score.drawn is not None and score.drawn[kept].equal(wanted[kept])
-    drawn = dense(owner, states, wanted).sum()
-    assert distance(score.sampled, drawn) < 1e-12
+    assert score.sampled is not None and score.drawn is not None and score.drawn.flatten()[kept].equal(wanted[kept])
+    drawn = formula(owner, states, wanted).sum()
+    assert distance(score.sampled, drawn) < way.off * len(wanted)
     pairs = zip(gradients(owner, states, score.sampled, keep=True), gradients(owner, states, drawn), strict=True)
-    assert all(distance(a, b) < 1e-12 for a, b in pairs)
-    data = dense(owner, states, labels).sum()  # the data's labels are scored as if nothing was drawn
-    assert distance(score.total, data) < 1e-12
+    assert all(distance(a, b) < way.off for a, b in pairs)
+    data = formula(owner, states, labels).sum()  # the data's labels are scored as if nothing was drawn
+    assert distance(score.total, data) < way.off * len(wanted)
     pairs = zip(gradients(owner, states, score.total), gradients(owner, states, data), strict=True)
-    assert all(distance(a, b) < 1e-12 for a, b in pairs)
+    assert all(distance(a, b) < way.off for a, b in pairs)
 
 
-@pytest.mark.parametrize("chunk", [7, 256])
+@every_way
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "with both losses"])
-def test_the_normaliser_has_its_own_gradient(chunk: int, trainable: bool, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "CHUNK", chunk)
-    monkeypatch.setattr(chunked, "CHUNK_TRAINED", chunk)
-    owner, (states, labels) = vocabulary(), question()
-    owner.table.requires_grad_(trainable)
+def test_the_normaliser_has_its_own_gradient(way: Way, trainable: bool, together: bool) -> None:
+    owner, (states, labels) = way.vocabulary(trainable=trainable), way.question()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
-    score, kept = owner.score(states, labels, Draws(uniforms)), labels.flatten() != IGNORE
-    normaliser = owner.logits(states).flatten(0, 1).logsumexp(-1) * kept
-    assert distance(score.normaliser, normaliser) < 1e-12
+    score, kept = owner.score(states, labels, Draws(uniforms), by=way.build(), normaliser=True), labels != IGNORE
+    normaliser = owner.logits(states).logsumexp(-1) * kept
+    assert score.normaliser is not None and distance(score.normaliser, normaliser) < way.off
     assert score.sampled is not None and score.drawn is not None
     found, wanted = score.normaliser.square().sum(), normaliser.square().sum()
     if together:
         drawn = score.drawn.masked_fill(~kept, IGNORE)
         found = found + 0.3 * score.total + 0.7 * score.sampled
-        wanted = wanted + 0.3 * dense(owner, states, labels).sum() + 0.7 * dense(owner, states, drawn).sum()
+        wanted = wanted + 0.3 * formula(owner, states, labels).sum() + 0.7 * formula(owner, states, drawn).sum()
     pairs = zip(gradients(owner, states, found), gradients(owner, states, wanted), strict=True)
-    assert all(distance(a, b) < 1e-11 for a, b in pairs)
+    assert all(distance(a, b) < way.off * max(1, b.abs().max()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
 def test_labels_without_probability_are_never_drawn(number: float) -> None:
     p = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
-    assert int(chunked.draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
+    assert int(draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
 
 
-def test_the_twice_differentiable_score_agrees_and_has_right_second_derivatives() -> None:
+def test_the_dense_score_has_right_second_derivatives() -> None:
     owner, (states, labels) = vocabulary(), question(1, 3)
-    once, twice = owner.score(states, labels), owner.score(states, labels, twice=True)
-    assert distance(once.total, twice.total) < 1e-12 and distance(once.nll, twice.nll) < 1e-12
-    assert int(once.correct) == int(twice.correct)
-    pairs = zip(gradients(owner, states, once.total), gradients(owner, states, twice.total), strict=True)
-    assert all(distance(a, b) < 1e-12 for a, b in pairs)
-    assert torch.autograd.gradgradcheck(lambda states: owner.score(states, labels, twice=True).total, [states])
+    assert torch.autograd.gradgradcheck(lambda states: owner.score(states, labels, by=dense).total, [states])
 
 
 def test_the_chunked_score_refuses_a_second_derivative() -> None:
     owner, (states, labels) = vocabulary(), question()
-    with pytest.raises(RuntimeError, match="twice=True"):
+    with pytest.raises(RuntimeError, match="take `dense`"):
         torch.autograd.grad(owner.score(states, labels).total, states, create_graph=True)
 
 
@@ -219,10 +262,15 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
         for score in (
             lambda owner: owner.score(states, labels),
             lambda owner: owner.score(states, labels, Draws(uniforms)),
-            lambda owner: owner.score(states, labels, twice=True),
+            lambda owner: owner.score(states, labels, by=dense),
         ):
             found, wanted = score(frozen), score(wide)
-            assert found.nll.equal(wanted.nll) and int(found.correct) == int(wanted.correct)
+            assert (
+                found.nll is not None
+                and wanted.nll is not None
+                and found.nll.equal(wanted.nll)
+                and int(found.correct) == int(wanted.correct)
+            )
             assert all(
                 a.equal(b) for a, b in zip(gradients(frozen, states, found.total), gradients(wide, states, wanted.total), strict=True)
             )

@@ -136,11 +136,21 @@ def test_memories_are_keys_and_values_of_what_is_kept() -> None:
 @pytest.mark.parametrize(("room", "largest"), [(8.0, 8), (4.5, 4), (2.0, 2), (1.5, 1), (0.5, 0)])
 def test_the_largest_micro_batch_that_fits(room: float, largest: int) -> None:
     memory = budget(recipe_of(), Registry(), WORLD).memory
-    base = memory.of_process(WORLD, 1)["total"] - memory.found["activations"]
-    available = int(base + room * memory.found["activations"])
+    one, two = (memory.of_process(WORLD, rows)["total"] for rows in (1, 2))
+    available = int(one + (room - 1) * (two - one))
     assert memory.largest_micro(WORLD, available) == largest
     if largest:
         assert memory.of_process(WORLD, largest)["total"] <= available
+
+
+@pytest.mark.parametrize(
+    ("scoring", "alone", "together"), [({"chunk": 4}, 4, 4), ({"chunk": 64}, 16, 64), ({"use": "dense"}, 16, 128)], ids=str
+)
+def test_logits_are_those_that_exist_at_once(scoring: dict[str, Any], alone: int, together: int) -> None:
+    memory = budget(recipe_of(cross_entropy=scoring), Registry(), WORLD).memory
+    vocabulary, copies = 64, 4 + 2 * 4  # bytes: the logits, and two float32 copies
+    assert memory.of_process(WORLD, 1)["logits"] == alone * vocabulary * copies
+    assert memory.of_process(WORLD, 8)["logits"] == together * vocabulary * copies
 
 
 def test_blocks_that_are_run_again_keep_their_inputs_and_what_one_of_them_keeps() -> None:
@@ -165,7 +175,7 @@ def test_the_xl_model_fits_one_gpu_of_141_gb_if_its_moments_are_short() -> None:
 
 @pytest.mark.parametrize(("largest", "advice"), [(4, "train.micro_rows=4"), (0, "not even micro-batches of one row fit")])
 def test_a_run_that_does_not_fit_is_refused_with_what_would(largest: int, advice: str) -> None:
-    found = Memory({"weights": 10**12, "memories": 0, "activations": 10**9}, recipe_of()).of_process(WORLD)
+    found = Memory({"weights": 10**12, "memories": 0, "activations": 10**9}, recipe_of(), lambda tokens: 0).of_process(WORLD)
     with pytest.raises(ResourceError, match=advice) as caught:
         require_memory(found, torch.device("cpu"), "nano", largest)
     assert "weights 1,000.00 GB" in str(caught.value)

@@ -41,7 +41,8 @@ BROKEN = {
     "far from any": ("[attention]\nuse = 'eager'\nzzzzzzzz = 1 #!", "attention.zzzzzzzz", 'the attention "eager"', "use one of: use"),
     "unknown table": ("[optimiser] #!\nlr = 1", 'unknown table "optimiser"', "no such table", 'did you mean "optimizer"?'),
     "key outside of tables": ("d_model = 64 #!", 'unknown key "d_model"', "no such table", "it belongs at model.d_model"),
-    "scalar for a table": ("ffn = 'gelu' #!", '"ffn" is a table', '"gelu" is not a table', "[ffn]"),
+    "scalar for a table": ("ffn = 3 #!", '"ffn" is a table', "3 is not a table", "[ffn]"),
+    "name for a table": ("ffn = 'gelu' #!", '"ffn" is a table', '"gelu" is not a table', 'write ffn.use = "gelu"'),
     "scalar for a component": ("memory.xl-cache = true #!", '"memory.xl-cache" is a table', "true", "memory.xl-cache = false to remove"),
     "text for a number": (
         '[model]\nd_model = "64" #!',

@@ -65,7 +65,8 @@ class Reading:
             with self.model.precision.autocast(self.device):
                 states, state = self.model.decoder(batch.inputs, state, batch.starts)
                 score = self.model.decoder.vocabulary.score(states, batch.labels)
-            self.count(score.nll.view_as(batch.labels).cpu().numpy(), (batch.labels != IGNORE).cpu().numpy())
+            assert score.nll is not None
+            self.count(score.nll.cpu().numpy(), (batch.labels != IGNORE).cpu().numpy())
             self.cosines.append(mean_cosine(states.float()))
             self.lanes.advance()
         return self.summary()

@@ -49,7 +49,7 @@ def measure(ours: Ours, budget: Budget, ceilings: Ceilings) -> list[Piece]:
     x, at = states.clone().requires_grad_(), torch.arange(work.context, device=work.device)
     pieces = [
         Piece("block", work.n_layers, timed(ours, block), (budget.flops.train * work.tokens - head) / work.n_layers, ceilings.block),
-        Piece("vocabulary and cross-entropy", 1, timed(ours, lambda: loss.decoder.vocabulary.score(x, labels).total), head, ceilings.head),
+        Piece("vocabulary and cross-entropy", 1, timed(ours, lambda: loss.score(x, labels).total), head, ceilings.head),
     ]
     for name, auxiliary in loss.auxiliary.items():
         logits = loss.decoder.vocabulary.logits(x).detach().requires_grad_() if "logits" in loss.needs else None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from lswt_core.assemble import assemble_blueprint, auxiliary_losses, build_optimizer, count_parameters
+from lswt_core.assemble import assemble_blueprint, auxiliary_losses, build_optimizer, count_parameters, cross_entropy
 from lswt_core.blueprint import Blueprint
 from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_auxiliary
 from lswt_core.budget.layers import by_layers
-from lswt_core.budget.memory import Memory, amounts, blank, warm_state
+from lswt_core.budget.memory import Memory, amounts, blank, logits_bytes, warm_state
 from lswt_core.interfaces import Optimizer
 from lswt_core.loss import Loss
 from lswt_core.parallel import Precision, World
@@ -55,13 +56,15 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         conventional=3 * sum(forward.values()),
         six_n=6 * (sum(parameters.values()) - parameters.get("embedding", 0)),
     )
-    return Budget(parameters, named("trainable: "), flops, Memory(named("bytes: "), recipe))
+    table = torch.empty(blueprint.vocab_size, blueprint.d_vocab, device="meta", requires_grad=blueprint.trainable)
+    logits = partial(logits_bytes, cross_entropy(recipe, registry), world.device.type, table, precision.dtype.itemsize)
+    return Budget(parameters, named("trainable: "), flops, Memory(named("bytes: "), recipe, logits))
 
 
 def measure(blueprint: Blueprint, recipe: Recipe, registry: Registry, precision: Precision) -> dict[str, int]:
     """Everything that is a sum over layers, of a model and one row of its context."""
     with torch.device("meta"):
-        loss = Loss(blueprint.build(), auxiliary_losses(recipe, registry))
+        loss = Loss(blueprint.build(), auxiliary_losses(recipe, registry), cross_entropy(recipe, registry))
     optimizer = build_optimizer(recipe, registry, loss)
     batch = blank(1, recipe.train.context)
     state = warm_state(loss, batch)

@@ -63,7 +63,7 @@ def train_flops(loss: Loss, batch: Batch, state: State) -> tuple[int, int]:
 
 def without_auxiliary(loss: Loss) -> Loss:
     """The same decoder with cross-entropy alone."""
-    return Loss(loss.decoder, {})
+    return Loss(loss.decoder, {}, loss.cross_entropy)
 
 
 class Pairs:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lswt_core.console import gigabytes
-from lswt_core.cross_entropy import CHUNK, CHUNK_TRAINED, TILE
+from lswt_core.cross_entropy import TILE
 from lswt_core.errors import ResourceError
-from lswt_core.interfaces import Batch, Optimizer
+from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
 from lswt_core.loss import Loss
 from lswt_core.parallel import World, available_memory
 from lswt_core.recipe import Recipe
@@ -27,6 +27,7 @@ class Memory(NamedTuple):
 
     found: dict[str, int]  # bytes by what needs them; "memories" and "activations" are of one row
     recipe: Recipe
+    logits: Callable[[int], int]  # bytes that the cross-entropy of so many tokens holds at once
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
         """Bytes of one process by what needs them, their total, and what is available on its device. ``micro`` rows are run at a time,
@@ -37,6 +38,7 @@ class Memory(NamedTuple):
         parts = self.found | {
             "memories": self.found["memories"] * rows * 2,  # this step's and the next's
             "activations": self.activations() * micro,
+            "logits": self.logits(micro * self.recipe.train.context),
         }
         return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
 
@@ -63,8 +65,6 @@ def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: 
     state; memories are what a warm model keeps; activations are what autograd keeps. ``half`` is the size of a number computed with.
     """
     weights = list(loss.parameters())
-    table = loss.decoder.vocabulary.table.weight
-    chunk = (CHUNK_TRAINED if table.requires_grad else CHUNK) * len(table)
     return {
         "weights": bytes_of(weights),
         "gradients": bytes_of(trainable(loss)) * (2 if optimizer.shares_forward else 1),
@@ -72,8 +72,13 @@ def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: 
         "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # copies, of one micro-batch
         "memories": bytes_of(tensors(state)) * half // WORD,
         "activations": saved_bytes(loss, batch, state) * half // WORD,
-        "loss_chunk": half * chunk + 2 * WORD * min(chunk, TILE),
     }
+
+
+def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, tokens: int) -> int:
+    """Bytes of the logits that exist at once, and of two float32 copies of those that are worked on."""
+    logits = scoring.logits_at_once(device, tokens, table)
+    return half * logits + 2 * WORD * min(logits, TILE)
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:

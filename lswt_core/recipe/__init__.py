@@ -24,7 +24,7 @@ __all__ = ["OVERLAYS", "Chosen", "Origin", "Recipe"]
 
 MOST = 20  # problems shown at once
 ORDER = (  # of a resolved recipe's tables
-    *("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm", LAYERS, "loss"),
+    *("model", "embedding", "positional", "memory", "attention", "qk_norm", "ffn", "norm", LAYERS, "cross_entropy", "loss"),
     *("optimizer", "schedule", "data", "tokenizer", "train", "evaluate", "checkpoint", "sample", "track"),
 )
 

@@ -96,8 +96,11 @@ class Checked:
 
     def choices(self, kind: Kind) -> Iterator[Choice]:
         """The components of a kind that the recipe names, as far as they are offered."""
-        name = f"{kind.table}.NAME" if kind.many else kind.table
-        table = self.table(self.tree, kind.table, f"write [{name}] and its keys below it")
+        name, found = f"{kind.table}.NAME" if kind.many else kind.table, self.tree.items.get(kind.table)
+        fix = f"write [{name}] and its keys below it"
+        if isinstance(found, Leaf) and isinstance(found.value, str) and not kind.many:  # as a swap is written
+            fix = f'write {kind.table}.use = "{found.value}"'
+        table = self.table(self.tree, kind.table, fix)
         if table is None:
             return
         for component in table.items if kind.many else [None]:

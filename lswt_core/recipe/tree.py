@@ -17,6 +17,7 @@ USE = {  # the component of a table that names none
     "qk_norm": "none",
     "ffn": "swiglu",
     "norm": "layernorm",
+    "cross_entropy": "chunked",
     "optimizer": "adamw",
     "schedule": "cosine",
     "data": "stdlib",
