@@ -20,7 +20,8 @@ class Vocabulary(nn.Module):
 
     def __init__(self, vocab_size: int, d_vocab: int, d_model: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab_size, d_vocab)
+        # Without numbers, as `initialise` fills everything: to fill it on the meta device, torch would import its compiler for seconds
+        self.table = nn.Embedding.from_pretrained(torch.empty(vocab_size, d_vocab), freeze=False)
         self.input = nn.Linear(d_vocab, d_model, bias=False)
         self.output = nn.Linear(d_model, d_vocab, bias=False)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,17 @@ def join(parts: Sequence[Part]) -> Joined:
     keys = [torch.nn.functional.pad(p.k, (slot, spare - slot)) if spare else p.k for p, slot in zip(parts, slots, strict=True)]
     values = [torch.nn.functional.pad(p.v, (0, spare)) if spare else p.v for p in parts]
     return Joined(torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1), join_masks(parts))
+
+
+Asked = TypeVar("Asked", bound=Callable[..., object])
+
+
+def constant(function: Asked) -> Asked:
+    """Let a compiled model ask this once, while it is compiled, and keep the answer: ``torch.compiler.assume_constant_result``, which
+    imports the compiler, two seconds for whoever compiles nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def scale_of(q: Tensor) -> float:

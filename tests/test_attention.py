@@ -17,6 +17,7 @@ from lswt_sdpa import Sdpa
 from torch import Tensor
 
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
+from lswt_core.parts import scores, whole
 
 BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
     "split": partial(Sdpa, method="split"),
@@ -88,6 +89,18 @@ def errors(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
     return [float((a - b).norm() / b.norm().clamp_min(0.1 * b.numel() ** 0.5)) for a, b in zip(found, wanted, strict=True)]
 
 
+def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
+    """What output and gradients may be off by if the output is kept in bfloat16, as fused kernels keep it: the gradient of a score is
+    p (g . v - g . out), and g . out is off by as much as 2^-9 of the terms that it sums.
+    """
+    parts, leaves, cotangent = question(shape, torch.float64)
+    found = torch.cat([scores(part) for part in parts], -1)  # [B, H, T, N]
+    off = 2**-9 * (whole(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]  # [B, H, T, 1]
+    seen = found.masked_fill(found.isinf(), 0.0)
+    gradients = torch.autograd.grad((found.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True)
+    return [torch.zeros_like(cotangent), *gradients]
+
+
 @every_backend
 @given(shape=shapes)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -95,7 +108,10 @@ def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
     dims = Dims(shape.heads * shape.width, shape.heads, 8, 1)
     found, wanted = answer(BACKENDS[backend](dims), shape, shape.dtype), answer(Eager(dims), shape, torch.float64)
     allowed: Sequence[float] = [SMALLEST[shape.dtype]] * len(wanted) if shape.dtype in SMALLEST else []
-    allowed = allowed or [2 * error + 2**-7 for error in errors(answer(Eager(dims), shape, shape.dtype), wanted)]
+    if not allowed:
+        simple = errors(answer(Eager(dims), shape, shape.dtype), wanted)
+        rounded = errors([a + b for a, b in zip(wanted, missed_by_rounded_outputs(shape), strict=True)], wanted)
+        allowed = [2 * error + more + 2**-7 for error, more in zip(simple, rounded, strict=True)]
     assert all(error <= most for error, most in zip(errors(found, wanted), allowed, strict=True))
 
 

@@ -138,6 +138,14 @@ def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -
     assert foreign.returncode == 2 and b"not UTF-8" in foreign.stderr and b"Traceback" not in foreign.stderr
 
 
+def test_it_begins_at_once(trained: Trained) -> None:
+    slow = {"torch._dynamo", "torch._inductor", "transformers", "datasets", "matplotlib"}  # seconds to import, and of no use here
+    script = f"import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); print(sorted({slow} & set(sys.modules)))"
+    words = [sys.executable, "-c", script, "generate", str(trained.run), *PROMPT, "--tokens", "3"]
+    done = subprocess.run(words, env=trained.environment(), capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
 def endless(trained: Trained) -> list[str]:
     """A text that goes on until it is stopped; a drawn one might come to its end."""
     return words_of(trained.run, "--tokens", "100000000", "--decode", "greedy")

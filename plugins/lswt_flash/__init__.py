@@ -10,6 +10,7 @@ from torch import Tensor
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
 from lswt_core.merge import attend
+from lswt_core.parts import constant
 from lswt_flash.generations import GENERATIONS, newest_sound
 
 WIDTHS = 8  # head widths are multiples of it
@@ -63,9 +64,9 @@ class Flash(AttentionBackend):
         return attend(GENERATIONS[generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic), self.deterministic], parts)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def generation_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
-    """Which generation serves; asked for while a model is compiled, not compiled with it."""
+    """Which generation serves."""
     return newest_sound(Need(device, dtype, d_head), deterministic)[0]
 
 

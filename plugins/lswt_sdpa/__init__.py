@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
 from lswt_core.merge import attend
-from lswt_core.parts import join
+from lswt_core.parts import constant, join
 from lswt_sdpa.kernels import KERNELS, kernel_name, tried
 
 
@@ -74,9 +74,9 @@ class Sdpa(AttentionBackend):
         return out.transpose(1, 2)[..., :width]
 
 
-@torch.compiler.assume_constant_result
+@constant
 def kernel_for(device: str, dtype: torch.dtype, d_head: int) -> str:
-    """Which kernel runs parts one by one; asked for while a model is compiled, not compiled with it."""
+    """Which kernel runs parts one by one."""
     return kernel_name(device, dtype, d_head)
 
 
