@@ -150,8 +150,9 @@ def memories_of(recipe: Recipe, registry: Registry) -> list[Memory]:
 
 
 def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequence[Need]) -> tuple[Chosen, list[str]]:
-    """The first backend that "auto" prefers and that can do what is needed, and why it is not an earlier one."""
-    notes = []
+    """The first backend that "auto" prefers, that can do what is needed and gives way to no other; and why it is not an earlier one."""
+    notes: list[str] = []
+    reserve: list[Chosen] = []  # those that could, but give way
     for name in auto.options["prefer"]:
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
@@ -159,7 +160,13 @@ def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequen
         except Incompatible as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue
-        return candidate, [*([how] if how else []), *notes]
+        backend: AttentionBackend = create(registry, candidate, dims)
+        if (reason := backend.gives_way(needs[0])) is None:
+            return candidate, [*([how] if how else []), *notes]
+        notes.append(f"not {name}: {reason}")
+        reserve.append(candidate)
+    if reserve:
+        return reserve[0], [*notes, "no other can"]
     raise Incompatible("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
 
 
