@@ -301,7 +301,9 @@ def test_losses_on_other_texts_are_not_compared(place: Path) -> None:
     assert swapped.returncode == 2 and "they do not compare" in swapped.stderr and "--allow data" in swapped.stderr
 
 
-@pytest.mark.parametrize("swap", ["attention=eager", "train.precision=bfloat16", "memory.registers=false", "model.d_ffn=48"])
+@pytest.mark.parametrize(
+    "swap", ["attention=eager", "train.precision=bfloat16", "train.documents=reset", "memory.registers=false", "model.d_ffn=48"]
+)
 def test_a_clean_swap_passes(place: Path, swap: str) -> None:
     done = start(place, "--swap", swap, "--dry-run")
     assert done.returncode == 0, done.stderr
