@@ -122,7 +122,7 @@ def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device,
     differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
     needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
     named = [chosen for chosen in recipe.every("attention") if chosen.name != AUTO.name]
-    how = {chosen.name: require(registry, chosen, dims, needs) for chosen in named}
+    how = {chosen.name: require(create(registry, chosen, dims), needs) for chosen in named}
     automatic = [chosen for chosen in recipe.every("attention") if chosen.name == AUTO.name]
     if not automatic:
         return Backends(named[0], tuple(one.name for one in named), ("the recipe asks for it", *filter(None, how.values())))
@@ -156,11 +156,11 @@ def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequen
     for name in auto.options["prefer"]:
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
-            how = require(registry, candidate, dims, needs)
+            backend: AttentionBackend = create(registry, candidate, dims)
+            how = require(backend, needs)
         except Incompatible as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue
-        backend: AttentionBackend = create(registry, candidate, dims)
         if (reason := backend.gives_way(needs[0])) is None:
             return candidate, [*([how] if how else []), *notes]
         notes.append(f"not {name}: {reason}")
@@ -170,13 +170,12 @@ def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequen
     raise Incompatible("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
 
 
-def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need]) -> str | None:
+def require(backend: AttentionBackend, needs: Sequence[Need]) -> str | None:
     """Raise Incompatible if a backend cannot do what is needed; how it will, where there is a choice."""
-    backend: AttentionBackend = create(registry, chosen, dims)
     try:
         first, *_ = [backend.require(need) for need in needs]
     except Unsupported as error:
-        raise Incompatible(f"[attention] {chosen.name} cannot be used here: {error}") from error
+        raise Incompatible(f"[attention] {backend.name} cannot be used here: {error}") from error
     return first
 
 

@@ -161,7 +161,7 @@ class Term(NamedTuple):
 class Draws(NamedTuple):
     """Labels to be drawn from the model's own distribution, one random number a token."""
 
-    uniforms: Tensor  # [B, T] in [0, 1): the label is where the cumulative sum of the softmax reaches it
+    uniforms: Tensor  # [B, T] in [0, 1): the label is the first id at which the cumulative softmax exceeds it
     rows: Tensor | None = None  # [B] bool, for which rows; None: for all
 
 

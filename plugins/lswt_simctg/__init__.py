@@ -127,16 +127,17 @@ def in_blocks(unit: Tensor, margin: float, valid: Tensor | None, products: torch
             total += 2 * hinge.sum() - own.sum()  # pairs within the block are there in both orders already
             if gradient is None:
                 continue
-            for columns, all_open in stretches(hinge > 0):
+            open_ = hinge > 0
+            for columns, all_open in stretches(open_):
                 others = slice(start + columns.start, start + columns.stop)
                 if all_open:
                     gradient[:, rows] += unit[:, others].sum(1, keepdim=True)
                     gradient[:, others] += unit[:, rows].sum(1, keepdim=True)
                     continue
-                open_ = (hinge[..., columns] > 0).to(rounded.dtype)
-                gradient[:, rows] += torch.bmm(open_, rounded[:, others])
+                factors = open_[..., columns].to(rounded.dtype)
+                gradient[:, rows] += torch.bmm(factors, rounded[:, others])
                 beyond = max(rows.stop - others.start, 0)  # within the block both orders are there already
-                gradient[:, others][:, beyond:] += torch.bmm(open_[..., beyond:].mT, rounded[:, rows])
+                gradient[:, others][:, beyond:] += torch.bmm(factors[..., beyond:].mT, rounded[:, rows])
     return total, None if gradient is None else gradient.mul_(2)
 
 
