@@ -122,7 +122,7 @@ def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device,
     differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
     needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
     named = [chosen for chosen in recipe.every("attention") if chosen.name != AUTO.name]
-    how = {chosen.name: require(create(registry, chosen, dims), needs) for chosen in named}
+    how = {chosen.name: require(registry, chosen, dims, needs) for chosen in named}
     automatic = [chosen for chosen in recipe.every("attention") if chosen.name == AUTO.name]
     if not automatic:
         return Backends(named[0], tuple(one.name for one in named), ("the recipe asks for it", *filter(None, how.values())))
@@ -150,32 +150,26 @@ def memories_of(recipe: Recipe, registry: Registry) -> list[Memory]:
 
 
 def choose_attention(auto: Chosen, registry: Registry, dims: Dims, needs: Sequence[Need]) -> tuple[Chosen, list[str]]:
-    """The first backend that "auto" prefers, that can do what is needed and gives way to no other; and why it is not an earlier one."""
-    notes: list[str] = []
-    reserve: list[Chosen] = []  # those that could, but give way
+    """The first backend that "auto" prefers and that can do what is needed, and why it is not an earlier one."""
+    notes = []
     for name in auto.options["prefer"]:
         candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
         try:
-            backend: AttentionBackend = create(registry, candidate, dims)
-            how = require(backend, needs)
+            how = require(registry, candidate, dims, needs)
         except Incompatible as error:
             notes.append(f"not {name}: {error.__cause__ or error}")
             continue
-        if (reason := backend.gives_way(needs[0])) is None:
-            return candidate, [*([how] if how else []), *notes]
-        notes.append(f"not {name}: {reason}")
-        reserve.append(candidate)
-    if reserve:
-        return reserve[0], [*notes, "no other can"]
+        return candidate, [*([how] if how else []), *notes]
     raise Incompatible("attention.use = 'auto' found no backend:\n  " + "\n  ".join(notes))
 
 
-def require(backend: AttentionBackend, needs: Sequence[Need]) -> str | None:
+def require(registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[Need]) -> str | None:
     """Raise Incompatible if a backend cannot do what is needed; how it will, where there is a choice."""
+    backend: AttentionBackend = create(registry, chosen, dims)
     try:
         first, *_ = [backend.require(need) for need in needs]
     except Unsupported as error:
-        raise Incompatible(f"[attention] {backend.name} cannot be used here: {error}") from error
+        raise Incompatible(f"[attention] {chosen.name} cannot be used here: {error}") from error
     return first
 
 

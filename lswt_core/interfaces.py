@@ -276,10 +276,6 @@ class AttentionBackend(Component, nn.Module, ABC):
     def require(self, need: Need) -> str | None:
         """Raise Unsupported, with the reason, if this backend cannot do what is needed; it may return how it will, to be printed."""
 
-    def gives_way(self, need: Need) -> str | None:
-        """Why "auto" should take another backend where one can, though this one could; None: no reason."""
-        return None
-
 
 class FeedForward(Component, nn.Module, ABC):
     """The position-wise layer of a block. Built as ``cls(dims, **options)``."""

@@ -185,7 +185,7 @@ def test_the_command_measures_and_compares(path: Path, capsys: pytest.CaptureFix
         "loss simctg",
         "update by sophia-g",
     }
-    assert found["utilisation"]["necessary"] > 0 and found["machine"]["attention"] == "sdpa"
+    assert found["utilisation"]["necessary"] > 0 and found["machine"]["attention"] == "blocked"
     assert main(["bench", str(path), *more]) == 0
     text = capsys.readouterr().out
     for word in ("training", "evaluation", "decoding", "times as long as", "a step's peak", "of its ceiling", "manner of nanoGPT"):

@@ -117,7 +117,7 @@ def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
     for name in ("recipe.toml", "metrics.jsonl", "report.html", "curves.png", "sample.txt", "environment.json"):
         assert whole.joinpath(name).stat().st_size > 0, name
     printed = whole.joinpath("printed.txt").read_text()
-    for text in ("memory.registers", "trainable", "attention sdpa", "precision float32", "weight decay", "unigram", "saved", "sample"):
+    for text in ("memory.registers", "trainable", "attention blocked", "precision float32", "weight decay", "unigram", "saved", "sample"):
         assert text in printed, text
     assert len(list(whole.joinpath("checkpoints").glob("step-????????"))) == 2
     trained = [line for line in lines(whole) if "loss" in line]

@@ -26,11 +26,7 @@ RESHAPED = {"model.d_ffn": "ffn", "model.bias": "attention"}  # keys of those th
 STARTS = ("model.init_std", "embedding.warm_start", "train.seed")  # keys that change the values parameters start with
 READS = ("data", "tokenizer", "train")  # tables that change what is read
 MEASURED_ON = ("data", "tokenizer", "evaluate")  # tables that change what losses are measured on
-KERNEL_KEYS = {  # axes that a kernel may follow: "auto" takes the attention backend that suits these, and backends differ in rounding alone
-    "attention": ("attention", "train.precision", "train.documents", "positional", "memory", "optimizer"),
-    "precision": ("train.precision",),
-    "device": ("device",),
-}
+KERNEL_KEYS = {"attention": "attention", "precision": "train.precision", "device": "device"}
 
 
 class Change(NamedTuple):
@@ -152,7 +148,7 @@ def flaws_of_structure(baseline: Structure, arm: Structure, axes: Iterable[str])
         moved = [name for name in baseline.groups.keys() & arm.groups.keys() if baseline.groups[name] != arm.groups[name]]
         found += [Flaw("groups", f"{name}: parameter group {baseline.groups[name]} becomes {arm.groups[name]}") for name in sorted(moved)]
     for kernel, before in baseline.kernels.items():
-        if before != arm.kernels[kernel] and not any(covers(key, axis) for key in KERNEL_KEYS[kernel] for axis in axes):
+        if before != arm.kernels[kernel] and not any(covers(KERNEL_KEYS[kernel], axis) for axis in axes):
             found.append(Flaw("kernels", f"{kernel} {before} becomes {arm.kernels[kernel]}"))
     return found
 

@@ -48,13 +48,6 @@ class Blocked(AttentionBackend):
         if need.twice:
             raise Unsupported("blocked attention has no second derivative; use attention 'eager'")
 
-    def gives_way(self, need: Need) -> str | None:
-        """In half precision torch's fused kernel reaches a third of these products; in float32 it is the faster one, where it needs no
-        mask.
-        """
-        fused = need.dtype in (torch.float32, torch.float64) and not need.bounded
-        return f"torch's own kernel is faster in {str(need.dtype).removeprefix('torch.')}" if fused else None
-
     def forward(self, parts: Sequence[Part]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
         assert all(part.bias is None for part in parts), "refused by `require`"
