@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from nano import NANO
+from processes import Done, environment, run
 
 from lswt_core.ablate import read_arms
 from lswt_core.ablation.arms import axis_of, laid_out
@@ -70,12 +70,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(place: Path, *more: object) -> list[str]:
     """Two at once: sums, and so where a run is kept, depend on how many threads each has."""
-    return [sys.executable, "-m", "lswt_core", "ablate", str(place / "nano.toml"), "--jobs", "2", *map(str, more)]
+    return ["lswt_core", "ablate", str(place / "nano.toml"), "--jobs", "2", *map(str, more)]
 
 
-def start(place: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    surroundings = os.environ | {"LSWT_CACHE_DIR": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words(place, *more), capture_output=True, text=True, cwd=place, env=surroundings, timeout=280)
+def start(place: Path, *more: object) -> Done:
+    return run(*words(place, *more), cwd=place, LSWT_CACHE_DIR=place / "cache")
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -170,8 +169,9 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     ablation: tuple[Path, str], place: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     asked = ["--swap", "ffn=gelu", "--seeds", "2", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
-    surroundings = os.environ | {"LSWT_CACHE_DIR": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words(place, *asked), stdout=subprocess.PIPE, text=True, cwd=place, env=surroundings) as process:
+    command = [sys.executable, "-m", *words(place, *asked)]
+    surroundings = environment(LSWT_CACHE_DIR=place / "cache")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=place, env=surroundings) as process:
         assert process.stdout is not None
         assert any("done, held-out loss" in line for line in process.stdout)
         until(lambda: any(under_way(directory) for directory in (tmp_path / "store").iterdir()))

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from helpers import GOLDEN, PLUGINS, ROOT
@@ -69,9 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = f"It is a truth universally acknowledged, that number {number} must be in want of a successor. " * 12
         (where / "corpus" / f"{number}.txt").write_text(text)
     (where / "nano.toml").write_text(RECIPE.format(corpus="corpus"))
-    words = [sys.executable, "-m", "lswt_core.run", "nano.toml", "--out", "nano"]
-    environment = os.environ | {"LSWT_CACHE_DIR": str(where / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True)
+    done = processes.run("lswt_core.run", "nano.toml", "--out", "nano", cwd=where, LSWT_CACHE_DIR=where / "cache")
     assert done.returncode == 0, done.stdout + done.stderr
     return where / "nano"
 
@@ -162,8 +161,7 @@ def test_our_own_decoders_read_it(run: Path, exported: Path) -> None:
     printed = []
     for model in (run, exported):
         words = ["generate", str(model), "--prompt", "It is a", "--decode", "contrastive", "--tokens", "12", "--json"]
-        environment = os.environ | {"LSWT_CACHE_DIR": str(run.parent / "cache")}
-        done = subprocess.run([sys.executable, "-m", "lswt_core", *words], capture_output=True, text=True, cwd=run.parent, env=environment)
+        done = processes.run("lswt_core", *words, cwd=run.parent, LSWT_CACHE_DIR=run.parent / "cache")
         assert done.returncode == 0, done.stderr
         printed.append(json.loads(done.stdout))
     assert printed[0]["ids"] == printed[1]["ids"] and len(printed[0]["ids"]) == 12
@@ -171,8 +169,7 @@ def test_our_own_decoders_read_it(run: Path, exported: Path) -> None:
 
 def test_a_checkpoint_of_the_original_code_is_pointed_to_the_import(tmp_path: Path) -> None:
     source = GOLDEN / "lswt_formats" / "seed_checkpoint"
-    words = [sys.executable, "-m", "lswt_core", "generate", str(source), "--prompt", "It"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = processes.run("lswt_core", "generate", source, "--prompt", "It", cwd=tmp_path)
     assert done.returncode == CheckpointError.exit_code and f"python -m lswt_core import {source} OUT" in done.stderr
 
 
@@ -180,13 +177,13 @@ def test_a_model_without_a_tokenizer_says_what_to_do(exported: Path, tmp_path: P
     bare = shutil.copytree(exported, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
-    done = subprocess.run([sys.executable, "-m", "lswt_core", "generate", bare, "--prompt", "It"], capture_output=True, text=True)
+    done = processes.run("lswt_core", "generate", bare, "--prompt", "It", cwd=tmp_path)
     assert done.returncode == CheckpointError.exit_code and "without a tokenizer" in done.stderr and "--tokenizer NAME" in done.stderr
 
 
 def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
-        done = subprocess.run([sys.executable, "-m", "lswt_core", "export", path, tmp_path / "out"], capture_output=True, text=True)
+        done = processes.run("lswt_core", "export", path, tmp_path / "out", cwd=tmp_path)
         assert done.returncode == CheckpointError.exit_code and "holds no model" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -267,11 +264,10 @@ def hub() -> Iterator[Any]:
     server.server_close()
 
 
-def command(run: Path, hub: Any, *more: str, key: str = "secret") -> subprocess.CompletedProcess[str]:
+def command(run: Path, hub: Any, *more: str, key: str = "secret") -> processes.Done:
     """``export`` with the stand-in in the Hub's place."""
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_API_KEY": key, "LSWT_CACHE_DIR": str(run.parent / "cache")}
-    words = [sys.executable, "-m", "lswt_core", "export", str(run), *more]
-    return subprocess.run(words, capture_output=True, text=True, env=os.environ | settings, cwd=run.parent)
+    return processes.run("lswt_core", "export", run, *more, cwd=run.parent, **settings)
 
 
 def test_an_export_is_pushed_as_it_stands(run: Path, hub: Any, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from nano import NANO
+from processes import environment, run
 from safetensors.torch import load_file
 
 from lswt_core.__main__ import main
@@ -62,12 +62,11 @@ class Trained:
             self.corpus.joinpath(f"{i}.txt").write_text(" ".join(f"sense {i} and sensibility {i * j}" for j in range(60)))
         recipe = root / "nano.toml"
         recipe.write_text(RECIPE.format(corpus=self.corpus, tokenizer=tokenizer).replace('"bpe"', '"bpe"\nvocab_size = 300'))
-        words = [sys.executable, "-m", "lswt_core.run", str(recipe), "--out", str(self.run)]
-        done = subprocess.run(words, env=self.environment(), capture_output=True, text=True)
+        done = run("lswt_core.run", recipe, "--out", self.run, cwd=root, LSWT_CACHE_DIR=self.cache)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {"LSWT_CACHE_DIR": str(self.cache), "OMP_NUM_THREADS": "1"}
+        return environment(LSWT_CACHE_DIR=self.cache)
 
     def copy(self, root: Path) -> Path:
         return shutil.copytree(self.run, root / "run")

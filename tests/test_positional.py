@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from lswt_sdpa import Sdpa
 from lswt_xl_cache import XlCache
 from nano import NANO
 from position_parts import drawn, filled, scores
+from processes import run
 from torch import Tensor
 
 from lswt_core.interfaces import Segment
@@ -169,10 +167,9 @@ def test_it_is_planned_and_trains(use: str, tmp_path: Path) -> None:
     tmp_path.joinpath("corpus").mkdir()
     tmp_path.joinpath("corpus", "text.txt").write_text("It is a truth universally acknowledged. " * 200)
     tmp_path.joinpath("nano.toml").write_text(RECIPE.format(corpus="corpus", use=use))
-    environment = os.environ | {"LSWT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     found = []
     for command in (["lswt_core", "plan", "nano.toml", "--json"], ["lswt_core.run", "nano.toml", "--out", "run"]):
-        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = run(*command, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache")
         assert done.returncode == 0, done.stdout + done.stderr
         found.append(done.stdout)
     assert json.loads(found[0])["parameters"]["by_component"].get(f"positional.{use}", 0) == {"alibi": 0, "t5": 32 * 2}[use]

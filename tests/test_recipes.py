@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli
 import torch
+from processes import run
 
 from lswt_core.assemble import assemble, build_optimizer, build_schedule, count_parameters, dimensions, parameter_groups
 from lswt_core.recipe import Recipe
@@ -98,8 +99,7 @@ def test_every_kind_of_component_has_an_ablation() -> None:
 
 
 def test_a_plan_is_one_json_object() -> None:
-    words = [sys.executable, "-m", "lswt_core", "plan", str(RECIPES / "small.toml"), "--json"]
-    found = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    found = json.loads(run("lswt_core", "plan", "small.toml", "--json", cwd=RECIPES).stdout)
     assert found["parameters"]["total"] == found["parameters"]["trainable"] == SIZES["small"]
     assert found["parameters"]["by_component"]["memory.registers"] == 18 * 2 * 16 * 1024
     need = found["memory"]
@@ -111,8 +111,7 @@ def test_a_plan_is_one_json_object() -> None:
 
 def test_a_frozen_table_takes_half_the_bytes_and_nothing_to_train() -> None:
     words = ["embedding.trainable=false", "train.precision=float32", "--json"]
-    command = [sys.executable, "-m", "lswt_core", "plan", str(RECIPES / "small.toml"), *words]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = json.loads(run("lswt_core", "plan", "small.toml", *words, cwd=RECIPES).stdout)
     original = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())["small"]["variants"]["default_reg16_frozen"]
     table = 50_272 * 768
     trained = SIZES["small"] - table

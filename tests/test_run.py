@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -14,42 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from nano import NANO
+from runs import assert_same_bits, command, final, lines, start, surroundings, write_recipe
 from safetensors.torch import load_file
 
 from lswt_core.checkpoint import RunLock
-
-RECIPE = (
-    NANO
-    + """
-[memory.xl]
-use = "xl-cache"
-length = 24
-[optimizer]
-use = "sophia-g"
-lr = 2e-3
-refresh_every = 3
-[schedule]
-warmup_steps = 4
-[tokenizer]
-use = "bytes"
-[train]
-rows = 4
-context = 16
-micro_rows = 2
-precision = "float32"
-steps = 12
-log_every = 1
-[evaluate]
-every = 5
-tokens = 256
-rows = 2
-[checkpoint]
-every = 4
-[sample]
-tokens = 8
-"""
-)
 
 
 @pytest.fixture(scope="module")
@@ -69,48 +36,6 @@ def whole(recipe: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def write_recipe(directory: Path) -> Path:
-    corpus = directory / "corpus"
-    corpus.mkdir()
-    words = random.Random(0)
-    for i in range(12):
-        corpus.joinpath(f"{i}.txt").write_text(" ".join(words.choice(["sense", "and", "sensibility", "pride", "."]) for _ in range(200)))
-    path = directory / "nano.toml"
-    path.write_text(RECIPE.format(corpus=corpus))
-    return path
-
-
-def command(recipe: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "lswt_core.run", str(recipe), *more]
-
-
-def environment(recipe: Path) -> dict[str, str]:
-    return os.environ | {"LSWT_CACHE_DIR": str(recipe.parent / "cache"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def start(recipe: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(recipe, *more), env=environment(recipe), cwd=recipe.parent, capture_output=True, text=True, timeout=240)
-
-
-def final(directory: Path) -> dict[str, object]:
-    newest = max(directory.joinpath("checkpoints").glob("step-????????"))
-    return {
-        f"{group}/{key}": tensor
-        for group in ("model", "optimizer", "memory")
-        for key, tensor in load_file(newest / f"{group}.safetensors").items()
-    }
-
-
-def assert_same_bits(one: Path, other: Path) -> None:
-    expected, found = final(one), final(other)
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not expected[key].equal(found[key])] == []  # type: ignore[attr-defined]
-
-
-def lines(directory: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in directory.joinpath("metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
@@ -146,7 +71,7 @@ def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(recipe: Path,
     instants = random.Random(memory)
     for sign in (b"step  2/12", b"saved", b"step  7/12", b"step 11/12"):  # each is reached again, wherever the last kill struck
         words = command(recipe, option, "--out", str(killed))
-        with subprocess.Popen(words, env=environment(recipe), cwd=recipe.parent, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(words, env=surroundings(recipe), cwd=recipe.parent, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert any(line.startswith(sign) for line in process.stdout)
             time.sleep(instants.random() * 0.01)  # about a step: the next sign must still lie ahead of the last checkpoint
@@ -177,7 +102,7 @@ def test_whatever_the_memory_a_resumed_run_ends_with_the_same_bits(recipe: Path,
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(recipe: Path, whole: Path, out: Path, number: signal.Signals) -> None:
     words = command(recipe, "--out", str(out))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(words, env=environment(recipe), cwd=recipe.parent, **streams) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(words, env=surroundings(recipe), cwd=recipe.parent, **streams) as process:  # type: ignore[call-overload]
         seen = ""
         for line in process.stdout:
             seen += line
@@ -208,7 +133,7 @@ def test_two_processes_give_what_one_gives(recipe: Path, whole: Path, out: Path)
         "--out",
         str(out),
     ]
-    done = subprocess.run(torchrun, env=environment(recipe), cwd=recipe.parent, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(torchrun, env=surroundings(recipe), cwd=recipe.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_close(whole, out)
     one, two = ([line["eval/loss"] for line in lines(run) if "eval/loss" in line] for run in (whole, out))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run import final, lines, start, write_recipe
+from runs import final, lines, start, write_recipe
 from test_step import batch_of, differentiated, loss_of, step_of
 
 from lswt_core.scale import FIRST, GROWTH, LossScale

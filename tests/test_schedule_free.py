@@ -12,8 +12,8 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from optimizer_parts import drive, feed, gradients_of, small_model
+from runs import assert_same_bits, final, lines, start, write_recipe
 from schedulefree import AdamWScheduleFree
-from test_run import assert_same_bits, final, lines, start, write_recipe
 from torch import Tensor
 
 from lswt_core import Registry

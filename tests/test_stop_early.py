@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_run import command, environment, start, write_recipe
+from runs import command, start, surroundings, write_recipe
 
 SLOW = """
 import os
@@ -44,7 +44,7 @@ def test_asked_to_stop_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monk
     tmp_path.joinpath("slow.py").write_text(SLOW)
     words = command(recipe, "--out", "run", "--plugin", "slow.py", "tokenizer.use=slow")
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(words, env=environment(recipe), cwd=tmp_path, **streams) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(words, env=surroundings(recipe), cwd=tmp_path, **streams) as process:  # type: ignore[call-overload]
         seen = ""
         for line in process.stdout:
             seen += line

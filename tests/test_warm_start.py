@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +18,7 @@ from helpers import tiny
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from lswt_bpe import BytePair
 from lswt_bytes import Bytes
+from processes import Done, run
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Rules
 from tokenizers import decoders, models, pre_tokenizers
@@ -435,7 +433,6 @@ def test_a_run_starts_from_a_local_opt_keeps_it_frozen_and_says_so_after_resumin
     model = opt(word_embed_proj_dim=16).half()
     model.save_pretrained(tmp_path / "opt")
     weight = model.get_input_embeddings().weight.detach()
-    environment = os.environ | {"LSWT_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     tmp_path.joinpath("text.txt").write_text("It is a truth universally acknowledged. " * 200)
     tmp_path.joinpath("warm.toml").write_text(
         """
@@ -465,12 +462,11 @@ tokens = 0
 """
     )
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "lswt_core.run", "warm.toml", "--out", "run", *more]
-        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    def start(*more: str) -> Done:
+        return run("lswt_core.run", "warm.toml", "--out", "run", *more, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache", HF_HUB_OFFLINE=1)
 
     for steps in (2, 3):
-        done = run(f"train.steps={steps}", "--accept-changes")
+        done = start(f"train.steps={steps}", "--accept-changes")
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("word embeddings from opt: 320 x 16; all 320 rows by row" in done.stdout) == (steps == 2)
         trained = load_file(tmp_path / "run" / "checkpoints" / f"step-{steps:08d}" / "model.safetensors")
@@ -491,5 +487,5 @@ tokens = 0
             "rounding": 0.0,
         }
         assert record["parameters"]["total"] - record["parameters"]["trainable"] == weight.numel()
-    offline = run("embedding.warm_start=facebook/opt-125m", "--out", "other")
+    offline = start("embedding.warm_start=facebook/opt-125m", "--out", "other")
     assert offline.returncode == 4 and "facebook/opt-125m" in offline.stderr and "warm_start = 'none'" in offline.stderr

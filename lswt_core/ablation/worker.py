@@ -91,6 +91,9 @@ class Observed(Session):
         if not path.is_file():
             write_json(path, {name: fingerprint(parameter, owner) for name, owner, parameter in owners(built.loss)})
 
+    def pictures(self) -> None:
+        """None: the ablation's report draws the curves of all its runs, and a short run would spend half of its time here."""
+
 
 def fingerprint(parameter: torch.Tensor, owner: str) -> dict[str, str]:
     """A parameter's shape, owner and content."""

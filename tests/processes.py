@@ -1,0 +1,116 @@
+"""``run(module, ...)``: what ``subprocess.run`` does with ``python -m module ...``, sooner. The process is forked from one that has
+imported torch and matplotlib, and nothing of ours: half of the time of a run of twelve steps are their imports. All else is a
+process's own: its environment, directory, signals, exit code. Where something may depend on how Python itself starts (hashing,
+what is imported), tests start real ones.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PRELOADED = ("torch", "torch._dynamo", "matplotlib.figure", "matplotlib.projections", "matplotlib.backends.backend_agg", "scipy.stats")
+REQUEST = 2**20  # bytes of a request at most
+Done = subprocess.CompletedProcess[str]
+
+
+def run(module: str, *words: object, cwd: Path, input: str | None = None, timeout: float = 280, **settings: object) -> Done:
+    """``python -m module words`` in ``cwd`` with more environment variables; what it printed is captured as text."""
+    surroundings = environment(**settings)
+    command = [sys.executable, "-m", module, *map(str, words)]
+    if sys.platform != "linux":  # forking after torch was imported is not safe elsewhere
+        return subprocess.run(command, cwd=cwd, env=surroundings, input=input, capture_output=True, text=True, timeout=timeout)
+    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        given.write(input or "")
+        given.seek(0)
+        request = json.dumps({"words": command[2:], "cwd": str(cwd), "environment": surroundings}).encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+            line.settimeout(timeout)
+            line.connect(server())
+            socket.send_fds(line, [request], [file.fileno() for file in (given, out, err)])
+            pid = int(line.recv(64))
+            try:
+                code = int(line.recv(64))
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                raise
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, code, out.read(), err.read())
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """This process's environment and more, for one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in settings.items()}
+
+
+@functools.cache
+def server() -> str:
+    """The address of this process's server, which ends with it."""
+    address = str(Path(tempfile.mkdtemp(prefix="lswt-")) / "socket")
+    process = subprocess.Popen([sys.executable, __file__, address], env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    atexit.register(process.kill)
+    return address
+
+
+def serve(address: str) -> list[str]:
+    """Answer requests for ever. Returns in processes that were asked for, with the words that each was asked to run."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(address)
+    listening.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
+    print("ready", flush=True)
+    while True:
+        line = listening.accept()[0]
+        request, files, _, _ = socket.recv_fds(line, REQUEST, 3)
+        if os.fork() == 0:
+            listening.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return keep(line, json.loads(request), files)
+        line.close()
+        for file in files:
+            os.close(file)
+
+
+def keep(line: socket.socket, request: dict[str, object], files: list[int]) -> list[str]:
+    """Fork what was asked for, tell its number and, once it has ended, its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        line.close()
+        return become(request, files)
+    line.send(str(pid).encode())
+    line.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+    os._exit(0)
+
+
+def become(request: dict[str, object], files: list[int]) -> list[str]:
+    """The process that was asked for: its streams, its directory, its environment."""
+    for stream, file in enumerate(files):
+        os.dup2(file, stream)
+        os.close(file)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    os.chdir(str(request["cwd"]))
+    os.environ.clear()
+    os.environ.update(request["environment"])  # type: ignore[call-overload]
+    return list(request["words"])  # type: ignore[call-overload]
+
+
+if __name__ == "__main__":
+    for name in PRELOADED:
+        try:
+            __import__(name)
+        except ImportError:  # an extra that is not installed
+            continue
+    module, *arguments = serve(sys.argv[1])
+    sys.argv, sys.path[0] = [module, *arguments], str(Path.cwd())
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,0 +1,89 @@
+"""Whole runs of a nano model, as a user starts them, for the tests of what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from nano import NANO
+from processes import Done, environment, run
+from safetensors.torch import load_file
+
+RECIPE = (
+    NANO
+    + """
+[memory.xl]
+use = "xl-cache"
+length = 24
+[optimizer]
+use = "sophia-g"
+lr = 2e-3
+refresh_every = 3
+[schedule]
+warmup_steps = 4
+[tokenizer]
+use = "bytes"
+[train]
+rows = 4
+context = 16
+micro_rows = 2
+precision = "float32"
+steps = 12
+log_every = 1
+[evaluate]
+every = 5
+tokens = 256
+rows = 2
+[checkpoint]
+every = 4
+[sample]
+tokens = 8
+"""
+)
+
+
+def write_recipe(directory: Path) -> Path:
+    corpus = directory / "corpus"
+    corpus.mkdir()
+    words = random.Random(0)
+    for i in range(12):
+        corpus.joinpath(f"{i}.txt").write_text(" ".join(words.choice(["sense", "and", "sensibility", "pride", "."]) for _ in range(200)))
+    path = directory / "nano.toml"
+    path.write_text(RECIPE.format(corpus=corpus))
+    return path
+
+
+def command(recipe: Path, *more: str) -> list[str]:
+    """What a user types."""
+    return [sys.executable, "-m", "lswt_core.run", str(recipe), *more]
+
+
+def surroundings(recipe: Path) -> dict[str, str]:
+    """Environment of a command whose output is read while it runs."""
+    return environment(LSWT_CACHE_DIR=recipe.parent / "cache", PYTHONUNBUFFERED=1)
+
+
+def start(recipe: Path, *more: str) -> Done:
+    """The command, from its beginning to its end."""
+    return run("lswt_core.run", recipe, *more, cwd=recipe.parent, LSWT_CACHE_DIR=recipe.parent / "cache")
+
+
+def final(directory: Path) -> dict[str, object]:
+    newest = max(directory.joinpath("checkpoints").glob("step-????????"))
+    return {
+        f"{group}/{key}": tensor
+        for group in ("model", "optimizer", "memory")
+        for key, tensor in load_file(newest / f"{group}.safetensors").items()
+    }
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    expected, found = final(one), final(other)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not expected[key].equal(found[key])] == []  # type: ignore[attr-defined]
+
+
+def lines(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in directory.joinpath("metrics.jsonl").read_text().splitlines()]
