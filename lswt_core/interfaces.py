@@ -456,6 +456,12 @@ class Tokenizer(Component, ABC):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
 
+    def pieces(self, text: str) -> Iterable[str]:
+        """A long text in pieces whose ids, one after the other, are its own; this one leaves it whole (``lswt_core.fast`` helps). Asked
+        while another thread may encode.
+        """
+        return [text]
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids."""

@@ -722,6 +722,26 @@ class Lossy(Tokenizer):
         return "lossy"
 
 
+@meant("pieces")
+class Marked(Tokenizer):
+    """Marks the beginning of what it is given, also of what is the middle of a text."""
+
+    name = "marked"
+    size, begin, end = 259, 256, 257
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[258, *text.encode()] for text in texts]
+
+    def pieces(self, text: str) -> Iterator[str]:
+        return (text[at : at + 1000] for at in range(0, len(text), 1000))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def fingerprint(self) -> str:
+        return "marked"
+
+
 @meant("records")
 class Fussy(Tracker):
     """Cannot take what is not finite."""

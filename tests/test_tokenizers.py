@@ -1,5 +1,6 @@
 """The tokenizers: round trips, special ids, and what is learned once and kept."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,11 +8,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from data_parts import Given
+from hypothesis import given
+from hypothesis import strategies as st
 from lswt_bpe import BytePair
 from lswt_bytes import Bytes
 from lswt_hf import HuggingFaceTokenizer
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Rules
 
+from lswt_core import fast
+from lswt_core.data import tokenise
 from lswt_core.errors import DataError, ResourceError
 from lswt_core.interfaces import Document, Tokenizer
 
@@ -154,3 +163,81 @@ def test_transformers_reads_what_is_saved_as_the_same_mapping(make: Callable[[Pa
             assert theirs.decode(ids) == text == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
     padded = theirs(["a", "longer"], padding=True)
     assert padded["input_ids"][0][0] == ours.end and padded["attention_mask"][0][0] == 0, "padding stands on the left"
+
+
+def rules_of(*splits: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None) -> Rules:
+    """A tokenizer that splits in some way, and merges what it has learned from WORDS."""
+    rules = Rules(models.BPE())
+    rules.normalizer = normalizer
+    if splits:
+        rules.pre_tokenizer = pre_tokenizers.Sequence(list(splits))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rules.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    return rules
+
+
+byte_level = functools.partial(pre_tokenizers.ByteLevel, add_prefix_space=False)
+BY_WORDS = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPLITTINGS = {
+    "gpt-2": lambda: rules_of(byte_level()),
+    "llama-3": lambda: rules_of(pre_tokenizers.Split(BY_WORDS, "isolated"), byte_level(use_regex=False)),
+    "digits": lambda: rules_of(pre_tokenizers.Digits(individual_digits=True), byte_level()),
+    "prefixed": lambda: rules_of(byte_level(add_prefix_space=True)),
+    "metaspace": lambda: rules_of(pre_tokenizers.Metaspace()),
+    "unsplit": lambda: rules_of(),
+    "normalised": lambda: rules_of(byte_level(), normalizer=normalizers.Replace("\n", " ")),
+}
+CUT = ("gpt-2", "llama-3", "digits", "prefixed", "metaspace")
+
+
+@pytest.mark.parametrize("name", SPLITTINGS)
+@given(drawn=st.lists(st.sampled_from(["\n", "\r\n", " ", "  ", "\t", "the", " house", "'s", ".", "12", "é", "漢", "\u0301"]), min_size=20))
+def test_pieces_have_the_ids_of_the_whole(name: str, drawn: list[str]) -> None:
+    rules, text = splitting(name), "".join(drawn)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fast, "PIECE", 8)
+        pieces = list(fast.pieces(rules, text))
+    assert "".join(pieces) == text
+    assert [i for piece in pieces for i in rules.encode(piece).ids] == rules.encode(text).ids
+
+
+@functools.cache
+def splitting(name: str) -> Rules:
+    return SPLITTINGS[name]()
+
+
+@pytest.mark.parametrize("name", SPLITTINGS)
+@pytest.mark.parametrize("line", ["the house\n", "    if x:\n\n\n\treturn the_house.\n", "The bird, the sea! "])
+def test_a_long_text_is_many_pieces_where_words_are_parted(name: str, line: str) -> None:
+    lengths = [len(piece) for piece in fast.pieces(splitting(name), line * (300_000 // len(line)))]
+    if name in CUT:
+        assert len(lengths) > 16 and max(lengths[:-1]) < fast.PIECE + 100 and lengths[-1] <= 2 * fast.PIECE
+    else:
+        assert len(lengths) == 1
+
+
+def test_bpe_learns_the_same_from_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = []
+    for size in (20, 1 << 20):
+        monkeypatch.setattr(fast, "PIECE", size)
+        tokenizer = BytePair(vocab_size=320)
+        tokenizer.fit(lambda: [Document("0", "\n\n".join(WORDS))], "whole", tmp_path / str(size))
+        learned.append(tokenizer.fingerprint())
+    assert learned[0] == learned[1]
+
+
+@pytest.mark.parametrize("token", [AddedToken("the sea"), AddedToken("<mask>", lstrip=True), AddedToken("<mask>", rstrip=True)])
+def test_tokens_that_reach_for_spaces_leave_a_text_whole(token: AddedToken) -> None:
+    rules = rules_of(byte_level())
+    rules.add_tokens([token])
+    assert len(list(fast.pieces(rules, "The bird, the sea " * 20_000))) == 1
+
+
+def test_a_text_in_pieces_is_one_document(tmp_path: Path) -> None:
+    texts = ["the house\n" * 40_000, "", "short", "é" * 200_000]
+    for tokenizer in (Bytes(), fitted(tmp_path)):
+        made = tokenise(Given(texts), tokenizer, "train", tmp_path)
+        whole = [[tokenizer.begin, *ids] for ids in tokenizer.encode([text for text in texts if text])]
+        assert made.ids.tolist() == [i for ids in whole for i in ids]
+        assert np.diff(made.starts, append=len(made.ids)).tolist() == [len(ids) for ids in whole]
+        assert made.n_bytes == sum(len(text.encode()) for text in texts) and made.n_empty == 1

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lswt_core.data.rows import Borders, Rows
-from lswt_core.data.tokens import batches, nothing
+from lswt_core.data.tokens import groups, nothing
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch, DataSource, Tokenizer
 
@@ -86,7 +86,7 @@ class Stream(Rows):
         """Documents as ids under their numbers in the epoch, from the first that was not dealt yet, without end."""
         while True:
             before, fed = self.consumed, set[int]()
-            for batch in batches(islice(self.source.documents("train"), before, None), READ_AHEAD):
+            for batch in groups(islice(self.source.documents("train"), before, None), READ_AHEAD):
                 for document, ids in zip(batch, self.tokenizer.encode([document.text for document in batch]), strict=True):
                     self.consumed += 1
                     if document.text:

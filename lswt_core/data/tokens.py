@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,17 @@ BLOCK = 1 << 24  # bytes read at a time
 
 Progress = Callable[[int, int, int | None], None]  # documents, bytes of text, bytes in all where the source can tell
 logger = logging.getLogger(__name__)
+
+
+class Piece(NamedTuple):
+    """A document or, of a long one, a part."""
+
+    document: Document
+    text: str
+    first: bool
+
+
+Texts = TypeVar("Texts", Document, Piece)
 
 
 class Tokens(NamedTuple):
@@ -57,7 +68,7 @@ def tokenise(
 
     The file's name is a hash of what it was made from. It is written beside its place and renamed, so a killed process leaves
     no half file in its place and two processes that make it at once both succeed. Memory is bounded by the largest documents, besides
-    a few bytes a document.
+    a few bytes a document; a document that its tokenizer can cut into pieces takes no more than its text.
     """
     parts = [FORMAT, source.fingerprint(), tokenizer.fingerprint(), tokenizer.begin, split]
     fingerprint = blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
@@ -108,17 +119,18 @@ def write(
     names, starts = [], array("q")
     tokens = n_bytes = n_empty = crc = 0
     total = source.size(split)
-    for batch, encoded in ahead(batches(source.documents(split)), tokenizer):
-        for document, ids in zip(batch, encoded, strict=True):
+    for group, encoded in ahead(groups(cut(source.documents(split), tokenizer)), tokenizer):
+        for (document, text, first), ids in zip(group, encoded, strict=True):
             if not document.text:
                 n_empty += 1
                 continue
-            block = np.array([tokenizer.begin, *ids], dtype=dtype)
+            if first:
+                starts.append(tokens)
+                names.append(document.id)
+            block = np.array([tokenizer.begin, *ids] if first else ids, dtype=dtype)
             crc = append(file, block.tobytes(), crc)
-            starts.append(tokens)
-            names.append(document.id)
             tokens += block.size
-            n_bytes += len(document.text.encode())
+            n_bytes += len(text.encode())
         progress(len(names) + n_empty, n_bytes, total)
     if not names:
         raise DataError(nothing(source, split, n_empty))
@@ -126,14 +138,21 @@ def write(
     finish(file, starts, names, crc, {"fingerprint": fingerprint, "dtype": dtype.str, **counts})
 
 
-def ahead(groups: Iterable[list[Document]], tokenizer: Tokenizer) -> Iterator[tuple[list[Document], list[list[int]]]]:
-    """Groups of documents and their ids, in order: while one is written the next is tokenised, one at a time, since a tokenizer need not
+def cut(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Documents in the pieces that their tokenizer can take them in."""
+    for document in documents:
+        for number, text in enumerate(tokenizer.pieces(document.text)):
+            yield Piece(document, text, number == 0)
+
+
+def ahead(grouped: Iterable[list[Piece]], tokenizer: Tokenizer) -> Iterator[tuple[list[Piece], list[list[int]]]]:
+    """Groups of pieces and their ids, in order: while one is written the next is tokenised, one at a time, since a tokenizer need not
     bear to be used by two; those of the usual libraries use all cores by themselves.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
-        waiting: tuple[list[Document], Future[list[list[int]]]] | None = None
-        for group in groups:
-            task = thread.submit(tokenizer.encode, [document.text for document in group])
+        waiting: tuple[list[Piece], Future[list[list[int]]]] | None = None
+        for group in grouped:
+            task = thread.submit(tokenizer.encode, [piece.text for piece in group])
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = group, task
@@ -165,18 +184,18 @@ def nothing(source: DataSource, split: str, n_empty: int) -> str:
     return f"the {split} split of data source {source.name!r} has no text: {counted}; give it more text or hold out another share"
 
 
-def batches(documents: Iterable[Document], characters: int = 1 << 20, count: int = 256) -> Iterator[list[Document]]:
-    """Documents in groups that are worth a call of the tokenizer and small beside memory."""
-    batch: list[Document] = []
+def groups(texts: Iterable[Texts], characters: int = 1 << 20, count: int = 256) -> Iterator[list[Texts]]:
+    """Texts in groups that are worth a call of the tokenizer and small beside memory."""
+    group: list[Texts] = []
     size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= characters or len(batch) >= count:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    for one in texts:
+        group.append(one)
+        size += len(one.text)
+        if size >= characters or len(group) >= count:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def load(path: Path, fingerprint: str) -> Tokens | None:

@@ -67,6 +67,24 @@ def round_trip(subject: Subject) -> None:
 
 
 @rule(
+    "pieces",
+    ("tokenizer",),
+    why="a long text is tokenised piece by piece, and must not become another one by that",
+    mend="cut only where nothing is merged across (lswt_core.fast.pieces does), or leave pieces() as it is: [text]",
+    after=("round trip",),
+)
+def in_pieces(subject: Subject) -> None:
+    """The ids of a long text's pieces are its own."""
+    tokenizer, text = usable(subject), "".join(TEXTS) * 5000
+    with TemporaryDirectory() as cache:
+        tokenizer.fit(lambda: [Document("0", text[:5000])], "test", Path(cache))
+    pieces = list(tokenizer.pieces(text))
+    require("".join(pieces) == text, "the pieces of a text are not the text")
+    ids = [i for of_piece in tokenizer.encode(pieces) for i in of_piece]
+    require(ids == tokenizer.encode([text])[0], f"the ids of a text's {len(pieces)} pieces are not its own")
+
+
+@rule(
     "records",
     ("tracker",),
     why="a tracker mirrors a run; it is told of every number, finite or not, also of a run that goes on",

@@ -14,7 +14,7 @@ from annotated_types import Ge
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lswt_core.errors import ResourceError
-from lswt_core.fast import save_fast
+from lswt_core.fast import pieces, save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Document, Tokenizer
 
@@ -66,6 +66,10 @@ class BytePair(Tokenizer):
         """Ids of each text."""
         return [encoding.ids for encoding in self._fitted.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def pieces(self, text: str) -> Iterator[str]:
+        """Cut between words."""
+        return pieces(self._fitted, text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; the two special ones have none."""
         return self._fitted.decode(list(ids), skip_special_tokens=True)
@@ -89,12 +93,11 @@ class BytePair(Tokenizer):
 
     def _train(self, documents: Iterable[Document]) -> tokenizers.Tokenizer:
         """Learn merges."""
-        mapping = tokenizers.Tokenizer(models.BPE())
-        mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        mapping.decoder = decoders.ByteLevel()
+        mapping, other = untrained(), untrained()  # one that is being trained cannot be asked for anything
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=self.vocab_size, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
-        mapping.train_from_iterator(self._texts(documents), trainer)
+        texts = (piece for text in self._texts(documents) for piece in pieces(other, text))
+        mapping.train_from_iterator(texts, trainer)
         return mapping
 
     def _texts(self, documents: Iterable[Document]) -> Iterator[str]:
@@ -105,6 +108,14 @@ class BytePair(Tokenizer):
             left -= len(document.text)
             if left <= 0:
                 return
+
+
+def untrained() -> tokenizers.Tokenizer:
+    """Bytes, split into words as GPT-2 does."""
+    mapping = tokenizers.Tokenizer(models.BPE())
+    mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    mapping.decoder = decoders.ByteLevel()
+    return mapping
 
 
 def load(path: Path) -> tokenizers.Tokenizer | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from lswt_core.fast import save_fast
+from lswt_core.fast import PIECE, save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
 
@@ -39,6 +39,10 @@ class Bytes(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The bytes of each text."""
         return [list(text.encode()) for text in texts]
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """It can be cut anywhere."""
+        return (text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)) if text else iter([text])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some bytes; what is no UTF-8, as a model may write it, becomes U+FFFD."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Rules
 
 from lswt_core.errors import DataError
-from lswt_core.fast import save_fast
+from lswt_core.fast import pieces, save_fast
 from lswt_core.gguf_file import GgufFile, locate
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
@@ -62,6 +62,10 @@ class GgufTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
         return [encoding.ids for encoding in self._rules.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """Cut between words."""
+        return pieces(self._rules, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; control tokens have none."""

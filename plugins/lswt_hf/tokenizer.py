@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from lswt_core.errors import DataError, PluginError
+from lswt_core.fast import pieces
 from lswt_core.hub import access, cause
 from lswt_core.interfaces import Tokenizer
 
@@ -47,6 +48,10 @@ class HuggingFaceTokenizer(Tokenizer):
             return []
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
         return self._tokenizer(list(texts), **options)["input_ids"]
+
+    def pieces(self, text: str) -> Iterable[str]:
+        """Cut between words, where the tokenizer is one of the `tokenizers` library."""
+        return pieces(self._tokenizer.backend_tokenizer, text) if self._tokenizer.is_fast else [text]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; special ones have none."""

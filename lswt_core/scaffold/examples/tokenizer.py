@@ -20,12 +20,12 @@ class Example(Tokenizer):
 
     def __init__(self, *, characters: Annotated[str, MinLen(1)] = "äöüßàâçéèêëîïôûñ–—‘’“”…€") -> None:
         self.ids = {character: (258 + number,) for number, character in enumerate(dict.fromkeys(characters))}
-        self.pieces = [*(bytes([value]) for value in range(256)), b"", b"", *map(str.encode, self.ids)]
+        self.spellings = [*(bytes([value]) for value in range(256)), b"", b"", *map(str.encode, self.ids)]
 
     @property
     def size(self) -> int:
         """Number of ids."""
-        return len(self.pieces)
+        return len(self.spellings)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Change how text is cut; ``fit`` may learn it from the training documents."""
@@ -33,7 +33,7 @@ class Example(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; a model may write what is no UTF-8, or an id that no text has."""
-        return b"".join(self.pieces[number] for number in ids if number < self.size).decode(errors="replace")
+        return b"".join(self.spellings[number] for number in ids if number < self.size).decode(errors="replace")
 
     def fingerprint(self) -> str:
         """Another mapping, another text."""
