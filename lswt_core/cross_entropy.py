@@ -187,9 +187,10 @@ def score_tile(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: F
     p = wide.softmax(-1)
     kept = labels != IGNORE
     label = labels.where(kept, 0)[:, None]
-    torch.mul(wide.amax(-1) - p.amax(-1).log(), kept, out=found.normaliser)  # by way of the largest, whose p is never near zero
+    largest, place = wide.max(-1)
+    torch.mul(largest - p.amax(-1).log(), kept, out=found.normaliser)  # by way of the largest, whose p is never near zero
     torch.addcmul(found.normaliser, wide.gather(-1, label)[:, 0], kept, value=-1, out=found.nll)
-    torch.logical_and(wide.argmax(-1) == label[:, 0], kept, out=found.correct)
+    torch.logical_and(place == label[:, 0], kept, out=found.correct)
     if uniforms is not None and found.drawn is not None and found.sampled is not None:
         drawn = draw(p, uniforms)
         found.drawn.copy_(drawn)
