@@ -142,7 +142,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, 
         ("loss/simctg", {"needs": {"value": ["states"], "of": "class"}}),
         ("optimizer/sophia-h", {"takes_hessian_vectors": {"value": True, "of": "class"}}),
         ("data/text", {"streaming": {"value": False, "of": "instance"}}),
-        ("tokenizer/bytes", {"overrides": {"value": ["save"], "of": "class"}}),
+        ("tokenizer/bytes", {"overrides": {"value": ["pieces", "save"], "of": "class"}}),
     ],
 )
 def test_capabilities_are_those_the_interface_declares(component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
