@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -23,8 +24,12 @@ REQUEST = 2**20  # bytes of a request at most
 Done = subprocess.CompletedProcess[str]
 
 
-def run(module: str, *words: object, cwd: Path, input: str | None = None, timeout: float = 280, **settings: object) -> Done:
-    """``python -m module words`` in ``cwd`` with more environment variables; what it printed is captured as text."""
+def run(
+    module: str, *words: object, cwd: Path, input: str | None = None, timeout: float = 280, pictures: bool = True, **settings: object
+) -> Done:
+    """``python -m module words`` in ``cwd`` with more environment variables; what it printed is captured as text. Without ``pictures``
+    matplotlib is as if it were not installed, which saves a third of a short run's time.
+    """
     surroundings = environment(**settings)
     command = [sys.executable, "-m", module, *map(str, words)]
     if sys.platform != "linux":  # forking after torch was imported is not safe elsewhere
@@ -32,7 +37,7 @@ def run(module: str, *words: object, cwd: Path, input: str | None = None, timeou
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         given.write(input or "")
         given.seek(0)
-        request = json.dumps({"words": command[2:], "cwd": str(cwd), "environment": surroundings}).encode()
+        request = json.dumps({"words": command[2:], "cwd": str(cwd), "environment": surroundings, "pictures": pictures}).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
             line.settimeout(timeout)
             line.connect(server())
@@ -55,22 +60,27 @@ def environment(**settings: object) -> dict[str, str]:
 
 @functools.cache
 def server() -> str:
-    """The address of this process's server, which ends with it."""
-    address = str(Path(tempfile.mkdtemp(prefix="lswt-")) / "socket")
-    process = subprocess.Popen([sys.executable, __file__, address], env=environment(), stdout=subprocess.PIPE, text=True)
+    """The address of this process's server, which ends when this process does and its pipe closes."""
+    directory = tempfile.TemporaryDirectory(prefix="lswt-")
+    atexit.register(directory.cleanup)
+    address = str(Path(directory.name) / "socket")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, __file__, address], env=environment(), text=True, **pipes)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    atexit.register(process.kill)
+    atexit.register(process.communicate)
     return address
 
 
 def serve(address: str) -> list[str]:
-    """Answer requests for ever. Returns in processes that were asked for, with the words that each was asked to run."""
+    """Answer requests while standard input is open. Returns in processes that were asked for, with the words each was asked to run."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(address)
     listening.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     print("ready", flush=True)
     while True:
+        if sys.stdin in select.select([listening, sys.stdin], [], [])[0]:
+            sys.exit()
         line = listening.accept()[0]
         request, files, _, _ = socket.recv_fds(line, REQUEST, 3)
         if os.fork() == 0:
@@ -102,6 +112,8 @@ def become(request: dict[str, object], files: list[int]) -> list[str]:
     os.chdir(str(request["cwd"]))
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[call-overload]
+    if not request["pictures"]:
+        sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None  # type: ignore[assignment]
     return list(request["words"])  # type: ignore[call-overload]
 
 

@@ -65,9 +65,9 @@ def surroundings(recipe: Path) -> dict[str, str]:
     return environment(LSWT_CACHE_DIR=recipe.parent / "cache", PYTHONUNBUFFERED=1)
 
 
-def start(recipe: Path, *more: str) -> Done:
+def start(recipe: Path, *more: str, pictures: bool = False) -> Done:
     """The command, from its beginning to its end."""
-    return run("lswt_core.run", recipe, *more, cwd=recipe.parent, LSWT_CACHE_DIR=recipe.parent / "cache")
+    return run("lswt_core.run", recipe, *more, cwd=recipe.parent, pictures=pictures, LSWT_CACHE_DIR=recipe.parent / "cache")
 
 
 def final(directory: Path) -> dict[str, object]:

@@ -27,7 +27,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
     """The run that nothing disturbs."""
-    done = start(recipe, "--out", "whole")
+    done = start(recipe, "--out", "whole", pictures=True)
     assert done.returncode == 0, done.stdout + done.stderr
     recipe.parent.joinpath("whole", "printed.txt").write_text(done.stdout)
     return recipe.parent / "whole"

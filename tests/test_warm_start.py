@@ -463,7 +463,8 @@ tokens = 0
     )
 
     def start(*more: str) -> Done:
-        return run("lswt_core.run", "warm.toml", "--out", "run", *more, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache", HF_HUB_OFFLINE=1)
+        settings = {"LSWT_CACHE_DIR": tmp_path / "cache", "HF_HUB_OFFLINE": 1}
+        return run("lswt_core.run", "warm.toml", "--out", "run", *more, cwd=tmp_path, pictures=False, **settings)
 
     for steps in (2, 3):
         done = start(f"train.steps={steps}", "--accept-changes")
