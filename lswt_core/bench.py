@@ -15,7 +15,7 @@ from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.swap import override_of
 
-PEERS_WORK = ["optimizer.use=adamw", "optimizer.lr=3e-4"]  # what all peers do: AdamW on cross-entropy alone
+PEERS_WORK = ["optimizer.use=adamw", "optimizer.lr=3e-4", "embedding.warm_start=none"]  # what all peers do: AdamW, from scratch
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,9 @@ def measure(arguments: argparse.Namespace, registry: Registry, say: Callable[[st
 
 
 def chosen_recipes(arguments: argparse.Namespace, registry: Registry, device: str | None) -> dict[str, Recipe]:
-    """The recipe, its swaps, other recipes and, beside peers, the recipe at their work: without what they do not do."""
+    """The recipe, its swaps, other recipes and, beside peers, the recipe at their work: without what they do not do, and with word
+    embeddings as wide as the model.
+    """
 
     def load(path: Path, *more: str) -> Recipe:
         recipe = Recipe.load(path, [*arguments.overrides, *more], registry=registry)
@@ -94,7 +96,7 @@ def chosen_recipes(arguments: argparse.Namespace, registry: Registry, device: st
     found |= {other: load(Path(other)) for other in arguments.against if is_recipe(other)}
     peers = [name for name in arguments.against if not is_recipe(name)]
     if peers:
-        work = [*PEERS_WORK, *(f"loss.{name}=false" for name in base.many("loss"))]
+        work = [*PEERS_WORK, *(f"loss.{name}=false" for name in base.many("loss")), f"embedding.d_vocab={base.model.d_model}"]
         found[f"{base.name}, peers' work"] = load(arguments.recipe, *work)
         if base.many("memory") and any(not remembers(name) for name in peers):
             bare = [f"memory.{name}=false" for name in base.many("memory")]

@@ -12,6 +12,7 @@ from lswt_core.interfaces import IGNORE, Draws, Score
 
 TILE = 1 << 24  # logits turned into probabilities at once, which takes two float32 copies of them
 TILE_CPU = 1 << 20  # of which so many stay in a core's own cache
+COLUMNS = 512  # of a block in which a CPU looks for the place of the largest
 
 
 class Found(NamedTuple):
@@ -187,8 +188,9 @@ def score_tile(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: F
     p = wide.softmax(-1)
     kept = labels != IGNORE
     label = labels.where(kept, 0)[:, None]
-    largest, place = wide.max(-1)
-    torch.mul(largest - p.amax(-1).log(), kept, out=found.normaliser)  # by way of the largest, whose p is never near zero
+    largest, place = first_largest(wide)
+    share = p.gather(-1, place[:, None])[:, 0]  # never near zero
+    torch.mul(largest - share.log(), kept, out=found.normaliser)
     torch.addcmul(found.normaliser, wide.gather(-1, label)[:, 0], kept, value=-1, out=found.nll)
     torch.logical_and(place == label[:, 0], kept, out=found.correct)
     if uniforms is not None and found.drawn is not None and found.sampled is not None:
@@ -198,6 +200,21 @@ def score_tile(logits: Tensor, labels: Tensor, uniforms: Tensor | None, found: F
     if gradient:
         p.scatter_add_(-1, label, -torch.ones_like(p[:, :1]))
         logits.copy_(p.mul_(kept[:, None]))
+
+
+def first_largest(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest number of each row [n, V] and its first place. On a CPU torch finds the number five times as fast as the place, which is
+    therefore looked for in one block of columns alone.
+    """
+    if rows.device.type != "cpu" or rows.shape[1] <= COLUMNS:
+        return rows.max(-1)
+    blocks = rows.shape[1] // COLUMNS
+    whole, rest = rows.split([blocks * COLUMNS, rows.shape[1] % COLUMNS], -1)
+    tops = [whole.unflatten(1, (blocks, COLUMNS)).amax(-1), *([rest.amax(-1, keepdim=True)] if rest.shape[1] else [])]
+    largest, block = torch.cat(tops, -1).max(-1)
+    columns = block[:, None] * COLUMNS + torch.arange(COLUMNS)  # beyond the end the last one stands again
+    within = rows.gather(-1, columns.clamp_max_(rows.shape[-1] - 1)).max(-1).indices
+    return largest, block * COLUMNS + within
 
 
 def dense(z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core.cross_entropy import dense, draw
+from lswt_core.cross_entropy import dense, draw, first_largest
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import IGNORE, CrossEntropy, Draws
 from lswt_core.model import initialise
@@ -177,6 +177,14 @@ def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, monkeypatch
         slopes = (gradients(owner, states, value.square().sum(), keep=True) for value in values)
         assert all(distance(a, b) < 1e-11 for a, b in zip(*slopes, strict=True))
     assert int(found.correct) == int(wanted.correct)
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1024, 1500])
+def test_the_first_of_the_largest_is_found(size: int) -> None:
+    for seed in range(30):
+        rows = torch.randint(0, 9, (7, size), generator=torch.Generator().manual_seed(seed)).float()  # the largest is there many times
+        largest, place = first_largest(rows)
+        assert largest.equal(rows.amax(-1)) and place.equal(rows.argmax(-1))
 
 
 def test_drawn_labels_follow_the_softmax() -> None:
