@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers
@@ -50,15 +50,14 @@ def pieces(mapping: tokenizers.Tokenizer, text: str) -> Iterator[str]:
 
 
 def local(mapping: tokenizers.Tokenizer) -> bool:
-    """Whether nothing is done to a text before it is split into words: no normalisation, no tokens of their own that hold a space."""
-    words = (token.content.split() == [token.content] or not token.content.strip() for token in added(mapping))
-    strips = any(token.lstrip or token.rstrip for token in added(mapping))
-    return mapping.normalizer is None and mapping.pre_tokenizer is not None and all(words) and not strips
+    """Whether nothing is done to a text before it is split into words: no normalisation, no tokens that reach over a space."""
+    tokens = mapping.get_added_tokens_decoder().values()  # looked for before a text is split
+    return mapping.normalizer is None and mapping.pre_tokenizer is not None and not any(reaches_over(token) for token in tokens)
 
 
-def added(mapping: tokenizers.Tokenizer) -> Iterable[tokenizers.AddedToken]:
-    """Tokens that are looked for before a text is split."""
-    return mapping.get_added_tokens_decoder().values()
+def reaches_over(token: tokenizers.AddedToken) -> bool:
+    """Whether a token takes spaces around it, or stands for a word and a space."""
+    return token.lstrip or token.rstrip or (bool(token.content.strip()) and token.content.split() != [token.content])
 
 
 def next_seam(mapping: tokenizers.Tokenizer, text: str, begin: int) -> int | None:

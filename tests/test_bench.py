@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import platform
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.__main__ import main
+from lswt_core.bench import chosen_recipes
 from lswt_core.benchmark import original
 from lswt_core.benchmark.clock import Span, in_turn, ratio
 from lswt_core.benchmark.ours import Ours, work_of
@@ -156,6 +158,14 @@ def test_a_steps_peak_is_what_it_allocates_at_most() -> None:
 
 def test_the_allocator_can_be_told_and_untold() -> None:
     assert keep_freed_memory() is keep_freed_memory(False) is (platform.libc_ver()[0] == "glibc")
+
+
+def test_peers_are_measured_beside_a_model_of_their_work(path: Path) -> None:
+    asked = argparse.Namespace(recipe=path, overrides=["embedding.d_vocab=8"], swap=[], against=["llama"])
+    own, alike, bare = chosen_recipes(asked, Registry(), None).values()
+    assert [recipe.embedding.d_vocab for recipe in (own, alike, bare)] == [8, own.model.d_model, own.model.d_model]
+    assert own.many("loss") and not alike.many("loss") and alike.one("optimizer").name == "adamw"
+    assert own.many("memory") and not bare.many("memory")
 
 
 @pytest.mark.slow

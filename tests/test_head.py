@@ -164,10 +164,11 @@ def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
     assert found.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
 
 
+@pytest.mark.parametrize("words", [VOCAB, 1100])
 @pytest.mark.parametrize("size", [13, 0])  # of 39 tokens: equal chunks, and a single one
-def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))  # traced, not generated
-    owner, (states, labels) = vocabulary(), question()
+    owner, (states, labels) = vocabulary(size=words), question()
     plain, fused, draws = Chunked(chunk=size), Chunked(chunk=size), Draws(torch.rand(labels.shape))
     fused.fuse()
     wanted, found = (owner.score(states, labels, draws, by=by, normaliser=True) for by in (plain, fused))
@@ -177,6 +178,18 @@ def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, monkeypatch
         slopes = (gradients(owner, states, value.square().sum(), keep=True) for value in values)
         assert all(distance(a, b) < 1e-11 for a, b in zip(*slopes, strict=True))
     assert int(found.correct) == int(wanted.correct)
+
+
+@pytest.mark.parametrize("size", [512, 1024, 1100])
+def test_a_vocabulary_of_many_blocks_is_scored_as_by_the_formula(size: int) -> None:
+    owner, (states, _) = vocabulary(size=size), question()
+    likeliest = owner.logits(states).argmax(-1)
+    labels = likeliest.where(torch.arange(likeliest.shape[1]) % 2 == 0, size - 1)  # every second one is right
+    score, wanted = owner.score(states, labels, by=Chunked(chunk=5)), formula(owner, states, labels)
+    assert int(score.correct) == int((likeliest == labels).sum()) >= labels.numel() // 2
+    assert score.nll is not None and distance(score.nll.flatten(), wanted) < 1e-12
+    pairs = zip(gradients(owner, states, score.total), gradients(owner, states, wanted.sum()), strict=True)
+    assert all(distance(a, b) < 1e-11 for a, b in pairs)
 
 
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 1024, 1500])

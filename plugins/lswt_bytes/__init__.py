@@ -42,7 +42,7 @@ class Bytes(Tokenizer):
 
     def pieces(self, text: str) -> Iterator[str]:
         """It can be cut anywhere."""
-        return (text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)) if text else iter([text])
+        return (text[begin : begin + PIECE] for begin in range(0, max(1, len(text)), PIECE))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some bytes; what is no UTF-8, as a model may write it, becomes U+FFFD."""

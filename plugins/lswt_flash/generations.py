@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from lswt_core.interfaces import Need, Unsupported
 from lswt_core.merge import Gradients, Kernel, fault_of
@@ -76,7 +76,7 @@ def home_of(generation: int) -> Any:
     return importlib.import_module(HOMES[generation])
 
 
-@torch.library.custom_op("lswt_flash::attend", mutates_args=())
+@library.custom_op("lswt_flash::attend", mutates_args=())
 def flash_attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
     """The weighted sum of values [B, T, H, D], and the logarithm of the sum of exp(scores) [B, H, T]."""
     out, total = ATTEND[generation](home_of(generation), q, k, v, causal)
@@ -89,7 +89,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[T
     return torch.empty_like(q), q.new_empty((rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.custom_op("lswt_flash::differentiate", mutates_args=())
+@library.custom_op("lswt_flash::differentiate", mutates_args=())
 def flash_differentiate(
     grad: Tensor,
     q: Tensor,
