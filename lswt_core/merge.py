@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +17,20 @@ from lswt_core.parts import distinct_queries, whole
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 LARGEST_ERROR = {torch.float64: 1e-10, torch.float32: 1e-2}  # of a trial, relative; float32 may be multiplied as TF32
 LARGEST_ERROR_OF_HALVES = 5e-2
+
+
+class TrialSize(NamedTuple):
+    """Lengths of a trial's parts."""
+
+    tokens: int
+    remembered: int
+    sinks: int
+
+
+# Lengths of a trial: less than a tile of a kernel, and those of the family's recipes.
+SHORT, FAMILY = TrialSize(48, 80, 16), TrialSize(2048, 2048, 16)
+TRIAL_SIZES = {"cpu": (SHORT,), "cuda": (SHORT, FAMILY)}
+TRIAL_ROWS, TRIAL_HEADS = 2, 2
 
 
 class Kernel(ABC):
@@ -107,35 +121,69 @@ def first_sound(kernels: dict[Name, Kernel], need: Need) -> tuple[Name | None, l
 
 
 def fault_of(kernel: Kernel, need: Need) -> str | None:
-    """What is wrong with a kernel on a device, by a small trial against the formula; None: nothing."""
-    try:
-        found = trial(need, lambda parts: attend(kernel, parts))
-        wanted = trial(need, whole)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # the kernel, or the device, refuses
-        return (str(error).splitlines() or [type(error).__name__])[0]
-    allowed = LARGEST_ERROR.get(need.dtype, LARGEST_ERROR_OF_HALVES)
-    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
-    return None if worst <= allowed else f"it is off by {worst:.1g} in a trial"
+    """What is wrong with a kernel on a device, by a trial of every size against the formula; None: nothing."""
+    for size in TRIAL_SIZES.get(need.device, TRIAL_SIZES["cpu"]):
+        wanted = trial(need, size, whole)
+        try:
+            found = trial(need, size, lambda parts: attend(kernel, parts))
+            fault = difference(found, wanted, LARGEST_ERROR.get(need.dtype, LARGEST_ERROR_OF_HALVES))
+        except Exception as error:  # the kernel, or the device, refuses; each package has errors of its own
+            return (str(error).splitlines() or [type(error).__name__])[0]
+        if fault is not None:
+            return f"{fault} in a trial"
+    return None
+
+
+def difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], allowed: float) -> str | None:
+    """The first tensor whose relative error in the norm is not within what is allowed; a NaN never is."""
+    for name, tensor in wanted.items():
+        error = float((found[name] - tensor).norm() / tensor.norm())
+        if not error <= allowed:
+            return f"its {name} is off by {error:.1g}"
+    return None
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def trial(need: Need, function: Any) -> list[Tensor]:
-    """Output and gradients of a small question with a sink, remembered keys and new ones, in float32 at least."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(size: int, learned: bool = True) -> Tensor:
-        numbers = torch.randn(2, size, 2, need.d_head, generator=generator, device="cpu")
-        return numbers.to(need.device, need.dtype).requires_grad_(learned)
-
-    q, own, k, v = draw(48), draw(48), draw(48), draw(48)
-    parts = [
-        Part(own, draw(5), draw(5), causal=False),
-        Part(q, draw(80, False), draw(80, False), causal=False),
-        Part(q, k, v, causal=True),
-    ]
-    leaves = [q, own, k, v, parts[0].k, parts[0].v]
+def trial(need: Need, size: TrialSize, function: Callable[[Sequence[Part]], Tensor]) -> dict[str, Tensor]:
+    """Output and gradients of a question laid out in memory as a model's are, in float32 at least."""
+    parts, leaves, grad = question(need, size)
     with torch.autocast(need.device, enabled=False):
         out = function(parts)
-        grads = torch.autograd.grad(out, leaves, draw(48, False))
-    return [t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in (out, *grads)]
+        gradients = torch.autograd.grad(out, list(leaves.values()), grad)
+    named = {"output": out} | {f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}
+    return {name: t.detach().to(torch.promote_types(t.dtype, torch.float32)) for name, t in named.items()}
+
+
+def question(need: Need, size: TrialSize) -> tuple[list[Part], dict[str, Tensor], Tensor]:
+    """Parts, what is differentiated by, and the gradient of the output: random numbers, the same at every call.
+
+    Sinks are parameters [N, H, D] expanded over the rows and met by queries of their own. These, and all values, are slices of a
+    fused product [B, T, 3 M]; rotated queries and keys are dense.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        numbers = torch.randn(*shape, TRIAL_HEADS, need.d_head, generator=generator, device="cpu")
+        return numbers.to(need.device, need.dtype)
+
+    product = draw(TRIAL_ROWS, size.tokens, 3).requires_grad_()  # of queries, keys and values
+    own, v = product[:, :, 0], product[:, :, 2]
+    q, k = (draw(TRIAL_ROWS, size.tokens).requires_grad_() for _ in range(2))
+    sink_k, sink_v = (draw(size.sinks).requires_grad_() for _ in range(2))
+    old_k, old_v = draw(TRIAL_ROWS, size.remembered), draw(TRIAL_ROWS, size.remembered, 3)[:, :, 2]
+    sinks = [sink.expand(TRIAL_ROWS, -1, -1, -1) for sink in (sink_k, sink_v)]
+    parts = [
+        Part(own, sinks[0], sinks[1], causal=False),
+        Part(q, old_k, old_v, causal=False),
+        Part(q, k, v, causal=True),
+    ]
+    leaves = {
+        "queries": q,
+        "sinks' queries": own,
+        "keys": k,
+        "values": v,
+        "sinks' keys": sink_k,
+        "sinks' values": sink_v,
+    }
+    return parts, leaves, draw(TRIAL_ROWS, size.tokens)

@@ -277,7 +277,7 @@ def test_the_newest_sound_generation_of_flash_attn_is_taken(monkeypatch: pytest.
     monkeypatch.setitem(flash_parts.PACKAGES, 3, SimpleNamespace(**vars(flash_parts.PACKAGES[3]) | {"_flash_attn_backward": wrong}))
     flash_parts.install(monkeypatch, 3, 2)
     said = Flash(DIMS).require(need)
-    assert said.startswith("flash-attn version 2; not version 4: ") and "not version 3: it is off by" in said
+    assert said.startswith("flash-attn version 2; not version 4: ") and "not version 3: its gradient of queries is off by" in said
 
 
 def wrong(*_: Any, dq: Tensor, dk: Tensor, dv: Tensor, **options: Any) -> Tensor:
@@ -331,6 +331,66 @@ def test_kernels_are_tried_before_they_are_used() -> None:
     assert fault_of(KERNELS["cudnn"], need)  # it does not run here, and says so
     assert first_sound({"deaf": Deaf(), "sound": KERNELS["cpu"]}, need)[0] == "sound"
     assert first_sound({"deaf": Deaf()}, need)[0] is None
+
+
+OnCpu: type[Any] = type(KERNELS["cpu"])
+
+
+class NotFinite(OnCpu):
+    """One of the gradients it finds is not a number."""
+
+    def __init__(self, which: int) -> None:
+        self.which = which
+
+    def differentiate(self, *given: Any) -> Any:
+        found = list(super().differentiate(*given))
+        found[self.which] = found[self.which].index_fill(1, torch.tensor([0]), torch.nan)
+        return tuple(found)
+
+
+class TakesForDense(OnCpu):
+    """Reads values as if they lay side by side in memory."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Any:
+        return super().attend(q, k, v.as_strided(v.shape, torch.empty(v.shape).stride()) if v.stride(0) else v, causal)
+
+
+class Shared(OnCpu):
+    """Gives every row the first one's gradient where all rows share their keys."""
+
+    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+        dq, dk, dv = super().differentiate(grad, q, k, v, *rest)
+        return (dq, dk[:1].expand_as(dk), dv) if k.stride(0) == 0 else (dq, dk, dv)
+
+
+class Refuses(OnCpu):
+    """Raises what no one has heard of."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def attend(self, *_: Any) -> Any:
+        raise self.error
+
+
+class DslError(Exception):
+    """As a package's own compiler raises."""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        *((NotFinite(which), f"gradient of {name} is off by nan") for which, name in enumerate(("queries", "keys", "values"))),
+        (TakesForDense(), "output is off"),
+        (Shared(), "gradient of sinks' keys is off"),
+        (Refuses(ValueError("no such tile\nand more")), "no such tile"),
+        (Refuses(DslError()), "DslError"),
+    ],
+)
+def test_a_kernel_that_fails_where_models_would_use_it_is_not_used(kernel: Any, reason: str) -> None:
+    need = Need("cpu", torch.float32, 32)
+    assert reason in str(fault_of(kernel, need))
+    assert first_sound({"planted": kernel, "sound": KERNELS["cpu"]}, need)[0] == "sound"
 
 
 def test_fused_kernels_say_that_they_have_no_second_derivative() -> None:

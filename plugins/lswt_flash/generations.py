@@ -72,7 +72,9 @@ DIFFERENTIATE = {4: differentiate_4, 3: differentiate_3, 2: differentiate_2}
 
 
 def home_of(generation: int) -> Any:
-    """The module of a generation; raises ImportError, OSError (a build for another torch) or AttributeError."""
+    """The module of a generation; raises whatever importing the package raises: a missing package, a build for another torch, a
+    compiler of kernels that refuses.
+    """
     return importlib.import_module(HOMES[generation])
 
 
@@ -157,7 +159,7 @@ def search(need: Need, deterministic: bool) -> tuple[int, list[str]]:
     for generation in HOMES:
         try:
             home_of(generation)
-        except (ImportError, OSError, AttributeError) as error:
+        except Exception as error:  # the package's own errors are of any class
             causes.append(f"version {generation}: {error}")
             continue
         fault = fault_of(GENERATIONS[generation, deterministic], need)
