@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from torch.utils._triton import has_triton
 from lswt_core.errors import Incompatible, ResourceError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# Graphs of one function. torch counts a block's over all layers, recipes, shapes and modes of a process, and stops at 8 by itself.
+GRAPHS = 1024
 
 
 class World(NamedTuple):
@@ -157,8 +160,20 @@ def compile_each(blocks: Iterable[nn.Module]) -> None:
     """Compile modules of one make, in place: shapes are fixed, so that there are two graphs for all of them, one for a cold memory and
     one for a warm one, and nothing of a block is left to Python. torch keeps what it has compiled for the next run.
     """
+    options = allow_graphs()
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=False)
+        block.compile(fullgraph=True, dynamic=False, **options)
+
+
+def allow_graphs() -> dict[str, int]:
+    """Let a function have GRAPHS graphs; returns what ``torch.compile`` must be told besides. A newer torch keeps its configuration
+    for each thread, and a block that a backward pass recomputes on a GPU is called in another one.
+    """
+    from torch._dynamo import config  # not with torch itself: it takes time
+
+    config.recompile_limit = config.accumulated_recompile_limit = GRAPHS
+    told = "recompile_limit" in signature(torch.compile).parameters
+    return {"recompile_limit": GRAPHS} if told else {}
 
 
 def allow_two_backward_passes() -> None:

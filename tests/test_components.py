@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, partialmethod
 from types import SimpleNamespace
 from typing import Any
@@ -165,6 +166,24 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(backend: str, m
         assert max(distance(a, b) for a, b in zip(*found, strict=True)) < 1e-9
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 3  # cold, filling, full
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where recipes are benched side by side; the ninth is asked for in a thread, as a GPU's backward pass runs in one."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    dims = DIMS._replace(n_layers=1)
+    makes = [tiny(dims=dims), tiny(dims=dims, ffn=Gelu)]
+    for decoder in makes:
+        compile_each(decoder.blocks)
+    with torch.no_grad(), ThreadPoolExecutor(1) as aside:
+        for rows in range(1, 5):
+            for decoder in makes:
+                decoder(tokens(rows, 3))
+        aside.submit(makes[0], tokens(5, 3)).result()
+    assert counters["stats"]["unique_graphs"] == 9
 
 
 def question(
