@@ -54,6 +54,7 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
         train = tokenise(source, tokenizer, "train", cache, partial(progress, "tokenising training text"))
     if world.rank == 0:
         world.wait()
+    world.wait()  # where the others have another cache they prepare the text themselves
     return Corpus(source, tokenizer, train, valid)
 
 
@@ -91,18 +92,17 @@ def held_out(recipe: Recipe, corpus: Corpus, world: World, unigram: float) -> He
     """The held-out text from its beginning, cut into as many lanes as the recipe asks or as the text allows."""
     context, tokens = recipe.train.context, len(corpus.valid.ids)
     rows = min(recipe.evaluate.rows, tokens // context)
-    rows -= rows % world.size
     if rows < 1:
         raise DataError(
-            f"the held-out text has {tokens:,} tokens, but evaluation needs a segment of {context} for each of {world.size} "
-            "processes: give it more text, or shorten train.context"
+            f"the held-out text has {tokens:,} tokens, but evaluation needs a segment of {context}: give it more text, or shorten "
+            "train.context"
         )
     segments = max(1, min(tokens // rows, recipe.evaluate.tokens // rows) // context)
     lanes = Lanes(
         corpus.valid,
         corpus.tokenizer.end,
         rows_total=rows,
-        rows=world.rows(rows),
+        rows=world.share(rows),
         context=context,
         seed=0,
         documents=recipe.train.documents,

@@ -27,11 +27,12 @@ class HeldOut(NamedTuple):
 @torch.no_grad()
 def evaluate(loss: Loss, held_out: HeldOut, world: World, precision: Precision, stopping: Callable[[], bool]) -> dict[str, float]:
     """Loss per token and what follows from it. Rows are shared by the processes; sums are added up over all of them, so the
-    result is the same for any number. The training run's memories and random streams are not touched.
+    result is the same for any number, and a process without a row adds nothing. The training run's memories and random streams are
+    not touched.
     """
-    totals: dict[str, torch.Tensor] = {}
     state, correct = None, torch.zeros((), dtype=torch.float64, device=world.device)
-    for _ in range(held_out.segments):
+    totals = {name: torch.zeros(2, dtype=torch.float64, device=world.device) for name in (CROSS_ENTROPY, *loss.auxiliary)}
+    for _ in range(held_out.segments if held_out.rows.rows else 0):
         if stopping():
             raise Interrupted
         batch = held_out.rows.segment().each(lambda tensor: tensor.to(world.device))
@@ -41,8 +42,7 @@ def evaluate(loss: Loss, held_out: HeldOut, world: World, precision: Precision, 
         state = tree_map(torch.Tensor.detach, result.state)
         correct += result.correct
         for name, term in result.terms.items():
-            pair = torch.stack((term.total.double(), term.count.double()))
-            totals[name] = totals.get(name, 0) + pair
+            totals[name] += torch.stack((term.total.double(), term.count.double()))
     sums = {name: world.sum(pair).tolist() for name, pair in totals.items()}
     return metrics(sums, float(world.sum(correct)), held_out)
 

@@ -1,4 +1,4 @@
-"""Where and in what precision a run computes: device, processes, numbers. The only core module that reads torchrun's variables."""
+"""Where and in what precision a run computes: device, processes, numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from lswt_core.errors import Incompatible, ResourceError
+from lswt_core.launch import launched
 
+EXCHANGE = timedelta(minutes=30)  # at most between two processes within a step, where one of them may still compile
+LONG_WAIT = timedelta(days=7)  # at most while one process prepares a text or writes a checkpoint; one that dies is noticed at once
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # Graphs of one function. torch counts a block's over all layers, recipes, shapes and modes of a process, and stops at 8 by itself.
 GRAPHS = 1024
@@ -28,17 +32,21 @@ class World(NamedTuple):
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    patient: dist.ProcessGroup | None = None  # all processes, on the CPU, waiting for each other for LONG_WAIT; None: torch's own
 
     @classmethod
     def join(cls) -> World:
-        """Find this process's device, and its peers if torchrun started it."""
-        size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-        device = pick_device(local)
+        """Find this process's device, and its peers if it was launched with some."""
+        process = launched(os.environ)
+        device = pick_device(process.device_number(visible_devices()))
         torch.set_flush_denormal(True)  # numbers below 1e-38 are no information, and halve a CPU's speed
         keep_freed_memory()
-        if size > 1 and not dist.is_initialized():
-            dist.init_process_group(backend="gloo" if device.type == "cpu" else None)
-        return cls(rank, size, device)
+        if process.size == 1:
+            return cls(device=device)
+        if not dist.is_initialized():
+            backend = "gloo" if device.type == "cpu" else None
+            dist.init_process_group(backend, timeout=EXCHANGE, rank=process.rank, world_size=process.size)
+        return cls(process.rank, process.size, device, dist.new_group(backend="gloo", timeout=LONG_WAIT))
 
     def leave(self) -> None:
         """Part from the peers."""
@@ -49,8 +57,21 @@ class World(NamedTuple):
         """The rows of the global batch that this process owns."""
         if total % self.size:
             raise ResourceError(f"train.rows = {total} cannot be shared evenly by {self.size} processes; choose a multiple")
-        share = total // self.size
-        return range(self.rank * share, (self.rank + 1) * share)
+        return self.share(total)
+
+    def micro_rows(self, total: int, wanted: int | None) -> int:
+        """Rows of the global batch that this process runs at a time: ``wanted``, or all it owns."""
+        own = len(self.rows(total))
+        if wanted is not None and wanted < own and own % wanted:
+            raise ResourceError(
+                f"train.micro_rows = {wanted} does not divide the {own} rows that each of {self.size} processes has of "
+                f"train.rows = {total}; choose a divisor of {own}"
+            )
+        return min(wanted or own, own)
+
+    def share(self, total: int) -> range:
+        """What of some rows is this process's, as even as it can be; nothing where there are more processes than rows."""
+        return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -80,10 +101,22 @@ class World(NamedTuple):
         dist.all_gather(everyone, tensor)
         return torch.cat(everyone)
 
+    def gather_texts(self, text: str) -> list[str]:
+        """What every process says, by rank."""
+        if self.size == 1:
+            return [text]
+        own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(own)]), group=self.patient)
+        longest = max(map(int, sizes))
+        everyone = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(everyone, nn.functional.pad(own, (0, longest - len(own))), group=self.patient)
+        return [bytes(raw[:size].tolist()).decode() for raw, size in zip(everyone, map(int, sizes), strict=True)]
+
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Go on when all processes are here, however long one of them prepares a text or writes a checkpoint."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
@@ -107,6 +140,11 @@ def spread_rows(fraction: float, total: int) -> list[int]:
             f"choose a fraction from {1 / total:g} to 1, or more train.rows"
         )
     return [i * total // count for i in range(count)]
+
+
+def visible_devices() -> int:
+    """How many accelerators torch sees."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
 def pick_device(local: int) -> torch.device:

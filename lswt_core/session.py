@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lswt_core.agreement import require_agreement, require_one_checkpoint, require_one_run
 from lswt_core.assemble import (
     Assembled,
     assemble,
@@ -86,9 +87,12 @@ class Session:
     def train(self) -> int:
         """The run itself."""
         self.introduce()
+        self.micro_rows = self.world.micro_rows(self.recipe.train.rows, self.recipe.train.micro_rows)  # refused before anything slow
+        require_one_run(self.world, self.recipe, self.precision, self.directory)
         store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
         saved = self.find(store)
-        if saved is not None and self.finished(saved):
+        require_one_checkpoint(self.world, saved)
+        if saved is not None and self.world.any(self.finished(saved)):
             self.console.say(f"this run is finished: see {self.directory / 'report.html'}; for another, give --out DIR")
             return 0
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
@@ -96,6 +100,7 @@ class Session:
         self.check_schedule()
         source = None if saved else pretrained(self.recipe.embedding)  # before the text, which may take minutes
         corpus = open_corpus(self.recipe, self.registry, self.world, self.reading)
+        require_agreement(self.world, corpus.fingerprint())
         self.console.close()  # the bar of what was read
         trainer = self.build(built, corpus, store, saved)
         if saved is not None:
@@ -193,6 +198,7 @@ class Session:
         """Put pretrained word embeddings into the model, if the recipe asks for them; returns the record of it."""
         if source is None:
             return None
+        require_agreement(self.world, {"embedding.warm_start": dict(source.facts)})
         moved = move_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
         self.console.say(moved.text)
         return moved.record
@@ -206,7 +212,6 @@ class Session:
     def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
         """Give the model memory and put the run together."""
         mine = self.world.rows(self.recipe.train.rows)
-        micro = min(self.recipe.train.micro_rows or len(mine), len(mine))
         materialise(built.loss, self.recipe, self.world.device)
         optimizer = build_optimizer(self.recipe, self.registry, built.loss)
         groups = describe_groups(optimizer.param_groups)
@@ -217,7 +222,7 @@ class Session:
         return Trainer(
             Plan(
                 recipe=self.recipe,
-                setting=Setting(built.loss, self.world, self.precision, self.recipe.train.seed, mine, micro, self.stopping),
+                setting=Setting(built.loss, self.world, self.precision, self.recipe.train.seed, mine, self.micro_rows, self.stopping),
                 optimizer=optimizer,
                 schedule=build_schedule(self.recipe, self.registry),
                 rows=training_rows(self.recipe, corpus, mine, self.world.device),

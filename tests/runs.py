@@ -35,7 +35,7 @@ log_every = 1
 [evaluate]
 every = 5
 tokens = 256
-rows = 2
+rows = 1
 [checkpoint]
 every = 4
 [sample]

@@ -14,13 +14,13 @@ from helpers import PLUGINS, ROOT
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
     {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce"},
-    {"cross_entropy"},
+    {"cross_entropy", "launch"},
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub"},
     {"registry", "model", "merge"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "capabilities", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "budget", "environment"},
-    {"corpus", "train", "opened"},
+    {"corpus", "train", "opened", "agreement"},
     {"session", "cli", "hf"},
     {"ablation", "benchmark", "testing"},
     {"check", "run", "generate", "share", "plan", "explain", "ablate", "bench"},
