@@ -49,7 +49,8 @@ def measure(arguments: argparse.Namespace, registry: Registry, say: Callable[[st
     "work" (the sizes), "machine", "subjects" by name: "training", "evaluation" and "decoding" {seconds {median, lowest, highest},
     tokens_per_second, times_as_long {...} of the subject named "beside"}, parameters, held_bytes, step_peak_bytes, waits_per_step,
     first_step_seconds, compiled_graphs, graph_breaks, recompiled_later, loss after so many steps of the same text; of the recipe itself
-    "ceilings", "utilisation" {necessary, conventional, six_n} and "pieces".
+    "ceilings", "utilisation" {necessary, conventional, six_n} of them, "data_sheet" {flops_per_second, source, necessary, conventional,
+    six_n} (None where no data sheet is known) and "pieces".
     """
     from lswt_core.benchmark.measure import Contest, Rounds, ceilings_of
     from lswt_core.benchmark.ours import Ours, work_of
@@ -132,9 +133,10 @@ def machine(work: Any, attention: str) -> Mapping[str, Any]:
 
     import torch
 
-    accelerator = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else None
+    from lswt_core.parallel import device_name
+
     return {
-        "device": accelerator or platform.processor() or platform.machine(),
+        "device": device_name(work.device) or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "precision": str(work.precision.dtype).removeprefix("torch."),

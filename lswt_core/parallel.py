@@ -142,6 +142,11 @@ def spread_rows(fraction: float, total: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
+def device_name(device: torch.device) -> str:
+    """What an accelerator calls itself; "" of anything else."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 def visible_devices() -> int:
     """How many accelerators torch sees."""
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

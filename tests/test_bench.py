@@ -6,8 +6,12 @@ import argparse
 import json
 import math
 import platform
+import time
+from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +20,18 @@ from torch import Tensor
 
 from lswt_core.__main__ import main
 from lswt_core.bench import chosen_recipes
-from lswt_core.benchmark import original
-from lswt_core.benchmark.clock import Span, in_turn, ratio
+from lswt_core.benchmark import clock, original
+from lswt_core.benchmark.clock import Span, in_turn, ratio, seconds_of_one
+from lswt_core.benchmark.measure import Contest, Rounds, beside_data_sheet
 from lswt_core.benchmark.ours import Ours, work_of
 from lswt_core.benchmark.peers import PEERS, find
 from lswt_core.benchmark.probe import look
+from lswt_core.benchmark.words import data_sheet
 from lswt_core.benchmark.work import Subject, Work
+from lswt_core.budget.flops import Flops
+from lswt_core.budget.speed import timed
 from lswt_core.errors import UsageError
-from lswt_core.parallel import keep_freed_memory
+from lswt_core.parallel import Precision, keep_freed_memory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -140,9 +148,48 @@ def test_everyone_reads_the_same_text(path: Path) -> None:
 
 def test_turns_alternate_and_ratios_are_of_rounds() -> None:
     told: list[str] = []
-    taken = in_turn({name: (lambda name=name: told.append(name)) for name in "abc"}, 2, CPU)  # type: ignore[misc]
+    taken = in_turn({name: partial(partial, told.append, name) for name in "abc"}, 2, CPU)
     assert "".join(told) == "abccba" and {len(times) for times in taken.values()} == {2}
     assert ratio({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b") == Span(2.5, 2.0, 3.0)
+
+
+def test_texts_are_there_before_the_clock_starts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, ours = subjects(path)
+    told: list[str] = []
+    perf_counter, text = time.perf_counter, Work.text
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: told.append("clock") or perf_counter()))
+
+    def heard(self: Work, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in text(self, seed):
+            told.append("text")
+            yield pair
+
+    monkeypatch.setattr(Work, "text", heard)
+    found = Contest(work, {"ours": ours}, Rounds(2, 2, 1), lambda _: None).run()
+    assert found["ours"]["steps"] == 6 and found["ours"]["first_step_seconds"] > 0
+    starts = [number for number, word in enumerate(told) if word == "clock"][::2]
+    assert len(starts) == 12 and all(told[number : number + 2] == ["clock", "clock"] for number in starts)
+
+
+def test_a_device_is_waited_for_after_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: told.append("|"))
+    assert seconds_of_one(partial(told.append, "."), torch.device("meta")) > 0
+    assert timed(partial(told.append, "."), torch.device("meta"), times=1, calls=50) > 0
+    assert "".join(told) == f"|{'.' * 50}|{'.' * 50}|"
+
+
+def test_a_step_is_a_share_of_the_data_sheets_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work(*[4] * 10, Precision(torch.bfloat16, ""), torch.device("cuda"))
+    flops = Flops(forward={}, train=5 * 10**12, refresh=0, conventional=6 * 10**12, six_n=4 * 10**12)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    found = beside_data_sheet(work, 0.1, flops)  # 160 tokens/s
+    assert found is not None and found["flops_per_second"] == 989.4e12 and "H100" in found["source"]
+    assert [found[name] for name in ("necessary", "conventional", "six_n")] == pytest.approx([800 / 989.4, 960 / 989.4, 640 / 989.4])
+    assert "989 TFLOP/s" in data_sheet(found)[0] and "65% (MFU by 6 N)" in data_sheet(found)[0]
+    assert beside_data_sheet(work._replace(precision=Precision(torch.float32, "")), 0.1, flops) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")  # another chip
+    assert beside_data_sheet(work, 0.1, flops) is None and data_sheet(None) == []
 
 
 def test_a_steps_peak_is_what_it_allocates_at_most() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from lswt_core.benchmark.clock import seconds
+from lswt_core.benchmark.clock import Turn, seconds_of_one
 from lswt_core.benchmark.work import Work
 
 REPEATS = 5
@@ -42,14 +43,13 @@ def rate(work: Work, layers: list[tuple[int, int]], *, weights: bool) -> float:
             torch.randn(shape, device=work.device).to(work.precision.dtype)
             for shape in ((work.tokens, wide), (out, wide), (work.tokens, out))
         )
-        taken += fastest(lambda x=x, w=w: x @ w.T, work) + fastest(lambda g=g, w=w: g @ w, work)
-        taken += fastest(lambda g=g, x=x: g.T @ x, work) if weights else 0.0
+        taken += fastest(partial(torch.matmul, x, w.T), work) + fastest(partial(torch.matmul, g, w), work)
+        taken += fastest(partial(torch.matmul, g.T, x), work) if weights else 0.0
         flops += 2.0 * work.tokens * wide * out * (3 if weights else 2)
     return flops / taken
 
 
-def fastest(function: object, work: Work) -> float:
-    """Seconds of the best of some calls: a ceiling is what could be."""
-    assert callable(function)
+def fastest(function: Turn, work: Work) -> float:
+    """Seconds of a call in the best of some measurements: a ceiling is what could be."""
     function()
-    return min(seconds(function, work.device) for _ in range(REPEATS))
+    return min(seconds_of_one(function, work.device) for _ in range(REPEATS))

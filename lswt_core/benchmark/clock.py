@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 Turn = Callable[[], object]  # one measured piece of work
+CALLS = 50  # of something short between two waits for a device
 
 
 class Span(NamedTuple):
@@ -25,13 +26,15 @@ class Span(NamedTuple):
         return cls(median(values), min(values), max(values))
 
 
-def in_turn(turns: Mapping[str, Turn], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every subject's turn, round by round; every second round goes backwards, so that none always follows the same one."""
+def in_turn(turns: Mapping[str, Callable[[], Turn]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every subject's turn, round by round; every second round goes backwards, so that none always follows the same one.
+    ``turns`` make each turn ready, what it reads on the device included, before its clock starts.
+    """
     taken: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds):
         order = list(turns) if number % 2 == 0 else list(reversed(list(turns)))
         for name in order:
-            taken[name].append(seconds(turns[name], device))
+            taken[name].append(seconds(turns[name](), device))
     return taken
 
 
@@ -42,6 +45,20 @@ def seconds(turn: Turn, device: torch.device) -> float:
     turn()
     settle(device)
     return time.perf_counter() - began
+
+
+def seconds_of_one(function: Turn, device: torch.device, calls: int = CALLS) -> float:
+    """How long one of ``calls`` calls takes that are put on a device at once: neither waiting for it nor the way to it counts, as little
+    as within a step. A CPU has nothing to wait for, and a single call is measured there.
+    """
+    if device.type == "cpu":
+        return seconds(function, device)
+
+    def all_of_them() -> None:
+        for _ in range(calls):
+            function()
+
+    return seconds(all_of_them, device) / calls
 
 
 def settle(device: torch.device) -> None:

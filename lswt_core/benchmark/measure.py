@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 
 from lswt_core.benchmark import ceilings, pieces
-from lswt_core.benchmark.clock import Span, in_turn, ratio
+from lswt_core.benchmark.clock import Span, Turn, in_turn, ratio, seconds
 from lswt_core.benchmark.ours import Ours
 from lswt_core.benchmark.probe import Graphs, bytes_of, look
 from lswt_core.benchmark.work import Subject, Work
 from lswt_core.budget import Budget
+from lswt_core.budget.flops import Flops
+from lswt_core.budget.speed import accelerator_called
+from lswt_core.parallel import device_name
 
 WARM_UP = 3  # steps before anything is timed: a cold one, two with memory
 LAST = 3  # steps whose mean loss is compared
@@ -41,7 +44,7 @@ class Contest:
         started = {name: self.warm_up(name) for name in self.subjects}
         before = {name: graphs for name, (_, graphs) in started.items()}
         self.say("training")
-        training = in_turn({name: self.turn(name) for name in self.subjects}, self.rounds.training, self.work.device)
+        training = in_turn({name: partial(self.turn, name) for name in self.subjects}, self.rounds.training, self.work.device)
         after = Graphs.now()
         seen = {name: look(self.turn(name), self.work.device) for name in self.subjects}
         self.say("evaluation")
@@ -64,36 +67,37 @@ class Contest:
     def warm_up(self, name: str) -> tuple[float, Graphs]:
         """The first steps of a subject: seconds of the very first, and what was compiled."""
         self.say(f"warming up {name}")
-        before, began = Graphs.now(), time.perf_counter()
-        self.step(name)
-        first = time.perf_counter() - began
+        before = Graphs.now()
+        first = seconds(self.turn(name), self.work.device)
         for _ in range(WARM_UP - 1):
-            self.step(name)
+            self.turn(name)()
         now = Graphs.now()
         return first, Graphs(now.graphs - before.graphs, now.breaks - before.breaks)
 
-    def turn(self, name: str) -> Callable[[], None]:
-        """A subject's training step as a measured turn."""
-        return lambda: self.step(name)
+    def turn(self, name: str) -> Turn:
+        """A subject's next training step, on its own copy of the text, which is there before the turn begins."""
+        subject, (inputs, labels) = self.subjects[name], next(self.texts[name])
 
-    def step(self, name: str) -> None:
-        """One training step on the subject's own copy of the text."""
-        subject = self.subjects[name]
-        with subject.as_its_users_run_it():
-            self.losses[name].append(float(subject.train(*next(self.texts[name]))))
+        def step() -> None:
+            with subject.as_its_users_run_it():
+                self.losses[name].append(float(subject.train(inputs, labels)))
+
+        return step
 
     def evaluate(self) -> dict[str, list[float]]:
         """Seconds of held-out segments, memory carried along."""
         texts = {name: self.work.text(seed=1) for name in self.subjects}
 
-        def turn(name: str) -> Callable[[], None]:
+        def turn(name: str) -> Turn:
+            inputs, labels = next(texts[name])
+
             def run() -> None:
                 with self.subjects[name].as_its_users_run_it():
-                    self.subjects[name].evaluate(*next(texts[name]))
+                    self.subjects[name].evaluate(inputs, labels)
 
             return run
 
-        turns = {name: turn(name) for name in self.subjects}
+        turns = {name: partial(turn, name) for name in self.subjects}
         in_turn(turns, WARM_UP, self.work.device)
         return in_turn(turns, self.rounds.evaluation, self.work.device)
 
@@ -107,14 +111,14 @@ class Contest:
             if first is not None:
                 now[name] = first
 
-        def turn(name: str) -> Callable[[], None]:
+        def turn(name: str) -> Turn:
             def run() -> None:
                 with self.subjects[name].as_its_users_run_it():
                     now[name] = self.subjects[name].decode(now[name])
 
             return run
 
-        turns = {name: turn(name) for name in now}
+        turns = {name: partial(turn, name) for name in now}
         in_turn(turns, WARM_UP, self.work.device)
         return in_turn(turns, self.rounds.decoding, self.work.device)
 
@@ -148,12 +152,19 @@ def beside_of(name: str, subjects: Mapping[str, Subject]) -> str:
     return (alike or ours)[-1]
 
 
-def shares(work: Work, seconds: float, budget: Budget, rates: ceilings.Ceilings) -> dict[str, float]:
-    """What a step's time means in FLOPs, and as a share of the rate that matrix products reach here."""
-    flops, rate = budget.flops, work.tokens / seconds
-    peak = rates.block
+def shares(work: Work, seconds: float, flops: Flops, peak: float) -> dict[str, float]:
+    """What a step's time means in FLOPs, as a share of a rate."""
+    rate = work.tokens / seconds
     found = {"necessary": flops.train, "conventional": flops.conventional, "six_n": flops.six_n}
     return {name: amount * rate / peak for name, amount in found.items()}
+
+
+def beside_data_sheet(work: Work, seconds: float, flops: Flops) -> dict[str, Any] | None:
+    """The same as a share of what the accelerator's data sheet promises; None where there is none for it in this precision."""
+    found = accelerator_called(device_name(work.device)) if work.precision.dtype in (torch.bfloat16, torch.float16) else None
+    if found is None:
+        return None
+    return {"flops_per_second": found.flops, "source": found.source} | shares(work, seconds, flops, found.flops)
 
 
 def ceilings_of(ours: Ours, budget: Budget, seconds: float) -> Iterator[tuple[str, Any]]:
@@ -162,5 +173,6 @@ def ceilings_of(ours: Ours, budget: Budget, seconds: float) -> Iterator[tuple[st
         rates = ceilings.measure(ours.work)
         parts = pieces.measure(ours, budget, rates)
     yield "ceilings", {"block_flops_per_second": rates.block, "head_flops_per_second": rates.head, "copy_bytes_per_second": rates.copy}
-    yield "utilisation", shares(ours.work, seconds, budget, rates)
+    yield "utilisation", shares(ours.work, seconds, budget.flops, rates.block)
+    yield "data_sheet", beside_data_sheet(ours.work, seconds, budget.flops)
     yield "pieces", [part._asdict() | {"of_ceiling": part.of_ceiling} for part in parts]

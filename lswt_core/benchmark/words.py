@@ -83,8 +83,19 @@ def pieces(found: Mapping[str, Any]) -> list[str]:
         f"{ceilings['head_flops_per_second'] / 1e9:,.0f} the vocabulary's, {ceilings['copy_bytes_per_second'] / 1e9:,.1f} GB/s copies",
         f"of the block's ceiling a step reaches {used['necessary']:.0%} (FLOPs that are needed), "
         f"{used['conventional']:.0%} (3 x forward), {used['six_n']:.0%} (6 N)",
+        *data_sheet(found["data_sheet"]),
         "",
         *table(rows),
+    ]
+
+
+def data_sheet(found: Mapping[str, Any] | None) -> list[str]:
+    """Model FLOPs utilisation, where the accelerator is known."""
+    if found is None:
+        return []
+    return [
+        f"of the {found['flops_per_second'] / 1e12:,.0f} TFLOP/s of its data sheet ({found['source']}): {found['necessary']:.0%} "
+        f"(FLOPs that are needed), {found['conventional']:.0%} (MFU by 3 x forward), {found['six_n']:.0%} (MFU by 6 N)",
     ]
 
 

@@ -17,7 +17,8 @@ from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.tree import tree_map
 
-ROWS = 512  # of the matrices that are multiplied to calibrate
+ROWS, ROWS_OF_ACCELERATOR = 512, 8192  # of the matrices that are multiplied to calibrate
+CALLS = 50  # between two waits for an accelerator, whose products take less than a wait
 COPIED = 1 << 26  # bytes copied to calibrate: more than a cache holds
 SPENT = 0.3  # seconds a measurement takes, unless FEWEST calls take longer
 FEWEST = 3
@@ -34,43 +35,54 @@ class Accelerator(NamedTuple):
     memory: int  # bytes
     efficiency: float  # the share of ``flops`` that training reaches in matrix products
     source: str
+    called: tuple[str, ...] = ()  # what such devices call themselves
 
 
 GIB = 1 << 30
+A100 = "NVIDIA A100 data sheet, 2021"
 ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
     one.name: one
     for one in (
-        Accelerator("a100-40gb", 312e12, 1.555e12, 40 * GIB, 0.6, "NVIDIA A100 data sheet, 2021"),
-        Accelerator("a100-80gb", 312e12, 2.039e12, 80 * GIB, 0.6, "NVIDIA A100 data sheet, 2021"),
-        Accelerator("h100", 989.4e12, 3.35e12, 80 * GIB, 0.6, "NVIDIA H100 SXM data sheet, 2023"),
-        Accelerator("h200", 989.4e12, 4.8e12, 141 * 10**9, 0.6, "NVIDIA H200 data sheet, 2024"),
-        Accelerator("b200", 2250e12, 8e12, 180 * GIB, 0.6, "NVIDIA DGX B200 data sheet, 2024"),
-        Accelerator("mi300x", 1307e12, 5.3e12, 192 * GIB, 0.5, "AMD Instinct MI300X data sheet, 2023"),
+        Accelerator("a100-40gb", 312e12, 1.555e12, 40 * GIB, 0.6, A100, ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")),
+        Accelerator("a100-80gb", 312e12, 2.039e12, 80 * GIB, 0.6, A100, ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")),
+        Accelerator("h100", 989.4e12, 3.35e12, 80 * GIB, 0.6, "NVIDIA H100 SXM data sheet, 2023", ("NVIDIA H100 80GB HBM3",)),
+        Accelerator("h200", 989.4e12, 4.8e12, 141 * 10**9, 0.6, "NVIDIA H200 data sheet, 2024", ("NVIDIA H200",)),
+        Accelerator("b200", 2250e12, 8e12, 180 * GIB, 0.6, "NVIDIA DGX B200 data sheet, 2024", ("NVIDIA B200",)),
+        Accelerator("mi300x", 1307e12, 5.3e12, 192 * GIB, 0.5, "AMD Instinct MI300X data sheet, 2023", ("AMD Instinct MI300X",)),
     )
 }
+
+
+def accelerator_called(name: str) -> Accelerator | None:
+    """The accelerator that calls itself so; others of its family have other rates."""
+    return next((one for one in ACCELERATORS.values() if name in one.called), None)
 
 
 def here(recipe: Recipe, device: torch.device, memory: int) -> Accelerator:
     """Rates of this machine: matrix products at the model's width in the run's precision, and copies."""
     dtype = Precision.choose(recipe.train.precision, device).dtype
-    width = recipe.model.d_model
-    a, b = torch.randn(ROWS, width, device=device, dtype=dtype), torch.randn(width, 4 * width, device=device, dtype=dtype)
+    width, rows = recipe.model.d_model, ROWS if device.type == "cpu" else ROWS_OF_ACCELERATOR
+    a, b = torch.randn(rows, width, device=device, dtype=dtype), torch.randn(width, 4 * width, device=device, dtype=dtype)
     source, target = (torch.empty(COPIED, dtype=torch.uint8, device=device).fill_(1) for _ in range(2))
-    product = timed(lambda: a @ b, device)
-    copy = timed(lambda: target.copy_(source), device)
-    return Accelerator(str(device), 2 * ROWS * width * 4 * width / product, 2 * COPIED / copy, memory, 1.0, "measured just now")
+    calls = 1 if device.type == "cpu" else CALLS
+    product = timed(lambda: a @ b, device, calls=calls)
+    copy = timed(lambda: target.copy_(source), device, calls=calls)
+    return Accelerator(str(device), 2 * rows * width * 4 * width / product, 2 * COPIED / copy, memory, 1.0, "measured just now")
 
 
-def timed(function: Callable[[], object], device: torch.device, times: int = 0) -> float:
-    """The median of a function's time in seconds: of some calls, or of as many as a moment takes."""
+def timed(function: Callable[[], object], device: torch.device, times: int = 0, calls: int = 1) -> float:
+    """The median of a function's time in seconds: measured some times, or as often as a moment allows, each time over ``calls`` calls
+    that the device is waited for after.
+    """
     taken: list[float] = []
     began = time.perf_counter()
     while len(taken) < times if times else len(taken) < FEWEST or time.perf_counter() - began < SPENT:
         start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
+        for _ in range(calls):
+            function()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        taken.append((time.perf_counter() - start) / calls)
     return median(taken[1:] or taken)
 
 
