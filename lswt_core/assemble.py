@@ -111,16 +111,7 @@ def dimensions(recipe: Recipe) -> Dims:
 
 def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> Backends:
     """The attention backends for a device and precision, and why it is those."""
-    dims, memories = dimensions(recipe), memories_of(recipe, registry)
-    need = Need(
-        device=device.type,
-        dtype=dtype,
-        d_head=dims.d_head,
-        biased=any(encoding.biased for encoding in encodings(recipe, registry)),
-        bounded=recipe.train.documents == "reset" or any(memory.window for memory in memories),
-    )
-    differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
-    needs = [need, need._replace(dtype=torch.float32)] if differenced else [need]
+    dims, needs = dimensions(recipe), attention_needs(recipe, registry, device, dtype)
     named = [chosen for chosen in recipe.every("attention") if chosen.name != AUTO.name]
     how = {chosen.name: require(registry, chosen, dims, needs) for chosen in named}
     automatic = [chosen for chosen in recipe.every("attention") if chosen.name == AUTO.name]
@@ -128,6 +119,19 @@ def suitable_attention(recipe: Recipe, registry: Registry, device: torch.device,
         return Backends(named[0], tuple(one.name for one in named), ("the recipe asks for it", *filter(None, how.values())))
     first, notes = choose_attention(automatic[0], registry, dims, needs)
     return Backends(first, tuple(dict.fromkeys([first.name, *how])), (*notes, *filter(None, how.values())))
+
+
+def attention_needs(recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype) -> list[Need]:
+    """What every attention backend of a recipe must be able to do."""
+    need = Need(
+        device=device.type,
+        dtype=dtype,
+        d_head=dimensions(recipe).d_head,
+        biased=any(encoding.biased for encoding in encodings(recipe, registry)),
+        bounded=recipe.train.documents == "reset" or any(memory.window for memory in memories_of(recipe, registry)),
+    )
+    differenced = optimizer_class(recipe, registry).takes_hessian_vectors  # gradients that are must be computed in float32 besides
+    return [need, need._replace(dtype=torch.float32)] if differenced else [need]
 
 
 def encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:

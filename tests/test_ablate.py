@@ -8,22 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nano import NANO
 from processes import Done, environment, run
 
 from lswt_core.ablate import read_arms
-from lswt_core.ablation.arms import axis_of, laid_out
-from lswt_core.ablation.certificate import Start, flaws_of_start
+from lswt_core.ablation.arms import Variant, axis_of, laid_out
+from lswt_core.ablation.certificate import Change, Start, axes_of, flaws_of_start
 from lswt_core.ablation.compare import report
+from lswt_core.ablation.kernels import shared_attention
 from lswt_core.ablation.match import match
+from lswt_core.ablation.matrix import Workers
 from lswt_core.ablation.outcome import Arm, Outcome, Study
 from lswt_core.ablation.publish import publish
-from lswt_core.errors import RecipeError, UsageError
+from lswt_core.ablation.study import Ablation, Asked
+from lswt_core.ablation.words import summary
+from lswt_core.errors import Incompatible, RecipeError, UsageError
+from lswt_core.parallel import World
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 
 RECIPE = (
     NANO
@@ -299,6 +308,56 @@ def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: 
 def test_losses_on_other_texts_are_not_compared(place: Path) -> None:
     swapped = start(place, "--swap", "evaluate.tokens=512", "--dry-run")
     assert swapped.returncode == 2 and "they do not compare" in swapped.stderr and "--allow data" in swapped.stderr
+
+
+def recipes(place: Path, **arms: list[str]) -> dict[str, Recipe]:
+    return {name: Recipe.load(place / "nano.toml", overrides) for name, overrides in arms.items()}
+
+
+CPU = torch.device("cpu")
+
+
+def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path) -> None:
+    found = shared_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
+    assert found is not None and found.name == found.alone == "blocked" and not found.text()
+    found = shared_attention(recipes(place, base=[], biased=["positional.use=alibi"], own=["attention.use=eager"]), Registry(), CPU)
+    assert found is not None and (found.name, found.alone) == ("sdpa", "blocked") and "arm biased cannot take blocked" in found.text()
+    assert found.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), "a named backend stays"
+    assert shared_attention(recipes(place, base=["attention.use=eager"], biased=["positional.use=alibi"]), Registry(), CPU) is None
+    narrow = 'attention.prefer=["blocked"]'
+    with pytest.raises(Incompatible, match="arm biased cannot take blocked"):
+        shared_attention(recipes(place, base=[narrow], biased=[narrow, "positional.use=alibi"]), Registry(), CPU)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    ['attention.prefer=["blocked", "sdpa"]', 'layers."every 2".attention={prefer=["blocked", "sdpa"]}', 'layers.0.attention.use="sdpa"'],
+)
+def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, layers: str) -> None:
+    more = {"baseline": (layers,), "biased": (layers, "positional.use=alibi")}
+    variants = [Variant(name, (name,), place / "nano.toml", words, ("positional",)) for name, words in more.items()]
+    asked = Asked("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
+    ablation = Ablation(asked, Registry(), World.join(), print)
+    ablation.build()
+    assert [one.structure.kernels["attention"] for one in ablation.built] == ["sdpa", "sdpa"]
+    settings = ablation.settings(Workers(1, 1, [], []))
+    assert settings["attention"] == "sdpa" and "attention is sdpa in every arm" in settings["notes"][0]
+    told = study(arm("baseline", [3.0]), arm("x", [2.9]))
+    assert settings["notes"][0] in summary(report(replace(told, settings=told.settings | settings)))[-2]
+
+
+def test_what_a_swap_is_about() -> None:
+    def change(key: str, before: object, after: object, where: str = "command line") -> Change:
+        return Change(key, before, after, where)
+
+    loss = [change("loss.new.use", None, "new"), change("loss.new.weight", None, 0.1), change("loss.new.power", None, 2)]
+    assert axes_of(loss, ("loss.new.weight",)) == ("loss.new",), "whoever sets the weight of a new loss adds it"
+    assert axes_of([change(one.key, one.after, one.before) for one in loss], ("loss.new.weight",)) == ("loss.new",)
+    assert axes_of([change("loss.old.weight", 1.0, 0.1)], ("loss.old.weight",)) == ("loss.old.weight",)
+    steps = [change("schedule.use", "cosine", "constant", "a.toml:5"), change("schedule.floor", 0.1, None, "a.toml:5")]
+    steps += [change("optimizer.use", "sophia-g", "lion", "b.toml:4"), change("train.clip", 1.0, 2.0, "b.toml:6")]
+    assert axes_of(steps, None, ["a.toml", "b.toml"]) == ("schedule", "optimizer"), "one of each file that leads to the arm"
+    assert axes_of(steps, None) == ("schedule",)
 
 
 @pytest.mark.parametrize("swap", ["attention=eager", "train.precision=bfloat16", "memory.registers=false", "model.d_ffn=48"])

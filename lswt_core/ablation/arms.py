@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from lswt_core.errors import Problem, RecipeError
 from lswt_core.layers import LAYERS
-from lswt_core.recipe.files import File, find, read
+from lswt_core.recipe.files import File, find, read, read_chain
 from lswt_core.recipe.lines import parse_key
 from lswt_core.recipe.tree import Origin
 from lswt_core.recipe.write import flat
@@ -153,6 +153,15 @@ def arms_of_recipes(paths: Iterable[Path], overrides: tuple[str, ...]) -> Iterat
     """Arms that are recipe files of their own."""
     for path in paths:
         yield Variant(path.stem, (f"recipe {path}",), path, overrides, None)
+
+
+def steps_between(baseline: Path, arm: Path) -> list[str]:
+    """The files that lead from a baseline's recipe to an arm's, each extending the one before it, as they are shown; empty if the arm
+    does not extend the baseline.
+    """
+    chain, start = read_chain(arm), find(baseline)
+    paths = [file.path for file in chain]
+    return [file.shown for file in chain[paths.index(start) + 1 :]] if start in paths else []
 
 
 def distinct(arms: Sequence[Variant]) -> list[Variant]:

@@ -81,12 +81,25 @@ def place_of(key: str, baseline: Recipe, arm: Recipe) -> str:
     return "default"
 
 
-def axes_of(found: Sequence[Change], axes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The axes of an arm that names none: the one component or key in which it differs, if it is one."""
+def axes_of(found: Sequence[Change], axes: tuple[str, ...] | None, steps: Sequence[str] = ()) -> tuple[str, ...]:
+    """What an arm may differ in. A named key of a component that only one side has stands for that component: whoever sets the weight
+    of a new loss adds the loss.
+
+    An arm that names no axis is about the one component or key in which it differs. If it extends the baseline by other files
+    (``steps``), it is about one of each.
+    """
     if axes is not None:
-        return axes
-    places = list(dict.fromkeys(home_of(change.key, found) for change in found))
-    return tuple(places[:1])
+        return tuple(dict.fromkeys(added(axis, found) or axis for axis in axes))
+    homes = [(home_of(change.key, found), change.where.rpartition(":")[0]) for change in found]
+    first = {file: next((home for home, where in homes if where == file), None) for file in steps}
+    return tuple(dict.fromkeys(filter(None, first.values()))) or tuple(home for home, _ in homes[:1])
+
+
+def added(axis: str, found: Sequence[Change]) -> str | None:
+    """The table of a stacking component that an axis lies in, if the component is not in both recipes."""
+    table = ".".join(axis.split(".")[:2])
+    one_sided = any(change.key == f"{table}.use" and None in (change.before, change.after) for change in found)
+    return table if one_sided else None
 
 
 def home_of(key: str, found: Sequence[Change]) -> str:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lswt_core.ablation import certificate, outcome
-from lswt_core.ablation.arms import BASELINE, Variant
+from lswt_core.ablation.arms import BASELINE, Variant, steps_between
 from lswt_core.ablation.certificate import Change, Common, Flaw, Start, Structure, Uncertified
+from lswt_core.ablation.kernels import Shared, shared_attention
 from lswt_core.ablation.match import Matched, free_knob, match
 from lswt_core.ablation.matrix import Job, Matrix, Workers
 from lswt_core.ablation.outcome import Outcome
@@ -69,24 +70,29 @@ class Ablation:
     def __init__(self, asked: Asked, registry: Registry, world: World, say: Say) -> None:
         self.asked, self.registry, self.world, self.say = asked, registry, world, say
         self.built: list[Built] = []
+        self.attention: Shared | None = None  # None: the baseline names its backend
 
     # ----------------------------------------------------------------------------------------------------- before the runs
 
     def build(self) -> None:
         """Build every arm and certify it; raises Uncertified before anything is trained."""
+        recipes = {variant.name: self.load(variant, variant.overrides) for variant in self.asked.variants}
+        self.attention = shared_attention(recipes, self.registry, self.world.device)
         for variant in self.asked.variants:
             self.built.append(self.arm(variant, self.built[0] if self.built else None))
 
     def load(self, variant: Variant, overrides: Sequence[str]) -> Recipe:
-        """An arm's recipe."""
-        return Recipe.load(variant.path, overrides, overlay=self.asked.overlay, registry=self.registry)
+        """An arm's recipe, with the attention backend that all arms share."""
+        shared = self.attention.overrides.get(variant.name, ()) if self.attention else ()
+        return Recipe.load(variant.path, (*overrides, *shared), overlay=self.asked.overlay, registry=self.registry)
 
     def arm(self, variant: Variant, baseline: Built | None) -> Built:
         """An arm, its budget matched, certified against the baseline."""
         recipe, matched, overrides = self.load(variant, variant.overrides), None, variant.overrides
         axes: tuple[str, ...] = ()
         if baseline is not None:
-            axes = certificate.axes_of(certificate.changes(baseline.recipe, recipe), variant.axes)
+            steps = steps_between(baseline.variant.path, variant.path)
+            axes = certificate.axes_of(certificate.changes(baseline.recipe, recipe), variant.axes, steps)
             matched = self.matched(variant, recipe, axes, baseline)
         if matched is not None:
             overrides, axes = (*overrides, matched.override), (*axes, matched.key)
@@ -133,7 +139,12 @@ class Ablation:
             lines.append(f"{built.variant.name:<32}{own.total:>16,}{shares[0]:>9}{own.flops_per_token:>16,}{shares[1]:>9}  {axes}")
             lines += [f"  matched by {built.matched.override}, residual {built.matched.residual:+.3%}"] if built.matched else []
             lines += [f"  allowed: {flaw.text}" for flaw in built.flaws]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What all arms have been given so that they compare; nothing where the baseline is as it would be alone."""
+        told = self.attention.text() if self.attention else ""
+        return [told] if told else []
 
     # ------------------------------------------------------------------------------------------------------------ the runs
 
@@ -191,6 +202,7 @@ class Ablation:
             "runs_at_once": workers.at_once,
             "threads": workers.threads,
             **first.structure.kernels,
+            "notes": self.notes(),
         }
 
     def result(self, built: Built, outcomes: list[Outcome]) -> outcome.Arm:

@@ -25,6 +25,7 @@ def summary(report: Report) -> list[str]:
     broken = [one["arm"] for one in report["certificate"] if one["status"] == "broken"]
     if broken:
         sentences.append(f"NOT A CLEAN SWAP: {', '.join(broken)} (see the certificate); nothing may be ascribed to these swaps.")
+    sentences += [f"{note}." for note in settings.get("notes", ())]
     sentences.append(f"It holds for this recipe, size and length of training, with hyper-parameters as they are; margin {margin:g} nats.")
     return sentences
 

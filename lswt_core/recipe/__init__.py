@@ -102,6 +102,21 @@ class Recipe:
             found += [chosen for chosen in checked.chosen[kind].values() if chosen not in found]
         return found
 
+    def tables_with(self, kind: str, name: str) -> list[str]:
+        """The tables, as they are written, whose component of a kind of which there is one has that name: "attention",
+        'layers."every 2".attention'.
+        """
+        table, tree = KINDS[kind].table, self._chosen.tree
+        tables = [table] if self.one(kind).name == name else []
+        selectors = tree.items.get(LAYERS)
+        for selector, special in selectors.items.items() if isinstance(selectors, Branch) else ():
+            written = special.items.get(table) if isinstance(special, Branch) else None
+            if isinstance(written, Branch):
+                use = written.items.get("use")
+                held = use.value if isinstance(use, Leaf) else self.one(kind).name
+                tables += [f"{LAYERS}.{write.key(selector)}.{table}"] if held == name else []
+        return tables
+
     def components(self) -> list[Chosen]:
         """The different components of every kind."""
         return [chosen for kind in KINDS for chosen in self.every(kind)]
