@@ -41,8 +41,13 @@ class Assembled(NamedTuple):
     """A model without memory yet, and what was decided on the way."""
 
     loss: Loss
-    attention: str  # the backend's name; several where layers differ
+    backends: tuple[str, ...]  # of attention; several where layers differ
     notes: tuple[str, ...]  # why it is that one
+
+    @property
+    def attention(self) -> str:
+        """The backends' names."""
+        return ", ".join(self.backends)
 
 
 class Backends(NamedTuple):
@@ -72,7 +77,7 @@ def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype:
             scoring.require(device.type)
         except Unsupported as error:
             raise Incompatible(f"[cross_entropy] {scoring.name} cannot be used here: {error}") from error
-        return Assembled(Loss(decoder, auxiliary_losses(recipe, registry), scoring), ", ".join(backends.names), backends.notes)
+        return Assembled(Loss(decoder, auxiliary_losses(recipe, registry), scoring), backends.names, backends.notes)
 
 
 def cross_entropy(recipe: Recipe, registry: Registry) -> CrossEntropy:

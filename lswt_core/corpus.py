@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lswt_core.assemble import create
-from lswt_core.data import Lanes, Prefetched, Rows, Stream, Tokens, cache_directory, check_vocabulary, tokenise, unigram_perplexity
+from lswt_core.data import Lanes, Prefetched, Rows, Stream, Tokens, cache_directory, check_vocabulary, keyed, tokenise, unigram_perplexity
 from lswt_core.errors import DataError, Incompatible
 from lswt_core.evaluate import HeldOut
 from lswt_core.interfaces import DataSource, Tokenizer
@@ -41,21 +41,28 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
             f"train.dealing = 'in-turn' deals the documents of a stream, but data source {source.name!r} does not stream: its text is cut "
             "into equal lanes; leave train.dealing out, or take data.use = 'hf' with data.streaming = true"
         )
-    tokenizer: Tokenizer = create(registry, recipe.one("tokenizer"))
-    cache = cache_directory()
+    cache, made_by = cache_directory(), (recipe.one("data"), recipe.one("tokenizer"))
     if world.rank > 0:
         world.wait()
     progress("preparing the tokenizer", 0, 0, None)
-    tokenizer.fit(lambda: source.documents("train"), source.fingerprint(), cache)
+    tokenizer = fit_tokenizer(recipe, registry, source)
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
-    valid = tokenise(source, tokenizer, "valid", cache, partial(progress, "tokenising held-out text"))
+    valid = tokenise(source, tokenizer, "valid", cache, partial(progress, "tokenising held-out text"), made_by)
     train = None
     if not source.streaming:
-        train = tokenise(source, tokenizer, "train", cache, partial(progress, "tokenising training text"))
+        train = tokenise(source, tokenizer, "train", cache, partial(progress, "tokenising training text"), made_by)
     if world.rank == 0:
         world.wait()
     world.wait()  # where the others have another cache they prepare the text themselves
     return Corpus(source, tokenizer, train, valid)
+
+
+def fit_tokenizer(recipe: Recipe, registry: Registry, source: DataSource) -> Tokenizer:
+    """The recipe's tokenizer, which has learned from its text, or found in the cache what it learned."""
+    tokenizer: Tokenizer = create(registry, recipe.one("tokenizer"))
+    key = keyed(source.fingerprint(), recipe.one("data"), recipe.one("tokenizer"))
+    tokenizer.fit(lambda: source.documents("train"), key, cache_directory())
+    return tokenizer
 
 
 def training_rows(recipe: Recipe, corpus: Corpus, rows: range, device: torch.device) -> Rows:

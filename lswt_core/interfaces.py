@@ -434,7 +434,7 @@ class Tokenizer(Component, ABC):
 
     def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
         """Learn from (or load for) a source's training documents; most tokenizers have nothing to learn. What was learned is
-        kept under ``cache``, keyed by the source's fingerprint and the options.
+        kept under ``cache``, keyed by the fingerprint, which tells source and options, and by what it depends on besides.
         """
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from lswt_core.assemble import assemble_blueprint, create
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.console import gigabytes
-from lswt_core.data import cache_directory, check_vocabulary
+from lswt_core.data import cache_directory, check_vocabulary, keyed
 from lswt_core.errors import CheckpointError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
 from lswt_core.model import Decoder, initialise
@@ -94,7 +94,7 @@ def open_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenize
         check_fingerprint({"data": expected["data"]}, {"data": source.fingerprint()})
         return source.documents("train")
 
-    tokenizer.fit(documents, expected["data"], cache_directory())
+    tokenizer.fit(documents, keyed(expected["data"], recipe.one("data"), recipe.one("tokenizer")), cache_directory())
     check_fingerprint({"tokenizer": expected["tokenizer"]}, {"tokenizer": tokenizer.fingerprint()})
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
     return tokenizer

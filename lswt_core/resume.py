@@ -90,6 +90,29 @@ def check_recipe(saved: Saved, resolved: Mapping[str, Any], *, accept_changes: b
     return changed
 
 
+def check_code(saved: Saved, found: Mapping[str, Mapping[str, str]], *, accept_changes: bool) -> list[str]:
+    """Raise CheckpointError unless the components are the code that the saved run had (``codes_of``); returns what to say of changes that
+    were let through. A component that only one side has is for ``check_recipe``.
+    """
+    if not saved.holds("components"):
+        return [f"{saved.path} does not say which code its components had: whether it has changed since cannot be told"]
+    then: dict[str, dict[str, str]] = saved.document("components")
+    changed = [name for name in found.keys() & then.keys() if found[name]["sha256"] != then[name]["sha256"]]
+    lines = [f"{name}: {offered(then[name])} in the checkpoint, {offered(found[name])} now" for name in sorted(changed)]
+    if not changed or accept_changes:
+        return [f"continuing with other code of {line}" for line in lines]
+    listed = "\n".join(f"  {line}" for line in lines)
+    raise CheckpointError(
+        f"{saved.path} was written with other code: the source of these components, or what it imports, was edited or updated\n{listed}\n"
+        "  fix: restore it; or --accept-changes continues with it as it is now; or give the new code a run of its own with --out"
+    )
+
+
+def offered(code: Mapping[str, str]) -> str:
+    """Whose code, and which."""
+    return f"{code['distribution']} {code['version']} (sha256 {code['sha256'][:12]})"
+
+
 def under(key: str, prefixes: tuple[str, ...]) -> bool:
     """Whether a dotted key is one of the prefixes or below one."""
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)

@@ -22,7 +22,9 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run directory (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the directory (also the default where there is one)")
     parser.add_argument("--full", action="store_true", help="ignore the recipe's [cpu] overlay: the full run, whatever the device")
-    parser.add_argument("--accept-changes", action="store_true", help="continue although optimizer, schedule or length have changed")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue although optimizer, schedule, length or a plugin's code have changed"
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 

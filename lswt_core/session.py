@@ -35,10 +35,11 @@ from lswt_core.environment import environment, recorded
 from lswt_core.errors import CheckpointError, LswtError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
+from lswt_core.provenance import codes_of
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.report import ReportUnavailable, read_metrics, write_curves, write_report
-from lswt_core.resume import check_recipe
+from lswt_core.resume import check_code, check_recipe
 from lswt_core.signals import StopRequest
 from lswt_core.step import Setting
 from lswt_core.track import Metrics
@@ -60,6 +61,7 @@ class Session:
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         self.console = Console(log_every=self.recipe.train.log_every, silent=self.world.rank > 0)
         self.stop = StopRequest()
+        self.components: dict[str, dict[str, str]] = {}  # their code, once they are imported
         self.began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def run(self) -> int:
@@ -96,6 +98,7 @@ class Session:
             self.console.say(f"this run is finished: see {self.directory / 'report.html'}; for another, give --out DIR")
             return 0
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
+        self.read_code(built, saved)
         self.describe(built)
         self.check_schedule()
         source = None if saved else pretrained(self.recipe.embedding)  # before the text, which may take minutes
@@ -163,6 +166,13 @@ class Session:
         self.console.say(f"continuing from {saved.path}")
         return saved
 
+    def read_code(self, built: Assembled, saved: Saved | None) -> None:
+        """What code the components are; it must be what the run began with."""
+        self.components = codes_of(self.recipe, self.registry, built.backends)
+        if saved is not None:
+            for note in check_code(saved, self.components, accept_changes=self.arguments.accept_changes):
+                self.console.warn(note)
+
     def finished(self, saved: Saved) -> bool:
         """Whether nothing is left to do: the last step is saved and evaluated, and the report written."""
         done = saved.step >= self.recipe.train.total_steps and saved.document("train")["evaluated"] == saved.step
@@ -228,6 +238,7 @@ class Session:
                 rows=training_rows(self.recipe, corpus, mine, self.world.device),
                 held_out=lambda: held_out(self.recipe, corpus, self.world, baseline),
                 fingerprint=corpus.fingerprint(),
+                components=self.components,
                 store=store,
                 metrics=metrics,
                 console=self.console,

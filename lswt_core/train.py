@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     rows: Rows
     held_out: Callable[[], HeldOut]  # at its beginning again at every call
     fingerprint: dict[str, str]  # of data and tokenizer
+    components: dict[str, dict[str, str]]  # by kind and name: who offers each, and a hash of its code
     store: Store
     metrics: Metrics
     console: Console
@@ -243,6 +244,7 @@ class Trainer:
             "optimizer": scalars,
             "data": self.plan.rows.state(),
             "fingerprint": self.plan.fingerprint,
+            "components": self.plan.components,
             "recipe": self.plan.recipe.resolved(),
         }
         return groups, documents

@@ -18,7 +18,7 @@ FLOORS = (
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub"},
     {"registry", "model", "merge"},
     {"recipe", "loss", "blueprint"},
-    {"assemble", "capabilities", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
+    {"assemble", "capabilities", "provenance", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
     {"evaluate", "decode", "resume", "budget", "environment"},
     {"corpus", "train", "opened", "agreement"},
     {"session", "cli", "hf"},

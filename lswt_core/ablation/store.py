@@ -4,13 +4,11 @@ ablation asks for it, and an ablation that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import inspect
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +16,13 @@ import torch
 
 import lswt_core
 from lswt_core.ablation.outcome import Outcome
+from lswt_core.assemble import create
+from lswt_core.corpus import fit_tokenizer
+from lswt_core.interfaces import DataSource
+from lswt_core.provenance import Code, code_of, core_libraries, versions_of
 from lswt_core.recipe import Recipe
-from lswt_core.registry import Registry
+from lswt_core.registry import Offer, Registry
+from lswt_core.warm_start import pretrained
 
 OUTCOME = "outcome.json"
 DIVERGED = "diverged"  # how the failure of a run begins that would fail again
@@ -28,46 +31,82 @@ DIVERGED = "diverged"  # how the failure of a run begins that would fail again
 class Surroundings(NamedTuple):
     """What a run's numbers depend on besides its recipe."""
 
-    device: str  # "cpu", or the accelerator's name
+    device: str  # the CPU's instructions, or the accelerator's name and the libraries that come with it
     threads: int
 
     @classmethod
     def here(cls, device: torch.device, threads: int) -> Surroundings:
         """Those of this machine."""
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-        return cls(name, threads)
+        if device.type != "cuda":
+            return cls(f"{device.type} {torch.backends.cpu.get_cpu_capability()}", threads)
+        return cls(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}", threads)
 
 
-def key_of(recipe: Recipe, registry: Registry, surroundings: Surroundings, text: str) -> str:
-    """The hash of a run: resolved recipe, sources of its components and of the core, its ``text``'s fingerprint, machine and torch."""
-    used = [one for one in recipe.components() if one.offer.source]  # "auto" is no component
-    parts = {
-        "recipe": recipe.fingerprint(),
-        "components": sorted((one.kind, one.name, digest_of(sources(registry.load(one.offer)))) for one in used),
-        "core": core_digest(),
-        "text": text,
-        "surroundings": [*surroundings, platform.machine(), version("torch")],
-    }
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+class Keys:
+    """The keys of runs: hashes of everything their numbers depend on. What runs have in common is looked at once."""
+
+    def __init__(self, registry: Registry, surroundings: Surroundings) -> None:
+        self.registry, self.surroundings = registry, surroundings
+        self.known: dict[str, Any] = {}
+
+    def of(self, recipe: Recipe, backends: Iterable[str]) -> str:
+        """The key of a run whose attention some backends compute, which a recipe with "auto" does not name.
+
+        Hashed are the resolved recipe; the sources of its components, of what they derive from and import, and of the core; the
+        libraries that these import; the text, the tokenizer and the pretrained word embeddings; and the machine.
+        """
+        offers = [one.offer for one in recipe.components() if one.offer.source]  # "auto" is no component
+        offers += [self.registry.find("attention", name) for name in backends]
+        codes = {f"{one.kind}/{one.qualified}": self.code(one) for one in offers}
+        resolved = recipe.resolved()
+        parts = {
+            "recipe": recipe.fingerprint(),
+            "components": {name: code.sha256 for name, code in codes.items()},
+            "core": core_digest(),
+            "libraries": self.libraries(core_libraries().union(*(code.libraries for code in codes.values()))),
+            "text": self.once([resolved["data"], resolved["tokenizer"]], lambda: text_of(recipe, self.registry)),
+            "embeddings": self.once(resolved["embedding"], lambda: embeddings_of(recipe)),
+            "surroundings": [*self.surroundings, platform.machine(), platform.python_version()],
+        }
+        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+    def code(self, offer: Offer) -> Code:
+        """The code of a component."""
+        found: Code = self.once([offer.kind, offer.qualified, offer.module], lambda: code_of(offer, self.registry))
+        return found
+
+    def libraries(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """The versions of what is installed."""
+        found: dict[str, list[str]] = self.once(sorted(names), lambda: versions_of(names))
+        return found
+
+    def once(self, about: Any, make: Callable[[], Any]) -> Any:
+        """What is made of something, made only once."""
+        key = json.dumps(about, sort_keys=True)
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
 
 
-def sources(component: type) -> list[Path]:
-    """The files of a component: its module, or its whole package."""
-    path = Path(inspect.getfile(component))
-    packaged = path.with_name("__init__.py").is_file()
-    return sorted(path.parent.rglob("*.py")) if packaged else [path]
+def text_of(recipe: Recipe, registry: Registry) -> list[str]:
+    """What a recipe reads, and as which tokens."""
+    source: DataSource = create(registry, recipe.one("data"))
+    return [source.fingerprint(), fit_tokenizer(recipe, registry, source).fingerprint()]
+
+
+def embeddings_of(recipe: Recipe) -> list[str | None]:
+    """The pretrained word embeddings that a recipe starts from, and the tokens they are of; nothing if it starts at random."""
+    found = pretrained(recipe.embedding)
+    if found is None:
+        return []
+    return [found.facts["sha256"], sha256(json.dumps(found.tokens and dict(found.tokens), sort_keys=True).encode()).hexdigest()]
 
 
 @cache
 def core_digest() -> str:
     """A hash of this library's own code."""
-    return digest_of(sorted(Path(lswt_core.__file__).parent.rglob("*.py")))
-
-
-def digest_of(paths: Iterable[Path]) -> str:
-    """A hash of files' contents."""
     found = sha256()
-    for path in paths:
+    for path in sorted(Path(lswt_core.__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()
 

@@ -18,13 +18,12 @@ from lswt_core.ablation.kernels import Shared, shared_attention
 from lswt_core.ablation.match import Matched, free_knob, match
 from lswt_core.ablation.matrix import Job, Matrix, Workers
 from lswt_core.ablation.outcome import Outcome
-from lswt_core.ablation.store import RunStore, Surroundings, key_of
+from lswt_core.ablation.store import Keys, RunStore, Surroundings
 from lswt_core.ablation.worker import BATCHES, START
-from lswt_core.assemble import assemble, create
+from lswt_core.assemble import assemble, suitable_attention
 from lswt_core.budget import Budget, budget
 from lswt_core.errors import UsageError
-from lswt_core.interfaces import DataSource
-from lswt_core.parallel import World
+from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -155,21 +154,19 @@ class Ablation:
 
     def jobs(self, threads: int) -> list[Job]:
         """Every run, seed by seed, so that an ablation that is stopped has whole pairs."""
-        surroundings, texts = Surroundings.here(self.world.device, threads), dict[str, str]()
-
-        def text_of(recipe: Recipe) -> str:
-            table = json.dumps(recipe.resolved()["data"])
-            if table not in texts:
-                source: DataSource = create(self.registry, recipe.one("data"))
-                texts[table] = source.fingerprint()
-            return texts[table]
-
+        keys = Keys(self.registry, Surroundings.here(self.world.device, threads))
+        backends = {built.variant.name: self.backends(built.recipe) for built in self.built}
         jobs = []
         for seed in self.seeds():
             for built in self.built:
                 recipe = self.load(built.variant, (*built.overrides, f"train.seed={seed}"))
-                jobs.append(Job(built.variant.name, seed, key_of(recipe, self.registry, surroundings, text_of(recipe)), recipe))
+                jobs.append(Job(built.variant.name, seed, keys.of(recipe, backends[built.variant.name]), recipe))
         return jobs
+
+    def backends(self, recipe: Recipe) -> tuple[str, ...]:
+        """The attention backends that compute an arm."""
+        precision = Precision.choose(recipe.train.precision, self.world.device)
+        return suitable_attention(recipe, self.registry, self.world.device, precision.dtype).names
 
     def run(self, store: RunStore, workers: Workers) -> outcome.Study:
         """Make the runs that are not in the store, and put everything together."""

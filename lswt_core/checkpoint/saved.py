@@ -58,6 +58,10 @@ class Saved:
         # Copies: the library maps the file, and a pruned checkpoint would keep its disk space as long as a tensor lives.
         return {name: tensor.clone() for name, tensor in load_file(self._file(f"{group}.safetensors")).items()}
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a JSON document of that name."""
+        return f"{name}.json" in self.manifest.files
+
     def document(self, name: str) -> Any:
         """A JSON document."""
         return json.loads(self._file(f"{name}.json").read_bytes())

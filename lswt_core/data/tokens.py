@@ -8,18 +8,19 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from lswt_core.data.keys import keyed
 from lswt_core.errors import DataError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
+from lswt_core.recipe import Chosen
 
 FORMAT = 1  # of the cache file; part of its key, so that another format is another file
 FOOTER = struct.Struct("<QI4s")  # bytes of the header before it, the header's crc32, magic
@@ -62,16 +63,22 @@ def silent(documents: int, size: int, total: int | None) -> None:
 
 
 def tokenise(
-    source: DataSource, tokenizer: Tokenizer, split: Literal["train", "valid"], cache: Path, progress: Progress = silent
+    source: DataSource,
+    tokenizer: Tokenizer,
+    split: Literal["train", "valid"],
+    cache: Path,
+    progress: Progress = silent,
+    made_by: Sequence[Chosen] = (),
 ) -> Tokens:
     """The tokens of a split, from the cache where they are in it and whole, else made and put there.
 
-    The file's name is a hash of what it was made from. It is written beside its place and renamed, so a killed process leaves
-    no half file in its place and two processes that make it at once both succeed. Memory is bounded by the largest documents, besides
-    a few bytes a document; a document that its tokenizer can cut into pieces takes no more than its text.
+    The file's name is a hash of what it was made from, the options of ``made_by``, the recipe's source and tokenizer, included. It is
+    written beside its place and renamed, so a killed process leaves no half file in its place and two processes that make it at once
+    both succeed. Memory is bounded by the largest documents, besides a few bytes a document; a document that its tokenizer can cut into
+    pieces takes no more than its text.
     """
     parts = [FORMAT, source.fingerprint(), tokenizer.fingerprint(), tokenizer.begin, split]
-    fingerprint = blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    fingerprint = keyed(json.dumps(parts), *made_by)
     path = cache / f"tokens-{fingerprint}.bin"
     found = load(path, fingerprint)
     if found is None:
