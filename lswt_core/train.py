@@ -16,6 +16,7 @@ from lswt_core.console import Console
 from lswt_core.data import Rows
 from lswt_core.errors import NumericsError, Preempted, ResourceError
 from lswt_core.evaluate import HeldOut, evaluate
+from lswt_core.finite import damaged, overflow
 from lswt_core.interfaces import Batch, Memory, Objective, Optimizer, Schedule
 from lswt_core.loss import CROSS_ENTROPY
 from lswt_core.recipe import Recipe
@@ -59,6 +60,7 @@ class Trainer:
         self.saved = -1  # step of the last checkpoint
         self.overdue = 0  # refreshes of the curvature that failed, since a good one
         self.seconds = 0.0  # spent in steps
+        self.overflow = torch.zeros((), dtype=torch.float64, device=plan.setting.world.device)  # 1: the last update's weights are lost
         self.scale = LossScale(plan.setting.precision.dtype)
         self.memory: list[Any] = [None] * (len(plan.setting.rows) // plan.setting.micro_rows)
         self.peaks = [group["lr"] for group in plan.optimizer.param_groups]
@@ -79,6 +81,7 @@ class Trainer:
                 before = self.step
                 self.advance()
                 if self.step > before and self.due(every[0]):
+                    self.require_weights()
                     self.evaluate()
                 if self.step > before and self.due(every[1]):
                     self.save()
@@ -118,6 +121,7 @@ class Trainer:
             self.refresh(step.sampled)
         self.plan.optimizer.step()
         self.plan.optimizer.zero_grad()
+        self.overflow = overflow(trainable(setting.loss))
         self.commit(step, batch)
         if refreshing and not shared:
             self.refresh(step)
@@ -137,13 +141,17 @@ class Trainer:
         return self.peaks[0] * factor
 
     def measure(self, step: Step, norm: Tensor) -> dict[str, float]:
-        """The step's numbers over all processes: the one point at which the host waits for the device."""
+        """The step's numbers over all processes: the one point at which the host waits for the device. Raises NumericsError if
+        the update before it has lost the weights.
+        """
         names = list(step.results[0].terms)
-        local = [sum_of([result.correct.double() for result in step.results])]
+        local = [self.overflow, sum_of([result.correct.double() for result in step.results])]
         local += [sum_of([result.terms[name].total.double() for result in step.results]) for name in names]
         sums = step.setting.world.sum(torch.stack(local).detach())
-        means = sums / torch.stack([step.counts[CROSS_ENTROPY], *(step.counts[name] for name in names)]).clamp_min(1)
-        accuracy, *losses, grad_norm = torch.cat((means, norm.double().reshape(1))).tolist()
+        means = sums[1:] / torch.stack([step.counts[CROSS_ENTROPY], *(step.counts[name] for name in names)]).clamp_min(1)
+        overflowed, accuracy, *losses, grad_norm = torch.cat((sums[:1], means, norm.double().reshape(1))).tolist()
+        if overflowed:
+            raise self.lost("weights")
         if self.step == 0:
             step.check_counts()
         found = dict(zip(names, losses, strict=True))
@@ -176,10 +184,7 @@ class Trainer:
             where = f"step {self.step + 1}" if self.plan.optimizer.shares_forward else f"step {self.step}"
             self.plan.console.warn(f"{where}: the curvature estimate is not finite and was discarded")
             if self.overdue >= PATIENCE:
-                raise NumericsError(
-                    f"{where}: {PATIENCE} estimates of the curvature in a row are not finite. The last checkpoint is intact; lower "
-                    "optimizer.lr, or set train.precision = 'float32', and continue with --resume --accept-changes"
-                ) from None
+                raise NumericsError(f"{where}: {PATIENCE} estimates of the curvature in a row are not finite. {self.remedy()}") from None
 
     def give_way(self, batch: Batch) -> None:
         """A gradient overflowed in float16: leave this batch out, and scale less from here on. It is no fault of the run's."""
@@ -198,10 +203,23 @@ class Trainer:
         where = f"step {self.step + 1}, rows {self.plan.setting.rows.start} to {self.plan.setting.rows.stop - 1}"
         self.plan.console.warn(f"{where}: loss or gradient is not finite; the batch was discarded")
         if self.in_a_row >= PATIENCE:
-            raise NumericsError(
-                f"{where}: {PATIENCE} batches in a row gave a loss or gradient that is not finite. The last checkpoint is intact; "
-                "lower optimizer.lr, or set train.precision = 'float32', and continue with --resume --accept-changes"
-            )
+            raise NumericsError(f"{where}: {PATIENCE} batches in a row gave a loss or gradient that is not finite. {self.remedy()}")
+
+    def require_weights(self) -> None:
+        """Raise NumericsError if the last update has lost the weights. The device is waited for, as whoever asks is about to anyway."""
+        if self.plan.setting.world.any(bool(self.overflow)):
+            raise self.lost("weights")
+
+    def lost(self, what: str) -> NumericsError:
+        """What to tell when an update left something infinite or not a number: it cannot be taken back."""
+        return NumericsError(f"step {self.step} left {what} that are not finite; they were not saved. {self.remedy()}")
+
+    def remedy(self) -> str:
+        """How a run that ended with numbers that are not finite may be mended."""
+        cure = "lower optimizer.lr, or set train.precision = 'float32', and"
+        if self.saved < 0:
+            return f"No checkpoint was saved yet; {cure} start again"
+        return f"The checkpoint of step {self.saved} is intact; {cure} continue with --resume --accept-changes"
 
     def evaluate(self) -> None:
         """Measure the model on the held-out text."""
@@ -215,12 +233,17 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
-        """Write everything a resumed run needs; does nothing if this step is saved already."""
+        """Write everything a resumed run needs; does nothing if this step is saved already. Raises NumericsError, and writes nothing,
+        where a number of it is not finite.
+        """
         if self.saved == self.step:
             return
+        self.require_weights()
         memory = self.capture_memory()  # of the weights that are trained
         with self.plan.optimizer.averaged():
             groups, documents = self.capture(*memory)
+            if names := damaged(groups):
+                raise self.lost(f"{len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
             if self.plan.setting.world.rank == 0:
                 path = self.plan.store.save(self.step, groups, documents)
                 self.plan.console.saved(path)

@@ -7,9 +7,12 @@ import random
 import sys
 from pathlib import Path
 
+import pytest
 from nano import NANO
 from processes import Done, environment, run
 from safetensors.torch import load_file
+
+from lswt_core.run import main
 
 RECIPE = (
     NANO
@@ -87,3 +90,17 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 def lines(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in directory.joinpath("metrics.jsonl").read_text().splitlines()]
+
+
+def inside(monkeypatch: pytest.MonkeyPatch, recipe: Path, *more: object) -> int:
+    """The command within this process, without pictures and sample: its exit code. Half a second, where ``start`` takes two."""
+    monkeypatch.chdir(recipe.parent)
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(recipe.parent / "cache"))
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    return main([str(recipe), "sample.tokens=0", *map(str, more)])
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps of a run's published checkpoints."""
+    return sorted(int(path.name.removeprefix("step-")) for path in directory.joinpath("checkpoints").glob("step-????????"))

@@ -15,7 +15,7 @@ from helpers import PLUGINS, ROOT
 FLOORS = (
     {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce"},
     {"cross_entropy", "launch"},
-    {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub"},
+    {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub", "finite"},
     {"registry", "model", "merge"},
     {"recipe", "loss", "blueprint"},
     {"assemble", "capabilities", "provenance", "scaffold", "swap", "data", "step", "checkpoint", "track", "report", "warm_start"},
