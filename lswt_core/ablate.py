@@ -13,6 +13,7 @@ from typing import Any
 
 from lswt_core.ablation.arms import PLACE, Variant, arms_of_file, arms_of_recipes, distinct, laid_out, read_ablation, swaps_in
 from lswt_core.cli import plugin_argument, registry_of
+from lswt_core.durable import make_directory, write_whole
 from lswt_core.errors import PluginError, UsageError
 
 LAYOUTS = ("one-at-a-time", "leave-one-out", "add-one-in", "factorial")
@@ -117,10 +118,19 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
 def claim(directory: Path, fingerprint: str) -> None:
     """Make the report's directory this ablation's; raises UsageError if it holds another one's report."""
     path = directory / "ablation.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
+    if claimed(path) not in (None, fingerprint):
         raise UsageError(f"{directory} holds the report of another ablation\n  fix: choose another --out")
-    directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+    make_directory(directory)
+    write_whole(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+
+
+def claimed(path: Path) -> str | None:
+    """Whose report a directory holds; None if nobody's, or if that cannot be read any more."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) if path.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        say(f"warning: {path} is damaged and is written anew: {error}")
+        return None
 
 
 def threads(at_once: int) -> int:

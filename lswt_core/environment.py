@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,30 @@ def environment(recipe: Recipe, built: Assembled, world: World, precision: Preci
     }
 
 
-def recorded(path: Path, key: str) -> Any:
-    """What a run's earlier part has recorded; None if there is no such record. A part that goes on does not do the work again."""
-    return json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
+def recorded(path: Path, key: str, notice: Callable[[str], None]) -> Any:
+    """What a run's earlier part has recorded; None if there is no such record. A part that goes on does not do the work again.
+
+    A record that cannot be read is named through ``notice``, since it is about to be written anew; what it said is lost, which is
+    what is returned.
+    """
+    try:
+        return read_record(path).get(key) if path.is_file() else None
+    except ValueError as error:
+        notice(f"{path} is damaged and will be written anew, without what only it knew ({key}): {error}")
+        return f"lost: {path.name} was damaged"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record as plain data; raises ValueError where it is damaged."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no table")
+    return found
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a record is there and can be read."""
+    try:
+        return bool(read_record(path))
+    except (OSError, ValueError):
+        return False

@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lswt_core.durable import write_whole
 from lswt_core.errors import DataError, LswtError
 from lswt_core.html import image, nested, page, section, table
 
@@ -49,9 +51,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     entries = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError(f"it is {line[:40]!r}")
         except ValueError as error:
             raise DataError(f"{path}:{number}: not a JSON object: {error}") from error
+        entries.append(entry)
     return entries
 
 
@@ -92,7 +97,9 @@ def write_curves(run: Path) -> Path | None:
     for index, (title, curve) in enumerate(panels):
         _draw_panel(figure.add_subplot(grid[1 + index // 3, index % 3]), title, curve)
     figure.suptitle(run.resolve().name, x=0.012, ha="left", fontsize=13, fontweight="bold")
-    figure.savefig(run / "curves.png", metadata={"Software": None})
+    picture = BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_whole(run / "curves.png", picture.getvalue())
     return run / "curves.png"
 
 
@@ -159,7 +166,7 @@ def write_report(run: Path) -> Path:
         *_environment(run / "environment.json"),
         section("Recipe, every default written out", _text(run / "recipe.toml", "recipe"), folded=True),
     ]
-    (run / "report.html").write_text(page(name, sections), encoding="utf-8")
+    write_whole(run / "report.html", page(name, sections).encode())
     return run / "report.html"
 
 

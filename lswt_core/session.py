@@ -31,7 +31,8 @@ from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
 from lswt_core.decode import Reader, Sample, generate
-from lswt_core.environment import environment, recorded
+from lswt_core.durable import make_directory, write_whole
+from lswt_core.environment import environment, is_intact, recorded
 from lswt_core.errors import CheckpointError, LswtError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
@@ -79,7 +80,7 @@ class Session:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the run directory; the first process holds it for all."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         if self.world.rank > 0:
             yield
             return
@@ -88,6 +89,26 @@ class Session:
 
     def train(self) -> int:
         """The run itself."""
+        prepared = self.prepare()
+        if prepared is None:
+            self.console.say(f"this run is finished: see {self.directory / 'report.html'}; for another, give --out DIR")
+            return 0
+        trainer, corpus = prepared
+        began, first = time.monotonic(), trainer.step
+        try:
+            trainer.run()
+        except LswtError:
+            self.pictures()
+            raise
+        finally:
+            trainer.close()
+        self.conclude(trainer, corpus, time.monotonic() - began, trainer.step - first)
+        return 0
+
+    # ------------------------------------------------------------------------------------------------------ beginning
+
+    def prepare(self) -> tuple[Trainer, Corpus] | None:
+        """All that comes before the first step; None where there is none left to make."""
         self.introduce()
         self.micro_rows = self.world.micro_rows(self.recipe.train.rows, self.recipe.train.micro_rows)  # refused before anything slow
         require_one_run(self.world, self.recipe, self.precision, self.directory)
@@ -95,8 +116,7 @@ class Session:
         saved = self.find(store)
         require_one_checkpoint(self.world, saved)
         if saved is not None and self.world.any(self.finished(saved)):
-            self.console.say(f"this run is finished: see {self.directory / 'report.html'}; for another, give --out DIR")
-            return 0
+            return None
         built = assemble(self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype)
         self.read_code(built, saved)
         self.describe(built)
@@ -106,24 +126,20 @@ class Session:
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()  # the bar of what was read
         trainer = self.build(built, corpus, store, saved)
-        if saved is not None:
-            trainer.restore(saved)
-            self.write_records(built, corpus, recorded(self.records, "warm_start"))
-        else:
-            self.write_records(built, corpus, self.warm_start(built, source, corpus))
-        began, first = time.monotonic(), trainer.step
         try:
-            trainer.run()
-        except LswtError:
-            self.pictures()
+            self.begin(trainer, built, corpus, source, saved)
+        except BaseException:
+            trainer.close()
             raise
-        finally:
-            trainer.plan.metrics.close()
-            trainer.plan.rows.close()
-        self.conclude(trainer, corpus, time.monotonic() - began, trainer.step - first)
-        return 0
+        return trainer, corpus
 
-    # ------------------------------------------------------------------------------------------------------ beginning
+    def begin(self, trainer: Trainer, built: Assembled, corpus: Corpus, source: Pretrained | None, saved: Saved | None) -> None:
+        """Stand where the run begins or goes on, and write down what it depends on."""
+        if saved is None:
+            self.write_records(built, corpus, self.warm_start(built, source, corpus))
+        else:
+            trainer.restore(saved)
+            self.write_records(built, corpus, recorded(self.records, "warm_start", self.console.warn))
 
     def introduce(self) -> None:
         """What will be run, and what an overlay has changed about it."""
@@ -174,9 +190,10 @@ class Session:
                 self.console.warn(note)
 
     def finished(self, saved: Saved) -> bool:
-        """Whether nothing is left to do: the last step is saved and evaluated, and the report written."""
+        """Whether nothing is left to do: the last step is saved and evaluated, and what is written besides is there and whole."""
         done = saved.step >= self.recipe.train.total_steps and saved.document("train")["evaluated"] == saved.step
-        return done and self.directory.joinpath("report.html").exists()
+        report = self.directory / "report.html"
+        return done and report.is_file() and report.stat().st_size > 0 and is_intact(self.records)
 
     def describe(self, built: Assembled) -> None:
         """Parameters by component, device, backend and why; refuses a run that does not fit before it is given memory."""
@@ -272,8 +289,8 @@ class Session:
             return
         own = {"command": self.command(), "started": self.began, "fingerprint": corpus.fingerprint(), "warm_start": warm_start}
         found = own | environment(self.recipe, built, self.world, self.precision)
-        self.directory.joinpath("recipe.toml").write_text(self.recipe.dump(), encoding="utf-8")
-        self.records.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_whole(self.directory / "recipe.toml", self.recipe.dump().encode())
+        write_whole(self.records, (json.dumps(found, indent=2) + "\n").encode())
 
     # ------------------------------------------------------------------------------------------------------------ end
 
@@ -307,7 +324,7 @@ class Session:
             stopping=self.stop,
         )
         text = f"{corpus.tokenizer.decode(prompt)}⟦model⟧{corpus.tokenizer.decode(list(ids))}"
-        self.directory.joinpath("sample.txt").write_text(text + "\n", encoding="utf-8")
+        write_whole(self.directory / "sample.txt", (text + "\n").encode())
         self.console.say("sample (the model writes after ⟦model⟧):\n" + "\n".join(f"  | {line}" for line in text.splitlines()))
 
     def pictures(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 
+from lswt_core.durable import make_directory, write_whole
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Tracker
 
@@ -33,9 +34,10 @@ class Metrics:
         """Continue a file after ``resume_step``; what it has of later steps is dropped, since they are computed again. None: a
         run from its beginning, of which nothing was written before.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():  # not os.devnull, say
-            _cut(path, -1 if resume_step is None else resume_step)
+        make_directory(path.parent)
+        self._regular = path.is_file() or not path.exists()  # not os.devnull, say
+        if self._regular:
+            _cut(path, -1 if resume_step is None else resume_step, notice)
         self._file = path.open("ab", buffering=0)  # one write a line: a killed process leaves at most one torn line, the last
         self._mirror = Mirror(trackers, notice) if trackers else None
 
@@ -51,6 +53,15 @@ class Metrics:
             raise ResourceError(f"{self._file.name} cannot be written: the disk is full; free some space and continue the run")
         if self._mirror:
             self._mirror.put(step, dict(values))
+
+    def sync(self) -> None:
+        """Force all lines to the disk: a checkpoint that is published promises that those of its steps are there."""
+        if not self._regular:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ResourceError(f"{self._file.name} cannot be written: {error.strerror}; free some space and continue the run") from error
 
     def close(self) -> None:
         """Close the file; wait a few seconds for the trackers."""
@@ -115,20 +126,22 @@ class Mirror:
         return ", ".join(tracker.name for tracker in self._trackers)
 
 
-def _cut(path: Path, last: int) -> None:
-    """Drop what is later than a step, and torn lines; the file changes as a whole or not at all."""
-    kept = b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= last)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _cut(path: Path, last: int, notice: Callable[[str], None]) -> None:
+    """Drop what is later than a step, and torn lines; the file changes as a whole or not at all.
+
+    A line without an end was torn by the end of the process that wrote it. Any other that cannot be read is named: it held numbers
+    that are now lost.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n") and _step_of(line) == math.inf:
+            notice(f"{path}:{number}: this line is damaged and was left out; its numbers are lost: {line[:40]!r}")
+    write_whole(path, b"".join(line for line in lines if _step_of(line) <= last))
 
 
 def _step_of(line: bytes) -> float:
     """The step of a line; infinite if the line is torn."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf

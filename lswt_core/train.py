@@ -90,6 +90,11 @@ class Trainer:
             self.save()
             raise Preempted(f"stopped at step {self.step:,} of {self.steps:,}, everything is saved") from None
 
+    def close(self) -> None:
+        """Let go of files and threads; what was logged and saved stays."""
+        self.plan.metrics.close()
+        self.plan.rows.close()
+
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return self.step == self.steps or (bool(every) and self.step % every == 0)
@@ -245,6 +250,7 @@ class Trainer:
             if names := damaged(groups):
                 raise self.lost(f"{len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
             if self.plan.setting.world.rank == 0:
+                self.plan.metrics.sync()
                 path = self.plan.store.save(self.step, groups, documents)
                 self.plan.console.saved(path)
         self.plan.setting.world.wait()

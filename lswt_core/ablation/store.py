@@ -5,6 +5,7 @@ ablation asks for it, and an ablation that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -20,10 +21,12 @@ from lswt_core.assemble import create
 from lswt_core.corpus import fit_tokenizer
 from lswt_core.interfaces import DataSource
 from lswt_core.provenance import Code, code_of, core_libraries, versions_of
+from lswt_core.durable import write_whole
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
 from lswt_core.warm_start import pretrained
 
+logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
 DIVERGED = "diverged"  # how the failure of a run begins that would fail again
 
@@ -127,9 +130,13 @@ class RunStore:
         return found if found and (found.failure is None or found.failure.startswith(DIVERGED)) else None
 
     def read(self, key: str) -> Outcome | None:
-        """What a run last wrote of how it ended."""
+        """What a run last wrote of how it ended; None if it wrote nothing, or nothing that can be read, which is told."""
         path = self.directory(key) / OUTCOME
-        return Outcome.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        try:
+            return Outcome.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, TypeError) as error:
+            logger.warning("%s is damaged, the run is taken up again: %s", path, error)
+            return None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -139,6 +146,4 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(path, content)

@@ -22,6 +22,7 @@ from lswt_core.ablation.store import Keys, RunStore, Surroundings
 from lswt_core.ablation.worker import BATCHES, START
 from lswt_core.assemble import assemble, suitable_attention
 from lswt_core.budget import Budget, budget
+from lswt_core.environment import is_intact, read_record
 from lswt_core.errors import UsageError
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
@@ -269,11 +270,11 @@ def start_of(directory: Path) -> Start | None:
 
 
 def environment_of(store: RunStore, keys: Sequence[str]) -> dict[str, Any]:
-    """The surroundings the first run recorded; runs are only compared where they are the same."""
+    """The surroundings the first run recorded that can be read; runs are only compared where they are the same."""
     for key in keys:
         path = store.directory(key) / "environment.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        if is_intact(path):
+            found = read_record(path)
             return {name: found[name] for name in ("device", "processes", "precision", "machine", "versions") if name in found}
     return {"device": str(torch.device("cpu"))}
 

@@ -27,6 +27,7 @@ from lswt_core.checkpoint import Saved, Store
 from lswt_core.cli import guarded, plugin_argument, registry_of
 from lswt_core.corpus import Corpus
 from lswt_core.data import Rows
+from lswt_core.durable import write_whole
 from lswt_core.errors import NumericsError, ResourceError
 from lswt_core.interfaces import Batch
 from lswt_core.recipe import Recipe
@@ -46,7 +47,7 @@ class Witness(Rows):
         self.inner = rows
         self.rows, self.context, self.documents, self.identity = rows.rows, rows.context, rows.documents, rows.identity
         kept = path.read_text(encoding="utf-8").splitlines()[:used] if path.is_file() else []
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def segment(self, ahead: int = 0) -> Batch:
@@ -61,7 +62,8 @@ class Witness(Rows):
         self.inner.advance()
 
     def state(self) -> dict[str, Any]:
-        """The inner rows'."""
+        """The inner rows'. A checkpoint is about to hold it, so what was written of the batches before it goes to the disk."""
+        os.fsync(self.file.fileno())
         return self.inner.state()
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -69,8 +71,9 @@ class Witness(Rows):
         self.inner.restore(state)
 
     def close(self) -> None:
-        """The inner rows."""
+        """The inner rows, and the file."""
         self.inner.close()
+        self.file.close()
 
 
 class Observed(Session):

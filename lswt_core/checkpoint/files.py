@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -12,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lswt_core.durable import fsync
 
 DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
     torch.bool: "BOOL",
@@ -53,11 +54,11 @@ class Files:
 
     def fsync(self, path: Path) -> None:
         """Force a file's content to the disk."""
-        _fsync(path)
+        fsync(path)
 
     def fsync_directory(self, path: Path) -> None:
         """Force a directory's entries to the disk."""
-        _fsync(path)
+        fsync(path)
 
     def mkdir(self, path: Path) -> None:
         """Make a directory that does not exist."""
@@ -70,14 +71,6 @@ class Files:
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and what it holds."""
         shutil.rmtree(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from lswt_core.data.keys import keyed
+from lswt_core.durable import fsync
 from lswt_core.errors import DataError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
 from lswt_core.recipe import Chosen
@@ -102,6 +103,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
         with guarded(path):
             part.replace(path)
+            fsync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -176,6 +178,7 @@ def finish(file: BinaryIO, starts: array[int], names: list[str], crc: int, heade
     append(file, raw + FOOTER.pack(len(raw), zlib.crc32(raw), MAGIC), 0)
     with guarded(file.name):
         file.flush()
+        os.fsync(file.fileno())
 
 
 def append(file: BinaryIO, data: bytes, crc: int) -> int:

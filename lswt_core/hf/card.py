@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lswt_core.console import duration
+from lswt_core.environment import read_record
+from lswt_core.errors import CheckpointError
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.report import read_metrics
 
@@ -24,10 +25,10 @@ MEASURES = {  # of an evaluation: metric -> row of the table, format
 
 def model_card(run: Path, recipe: Recipe, step: int, address: str, *, code: bool, picture: bool) -> str:
     """Markdown with the front matter of the Hub; ``step`` is the checkpoint's, ``address`` what the model is
-    loaded by, ``code`` whether its code lies beside it.
+    loaded by, ``code`` whether its code lies beside it. Raises CheckpointError where the run's record cannot be read.
     """
     entries = [entry for entry in read_metrics(run / "metrics.jsonl") if entry["step"] <= step]
-    surroundings = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    surroundings = recorded_surroundings(run / "environment.json")
     parts = [
         front_matter(recipe),
         f"# {recipe_name(run)}",
@@ -43,6 +44,15 @@ def model_card(run: Path, recipe: Recipe, step: int, address: str, *, code: bool
     cited = citations(recipe.components())
     parts += ["## Citations\n\nOf the methods this model is made with:\n\n```bibtex\n" + "\n".join(cited) + "\n```"] if cited else []
     return "\n\n".join(parts) + "\n"
+
+
+def recorded_surroundings(path: Path) -> dict[str, Any]:
+    """What a run has recorded of its machine and model."""
+    try:
+        return read_record(path)
+    except (OSError, ValueError) as error:
+        cure = "give the run's command once more, which writes it anew"
+        raise CheckpointError(f"{path} is missing or damaged ({error})\n  fix: {cure}") from error
 
 
 def recipe_name(run: Path) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lswt_core.durable import fsync
 from lswt_core.errors import CheckpointError
 
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A directory to write to, which becomes ``out`` when all went well and disappears otherwise; nothing is overwritten."""
+    """A directory to write to, which becomes ``out`` when all went well and is on the disk, and disappears otherwise; nothing is
+    overwritten.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty; nothing was written\n  fix: name a new directory, or remove this one first")
     partial = out.with_name(f".{out.name}.partial")
@@ -20,8 +23,11 @@ def written_whole(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for path in (*partial.rglob("*"), partial):
+            fsync(path)
         if out.exists():
             out.rmdir()
         partial.rename(out)
+        fsync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

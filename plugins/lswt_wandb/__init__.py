@@ -82,11 +82,13 @@ def _in_netrc() -> bool:
 
 
 def _run_id(directory: Path) -> str:
-    """The id under which this run directory is known, made at its first use."""
+    """The id under which this run directory is known, made at its first use, and anew where a loss of power left an empty file."""
     path = directory / "wandb_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+    known = path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") if path.exists() else ""
+    if not known:
+        known = secrets.token_hex(4)
+        path.write_text(f"{known}\n", encoding="utf-8")
+    return known
 
 
 @hookimpl
