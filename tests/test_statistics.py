@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, special, stats
 
 from lswt_core.ablation.compare import judge
 from lswt_core.ablation.statistics import correlation, equivalence, holm, over_documents, paired, power, seeds_needed
@@ -68,6 +70,37 @@ def test_as_many_seeds_as_planned_find_the_difference(delta: float, noise: float
     assert seeds is not None and power(delta, noise, seeds - 1) < 0.8 <= power(delta, noise, seeds)
     found = np.mean([(paired(row).p or 0) <= 0.05 for row in simulated(seeds, delta=delta, noise=noise)])
     assert found == pytest.approx(power(delta, noise, seeds), abs=0.03)
+
+
+def test_power_is_finite_and_grows_with_the_effect_and_with_the_pairs() -> None:
+    ratios = np.geomspace(0.01, 1000, 61)
+    pairs = [2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 50, 100, 1000, 10_000]
+    found = np.array([[power(ratio, 1.0, count) for count in pairs] for ratio in ratios])
+    assert np.isfinite(found).all() and found.min() >= 0.05 - 1e-12 and found.max() <= 1.0
+    assert np.diff(found, axis=0).min() >= -1e-12 and np.diff(found, axis=1).min() >= -1e-12
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 20, 1000, 10_000])
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.5, 2.0, 8.0, 20.0, 1000.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_power_is_the_chance_that_a_t_statistic_is_critical(pairs: int, ratio: float, alpha: float) -> None:
+    degrees, shift = pairs - 1, ratio * np.sqrt(pairs)
+    critical = stats.t.isf(alpha / 2, degrees)
+
+    def density(z: float) -> float:  # of a numerator z with a chi small enough for |t| to be critical
+        return np.exp(-((z - shift) ** 2) / 2) / np.sqrt(2 * np.pi) * special.gammainc(degrees / 2, degrees * z**2 / critical**2 / 2)
+
+    edges = np.unique(np.clip([-critical, 0, 0.9 * critical, critical, 1.1 * critical, shift], shift - 9, shift + 9))
+    edges = [shift - 9, *edges, shift + 9]
+    wanted = sum(integrate.quad(density, *ends, epsabs=1e-13, limit=200)[0] for ends in pairwise(edges))
+    assert power(ratio, 1.0, pairs, alpha) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_large_effects_need_few_seeds_and_no_fewer_where_the_effect_is_smaller() -> None:
+    assert seeds_needed(8.0, 1.0) == 3
+    needed = [seeds_needed(ratio, 1.0) for ratio in np.geomspace(0.03, 1000, 60)]
+    assert needed == sorted(needed, reverse=True) and needed[-1] == 2
+    assert 8700 < seeds_needed(0.03, 1.0) < 8750  # (1.96 + 0.84)^2 / 0.03^2
 
 
 def test_holm_is_step_down() -> None:

@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 CELLS = 10_000_000  # numbers held at once while resampling
 MOST = 10_000  # seeds; a plan of more is none
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
+REACH = 9.0  # standard deviations beyond which a normal variable is not looked for
+TINY = 1e-16
 
 
 class Paired(NamedTuple):
@@ -81,24 +84,41 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
-    """The chance that a two-sided paired t test finds a true mean difference (noncentral t)."""
+    """The chance that a two-sided paired t test finds a true mean difference: P(|T| > c), T noncentral t."""
     if pairs < 2:
         return 0.0
-    critical, shift = float(stats.t.ppf(1 - alpha / 2, pairs - 1)), abs(delta) / std * math.sqrt(pairs)
-    return float(stats.nct.sf(critical, pairs - 1, shift) + stats.nct.cdf(-critical, pairs - 1, shift))
+    degrees = pairs - 1
+    critical, shift = float(stats.t.isf(alpha / 2, degrees)), abs(delta) / std * math.sqrt(pairs)
+    return min(1.0, upper_tail(critical, shift, degrees) + upper_tail(critical, -shift, degrees))
+
+
+def upper_tail(critical: float, shift: float, degrees: int) -> float:
+    """P(T > c) of a noncentral t variable (Z + shift) / S with c > 0, where S^2 is a chi squared variable over its degrees of freedom:
+    the mean of Phi(shift - c S), by Gauss-Legendre quadrature. (The series of ``scipy.stats.nct`` gives NaN for many arguments.)
+
+    The chi variable is within 9 of sqrt(degrees) but for a chance below 1e-16, and Phi rises over 9 / c to both sides of shift / c:
+    between these edges the integrand is smooth.
+    """
+    low, high = max(1 - REACH / math.sqrt(degrees), TINY), 1 + REACH / math.sqrt(degrees)
+    middle, slope = shift / critical, REACH / critical
+    inner = np.clip([middle - slope, middle, middle + slope], low, high)
+    edges = np.array([low, *inner, high])  # [5]
+    centres, halves = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2  # [4]
+    s = centres[:, None] + halves[:, None] * NODES  # [4, nodes]
+    density = np.exp((degrees - 1) * np.log(s) - degrees * (s**2 - 1) / 2)  # of S, up to a factor
+    weights = halves[:, None] * WEIGHTS * density
+    return float((weights * special.ndtr(shift - critical * s)).sum() / weights.sum())
 
 
 def seeds_needed(delta: float, std: float | None, wanted: float = 0.8, alpha: float = 0.05) -> int | None:
-    """How many pairs find a difference with the ``wanted`` chance; None where nothing is known of the noise or no number would do."""
+    """How many pairs find a difference with the ``wanted`` chance; None where nothing is known of the noise or MOST would not do."""
     if std is None or delta == 0.0:
         return None
     if std == 0.0:
         return 2
-    low, high = 1, 2
-    while power(delta, std, high, alpha) < wanted:
-        low, high = high, high * 2
-        if high > MOST:
-            return None
+    if power(delta, std, MOST, alpha) < wanted:
+        return None
+    low, high = 1, MOST
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if power(delta, std, middle, alpha) < wanted else (low, middle)
