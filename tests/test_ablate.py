@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -26,9 +27,10 @@ from lswt_core.ablation.kernels import shared_attention
 from lswt_core.ablation.match import match
 from lswt_core.ablation.matrix import Workers
 from lswt_core.ablation.outcome import Arm, Outcome, Study
+from lswt_core.ablation.page import html
 from lswt_core.ablation.publish import publish
 from lswt_core.ablation.study import Ablation, Asked
-from lswt_core.ablation.words import summary
+from lswt_core.ablation.words import markdown, summary, terminal
 from lswt_core.errors import Incompatible, RecipeError, UsageError
 from lswt_core.parallel import World
 from lswt_core.recipe import Recipe
@@ -502,7 +504,7 @@ def verdicts(found: dict[str, Any]) -> list[str]:
 def test_verdicts_say_no_more_than_is_known() -> None:
     assert verdicts(report(STUDIES["one seed"])) == ["not resolved"]
     assert verdicts(report(STUDIES["no noise"])) == ["equivalent"]
-    assert verdicts(report(STUDIES["lost"])) == ["better", "failed"]
+    assert verdicts(report(STUDIES["lost"])) == ["not resolved", "failed"]
     assert report(STUDIES["lost"])["comparisons"][0]["lost"] == 1
     assert verdicts(report(STUDIES["no baseline"])) == ["failed"]
     base = arm("baseline", [3.0, 3.1, 3.2, 3.05])
@@ -513,6 +515,65 @@ def test_verdicts_say_no_more_than_is_known() -> None:
     assert verdicts(found) == ["better", "equivalent", "not resolved"]
     assert "though the difference is resolved" in found["comparisons"][1]["why"]
     assert found["comparisons"][2]["seeds_needed"] > 4 and "would have been seen with a chance" in found["comparisons"][2]["why"]
+
+
+BASE, LOW, HIGH = [3.0, 3.1, 3.2, 3.05, 3.1], [2.9, 3.0, 3.11, 2.95, 3.0], [3.1, 3.2, 3.31, 3.15, 3.2]
+
+
+def failing(losses: list[float], times: int) -> list[float | None]:
+    """The same losses, of which the first few are lost."""
+    return [None] * times + losses[times:]
+
+
+@pytest.mark.parametrize(
+    ("of_baseline", "of_arm", "losses", "wanted"),
+    [
+        (0, 3, LOW, "not resolved"),
+        (0, 1, LOW, "not resolved"),
+        (0, 2, BASE, "not resolved"),
+        (0, 2, HIGH, "worse"),
+        (2, 2, LOW, "better"),
+        (2, 0, LOW, "better"),
+        (2, 0, HIGH, "not resolved"),
+        (2, 0, BASE, "not resolved"),
+    ],
+)
+def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(of_baseline: int, of_arm: int, losses: list[float], wanted: str) -> None:
+    found = report(study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm))))
+    assert verdicts(found) == [wanted]
+    assert found["comparisons"][0]["failed"] == {"arm": of_arm, "baseline": of_baseline}
+    assert [len(one["failures"]) for one in found["arms"]] == [of_baseline, of_arm]
+    for text in forms(found):
+        assert all(f"{count} of 5" in text for count in (of_baseline, of_arm))
+
+
+def forms(found: dict[str, Any]) -> tuple[str, str, str]:
+    """A report as it is printed, as Markdown and as a page."""
+    return terminal(found), markdown(found), html(found, b"", None)
+
+
+STATISTICS = ("paired", "equivalence", "power", "seeds_needed", "correlation", "over_documents", "fmean", "stdev", "median")
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("result", [float("nan"), ValueError("it does not converge")], ids=["nan", "raises"])
+def test_a_statistic_that_fails_costs_no_report(statistic: str, result: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> object:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(f"lswt_core.ablation.compare.{statistic}", broken)
+    found = report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
+    reasons = [why for one in (*found["comparisons"], *found["arms"]) for why in one["unknown"].values()]
+    assert reasons and {*verdicts(found)} <= {"better", "worse", "not resolved"} and json.dumps(found, allow_nan=False)
+    assert all("unknown" in text and reasons[0] in text for text in forms(found))
+
+
+def test_a_study_whose_test_fails_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lswt_core.ablation.compare.paired", lambda *_: (math.inf,))
+    publish(study(arm("baseline", BASE), arm("x", LOW)), tmp_path)
+    assert verdicts(read(tmp_path)) == ["not resolved"] and (tmp_path / "report.html").is_file()
 
 
 def test_outcomes_survive_as_json() -> None:

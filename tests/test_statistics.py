@@ -51,7 +51,8 @@ def test_nothing_is_found_where_there_is_nothing(seeds: int, arms: int, shared: 
 def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
     found = paired(differences)
     equal = equivalence(differences, margin).p
-    return {"delta": found.delta, "p": found.p, "p_equivalent": equal, "lost": 0, "seeds_needed": 3, "power": 0.5}
+    whole = {"seeds": len(differences), "lost": 0, "failed": {"arm": 0, "baseline": 0}, "unknown": {}}
+    return whole | {"delta": found.delta, "p": found.p, "p_equivalent": equal, "seeds_needed": 3, "power": 0.5}
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])

@@ -91,7 +91,8 @@ class Reading:
         documents = [(names[i], float(self.sums[0, i]), int(self.sums[1, i])) for i in np.flatnonzero(self.sums[1])]
         positions = [(2 ** int(one) if one else 0, float(nll / n), int(n)) for one, (nll, n) in sorted(self.buckets.items())]
         probes = {"isotropy": 1 - sum(self.cosines) / len(self.cosines)} | self.probes
-        return Measured(float(total / tokens), documents, positions, probes)
+        seen = {name: value for name, value in probes.items() if math.isfinite(value)}  # a context of one token shows no attention
+        return Measured(float(total / tokens), documents, positions, seen)
 
     def look(self, ids: Tensor) -> dict[str, float]:
         """Where attention goes in the first tokens of a text."""

@@ -24,6 +24,7 @@ def html(report: dict[str, Any], overview: bytes, held_out: bytes | None) -> str
             section("Every seed", table(rows, seeds)),
             section("Held-out loss over the run", tested),
             section("What these seeds could resolve", listed(words.power_lines(report) + documents(report))),
+            section("What could not be computed", listed(words.unknown_lines(report))),
             section("Failures", listed(words.failure_lines(report))),
             section("Probes", table(looked, probes) if looked else ""),
             section("What the arms change", table(words.change_rows(report), words.CHANGES)),

@@ -85,7 +85,7 @@ def draw_differences(axes: Any, report: dict[str, Any]) -> None:
     axes.axvline(0, color="#000000", linewidth=1)
     for height, one in enumerate(reversed(comparisons)):
         if one["delta"] is None:
-            axes.annotate("  failed", (0, height), va="center", fontsize=9, color="#666666")
+            axes.annotate("  failed" if not one["seeds"] else "  unknown", (0, height), va="center", fontsize=9, color="#666666")
             continue
         axes.plot(one["values"], [height - 0.22] * len(one["values"]), "|", color="#7F7F7F", markersize=7, markeredgewidth=1.2)
         if one["ci95"] is not None:
@@ -101,7 +101,9 @@ def draw_differences(axes: Any, report: dict[str, Any]) -> None:
 
 def label(one: dict[str, Any]) -> str:
     """An arm's name and verdict, for an axis."""
-    return f"{shorten(one['arm'])}\n{one['verdict']}"
+    failed = one["failed"]["arm"]
+    lost = f", {failed} of {one['seeds'] + one['lost']} failed" if failed else ""
+    return f"{shorten(one['arm'])}\n{one['verdict']}{lost}"
 
 
 def shorten(name: str, most: int = 34) -> str:

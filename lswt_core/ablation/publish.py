@@ -15,9 +15,9 @@ from lswt_core.ablation.words import PICTURE, markdown, terminal
 def publish(study: Study, directory: Path) -> str:
     """Write the report; returns what is to be printed."""
     found = reported(study)
-    picture = overview(study, found)
     write_json(directory / "report.json", found)
-    write_bytes(directory / PICTURE, picture)
     write_bytes(directory / "report.md", markdown(found).encode())
+    picture = overview(study, found)
+    write_bytes(directory / PICTURE, picture)
     write_bytes(directory / "report.html", html(found, picture, held_out(study)).encode())
     return f"{terminal(found)}\n\nreport: {directory / 'report.html'}"

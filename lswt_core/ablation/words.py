@@ -33,7 +33,7 @@ def summary(report: Report) -> list[str]:
 def finding(one: dict[str, Any]) -> str:
     """A comparison as a sentence."""
     if one["delta"] is None:
-        return f"{one['arm']}: failed; {one['why']}."
+        return f"{one['arm']}: {one['verdict']}; {one['why']}."
     interval = "no interval" if one["ci95"] is None else f"95 % interval {signed(one['ci95'][0])} to {signed(one['ci95'][1])}"
     return f"{one['arm']}: {one['verdict']}, {signed(one['delta'])} nats per token ({interval}); {one['why']}."
 
@@ -52,8 +52,8 @@ def chance(p: float | None) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
-LOSSES = ["arm", "held-out loss (mean ± sd)", "difference", "95 % interval", "p", "p (Holm)", "verdict", "seeds", "seeds needed"]
-COSTS = ["arm", "parameters", "", "FLOP per token", "", "memory", "", "tokens/s", "", "failed"]
+LOSSES = ["arm", "held-out loss (mean ± sd)", "difference", "95 % interval", "p", "p (Holm)", "verdict", "seeds", "failed", "seeds needed"]
+COSTS = ["arm", "parameters", "", "FLOP per token", "", "memory", "", "tokens/s", ""]
 
 
 def loss_rows(report: Report) -> list[list[str]]:
@@ -64,15 +64,44 @@ def loss_rows(report: Report) -> list[list[str]]:
 
 def loss_row(arm: dict[str, Any], one: dict[str, Any] | None) -> list[str]:
     """An arm's loss, and its comparison if it is not the baseline."""
-    final = arm["final_loss"]
-    mean = "-" if final["mean"] is None else f"{final['mean']:.4f}" + ("" if final["std"] is None else f" ± {final['std']:.4f}")
+    values = arm["final_loss"]["values"]
+    failed = f"{len(arm['failures'])} of {len(values)}"
     if one is None:
-        finished = sum(value is not None for value in final["values"])
-        return [arm["name"], mean, "", "", "", "", "baseline", str(finished), ""]
-    interval = "-" if one["ci95"] is None else f"{signed(one['ci95'][0])} .. {signed(one['ci95'][1])}"
-    needed = "-" if one["seeds_needed"] is None else f"{one['seeds_needed']:,}"
-    shown = [signed(one["delta"]), interval, chance(one["p"]), chance(one["p_holm"]), one["verdict"], str(one["seeds"]), needed]
-    return [arm["name"], mean, *shown]
+        finished = sum(value is not None for value in values)
+        return [arm["name"], mean_loss(arm), "", "", "", "", "baseline", str(finished), failed, ""]
+    interval, needed = one["ci95"], one["seeds_needed"]
+    shown = [
+        missing(one, "delta") if one["delta"] is None else signed(one["delta"]),
+        missing(one, "ci95") if interval is None else f"{signed(interval[0])} .. {signed(interval[1])}",
+        missing(one, "p") if one["p"] is None else chance(one["p"]),
+        missing(one, "p_holm") if one["p_holm"] is None else chance(one["p_holm"]),
+        one["verdict"],
+        str(one["seeds"]),
+        failed,
+        missing(one, "seeds_needed") if needed is None else f"{needed:,}",
+    ]
+    return [arm["name"], mean_loss(arm), *shown]
+
+
+def mean_loss(arm: dict[str, Any]) -> str:
+    """An arm's mean loss and its spread over seeds."""
+    mean, std = arm["final_loss"]["mean"], arm["final_loss"]["std"]
+    shown = missing(arm, "mean") if mean is None else f"{mean:.4f}"
+    if std is None:
+        return f"{shown} ± unknown" if "std" in arm["unknown"] else shown
+    return f"{shown} ± {std:.4f}"
+
+
+def missing(entry: dict[str, Any], key: str) -> str:
+    """What stands for a number that is not there: it does not apply, or it could not be computed."""
+    return "unknown" if key in entry["unknown"] or "delta" in entry["unknown"] else "-"
+
+
+def unknown_lines(report: Report) -> list[str]:
+    """Every number that could not be computed, and why."""
+    arms = [(arm["name"], arm["unknown"]) for arm in report["arms"]]
+    compared = [(one["arm"], one["unknown"]) for one in report["comparisons"]]
+    return [f"{name}: {key} is unknown: {why}" for name, unknown in (*arms, *compared) for key, why in unknown.items()]
 
 
 def cost_rows(report: Report) -> list[list[str]]:
@@ -89,8 +118,8 @@ def cost_rows(report: Report) -> list[list[str]]:
         for key, show in shows:
             known = arm[key] is not None
             share = f"{arm[key] / base[key] - 1:+.1%}" if known and base[key] and arm is not base else ""
-            cells += [show(arm[key]) if known else "-", share]
-        rows.append([*cells, f"{len(arm['failures'])}/{len(arm['final_loss']['values'])}" if arm["failures"] else ""])
+            cells += [show(arm[key]) if known else missing(arm, key), share]
+        rows.append(cells)
     return rows
 
 
@@ -104,8 +133,13 @@ def seed_rows(report: Report) -> tuple[list[str], list[list[str]]]:
 def probe_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """Isotropy, attention and whatever else was looked at, where it applies."""
     names = list(dict.fromkeys(name for arm in report["arms"] for name in arm["probes"]))
-    rows = [[arm["name"], *(f"{arm['probes'][name]:.4f}" if name in arm["probes"] else "-" for name in names)] for arm in report["arms"]]
+    rows = [[arm["name"], *(probe(arm, name) for name in names)] for arm in report["arms"]]
     return ["arm", *(name.replace("_", " ") for name in names)], rows if names else []
+
+
+def probe(arm: dict[str, Any], name: str) -> str:
+    """What an arm's probe showed."""
+    return f"{arm['probes'][name]:.4f}" if name in arm["probes"] else missing(arm, name)
 
 
 def change_rows(report: Report) -> list[list[str]]:
@@ -144,8 +178,9 @@ def power_lines(report: Report) -> list[str]:
         if one["std"] is None:
             continue
         margin, needed = one["margin"], one["margin_seeds"]
-        would = f"{needed} seeds would find a difference of {margin:g} nats with a chance of 80 %"
-        plan = would if needed else "no number of seeds is in sight"
+        count = "an unknown number of" if "margin_seeds" in one["unknown"] else needed
+        would = f"{count} seeds would find a difference of {margin:g} nats with a chance of 80 %"
+        plan = would if count else "no number of seeds is in sight"
         shared = "" if one["correlation"] is None else f"; the arms share noise with correlation {one['correlation']:.2f}"
         lines.append(f"{one['arm']}: differences between seeds vary by {one['std']:.2g} nats{shared}; {plan}.")
     return lines
@@ -169,8 +204,9 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def terminal(report: Report) -> str:
     """What the command prints at its end."""
-    parts = [aligned(LOSSES, loss_rows(report)), aligned(COSTS, cost_rows(report)), "\n".join(summary(report)), *failure_lines(report)]
-    return "\n\n".join(parts)
+    parts = [aligned(LOSSES, loss_rows(report)), aligned(COSTS, cost_rows(report)), "\n".join(summary(report))]
+    parts += ["\n".join(unknown_lines(report)), "\n".join(failure_lines(report))]
+    return "\n\n".join(filter(None, parts))
 
 
 def markdown(report: Report) -> str:
@@ -184,6 +220,7 @@ def markdown(report: Report) -> str:
         "## What it costs\n\n" + grid(COSTS, cost_rows(report)),
         "## Every seed\n\n" + grid(*seeds),
         listed("What these seeds could resolve", power_lines(report)),
+        listed("What could not be computed", unknown_lines(report)),
         listed("Failures", failure_lines(report)),
         "## Probes\n\n" + grid(*probes) if probes[1] else "",
         "## What the arms change\n\n" + grid(CHANGES, change_rows(report)),
