@@ -467,7 +467,7 @@ def outcome(seed: int, loss: float, **more: Any) -> Outcome:
 
 def arm(name: str, losses: list[float | None]) -> Arm:
     outcomes = [Outcome.failed(i, "out of memory <b>") if loss is None else outcome(i, loss) for i, loss in enumerate(losses)]
-    return Arm(name, name, [], 1000, 1000, 6000, {"ffn": 1000}, [], outcomes)
+    return Arm(name, name, [], 1000, 1000, 6000, 1280, {"ffn": 1000}, [], outcomes)
 
 
 def study(*arms: Arm, margin: float = 0.01) -> Study:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lswt_core.ablation.outcome import Outcome
 from lswt_core.assemble import assemble, owners, parameter_groups
 from lswt_core.errors import LswtError, RecipeError
 from lswt_core.kinds import KIND_OF_TABLE
@@ -20,11 +21,21 @@ from lswt_core.recipe import Recipe
 from lswt_core.recipe.write import flat
 from lswt_core.registry import Registry
 
-ALLOWANCES = ("parameters", "groups", "kernels", "initialisation", "data")  # what --allow may name besides keys of a recipe
+# What --allow may name besides keys of a recipe.
+ALLOWANCES = ("parameters", "groups", "kernels", "initialisation", "data", "tokens")
 SHAPES = ("model", "embedding", LAYERS)  # tables that may change any parameter
 RESHAPED = {"model.d_ffn": "ffn", "model.bias": "attention"}  # keys of those that change the parameters of one owner
 STARTS = ("model.init_std", "embedding.warm_start", "train.seed")  # keys that change the values parameters start with
-READS = ("data", "tokenizer", "train")  # tables that change what is read
+# Keys that change how many tokens are trained on, how they are batched, or what of a document a token sees: never part of a swap.
+BUDGET = (
+    "train.steps",
+    "train.tokens",
+    "train.rows",
+    "train.context",
+    "train.documents",
+    "train.dealing",
+)
+READS = ("data", "tokenizer", "train.seed", *BUDGET)  # tables and keys that change what is read
 MEASURED_ON = ("data", "tokenizer", "evaluate")  # tables that change what losses are measured on
 KERNEL_KEYS = {"attention": "attention", "precision": "train.precision", "device": "device"}
 
@@ -116,6 +127,11 @@ def covers(axis: str, key: str) -> bool:
     return key == axis or key.startswith(f"{axis}.")
 
 
+def is_any(key: str, places: Iterable[str]) -> bool:
+    """Whether a key is one of some tables and keys, or inside of one."""
+    return any(covers(place, key) for place in places)
+
+
 def structure(recipe: Recipe, registry: Registry, device: torch.device) -> Structure:
     """Parameters, parameter groups and kernels of a recipe, without memory."""
     precision = Precision.choose(recipe.train.precision, device)
@@ -127,9 +143,9 @@ def structure(recipe: Recipe, registry: Registry, device: torch.device) -> Struc
 
 
 def flaws_of_recipe(found: Sequence[Change], axes: Iterable[str]) -> list[Flaw]:
-    """Values that differ outside of the axes."""
+    """Values that differ outside of the axes, and another budget wherever it was asked for."""
     axes = tuple(axes)
-    outside = [change for change in found if not any(covers(axis, change.key) for axis in axes)]
+    outside = [change for change in found if is_any(change.key, BUDGET) or not is_any(change.key, axes)]
     flaws = [Flaw(change.key, f"{change.key} is {change.after!r} instead of {change.before!r}  --> {change.where}") for change in outside]
     measured = [axis for axis in axes if any(covers(table, axis) for table in MEASURED_ON)]
     return flaws + [Flaw("data", f"{axis} changes the text that losses are measured on: they do not compare") for axis in measured]
@@ -194,8 +210,10 @@ class Common(NamedTuple):
     batches_equal: int
 
 
-def flaws_of_start(baseline: Start, arm: Start, axes: Iterable[str]) -> tuple[Common, list[Flaw]]:
-    """Shared parameters that did not start bitwise equal, and batches that were not the same."""
+def flaws_of_start(baseline: Start, arm: Start, axes: Iterable[str], changed: Iterable[str] = ()) -> tuple[Common, list[Flaw]]:
+    """Shared parameters that did not start bitwise equal, and batches that were not the same although no key that was ``changed`` is
+    about what is read.
+    """
     axes = tuple(axes)
     kinds, found = freed(axes), list[Flaw]()
     shared = [name for name, told in arm.parameters.items() if baseline.parameters.get(name, {}).get("shape") == told["shape"]]
@@ -205,9 +223,23 @@ def flaws_of_start(baseline: Start, arm: Start, axes: Iterable[str]) -> tuple[Co
         text = f"{len(unequal)} of {len(compared)} shared parameters start with other values, the first is {unequal[0]}"
         found.append(Flaw("initialisation", text))
     same = [one == other for one, other in zip(baseline.batches, arm.batches, strict=False)]  # one of them may have discarded a few
-    if not all(same) and not any(covers(axis, key) for axis in axes for key in READS):
+    if not all(same) and not any(is_any(key, READS) for key in changed):
         found.append(Flaw("data", f"the batches differ from batch {same.index(False) + 1} on"))
     return Common(len(compared), len(compared) - len(unequal), len(arm.batches), sum(same)), found
+
+
+def flaws_of_amounts(baseline: Outcome, arm: Outcome, changed: Iterable[str]) -> list[Flaw]:
+    """What two runs of one seed that came to an end were trained and measured on, where it is not the same."""
+    found = []
+    trained = [one.curve[-1][0] if one.curve else 0 for one in (arm, baseline)]
+    if trained[0] != trained[1] and not any(is_any(key, BUDGET) for key in changed):
+        found.append(Flaw("tokens", f"runs were trained on {trained[0]:,} tokens instead of {trained[1]:,}"))
+    texts = [[(name, tokens) for name, _, tokens in one.documents] for one in (arm, baseline)]
+    if texts[0] != texts[1]:
+        told = [f"{sum(tokens for _, tokens in text):,} tokens of {len(text):,} documents" for text in texts]
+        other = f"{told[0]} instead of {told[1]}" if told[0] != told[1] else f"{told[0]}, but of other ones"
+        found.append(Flaw("data", f"losses were measured on {other}"))
+    return found
 
 
 def allowed(flaw: Flaw, allowances: Sequence[str]) -> bool:
@@ -220,9 +252,13 @@ def refuse(name: str, axes: Sequence[str], flaws: Sequence[Flaw]) -> None:
     if not flaws:
         return
     listed = "\n".join(f"  - {flaw.text}" for flaw in flaws)
-    about = sorted({flaw.about for flaw in flaws})
     raise Uncertified(
         f'arm "{name}" is no clean swap: beside {", ".join(axes) or "its axis"} it differs from the baseline in\n{listed}\n'
         "  why: the difference in loss could not be ascribed to the swap\n"
-        f"  fix: undo these differences, or let them pass knowingly: {' '.join(f'--allow {one}' for one in about)}"
+        f"  fix: undo these differences, or let them pass knowingly: {allowances(flaw.about for flaw in flaws)}"
     )
+
+
+def allowances(about: Iterable[str]) -> str:
+    """The words that would let these differences pass."""
+    return " ".join(f"--allow {one}" for one in sorted(set(about)))

@@ -33,12 +33,13 @@ STATISTICS = (
 def report(study: Study) -> dict[str, Any]:
     """The whole report.
 
-    "arms": name, swap, parameters, trainable, flops_per_token, final_loss {mean, std, values by seed, None where a run failed},
-    tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component, components. "comparisons", each of an arm with
-    the baseline: delta (arm - baseline, nats per token), ci95, p, p_holm, verdict, seeds (pairs),
-    failed (runs of the arm and of the baseline), seeds_needed (to resolve the delta that was seen) and
-    more. Both have "unknown": what could not be computed, and why. "certificate", "settings",
-    "environment", "citations", "recipe", "command", "name".
+    "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a run),
+    evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run failed},
+    tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component, components.
+    "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per token), ci95, p,
+    p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline), seeds_needed (to
+    resolve the delta that was seen) and more. Both have "unknown": what could not be computed, and why.
+    "certificate", "settings", "environment", "citations", "recipe", "command", "name".
     """
     baseline, *others = study.arms
     comparisons = [compare(baseline, arm, study.settings) for arm in others]
@@ -89,6 +90,8 @@ def arm_entry(arm: Arm) -> dict[str, Any]:
         "parameters": arm.parameters,
         "trainable": arm.trainable,
         "flops_per_token": arm.flops_per_token,
+        "tokens": arm.tokens,
+        "training_flops": arm.training_flops,
         "final_loss": final_loss(arm, unknown),
         **measured(finished(arm), partial(known, unknown)),
         "seconds": sum(one.seconds for one in arm.outcomes),
@@ -114,8 +117,11 @@ def measured(done: Sequence[Outcome], ask: Callable[..., Any]) -> dict[str, Any]
     """What the runs that came to an end cost, and how their models look."""
     names = dict.fromkeys(name for one in done for name in one.probes)
     seen = {name: [one.probes[name] for one in done if name in one.probes] for name in names}
+    texts = {(sum(tokens for *_, tokens in one.documents), len(one.documents)) for one in done}
+    evaluated = texts.pop() if len(texts) == 1 else (None, None)
     means = {name: ask(name, fmean, values) for name, values in seen.items()}
     return {
+        "evaluated": {"tokens": evaluated[0], "documents": evaluated[1]},
         "tokens_per_second": ask("tokens_per_second", middle, [one.tokens_per_second for one in done]),
         "peak_bytes": ask("peak_bytes", middle, [one.peak_bytes for one in done]),
         "probes": {name: mean for name, mean in means.items() if mean is not None},

@@ -50,9 +50,15 @@ class Arm:
     parameters: int
     trainable: int
     flops_per_token: int  # of training
+    tokens: int  # that every run is trained on
     by_component: dict[str, int]  # parameters
     components: list[dict[str, str]]  # kind, name, distribution, version, citation
     outcomes: list[Outcome]  # in the order of the study's seeds
+
+    @property
+    def training_flops(self) -> int:
+        """The work of a whole run's training."""
+        return self.flops_per_token * self.tokens
 
 
 @dataclass(frozen=True)

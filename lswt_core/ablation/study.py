@@ -63,6 +63,11 @@ class Built(NamedTuple):
     matched: Matched | None
     flaws: list[Flaw]  # that were allowed
 
+    @property
+    def work(self) -> int:
+        """FLOPs of the whole training."""
+        return self.budget.flops_per_token * tokens_of(self.recipe)
+
 
 class Ablation:
     """One ablation on this machine."""
@@ -98,15 +103,18 @@ class Ablation:
             overrides, axes = (*overrides, matched.override), (*axes, matched.key)
             recipe = self.load(variant, overrides)
         found = certificate.structure(recipe, self.registry, self.world.device)
-        spent = budget(recipe, self.registry, self.world)
         if baseline is None:
-            return Built(variant, recipe, overrides, axes, [], found, spent, None, [])
+            return Built(variant, recipe, overrides, axes, [], found, self.budget(recipe), None, [])
         changes = certificate.changes(baseline.recipe, recipe)
         if not changes:
             raise UsageError(f'arm "{variant.name}" is the baseline: its swap ({", ".join(variant.swaps)}) changes nothing')
         flaws = certificate.flaws_of_recipe(changes, axes) + certificate.flaws_of_structure(baseline.structure, found, axes)
         certificate.refuse(variant.name, axes, [flaw for flaw in flaws if not certificate.allowed(flaw, self.asked.allow)])
-        return Built(variant, recipe, overrides, axes, changes, found, spent, matched, flaws)
+        return Built(variant, recipe, overrides, axes, changes, found, self.budget(recipe), matched, flaws)
+
+    def budget(self, recipe: Recipe) -> Budget:
+        """What a recipe takes on this machine."""
+        return budget(recipe, self.registry, self.world)
 
     def matched(self, variant: Variant, recipe: Recipe, axes: tuple[str, ...], baseline: Built) -> Matched | None:
         """The size that gives the arm the baseline's budget; None if none is to be matched, or the budgets are equal."""
@@ -126,17 +134,18 @@ class Ablation:
         return sum(parameter.numel() for parameter in built.loss.parameters())
 
     def work(self, recipe: Recipe) -> int:
-        """A token's share of a recipe's training."""
-        return budget(recipe, self.registry, self.world).flops_per_token
+        """The work of a recipe's whole training, in FLOPs."""
+        return self.budget(recipe).flops_per_token * tokens_of(recipe)
 
     def table(self) -> str:
         """The arms and what they cost, and how clean their swaps are."""
-        base = self.built[0].budget
-        lines = [f"{'arm':<32}{'parameters':>16}{'':>9}{'FLOP/token':>16}{'':>9}  differs in"]
+        base = self.built[0]
+        lines = [f"{'arm':<32}{'parameters':>16}{'':>9}{'FLOP/token':>16}{'':>9}{'training FLOP':>16}{'':>9}  differs in"]
         for built in self.built:
-            own, axes = built.budget, ", ".join(built.axes) or "-"
-            shares = f"{own.total / base.total - 1:+.2%}", f"{own.flops_per_token / base.flops_per_token - 1:+.2%}"
-            lines.append(f"{built.variant.name:<32}{own.total:>16,}{shares[0]:>9}{own.flops_per_token:>16,}{shares[1]:>9}  {axes}")
+            costs = [(one.budget.total, one.budget.flops_per_token, one.work) for one in (built, base)]
+            cells = [f"{own:>16,}{own / other - 1:>+9.2%}" for own, other in zip(*costs, strict=True)]
+            cells[-1] = f"{built.work:>16.3e}{built.work / base.work - 1:>+9.2%}"
+            lines.append(f"{built.variant.name:<32}{''.join(cells)}  {', '.join(built.axes) or '-'}")
             lines += [f"  matched by {built.matched.override}, residual {built.matched.residual:+.3%}"] if built.matched else []
             lines += [f"  allowed: {flaw.text}" for flaw in built.flaws]
         return "\n".join([*lines, *self.notes()])
@@ -179,7 +188,7 @@ class Ablation:
             name=self.asked.name,
             arms=arms,
             settings=self.settings(workers),
-            certificate=[self.certify(built, keys, store) for built in self.built[1:]],
+            certificate=[self.certify(built, keys, store, (arms[0], arm)) for built, arm in zip(self.built[1:], arms[1:], strict=True)],
             environment=environment_of(store, list(keys.values())),
             recipe=self.built[0].recipe.dump(),
             command=self.asked.command,
@@ -187,13 +196,13 @@ class Ablation:
 
     def settings(self, workers: Workers) -> dict[str, Any]:
         """How the comparison was made."""
-        train, first = self.built[0].recipe.train, self.built[0]
+        first = self.built[0]
         return {
             "seeds": list(self.seeds()),
             "confidence": 0.95,
             "margin": self.asked.margin,
-            "steps": train.total_steps,
-            "tokens": train.total_steps * train.tokens_per_step,
+            "steps": first.recipe.train.total_steps,
+            "tokens": tokens_of(first.recipe),
             "match": self.asked.match,
             "overlay": self.asked.overlay,
             "allowed": list(self.asked.allow),
@@ -212,6 +221,7 @@ class Ablation:
             parameters=built.budget.total,
             trainable=sum(built.budget.trainable.values()),
             flops_per_token=built.budget.flops_per_token,
+            tokens=tokens_of(built.recipe),
             by_component=built.budget.parameters,
             components=[
                 {
@@ -228,15 +238,21 @@ class Ablation:
 
     # ---------------------------------------------------------------------------------------------------------- afterwards
 
-    def certify(self, built: Built, keys: dict[tuple[str, int], str], store: RunStore) -> dict[str, Any]:
+    def certify(
+        self, built: Built, keys: dict[tuple[str, int], str], store: RunStore, arms: tuple[outcome.Arm, outcome.Arm]
+    ) -> dict[str, Any]:
         """The arm's certificate: what differs, what was allowed to, and what its runs had in common with the baseline's."""
         commons: dict[int, Common] = {}
-        flaws = list(built.flaws)
-        for seed in self.seeds():
-            pair = [start_of(store.directory(keys[name, seed])) for name in (self.built[0].variant.name, built.variant.name)]
+        changed = [change.key for change in built.changes]
+        found = list(built.flaws)
+        for seed, (one, other) in zip(self.seeds(), zip(*(arm.outcomes for arm in arms), strict=True), strict=True):
+            pair = [start_of(store.directory(keys[arm.name, seed])) for arm in arms]
             if pair[0] is not None and pair[1] is not None:
-                commons[seed], found = certificate.flaws_of_start(pair[0], pair[1], built.axes)
-                flaws += [flaw for flaw in found if flaw not in flaws]
+                commons[seed], more = certificate.flaws_of_start(pair[0], pair[1], built.axes, changed)
+                found += more
+            if one.failure is other.failure is None:
+                found += certificate.flaws_of_amounts(one, other, changed)
+        flaws = list(dict.fromkeys(found))
         strange = [flaw for flaw in flaws if not certificate.allowed(flaw, self.asked.allow)]
         return {
             "arm": built.variant.name,
@@ -256,9 +272,16 @@ class Ablation:
         broken = [one for one in study.certificate if one["status"] == "broken"]
         if broken:
             told = "\n".join(f"  - {one['arm']}: {'; '.join(flaw['text'] for flaw in one['flaws'])}" for one in broken)
+            about = (flaw["about"] for one in broken for flaw in one["flaws"])
             raise Uncertified(
-                f"the runs of some arms were not what a swap promises, so their differences cannot be ascribed to it:\n{told}"
+                f"the runs of some arms were not what a swap promises, so their differences cannot be ascribed to it:\n{told}\n"
+                f"  fix: undo these differences, or let them pass knowingly: {certificate.allowances(about)}"
             )
+
+
+def tokens_of(recipe: Recipe) -> int:
+    """How many tokens a recipe trains on."""
+    return recipe.train.total_steps * recipe.train.tokens_per_step
 
 
 def start_of(directory: Path) -> Start | None:

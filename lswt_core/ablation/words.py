@@ -53,7 +53,10 @@ def chance(p: float | None) -> str:
 
 
 LOSSES = ["arm", "held-out loss (mean ± sd)", "difference", "95 % interval", "p", "p (Holm)", "verdict", "seeds", "failed", "seeds needed"]
-COSTS = ["arm", "parameters", "", "FLOP per token", "", "memory", "", "tokens/s", ""]
+COSTS = [
+    *("arm", "parameters", "", "FLOP per token", "", "training tokens", "", "training FLOP", ""),
+    *("evaluated tokens", "", "memory", "", "tokens/s", ""),
+]
 
 
 def loss_rows(report: Report) -> list[list[str]]:
@@ -106,21 +109,28 @@ def unknown_lines(report: Report) -> list[str]:
 
 def cost_rows(report: Report) -> list[list[str]]:
     """The table of costs, each with its difference to the baseline's: how unequal the arms are."""
-    base, rows = report["arms"][0], []
+    base = report["arms"][0]
+    return [[arm["name"], *cost_cells(arm, base)] for arm in report["arms"]]
+
+
+def cost_cells(arm: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """What an arm costs, and by how much that differs from the baseline."""
     shows: list[tuple[str, Callable[[Any], str]]] = [
         ("parameters", lambda n: f"{n:,}"),
         ("flops_per_token", lambda n: f"{n:,}"),
+        ("tokens", lambda n: f"{n:,}"),
+        ("training_flops", lambda n: f"{n:.3e}"),
+        ("evaluated_tokens", lambda n: f"{n:,}"),
         ("peak_bytes", gigabytes),
         ("tokens_per_second", lambda n: f"{n:,.0f}"),
     ]
-    for arm in report["arms"]:
-        cells = [arm["name"]]
-        for key, show in shows:
-            known = arm[key] is not None
-            share = f"{arm[key] / base[key] - 1:+.1%}" if known and base[key] and arm is not base else ""
-            cells += [show(arm[key]) if known else missing(arm, key), share]
-        rows.append(cells)
-    return rows
+    own, other = ({**one, "evaluated_tokens": one["evaluated"]["tokens"]} for one in (arm, base))
+    cells = []
+    for key, show in shows:
+        known = own[key] is not None
+        share = f"{own[key] / other[key] - 1:+.1%}" if known and other[key] and arm is not base else ""
+        cells += [show(own[key]) if known else missing(arm, key), share]
+    return cells
 
 
 def seed_rows(report: Report) -> tuple[list[str], list[list[str]]]:

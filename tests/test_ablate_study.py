@@ -1,0 +1,124 @@
+"""A study from its command to its exit code, in this process: arms are built and certified, and what their runs came to is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import write_recipe
+
+from lswt_core.__main__ import main
+from lswt_core.ablation.certificate import Start, flaws_of_start
+from lswt_core.ablation.matrix import Job, Matrix
+from lswt_core.ablation.outcome import Outcome
+
+Runs = Callable[[Job], Outcome]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_recipe(tmp_path_factory.mktemp("study"))
+    path.write_text(path.read_text().replace('"sophia-g"', '"adamw"').replace("refresh_every = 3\n", ""))
+    return path
+
+
+@pytest.fixture
+def study(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
+    """``study(runs, words)``: ablate, with these outcomes; its exit code and the directory of its report."""
+
+    def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
+        monkeypatch.setattr(Matrix, "run", lambda self: {job.key: runs(job) for job in self.jobs})
+        out = tmp_path / "out"
+        return main(["ablate", str(recipe), *words, "--seeds", "2", "--store", str(tmp_path / "store"), "--out", str(out)]), out
+
+    return ablate
+
+
+def finished(job: Job, documents: Sequence[tuple[str, float, int]] = (("a", 300.0, 100), ("b", 90.0, 28))) -> Outcome:
+    train = job.recipe.train
+    tokens = train.total_steps * train.tokens_per_step
+    return Outcome(job.seed, loss=3.0 + job.seed / 10, documents=list(documents), curve=[(tokens, 3.1)])
+
+
+def read(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "report.json").read_text())
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------- budgets
+
+
+BUDGETS = ("train.steps=24", "train.rows=8", "train.context=32", "train.documents=reset", "train.tokens=768", "train.dealing=in-turn")
+
+
+@pytest.mark.parametrize("swap", BUDGETS)
+def test_another_budget_is_no_swap(recipe: Path, swap: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", str(recipe), "--swap", swap, "--dry-run"]) == 2
+    assert f"--allow {swap.partition('=')[0]}\n" in capsys.readouterr().err
+
+
+def test_another_budget_passes_by_its_name(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [swap.partition("=")[0] for swap in BUDGETS]
+    words = [word for swap, key in zip(BUDGETS, keys, strict=True) for word in ("--swap", swap, "--allow", key)]
+    assert main(["ablate", str(recipe), *words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"allowed: {key} is" in printed for key in keys)
+
+
+def test_a_budget_that_an_arm_says_it_is_about_is_refused_too(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe.with_name("longer.toml")
+    file.write_text('recipe = "nano.toml"\n[arm.longer]\naxis = ["train"]\nset = ["train.steps=24", "train.clip=2.0"]\n')
+    assert main(["ablate", str(file), "--dry-run"]) == 2
+    assert "--allow train.steps\n" in capsys.readouterr().err
+
+
+def test_the_work_of_the_whole_training_is_shown(study: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = study(finished, "--swap", "train.steps=24", "--allow", "train.steps")
+    assert code == 0
+    baseline, arm = read(out)["arms"]
+    assert (baseline["tokens"], arm["tokens"]) == (12 * 64, 24 * 64)
+    assert baseline["flops_per_token"] == arm["flops_per_token"]
+    assert arm["training_flops"] == 2 * baseline["training_flops"] == 24 * 64 * arm["flops_per_token"]
+    assert [one["evaluated"] for one in (baseline, arm)] == [{"tokens": 128, "documents": 2}] * 2
+    assert read(out)["certificate"][0]["status"] == "allowed"
+    printed = capsys.readouterr().out
+    assert "+100.00%" in printed, "in the table before the runs"
+    assert all("+100.0%" in text for text in (printed, (out / "report.md").read_text(), (out / "report.html").read_text()))
+
+
+@pytest.mark.parametrize("documents", [[("a", 300.0, 100), ("b", 90.0, 20)], [("a", 300.0, 100), ("c", 90.0, 28)]])
+def test_runs_that_were_measured_on_other_text_are_not_compared(
+    study: Callable[..., tuple[int, Path]], documents: Sequence[tuple[str, float, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(job: Job) -> Outcome:
+        return finished(job) if job.arm == "baseline" else finished(job, documents)
+
+    assert study(runs, "--swap", "ffn=gelu")[0] == 2
+    assert "--allow data" in capsys.readouterr().err
+    code, out = study(runs, "--swap", "ffn=gelu", "--allow", "data")
+    assert code == 0 and read(out)["certificate"][0]["status"] == "allowed"
+
+
+def test_runs_that_trained_on_other_amounts_are_not_compared(study: Callable[..., tuple[int, Path]]) -> None:
+    def runs(job: Job) -> Outcome:
+        return Outcome(job.seed, loss=3.0, curve=[(768 if job.arm == "baseline" else 700, 3.1)])
+
+    assert study(runs, "--swap", "ffn=gelu")[0] == 2
+    assert study(runs, "--swap", "ffn=gelu", "--allow", "tokens")[0] == 0
+
+
+def test_a_matched_arm_does_the_baselines_work_in_all(study: Callable[..., tuple[int, Path]]) -> None:
+    words = ("--swap", "train.steps=10", "--allow", "train.steps", "--match", "flops")
+    code, out = study(finished, *words)
+    assert code == 0
+    baseline, arm = read(out)["arms"]
+    assert arm["training_flops"] == pytest.approx(baseline["training_flops"], rel=0.01) and arm["tokens"] < baseline["tokens"]
+
+
+def test_batches_differ_where_the_batch_was_allowed_to() -> None:
+    one, other = Start({}, ["1", "2"]), Start({}, ["3", "4"])
+    assert [flaw.about for flaw in flaws_of_start(one, other, ["train"], ["train.clip"])[1]] == ["data"]
+    assert not flaws_of_start(one, other, ["ffn"], ["ffn.use", "train.rows"])[1]
