@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -195,6 +196,21 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     assert [arm["final_loss"] for arm in found["arms"]] == [arm["final_loss"] for arm in whole["arms"][:2]]
     assert found["certificate"][0]["status"] == "certified"
     assert all(run["batches_equal"] == run["batches"] == 12 for run in found["certificate"][0]["runs"])
+
+
+def test_a_run_reads_no_input_and_ends_with_whoever_started_it(place: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "long.toml"
+    recipe.write_text((place / "nano.toml").read_text().replace("steps = 12", "steps = 1000000"))
+    end, parent = os.pipe()
+    command = [sys.executable, "-m", "lswt_core.ablation.worker", str(recipe), str(tmp_path / "run"), "--parent", str(end)]
+    surroundings = environment(LSWT_CACHE_DIR=place / "cache")
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, pass_fds=[end], env=surroundings, **silent) as process:
+        os.close(end)
+        until(lambda: process.poll() is not None or under_way(tmp_path / "run"))
+        os.close(parent)  # as a parent's death does
+        assert process.wait(60) == 75
+    assert under_way(tmp_path / "run")
 
 
 def under_way(run: Path) -> bool:

@@ -50,6 +50,7 @@ class Matrix:
         self.jobs, self.store, self.workers, self.say = jobs, store, workers, say
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes], str]] = {}  # by key; the last is the device
         self.free = deque(workers.devices or [""] * workers.at_once)
+        self.pipe = (-1, -1)  # open while runs are made; its writing end closes when this process is gone, and they stop
         self.done = 0
         self.began = time.monotonic()
         self.taken = 0  # runs made here rather than found
@@ -91,16 +92,27 @@ class Matrix:
         directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
         recipe = directory / f"{job.recipe.name}.toml"
         recipe.write_text(job.recipe.dump(), encoding="utf-8")
-        words = [sys.executable, "-m", "lswt_core.ablation.worker", str(recipe), str(directory)]
-        words += [word for file in self.workers.plugins for word in ("--plugin", str(file))]
         device = self.free.popleft()
-        surroundings = os.environ | {"OMP_NUM_THREADS": str(self.workers.threads)} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
-        with directory.joinpath(LOG).open("ab") as log:
-            process = subprocess.Popen(  # in a group of its own: Ctrl-C reaches it through us, so that it can save
-                words, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=surroundings, start_new_session=True
-            )
-        self.running[job.key] = (job, process, device)
+        self.running[job.key] = (job, self.process(recipe, directory, device), device)
         self.say(f"[{self.done + len(self.running)}/{total}] {job.arm}, seed {job.seed}: running in {directory}")
+
+    def process(self, recipe: Path, directory: Path, device: str) -> subprocess.Popen[bytes]:
+        """A run's own process, in a group of its own: Ctrl-C reaches it through us, so that it can save."""
+        words = [sys.executable, "-m", "lswt_core.ablation.worker", str(recipe), str(directory)]
+        words += ["--parent", str(self.pipe[0])]
+        words += [word for file in self.workers.plugins for word in ("--plugin", str(file))]
+        surroundings = os.environ | {"OMP_NUM_THREADS": str(self.workers.threads)}
+        surroundings |= {"CUDA_VISIBLE_DEVICES": device} if device else {}
+        with directory.joinpath(LOG).open("ab") as log:
+            return subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=surroundings,
+                start_new_session=True,
+                pass_fds=self.pipe[:1],
+            )
 
     def ended(self) -> Iterator[tuple[Job, int]]:
         """The runs that have come to an end, and their exit codes."""
@@ -131,6 +143,7 @@ class Matrix:
     @contextmanager
     def ending(self) -> Iterator[None]:
         """Whatever happens, let what is running save, and leave no process behind."""
+        self.pipe = os.pipe()
         try:
             yield
         finally:
@@ -142,6 +155,8 @@ class Matrix:
                     process.wait(max(deadline - time.monotonic(), 0.1))
                 except subprocess.TimeoutExpired:
                     process.kill()
+            for end in self.pipe:
+                os.close(end)
 
 
 def why(code: int, log: Path) -> str:

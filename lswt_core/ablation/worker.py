@@ -143,12 +143,12 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def stop_with_parent() -> None:
-    """Ask this process to save and stop when whoever started it is gone: then the pipe that is its standard input closes."""
+def stop_with_parent(pipe: int) -> None:
+    """Ask this process to save and stop when whoever started it is gone: then the other end of this pipe closes."""
 
     def wait() -> None:
         with suppress(OSError):
-            while os.read(0, 1):
+            while os.read(pipe, 1):
                 pass
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -157,7 +157,8 @@ def stop_with_parent() -> None:
 
 def work(arguments: argparse.Namespace) -> int:
     """Train, or go on, then measure and write the outcome."""
-    stop_with_parent()
+    if arguments.parent is not None:
+        stop_with_parent(arguments.parent)
     registry, directory = registry_of(arguments), arguments.directory
     recipe = Recipe.load(arguments.recipe, registry=registry)
     session = Observed(arguments, recipe, registry, directory)
@@ -182,6 +183,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lswt_core.ablation.worker", description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--parent", type=int, metavar="FD", help="a pipe's end: save and stop when the other one closes")
     plugin_argument(parser)
     parser.set_defaults(overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False)
     return guarded(work, parser.parse_args())
