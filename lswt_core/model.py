@@ -29,6 +29,7 @@ from lswt_core.interfaces import (
     Segment,
     State,
 )
+from lswt_core.plain import is_plain_linear
 from lswt_core.randomness import derive
 
 TOGETHER = 64  # tokens from which on three projections are worth laying their weights side by side
@@ -92,9 +93,7 @@ class Attention(nn.Module):
 
 
 class Projections:
-    """Queries, keys and values of a layer's inputs. Memories may ask for keys and values of anything; where they ask for those of the
-    inputs themselves, all three come from one product, which is faster than three.
-    """
+    """Queries, keys and values of a layer's inputs, and keys and values of whatever memories ask."""
 
     def __init__(self, attention: Attention, x: Tensor) -> None:
         self.attention, self.x = attention, x
@@ -103,8 +102,9 @@ class Projections:
     def __call__(self, x: Tensor, at: Tensor) -> list[Segment]:
         """Keys and values of x [B, N, M]."""
         layer = self.attention
-        if x is self.x and x.shape[:-1].numel() >= TOGETHER:
-            self.found, k, v = together(x, layer.query, layer.key, layer.value)
+        three = (layer.query, layer.key, layer.value)
+        if x is self.x and x.shape[:-1].numel() >= TOGETHER and all(map(is_plain_linear, three)):
+            self.found, k, v = together(x, *three)  # faster than one by one
         else:
             k, v = layer.key(x), layer.value(x)
         return [Segment(layer.key_norm(layer.heads(k)), layer.heads(v), at)]

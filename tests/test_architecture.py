@@ -13,7 +13,7 @@ from helpers import PLUGINS, ROOT
 
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
-    {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce"},
+    {"interfaces", "kinds", "layers", "errors", "settings", "randomness", "announce", "plain"},
     {"cross_entropy", "launch", "durable"},
     {"hooks", "head", "parts", "fast", "moments", "scale", "tree", "parallel", "console", "html", "signals", "gguf_file", "hub", "finite"},
     {"registry", "model", "merge"},
