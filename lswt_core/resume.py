@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.checkpoint import Saved
+from lswt_core.checkpoint.values import escaped, filled, outline, unescaped
 from lswt_core.errors import CheckpointError
 from lswt_core.interfaces import Optimizer
 
@@ -26,29 +27,70 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything the optimizer remembers: tensors named "parameter/key", and the rest as JSON."""
+    """Everything the optimizer remembers: tensors named "parameter/key" (and further, where they are
+    nested), and the rest as JSON. Raises CheckpointError for what no checkpoint holds.
+    """
     state = optimizer.state_dict()
     names = parameter_names(optimizer)
     tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
     for index, entries in state["state"].items():
+        if index not in range(len(names)) or not isinstance(entries, dict):
+            raise CheckpointError(
+                f"the state of optimizer {optimizer.name!r} has an entry {index!r}, which belongs to no "
+                "parameter and is not saved: keep it in a parameter's state or in the groups"
+            )
         for key, value in entries.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{names[index]}/{key}"] = value
-    groups = [{key: group[key] for key in dynamic_keys(optimizer, group)} for group in state["param_groups"]]
-    return tensors, {"state": scalars, "groups": groups}
+            path = f"{names[index]}/{escaped(text_of(key, names[index]))}"
+            outlined = outline(value, path, tensors)
+            if not isinstance(value, Tensor):
+                rest[path] = outlined
+    groups = []
+    for i, group in enumerate(state["param_groups"]):
+        keys = dynamic_keys(optimizer, group)
+        groups.append({key: outline(group[key], f"group {i}/{escaped(key)}", tensors) for key in keys})
+    return tensors, {"state": rest, "groups": groups}
+
+
+def text_of(key: Any, name: str) -> str:
+    """A key of a parameter's state; raises CheckpointError if it is no text."""
+    if isinstance(key, str):
+        return key
+    raise CheckpointError(f"the state of {name} cannot be saved: its key {key!r} is no text")
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
-    """Give a fresh optimizer what another remembered."""
+    """Give a fresh optimizer what another remembered, every tensor in the precision it had."""
     state = optimizer.state_dict()
     index = {name: i for i, name in enumerate(parameter_names(optimizer))}
     entries: dict[int, dict[str, Any]] = {}
-    for path, value in (*tensors.items(), *document["state"].items()):
-        name, key = path.rsplit("/", 1)
-        entries.setdefault(index[name], {})[key] = value
+    for path, value in (*own_tensors(tensors, index).items(), *document["state"].items()):
+        name, _, key = path.rpartition("/")
+        entries.setdefault(index[name], {})[unescaped(key)] = filled(value, tensors)
     for group, saved in zip(state["param_groups"], document["groups"], strict=True):
-        group.update(saved)
+        group.update({key: filled(value, tensors) for key, value in saved.items()})
     optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, held in entries.items():
+        loaded = optimizer.state[parameters[i]]
+        for key in loaded.keys() & held.keys():
+            loaded[key] = as_saved(loaded[key], held[key])
+
+
+def own_tensors(tensors: Mapping[str, Tensor], index: Mapping[str, int]) -> dict[str, Tensor]:
+    """The tensors that are themselves an entry of a parameter's state, not nested in one."""
+    return {path: tensor for path, tensor in tensors.items() if path.rpartition("/")[0] in index}
+
+
+def as_saved(loaded: Any, saved: Any) -> Any:
+    """A loaded value as it was saved: torch casts tensors to the parameter's precision."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(loaded, dict) and isinstance(saved, dict):
+        return {key: as_saved(loaded[key], saved[key]) for key in saved}
+    if isinstance(loaded, list | tuple) and isinstance(saved, list | tuple):
+        return type(saved)(as_saved(*pair) for pair in zip(loaded, saved, strict=True))
+    return saved
 
 
 def parameter_names(optimizer: Optimizer) -> list[str]:
@@ -59,7 +101,13 @@ def parameter_names(optimizer: Optimizer) -> list[str]:
 def dynamic_keys(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
     """Group entries that training has changed. Options are left out: they come from the recipe, the rate from the schedule."""
     fixed = ("params", "names", "name", "matrices", "lr", "weight_decay")
-    return [key for key, value in group.items() if key not in fixed and optimizer.defaults.get(key) != value]
+    free = {key: value for key, value in group.items() if key not in fixed}
+    return [key for key, value in free.items() if not unchanged(optimizer.defaults.get(key), value)]
+
+
+def unchanged(default: Any, value: Any) -> bool:
+    """Whether an option still is its default; of tensors that is not asked."""
+    return not (isinstance(default, Tensor) or isinstance(value, Tensor)) and bool(default == value)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

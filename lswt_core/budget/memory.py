@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lswt_core.checkpoint.values import outline
 from lswt_core.console import gigabytes
 from lswt_core.cross_entropy import TILE
 from lswt_core.errors import ResourceError
@@ -82,13 +83,19 @@ def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, t
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state, by taking one step without numbers."""
+    """Bytes of the optimizer's state, by taking one step without numbers.
+
+    Raises CheckpointError if no checkpoint can hold it.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+    kept: dict[str, Tensor] = {}
+    for i, state in enumerate(optimizer.state.values()):
+        outline(state, f"the state of parameter {i}", kept)
+    return bytes_of(list(kept.values()))
 
 
 def blank(rows: int, length: int) -> Batch:

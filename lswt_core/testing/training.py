@@ -1,15 +1,18 @@
-"""Checks of losses, optimizers and schedules."""
+"""Checks of losses and optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from unittest import SkipTest
 
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import IGNORE, Batch, Horizon, Objective, Optimizer, Output, Term
+from lswt_core.checkpoint import Store, verify
+from lswt_core.interfaces import IGNORE, Batch, Objective, Optimizer, Output, Term
 from lswt_core.resume import optimizer_state, restore_optimizer
 from lswt_core.step import refresh
 from lswt_core.testing.check import require, rule
@@ -262,19 +265,22 @@ def replays(subject: Subject) -> None:
     "resume",
     ("optimizer",),
     why="a run that is killed and resumed must end with the same bits",
-    mend="keep everything in self.state[parameter] (tensors, numbers) or in the groups, nothing in attributes",
+    mend="keep everything in self.state[parameter] or in the groups, nothing in attributes: tensors, numbers, texts, "
+    "and lists, tuples and dicts of those",
     after=("replay",),
 )
 def resumes(subject: Subject) -> None:
-    """Saved and loaded in the middle, as checkpoints do, it goes on bitwise."""
+    """Saved to files and loaded in the middle, as a run does, it goes on bitwise."""
     whole = Problem()
     advance(whole, optimizer_of(subject, whole), range(14))
     problem = Problem()
     optimizer = optimizer_of(subject, problem)
     advance(problem, optimizer, range(6))
-    with optimizer.averaged():
+    with optimizer.averaged(), TemporaryDirectory() as directory:
         moments, document = optimizer_state(optimizer)
-        held = {name: t.clone() for name, t in moments.items()}
+        written = Store(Path(directory) / "checkpoints").save(6, {"optimizer": moments}, {"optimizer": document})
+        saved = verify(written)
+        held, document = saved.tensors("optimizer"), saved.document("optimizer")
         weights = values(problem)
     other = Problem()
     for parameter, value in zip(other.parameters(), weights, strict=True):
@@ -363,38 +369,3 @@ def refreshes(subject: Subject) -> None:
     require(moved(before, values(problem)) == 0, "refresh moves parameters")
     after = list(optimizer_state(optimizer)[0].values())
     require(len(after) != len(kept) or any(not torch.equal(a, b) for a, b in zip(kept, after, strict=True)), "refresh changes no state")
-
-
-# ------------------------------------------------------------------------------------------------------------ schedules
-
-RUN = Horizon(steps=1000, tokens_per_step=100)
-
-
-@rule(
-    "range",
-    ("schedule",),
-    why="the learning rate is the peak times this factor",
-    mend="return a share between 0 and 1 for steps 1 to horizon.steps",
-)
-def factors(subject: Subject) -> None:
-    """Every factor is a finite share of the peak, which is reached."""
-    schedule = subject.make(RUN)
-    found = torch.tensor([float(schedule.factor(step)) for step in range(1, RUN.steps + 1)])
-    require(found.isfinite().all(), "a factor is not finite")
-    require(found.min() >= 0 and found.max() <= 1 + 1e-6, f"factors lie between {found.min():.3g} and {found.max():.3g}")
-    require(found.max() > 0, "all factors are zero")
-
-
-@rule(
-    "pure",
-    ("schedule",),
-    why="a resumed run asks for step 700 first",
-    mend="compute the factor from the step number alone; keep nothing",
-    after=("range",),
-)
-def pure(subject: Subject) -> None:
-    """The factor of a step is the same whichever were asked before."""
-    one, other = subject.make(RUN), subject.make(RUN)
-    forward = {step: one.factor(step) for step in range(1, 101)}
-    backward = {step: other.factor(step) for step in range(100, 0, -1)}
-    require(forward == backward, "the factor of a step depends on which were asked before")
