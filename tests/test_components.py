@@ -31,6 +31,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from lswt_core.assemble import parameter_groups
+from lswt_core.errors import PluginError
 from lswt_core.interfaces import DenseBias, Dims, Need, Part, SlopeBias, Unsupported
 from lswt_core.loss import Loss
 from lswt_core.merge import fault_of, first_sound
@@ -443,7 +444,7 @@ class Unfilled(LayerNorm):
 
 
 def test_a_parameter_that_nobody_fills_is_told() -> None:
-    with pytest.raises(TypeError, match=r"Unfilled at 'input_norm'.*reset_parameters"):
+    with pytest.raises(PluginError, match=r"Unfilled at 'input_norm'.*reset_parameters"):
         tiny(norm=Unfilled)
 
 

@@ -16,8 +16,23 @@ from lswt_core.hf.components import blueprint
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.padding import Packing
 from lswt_core.interfaces import Memory, PositionalEncoding
+from lswt_core.model import starts_by_default
 
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name changed in 5.24
+
+
+def owns(module: nn.Module) -> bool:
+    """Whether a module has parameters or buffers beside its children's."""
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+
+
+def restart(module: nn.Module) -> None:
+    """Let a module say how it and its children start; what was loaded from a file stays."""
+    tensors = (*module.parameters(), *module.buffers())
+    loaded = [(t, t.clone()) for t in tensors if getattr(t, "_is_hf_initialized", False)]
+    module.reset_parameters()  # type: ignore[operator]
+    for tensor, value in loaded:  # a module is asked again where it has a buffer that no file holds
+        tensor.copy_(value)
 
 
 class LswtPreTrainedModel(PreTrainedModel):
@@ -31,12 +46,26 @@ class LswtPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Start a module's own parameters as a run does (``lswt_core.model.initialise``), from torch's random stream."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.recipe["model"]["init_std"])
+        if starts_by_default(module):
+            std = self.config.recipe["model"]["init_std"]
+            nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
-            module.reset_parameters()  # type: ignore[operator]
+        elif owns(module):
+            restart(module)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As transformers', which passes over modules that own nothing.
+
+        These too may say how their children start.
+        """
+        bare = [module for module in self.modules() if not owns(module)]
+        waiting = [module for module in bare if not getattr(module, "_is_hf_initialized", False)]
+        super().initialize_weights()
+        for module in reversed(waiting):  # children before their parents
+            if hasattr(module, "reset_parameters"):
+                restart(module)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -20,11 +20,11 @@ from lswt_core.errors import PluginError
 from lswt_core.interfaces import Component
 from lswt_core.registry import Offer, Registry
 from lswt_core.registry.discover import normal
-from lswt_core.testing import every, hub, model, parts, rest, schedules, scoring, training  # each registers its rules
+from lswt_core.testing import every, hub, model, parts, rest, schedules, scoring, start, training  # each registers its rules
 from lswt_core.testing.check import Check, Failed, checks_of
 from lswt_core.testing.subject import Subject
 
-__all__ = ["Check", "Failed", "checks", "every", "hub", "model", "parts", "rest", "schedules", "scoring", "training"]
+__all__ = ["Check", "Failed", "checks", "every", "hub", "model", "parts", "rest", "schedules", "scoring", "start", "training"]
 
 
 def checks(target: str | Path | ModuleType | type[Component], **options: Any) -> list[Check]:

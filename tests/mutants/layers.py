@@ -86,6 +86,28 @@ class Careless(Layer, FeedForward):
         return super().forward(x) * self.scale
 
 
+@meant("start")
+class Hasty(Layer, FeedForward):
+    """Means to start at nothing, and says so in its constructor, where there is no memory."""
+
+    name = "hasty"
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        nn.init.zeros_(self.fc.weight)
+
+
+@meant("start")
+class Replacing(Layer, FeedForward):
+    """The same by a parameter of its own making."""
+
+    name = "replacing"
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.fc.weight = nn.Parameter(torch.eye(dims.d_model))
+
+
 @meant("state dict")
 class Forgetful(Layer, FeedForward):
     """A random table that no checkpoint holds."""
