@@ -19,9 +19,9 @@ import lswt_core
 from lswt_core.ablation.outcome import Outcome
 from lswt_core.assemble import create
 from lswt_core.corpus import fit_tokenizer
+from lswt_core.durable import write_whole
 from lswt_core.interfaces import DataSource
 from lswt_core.provenance import Code, code_of, core_libraries, versions_of
-from lswt_core.durable import write_whole
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
 from lswt_core.warm_start import pretrained
