@@ -9,12 +9,15 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lswt_core.ablation.arms import PLACE, Variant, arms_of_file, arms_of_recipes, distinct, laid_out, read_ablation, swaps_in
 from lswt_core.cli import plugin_argument, registry_of
-from lswt_core.durable import make_directory, write_whole
-from lswt_core.errors import PluginError, UsageError
+from lswt_core.durable import make_output_directory, write_whole
+from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
+
+if TYPE_CHECKING:
+    from lswt_core.ablation.outcome import Study
 
 LAYOUTS = ("one-at-a-time", "leave-one-out", "add-one-in", "factorial")
 
@@ -53,7 +56,6 @@ def ablate(arguments: argparse.Namespace) -> int:
         raise UsageError("ablate starts its runs itself: start it without torchrun, with --devices 0,1,... for several accelerators")
     require_libraries()
     from lswt_core.ablation.matrix import Workers
-    from lswt_core.ablation.publish import publish
     from lswt_core.ablation.store import RunStore
     from lswt_core.ablation.study import Ablation, Asked, command_of
     from lswt_core.parallel import World
@@ -70,12 +72,36 @@ def ablate(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     claim(directory, asked.fingerprint())
+    make_output_directory(arguments.store, "--store")
     devices = arguments.devices.split(",") if arguments.devices else []
     at_once = arguments.jobs or len(devices) or 1
     study = ablation.run(RunStore(arguments.store), Workers(at_once, threads(at_once), devices, arguments.plugin))
-    print(publish(study, directory))
+    print(written(study, directory))
     ablation.refuse_broken(study)
+    refuse_failed(study, directory)
     return 0
+
+
+def written(study: Study, directory: Path) -> str:
+    """Write the report; returns what is to be printed. Raises ResourceError where it cannot be written: the runs are kept."""
+    from lswt_core.ablation.publish import publish
+
+    try:
+        return publish(study, directory)
+    except OSError as error:
+        fix = "make room; the same command writes it, and makes no run again"
+        raise ResourceError(f"the report cannot be written: {error}\n  fix: {fix}") from error
+
+
+def refuse_failed(study: Study, directory: Path) -> None:
+    """Raise RunsFailed if runs failed; the report is written, and says which."""
+    outcomes = [one for arm in study.arms for one in arm.outcomes]
+    failed = sum(one.failure is not None for one in outcomes)
+    if failed:
+        raise RunsFailed(
+            f"{failed} of {len(outcomes)} runs failed; {directory / 'report.md'} says which, and why\n"
+            "  fix: the same command makes those again that did not diverge"
+        )
 
 
 def read_arms(arguments: argparse.Namespace) -> tuple[str, list[Variant], dict[str, Any]]:
@@ -116,11 +142,11 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def claim(directory: Path, fingerprint: str) -> None:
-    """Make the report's directory this ablation's; raises UsageError if it holds another one's report."""
+    """Make the report's directory this ablation's; raises UsageError if it holds another one's report, or cannot be written to."""
+    make_output_directory(directory, "--out")
     path = directory / "ablation.json"
     if claimed(path) not in (None, fingerprint):
         raise UsageError(f"{directory} holds the report of another ablation\n  fix: choose another --out")
-    make_directory(directory)
     write_whole(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
 
 

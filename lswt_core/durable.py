@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from lswt_core.errors import ResourceError
+from lswt_core.errors import ResourceError, UsageError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -44,3 +45,16 @@ def make_directory(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for made in missing:
         fsync(made.parent)
+
+
+def make_output_directory(path: Path, option: str) -> None:
+    """Make a directory, with its parents, that files can be written to; raises UsageError, which names the ``option`` to change, if
+    that cannot be. It is tried by writing a file without a name: permissions alone do not tell of read-only file systems.
+    """
+    try:
+        make_directory(path)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        why = "it is a file" if path.is_file() else error.strerror or str(error)
+        raise UsageError(f"{path} cannot be written to: {why}\n  fix: choose another {option}") from error

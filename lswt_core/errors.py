@@ -54,6 +54,12 @@ class ResourceError(LswtError):
     exit_code = 7
 
 
+class RunsFailed(LswtError):
+    """Runs of an ablation failed; its report is written and says which, and why."""
+
+    exit_code = 8
+
+
 class BusyError(LswtError):
     """Another process holds the run directory."""
 

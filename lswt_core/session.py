@@ -31,7 +31,7 @@ from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.console import Console, duration, gigabytes
 from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigram
 from lswt_core.decode import Reader, Sample, generate
-from lswt_core.durable import make_directory, write_whole
+from lswt_core.durable import make_output_directory, write_whole
 from lswt_core.environment import environment, is_intact, recorded
 from lswt_core.errors import CheckpointError, LswtError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
@@ -80,7 +80,7 @@ class Session:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the run directory; the first process holds it for all."""
-        make_directory(self.directory)
+        make_output_directory(self.directory, "--out")
         if self.world.rank > 0:
             yield
             return

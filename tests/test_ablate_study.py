@@ -14,6 +14,8 @@ from lswt_core.__main__ import main
 from lswt_core.ablation.certificate import Start, flaws_of_start
 from lswt_core.ablation.matrix import Job, Matrix
 from lswt_core.ablation.outcome import Outcome
+from lswt_core.errors import UsageError
+from lswt_core.hf.directory import written_whole
 
 Runs = Callable[[Job], Outcome]
 
@@ -32,9 +34,15 @@ def study(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
         monkeypatch.setattr(Matrix, "run", lambda self: {job.key: runs(job) for job in self.jobs})
         out = tmp_path / "out"
-        return main(["ablate", str(recipe), *words, "--seeds", "2", "--store", str(tmp_path / "store"), "--out", str(out)]), out
+        return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 
     return ablate
+
+
+def places(directory: Path, words: Sequence[str]) -> list[str]:
+    """Where the study goes, unless its words say so."""
+    told = {"--store": directory / "store", "--out": directory / "out"}
+    return [word for option, path in told.items() if option not in words for word in (option, str(path))]
 
 
 def finished(job: Job, documents: Sequence[tuple[str, float, int]] = (("a", 300.0, 100), ("b", 90.0, 28))) -> Outcome:
@@ -122,3 +130,71 @@ def test_batches_differ_where_the_batch_was_allowed_to() -> None:
     one, other = Start({}, ["1", "2"]), Start({}, ["3", "4"])
     assert [flaw.about for flaw in flaws_of_start(one, other, ["train"], ["train.clip"])[1]] == ["data"]
     assert not flaws_of_start(one, other, ["ffn"], ["ffn.use", "train.rows"])[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------- exit codes
+
+
+def lost(job: Job) -> Outcome:
+    return Outcome.failed(job.seed, "killed by signal 9")
+
+
+@pytest.mark.parametrize(
+    ("fails", "code"),
+    [
+        (lambda job: True, 8),
+        (lambda job: job.arm != "baseline", 8),
+        (lambda job: job.arm != "baseline" and job.seed == 1, 8),
+        (lambda job: False, 0),
+    ],
+    ids=["every run", "an arm", "a run", "none"],
+)
+def test_a_study_with_failures_has_a_report_and_says_so(
+    study: Callable[..., tuple[int, Path]], fails: Callable[[Job], bool], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, out = study(lambda job: lost(job) if fails(job) else finished(job), "--swap", "ffn=gelu")
+    assert given == code
+    failed = sum(len(arm["failures"]) for arm in read(out)["arms"])
+    assert (out / "report.html").is_file() and (f"{failed} of 4 runs failed" in capsys.readouterr().err) == bool(failed)
+
+
+def never(job: Job) -> Outcome:
+    raise AssertionError("a run was made")
+
+
+def a_file(directory: Path) -> Path:
+    path = directory / "file"
+    path.write_text("something")
+    return path
+
+
+@pytest.mark.parametrize("place", [a_file, lambda _: Path("/proc/lswt"), lambda directory: a_file(directory) / "below"])
+@pytest.mark.parametrize("option", ["--out", "--store"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_runs(
+    study: Callable[..., tuple[int, Path]], place: Callable[[Path], Path], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place(tmp_path)
+    assert study(never, "--swap", "ffn=gelu", option, str(path))[0] == 2
+    said = capsys.readouterr().err
+    assert f"choose another {option}" in said and str(path) in said and "Traceback" not in said
+
+
+def test_a_torn_record_of_a_report_is_named(
+    study: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ablation.json").write_text('{"finger')
+    assert study(never, "--swap", "ffn=gelu")[0] == 2
+    assert "ablation.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [a_file, lambda _: Path("/proc/lswt")])
+def test_other_commands_refuse_such_a_place_too(
+    recipe: Path, place: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place(tmp_path)
+    assert main(["run", str(recipe), "--out", str(path)]) == 2
+    with pytest.raises(UsageError, match=str(path)), written_whole(path / "model"):
+        pass
+    assert main(["plugins", "new", "fading", "--kind", "positional", "--in", str(path)]) == 2
+    assert capsys.readouterr().err.count(str(path)) == 2

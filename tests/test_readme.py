@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lswt_core import errors
 from lswt_core.kinds import KINDS
 from lswt_core.registry import Registry
 
@@ -62,3 +63,9 @@ def test_every_method_is_cited() -> None:
 def test_environment_variables_are_the_ones_that_are_read(variable: str) -> None:
     sources = "".join(path.read_text() for folder in ("lswt_core", "plugins") for path in (ROOT / folder).rglob("*.py"))
     assert variable in README and variable in sources
+
+
+def test_every_exit_code_is_told() -> None:
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    given = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LswtError)}
+    assert told == given | {0, 130, 141}
