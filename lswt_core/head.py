@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from lswt_core.cross_entropy import chunked
 from lswt_core.interfaces import Draws, Score
+from lswt_core.plain import is_plain_table
+
+COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Vocabulary(nn.Module):
@@ -24,6 +27,7 @@ class Vocabulary(nn.Module):
         self.table = nn.Embedding.from_pretrained(torch.empty(vocab_size, d_vocab), freeze=False)
         self.input = nn.Linear(d_vocab, d_model, bias=False)
         self.output = nn.Linear(d_model, d_vocab, bias=False)
+        self.size = vocab_size
 
     def freeze(self) -> None:
         """Keep the table out of training, in float16: half the memory, and exact for tables that are stored so (OPT's). It is
@@ -36,13 +40,16 @@ class Vocabulary(nn.Module):
         return self.widen(self.table(ids))
 
     def widen(self, embedded: Tensor) -> Tensor:
-        """Rows of the table [B, T, d_vocab] -> [B, T, M]."""
-        return self.input(embedded.to(self.input.weight.dtype))
+        """Rows of the table [B, T, d_vocab] -> [B, T, M]. They are widened to the projection's
+        precision; a quantised projection, whose weight tells none, takes them as they are.
+        """
+        dtype = getattr(getattr(self.input, "weight", None), "dtype", None)
+        return self.input(embedded.to(dtype) if dtype in COMPUTED_IN else embedded)
 
     def logits(self, states: Tensor) -> Tensor:
         """States [B, T, M] -> [B, T, V]; large: only for those who need every logit."""
         z = self.output(states)  # [B, T, d_vocab]
-        return nn.functional.linear(z, self.table.weight.to(z.dtype))
+        return nn.functional.linear(z, self.rows(z.device).to(z.dtype))
 
     def score(
         self, states: Tensor, labels: Tensor, draws: Draws | None = None, *, by: Callable[..., Score] = chunked, normaliser: bool = False
@@ -50,5 +57,16 @@ class Vocabulary(nn.Module):
         """Cross-entropy of states [B, T, M] against labels [B, T] and, with ``draws``, against labels drawn from the model's own
         distribution as well, ``by`` a component of that kind or a function like one.
         """
-        table = self.table.weight if torch.is_grad_enabled() else self.table.weight.detach()  # a Function cannot tell from inside
-        return by(self.output(states), table, labels, draws, normaliser=normaliser)
+        z = self.output(states)  # [B, T, d_vocab]
+        table = self.rows(z.device)
+        if not torch.is_grad_enabled():
+            table = table.detach()  # a Function cannot tell from inside
+        return by(z, table, labels, draws, normaliser=normaliser)
+
+    def rows(self, device: torch.device) -> Tensor:
+        """All rows of the table [V, d_vocab]. Where the table is more than its weight (an adapter,
+        quantised, offloaded), they are what its module gives.
+        """
+        if is_plain_table(self.table):
+            return self.table.weight
+        return self.table(torch.arange(self.size, device=device))

@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 
 class Projections:
-    """Queries, keys and values of a layer's inputs, and keys and values of whatever memories ask."""
+    """Queries, keys and values of a layer's inputs; keys and values of all that memories ask for."""
 
     def __init__(self, attention: Attention, x: Tensor) -> None:
         self.attention, self.x = attention, x

@@ -1,4 +1,4 @@
-"""Whether a module is still what it was built as, so that its weights may be used without calling it.
+"""Whether a module is still what it was built as: then its weights may be used without calling it.
 
 Adapters, quantisation and offloading take a module's place, replace its ``forward``, hook into its
 calls or exchange its weights. What they add would be passed over in silence.
@@ -11,8 +11,9 @@ from torch import nn
 
 def is_plain_linear(layer: nn.Module) -> bool:
     """Whether a layer computes x @ weight.T + bias and nothing of its own happens at its calls."""
-    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
-    return is_unwrapped(layer, nn.Linear) and not any(hooks)
+    before, after = layer._forward_pre_hooks, layer._forward_hooks
+    hooked = before or after or layer._backward_pre_hooks or layer._backward_hooks
+    return is_unwrapped(layer, nn.Linear) and not hooked
 
 
 def is_plain_table(table: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Adapters, hooks, quantisation and offloading: what takes the place of a model's own modules is what computes."""
+"""Adapters, hooks, quantisation, offloading: what takes a module's place is what computes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROJECTIONS = ("query", "key", "value")
 
 
 class Adapted(nn.Module):
-    """A linear layer and a low-rank one beside it, as LoRA has them (Hu et al. 2021, arXiv 2106.09685)."""
+    """A linear layer and a low-rank one beside it: LoRA (Hu et al. 2021, arXiv 2106.09685)."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Eighth(nn.Linear):
 
 
 class Quarters(Tensor):
-    """A weight that says it is of floating point, and acts for the whole numbers it holds: it can be multiplied by, and no more."""
+    """A weight of whole quarters that says it is of floating point. It can be multiplied by, no more."""
 
     @staticmethod
     def __new__(cls, weight: Tensor) -> Quarters:
@@ -124,7 +124,8 @@ def add_product(layer: nn.Linear) -> None:
     layer.weight += adapter.b @ adapter.a
 
 
-WRAPPERS: dict[str, tuple[Callable[[nn.Linear], nn.Module], Callable[[nn.Linear], Any]]] = {  # and the weights that do the same
+# What takes a layer's place, and a change of its weights that does the same
+WRAPPERS: dict[str, tuple[Callable[[nn.Linear], nn.Module], Callable[[nn.Linear], Any]]] = {
     "adapter": (adapt, add_product),
     "hook": (hook, lambda layer: scale(layer, bias=True)),
     "pre-hook": (hook_before, lambda layer: scale(layer, bias=False)),
@@ -200,3 +201,130 @@ def test_plain_projections_are_one_product(wrapper: str | None) -> None:
             logits(model, ids(1, 64))
         found.append(products.count)
     assert found[1] - found[0] == (2 if wrapper else 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- the table
+
+
+class AdaptedTable(nn.Module):
+    """A table and a low-rank one beside it."""
+
+    def __init__(self, base: nn.Embedding) -> None:
+        super().__init__()
+        self.base = base
+        self.a = nn.Parameter(torch.linspace(0, 9, 2 * base.num_embeddings, dtype=base.weight.dtype).view(-1, 2).sin())
+        self.b = nn.Parameter(torch.linspace(-1, 1, 2 * base.embedding_dim, dtype=base.weight.dtype).view(2, -1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.base(ids) + self.a[ids] @ self.b
+
+
+class EighthTable(nn.Embedding):
+    """Rows in whole numbers of an eighth, as int8."""
+
+    def __init__(self, base: nn.Embedding) -> None:
+        super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
+        self.weight = nn.Parameter((base.weight.detach() * 8).round().to(torch.int8), requires_grad=False)
+        self.dtype = base.weight.dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids].to(self.dtype) / 8
+
+
+def keep_away(module: nn.Module) -> None:
+    """Hold a module's parameters elsewhere except while it is called, as accelerate does."""
+    own, call = dict(module._parameters), module.forward
+    away = {name: None if p is None else nn.Parameter(p.detach().to("meta"), p.requires_grad) for name, p in own.items()}
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        module._parameters.update(own)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            module._parameters.update(away)
+
+    module._parameters.update(away)
+    module.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("mix", ["family", "frozen", "t5", "other-layers"])
+def test_weights_that_are_elsewhere_until_a_module_is_called(mix: str) -> None:
+    model = model_of(mix, torch.float32)
+    wanted = [logits(model, ids(1, length)) for length in (1, 80)]
+    for module in model.modules():
+        if module._parameters:
+            keep_away(module)
+    assert [logits(model, ids(1, length)).equal(one) for length, one in zip((1, 80), wanted, strict=True)] == [True, True]
+
+
+@torch.no_grad()
+def merge_table(table: nn.Embedding) -> None:
+    adapter = AdaptedTable(table)
+    table.weight += adapter.a @ adapter.b
+
+
+TABLES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], Any]]] = {
+    "adapter": (AdaptedTable, merge_table),
+    "int8": (EighthTable, lambda table: rounded_to(table, 8)),
+}
+
+
+@pytest.mark.parametrize("code", ["library", "exported"])
+@pytest.mark.parametrize("wrapper", TABLES)
+def test_what_takes_the_place_of_the_table_serves_both_ends(wrapper: str, code: str, exported: Any) -> None:
+    model, wanted = models(code, exported)
+    wrap, merge = TABLES[wrapper]
+    vocabulary, other = model.model.decoder.vocabulary, wanted.model.decoder.vocabulary
+    vocabulary.table = wrap(vocabulary.table)
+    merge(other.table)
+    assert distance(logits(model, ids()), logits(wanted, ids())) < 1e-11
+    states, _ = wanted.model.decoder(ids())
+    found, total = (one.score(states, ids()).total for one in (vocabulary, other))
+    assert distance(found, total) < 1e-10
+
+
+def test_an_adapter_of_the_table_learns_from_both_ends() -> None:
+    vocabulary = model_of("family").model.decoder.vocabulary
+    vocabulary.table = AdaptedTable(vocabulary.table)
+    with torch.no_grad():
+        states = torch.ones(1, 4, 32, dtype=torch.float64)
+    vocabulary.score(states, ids(1, 4)).total.backward()
+    assert vocabulary.table.a.grad.any(1).all(), "every row was predicted or might have been"
+
+
+def test_a_hook_after_the_table_is_about_embedded_tokens() -> None:
+    model, calls = model_of("family"), []
+    model.get_input_embeddings().register_forward_hook(lambda module, given, found: calls.append(found.shape))
+    logits(model, ids())
+    assert calls == [(3, 12, 24)]
+
+
+class Packed(nn.Module):
+    """A layer whose weights are nowhere to be seen."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.packed = base.weight.detach().T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.packed
+
+
+class Narrow(Eighth):
+    """Weights in a floating-point format that nothing is computed in."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.weight = nn.Parameter((base.weight.detach() * 8).round().clamp(-16, 16).to(torch.float8_e4m3fn), requires_grad=False)
+
+
+@pytest.mark.parametrize(("wrap", "merge"), [(Eighth, True), (Narrow, True), (Packed, False)], ids=["int8", "float8", "packed"])
+def test_embeddings_are_never_rounded_to_what_weights_are_stored_in(wrap: Callable[[Any], nn.Module], merge: bool) -> None:
+    model = model_of("family")
+    wanted = copy.deepcopy(model)
+    for name in ("input", "output"):
+        vocabulary, other = (one.model.decoder.vocabulary for one in (model, wanted))
+        setattr(vocabulary, name, wrap(getattr(vocabulary, name)))
+        if merge:
+            rounded_to(getattr(other, name), 8)
+    assert distance(logits(model, ids()), logits(wanted, ids())) < 1e-11

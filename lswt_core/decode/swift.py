@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import Memory, PositionalEncoding, Project, Segment, State
 from lswt_core.model import Attention, Block, Decoder
+from lswt_core.plain import is_ordinary
 
 
 class Clock:
@@ -120,6 +121,8 @@ def double(module: nn.Module, dtype: torch.dtype, owner: nn.Module | None = None
 def rounded(parameter: nn.Parameter | None, dtype: torch.dtype) -> nn.Parameter | None:
     """A parameter in a precision; itself where it is so already, or where all is computed in float32 at least."""
     if parameter is None or dtype not in (torch.bfloat16, torch.float16) or parameter.dtype == dtype:
+        return parameter
+    if not is_ordinary(parameter):  # quantised: its module knows what it stands for
         return parameter
     return nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
 

@@ -92,7 +92,8 @@ class LswtModel(LswtPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Exchange the table."""
-        self.decoder.vocabulary.table = value
+        vocabulary = self.decoder.vocabulary
+        vocabulary.table, vocabulary.size = value, value.num_embeddings
 
     def forward(
         self,
@@ -117,8 +118,8 @@ class LswtModel(LswtPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         memory = self.memory(past_key_values if cache is None else cache, use_cache)
         embedded = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        if embedded.shape[-1] != self.decoder.vocabulary.table.embedding_dim:
-            width = self.decoder.vocabulary.table.embedding_dim
+        width = self.config.recipe["embedding"]["d_vocab"]
+        if embedded.shape[-1] != width:
             raise ValueError(f"inputs_embeds are rows of the embedding table, {width} wide, not {embedded.shape[-1]}")
         valid = self.valid(attention_mask, embedded, memory)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

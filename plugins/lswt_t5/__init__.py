@@ -44,10 +44,14 @@ class RelativeBuckets(PositionalEncoding):
         """Draw the biases from N(0, 1/M)."""
         nn.init.normal_(self.biases, std=self.std)
 
+    def forward(self, distances: Tensor) -> Tensor:
+        """Distances [N] -> biases [N, H]; called as a module, so that they may be offloaded."""
+        return self.biases[bucket_of(distances, len(self.biases), self.max_distance)]
+
     def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
         """The bias of every head, query and key, [H, T, N]: first of every distance up to the largest that matters, then spread."""
         distances = torch.arange(self.max_distance + 1, device=q.device)
-        by_distance = self.biases[bucket_of(distances, len(self.biases), self.max_distance)]  # [max_distance + 1, H]
+        by_distance = self(distances)  # [max_distance + 1, H]
         distance = (q_at[:, None] - k_at[None, :]).clamp(0, self.max_distance)  # [T, N]
         return DenseBias(by_distance.T[:, distance])
 
