@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lswt_core.ablation.arms import PLACE, Variant, arms_of_file, arms_of_recipes, distinct, laid_out, read_ablation, swaps_in
-from lswt_core.cli import plugin_argument, registry_of
+from lswt_core.cli import plugin_argument, required_registry
 from lswt_core.durable import make_output_directory, write_whole
 from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
 
@@ -61,7 +61,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     from lswt_core.parallel import World
     from lswt_core.recipe import Recipe
 
-    registry, world = registry_of(arguments), World.join()
+    registry, world = required_registry(arguments), World.join()
     recipe = Recipe.load(variants[0].path, variants[0].overrides, registry=registry)
     overlay = None if arguments.full or world.device.type not in recipe.overlays else world.device.type
     asked = Asked(name, variants, **settings, knob=arguments.knob, overlay=overlay, command=command_of(words_of(arguments)))

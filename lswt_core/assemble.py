@@ -13,7 +13,7 @@ from torch import nn
 
 from lswt_core.blueprint import Blueprint, Builder
 from lswt_core.blueprint import dimensions as sizes
-from lswt_core.errors import Incompatible
+from lswt_core.errors import Incompatible, PluginError
 from lswt_core.head import Vocabulary
 from lswt_core.interfaces import (
     AttentionBackend,
@@ -64,6 +64,12 @@ def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
         return registry.load(chosen.offer)(*given, **chosen.options)
     except (Unsupported, ValueError) as error:
         raise Incompatible(f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version}): {error}") from error
+    except TypeError as error:
+        if registry.culprit(error) is not None:
+            raise
+        raise PluginError(  # its constructor could not even be called
+            f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version}) cannot be built: {error}"
+        ) from error
 
 
 def assemble(recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> Assembled:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lswt_core.cli import recipe_arguments, registry_of
+from lswt_core.cli import recipe_arguments, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -33,7 +33,7 @@ def bench(arguments: argparse.Namespace) -> int:
     """Measure, and print what was found."""
     if arguments.rounds < 1 or arguments.tokens < 1:
         raise UsageError("--rounds and --tokens must be at least 1")
-    found = measure(arguments, registry_of(arguments), say=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
+    found = measure(arguments, required_registry(arguments), say=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:

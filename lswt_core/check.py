@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from lswt_core.errors import PluginError, UsageError
 from lswt_core.recipe.overrides import parse_value
+from lswt_core.registry import Offer, Registry, nearest
 
 if TYPE_CHECKING:
     from lswt_core.testing import Check
@@ -25,7 +29,9 @@ def check(arguments: argparse.Namespace) -> int:
     """Ask all checks; exit code 3 if one fails."""
     from lswt_core.testing import checks  # imports torch
 
-    found = checks(arguments.target, **dict(map(pair, arguments.option)))
+    options = dict(map(pair, arguments.option))
+    found = checks(arguments.target, **options)
+    require_options(options, list({str(one.subject): one.subject.offer for one in found}.values()))
     names = {one.rule.name for one in found}
     if unknown := [name for name in arguments.only if name not in names]:
         raise UsageError(f"no check is called {unknown[0]!r}; there are {', '.join(sorted(names))}")
@@ -35,6 +41,30 @@ def check(arguments: argparse.Namespace) -> int:
     else:
         show(chosen)
     return PluginError.exit_code if any(one.result().outcome == "FAILED" for one in chosen) else 0
+
+
+def require_options(given: Mapping[str, Any], offers: Sequence[Offer]) -> None:
+    """Raise UsageError for an option that no component has, or a value that one that has it does not take."""
+    known = list(dict.fromkeys(option.name for offer in offers for option in offer.options))
+    for name in given:
+        if name not in known:
+            guess = f"; did you mean {near}?" if (near := nearest(name, known)) else ""
+            there = ", ".join(known) or "none"
+            raise UsageError(f"--option {name}: no component has it{guess} Options are: {there}")
+    for offer in offers:
+        own = {option.name: given[option.name] for option in offer.options if option.name in given}
+        for problem in problems_of(own, offer):
+            if problem["loc"][0] in own:
+                raise UsageError(f"--option {problem['loc'][0]} of {offer.name}: {problem['msg']}")
+
+
+def problems_of(given: Mapping[str, Any], offer: Offer) -> list[Any]:
+    """What is wrong with some options of a component, as pydantic tells it."""
+    try:
+        Registry([]).schema(offer).model_validate(given)
+    except ValidationError as error:
+        return error.errors()
+    return []
 
 
 def pair(word: str) -> tuple[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from lswt_core.errors import LswtError
+from lswt_core.errors import LswtError, PluginError
 from lswt_core.registry import Registry
 
 
@@ -44,8 +44,17 @@ def registry_of(arguments: argparse.Namespace) -> Registry:
     return Registry(files=arguments.plugin)
 
 
+def required_registry(arguments: argparse.Namespace) -> Registry:
+    """The same; raises PluginError if one of the files cannot be imported, whether it is used or not."""
+    registry = registry_of(arguments)
+    registry.require_files()
+    return registry
+
+
 def guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a command; the user's errors become a sentence and an exit code, anything else is a bug and shows its traceback."""
+    """Run a command; the user's errors become a sentence and an exit code. Anything else shows its traceback: it is a bug, or was
+    raised in the code of a plugin, which is then named.
+    """
     try:
         return command(arguments)
     except LswtError as error:
@@ -60,7 +69,21 @@ def guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Na
     except BrokenPipeError:  # the reader of our output (head, less) has left; nor can Python flush what is left of it when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        return explained(error, arguments)
+
+
+def explained(error: Exception, arguments: argparse.Namespace) -> int:
+    """Say whose mistake an exception is, below its traceback; returns the exit code."""
+    found = Registry(files=[file for file in getattr(arguments, "plugin", ()) if file.is_file()]).culprit(error)
+    if found is None:
         print("\nerror: this is a bug; please report it with the traceback above", file=sys.stderr)
         return LswtError.exit_code
+    target = found.plugin.path or found.plugin.distribution
+    print(
+        f"\nerror: {found}\n  why: this is the plugin's own code; the traceback is above\n"
+        f"  fix: mend it, or report it to its author; python -m lswt_core plugins check {target} tells more",
+        file=sys.stderr,
+    )
+    return PluginError.exit_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lswt_core.cli import recipe_arguments, registry_of
+from lswt_core.cli import recipe_arguments, required_registry
 from lswt_core.recipe import Recipe
 
 
@@ -35,4 +35,4 @@ def resolve(arguments: argparse.Namespace) -> int:
 
 def load(arguments: argparse.Namespace) -> Recipe:
     """The recipe, with what the command line says."""
-    return Recipe.load(arguments.recipe, arguments.overrides, overlay=arguments.overlay, registry=registry_of(arguments))
+    return Recipe.load(arguments.recipe, arguments.overrides, overlay=arguments.overlay, registry=required_registry(arguments))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lswt_core.cli import plugin_argument, registry_of
+from lswt_core.cli import plugin_argument, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.signals import StopRequest
 
@@ -46,7 +46,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     method = decode.method_of(arguments.decode, given)
-    model = open_model(arguments.model, registry_of(arguments))
+    model = open_model(arguments.model, required_registry(arguments))
     start = [model.tokenizer.begin, *encoded(prompt, model.tokenizer)]
     reader = decode.Reader(model.decoder, model.precision, model.context)
     stop = StopRequest()  # polled between tokens: an exception out of a signal could be lost in a callback of torch's

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the recipe before anything slow happens, then train."""
     registry = registry_of(arguments)
     recipe = Recipe.load(arguments.recipe, arguments.overrides, registry=registry)  # every mistake shows now, without torch
+    registry.require_files()
     from lswt_core.session import Session  # imports torch
 
     directory = arguments.out or Path("runs") / recipe.name

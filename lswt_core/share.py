@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lswt_core.cli import plugin_argument, required_registry
+
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``export``."""
@@ -13,6 +15,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the HuggingFace Hub afterwards (key: HF_API_KEY)")
     parser.add_argument("--private", action="store_true", help="make the pushed model private")
     parser.add_argument("--dry-run", action="store_true", help="with --push: say what would be uploaded, and upload nothing")
+    plugin_argument(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 
@@ -21,7 +24,8 @@ def export(arguments: argparse.Namespace) -> int:
     from lswt_core.hf.export import export_run  # slow to import
     from lswt_core.hf.push import listing, push
 
-    done = export_run(arguments.run, arguments.out, address=arguments.push)
+    registry = required_registry(arguments)
+    done = export_run(arguments.run, arguments.out, address=arguments.push, registry=registry)
     for note in done.notes:
         print(f"note: {note}")
     print(f"exported to {done.directory}; read back, it gives the run's logits bit for bit")

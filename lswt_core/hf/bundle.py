@@ -17,12 +17,13 @@ from typing import Any
 
 from lswt_core import __version__
 from lswt_core.errors import PluginError
-from lswt_core.hf.components import suitable_backend
+from lswt_core.hf.components import plugins, suitable_backend
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.layers import LAYERED, LAYERS
-from lswt_core.registry import Offer, Registry
+from lswt_core.registry import Offer
+from lswt_core.registry.discover import FILE
 
-DISTRIBUTION = "lswt-core"
+BUNDLED = ("lswt-core", FILE)  # whose sources come along: no package has those of a single file
 CONFIGURATION, MODELING = "lswt_core.hf.configuration", "lswt_core.hf.modeling"
 REPLACED = "lswt_core.hf.components"  # finds plugins; a bundle knows its own
 NOT_NEEDED = ("annotated_types", "lswt_core.hooks", "lswt_core.announce", "transformers.models.auto")  # to import
@@ -36,10 +37,10 @@ HEADER = f"# Written by lswt-core {__version__} (Apache-2.0). The library's own 
 
 
 def sources(config: LswtConfig) -> dict[str, str] | None:
-    """File names and contents of a model's own code; None if a component is not this library's own."""
-    if any(told["distribution"] != DISTRIBUTION for told in config.components.values()):
+    """File names and contents of a model's own code; None if a component belongs to another package."""
+    if any(told["distribution"] not in BUNDLED for told in config.components.values()):
         return None
-    registry = Registry()
+    registry = plugins()
     offers = {(kind, use): registry.find(kind, use) for kind, use in chosen(config)}
     backend = suitable_backend(config)
     offers |= {("attention", name): registry.find("attention", name) for name in (backend, "eager", "sdpa")}
@@ -97,8 +98,9 @@ class Part:
         self.statements: list[str] = []
         self.names: set[str] = set()
         tree = ast.parse(self.text)
-        end = tree.body[0].end_lineno or 0  # of the docstring
-        for node in tree.body[1:]:
+        documented = ast.get_docstring(tree) is not None
+        end = (tree.body[0].end_lineno or 0) if documented else 0
+        for node in tree.body[documented:]:
             text = "\n".join(self.lines[end : node.end_lineno]).strip("\n")
             end = node.end_lineno or end
             self.take(node, text)
@@ -159,7 +161,7 @@ def import_lines(found: set[tuple[str, str]]) -> list[str]:
 
 def own_components(offers: dict[tuple[str, str], Offer], backend: str) -> str:
     """The bundle's way from a config to a blueprint."""
-    registry = Registry()
+    registry = plugins()
     classes: dict[Any, str] = {key: registry.load(offer).__name__ for key, offer in offers.items()}
     classes[("attention", "auto")] = classes[("attention", backend)]
     table = "\n".join(f"    {key!r}: {name}," for key, name in sorted(classes.items()))

@@ -5,6 +5,9 @@ version of this module, which needs no plugins.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +20,37 @@ from lswt_core.errors import PluginError
 from lswt_core.layers import LAYERED, LAYERS
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
+from lswt_core.registry.discover import FILE
 
 if TYPE_CHECKING:
     from lswt_core.hf.configuration import LswtConfig
 
 TABLES = ("model", "embedding", *LAYERED, LAYERS)  # of a recipe: what a model is
 ANYWHERE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # a model may be moved: what works here, works there
+KNOWN: ContextVar[Registry | None] = ContextVar("KNOWN", default=None)
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def known(registry: Registry) -> Iterator[None]:
+    """While it lasts, components are looked for in this registry: transformers' classes cannot be handed one."""
+    token = KNOWN.set(registry)
+    try:
+        yield
+    finally:
+        KNOWN.reset(token)
+
+
+def plugins() -> Registry:
+    """Where components are looked for: what is installed, unless ``known`` says otherwise."""
+    return KNOWN.get() or Registry()
 
 
 def blueprint(config: LswtConfig) -> Blueprint:
     """What the model of a config is built from; raises PluginError if a component is not installed, RecipeError if its options
     are not what it takes.
     """
-    registry = Registry()
+    registry = plugins()
     require_components(config.components, registry)
     recipe = recipe_of(config, registry)
     for name, found in describe_components(recipe).items():
@@ -49,7 +69,7 @@ def recipe_of(config: LswtConfig, registry: Registry) -> Recipe:
 
 def suitable_backend(config: LswtConfig) -> str:
     """The attention backend that "auto" stands for."""
-    registry = Registry()
+    registry = plugins()
     return suitable_attention(recipe_of(config, registry), registry, **ANYWHERE).automatic.name
 
 
@@ -62,6 +82,11 @@ def require_components(components: dict[str, dict[str, str]], registry: Registry
             registry.find(kind, plain)
         except PluginError:
             missing.append((name, told))
+    if files := [name for name, told in missing if told["distribution"] == FILE]:
+        raise PluginError(
+            f"the model needs components of a single file that no package has: {', '.join(files)}\n"
+            "  fix: they are in the model's own code; load it with trust_remote_code=True and without import lswt_core"
+        )
     if missing:
         names = ", ".join(f"{name} of {told['distribution']} {told['version']}" for name, told in missing)
         packages = " ".join(sorted({f'"{told["distribution"]}=={told["version"]}"' for _, told in missing}))

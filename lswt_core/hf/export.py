@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.hf.card import model_card
-from lswt_core.hf.components import describe_components, tables_of
+from lswt_core.hf.components import describe_components, known, tables_of
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.directory import written_whole
 from lswt_core.hf.modeling import LswtForCausalLM
@@ -31,14 +31,20 @@ class Exported(NamedTuple):
     notes: tuple[str, ...]
 
 
-def export_run(run: str | Path, out: str | Path, *, address: str | None = None) -> Exported:
+def export_run(run: str | Path, out: str | Path, *, address: str | None = None, registry: Registry | None = None) -> Exported:
     """Write the newest checkpoint of a run to the new directory ``out``; it is read back and must give the very same logits.
 
-    ``address`` is what the model card says the model is loaded by: a name on the Hub, or the directory's.
+    ``address`` is what the model card says the model is loaded by: a name on the Hub, or the directory's. ``registry`` knows the
+    run's components, by default those that are installed; the source of a single-file plugin goes into the model's own code.
     Raises CheckpointError if there is no checkpoint, or ``out`` holds something already.
     """
-    directory, out, registry = Path(run), Path(out), Registry()
-    opened = open_run(directory, registry)
+    registry = registry or Registry()
+    with known(registry):
+        return write_run(open_run(Path(run), registry), Path(run), Path(out), address)
+
+
+def write_run(opened: OpenedRun, directory: Path, out: Path, address: str | None) -> Exported:
+    """Write the opened run of a directory to the new directory ``out``."""
     model = model_of(opened)
     notes = []
     with written_whole(out) as partial:

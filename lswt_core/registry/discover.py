@@ -13,6 +13,8 @@ from typing import NamedTuple
 from lswt_core.errors import PluginError
 from lswt_core.hooks import PROJECT
 
+FILE = "file"  # stands for the distribution of a single-file plugin
+
 
 class Entry(NamedTuple):
     """One plugin, not yet read."""
@@ -69,7 +71,7 @@ def from_file(path: Path) -> Entry:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise PluginError(f"the plugin file {path} cannot be read: {error.strerror}; give the path of a Python file") from error
-    return Entry(path.stem, "file", digest[:12], f"{PROJECT}_file_{digest[:12]}", path=path)
+    return Entry(path.stem, FILE, digest[:12], f"{PROJECT}_file_{digest[:12]}", path=path)
 
 
 def from_module(module: ModuleType) -> Entry:

@@ -14,6 +14,7 @@ import pluggy
 from lswt_core import hooks
 from lswt_core.errors import PluginError
 from lswt_core.kinds import KIND_OF_INTERFACE
+from lswt_core.registry.blame import place
 from lswt_core.registry.discover import Entry
 from lswt_core.registry.nearest import nearest
 from lswt_core.registry.values import NAME, Offer, Option, complaint
@@ -65,6 +66,8 @@ def import_module(entry: Entry) -> ModuleType:
     try:
         return importlib.import_module(entry.module) if entry.path is None else import_file(entry)
     except (Exception, SystemExit) as error:
+        if entry.path is not None:
+            raise PluginError(f"{entry} cannot be imported: {cause(error)}{place(error, entry.path)}; mend it") from error
         raise PluginError(f"{entry} cannot be imported: {cause(error)}; update or uninstall it") from error
 
 

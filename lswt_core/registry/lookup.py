@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from lswt_core.errors import PluginError
 from lswt_core.kinds import KINDS
 from lswt_core.registry import live, schema, source
+from lswt_core.registry.blame import Culprit, culprit
 from lswt_core.registry.discover import Entry, from_file, from_module, installed, normal
 from lswt_core.registry.nearest import nearest
 from lswt_core.registry.values import Broken, Offer
@@ -90,12 +91,20 @@ class Registry:
         entry = next((e for e in self.entries if (e.distribution, e.module) == (offer.distribution, offer.module)), None)
         if entry is None:
             raise PluginError(f"{offer.kind} {offer.qualified!r} is not offered by a plugin of this registry; look it up with find()")
-        if entry not in self._classes:
-            self._classes[entry] = live.classes(entry)
-        for component in self._classes[entry]:
+        for component in self._imported(entry):
             if live.kind_of(entry, component) == offer.kind and getattr(component, "name", None) == offer.name:
                 return component
         raise PluginError(f"{entry} does not offer the {offer.kind} {offer.name!r} that its source promises; give its class a literal name")
+
+    def require_files(self) -> None:
+        """Import every single-file plugin, used or not: whoever names one wants it. Raises PluginError if one cannot be."""
+        for entry in self.entries:
+            if entry.path is not None:
+                self._imported(entry)
+
+    def culprit(self, error: BaseException) -> Culprit | None:
+        """The plugin in whose code an exception was raised; None if it was raised elsewhere."""
+        return culprit(error, self.entries)
 
     def schema(self, offer: Offer) -> type[BaseModel]:
         """A strict pydantic model of a component's options."""
@@ -103,6 +112,12 @@ class Registry:
         if key not in self._schemas:
             self._schemas[key] = schema.build(offer)
         return self._schemas[key]
+
+    def _imported(self, entry: Entry) -> list[type]:
+        """The classes a plugin offers."""
+        if entry not in self._classes:
+            self._classes[entry] = live.classes(entry)
+        return self._classes[entry]
 
     def _text(self, entry: Entry) -> list[Offer] | None:
         """What a plugin's source tells; None if it must be imported."""

@@ -31,10 +31,7 @@ def published(subject: Subject) -> None:
     from lswt_core.hf.modeling import LswtForCausalLM
 
     subject.require_here(torch.float32)
-    try:
-        require(Registry().find(subject.kind, subject.offer.name), "")
-    except PluginError as error:
-        raise SkipTest("a model can only be loaded where the component is installed: pip install -e its package") from error
+    require_installed(subject)
     recipe = Recipe.from_dict(tables(subject))
     model = LswtForCausalLM(LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe))).eval()
     ids = tokens(2, 6)
@@ -43,6 +40,16 @@ def published(subject: Subject) -> None:
         model.save_pretrained(directory)
         loaded = LswtForCausalLM.from_pretrained(directory).eval()
         require(torch.equal(model(ids).logits, loaded(ids).logits), "logits differ after saving and loading")
+
+
+def require_installed(subject: Subject) -> None:
+    """Skip unless the component is what its name stands for among installed plugins, where models look for it."""
+    try:
+        found = Registry().find(subject.kind, subject.offer.name)
+    except PluginError as error:
+        raise SkipTest("a model can only be loaded where the component is installed: pip install -e its package") from error
+    if found.module != subject.offer.module:
+        raise SkipTest(f"{subject} is installed from {found.distribution} {found.version}, which is another component")
 
 
 def tables(subject: Subject) -> dict[str, Any]:

@@ -20,6 +20,7 @@ DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
 SMALL = Dims(d_model=16, n_heads=2, d_ffn=6, n_layers=1)  # for derivatives by differences
 VOCAB = 29
 REACH = 64  # tokens that memories are to keep: more than any text here has
+CORE = "lswt-core"  # whose components are the partners, also where the plugin under test uses their names
 PARTNERS = {  # what a component is tested with, by kind
     "positional": "rope",
     "memory": "xl-cache",
@@ -51,7 +52,7 @@ class Subject:
     def partner(self, kind: str) -> Callable[[Dims], Any]:
         """A reference component of another kind."""
         try:
-            found = self.registry.get(kind, PARTNERS[kind])
+            found = self.registry.get(kind, f"{CORE}:{PARTNERS[kind]}")
         except PluginError as error:
             raise SkipTest(f"the reference {kind} {PARTNERS[kind]!r} is not installed: {error}") from error
         return partial(found, length=REACH) if kind == "memory" else found
