@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lswt_core.cli import recipe_arguments, registry_of
+from lswt_core.cli import recipe_arguments, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry, nearest
 from lswt_core.swap import override_of
 
+if TYPE_CHECKING:
+    from lswt_core.budget.flops import Flops
+
 SHORT = 0.5  # seconds a micro-batch may be expected to take for it to be run
+UNKNOWN = "unknown"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -31,7 +35,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Show what a recipe would take; refuse nothing."""
-    registry = registry_of(arguments)
+    registry = required_registry(arguments)
     recipe = load(arguments, registry)
     found = measure(recipe, registry, arguments)
     found["swaps"] = {swap: measure(load(arguments, registry, swap), registry, arguments) for swap in arguments.swap}
@@ -57,7 +61,8 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     "parameters" {total, trainable, by_component, trainable_by_component}; "memory" of one process in bytes, by part, with its total,
     what is available and "largest_micro", the most rows that fit at a time; "flops" per token {forward, train, refresh, conventional,
     six_n, forward_by_part}; "run" {steps, tokens_per_step, tokens}; "time" {tokens_per_second, seconds, machine ...} as estimated;
-    "device", "precision", "attention".
+    "device", "precision", "attention", and "unknown", what cannot be measured without numbers, and why: "flops" and "time" are then
+    None, and parts of the memory are absent.
     """
     import torch
 
@@ -76,7 +81,7 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
         attention = {"backend": ", ".join(asked), "notes": [f"what 'auto' stands for is settled on the {arguments.on} itself"]}
     taken = budget(recipe, registry, world)
     machine = machine_of(arguments.on, recipe, device, available_memory(device))
-    flops, train = taken.flops, recipe.train
+    train = recipe.train
     micro = arguments.micro or min(train.micro_rows or train.rows, len(world.rows(train.rows)))
     memory = taken.memory.of_process(world, micro) | {"available": machine.memory}
     return {
@@ -89,14 +94,7 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
             "trainable_by_component": taken.trainable,
         },
         "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
-        "flops": {
-            "forward": sum(flops.forward.values()),
-            "train": flops.train,
-            "refresh": flops.refresh,
-            "conventional": flops.conventional,
-            "six_n": flops.six_n,
-            "forward_by_part": flops.forward,
-        },
+        "flops": None if taken.flops is None else work_of(taken.flops),
         "run": {
             "steps": train.total_steps,
             "tokens_per_step": train.tokens_per_step,
@@ -104,11 +102,24 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
             "micro_rows": micro,
             "ranks": arguments.ranks,
         },
-        "time": time_of(recipe, registry, taken, machine, world, micro),
+        "time": None if taken.flops is None else time_of(recipe, registry, taken, machine, world, micro),
+        "unknown": taken.unknown,
         "device": str(device) if arguments.on is None else arguments.on,
         "precision": str(precision.dtype).removeprefix("torch."),
         "attention": attention,
         "torch": torch.__version__,
+    }
+
+
+def work_of(flops: Flops) -> dict[str, Any]:
+    """A token's floating-point operations as plain data."""
+    return {
+        "forward": sum(flops.forward.values()),
+        "train": flops.train,
+        "refresh": flops.refresh,
+        "conventional": flops.conventional,
+        "six_n": flops.six_n,
+        "forward_by_part": flops.forward,
     }
 
 
@@ -155,9 +166,10 @@ def text(found: Mapping[str, Any]) -> str:
         [head],
         ["parameters", *parameter_lines(found["parameters"])],
         [f"memory of one process, {run['micro_rows']} rows at a time", *memory_lines(found["memory"])],
-        ["work of a token", *work_lines(found["flops"])],
+        ["work of a token", *(work_lines(found["flops"]) if found["flops"] else [line("training", UNKNOWN)])],
         ["run", *run_lines(run, found["time"])],
     ]
+    sections += [[UNKNOWN, *(f"  {what}: {why}" for what, why in found["unknown"].items())]] if found["unknown"] else []
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -196,11 +208,13 @@ def work_lines(work: Mapping[str, Any]) -> list[str]:
     return [*rows, conventional, line("6 N", flop(work["six_n"]), "as scaling laws count, N without the embedding table")]
 
 
-def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any]) -> list[str]:
+def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[str]:
     """Length and time."""
     from lswt_core.console import duration
 
     length = f"{run['steps']:,} steps of {run['tokens_per_step']:,} tokens = {run['tokens']:,} tokens"
+    if taken is None:
+        return [f"  {length}", f"  estimated: {UNKNOWN}"]
     share = f", {taken['assumed_efficiency']:.0%} of it assumed" if taken["assumed_efficiency"] < 1 else ""
     basis = f"{taken['source']}; {flop(taken['flops_per_second'])}/s{share}, {unit(taken['bytes_per_second'])}B/s"
     processes = f" and {run['ranks']} processes" if run["ranks"] > 1 else ""
@@ -213,18 +227,19 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
     from lswt_core.console import gigabytes
 
     base = next(iter(plans.values()))
-    columns: dict[str, tuple[Callable[[Any], float], Callable[[float], str]]] = {
+    columns: dict[str, tuple[Callable[[Any], float | None], Callable[[float], str]]] = {
         "parameters": (lambda plan: plan["parameters"]["total"], lambda n: f"{n:,}"),
-        "training/token": (lambda plan: plan["flops"]["train"] + plan["flops"]["refresh"], flop),
+        "training/token": (lambda plan: plan["flops"] and plan["flops"]["train"] + plan["flops"]["refresh"], flop),
         "memory": (lambda plan: plan["memory"]["total"], gigabytes),
-        "tokens/s (est.)": (lambda plan: plan["time"]["tokens_per_second"], lambda n: f"{n:,.0f}"),
+        "tokens/s (est.)": (lambda plan: plan["time"] and plan["time"]["tokens_per_second"], lambda n: f"{n:,.0f}"),
     }
     rows = [["", *(word for name in columns for word in (name, ""))]]
     for name, found in plans.items():
         rows.append([name])
         for value, show in columns.values():
-            change = "" if found is base else f"{value(found) / value(base) - 1:+.1%}"
-            rows[-1] += [show(value(found)), change]
+            own, before = value(found), value(base)
+            change = "" if found is base or own is None or before is None else f"{own / before - 1:+.1%}"
+            rows[-1] += [UNKNOWN if own is None else show(own), change]
     return "\n".join(table_line(row, rows) for row in rows)
 
 

@@ -205,10 +205,12 @@ class Session:
         self.console.say(f"device {self.world.device}{threads}{peers}")
         self.console.say(f"precision {self.precision.dtype} ({self.precision.why})".replace("torch.", ""))
         self.console.say(f"attention {built.attention}" + (f" ({'; '.join(built.notes)})" if built.notes else ""))
-        need = budget(self.recipe, self.registry, self.world).memory
-        found = need.of_process(self.world)
-        self.console.say(f"memory: about {gigabytes(found['total'])} needed, {gigabytes(found['available'])} free")
-        require_memory(found, self.world.device, self.recipe.name, need.largest_micro(self.world))
+        taken = budget(self.recipe, self.registry, self.world)
+        found, most = taken.memory.of_process(self.world), "at least" if taken.unknown else "about"
+        self.console.say(f"memory: {most} {gigabytes(found['total'])} needed, {gigabytes(found['available'])} free")
+        for what, why in taken.unknown.items():
+            self.console.say(f"unknown: {what} ({why})")
+        require_memory(found, self.world.device, self.recipe.name, taken.memory.largest_micro(self.world))
 
     def check_schedule(self) -> None:
         """Say so if the run is too short for its learning rate, before anything slow."""

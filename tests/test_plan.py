@@ -105,7 +105,7 @@ def test_shallow_models_tell_what_the_whole_needs(tables: dict[str, Any]) -> Non
     recipe, registry = recipe_of(**tables), Registry()
     precision = Precision.choose("float32", WORLD.device)
     blueprint = assemble_blueprint(recipe, registry, device=WORLD.device, dtype=precision.dtype)
-    whole = measure(blueprint, recipe, registry, precision)
+    whole = measure(blueprint, recipe, registry, precision, {})
     found = budget(recipe, registry, WORLD)
     assert found.parameters == {name.removeprefix("parameters: "): n for name, n in whole.items() if name.startswith("parameters: ")}
     assert found.flops.train == whole["train"] // 16

@@ -49,16 +49,16 @@ class Arm:
     changes: list[dict[str, Any]]  # against the baseline: key, before, after, where
     parameters: int
     trainable: int
-    flops_per_token: int  # of training
+    flops_per_token: int | None  # of training; None: unknown
     tokens: int  # that every run is trained on
     by_component: dict[str, int]  # parameters
     components: list[dict[str, str]]  # kind, name, distribution, version, citation
     outcomes: list[Outcome]  # in the order of the study's seeds
 
     @property
-    def training_flops(self) -> int:
-        """The work of a whole run's training."""
-        return self.flops_per_token * self.tokens
+    def training_flops(self) -> int | None:
+        """The work of a whole run's training; None: unknown."""
+        return None if self.flops_per_token is None else self.flops_per_token * self.tokens
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,10 @@ class Built(NamedTuple):
     flaws: list[Flaw]  # that were allowed
 
     @property
-    def work(self) -> int:
-        """FLOPs of the whole training."""
-        return self.budget.flops_per_token * tokens_of(self.recipe)
+    def work(self) -> int | None:
+        """FLOPs of the whole training; None: unknown."""
+        per_token = self.budget.flops_per_token
+        return None if per_token is None else per_token * tokens_of(self.recipe)
 
 
 class Ablation:
@@ -134,18 +135,26 @@ class Ablation:
         return sum(parameter.numel() for parameter in built.loss.parameters())
 
     def work(self, recipe: Recipe) -> int:
-        """The work of a recipe's whole training, in FLOPs."""
-        return self.budget(recipe).flops_per_token * tokens_of(recipe)
+        """The work of a recipe's whole training, in FLOPs; raises UsageError where it is unknown."""
+        taken = budget(recipe, self.registry, self.world)
+        if taken.flops_per_token is None:
+            raise UsageError(f"--match flops: {'; '.join(taken.unknown.values())}\n  fix: --match params, or --match none")
+        return taken.flops_per_token * tokens_of(recipe)
 
     def table(self) -> str:
         """The arms and what they cost, and how clean their swaps are."""
         base = self.built[0]
         lines = [f"{'arm':<32}{'parameters':>16}{'':>9}{'FLOP/token':>16}{'':>9}{'training FLOP':>16}{'':>9}  differs in"]
         for built in self.built:
-            costs = [(one.budget.total, one.budget.flops_per_token, one.work) for one in (built, base)]
-            cells = [f"{own:>16,}{own / other - 1:>+9.2%}" for own, other in zip(*costs, strict=True)]
-            cells[-1] = f"{built.work:>16.3e}{built.work / base.work - 1:>+9.2%}"
-            lines.append(f"{built.variant.name:<32}{''.join(cells)}  {', '.join(built.axes) or '-'}")
+            own = built.budget
+            cells = [
+                *amount(own.total, base.budget.total, ","),
+                *amount(own.flops_per_token, base.budget.flops_per_token, ","),
+                *amount(built.work, base.work, ".3e"),
+            ]
+            row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, (16, 9) * 3, strict=True))
+            lines.append(f"{built.variant.name:<32}{row}  {', '.join(built.axes) or '-'}")
+            lines += [f"  unknown: {what} ({why})" for what, why in own.unknown.items()]
             lines += [f"  matched by {built.matched.override}, residual {built.matched.residual:+.3%}"] if built.matched else []
             lines += [f"  allowed: {flaw.text}" for flaw in built.flaws]
         return "\n".join([*lines, *self.notes()])
@@ -282,6 +291,13 @@ class Ablation:
 def tokens_of(recipe: Recipe) -> int:
     """How many tokens a recipe trains on."""
     return recipe.train.total_steps * recipe.train.tokens_per_step
+
+
+def amount(own: int | None, base: int | None, form: str) -> tuple[str, str]:
+    """An amount in words, and its difference to the baseline's."""
+    if own is None:
+        return "unknown", ""
+    return f"{own:{form}}", "" if base is None else f"{own / base - 1:+.2%}"
 
 
 def start_of(directory: Path) -> Start | None:

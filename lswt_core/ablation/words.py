@@ -95,9 +95,12 @@ def mean_loss(arm: dict[str, Any]) -> str:
     return f"{shown} ± {std:.4f}"
 
 
+WORK = {"flops_per_token", "training_flops"}  # of every arm: where it is not there, it could not be measured
+
+
 def missing(entry: dict[str, Any], key: str) -> str:
     """What stands for a number that is not there: it does not apply, or it could not be computed."""
-    return "unknown" if key in entry["unknown"] or "delta" in entry["unknown"] else "-"
+    return "unknown" if key in {*entry["unknown"], *WORK} or "delta" in entry["unknown"] else "-"
 
 
 def unknown_lines(report: Report) -> list[str]:

@@ -152,14 +152,16 @@ def beside_of(name: str, subjects: Mapping[str, Subject]) -> str:
     return (alike or ours)[-1]
 
 
-def shares(work: Work, seconds: float, flops: Flops, peak: float) -> dict[str, float]:
-    """What a step's time means in FLOPs, as a share of a rate."""
+def shares(work: Work, seconds: float, flops: Flops | None, peak: float) -> dict[str, float]:
+    """What a step's time means in FLOPs, as a share of a rate; empty where they are unknown."""
+    if flops is None:
+        return {}
     rate = work.tokens / seconds
     found = {"necessary": flops.train, "conventional": flops.conventional, "six_n": flops.six_n}
     return {name: amount * rate / peak for name, amount in found.items()}
 
 
-def beside_data_sheet(work: Work, seconds: float, flops: Flops) -> dict[str, Any] | None:
+def beside_data_sheet(work: Work, seconds: float, flops: Flops | None) -> dict[str, Any] | None:
     """The same as a share of what the accelerator's data sheet promises; None where there is none for it in this precision."""
     found = accelerator_called(device_name(work.device)) if work.precision.dtype in (torch.bfloat16, torch.float16) else None
     if found is None:

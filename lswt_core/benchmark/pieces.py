@@ -49,7 +49,7 @@ def measure(ours: Ours, budget: Budget, ceilings: Ceilings) -> list[Piece]:
 
     x, at = states.clone().requires_grad_(), torch.arange(work.context, device=work.device)
     pieces = [
-        Piece("block", work.n_layers, timed(ours, block), (budget.flops.train * work.tokens - head) / work.n_layers, ceilings.block),
+        Piece("block", work.n_layers, timed(ours, block), block_flops(ours, budget, head), ceilings.block),
         Piece("vocabulary and cross-entropy", 1, timed(ours, lambda: loss.score(x, labels).total), head, ceilings.head),
     ]
     for name, auxiliary in loss.auxiliary.items():
@@ -57,6 +57,11 @@ def measure(ours: Ours, budget: Budget, ceilings: Ceilings) -> list[Piece]:
         out = Output(x, logits, x[..., 0].detach().requires_grad_() if "normaliser" in loss.needs else None)
         pieces.append(Piece(f"loss {name}", 1, timed(ours, lambda term=auxiliary, out=out: term(out, batch).total)))  # type: ignore[misc]
     return [*pieces, Piece(f"update by {ours.optimizer.name}", 1, update(ours))]
+
+
+def block_flops(ours: Ours, budget: Budget, head: float) -> float | None:
+    """FLOPs of a step in one block: what the ``head`` leaves; None: unknown."""
+    return None if budget.flops is None else (budget.flops.train * ours.work.tokens - head) / ours.work.n_layers
 
 
 def head_flops(ours: Ours, budget: Budget) -> float:

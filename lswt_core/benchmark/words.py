@@ -78,11 +78,16 @@ def pieces(found: Mapping[str, Any]) -> list[str]:
     for piece in found["pieces"]:
         share = "" if piece["of_ceiling"] is None else f"{piece['of_ceiling']:.0%}"
         rows.append([piece["name"], str(piece["times"]), f"{1e3 * piece['seconds']:,.1f}", share])
+    reached = (
+        f"of the block's ceiling a step reaches {used['necessary']:.0%} (FLOPs that are needed), "
+        f"{used['conventional']:.0%} (3 x forward), {used['six_n']:.0%} (6 N)"
+        if used
+        else "what of the block's ceiling a step reaches is unknown: its FLOPs are (see: plan)"
+    )
     return [
         f"ceilings: {ceilings['block_flops_per_second'] / 1e9:,.0f} GFLOP/s a block's matrix products, "
         f"{ceilings['head_flops_per_second'] / 1e9:,.0f} the vocabulary's, {ceilings['copy_bytes_per_second'] / 1e9:,.1f} GB/s copies",
-        f"of the block's ceiling a step reaches {used['necessary']:.0%} (FLOPs that are needed), "
-        f"{used['conventional']:.0%} (3 x forward), {used['six_n']:.0%} (6 N)",
+        reached,
         *data_sheet(found["data_sheet"]),
         "",
         *table(rows),
@@ -91,7 +96,7 @@ def pieces(found: Mapping[str, Any]) -> list[str]:
 
 def data_sheet(found: Mapping[str, Any] | None) -> list[str]:
     """Model FLOPs utilisation, where the accelerator is known."""
-    if found is None:
+    if found is None or "necessary" not in found:
         return []
     return [
         f"of the {found['flops_per_second'] / 1e12:,.0f} TFLOP/s of its data sheet ({found['source']}): {found['necessary']:.0%} "

@@ -6,6 +6,7 @@ visible key, so that the causal square counts as its triangle, and remembered ke
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core.budget.memory import State
-from lswt_core.interfaces import Batch, Part
+from lswt_core.interfaces import AttentionBackend, Batch, Need, Part, Unsupported
 from lswt_core.loss import Loss
-from lswt_core.model import replaced_attention
+from lswt_core.model import Attention, replaced_attention
+from lswt_core.parts import whole
 
-PLACES = {r"Decoder\.blocks\.\d+\.attention": "attention projections", r"Decoder\.blocks\.\d+\.ffn": "feed-forward"}
+PROJECTIONS = "attention projections"
+BACKEND = r"Decoder\.blocks\.\d+\.attention\.backend"  # where it is called: one that is counted has no products
+PLACES = {r"Decoder\.blocks\.\d+\.attention": PROJECTIONS, r"Decoder\.blocks\.\d+\.ffn": "feed-forward"}
 SCORES, VOCABULARY = "attention scores", "vocabulary"
 
 
@@ -44,7 +48,9 @@ def forward_flops(loss: Loss, batch: Batch, state: State) -> dict[str, int]:
         if place:
             found[place] += sum(operations.values())
     found[VOCABULARY] = counter.get_total_flops() - sum(found.values())
-    found[SCORES] = pairs.forward
+    called = sum(sum(of.values()) for name, of in counter.get_flop_counts().items() if re.fullmatch(BACKEND, name))
+    found[PROJECTIONS] -= called
+    found[SCORES] = pairs.forward + called
     return found
 
 
@@ -97,10 +103,37 @@ def visible_pairs(part: Part, window: int | None) -> int:
 
 @contextmanager
 def counted_attention(loss: Loss) -> Iterator[Pairs]:
-    """Count instead of attending."""
+    """Count instead of attending, where a backend is a way to the softmax; another is called, and what it does is counted."""
     pairs = Pairs()
-    with replaced_attention(loss.decoder, lambda layer: Counting(pairs, layer.window)):
+
+    def substitute(layer: Attention) -> nn.Module:
+        width = layer.query.out_features // layer.n_heads
+        return Counting(pairs, layer.window) if attends(layer.backend, layer.n_heads, width) else layer.backend
+
+    with replaced_attention(loss.decoder, substitute):
         yield pairs
+
+
+def attends(backend: nn.Module, heads: int, width: int) -> bool:
+    """Whether a backend computes the softmax over its parts, found by a small question on the CPU. One that has numbers of its own
+    does not; one that says that it does not run there is taken at its word.
+    """
+    if any(True for _ in (*backend.parameters(), *backend.buffers())):
+        return False
+    try:
+        if isinstance(backend, AttentionBackend):
+            backend.require(Need("cpu", torch.float32, width))
+    except Unsupported:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, old, kept = (torch.randn(1, 3, heads, width, generator=generator, device="cpu") for _ in range(5))
+    new, at = Part(q, k, v, True, at=torch.arange(3, device="cpu")), torch.arange(-3, 0, device="cpu")
+    parts = [Part(q, old, kept, False, at=at), new]
+    try:
+        with torch.no_grad():
+            return torch.allclose(copy.deepcopy(backend)(parts), whole(parts), rtol=0, atol=1e-3)
+    except Exception:  # what is wrong with it shows where it is called
+        return False
 
 
 class Counting(nn.Module):

@@ -26,7 +26,8 @@ def by_layers(recipe: Recipe, blueprint: Blueprint, measure: Callable[[Blueprint
         if len(layers) > 1:
             chosen = [number for other, numbers in enumerate(makes) for number in numbers[: 1 + (other == make)]]
             more = measure(shallow(blueprint, sorted(chosen)))
-            total = {name: amount + (more[name] - base[name]) * (len(layers) - 1) for name, amount in total.items()}
+            both = base.keys() & more.keys()  # what could be measured
+            total = {name: total[name] + (more[name] - base[name]) * (len(layers) - 1) for name in total if name in both}
     return total
 
 

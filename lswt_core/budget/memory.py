@@ -26,21 +26,20 @@ State = tuple[Mapping[str, Any], ...]
 class Memory(NamedTuple):
     """A recipe's needs, for any number of rows and processes."""
 
-    found: dict[str, int]  # bytes by what needs them; "memories" and "activations" are of one row
+    found: dict[str, int]  # bytes by what needs them; "memories" and "activations" are of one row; what is unknown is absent
     recipe: Recipe
     logits: Callable[[int], int]  # bytes that the cross-entropy of so many tokens holds at once
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
         """Bytes of one process by what needs them, their total, and what is available on its device. ``micro`` rows are run at a time,
-        by default as many as the recipe says.
+        by default as many as the recipe says. The total is of what is known.
         """
         rows = len(world.rows(self.recipe.train.rows))
         micro = micro or min(self.recipe.train.micro_rows or rows, rows)
-        parts = self.found | {
-            "memories": self.found["memories"] * rows * 2,  # this step's and the next's
-            "activations": self.activations() * micro,
-            "logits": self.logits(micro * self.recipe.train.context),
-        }
+        parts = self.found | {"logits": self.logits(micro * self.recipe.train.context)}
+        if "activations" in self.found:
+            parts["memories"] = self.found["memories"] * rows * 2  # this step's and the next's
+            parts["activations"] = self.activations() * micro
         return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
 
     def activations(self) -> int:
@@ -59,18 +58,21 @@ class Memory(NamedTuple):
         return next(fitting, 0)
 
 
-def amounts(loss: Loss, optimizer: Optimizer, batch: Batch, state: State, half: int) -> dict[str, int]:
-    """Bytes by what needs them: "memories" and "activations" of a batch, the rest whatever the batch.
-
-    Weights, gradients and moments are float32, only a frozen table is float16. The optimizer's share is what one step leaves in its
-    state; memories are what a warm model keeps; activations are what autograd keeps. ``half`` is the size of a number computed with.
+def parameter_bytes(loss: Loss, optimizer: Optimizer, half: int) -> dict[str, int]:
+    """Bytes of what belongs to parameters: weights and gradients in float32, only a frozen table in float16, and the copies that
+    are computed with. ``half`` is the size of a number computed with.
     """
     weights = list(loss.parameters())
     return {
         "weights": bytes_of(weights),
         "gradients": bytes_of(trainable(loss)) * (2 if optimizer.shares_forward else 1),
-        "optimizer": optimizer_bytes(optimizer),
-        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # copies, of one micro-batch
+        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # of one micro-batch
+    }
+
+
+def batch_bytes(loss: Loss, batch: Batch, state: State, half: int) -> dict[str, int]:
+    """Bytes that grow with a batch: what a warm model remembers, and what autograd keeps for the backward pass."""
+    return {
         "memories": bytes_of(tensors(state)) * half // WORD,
         "activations": saved_bytes(loss, batch, state) * half // WORD,
     }
@@ -83,7 +85,7 @@ def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, t
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state, by taking one step without numbers.
+    """Bytes of the optimizer's state, by taking one step without numbers: what that leaves in it.
 
     Raises CheckpointError if no checkpoint can hold it.
     """

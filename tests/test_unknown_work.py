@@ -1,0 +1,124 @@
+"""What cannot be measured without numbers is unknown and said once; commands go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from test_plugin_errors import Write, recipe, write  # noqa: F401
+
+from lswt_core.__main__ import main
+
+ROUTED = "chosen = (x.flatten(0, -2)[:, 0] > 0).nonzero(); x = x + 0 * len(chosen)"
+COUNTING = """
+from lswt_core.interfaces import Optimizer
+class Looking(Optimizer, torch.optim.SGD):
+    '''Looks at a number.'''
+    name = "looking"
+    def __init__(self, groups, *, lr: float = 0.1) -> None:
+        super().__init__(groups, lr=lr, momentum=0.9)
+    def step(self, closure=None):
+        float(self.param_groups[0]["params"][0].sum())
+        return super().step(closure)
+"""
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    """The plan of a command, as data."""
+    assert main(["plan", *map(str, words), "--on", "h100", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_goes_on_where_work_depends_on_data(
+    write: Write,  # noqa: F811
+    recipe: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [recipe, "--plugin", write(body=ROUTED), "--swap", "ffn=moe"]
+    found = planned(capsys, *words)
+    swapped = found["swaps"]["ffn=moe"]
+    assert found["flops"]["train"] > 0 and not found["unknown"]
+    assert swapped["flops"] is None and swapped["time"] is None and swapped["parameters"]["total"] > 0
+    assert "activations" not in swapped["memory"] and swapped["memory"]["optimizer"] > 0
+    (why,) = swapped["unknown"].values()
+    assert "ffn/moe" in why and "Moe.forward" in why and "nonzero" in why
+    assert main(["plan", *map(str, words), "--on", "h100", "ffn.use=moe"]) == 0
+    told = capsys.readouterr().out
+    assert "unknown" in told.splitlines()[-1] and told.count("Moe.forward") == 1
+
+
+def test_an_optimizer_that_looks_at_numbers_leaves_its_state_unknown(
+    write: Write,  # noqa: F811
+    recipe: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write(before=COUNTING)
+    file.write_text(file.read_text().replace("return [Moe]", "return [Moe, Looking]"))
+    found = planned(capsys, recipe, "--plugin", file, "optimizer.use=looking")
+    (why,) = found["unknown"].values()
+    assert "optimizer/looking" in why and found["flops"]["train"] > 0 and "optimizer" not in found["memory"]
+
+
+def test_an_ablation_goes_on_too_but_matches_no_work_it_does_not_know(
+    write: Write,  # noqa: F811
+    recipe: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["ablate", str(recipe), "--plugin", str(write(body=ROUTED)), "--swap", "ffn=moe", "--dry-run"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    row = next(line.split() for line in told.splitlines() if line.startswith("ffn=moe"))
+    assert row[3] == "unknown" and told.count("Moe.forward") == 1
+    assert main([*words, "--match", "flops"]) == 2
+
+
+def test_a_run_goes_on_too(
+    write: Write,  # noqa: F811
+    recipe: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["run", str(recipe), "--plugin", str(write(body=ROUTED)), "ffn.use=moe", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert told.count("Moe.forward") == 1 and "at least" in told
+
+
+LINEAR = """
+from lswt_core.interfaces import AttentionBackend
+from lswt_core.parts import whole
+class Near(AttentionBackend):
+    '''The same by another way.'''
+    name = "near"
+    def forward(self, parts):
+        return whole(parts)
+class Other(AttentionBackend):
+    '''Something else than attention.'''
+    name = "other"
+    def forward(self, parts):
+        q = parts[0].q
+        return q + (q @ q.mT @ q) * 1e-3
+"""
+
+
+def test_a_backend_that_is_no_attention_is_measured(
+    write: Write,  # noqa: F811
+    recipe: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write(before=LINEAR)
+    file.write_text(file.read_text().replace("return [Moe]", "return [Moe, Near, Other]"))
+    words = [recipe, "--plugin", file, "attention.use=eager", "--swap", "attention=near", "--swap", "attention=other"]
+    found = planned(capsys, *words)
+    plain, near, other = found["flops"], *(found["swaps"][f"attention={name}"]["flops"] for name in ("near", "other"))
+    assert near == plain
+    heads, width, new, layers = 2, 16, 16, 2
+    products = 2 * layers * new * 2 * heads * heads * width  # q [T, H, D] times its transpose, and that times q
+    assert other["forward_by_part"]["attention scores"] == products // new
+    assert other["forward_by_part"]["attention projections"] == plain["forward_by_part"]["attention projections"]
+    assert other["train"] < plain["train"]
