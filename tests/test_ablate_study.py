@@ -179,13 +179,14 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_runs(
     assert f"choose another {option}" in said and str(path) in said and "Traceback" not in said
 
 
-def test_a_torn_record_of_a_report_is_named(
+def test_a_torn_record_of_a_report_is_named_and_written_anew(
     study: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "ablation.json").write_text('{"finger')
-    assert study(never, "--swap", "ffn=gelu")[0] == 2
-    assert "ablation.json" in capsys.readouterr().err
+    code, out = study(finished, "--swap", "ffn=gelu")
+    assert code == 0 and "ablation.json is damaged" in capsys.readouterr().out
+    assert json.loads((out / "ablation.json").read_text())["fingerprint"]
 
 
 @pytest.mark.parametrize("place", [a_file, lambda _: Path("/proc/lswt")])
