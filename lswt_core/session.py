@@ -89,7 +89,8 @@ class Session:
 
     def train(self) -> int:
         """The run itself."""
-        prepared = self.prepare()
+        with self.stop.at_once():
+            prepared = self.prepare()
         if prepared is None:
             self.console.say(f"this run is finished: see {self.directory / 'report.html'}; for another, give --out DIR")
             return 0
@@ -122,7 +123,7 @@ class Session:
         self.describe(built)
         self.check_schedule()
         source = None if saved else pretrained(self.recipe.embedding)  # before the text, which may take minutes
-        corpus = open_corpus(self.recipe, self.registry, self.world, self.reading)
+        corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()  # the bar of what was read
         trainer = self.build(built, corpus, store, saved)
@@ -216,7 +217,7 @@ class Session:
         """Say so if the run is too short for its learning rate, before anything slow."""
         steps = self.recipe.train.total_steps
         schedule = build_schedule(self.recipe, self.registry)
-        highest = max(map(schedule.factor, range(1, steps + 1)))
+        highest = max(schedule.factor(step) for step in sampled(steps))
         if highest < 0.99:
             name = self.recipe.one("schedule").name
             self.console.warn(
@@ -231,12 +232,6 @@ class Session:
         moved = move_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
         self.console.say(moved.text)
         return moved.record
-
-    def reading(self, what: str, documents: int, size: int, total: int | None) -> None:
-        """Text is being prepared; whoever asks to stop now has nothing to save. Several processes wait for each other here, and go on."""
-        if self.stop() and self.world.size == 1:
-            raise Preempted("stopped before the first step: there is nothing to save yet")
-        self.console.reading(what, documents, size, total)
 
     def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
         """Give the model memory and put the run together."""
@@ -348,3 +343,12 @@ class Session:
         words += ["--out", str(self.directory)] if self.arguments.out else []
         words += ["--full"] if self.arguments.full else []
         return shlex.join([*words, *more])
+
+
+def sampled(steps: int) -> Iterator[int]:
+    """Steps at which a schedule is looked at: the first thousand, and from there each a thousandth later than the one before."""
+    step = 1
+    while step < steps:
+        yield step
+        step += 1 + step // 1000
+    yield steps

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
+# A slip of the pen must not become hours of work: the bounds are far beyond what anyone has trained.
+Size = Annotated[int, Ge(1), Le(1 << 20)]  # of a width, a text, a batch
+Depth = Annotated[int, Ge(1), Le(1 << 12)]
+Vocabulary = Annotated[int, Ge(1), Le(1 << 24)]
+Amount = Annotated[int, Ge(1), Le(10**16)]  # of tokens
+MOST_STEPS = 10**9
+Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]
 
 
 class Table(BaseModel):
@@ -20,10 +27,10 @@ class Table(BaseModel):
 class Model(Table):
     """[model]: the shape of the trunk."""
 
-    d_model: Positive = 768
-    n_layers: Positive = 12
-    n_heads: Positive = 12
-    d_ffn: Positive | None = None  # after gating; None: 4 * d_model
+    d_model: Size = 768
+    n_layers: Depth = 12
+    n_heads: Size = 12
+    d_ffn: Size | None = None  # after gating; None: 4 * d_model
     bias: bool = True  # of the attention projections
     init_std: Annotated[float, Gt(0)] = 0.02  # of every Linear and Embedding
 
@@ -41,8 +48,8 @@ class Model(Table):
 class Embedding(Table):
     """[embedding]: the table shared by input and output, and the projections between its width and the model's."""
 
-    vocab_size: Positive = 50_272  # rows of the table; the tokenizer may have fewer ids, never more
-    d_vocab: Positive = 768
+    vocab_size: Vocabulary = 50_272  # rows of the table; the tokenizer may have fewer ids, never more
+    d_vocab: Size = 768
     warm_start: str = "none"  # or a Hub name[@revision], model directory, .safetensors, .npz or .gguf file, package:NAME
     trainable: bool = True  # false: the table stays as it is, in float16
 
@@ -50,11 +57,11 @@ class Embedding(Table):
 class Train(Table):
     """[train]: the global batch, its length and the numbers it is computed in."""
 
-    rows: Positive = 480  # rows of the global batch; each reads its own stream of tokens
-    context: Positive = 2048  # new tokens a row reads per step
-    micro_rows: Positive | None = None  # rows per forward pass; None: all of a process's
-    tokens: Positive | None = None  # length of the run; give this or steps
-    steps: Positive | None = None
+    rows: Size = 480  # rows of the global batch; each reads its own stream of tokens
+    context: Size = 2048  # new tokens a row reads per step
+    micro_rows: Size | None = None  # rows per forward pass; None: all of a process's
+    tokens: Amount | None = None  # length of the run; give this or steps
+    steps: Steps | None = None
     clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped
     seed: Count = 0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the hardware has it
@@ -69,6 +76,9 @@ class Train(Table):
         """A run has an end."""
         if self.tokens is None and self.steps is None:
             raise ValueError("a run needs a length: set train.steps or train.tokens")
+        if self.total_steps > MOST_STEPS:
+            each = f"{self.total_steps:,} updates of {self.tokens_per_step:,}"
+            raise ValueError(f"tokens = {self.tokens} makes {each}; {MOST_STEPS:,} are the most")
         if self.micro_rows is not None and self.rows % self.micro_rows:
             raise ValueError(f"rows = {self.rows} is not divisible by micro_rows = {self.micro_rows}")
         return self
@@ -88,8 +98,8 @@ class Evaluate(Table):
     """[evaluate]: the held-out text."""
 
     every: Count = 1000  # steps; 0: only at the end
-    tokens: Positive = 1_000_000  # at most so many
-    rows: Positive = 8
+    tokens: Amount = 1_000_000  # at most so many
+    rows: Size = 8
 
 
 class Checkpoint(Table):
@@ -104,7 +114,7 @@ class Sample(Table):
     """[sample]: the text written when a run ends."""
 
     prompt: str = ""  # empty: the beginning of a held-out document
-    tokens: Count = 100
+    tokens: Annotated[int, Ge(0), Le(1 << 24)] = 100
     temperature: Annotated[float, Ge(0)] = 0.8  # 0: greedy
     top_p: Annotated[float, Gt(0), Lt(1.000001)] = 0.95
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
@@ -37,8 +37,8 @@ class Compressed(Memory):
         self,
         dims: Dims,
         *,
-        length: Annotated[int, Ge(1)] = 512,
-        slots: Annotated[int, Ge(1)] = 512,
+        length: Annotated[int, Ge(1), Le(1_048_576)] = 512,
+        slots: Annotated[int, Ge(1), Le(1_048_576)] = 512,
         rate: Annotated[int, Ge(1)] = 3,
     ) -> None:
         super().__init__(dims)

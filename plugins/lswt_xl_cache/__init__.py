@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
@@ -29,7 +29,7 @@ class XlCache(Memory):
     rolling = True
     citation = TRANSFORMER_XL
 
-    def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1)] = 2048) -> None:
+    def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1), Le(1_048_576)] = 2048) -> None:
         super().__init__(dims)
         self.length = length
 
@@ -62,7 +62,7 @@ class SlidingWindow(XlCache, Memory):
   title={Mistral 7B}, author={Jiang, Albert Q and others},
   journal={arXiv preprint arXiv:2310.06825}, year={2023}}"""
 
-    def __init__(self, dims: Dims, *, length: Annotated[int, Ge(2)] = 2048) -> None:
+    def __init__(self, dims: Dims, *, length: Annotated[int, Ge(2), Le(1_048_576)] = 2048) -> None:
         super().__init__(dims, length=length - 1)
         self.window = length
 
@@ -79,7 +79,7 @@ class XlHidden(Memory):
     name = "xl-hidden"
     citation = TRANSFORMER_XL
 
-    def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1)] = 2048) -> None:
+    def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1), Le(1_048_576)] = 2048) -> None:
         super().__init__(dims)
         self.length = length
 
