@@ -69,12 +69,12 @@ def guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Na
     except BrokenPipeError:  # the reader of our output (head, less) has left; nor can Python flush what is left of it when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: whoever leaves in the middle of a command has not done what was asked
         traceback.print_exc()
         return explained(error, arguments)
 
 
-def explained(error: Exception, arguments: argparse.Namespace) -> int:
+def explained(error: BaseException, arguments: argparse.Namespace) -> int:
     """Say whose mistake an exception is, below its traceback; returns the exit code."""
     found = Registry(files=[file for file in getattr(arguments, "plugin", ()) if file.is_file()]).culprit(error)
     if found is None:

@@ -33,7 +33,7 @@ from lswt_core.corpus import Corpus, held_out, open_corpus, training_rows, unigr
 from lswt_core.decode import Reader, Sample, generate
 from lswt_core.durable import make_output_directory, write_whole
 from lswt_core.environment import environment, is_intact, recorded
-from lswt_core.errors import CheckpointError, LswtError, Preempted
+from lswt_core.errors import CheckpointError, LswtError, PluginError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.parallel import Precision, World
 from lswt_core.provenance import codes_of
@@ -73,6 +73,11 @@ class Session:
         except Preempted as error:
             self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
             return error.exit_code
+        except KeyboardInterrupt as error:
+            culprit = None if self.stop.asked else self.registry.culprit(error)
+            if culprit is None:
+                raise
+            raise PluginError(f"{culprit}\n  why: nobody has pressed Ctrl-C; this is the plugin's own code\n  fix: mend it") from error
         finally:
             self.console.close()
             self.world.leave()

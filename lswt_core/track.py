@@ -118,7 +118,7 @@ class Mirror:
     def _guard(self, tracker: Tracker, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
+        except BaseException as error:  # SystemExit too, which would end this thread and with it all trackers
             self._trackers.remove(tracker)
             self._notice(f"tracker {tracker.name!r} failed and is off for the rest of the run: {type(error).__name__}: {error}")
 

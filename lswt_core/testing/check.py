@@ -103,7 +103,9 @@ class Check:
             return Result("skipped", str(reason))
         except Broken as found:
             return Result("FAILED", str(found))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too
             return Result("FAILED", f"{type(error).__name__}: {error}".strip())
         return Result("ok", "")
 
