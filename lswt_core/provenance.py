@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from lswt_core.interfaces import Component
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
 from lswt_core.registry.source import Unreadable, locate
@@ -39,7 +40,8 @@ class Module(NamedTuple):
 def code_of(offer: Offer, registry: Registry) -> Code:
     """The code of a component, without the core's."""
     component = registry.load(offer)
-    modules = [Module(base.__module__, Path(inspect.getfile(base))) for base in inspect.getmro(component) if not apart(base.__module__)]
+    parents = [base for base in inspect.getmro(component) if issubclass(base, Component) and not apart(base.__module__)]
+    modules = [Module(base.__module__, Path(inspect.getfile(base))) for base in parents]  # others are found where they are imported
     hook = getattr(sys.modules.get(offer.module), "__file__", None)  # it may offer a class that another module defines
     modules += [Module(offer.module, Path(hook))] if hook else []
     own = {component.__module__, offer.module}
