@@ -385,6 +385,9 @@ class Optimizer(Component, torch.optim.Optimizer):
     shares_forward: bool = False  # call it before the update, with "sampled" gradients from the forward pass of the data's, not after it
     fraction: float = 1.0  # the share of a step's rows that `refresh` looks at (Objective.part)
 
+    def __getstate__(self) -> dict[str, Any]:  # copies hold attributes too, where options may be; torch's hooks are made anew
+        return {k: v for k, v in vars(self).items() if k != "step" and not k.startswith("_optimizer_")} | super().__getstate__()
+
     def refresh(self, objective: Objective) -> None:
         """Re-estimate the curvature (second-order methods). Gradients are clear before; what it leaves in them is dropped."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from lswt_core.interfaces import Optimizer
@@ -65,6 +66,13 @@ class BucketOptimizer(Optimizer, ABC):
         """
         return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32) if self.moments == torch.float32 else self.moments)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; raises ValueError for an option that is one for all parameters."""
+        common = get_type_hints(type(self).__init__).keys() - self.defaults.keys() - {"groups", "return"}
+        if given := sorted(common & param_group.keys()):
+            raise ValueError(f"optimizer {self.name!r} has one {' and one '.join(given)} for all parameters, none by group")
+        super().add_param_group(param_group)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state in its own precision; torch alone would round it to that of the parameters."""
         super().load_state_dict(state_dict)
@@ -72,6 +80,29 @@ class BucketOptimizer(Optimizer, ABC):
             for p, index in zip(group["params"], saved["params"], strict=True):
                 for key, value in state_dict["state"].get(index, {}).items():
                     self.state[p][key] = value.to(p.device) if isinstance(value, Tensor) else value
+
+
+def require_bounds(optimizer: type[Optimizer], **options: float) -> None:
+    """Raise ValueError for an option outside of the bounds that its annotation states, as torch's optimizers do for theirs."""
+    hints = get_type_hints(optimizer.__init__, include_extras=True)
+    for name, value in options.items():
+        for bound in getattr(hints.get(name), "__metadata__", ()):
+            if not satisfies(value, bound):
+                raise ValueError(f"invalid {name} of optimizer {optimizer.name!r}: {value}, but it has {bound}")
+
+
+def satisfies(value: Any, bound: Any) -> bool:
+    """Whether a number keeps a bound; NaN keeps none."""
+    match bound:
+        case Gt(gt=limit):
+            return bool(value > limit)
+        case Ge(ge=limit):
+            return bool(value >= limit)
+        case Lt(lt=limit):
+            return bool(value < limit)
+        case Le(le=limit):
+            return bool(value <= limit)
+    raise TypeError(f"{bound} is no bound of a number")
 
 
 def like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
+from lswt_core.moments import require_bounds
 
 
 class AdamW(Optimizer, torch.optim.AdamW):
@@ -35,8 +36,10 @@ class AdamW(Optimizer, torch.optim.AdamW):
         weight_decay: Annotated[float, Ge(0)] = 0.1,
         fused: bool = True,
     ) -> None:
+        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
         groups = list(groups)
-        planned = any(p.is_meta for group in groups for p in (group["params"] if isinstance(group, dict) else [group]))
+        given = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        planned = any((p[1] if isinstance(p, tuple) else p).is_meta for p in given)  # or (name, parameter)
         # torch does not fuse what has no numbers.
         super().__init__(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused and not planned)
 

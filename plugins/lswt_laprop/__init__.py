@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer
+from lswt_core.moments import BucketOptimizer, require_bounds
 
 
 class LaProp(BucketOptimizer, Optimizer):
@@ -41,6 +41,7 @@ class LaProp(BucketOptimizer, Optimizer):
         eps: Annotated[float, Ge(1e-30)] = 1e-8,
         weight_decay: Annotated[float, Ge(0)] = 0.1,
     ) -> None:
+        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 

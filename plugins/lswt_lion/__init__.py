@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer
+from lswt_core.moments import BucketOptimizer, require_bounds
 
 
 class Lion(BucketOptimizer, Optimizer):
@@ -39,6 +39,7 @@ class Lion(BucketOptimizer, Optimizer):
         beta2: Annotated[float, Ge(0), Lt(1)] = 0.99,
         weight_decay: Annotated[float, Ge(0)] = 0.3,
     ) -> None:
+        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta1, self.beta2 = beta1, beta2
 

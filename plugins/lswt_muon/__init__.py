@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
+from lswt_core.moments import require_bounds
 
 
 class Muon(Optimizer):
@@ -46,17 +47,39 @@ class Muon(Optimizer):
         adamw_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
         adamw_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95,
     ) -> None:
-        divided = list(divide(groups))
-        hidden, others = ([group for group in divided if group["hidden"] is flag] for flag in (True, False))
+        require_bounds(type(self), lr=lr, momentum=momentum, ns_steps=ns_steps, weight_decay=weight_decay, eps=eps)
+        require_bounds(type(self), adamw_lr=adamw_lr, adamw_beta1=adamw_beta1, adamw_beta2=adamw_beta2)
         common: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps}
         muon: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": scale}
+        self._options: dict[bool, dict[str, Any]] = {
+            True: {"lr": lr, **muon, **common},
+            False: {"lr": adamw_lr, "betas": (adamw_beta1, adamw_beta2), **common},
+        }
+        divided = sorted(divide(groups), key=lambda group: not group["hidden"])  # hidden matrices first
         self._parts: dict[bool, torch.optim.Optimizer] = {}
-        if hidden:
-            self._parts[True] = torch.optim.Muon(hidden, lr=lr, **muon, **common)
-        if others:
-            self._parts[False] = torch.optim.AdamW(others, lr=adamw_lr, betas=(adamw_beta1, adamw_beta2), **common)
+        for group in divided:
+            self._take(group)
         defaults = {key: value for part in self._parts.values() for key, value in part.defaults.items()}
         super().__init__([group for part in self._parts.values() for group in part.param_groups], defaults)
+
+    def _take(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Give a divided group to the optimizer of its kind; returns the group with that one's options."""
+        hidden: bool = group["hidden"]
+        if hidden in self._parts:
+            self._parts[hidden].add_param_group(group)
+        else:
+            kind: Any = torch.optim.Muon if hidden else torch.optim.AdamW
+            self._parts[hidden] = kind([group], **self._options[hidden])
+        taken: dict[str, Any] = self._parts[hidden].param_groups[-1]
+        return taken
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; a new group is divided as those of the constructor are."""
+        if "hidden" in param_group:  # it is divided already
+            super().add_param_group(param_group)
+            return
+        for group in divide([param_group]):
+            super().add_param_group(self._take(group))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -71,18 +94,19 @@ class Muon(Optimizer):
 
 def divide(groups: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Every group as up to two: its hidden matrices, and its other parameters."""
-    given = list(groups)
+    given = list(groups)  # of tensors, (name, tensor) or dicts
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         matrices = set(group.get("matrices", ()))
         rest = {key: value for key, value in group.items() if key not in ("params", "names", "matrices")}
         if not matrices:
             yield {key: value for key, value in group.items() if key != "matrices"} | {"hidden": False}
             continue
-        named = list(zip(group["names"], group["params"], strict=True))
+        params = list(group["params"])
+        named = params if isinstance(params[0], tuple) else list(zip(group["names"], params, strict=True))
         for hidden in (True, False):
             chosen = {name: p for name, p in named if (name in matrices) is hidden}
             if chosen:
-                label = "hidden matrices" if hidden else group["name"]
+                label = "hidden matrices" if hidden else group.get("name", "other parameters")
                 yield rest | {"name": label, "params": list(chosen.values()), "names": list(chosen), "hidden": hidden}
 
 

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Lt
 from lswt_core.errors import PluginError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
+from lswt_core.moments import require_bounds
 
 
 class ScheduleFree(Optimizer):
@@ -46,8 +47,14 @@ class ScheduleFree(Optimizer):
             from schedulefree import AdamWScheduleFree
         except ImportError as error:
             raise PluginError(f"optimizer {self.name!r} needs a missing package ({error}): pip install 'lswt-core[optimizers]'") from error
+        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
         self._inner = AdamWScheduleFree(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
         super().__init__(self._inner.param_groups, self._inner.defaults)
+        self._stand_at_y()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the new parameters are y, like all others."""
+        super().add_param_group(param_group)
         self._stand_at_y()
 
     @torch.no_grad()

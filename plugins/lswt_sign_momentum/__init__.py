@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer
+from lswt_core.moments import BucketOptimizer, require_bounds
 
 
 class SignMomentum(BucketOptimizer, Optimizer):
@@ -37,6 +37,7 @@ class SignMomentum(BucketOptimizer, Optimizer):
         beta: Annotated[float, Ge(0), Lt(1)] = 0.9,
         weight_decay: Annotated[float, Ge(0)] = 0.2,
     ) -> None:
+        require_bounds(type(self), lr=lr, beta=beta, weight_decay=weight_decay)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta = beta
 

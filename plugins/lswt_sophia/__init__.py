@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Objective, Optimizer
+from lswt_core.moments import require_bounds
 
 from .clipped import ClippedMomentum
 
@@ -53,6 +54,7 @@ class SophiaG(ClippedMomentum, Optimizer):
         clip_estimate: Annotated[float, Ge(0)] = 0.0,
         shared_forward: bool = False,
     ) -> None:
+        require_bounds(type(self), clip_estimate=clip_estimate)
         super().__init__(
             groups,
             lr=lr,

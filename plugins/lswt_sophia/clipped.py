@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Objective
-from lswt_core.moments import BucketOptimizer, like, widened
+from lswt_core.moments import BucketOptimizer, like, require_bounds, widened
 
 
 class ClippedMomentum(BucketOptimizer):
@@ -34,6 +34,8 @@ class ClippedMomentum(BucketOptimizer):
         fraction: float,
         moments: str,
     ) -> None:
+        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps)
+        require_bounds(type(self), gamma=gamma, rho=gamma, refresh_every=refresh_every, fraction=fraction)
         # The count lives in the groups so that it travels with state_dict() and never has to be read back from a device.
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "since_refresh": 0})
         self.beta1, self.beta2, self.gamma, self.eps = beta1, beta2, gamma, eps
