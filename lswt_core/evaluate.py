@@ -12,7 +12,7 @@ from lswt_core.data import Rows, Tokens
 from lswt_core.loss import CROSS_ENTROPY, Loss
 from lswt_core.parallel import Precision, World
 from lswt_core.step import Interrupted
-from lswt_core.tree import tree_map
+from lswt_core.tree import kept
 
 
 class HeldOut(NamedTuple):
@@ -39,10 +39,11 @@ def evaluate(loss: Loss, held_out: HeldOut, world: World, precision: Precision, 
         held_out.rows.advance()
         with precision.autocast(world.device):
             result = loss(batch, state)
-        state = tree_map(torch.Tensor.detach, result.state)
+        state = kept(result.state)
         correct += result.correct
         for name, term in result.terms.items():
             totals[name] += torch.stack((term.total.double(), term.count.double()))
+        del result  # and with it what its state is a view of
     sums = {name: world.sum(pair).tolist() for name, pair in totals.items()}
     return metrics(sums, float(world.sum(correct)), held_out)
 

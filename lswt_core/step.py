@@ -17,7 +17,7 @@ from lswt_core.loss import CROSS_ENTROPY, SAMPLED, Loss, Result, predicted
 from lswt_core.model import Attention
 from lswt_core.parallel import Precision, World, spread_rows
 from lswt_core.randomness import derive
-from lswt_core.tree import join_rows, split_rows, tree_map
+from lswt_core.tree import join_rows, kept, split_rows, tree_map
 
 
 class Setting(NamedTuple):
@@ -191,17 +191,19 @@ class Step:
 
     def towards_data(self) -> None:
         """The training loss, and what is sampled along with it."""
-        results = []
-        for i in range(len(self.micro)):
-            if self.setting.stopping():
-                raise Interrupted
-            draws = self.drawing(i, self.draws[i]) if self.draws and self.draws[i].any() else None
-            result = self.run(i, draws=draws)
-            if self.sampled is not None and result.sampled is not None:
-                self.sampled.add(result.sampled * self.scale)
-            (result.loss * self.scale).backward()
-            results.append(result._replace(loss=result.loss.detach(), state=tree_map(Tensor.detach, result.state), sampled=None))
+        results = [self.differentiate(i) for i in range(len(self.micro))]
         self.results, self.staged = results, [result.state for result in results]
+
+    def differentiate(self, i: int) -> Result:
+        """Add micro-batch ``i``'s gradient; what is left of it holds nothing of its graph."""
+        if self.setting.stopping():
+            raise Interrupted
+        draws = self.drawing(i, self.draws[i]) if self.draws and self.draws[i].any() else None
+        result = self.run(i, draws=draws)
+        if self.sampled is not None and result.sampled is not None:
+            self.sampled.add(result.sampled * self.scale)
+        (result.loss * self.scale).backward()
+        return result._replace(loss=result.loss.detach(), state=kept(result.state), sampled=None)
 
     def towards_drawn(self) -> None:
         """The cross-entropy of drawn labels alone, by a forward pass of its own. It belongs to an update that is already made, and so

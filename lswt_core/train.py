@@ -24,7 +24,7 @@ from lswt_core.resume import check_fingerprint, load_model, model_tensors, optim
 from lswt_core.scale import LossScale
 from lswt_core.step import Interrupted, NotFinite, Setting, Step, clip, gradient_norm, refresh, sum_of, trainable
 from lswt_core.track import Metrics
-from lswt_core.tree import flatten, join_rows, split_rows, tree_map, unflatten
+from lswt_core.tree import flatten, join_rows, kept, split_rows, tree_map, unflatten
 
 POSITION = ("step", "skipped", "in_a_row", "evaluated", "overdue", "seconds")  # what a checkpoint holds of a trainer itself
 PATIENCE = 3  # steps in a row that may be discarded before the run stops
@@ -297,7 +297,7 @@ class Trainer:
                 for i, state in enumerate(self.memory):
                     rows = slice(i * setting.micro_rows, (i + 1) * setting.micro_rows)
                     part = batch.each(lambda tensor, rows=rows: tensor[rows].to(setting.world.device))  # type: ignore[misc]
-                    self.memory[i] = tree_map(Tensor.detach, setting.loss.decoder(part.inputs, state, part.starts)[1])
+                    self.memory[i] = kept(setting.loss.decoder(part.inputs, state, part.starts)[1])
 
     def restore(self, saved: Saved) -> None:
         """Stand where a checkpoint stood."""
@@ -322,7 +322,7 @@ class Trainer:
             self.replay()
             return
         here = tree_map(lambda tensor: tensor.to(setting.world.device), tree)
-        self.memory = split_rows(here, len(setting.rows), setting.micro_rows)
+        self.memory = [kept(rows) for rows in split_rows(here, len(setting.rows), setting.micro_rows)]
 
 
 def is_shortage(error: RuntimeError) -> bool:

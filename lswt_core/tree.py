@@ -23,6 +23,22 @@ def tree_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     raise TypeError(f"a memory's state is None, a tensor, or nested dicts and tuples of those, not {type(tree).__name__}")
 
 
+def kept(state: Any) -> Any:
+    """A state as it is kept until the next call: without its graph, and every tensor alone and contiguous
+    in its memory. Memories may return views, such as the last tokens of a longer tensor, or keys and
+    values of a product that queries are part of; kept as they are, those would hold all of it.
+    """
+    return tree_map(alone, state)
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """A tensor without its graph, copied unless its memory is its own."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def tensors(tree: Any) -> list[Tensor]:
     """Every tensor of a tree, in order."""
     found: list[Tensor] = []

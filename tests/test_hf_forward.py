@@ -138,6 +138,8 @@ def test_what_is_kept_is_bounded_by_the_memory() -> None:
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
     assert cache.get_seq_length() == 31 and {tensor.shape[1] for tensor in tensors(cache.state)} == {5}
+    prompt = cache_of(model(ids(1, 80), use_cache=True))
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors(prompt.state))
 
 
 def test_generating_in_other_ways() -> None:

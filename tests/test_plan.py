@@ -11,15 +11,19 @@ import torch
 from helpers import ROOT
 
 from lswt_core.__main__ import main
-from lswt_core.assemble import assemble, assemble_blueprint
+from lswt_core.assemble import assemble, assemble_blueprint, build_optimizer, materialise
 from lswt_core.budget import budget, measure
 from lswt_core.budget.memory import Memory, require_memory
 from lswt_core.budget.speed import ACCELERATORS, tokens_per_second
 from lswt_core.errors import RecipeError, ResourceError
+from lswt_core.interfaces import Batch
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
+from lswt_core.step import Setting, Step
 from lswt_core.swap import override_of
+from lswt_core.train import Plan, Trainer
+from lswt_core.tree import tensors
 
 RECIPES = ROOT / "recipes"
 WORLD = World()
@@ -128,6 +132,42 @@ def test_memories_are_keys_and_values_of_what_is_kept() -> None:
     assert found.found["memories"] == kept
     assert found.of_process(WORLD)["memories"] == 8 * 2 * kept, "of this step and the next"
     assert found.of_process(WORLD._replace(size=2))["memories"] == 4 * 2 * kept, "processes share the rows"
+
+
+KEEPERS: dict[str, dict[str, Any]] = {
+    "xl-cache": {"use": "xl-cache", "length": 16},
+    "longer": {"use": "xl-cache", "length": 24},
+    "xl-hidden": {"use": "xl-hidden", "length": 12},
+    "compressed": {"use": "compressed", "length": 4, "slots": 6, "rate": 4},
+}
+
+
+def storages(state: Any) -> dict[int, int]:
+    """Bytes of what tensors lie in, by address."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(state)}
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> None:
+    recipe, registry = recipe_of(model={**NANO["model"], "n_layers": 1}, memory={"xl": KEEPERS[keeper]}), Registry()
+    precision = Precision.choose("float32", WORLD.device)
+    loss = assemble(recipe, registry, device=WORLD.device, dtype=torch.float32).loss
+    materialise(loss, recipe, WORLD.device)
+    setting = Setting(loss, WORLD, precision, seed=1, rows=range(8), micro_rows=4)
+    ids, memory = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(0)), [None, None]
+    for number in range(3):
+        step = Step(setting, Batch(ids, ids), memory, number)
+        step.backward("data")
+        memory = step.staged
+    planned = budget(recipe, registry, WORLD).memory.of_process(WORLD)["memories"]
+    assert 2 * sum(storages(memory).values()) == planned
+    nothing: Any = None
+    trainer = Trainer(Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 8))
+    trainer.memory = memory
+    trainer.restore_memory(*trainer.capture_memory())
+    assert 2 * sum(storages(trainer.memory).values()) == planned
+    for found, wanted in zip(tensors(trainer.memory), tensors(memory), strict=True):
+        assert found.equal(wanted) and found.stride() == wanted.stride()
 
 
 # ---------------------------------------------------------------------------------------------------------- what does not fit

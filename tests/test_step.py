@@ -133,6 +133,16 @@ def test_micro_batches_change_nothing(micro_rows: int, memory: str) -> None:
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 
 
+@every_memory
+@pytest.mark.parametrize("length", [2, 70])
+def test_what_is_remembered_is_alone_in_its_memory(length: int, memory: str) -> None:
+    step = step_of(loss_of(memories=MEMORIES[memory]), 4, batch=batch_of(length=length))
+    step.backward("data")
+    for tensor in tensors(tuple(step.staged)):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+        assert not tensor.requires_grad
+
+
 def test_the_originals_mean_of_micro_batch_means_is_another_number() -> None:
     step = step_of(loss_of(), 4)
     step.backward("data")

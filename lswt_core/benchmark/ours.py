@@ -15,7 +15,7 @@ from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.step import Setting, Step, clip, gradient_norm, refresh, trainable
-from lswt_core.tree import tensors, tree_map
+from lswt_core.tree import kept, tensors
 
 
 def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
@@ -86,7 +86,7 @@ class Ours(Subject):
         """A segment of a held-out text, memory carried along."""
         with self.work.precision.autocast(self.work.device):
             result = self.loss(Batch(inputs, labels), self.read)
-        self.read = tree_map(Tensor.detach, result.state)
+        self.read = kept(result.state)
         return result.loss
 
     def prompt(self, ids: Tensor) -> Tensor | None:

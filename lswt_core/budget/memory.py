@@ -17,7 +17,7 @@ from lswt_core.loss import Loss
 from lswt_core.parallel import World, available_memory
 from lswt_core.recipe import Recipe
 from lswt_core.step import trainable
-from lswt_core.tree import tensors, tree_map
+from lswt_core.tree import kept, tensors
 
 WORD = 4  # bytes of a float32 number
 State = tuple[Mapping[str, Any], ...]
@@ -111,7 +111,7 @@ def warm_state(loss: Loss, batch: Batch) -> State:
     state: Any = None
     for _ in range(1 + loss.decoder.reach // batch.inputs.shape[1]):
         with torch.no_grad():
-            state = tree_map(Tensor.detach, loss.decoder(batch.inputs, state, batch.starts)[1])
+            state = kept(loss.decoder(batch.inputs, state, batch.starts)[1])
     return state
 
 

@@ -15,7 +15,7 @@ from lswt_core.interfaces import Batch
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.tree import tree_map
+from lswt_core.tree import kept
 
 ROWS, ROWS_OF_ACCELERATOR = 512, 8192  # of the matrices that are multiplied to calibrate
 CALLS = 50  # between two waits for an accelerator, whose products take less than a wait
@@ -95,7 +95,7 @@ def measured_tokens_per_second(recipe: Recipe, registry: Registry, world: World,
     ids = torch.randint(recipe.embedding.vocab_size, (micro, recipe.train.context), device=world.device)
     batch, state = Batch(ids, ids), None
     for _ in range(2):  # until the memories are full, or nearly
-        state = tree_map(torch.Tensor.detach, loss(batch, state).state)
+        state = kept(loss(batch, state).state)
 
     def step() -> None:
         with precision.autocast(world.device):

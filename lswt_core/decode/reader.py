@@ -15,7 +15,7 @@ from lswt_core.errors import NumericsError
 from lswt_core.interfaces import Memory
 from lswt_core.model import Decoder
 from lswt_core.parallel import Precision
-from lswt_core.tree import tensors
+from lswt_core.tree import kept, tensors
 
 Recorder: TypeAlias = Callable[[Step, Tensor, int], Callable[[Tensor, int], Tensor]]
 Past: TypeAlias = Any  # what has been read: None at the start, else a tree of tensors, batch row first (see lswt_core.tree)
@@ -53,6 +53,7 @@ class Reader:
         found = []
         for segment in ids.split(self.context, dim=1):
             states, past = self.decoder(segment, past)
+            past = kept(past)
             found.append(states)
         return torch.cat(found, dim=1), past
 
@@ -91,6 +92,8 @@ class Reading:
         self.decoder, self.clock = reader.twin
         self.read = 0  # ids so far
         self.past: Past = None
+        if self.clock is None:  # rings are written in place, and stay what they are
+            self.past = kept(self.past)
         self.steady = False  # whether what is kept was last written where it was
         self.recorded: Callable[[Tensor, int], Tensor] | None = None  # the step of a single token
 
@@ -111,6 +114,8 @@ class Reading:
             self.clock.read = first = self.read
         before = tensors(self.past)
         states, self.past = self.decoder(ids, self.past, self.starts(ids, self.read, first), first)
+        if self.clock is None:  # rings are written in place, and stay what they are
+            self.past = kept(self.past)
         self.steady = [id(tensor) for tensor in before] == [id(tensor) for tensor in tensors(self.past)]
         self.read += ids.shape[1]
         return states

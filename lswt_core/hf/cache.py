@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lswt_core.tree import tree_map
+from lswt_core.tree import kept, tree_map
 
 
 class LswtCache(Cache):
@@ -32,7 +32,7 @@ class LswtCache(Cache):
         """Take in what a call over [rows, length] tokens left; ``valid`` [B, T] is False at padding, None: there was none."""
         new = torch.tensor([length] * rows) if valid is None else valid.sum(1)
         self.seen = new if self.seen is None else self.seen + new.to(self.seen.device)
-        self.state = tree_map(Tensor.detach, state)
+        self.state = kept(state)
         self.length += length
         self.padded = self.padded or valid is not None
 
