@@ -31,6 +31,8 @@ def save_fast(mapping: tokenizers.Tokenizer, begin: int, end: int, directory: Pa
         "eos_token": last,
         "pad_token": last,
         "padding_side": "left",
+        "split_special_tokens": True,  # where a text spells one, it is plain characters, as in training
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         "model_max_length": NO_LIMIT,
     }

@@ -120,7 +120,7 @@ def test_bpe_says_where_it_cannot_be_kept(tmp_path: Path) -> None:
 def test_hf_from_a_local_directory_and_what_it_says_when_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     import tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_CACHE_DIR", str(tmp_path / "cache"))
@@ -135,6 +135,8 @@ def test_hf_from_a_local_directory_and_what_it_says_when_it_cannot(tmp_path: Pat
     check(whole)
     assert whole.encode(STRANGE) == trained.encode(STRANGE) and whole.size == trained.size
     assert whole.begin == whole.end == trained.end
+    whole.save(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(STRANGE, add_special_tokens=False)["input_ids"] == whole.encode(STRANGE)
     assert whole.fingerprint() == HuggingFaceTokenizer(path=str(tmp_path / "whole")).fingerprint() != trained.fingerprint()
     bare = HuggingFaceTokenizer(path=str(tmp_path / "bare"))
     with pytest.raises(DataError, match="has no bos_token"):
@@ -158,9 +160,14 @@ def test_transformers_reads_what_is_saved_as_the_same_mapping(make: Callable[[Pa
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.begin, ours.end, ours.end)
     for text, ids in zip(STRANGE, ours.encode(STRANGE), strict=True):
-        if "<|" not in text:  # which transformers takes for the special tokens themselves
-            assert theirs(text)["input_ids"] == [ours.begin, *ids]
-            assert theirs.decode(ids) == text == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+        assert theirs(text)["input_ids"] == [ours.begin, *ids]  # also where a text spells a special token
+        assert theirs.decode(ids) == text == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+    assert theirs(STRANGE, add_special_tokens=False)["input_ids"] == ours.encode(STRANGE)
+    ended = [ours.begin, *ours.encode(["a"])[0], ours.end]
+    assert theirs.decode(ended) == "<|begin|>a<|end|>" and theirs.decode(ended, skip_special_tokens=True) == "a"
+    assert set(theirs("a")) == {"input_ids", "attention_mask"}, "nothing that the model does not take"
+    theirs.save_pretrained(tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")(STRANGE)["input_ids"] == theirs(STRANGE)["input_ids"]
     padded = theirs(["a", "longer"], padding=True)
     assert padded["input_ids"][0][0] == ours.end and padded["attention_mask"][0][0] == 0, "padding stands on the left"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -64,8 +65,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """As the library's own."""
-        self._tokenizer.save_pretrained(directory)
+        """As the library's own, which from then on takes special tokens in a text for plain characters."""
+        tokenizer = copy.deepcopy(self._tokenizer)
+        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
+        tokenizer.save_pretrained(directory)
 
     def tokens(self) -> Mapping[str, int]:
         """The whole vocabulary, added tokens included."""
