@@ -14,7 +14,8 @@ from lswt_core import explain as explain_command
 from lswt_core import generate as generate_command
 from lswt_core import plan as plan_command
 from lswt_core import run as run_command
-from lswt_core.cli import Entry, guarded
+from lswt_core.cli import Entry
+from lswt_core.guard import guarded
 
 COMMANDS = (
     Entry("run", run_command.arguments_of, run_command.run, "train what a recipe describes, or go on where it stopped"),

@@ -280,6 +280,11 @@ def count_parameters(model: nn.Module) -> dict[str, Any]:
     return totals | {"by_component": found, "trainable_by_component": trainable}
 
 
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that learn."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def describe_groups(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, float | None]]:
     """For the table printed at the start: group, tensors, parameters, weight decay."""
     return [

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lswt_core.cli import guarded, recipe_arguments, registry_of
+from lswt_core.cli import recipe_arguments, registry_of
+from lswt_core.guard import guarded
 from lswt_core.recipe import Recipe
 
 DESCRIPTION = """Train what a recipe describes. The same command again, or --resume, continues exactly where the run stopped.

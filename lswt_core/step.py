@@ -10,8 +10,9 @@ from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lswt_core.assemble import trainable
 from lswt_core.interfaces import Batch, Draws, Need, Objective, Optimizer, Unsupported
 from lswt_core.loss import CROSS_ENTROPY, SAMPLED, Loss, Result, predicted
 from lswt_core.model import Attention
@@ -324,8 +325,3 @@ def require_finite(tensors: Sequence[Tensor]) -> None:
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of scalars."""
     return torch.stack(list(tensors)).sum()
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters that learn."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lswt_core.assemble import trainable
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.console import Console
 from lswt_core.data import Rows
@@ -22,7 +23,7 @@ from lswt_core.loss import CROSS_ENTROPY
 from lswt_core.recipe import Recipe
 from lswt_core.resume import check_fingerprint, load_model, model_tensors, optimizer_state, restore_optimizer
 from lswt_core.scale import LossScale
-from lswt_core.step import Interrupted, NotFinite, Setting, Step, clip, gradient_norm, refresh, sum_of, trainable
+from lswt_core.step import Interrupted, NotFinite, Setting, Step, clip, gradient_norm, refresh, sum_of
 from lswt_core.track import Metrics
 from lswt_core.tree import flatten, join_rows, kept, split_rows, tree_map, unflatten
 

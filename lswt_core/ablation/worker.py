@@ -24,13 +24,14 @@ from lswt_core.ablation.outcome import Outcome
 from lswt_core.ablation.store import DIVERGED, OUTCOME, write_json
 from lswt_core.assemble import Assembled, owners
 from lswt_core.checkpoint import Saved, Store
-from lswt_core.cli import guarded, plugin_argument, registry_of
 from lswt_core.corpus import Corpus
 from lswt_core.data import Rows
 from lswt_core.durable import write_whole
 from lswt_core.errors import NumericsError, ResourceError
+from lswt_core.guard import guarded
 from lswt_core.interfaces import Batch
 from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 from lswt_core.report import read_metrics
 from lswt_core.session import Session
 from lswt_core.train import Trainer
@@ -159,7 +160,7 @@ def work(arguments: argparse.Namespace) -> int:
     """Train, or go on, then measure and write the outcome."""
     if arguments.parent is not None:
         stop_with_parent(arguments.parent)
-    registry, directory = registry_of(arguments), arguments.directory
+    registry, directory = Registry(files=arguments.plugin), arguments.directory
     recipe = Recipe.load(arguments.recipe, registry=registry)
     session = Observed(arguments, recipe, registry, directory)
     try:
@@ -184,7 +185,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--parent", type=int, metavar="FD", help="a pipe's end: save and stop when the other one closes")
-    plugin_argument(parser)
+    parser.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE")
     parser.set_defaults(overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False)
     return guarded(work, parser.parse_args())
 

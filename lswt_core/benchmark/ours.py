@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lswt_core.assemble import assemble, build_optimizer, materialise
+from lswt_core.assemble import assemble, build_optimizer, materialise, trainable
 from lswt_core.benchmark.work import Subject, Work
 from lswt_core.decode import Reader
 from lswt_core.interfaces import Batch, Memory
 from lswt_core.parallel import Precision, World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.step import Setting, Step, clip, gradient_norm, refresh, trainable
+from lswt_core.step import Setting, Step, clip, gradient_norm, refresh
 from lswt_core.tree import kept, tensors
 
 

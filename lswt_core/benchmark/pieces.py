@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lswt_core.assemble import trainable
 from lswt_core.benchmark.ceilings import Ceilings
 from lswt_core.benchmark.clock import seconds, seconds_of_one
 from lswt_core.benchmark.ours import Ours
 from lswt_core.budget import Budget
 from lswt_core.interfaces import Batch, Output
-from lswt_core.step import clip, gradient_norm, trainable
+from lswt_core.step import clip, gradient_norm
 
 REPEATS = 5
 CALLS = 10  # between two waits for a device: a step's pieces follow each other without one

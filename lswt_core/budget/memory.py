@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lswt_core.assemble import trainable
 from lswt_core.checkpoint.values import outline
 from lswt_core.console import gigabytes
 from lswt_core.cross_entropy import TILE
@@ -16,7 +17,6 @@ from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
 from lswt_core.loss import Loss
 from lswt_core.parallel import World, available_memory
 from lswt_core.recipe import Recipe
-from lswt_core.step import trainable
 from lswt_core.tree import kept, tensors
 
 WORD = 4  # bytes of a float32 number
