@@ -214,6 +214,7 @@ class PositionalEncoding(Component, nn.Module):
     stationary: ClassVar[bool] = False  # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
     biased: ClassVar[bool] = False  # does `bias` return anything?
     by_length: ClassVar[bool] = False  # do encodings depend on how many tokens are attended to? (dynamic NTK)
+    by_end: bool = False  # does how a query meets sinks depend on where its segment ends?
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

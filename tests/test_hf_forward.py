@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from helpers import distance
 from hf_parts import CUT_DEPENDENT, MIXES, cache_of, every_mix, generate, ids, logits, model_of
 from torch import Tensor
@@ -87,6 +88,108 @@ def test_padding_inside_of_a_text_that_goes_on_is_refused() -> None:
         model(ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun)
 
 
+# -------------------------------------------------------------------------------------------------------------- packed
+
+
+def counted(*lengths: int) -> Tensor:
+    """Positions of texts of some lengths, one after the other."""
+    return torch.cat([torch.arange(length) for length in lengths])
+
+
+PACKED = [(4, 8), (12,), (1, 1, 7, 3)]
+
+
+@every_mix
+def test_texts_that_share_a_row_are_texts_alone(mix: str) -> None:
+    model, positions = model_of(mix), torch.stack([counted(*lengths) for lengths in PACKED])
+    if mix in ("stretching", "reference-reversed"):
+        with pytest.raises(ValueError, match="several texts would not be what its rows"):
+            model(ids(), position_ids=positions)
+        return
+    together = logits(model, ids(), position_ids=positions)
+    for row, lengths in enumerate(PACKED):
+        texts = ids()[row].split(lengths)
+        alone = torch.cat([logits(model, text[None])[0] for text in texts])
+        assert distance(together[row], alone) < 1e-12
+    assert distance(together, logits(model, ids())) > 1e-3
+
+
+@pytest.mark.parametrize("side", MASKS)
+def test_texts_share_a_padded_row(side: str) -> None:
+    model, mask = model_of("family"), torch.tensor(MASKS[side])
+    positions = torch.full_like(mask, 1)  # as transformers 4 writes it at padding
+    for row, valid in enumerate(mask.bool()):
+        positions[row, valid] = counted(3, int(valid.sum()) - 3)
+    together = logits(model, ids(), attention_mask=mask, position_ids=positions)
+    for row, valid in enumerate(mask.bool()):
+        texts = ids()[row, valid].tensor_split([3])
+        alone = torch.cat([logits(model, text[None])[0] for text in texts])
+        assert distance(together[row, valid], alone) < 1e-12
+
+
+@pytest.mark.parametrize("mix", ["family", "window", "xl-hidden", "alibi", "xpos"])
+def test_a_row_goes_on_with_its_last_text(mix: str) -> None:
+    model = model_of(mix)
+    with torch.no_grad():
+        cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
+        states = [copy.deepcopy(cache) for _ in range(4)]
+        told = (None, counted(10)[None, 7:], counted(15)[None, 12:], torch.tensor([[7, 0, 1]]))
+        found = [logits(model, ids()[1:2, :3], position_ids=at, past_key_values=one) for at, one in zip(told, states, strict=True)]
+    wanted = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
+    assert all(distance(one, wanted) < 1e-12 for one in found[:3])
+    assert distance(found[3][:, :1], wanted[:, :1]) < 1e-12
+    assert distance(found[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
+
+
+def test_plain_positions_change_nothing() -> None:
+    model = model_of("family", torch.float32)
+    plain, mask = logits(model, ids()), torch.tensor(MASKS["left"])
+    assert logits(model, ids(), position_ids=torch.arange(12)[None]).equal(plain)
+    told = (mask.cumsum(1) - 1).clamp_min(0)
+    assert logits(model, ids(), attention_mask=mask, position_ids=told).equal(logits(model, ids(), attention_mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12], "from 10 to 12"),
+        ([0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8], "from 5 to 3"),
+        ([0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "from 1 to 1"),
+        ([*range(2, 14)], "begin at 2, not 0"),
+        ([*range(-1, 11)], "begin at -1, not 0"),
+        ([*range(11)], r"must be \[3, 12\], not \[1, 11\]"),
+    ],
+)
+def test_positions_that_cannot_be_given_are_refused(positions: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        model_of("family")(ids(), position_ids=torch.tensor([positions]))
+
+
+def test_positions_must_go_on_where_the_memory_ends() -> None:
+    model = model_of("family")
+    cache = cache_of(model(ids(), use_cache=True))
+    for first in (0, 11, 13):
+        with pytest.raises(ValueError, match=f"begin at {first}, not 12"):
+            model(ids(3, 2), position_ids=torch.arange(first, first + 2)[None], past_key_values=copy.deepcopy(cache))
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "head_mask", "cu_seq_lens_q", "output_attentions", "is_causal", "atention_mask"])
+def test_what_a_call_does_not_know_is_refused(name: str) -> None:
+    asked = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
+    model = model_of("family")
+    for one in (model, model.model):
+        with pytest.raises(TypeError, match=f"takes no {name}"):
+            one(ids(), **{name: asked})
+
+
+def test_what_transformers_passes_along_is_taken() -> None:
+    model = model_of("family", torch.float32)
+    plain = model(ids(), labels=ids())
+    nothing = {"output_attentions": False, "is_causal": True, "cache_position": torch.arange(12), "head_mask": None}
+    found = model(ids(), labels=ids(), num_items_in_batch=torch.tensor(66), **nothing)
+    assert found.logits.equal(plain.logits) and distance(found.loss, plain.loss / 2) < 1e-6
+
+
 # -------------------------------------------------------------------------------------------------------------- generate
 
 
@@ -128,7 +231,7 @@ def test_padded_rows_go_on_until_blocks_would_be_cut_through_their_padding() -> 
     model, short = model_of("compressing"), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)  # the last is not read
     assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
-    with pytest.raises(ValueError, match="'compressed' a padded batch of more than 6 tokens cannot go on"):
+    with pytest.raises(ValueError, match="'compressed' a padded or packed batch of more than 6 tokens cannot go on"):
         generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
     generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
 
@@ -163,6 +266,13 @@ def test_generating_in_other_ways() -> None:
         generate(model, ids()[:1], prompt_lookup_num_tokens=2)
     with pytest.raises(ValueError, match="remembers by its own memories"):
         generate(model, ids()[:1], cache_implementation="static")
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="generate() does not count given positions on")
+def test_a_row_of_several_texts_generates_as_its_last() -> None:
+    model = model_of("family")
+    packed = generate(model, ids()[:1], position_ids=counted(5, 7)[None])
+    assert packed[:, 12:].equal(generate(model, ids()[:1, 5:])[:, 7:])
 
 
 def test_a_cache_follows_its_rows() -> None:

@@ -120,6 +120,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, 
         "stationary": {"value": False, "of": "class"},
         "biased": {"value": True, "of": "class"},
         "by_length": {"value": None, "of": "instance"},
+        "by_end": {"value": False, "of": "instance"},
         "overrides": {"value": ["embed"], "of": "class"},
     }
     text = asked(capsys, "describe", "positional/waves", "--plugin", plugin)

@@ -14,7 +14,7 @@ from lswt_core.tree import kept, tree_map
 class LswtCache(Cache):
     """What the memories of all layers returned last, however they look: bounded by their length, not by the text's.
 
-    ``seen`` [B] counts the tokens of every row that were no padding.
+    ``seen`` [B] counts the tokens of the text that every row ends with: no padding, and none of texts before it.
     """
 
     is_compileable = False
@@ -25,16 +25,18 @@ class LswtCache(Cache):
         super().__init__(layers=[])
         self.state: Any = None
         self.seen: Tensor | None = None
-        self.length = 0  # of the text so far, padding included
-        self.padded = False  # whether any of it was padding
+        self.length = 0  # of what was read so far, padding included
+        self.padded = False  # whether any of it is not seen by what comes: padding, or another text
 
-    def advance(self, state: Any, valid: Tensor | None, rows: int, length: int) -> None:
-        """Take in what a call over [rows, length] tokens left; ``valid`` [B, T] is False at padding, None: there was none."""
-        new = torch.tensor([length] * rows) if valid is None else valid.sum(1)
-        self.seen = new if self.seen is None else self.seen + new.to(self.seen.device)
+    def advance(self, state: Any, own: Tensor | None, rows: int, length: int) -> None:
+        """Take in what a call over [rows, length] tokens left; ``own`` [B] of all tokens so far belong to each row's text, None: the
+        call's all do.
+        """
+        before = torch.zeros(rows, dtype=torch.int64) if self.seen is None else self.seen
+        self.seen = before + length if own is None else own
         self.state = kept(state)
         self.length += length
-        self.padded = self.padded or valid is not None
+        self.padded = self.padded or own is not None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many tokens were read, padding included; more than are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,11 @@ from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausal
 from lswt_core.hf.cache import LswtCache
 from lswt_core.hf.components import blueprint
 from lswt_core.hf.configuration import LswtConfig
-from lswt_core.hf.padding import Packing
+from lswt_core.hf.padding import Packing, text_begins
 from lswt_core.interfaces import Memory, PositionalEncoding
 from lswt_core.model import starts_by_default
 
+LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"  # its name changed in 5.24
 
 
@@ -33,6 +35,24 @@ def restart(module: nn.Module) -> None:
     module.reset_parameters()  # type: ignore[operator]
     for tensor, value in loaded:  # a module is asked again where it has a buffer that no file holds
         tensor.copy_(value)
+
+
+def require_known(more: dict[str, Any]) -> None:
+    """Raise TypeError if arguments that a call has besides ours ask for something. What transformers itself passes along may ask
+    for nothing: an output that is not wanted, causal attention, or places in its cache, which are counted here as well.
+    """
+    for name, value in more.items():
+        unwanted = name.startswith("output_") and value is False
+        known = name == "cache_position" or (name == "is_causal" and value is True)
+        if not (value is None or unwanted or known):
+            raise TypeError(
+                f"the model takes no {name}: leave it out (texts that share a row are told by position_ids, padding by attention_mask)"
+            )
+
+
+def absolute(positional: PositionalEncoding) -> bool:
+    """Whether an encoding depends on how long a segment is, or on where it begins."""
+    return positional.by_length or type(positional).embed is not PositionalEncoding.embed
 
 
 class LswtPreTrainedModel(PreTrainedModel):
@@ -99,21 +119,24 @@ class LswtModel(LswtPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: LswtCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: LswtCache | None = None,
-        **_: Any,
+        **more: Any,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Ids [B, T] (or ``inputs_embeds`` [B, T, d_vocab], rows of the table) -> last_hidden_state [B, T, M].
 
         ``attention_mask`` [B, T] or [B, T_past + T] is 0 at padding, which may stand anywhere in a text that begins: a row's states
-        are those it would have alone. ``past_key_values`` (also called ``cache``) is an LswtCache; with ``use_cache`` it is
-        brought up to date, or begun, and returned. ``hidden_states`` are the input norm's, every block's and the output norm's
-        [B, T, M], one more than in transformers' own models, whose last block's output is normed at once.
+        are those it would have alone. ``position_ids`` [B or 1, T] count the tokens of every row, and begin again at 0 where another
+        text begins, which sees nothing of those before it. ``past_key_values`` (also called ``cache``) is an LswtCache; with
+        ``use_cache`` it is brought up to date, or begun, and returned. ``hidden_states`` are the input norm's, every block's and the
+        output norm's [B, T, M], one more than in transformers' own models, whose last block's output is normed at once.
         """
+        require_known(more)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         memory = self.memory(past_key_values if cache is None else cache, use_cache)
@@ -124,29 +147,44 @@ class LswtModel(LswtPreTrainedModel):
         valid = self.valid(attention_mask, embedded, memory)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: list[Tensor] | None = [] if wanted else None
-        last, following = self.read(embedded, valid, memory, states)
+        packing = self.packing(valid, position_ids, embedded, memory)
+        last, following = self.read(embedded, packing, memory, states)
         if memory is not None and self.keeps(use_cache):
-            memory.advance(following, valid, *embedded.shape[:2])
+            memory.advance(following, packing.own, *embedded.shape[:2])
         kept = memory if self.keeps(use_cache) else None
         out = BaseModelOutputWithPast(last_hidden_state=last, hidden_states=tuple(states) if states else None, **{CACHE: kept})
         return out if return_dict is None or return_dict else out.to_tuple()
 
-    def read(self, embedded: Tensor, valid: Tensor | None, memory: LswtCache | None, states: list[Tensor] | None) -> tuple[Tensor, Any]:
-        """Embedded tokens [B, T, d_vocab], valid [B, T] where there is padding -> normed states [B, T, M] and what the memories keep;
-        ``states`` takes in every hidden state on the way.
+    def packing(self, valid: Tensor | None, position_ids: Tensor | None, embedded: Tensor, memory: LswtCache | None) -> Packing:
+        """How new tokens are put together: valid [B, T] where there is padding, and texts as position_ids [B or 1, T] tell them."""
+        packing = Packing(starts=self.earlier(memory, embedded)) if valid is None else Packing.of(valid)
+        if position_ids is None:
+            return packing
+        rows, length = embedded.shape[:2]
+        if position_ids.ndim != 2 or position_ids.shape[0] not in (1, rows) or position_ids.shape[1] != length:
+            raise ValueError(f"position_ids must be [{rows}, {length}], not {list(position_ids.shape)}")
+        real = torch.ones(rows, length, dtype=torch.bool, device=embedded.device) if valid is None else packing.pack(valid)
+        read = torch.zeros(rows, dtype=torch.int64, device=embedded.device)
+        before = read if memory is None or memory.seen is None else memory.seen.to(embedded.device)
+        so_far = read if memory is None else read + memory.length
+        positions = packing.pack(position_ids.to(embedded.device).expand(rows, length))
+        begins = text_begins(positions, real, (before, so_far))
+        if begins is None:
+            return packing
+        self.refuse("a row of several texts", lambda positional: absolute(positional) or positional.by_end)
+        return packing.parted(begins, before)
+
+    def read(self, embedded: Tensor, packing: Packing, memory: LswtCache | None, states: list[Tensor] | None) -> tuple[Tensor, Any]:
+        """Embedded tokens [B, T, d_vocab] -> normed states [B, T, M] and what the memories keep; ``states`` takes in every hidden
+        state on the way.
         """
-        packing = None if valid is None else Packing.of(valid)
-
-        def own_order(x: Tensor) -> Tensor:
-            return x if packing is None else packing.unpack(x)
-
         last, following = self.decoder.trunk(
-            self.decoder.vocabulary.widen(embedded if packing is None else packing.pack(embedded)),
+            self.decoder.vocabulary.widen(packing.pack(embedded)),
             None if memory is None else memory.state,
-            self.earlier(memory, embedded) if packing is None else packing.starts,
-            visit=(lambda x: None) if states is None else (lambda x: states.append(own_order(x))),
+            packing.starts,
+            visit=(lambda x: None) if states is None else (lambda x: states.append(packing.unpack(x))),
         )
-        return own_order(last), following
+        return packing.unpack(last), following
 
     def keeps(self, use_cache: bool | None) -> bool:
         """Whether a call returns what the memories keep: a model whose memories keep nothing has none to return."""
@@ -165,9 +203,9 @@ class LswtModel(LswtPreTrainedModel):
         for module in self.decoder.modules() if given.padded else ():
             if isinstance(module, Memory) and module.blocks_from and given.length >= module.blocks_from:
                 raise ValueError(
-                    f"with memory {module.name!r} a padded batch of more than {module.blocks_from - 1} tokens cannot go on as its rows "
-                    "would alone: it keeps blocks of tokens, counted from where the text begins, for all rows alike; pass rows of one "
-                    "length together"
+                    f"with memory {module.name!r} a padded or packed batch of more than {module.blocks_from - 1} tokens cannot go on "
+                    "as its rows would alone: it keeps blocks of tokens, counted from where the text begins, for all rows alike; pass "
+                    "rows of one length together"
                 )
         return given
 
@@ -186,18 +224,21 @@ class LswtModel(LswtPreTrainedModel):
                 "padding in the middle of a text: rows whose memory holds tokens already must go on with equally many new ones; "
                 "pad where the text begins, or read the rows apart"
             )
-        for positional in self.decoder.modules():
-            if isinstance(positional, PositionalEncoding) and (
-                positional.by_length or type(positional).embed is not PositionalEncoding.embed
-            ):
-                raise ValueError(
-                    f"with positional encoding {positional.name!r} a padded batch would not be what its rows are alone: it depends on the "
-                    "number of tokens, or on where the segment begins, for all rows alike; pass rows of one length together"
-                )
+        self.refuse("a padded batch", absolute)
         return valid
 
+    def refuse(self, what: str, hinders: Callable[[PositionalEncoding], bool]) -> None:
+        """Raise ValueError if a positional encoding hinders that texts are what they would be alone."""
+        for positional in self.decoder.modules():
+            if isinstance(positional, PositionalEncoding) and hinders(positional):
+                raise ValueError(
+                    f"with positional encoding {positional.name!r} {what} would not be what its rows are alone: it depends on the "
+                    "number of tokens, or on where the segment begins or ends, for all alike; pass texts of one length together, "
+                    "one a row"
+                )
+
     def earlier(self, memory: LswtCache | None, embedded: Tensor) -> Tensor | None:
-        """Where what the new tokens see begins [B, T], if padding is still remembered; None: everything is seen."""
+        """Where what the new tokens see begins [B, T], if padding or other texts are still remembered; None: everything is seen."""
         if memory is None or memory.seen is None or not memory.padded or int(memory.seen.min()) >= self.decoder.reach:
             return None
         return -memory.seen.to(embedded.device)[:, None].expand(embedded.shape[:2])
@@ -226,6 +267,7 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: LswtCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -239,22 +281,25 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
         """Ids [B, T] -> logits [B, T, V], or of the last ``logits_to_keep`` places; the rest is LswtModel's.
 
         ``labels`` [B, T] are the ids again, -100 where nothing is predicted: they are shifted here. ``loss`` is the mean over the
-        predicted ones in nats.
+        predicted ones in nats; ``num_items_in_batch``, ``ignore_index`` and ``shift_labels`` are what transformers' loss takes them for.
         """
+        for_loss = {name: kwargs.pop(name) for name in LOSS_ARGUMENTS if name in kwargs}
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             cache=past_key_values if cache is None else cache,
+            **kwargs,
         )
         places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         states = out.last_hidden_state if isinstance(places, int) else out.last_hidden_state[:, places]
         logits = self.model.decoder.vocabulary.logits(states)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
         found = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=out.hidden_states, **{CACHE: out.get(CACHE)})
         return found if return_dict is None or return_dict else found.to_tuple()
 

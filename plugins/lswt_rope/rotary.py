@@ -49,6 +49,7 @@ class Rope(PositionalEncoding):
         if dims.d_head % 2:
             raise Unsupported(f"rope turns pairs of dimensions, but the head width d_model / n_heads = {dims.d_head} is odd")
         self.base, self.reversed, self.sink_frame, self.precision = base, reversed, sink_frame, PRECISIONS[angles]
+        self.by_end = reversed and sink_frame != "none"  # as the original numbers its queries
 
     def rotate(self, x: Tensor, at: Tensor) -> Tensor:
         """Turn every pair of dimensions by its frequency times the position: x [B, N, H, D], at [N] or [B, N] -> [B, N, H, D]."""
