@@ -12,7 +12,7 @@ HOMES = {  # what ``lswt_core`` offers besides its modules, imported when it is 
     "LswtModel": "lswt_core.hf.modeling",
     "LswtForCausalLM": "lswt_core.hf.modeling",
     "export_run": "lswt_core.hf.export",
-    "import_checkpoint": "lswt_core.hf.original",
+    "import_checkpoint": "lswt_core.hf.import_original",
 }
 __all__ = [*HOMES]
 
@@ -23,4 +23,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'lswt_core' has no attribute {name!r}")
 
 
-import_module("lswt_core.announce").announce()  # by name: the version above must exist before anything here is imported
+# by name: the version above must exist before anything here is imported
+import_module("lswt_core.hf.announce").announce()

@@ -1,4 +1,6 @@
-"""The errors a user can meet: each says what, where, why and what to do, and carries the exit code of the command line."""
+"""The errors a user can meet: each says what, where, why and what to do, and carries the exit code
+of the command line.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ class Preempted(LswtError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe: ``where`` is "file:line" or "command line", ``source`` the text that stands there."""
+    """One thing wrong with a recipe: ``where`` is "file:line" or "command line", ``source`` the
+    text that stands there.
+    """
 
     what: str
     where: str

@@ -1,9 +1,10 @@
 """What plugins implement and the values that cross between them and the core. Imports torch only.
 
-Shapes: B rows, T new tokens, N keys of one part, H heads, D head width, M model width, V vocabulary.
-Coordinates ``at`` number tokens from the start of the new segment: 0 is its first token, remembered tokens are negative,
-sinks have none. A component's options are the annotated keyword-only parameters of its constructor; its kind is its base
-class, its name the class attribute ``name``.
+Shapes: B rows, T new tokens, N keys of one part, H heads, D head width, M model width, V
+vocabulary. Coordinates ``positions`` number tokens from the start of the new segment: 0 is its
+first token, remembered tokens are negative, sinks have none. A component's options are the
+annotated keyword-only parameters of its constructor; its kind is its base class, its name the class
+attribute ``name``.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from torch import Tensor, nn
 
 IGNORE = -100  # a label that predicts nothing; the value torch's own losses ignore
 
-State: TypeAlias = Any  # what a memory keeps: None, a tensor, or nested dicts (string keys) and tuples of those, batch row first
-Project: TypeAlias = Callable[[Tensor, Tensor], "list[Segment]"]  # (x [B,N,M], at [N]) -> segments, the last one x's own
+# what a memory keeps: None, a tensor, or nested dicts (string keys) and tuples of those, batch row
+# first
+State: TypeAlias = Any
+# (x [B,N,M], positions [N]) -> segments, the last one x's own
+KVProjection: TypeAlias = Callable[[Tensor, Tensor], "list[KeyValue]"]
 
 
 class Unsupported(Exception):
-    """A component cannot do what the model needs of it; raised while the model is built, never in a step."""
+    """A component cannot do what the model needs of it; raised while the model is built, never in a
+    step.
+    """
 
 
 class Component:
@@ -34,7 +40,7 @@ class Component:
     citation: ClassVar[str] = ""  # BibTeX
 
 
-# ---------------------------------------------------------------------------------------------------------------- values
+# ---------- values
 
 
 class Dims(NamedTuple):
@@ -53,18 +59,24 @@ class Dims(NamedTuple):
         return self.d_model // self.n_heads
 
 
-class Segment(NamedTuple):
+class KeyValue(NamedTuple):
     """Keys and values that some memory offers, before any position is applied (but see encoded)."""
 
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
-    at: Tensor | None  # [N]; None = a sink: outside of position, visible to every query, never rotated, biased or cached
-    q: Tensor | None = None  # broadcasts to [B, T, H, D]; a sink's alone: what meets its keys in place of the layer's queries
+    # [N]; None = a sink: outside of position, visible to every query, never rotated, biased or
+    # cached
+    positions: Tensor | None
+    # broadcasts to [B, T, H, D]; a sink's alone: what meets its keys in place of the layer's
+    # queries
+    q: Tensor | None = None
     encoded: bool = False  # keys are encoded at their place already
 
 
 class Bias(ABC):
-    """Something added to the attention scores. It keeps its structure; the backend picks the form it can use."""
+    """Something added to the attention scores. It keeps its structure; the backend picks the form
+    it can use.
+    """
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -83,50 +95,59 @@ class DenseBias(Bias):
 
 
 class SlopeBias(Bias):
-    """A penalty that grows linearly with distance: ``-slopes[h] * (q_at - k_at)`` (ALiBi, Press et al. 2022, arXiv 2108.12409)."""
+    """A penalty that grows linearly with distance: ``-slopes[h] * (q_at - k_at)`` (ALiBi, Press et
+    al. 2022, arXiv 2108.12409).
+    """
 
-    def __init__(self, slopes: Tensor, q_at: Tensor, k_at: Tensor) -> None:
-        self.slopes, self.q_at, self.k_at = slopes, q_at, k_at  # [H], [T], [N]
+    def __init__(self, slopes: Tensor, q_positions: Tensor, k_positions: Tensor) -> None:
+        # [H], [T], [N]
+        self.slopes, self.q_positions, self.k_positions = slopes, q_positions, k_positions
 
     def dense(self) -> Tensor:
         """The penalty for every head, query and key, [H, T, N]."""
-        distance = (self.q_at[:, None] - self.k_at[None, :]).to(self.slopes.dtype)
+        distance = (self.q_positions[:, None] - self.k_positions[None, :]).to(self.slopes.dtype)
         return -self.slopes[:, None, None] * distance
 
 
-class Part(NamedTuple):
+class KVBlock(NamedTuple):
     """One block of keys for an attention backend, queries and keys already encoded for each other."""
 
     q: Tensor  # [B, T, H, D]; parts whose queries need no different encoding share one tensor
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
-    causal: bool  # True: the square of the new segment, key j visible to query i iff j <= i; False: every key visible
+    # True: the square of the new segment, key j visible to query i iff j <= i; False: every key
+    # visible
+    causal: bool
     bias: Bias | None = None
-    at: Tensor | None = None  # [N] coordinates of the keys; None for sinks
-    starts: Tensor | None = None  # [B or 1, T] where what each query sees (its document, a window) starts. None: everything is seen
+    positions: Tensor | None = None  # [N] coordinates of the keys; None for sinks
+    # [B or 1, T] where what each query sees (its document, a window) starts. None: everything is
+    # seen
+    first_visible: Tensor | None = None
 
     def visible(self) -> Tensor | None:
-        """Which keys each query sees: bool, broadcasts to [B, 1, T, N]; None where every query sees every key."""
+        """Which keys each query sees: bool, broadcasts to [B, 1, T, N]; None where every query sees
+        every key.
+        """
         seen = None
         if self.causal:
             size = self.q.shape[1]
             assert self.k.shape[1] == size, "only the square of the new segment is causal"
             seen = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()[None, None]
-        if self.starts is not None and self.at is not None:
-            same = (self.at[None, None, :] >= self.starts[:, :, None])[:, None]
+        if self.first_visible is not None and self.positions is not None:
+            same = (self.positions[None, None, :] >= self.first_visible[:, :, None])[:, None]
             seen = same if seen is None else seen & same
         return seen
 
 
-class Need(NamedTuple):
+class AttentionRequirements(NamedTuple):
     """What the model asks of an attention backend, known while it is built."""
 
     device: str  # "cpu", "cuda", ...
     dtype: torch.dtype  # of queries, keys and values in a step
     d_head: int
-    biased: bool = False  # the positional encoding adds to the scores
-    bounded: bool = False  # documents or windows hide earlier keys (Part.starts)
-    twice: bool = False  # second derivatives are taken (Hutchinson's estimate)
+    has_bias: bool = False  # the positional encoding adds to the scores
+    has_mask: bool = False  # documents or windows hide earlier keys (Part.starts)
+    double_backward: bool = False  # second derivatives are taken (Hutchinson's estimate)
 
 
 class Batch(NamedTuple):
@@ -135,12 +156,17 @@ class Batch(NamedTuple):
     inputs: Tensor  # [B, T] int64
     labels: Tensor  # [B, T] int64, IGNORE where nothing is predicted
     valid: Tensor | None = None  # [B, T] bool, False at padding; None: no padding
-    starts: Tensor | None = None  # [B, T] int64, coordinate at which each token's document starts; None: documents are not parted
+    # [B, T] int64, coordinate at which each token's document starts; None: documents are not parted
+    first_visible: Tensor | None = None
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor replaced by ``function(tensor)``."""
         inputs, labels, *optional = self
-        return Batch(function(inputs), function(labels), *(None if t is None else function(t) for t in optional))
+        return Batch(
+            function(inputs),
+            function(labels),
+            *(None if t is None else function(t) for t in optional),
+        )
 
 
 class Output(NamedTuple):
@@ -148,30 +174,36 @@ class Output(NamedTuple):
 
     states: Tensor  # [B, T, M], after the last norm
     logits: Tensor | None = None  # [B, T, V]; computed only if a loss needs it
-    normaliser: Tensor | None = None  # [B, T], log of the sum of exp(logits), 0 where nothing is predicted; only if a loss needs it
+    # [B, T], log of the sum of exp(logits), 0 where nothing is predicted; only if a loss needs it
+    logsumexp: Tensor | None = None
 
 
-class Term(NamedTuple):
-    """A loss as a fraction, so that the trainer alone decides over what it is averaged: micro-batches and ranks add up exactly."""
+class LossSum(NamedTuple):
+    """A loss as a fraction, so that the trainer alone decides over what it is averaged:
+    micro-batches and ranks add up exactly.
+    """
 
     total: Tensor  # []
     count: Tensor  # type: ignore[assignment]  # [], hides tuple.count
 
 
-class Draws(NamedTuple):
+class LabelSampling(NamedTuple):
     """Labels to be drawn from the model's own distribution, one random number a token."""
 
-    uniforms: Tensor  # [B, T] in [0, 1): the label is the first id at which the cumulative softmax exceeds it
+    # [B, T] in [0, 1): the label is the first id at which the cumulative softmax exceeds it
+    uniforms: Tensor
     rows: Tensor | None = None  # [B] bool, for which rows; None: for all
 
 
-class Score(NamedTuple):
+class CrossEntropyOutput(NamedTuple):
     """How well labels were predicted. A token whose label is IGNORE counts for nothing anywhere."""
 
     total: Tensor  # [] summed negative log-likelihood, natural logarithm; differentiable
     correct: Tensor  # [] how many labels had the largest logit
-    sampled: Tensor | None = None  # [] the total of the labels that were drawn; differentiable; only if they are asked for
-    normaliser: Tensor | None = None  # [B, T] as Output has it; differentiable; only if it is asked for
+    # [] the total of the labels that were drawn; differentiable; only if they are asked for
+    sampled: Tensor | None = None
+    # [B, T] as Output has it; differentiable; only if it is asked for
+    logsumexp: Tensor | None = None
     nll: Tensor | None = None  # [B, T] of each label, where more than the sum is told
     drawn: Tensor | None = None  # [B, T] the labels that were drawn, where they are told
 
@@ -188,7 +220,8 @@ class Horizon(NamedTuple):
 
     steps: int
     tokens_per_step: int
-    tokens: int | None = None  # where the run's length was given in tokens, which may end within the last step
+    # where the run's length was given in tokens, which may end within the last step
+    tokens: int | None = None
 
     @property
     def end(self) -> float:
@@ -205,62 +238,85 @@ class RunInfo(NamedTuple):
     resumed: bool = False
 
 
-# ------------------------------------------------------------------------------------------------------------ the model
+# ---------- the model
 
 
 class PositionalEncoding(Component, nn.Module):
-    """Where tokens stand. Override what you need; the default is no position at all. Built as ``cls(dims, **options)``."""
+    """Where tokens stand. Override what you need; the default is no position at all. Built as
+    ``cls(dims, **options)``.
+    """
 
-    stationary: ClassVar[bool] = False  # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
-    biased: ClassVar[bool] = False  # does `bias` return anything?
-    by_length: ClassVar[bool] = False  # do encodings depend on how many tokens are attended to? (dynamic NTK)
+    # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
+    cacheable_keys: ClassVar[bool] = False
+    has_bias: ClassVar[bool] = False  # does `bias` return anything?
+    # do encodings depend on how many tokens are attended to? (dynamic NTK)
+    length_dependent: ClassVar[bool] = False
     by_end: bool = False  # does how a query meets sinks depend on where its segment ends?
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
-    def embed(self, x: Tensor, at: Tensor) -> Tensor:
-        """Add position to the model's input: x [B, T, M], at [T] -> [B, T, M]."""
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add position to the model's input: x [B, T, M], positions [T] -> [B, T, M]."""
         return x
 
-    def rotate(self, x: Tensor, at: Tensor) -> Tensor:
-        """Turn queries or keys by their position: x [B, N, H, D], at [N] -> [B, N, H, D]."""
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Turn queries or keys by their position: x [B, N, H, D], positions [N] -> [B, N, H, D]."""
         return x
 
-    def encode(self, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and keys [B, N, H, D] for each other; coordinates [T] and [N]."""
-        return self.rotate(q, q_at), self.rotate(k, k_at)
+    def encode(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and keys [B, N, H, D] for each other; coordinates [T] and
+        [N].
+        """
+        return self.rotate(q, q_positions), self.rotate(k, k_positions)
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` ([], or [B, T] where documents
-        are parted) is the coordinate of the oldest token a query sees. Left alone, logits do not depend on how a text is cut.
+    def encode_sink(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, oldest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position;
+        ``oldest`` ([], or [B, T] where documents are parted) is the coordinate of the oldest token
+        a query sees. Left alone, logits do not depend on how a text is cut.
         """
         return q, k
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias | None:
-        """What to add to the scores of queries [B, T, H, D] against keys at [N]; sinks are never biased."""
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias | None:
+        """What to add to the scores of queries [B, T, H, D] against keys positions [N]; sinks are
+        never biased.
+        """
         return None
 
 
 class Memory(Component, nn.Module, ABC):
-    """Middleware around one layer's key/value projection: what the layer attends to besides the new tokens, and what it keeps. Built
-    as ``cls(dims, **options)``, one a layer; several stack, one of them with a length. State is returned, never kept on the module.
+    """Middleware around one layer's key/value projection: what the layer attends to besides the new
+    tokens, and what it keeps. Built as ``cls(dims, **options)``, one a layer; several stack, one of
+    them with a length. State is returned, never kept on the module.
     """
 
     length: int = 0  # how many tokens back a state reaches; so many are replayed to rebuild it
-    rolling: ClassVar[bool] = False  # is a state {"k", "v"}, the last ``length`` keys and values just as they were projected?
-    window: int | None = None  # how many tokens back any query of the layer sees, itself included; None: all that are offered
-    blocks_from: int | None = None  # once so many tokens were read, what is kept depends on where in the text they stood; None: never
+    # is a state {"k", "v"}, the last ``length`` keys and values just as they were projected?
+    is_kv_cache: ClassVar[bool] = False
+    # how many tokens back any query of the layer sees, itself included; None: all that are offered
+    window: int | None = None
+    position_dependent_from: int | None = (
+        # once so many tokens were read, what is kept depends on where in the text they stood; None:
+        # never
+        None
+    )
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
         """Segments to attend to, and the next state.
 
-        x [B, T, M] are the normed inputs of the layer, at [T] their coordinates, state what was returned last time (None when
-        cold). The last segment must be the new tokens' own, T long; all earlier ones are visible to every query (but see window).
+        x [B, T, M] are the normed inputs of the layer, positions [T] their coordinates, state what
+        was returned last time (None when cold). The last segment must be the new tokens' own, T
+        long; all earlier ones are visible to every query (but see window).
         """
 
 
@@ -271,11 +327,13 @@ class AttentionBackend(Component, nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         """Attend: -> [B, T, H, D]."""
 
-    def require(self, need: Need) -> str | None:
-        """Raise Unsupported, with the reason, if this backend cannot do what is needed; it may return how it will, to be printed."""
+    def require(self, need: AttentionRequirements) -> str | None:
+        """Raise Unsupported, with the reason, if this backend cannot do what is needed; it may
+        return how it will, to be printed.
+        """
 
 
 class FeedForward(Component, nn.Module, ABC):
@@ -289,8 +347,10 @@ class FeedForward(Component, nn.Module, ABC):
         """[B, T, M] -> [B, T, M]."""
 
 
-class HeadNorm(Component, nn.Module, ABC):
-    """Normalisation of queries and keys before they are encoded, one instance each a layer. Built as ``cls(dims, **options)``."""
+class QKNorm(Component, nn.Module, ABC):
+    """Normalisation of queries and keys before they are encoded, one instance each a layer. Built
+    as ``cls(dims, **options)``.
+    """
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -311,89 +371,128 @@ class Norm(Component, nn.Module, ABC):
         """[..., M] -> [..., M]."""
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ---------- training
 
 
 class CrossEntropy(Component, nn.Module, ABC):
-    """How states are scored against the vocabulary: how fast, and in how much memory. What is found is the same, up to rounding. Built
-    as ``cls(**options)``.
+    """How states are scored against the vocabulary: how fast, and in how much memory. What is found
+    is the same, up to rounding. Built as ``cls(**options)``.
     """
 
     def __init__(self) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
-        """The score, against labels [B, T], of the logits z @ table.T; z [B, T, d_vocab], table [V, d_vocab], of any precision."""
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        """The score, against labels [B, T], of the logits z @ table.T; z [B, T, d_vocab], table [V,
+        d_vocab], of any precision.
+        """
 
     @abstractmethod
-    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
-        """How many logits exist at once for so many tokens, for plans of memory; the table [V, d_vocab] may be without numbers."""
+    def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
+        """How many logits exist at once for so many tokens, for plans of memory; the table [V,
+        d_vocab] may be without numbers.
+        """
 
     def require(self, device: str) -> None:
         """Raise Unsupported, with the reason, where this cannot run."""
 
-    def fuse(self) -> None:
+    def compile_kernels(self) -> None:
         """Compile what pays; called once, after `require`, where the model's blocks are compiled."""
 
 
 class AuxiliaryLoss(Component, nn.Module, ABC):
-    """A loss beside cross-entropy. Built as ``cls(dims, **options)``; its weight is the recipe's ``weight`` key."""
+    """A loss beside cross-entropy. Built as ``cls(dims, **options)``; its weight is the recipe's
+    ``weight`` key.
+    """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"states"})  # of {"states", "logits", "normaliser"}: the rest of Output is None
+    # of {"states", "logits", "logsumexp"}: the rest of Output is None
+    needs: ClassVar[frozenset[str]] = frozenset({"states"})
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         """The loss as total and count; total / count is its mean over this batch."""
 
     def count(self, batch: Batch) -> Tensor:
-        """What ``forward`` will count, told from the batch alone, so that any split is averaged exactly; by default predicted labels."""
+        """What ``forward`` will count, told from the batch alone, so that any split is averaged
+        exactly; by default predicted labels.
+        """
         return (batch.labels != IGNORE).sum()
 
 
 class Objective(Protocol):
-    """A step's micro-batches, ready to be differentiated (again) at the current weights and memories."""
+    """A step's micro-batches, ready to be differentiated (again) at the current weights and
+    memories.
+    """
 
     @property
     def tokens(self) -> int:
         """Labels predicted, over all micro-batches and ranks."""
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Add the gradient of the mean loss to every ``p.grad``. "sampled" draws labels from the model's own distribution and
-        takes the cross-entropy alone; memories are read, never advanced.
+        """Add the gradient of the mean loss to every ``p.grad``. "sampled" draws labels from the
+        model's own distribution and takes the cross-entropy alone; memories are read, never
+        advanced.
         """
 
-    def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    def hessian_vector_product(
+        self, params: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor]:
         """The Hessian of the mean training loss times ``vectors``; touches no ``p.grad``."""
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that depends on run seed, step and purpose only."""
 
-    def part(self, fraction: float) -> Objective:
-        """The same over a share of the rows, spread evenly over the whole batch; its means and ``tokens`` are of that part."""
+    def subset(self, fraction: float) -> Objective:
+        """The same over a share of the rows, spread evenly over the whole batch; its means and
+        ``tokens`` are of that part.
+        """
 
 
 class Optimizer(Component, torch.optim.Optimizer):
-    """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as ``cls(groups, **options)`` with the
-    parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``.
+    """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as
+    ``cls(groups, **options)`` with the parameter groups of the model; options include ``lr`` (the
+    peak) and, where decay is meant, ``weight_decay``.
     """
 
-    takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
-    refresh_every: int = 0  # call `refresh` with the first update and every so many from there; 0 = never
-    shares_forward: bool = False  # call it before the update, with "sampled" gradients from the forward pass of the data's, not after it
-    fraction: float = 1.0  # the share of a step's rows that `refresh` looks at (Objective.part)
+    needs_hessian_vector_products: ClassVar[bool] = (
+        # calls Objective.hessian_vector_product, for which attention must also run in float32
+        False
+    )
+    # call `update_curvature` with the first update and every so many from there; 0 = never
+    hessian_update_interval: int = 0
+    # call it before the update, with "sampled" gradients from the forward pass of the data's, not
+    # after it
+    shares_forward: bool = False
+    # the share of a step's rows that `update_curvature` looks at (Objective.part)
+    fraction: float = 1.0
 
-    def __getstate__(self) -> dict[str, Any]:  # copies hold attributes too, where options may be; torch's hooks are made anew
-        return {k: v for k, v in vars(self).items() if k != "step" and not k.startswith("_optimizer_")} | super().__getstate__()
+    # copies hold attributes too, where options may be; torch's hooks are made anew
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            k: v for k, v in vars(self).items() if k != "step" and not k.startswith("_optimizer_")
+        } | super().__getstate__()
 
-    def refresh(self, objective: Objective) -> None:
-        """Re-estimate the curvature (second-order methods). Gradients are clear before; what it leaves in them is dropped."""
+    def update_curvature(self, objective: Objective) -> None:
+        """Re-estimate the curvature (second-order methods). Gradients are clear before; what it
+        leaves in them is dropped.
+        """
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """While it lasts, parameters are those to be used and saved, not trained (an average); what goes on is as if it had not been."""
+    def eval_parameters(self) -> AbstractContextManager[None]:
+        """While it lasts, parameters are those to be used and saved, not trained (an average); what
+        goes on is as if it had not been.
+        """
         return nullcontext()
 
     def statistics(self) -> dict[str, Tensor]:
@@ -402,23 +501,28 @@ class Optimizer(Component, torch.optim.Optimizer):
 
 
 class Schedule(Component, ABC):
-    """The learning rate over a run. Built as ``cls(horizon, **options)``; raises ValueError for a run it cannot serve."""
+    """The learning rate over a run. Built as ``cls(horizon, **options)``; raises ValueError for a
+    run it cannot serve.
+    """
 
     def __init__(self, horizon: Horizon) -> None:
         self.horizon = horizon
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """The share of the peak learning rate that update number ``step`` uses; the first update is number 1."""
+        """The share of the peak learning rate that update number ``step`` uses; the first update is
+        number 1.
+        """
 
 
-# ---------------------------------------------------------------------------------------------------------- data, tracking
+# ---------- data, tracking
 
 
 class DataSource(Component, ABC):
     """Where documents come from. Built as ``cls(**options)``; reading starts only when asked."""
 
-    streaming: bool = False  # True: too large to tokenise beforehand; documents are tokenised as they are read
+    # True: too large to tokenise beforehand; documents are tokenised as they are read
+    streaming: bool = False
 
     @abstractmethod
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
@@ -426,43 +530,50 @@ class DataSource(Component, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the content (or, for a stream, of what identifies it): another text gives another hash."""
+        """A hash of the content (or, for a stream, of what identifies it): another text gives
+        another hash.
+        """
 
-    def size(self, split: Literal["train", "valid"]) -> int | None:
-        """About how many bytes of text a split has, for a bar of progress; None where that is not known before it is read."""
+    def n_bytes(self, split: Literal["train", "valid"]) -> int | None:
+        """About how many bytes of text a split has, for a bar of progress; None where that is not
+        known before it is read.
+        """
         return None
 
 
 class Tokenizer(Component, ABC):
     """Text to token ids and back. Built as ``cls(**options)``."""
 
-    def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
-        """Learn from (or load for) a source's training documents; most tokenizers have nothing to learn. What was learned is
-        kept under ``cache``, keyed by the fingerprint, which tells source and options, and by what it depends on besides.
+    def fit(
+        self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path
+    ) -> None:
+        """Learn from (or load for) a source's training documents; most tokenizers have nothing to
+        learn. What was learned is kept under ``cache``, keyed by the fingerprint, which tells
+        source and options, and by what it depends on besides.
         """
 
     @property
     @abstractmethod
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids; every id is below it."""
 
     @property
     @abstractmethod
-    def begin(self) -> int:
+    def bos_id(self) -> int:
         """The id every document's inputs begin with."""
 
     @property
     @abstractmethod
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """The id every document's labels end with."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
 
-    def pieces(self, text: str) -> Iterable[str]:
-        """A long text in pieces whose ids, one after the other, are its own; this one leaves it whole (``lswt_core.fast`` helps). Asked
-        while another thread may encode.
+    def split_long_text(self, text: str) -> Iterable[str]:
+        """A long text in pieces whose ids, one after the other, are its own; this one leaves it
+        whole (``lswt_core.plugin_api.tokenizers`` helps). Asked while another thread may encode.
         """
         return [text]
 
@@ -475,19 +586,25 @@ class Tokenizer(Component, ABC):
         """A hash of the mapping: another tokenizer gives another hash."""
 
     def save(self, directory: Path) -> None:
-        """Write the files from which transformers' AutoTokenizer makes the same mapping (``lswt_core.fast`` helps)."""
-        raise Unsupported(f"tokenizer {self.name!r} does not say how it is written for transformers (Tokenizer.save)")
+        """Write the files from which transformers' AutoTokenizer makes the same mapping
+        (``lswt_core.plugin_api.tokenizers`` helps).
+        """
+        raise Unsupported(
+            f"tokenizer {self.name!r} does not say how it is written for transformers"
+            " (Tokenizer.save)"
+        )
 
-    def tokens(self) -> Mapping[str, int] | None:
-        """Every token and its id, spelled as byte-level or SentencePiece vocabularies do ("Ġthe", "▁the"), so that pretrained word
-        embeddings find their rows; None if there is no such list, and they can then only be taken from a table without one.
+    def vocab(self) -> Mapping[str, int] | None:
+        """Every token and its id, spelled as byte-level or SentencePiece vocabularies do ("Ġthe",
+        "▁the"), so that pretrained word embeddings find their rows; None if there is no such list,
+        and they can then only be taken from a table without one.
         """
         return None
 
 
 class Tracker(Component, ABC):
-    """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a
-    tracker raises is reported once and never stops the run.
+    """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local
+    metrics.jsonl is the truth: what a tracker raises is reported once and never stops the run.
     """
 
     def __init__(self, run: RunInfo) -> None:

@@ -7,11 +7,16 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run as Python; to be told before anything imports Triton
+    # Triton's kernels run as Python; to be told before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/recipes; the difference is the review")
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite tests/golden/recipes; the difference is the review",
+    )
 
 
 @pytest.fixture
@@ -21,6 +26,8 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def denormals_as_they_were() -> Iterator[None]:
-    """A run or plan within this process flushes denormal numbers to zero, which hypothesis does not expect."""
+    """A run or plan within this process flushes denormal numbers to zero, which hypothesis does not
+    expect.
+    """
     yield
     torch.set_flush_denormal(False)

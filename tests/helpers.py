@@ -15,12 +15,14 @@ from lswt_rope import Rope
 from lswt_swiglu import SwiGlu
 from torch import Tensor
 
-from lswt_core.blueprint import Blueprint, Layer
 from lswt_core.interfaces import Component, Dims, Memory
-from lswt_core.kinds import KIND_OF_INTERFACE
-from lswt_core.model import Decoder, initialise
+from lswt_core.model.decoder import Decoder
+from lswt_core.model.initialise import initialise
+from lswt_core.model.spec import Blueprint, Layer
+from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
-torch.set_num_threads(1)  # tiny tensors are slower on many threads, and sums would depend on their number
+# tiny tensors are slower on many threads, and sums would depend on their number
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,7 +40,11 @@ def offered(*kinds: str) -> list[Any]:
 
 def kind_of_class(cls: type) -> str:
     """The kind whose interface a component class implements."""
-    return next(KIND_OF_INTERFACE[base.__name__] for base in cls.__mro__ if base.__name__ in KIND_OF_INTERFACE)
+    return next(
+        KIND_OF_INTERFACE[base.__name__]
+        for base in cls.__mro__
+        if base.__name__ in KIND_OF_INTERFACE
+    )
 
 
 def build(
@@ -67,7 +73,9 @@ def build(
         ).build()
 
 
-def tiny(*, dtype: torch.dtype = torch.float64, seed: int = 0, std: float = 0.4, **parts: Any) -> Decoder:
+def tiny(
+    *, dtype: torch.dtype = torch.float64, seed: int = 0, std: float = 0.4, **parts: Any
+) -> Decoder:
     """A decoder with numbers; ``std`` is large enough for attention to be far from uniform."""
     decoder = build(**parts).to_empty(device="cpu").to(dtype)
     initialise(decoder, seed=seed, std=std)
@@ -79,11 +87,11 @@ def tokens(rows: int, length: int, seed: int = 0, size: int = VOCAB) -> Tensor:
     return torch.randint(size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def stream(decoder: Decoder, ids: Tensor, size: int, starts: Tensor | None = None) -> Tensor:
+def stream(decoder: Decoder, ids: Tensor, size: int, first_visible: Tensor | None = None) -> Tensor:
     """States [B, T, M] of ids [B, T] read in segments of ``size``, memories carried along."""
     state, found = None, []
     for first in range(0, ids.shape[1], size):
-        borders = None if starts is None else starts[:, first : first + size] - first
+        borders = None if first_visible is None else first_visible[:, first : first + size] - first
         states, state = decoder(ids[:, first : first + size], state, borders)
         found.append(states)
     return torch.cat(found, dim=1)

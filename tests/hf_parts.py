@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lswt_core import LswtConfig, LswtForCausalLM, Recipe
 from lswt_core.hf.components import describe_components, tables_of
-from lswt_core.model import initialise
+from lswt_core.model.initialise import initialise
 
 NANO: dict[str, Any] = {
     "model": {"d_model": 32, "n_heads": 2, "n_layers": 2},
@@ -24,12 +24,22 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "short-memory": {"memory": {"registers": {"count": 3}, "xl": {"use": "xl-cache", "length": 5}}},
     "no-memory": {"memory": {"registers": {"count": 2}}},
     "window": {"memory": {"registers": {"count": 3}, "xl": {"use": "window", "length": 5}}},
-    "xl-hidden": {"memory": {"xl": {"use": "xl-hidden", "length": 64}, "sink": {"use": "sink-logit"}}},
-    "compressed": {"memory": {"sink": {"use": "softmax-off-by-one"}, "xl": {"use": "compressed", "length": 64}}},
+    "xl-hidden": {
+        "memory": {"xl": {"use": "xl-hidden", "length": 64}, "sink": {"use": "sink-logit"}}
+    },
+    "compressed": {
+        "memory": {"sink": {"use": "softmax-off-by-one"}, "xl": {"use": "compressed", "length": 64}}
+    },
     "compressing": {"memory": {"xl": {"use": "compressed", "length": 4, "slots": 2, "rate": 3}}},
     "reference-reversed": {"positional": {"use": "rope", "sink_frame": "reference"}},
-    "reference-forward": {"positional": {"use": "rope", "reversed": False, "sink_frame": "reference"}},
-    "no-position": {"positional": {"use": "none"}, "norm": {"use": "rmsnorm"}, "ffn": {"use": "gelu"}},
+    "reference-forward": {
+        "positional": {"use": "rope", "reversed": False, "sink_frame": "reference"}
+    },
+    "no-position": {
+        "positional": {"use": "none"},
+        "norm": {"use": "rmsnorm"},
+        "ffn": {"use": "gelu"},
+    },
     "other-layers": {
         "qk_norm": {"use": "rms"},
         "ffn": {"use": "glu", "activation": "relu"},
@@ -39,7 +49,11 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "eager": {"attention": {"use": "eager"}},
     "by-layer": {
         "layers": {
-            "0": {"ffn": {"use": "gelu"}, "memory": {"registers": False}, "norm": {"use": "rmsnorm"}},
+            "0": {
+                "ffn": {"use": "gelu"},
+                "memory": {"registers": False},
+                "norm": {"use": "rmsnorm"},
+            },
             "1": {
                 "positional": {"use": "none"},
                 "memory": {"xl": {"length": 40}},
@@ -51,10 +65,20 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}
-        for name in ("alibi", "t5", "xpos", "rope-partial", "p-rope", "rope-pi", "rope-ntk", "rope-yarn")
+        for name in (
+            "alibi",
+            "t5",
+            "xpos",
+            "rope-partial",
+            "p-rope",
+            "rope-pi",
+            "rope-ntk",
+            "rope-yarn",
+        )
     },
 }
-CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory", "compressing")  # logits depend on how the text is cut into calls
+# logits depend on how the text is cut into calls
+CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory", "compressing")
 every_mix = pytest.mark.parametrize("mix", MIXES)
 
 
@@ -89,4 +113,8 @@ def logits(model: Any, *given: Any, **more: Any) -> Tensor:
 
 def generate(model: Any, given: Tensor, **more: Any) -> Tensor:
     """Ten more tokens; none of them ends a text."""
-    return model.generate(given, **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1} | more)
+    return model.generate(
+        given,
+        **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+        | more,
+    )

@@ -1,4 +1,6 @@
-"""The benchmark: that subjects do the same work, that what they are measured by is right, and what the command prints."""
+"""The benchmark: that subjects do the same work, that what they are measured by is right, and what
+the command prints.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,20 @@ import torch
 from torch import Tensor
 
 from lswt_core.__main__ import main
-from lswt_core.bench import chosen_recipes
-from lswt_core.benchmark import clock, original
-from lswt_core.benchmark.clock import Span, in_turn, ratio, seconds_of_one
-from lswt_core.benchmark.measure import Contest, Rounds, beside_data_sheet
+from lswt_core.benchmark import interleave as clock
+from lswt_core.benchmark import original
+from lswt_core.benchmark.interleave import Span, in_turn, ratio, seconds_of_one
 from lswt_core.benchmark.ours import Ours, work_of
 from lswt_core.benchmark.peers import PEERS, find
 from lswt_core.benchmark.probe import look
-from lswt_core.benchmark.words import data_sheet
-from lswt_core.benchmark.work import Subject, Work
+from lswt_core.benchmark.runner import Benchmark, Rounds, beside_data_sheet
+from lswt_core.benchmark.text_report import data_sheet
+from lswt_core.benchmark.work import Contender, Work
 from lswt_core.budget.flops import Flops
 from lswt_core.budget.speed import timed
+from lswt_core.cli.bench import chosen_recipes
+from lswt_core.device import Precision, keep_freed_memory
 from lswt_core.errors import UsageError
-from lswt_core.parallel import Precision, keep_freed_memory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -58,8 +61,8 @@ margin = 0.5
 use = "adamw"
 lr = 3e-4
 [train]
-rows = 2
-context = 8
+batch_size = 2
+seq_len = 8
 steps = 4
 precision = "float32"
 [data]
@@ -67,7 +70,8 @@ use = "stdlib"
 [tokenizer]
 use = "bytes"
 """
-EAGER_PEERS = ["llama", "x-transformers", "gpt"]  # the others compile, or need a library that cannot be installed beside these
+# the others compile, or need a library that cannot be installed beside these
+EAGER_PEERS = ["llama", "x-transformers", "gpt"]
 
 
 @pytest.fixture
@@ -84,11 +88,11 @@ def subjects(path: Path, *overrides: str) -> tuple[Work, Ours]:
     return work, Ours(work, recipe, registry, "ours")
 
 
-def losses(subject: Subject, steps: int = 4) -> list[float]:
+def losses(subject: Contender, steps: int = 4) -> list[float]:
     return [float(subject.train(*pair)) for pair in islice(subject.work.text(), steps)]
 
 
-def decoded(subject: Subject, prompt: Tensor, count: int) -> list[int]:
+def decoded(subject: Contender, prompt: Tensor, count: int) -> list[int]:
     now = subject.prompt(prompt)
     assert now is not None
     found = [int(now)]
@@ -98,8 +102,14 @@ def decoded(subject: Subject, prompt: Tensor, count: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("overrides", [(), ("loss.simctg=false",), ("embedding.trainable=false",)], ids=["simctg", "plain", "frozen"])
-def test_the_originals_way_is_another_way_through_the_same_model(path: Path, overrides: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("loss.simctg=false",), ("embedding.trainable=false",)],
+    ids=["simctg", "plain", "frozen"],
+)
+def test_the_originals_way_is_another_way_through_the_same_model(
+    path: Path, overrides: tuple[str, ...]
+) -> None:
     work, ours = subjects(path, *overrides)
     theirs = original.build(original.OriginalWay, work, ours)
     prompt = next(work.text(seed=7))[0][:1]
@@ -107,7 +117,8 @@ def test_the_originals_way_is_another_way_through_the_same_model(path: Path, ove
     segments = list(islice(work.text(seed=3), 3))
     for pair in segments:  # a text with memory, before training
         assert float(ours.evaluate(*pair)) == pytest.approx(float(theirs.evaluate(*pair)), abs=2e-6)
-    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-3)  # AdamW's groups decay differently
+    # AdamW's groups decay differently
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", EAGER_PEERS)
@@ -128,7 +139,7 @@ def test_peers_do_the_same_work(path: Path, name: str) -> None:
 def test_peers_decode_what_they_would_say_of_the_whole_text(path: Path, name: str) -> None:
     pytest.importorskip(PEERS[name].needs.replace("-", "_"))
     work, _ = subjects(path, "memory.xl=false")
-    peer = find(name)(work._replace(context=16))
+    peer = find(name)(work._replace(seq_len=16))
     peer.model.eval()
     prompt = torch.arange(5)[None]
     found = decoded(peer, prompt, 4)
@@ -140,7 +151,11 @@ def test_peers_decode_what_they_would_say_of_the_whole_text(path: Path, name: st
 def test_everyone_reads_the_same_text(path: Path) -> None:
     work, _ = subjects(path)
     first, second = (list(islice(work.text(), 3)) for _ in range(2))
-    assert all(torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
     inputs = torch.cat([inputs for inputs, _ in first], dim=1)
     labels = torch.cat([labels for _, labels in first], dim=1)
     assert torch.equal(inputs[:, 1:], labels[:, :-1])  # rows go on where they stopped
@@ -153,11 +168,15 @@ def test_turns_alternate_and_ratios_are_of_rounds() -> None:
     assert ratio({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b") == Span(2.5, 2.0, 3.0)
 
 
-def test_texts_are_there_before_the_clock_starts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_there_before_the_clock_starts(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work, ours = subjects(path)
     told: list[str] = []
     perf_counter, text = time.perf_counter, Work.text
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: told.append("clock") or perf_counter()))
+    monkeypatch.setattr(
+        clock, "time", SimpleNamespace(perf_counter=lambda: told.append("clock") or perf_counter())
+    )
 
     def heard(self: Work, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for pair in text(self, seed):
@@ -165,10 +184,12 @@ def test_texts_are_there_before_the_clock_starts(path: Path, monkeypatch: pytest
             yield pair
 
     monkeypatch.setattr(Work, "text", heard)
-    found = Contest(work, {"ours": ours}, Rounds(2, 2, 1), lambda _: None).run()
+    found = Benchmark(work, {"ours": ours}, Rounds(2, 2, 1), lambda _: None).run()
     assert found["ours"]["steps"] == 6 and found["ours"]["first_step_seconds"] > 0
-    starts = [number for number, word in enumerate(told) if word == "clock"][::2]
-    assert len(starts) == 12 and all(told[number : number + 2] == ["clock", "clock"] for number in starts)
+    first_visible = [number for number, word in enumerate(told) if word == "clock"][::2]
+    assert len(first_visible) == 12 and all(
+        told[number : number + 2] == ["clock", "clock"] for number in first_visible
+    )
 
 
 def test_a_device_is_waited_for_after_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,14 +202,21 @@ def test_a_device_is_waited_for_after_many_calls(monkeypatch: pytest.MonkeyPatch
 
 def test_a_step_is_a_share_of_the_data_sheets_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work(*[4] * 10, Precision(torch.bfloat16, ""), torch.device("cuda"))
-    flops = Flops(forward={}, train=5 * 10**12, refresh=0, conventional=6 * 10**12, six_n=4 * 10**12)
+    flops = Flops(
+        forward={}, train=5 * 10**12, update_curvature=0, conventional=6 * 10**12, six_n=4 * 10**12
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     found = beside_data_sheet(work, 0.1, flops)  # 160 tokens/s
     assert found is not None and found["flops_per_second"] == 989.4e12 and "H100" in found["source"]
-    assert [found[name] for name in ("necessary", "conventional", "six_n")] == pytest.approx([800 / 989.4, 960 / 989.4, 640 / 989.4])
+    assert [found[name] for name in ("necessary", "conventional", "six_n")] == pytest.approx(
+        [800 / 989.4, 960 / 989.4, 640 / 989.4]
+    )
     assert "989 TFLOP/s" in data_sheet(found)[0] and "65% (MFU by 6 N)" in data_sheet(found)[0]
-    assert beside_data_sheet(work._replace(precision=Precision(torch.float32, "")), 0.1, flops) is None
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")  # another chip
+    assert (
+        beside_data_sheet(work._replace(precision=Precision(torch.float32, "")), 0.1, flops) is None
+    )
+    # another chip
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
     assert beside_data_sheet(work, 0.1, flops) is None and data_sheet(None) == []
 
 
@@ -208,20 +236,44 @@ def test_the_allocator_can_be_told_and_untold() -> None:
 
 
 def test_peers_are_measured_beside_a_model_of_their_work(path: Path) -> None:
-    asked = argparse.Namespace(recipe=path, overrides=["embedding.d_vocab=8"], swap=[], against=["llama"])
+    asked = argparse.Namespace(
+        recipe=path, overrides=["embedding.d_vocab=8"], swap=[], against=["llama"]
+    )
     own, alike, bare = chosen_recipes(asked, Registry(), None).values()
-    assert [recipe.embedding.d_vocab for recipe in (own, alike, bare)] == [8, own.model.d_model, own.model.d_model]
+    assert [recipe.embedding.d_vocab for recipe in (own, alike, bare)] == [
+        8,
+        own.model.d_model,
+        own.model.d_model,
+    ]
     assert own.many("loss") and not alike.many("loss") and alike.one("optimizer").name == "adamw"
     assert own.many("memory") and not bare.many("memory")
 
 
 @pytest.mark.slow
 def test_the_command_measures_and_compares(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--swap", "ffn=gelu", "--against", "original", "--against", "gpt", "--rounds", "2", "--tokens", "3"]
+    more = [
+        "--swap",
+        "ffn=gelu",
+        "--against",
+        "original",
+        "--against",
+        "gpt",
+        "--rounds",
+        "2",
+        "--tokens",
+        "3",
+    ]
     assert main(["bench", str(path), "optimizer.use=sophia-g", *more, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     rows = found["subjects"]
-    assert list(rows) == ["nano", "nano ffn=gelu", "nano, peers' work", "nano, peers' work, no memory", "original", "gpt"]
+    assert list(rows) == [
+        "nano",
+        "nano ffn=gelu",
+        "nano, peers' work",
+        "nano, peers' work, no memory",
+        "original",
+        "gpt",
+    ]
     assert [rows[name]["beside"] for name in ("nano ffn=gelu", "original", "gpt")] == [
         "nano",
         "nano, peers' work",
@@ -232,7 +284,11 @@ def test_the_command_measures_and_compares(path: Path, capsys: pytest.CaptureFix
             span = row[kind]["seconds"]
             assert 0 < span["lowest"] <= span["median"] <= span["highest"]
             assert row[kind]["tokens_per_second"] == pytest.approx(16 / span["median"])
-        assert row["held_bytes"] > 4 * row["parameters"] and row["step_peak_bytes"] > 0 and row["graph_breaks"] == 0
+        assert (
+            row["held_bytes"] > 4 * row["parameters"]
+            and row["step_peak_bytes"] > 0
+            and row["graph_breaks"] == 0
+        )
         assert (row["decoding"] is None) == (name == "gpt")
         assert row["loss"] < math.log(61) + 0.7 and row["steps"] == 6
     assert rows["original"]["loss"] == pytest.approx(rows["nano, peers' work"]["loss"], abs=0.01)
@@ -245,7 +301,15 @@ def test_the_command_measures_and_compares(path: Path, capsys: pytest.CaptureFix
     assert found["utilisation"]["necessary"] > 0 and found["machine"]["attention"] == "blocked"
     assert main(["bench", str(path), *more]) == 0
     text = capsys.readouterr().out
-    for word in ("training", "evaluation", "decoding", "times as long as", "a step's peak", "of its ceiling", "manner of nanoGPT"):
+    for word in (
+        "training",
+        "evaluation",
+        "decoding",
+        "times as long as",
+        "a step's peak",
+        "of its ceiling",
+        "manner of nanoGPT",
+    ):
         assert word in text
 
 
@@ -266,7 +330,9 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find("litgpt")
 
 
-def test_another_recipe_must_read_as_many_tokens(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_recipe_must_read_as_many_tokens(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other: Any = tmp_path / "other.toml"
     other.write_text(RECIPE.replace("context = 8", "context = 16"))
     assert main(["bench", str(path), "--against", str(other)]) != 0

@@ -1,4 +1,6 @@
-"""The conformance kit: every plugin of ours passes, every planted mistake is found by the check that is meant for it, and by no other."""
+"""The conformance kit: every plugin of ours passes, every planted mistake is found by the check
+that is meant for it, and by no other.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ import mutants
 import pytest
 
 from lswt_core.__main__ import main
+from lswt_core.cli.scaffold import examples
+from lswt_core.conformance import Check, Failed, checks
+from lswt_core.conformance.check import RULES
 from lswt_core.errors import PluginError
-from lswt_core.kinds import KINDS
-from lswt_core.scaffold import examples
-from lswt_core.testing import Check, Failed, checks
-from lswt_core.testing.check import RULES
+from lswt_core.registry.kinds import KINDS
 
-NETWORK = ("lswt_hf",)  # its defaults are on the Hub; tests/test_tokenizers.py and test_sources.py have local ones
+# its defaults are on the Hub; tests/test_tokenizers.py and test_sources.py have local ones
+NETWORK = ("lswt_hf",)
 MODULES = [name for name in helpers.PLUGINS if name not in NETWORK]
 EXAMPLES = sorted(path.stem for path in Path(examples.__path__[0]).glob("[!_]*.py"))
 
@@ -38,7 +41,7 @@ def test_our_plugins_conform(module: str) -> None:
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_what_plugins_new_writes_conforms(kind: str) -> None:
-    asked = checks(f"lswt_core.scaffold.examples.{kind}")
+    asked = checks(f"lswt_core.cli.scaffold.examples.{kind}")
     assert {one.subject.kind for one in asked} == {kind} <= KINDS.keys()
     failed = [one.told() for one in asked if one.result().outcome == "FAILED"]
     assert not failed, "\n\n".join(failed)
@@ -52,7 +55,9 @@ def test_a_mistake_is_found_by_the_check_meant_for_it_and_by_no_other(name: str)
 
 
 def test_every_check_has_a_mistake_it_finds() -> None:
-    assert {one.name for one in RULES} - set(mutants.MEANT.values()) <= {"huggingface"}, "which needs an installed package"
+    assert {one.name for one in RULES} - set(mutants.MEANT.values()) <= {"huggingface"}, (
+        "which needs an installed package"
+    )
     assert len(mutants.MEANT) >= 40
 
 
@@ -66,7 +71,13 @@ def test_every_kind_is_asked_and_every_check_says_why_and_how_to_mend(kind: str)
 def test_a_failure_says_what_why_and_how_to_mend() -> None:
     check = next(one for one in BY_MUTANT["Mean"] if one.rule.name == "micro-batches")
     assert str(check) == "loss/mean: micro-batches"
-    with pytest.raises(Failed, match=r"parts add up to(.|\n)*why it matters: a batch that is cut(.|\n)*to mend: return the sum"):
+    with pytest.raises(
+        Failed,
+        match=(
+            r"parts add up to(.|\n)*why it matters: a batch that is cut(.|\n)*to mend: return"
+            r" the sum"
+        ),
+    ):
         check()
 
 
@@ -84,11 +95,17 @@ def test_the_command_tells_all(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file.write_text(right.replace("return min(done", "return 2 * min(done"))
     assert main(["plugins", "check", str(file)]) == PluginError.exit_code
     text = capsys.readouterr().out
-    assert "schedule/example: range" in text and "FAILED" in text and "to mend: return a share between 0 and 1" in text
+    assert (
+        "schedule/example: range" in text
+        and "FAILED" in text
+        and "to mend: return a share between 0 and 1" in text
+    )
     assert "2 ok, 1 failed, 1 skipped" in text
     assert main(["plugins", "check", "lswt_schedules", "--only", "range", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {one["check"] for one in found} == {"range"} and {one["outcome"] for one in found} == {"ok"}
+    assert {one["check"] for one in found} == {"range"} and {one["outcome"] for one in found} == {
+        "ok"
+    }
     assert main(["plugins", "check", "lswt_schedules", "--only", "rang"]) == 2
     assert main(["plugins", "check", "lswt_nonesuch"]) == PluginError.exit_code
     assert "cannot be imported" in capsys.readouterr().err
@@ -98,12 +115,20 @@ def test_options_and_classes_can_be_given() -> None:
     from lswt_rope import Rope
 
     asked = checks(Rope, reversed=False)
-    assert {str(one.subject) for one in asked} == {"positional/rope"} and asked[0].subject.options == {"reversed": False}
+    assert {str(one.subject) for one in asked} == {"positional/rope"} and asked[
+        0
+    ].subject.options == {"reversed": False}
 
 
 def test_the_test_that_plugins_new_writes_passes(tmp_path: Path) -> None:
     assert main(["plugins", "new", "fading", "--kind", "positional", "--in", str(tmp_path)]) == 0
     package = tmp_path / "lswt-fading"
     surroundings = os.environ | {"PYTHONPATH": str(package)}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "."], cwd=package, env=surroundings, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "."],
+        cwd=package,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout

@@ -21,14 +21,25 @@ from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lswt_core.decode import Contrastive, Greedy, Method, Reader, Sample, complete, contrast, generate, method_of, texts
-from lswt_core.decode.methods import candidates
-from lswt_core.decode.recorded import Step, alike
-from lswt_core.decode.swift import Ring, swift
+from lswt_core.decode import (
+    Contrastive,
+    Greedy,
+    InferenceEngine,
+    Method,
+    Sample,
+    complete,
+    contrast,
+    generate,
+    method_of,
+    texts,
+)
+from lswt_core.decode.cuda_graph import Step, alike
+from lswt_core.decode.rolling_kv_cache import RollingKVCache, inference_copy
+from lswt_core.decode.sampling import candidates
+from lswt_core.device import Precision
 from lswt_core.errors import NumericsError, UsageError
-from lswt_core.model import Decoder
-from lswt_core.parallel import Precision
-from lswt_core.tree import tensors
+from lswt_core.model.decoder import Decoder
+from lswt_core.plugin_api.pytree import tensors
 
 PRECISE = Precision(torch.float32, "no autocast: the decoders are float64")
 CONTEXT = 8  # shorter than prompts and texts, which are read in several segments
@@ -73,12 +84,12 @@ MODELS: dict[str, dict[str, Any]] = {
 every_model = pytest.mark.parametrize("parts", MODELS.values(), ids=MODELS)
 
 
-def reader(decoder: Decoder, context: int = CONTEXT) -> Reader:
-    return Reader(decoder, PRECISE, context)
+def reader(decoder: Decoder, seq_len: int = CONTEXT) -> InferenceEngine:
+    return InferenceEngine(decoder, PRECISE, seq_len)
 
 
-def write(decoder: Decoder, method: Method, count: int = 20, context: int = CONTEXT) -> list[int]:
-    return list(generate(reader(decoder, context), PROMPT, method, tokens=count))
+def write(decoder: Decoder, method: Method, count: int = 20, seq_len: int = CONTEXT) -> list[int]:
+    return list(generate(reader(decoder, seq_len), PROMPT, method, tokens=count))
 
 
 def whole(decoder: Decoder, ids: list[int]) -> tuple[Tensor, Tensor]:
@@ -100,7 +111,9 @@ def likeliest(decoder: Decoder, ids: list[int]) -> int:
 
 
 def similarity(decoder: Decoder, ids: list[int]) -> Tensor:
-    """The largest cosine [V] of every possible next state with those before it, all of them computed anew."""
+    """The largest cosine [V] of every possible next state with those before it, all of them
+    computed anew.
+    """
     with torch.no_grad():
         states, _ = decoder(torch.tensor([[*ids, v] for v in range(VOCAB)]))
     return cosine_similarity(states[:, :-1], states[:, -1:], dim=-1).amax(-1)
@@ -116,11 +129,16 @@ def search(decoder: Decoder, ids: list[int], k: int, alpha: float) -> int:
 @every_model
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("k", "alpha"), [(5, 0.6), (3, 0.2), (VOCAB, 0.9)])
-def test_contrastive_search_is_its_definition(parts: dict[str, Any], seed: int, k: int, alpha: float) -> None:
-    decoder, context = tiny(seed=seed, **parts), CONTEXT if "xl" in parts.get("memories", {}) else 64
-    found = write(decoder, Contrastive(top_k=k, alpha=alpha), context=context)
+def test_contrastive_search_is_its_definition(
+    parts: dict[str, Any], seed: int, k: int, alpha: float
+) -> None:
+    decoder, seq_len = (
+        tiny(seed=seed, **parts),
+        CONTEXT if "xl" in parts.get("memories", {}) else 64,
+    )
+    found = write(decoder, Contrastive(top_k=k, alpha=alpha), seq_len=seq_len)
     assert found == slow(decoder, lambda ids: search(decoder, ids, k, alpha))
-    assert found == write(decoder, Contrastive(top_k=k, alpha=alpha), context=context)
+    assert found == write(decoder, Contrastive(top_k=k, alpha=alpha), seq_len=seq_len)
 
 
 def test_contrastive_search_is_not_greedy() -> None:
@@ -132,21 +150,26 @@ def test_contrastive_search_is_not_greedy() -> None:
 def test_without_a_penalty_or_a_choice_contrastive_search_is_greedy(parts: dict[str, Any]) -> None:
     decoder = tiny(**parts)
     expected = slow(decoder, lambda ids: likeliest(decoder, ids))
-    assert write(decoder, Greedy(), context=64) == expected
-    assert write(decoder, Contrastive(top_k=8, alpha=0.0), context=64) == expected
-    assert write(decoder, Contrastive(top_k=1, alpha=0.7), context=64) == expected
-    assert write(decoder, Contrastive(top_k=8, alpha=1e-12), context=64) == expected  # not by the shortcut
-    assert write(decoder, Sample(temperature=0), context=64) == expected
+    assert write(decoder, Greedy(), seq_len=64) == expected
+    assert write(decoder, Contrastive(top_k=8, alpha=0.0), seq_len=64) == expected
+    assert write(decoder, Contrastive(top_k=1, alpha=0.7), seq_len=64) == expected
+    # not by the shortcut
+    assert write(decoder, Contrastive(top_k=8, alpha=1e-12), seq_len=64) == expected
+    assert write(decoder, Sample(temperature=0), seq_len=64) == expected
 
 
 def test_with_the_penalty_alone_the_least_similar_of_all_tokens_wins() -> None:
     decoder = tiny(memories={"registers": registers, "xl": xl})
 
-    assert write(decoder, Contrastive(top_k=10 * VOCAB, alpha=1.0)) == slow(decoder, lambda ids: int(similarity(decoder, ids).argmin()))
+    assert write(decoder, Contrastive(top_k=10 * VOCAB, alpha=1.0)) == slow(
+        decoder, lambda ids: int(similarity(decoder, ids).argmin())
+    )
 
 
 def test_scores_are_the_worked_example() -> None:
-    scores = contrast(torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.9, 0.1, 0.4]).double(), 0.6)
+    scores = contrast(
+        torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.9, 0.1, 0.4]).double(), 0.6
+    )
     assert scores.tolist() == pytest.approx([-0.34, 0.06, -0.16], abs=1e-7)
     assert int(scores.argmax()) == 1
 
@@ -157,7 +180,9 @@ def test_of_equally_likely_candidates_the_lowest_ids_are_taken_in_their_order() 
     assert p.equal(torch.tensor([[0.0, 2.0, 1.0, 3.0, 1.0, 1.0]]).softmax(-1)[:, [1, 2, 3, 4]])
 
 
-@pytest.mark.parametrize("method", [Greedy(), Contrastive(top_k=4, alpha=0.5)], ids=["greedy", "contrastive"])
+@pytest.mark.parametrize(
+    "method", [Greedy(), Contrastive(top_k=4, alpha=0.5)], ids=["greedy", "contrastive"]
+)
 def test_of_equals_the_lowest_id_wins(method: Method) -> None:
     decoder = tiny(memories={"xl": xl})
     with torch.no_grad():
@@ -165,7 +190,9 @@ def test_of_equals_the_lowest_id_wins(method: Method) -> None:
     assert write(decoder, method) == [0] * 20
 
 
-@pytest.mark.parametrize("method", [Greedy(), Contrastive(top_k=5, alpha=0.6)], ids=["greedy", "contrastive"])
+@pytest.mark.parametrize(
+    "method", [Greedy(), Contrastive(top_k=5, alpha=0.6)], ids=["greedy", "contrastive"]
+)
 @every_model
 def test_several_rows_are_decoded_as_each_alone(parts: dict[str, Any], method: Method) -> None:
     decoder, prompts = tiny(**parts), tokens(3, 6)
@@ -174,9 +201,13 @@ def test_several_rows_are_decoded_as_each_alone(parts: dict[str, Any], method: M
         assert row == list(generate(reader(decoder), prompt, method, tokens=12))
 
 
-@pytest.mark.parametrize("memories", [{}, {"registers": registers}], ids=["no-memory", "registers-alone"])
+@pytest.mark.parametrize(
+    "memories", [{}, {"registers": registers}], ids=["no-memory", "registers-alone"]
+)
 def test_without_a_memory_the_text_is_read_again(memories: dict[str, Any]) -> None:
-    """Every state is that of a full forward over the last ``context`` tokens, however the text arrives."""
+    """Every state is that of a full forward over the last ``context`` tokens, however the text
+    arrives.
+    """
     decoder, text = tiny(memories=memories), tokens(1, 30)
     read, past = reader(decoder), None
     for first, last in [(0, 3), (3, 4), (4, 5), (5, 12), (12, 13), (13, 30)]:
@@ -188,9 +219,15 @@ def test_without_a_memory_the_text_is_read_again(memories: dict[str, Any]) -> No
 
 
 @every_model
-def test_a_long_enough_memory_or_context_gives_the_states_of_a_full_forward(parts: dict[str, Any]) -> None:
+def test_a_long_enough_memory_or_context_gives_the_states_of_a_full_forward(
+    parts: dict[str, Any],
+) -> None:
     decoder, text = tiny(**parts), tokens(1, 30)
-    read, past, found = reader(decoder, CONTEXT if "xl" in parts.get("memories", {}) else 64), None, []
+    read, past, found = (
+        reader(decoder, CONTEXT if "xl" in parts.get("memories", {}) else 64),
+        None,
+        [],
+    )
     for piece in text.split([11, *[1] * 19], dim=1):
         states, past = read(piece, past)
         found.append(states)
@@ -214,9 +251,13 @@ def test_sampling_depends_on_the_seed_alone() -> None:
         ({"top_p": 0.6, "top_k": 2}, [0, 0.5, 0, 0]),  # of the two, the first has 2/3 already
     ],
 )
-def test_samples_have_the_distribution_that_is_asked_for(options: dict[str, Any], kept: list[float]) -> None:
+def test_samples_have_the_distribution_that_is_asked_for(
+    options: dict[str, Any], kept: list[float]
+) -> None:
     p, count = torch.tensor([0.0625, 0.5, 0.25, 0.1875]), 20_000
-    drawn = Sample(temperature=2.0, **options).draw(2 * p.log().expand(count, -1), torch.Generator().manual_seed(0))
+    drawn = Sample(temperature=2.0, **options).draw(
+        2 * p.log().expand(count, -1), torch.Generator().manual_seed(0)
+    )
     expected = torch.tensor(kept) / sum(kept)
     deviation = (expected * (1 - expected) / count).sqrt()
     assert ((drawn.bincount(minlength=4) / count - expected).abs() <= 4 * deviation).all()
@@ -226,9 +267,19 @@ def test_writing_ends_at_the_end_of_the_document_or_when_asked_to() -> None:
     decoder = tiny(memories={"xl": xl})
     ids = write(decoder, Contrastive())
     end = next(i for i in ids[::-1] if ids.index(i))
-    assert list(generate(reader(decoder), PROMPT, Contrastive(), tokens=20, end=end)) == ids[: ids.index(end)]
+    assert (
+        list(generate(reader(decoder), PROMPT, Contrastive(), tokens=20, end=end))
+        == ids[: ids.index(end)]
+    )
     asked = iter([False, False, True])
-    assert list(generate(reader(decoder), PROMPT, Contrastive(), tokens=20, stopping=lambda: next(asked))) == ids[:2]
+    assert (
+        list(
+            generate(
+                reader(decoder), PROMPT, Contrastive(), tokens=20, stopping=lambda: next(asked)
+            )
+        )
+        == ids[:2]
+    )
     assert list(generate(reader(decoder), PROMPT, Contrastive(), tokens=0)) == []
 
 
@@ -301,18 +352,29 @@ def test_what_follows_a_prompt_is_written_as_a_continuation() -> None:
     assert list(texts(Spaced(), [], [2, 0])) == ["two", " zero"]
 
 
-# ---------------------------------------------------------------------------------------------------- reading on and on
+# ---------- reading on and on
 
 SHORT: dict[str, dict[str, Any]] = {
     "short": {"memories": {"registers": registers, "xl": lambda dims: XlCache(dims, length=5)}},
     "one": {"memories": {"xl": lambda dims: XlCache(dims, length=1)}, "positional": forward},
-    "reference": {"memories": {"registers": registers, "xl": xl}, "positional": lambda dims: Rope(dims, sink_frame="reference")},
+    "reference": {
+        "memories": {"registers": registers, "xl": xl},
+        "positional": lambda dims: Rope(dims, sink_frame="reference"),
+    },
     "slopes": {"memories": {"xl": xl}, "positional": lambda dims: Alibi(dims)},
     "xpos": {"memories": {"xl": xl}, "positional": XPos},
-    "blocks": {"memories": {"registers": registers, "xl": lambda dims: XlCache(dims, length=5)}, "attention": Blocked},
+    "blocks": {
+        "memories": {"registers": registers, "xl": lambda dims: XlCache(dims, length=5)},
+        "attention": Blocked,
+    },
     "band in blocks": {"memories": {"registers": registers, "xl": window}, "attention": Blocked},
 }
-CUTS = {"one by one": [1] * 40, "prompt": [11] + [1] * 29, "uneven": [3, 1, 9, 1, 1, 17, 2, 1, 5], "whole": [40]}
+CUTS = {
+    "one by one": [1] * 40,
+    "prompt": [11] + [1] * 29,
+    "uneven": [3, 1, 9, 1, 1, 17, 2, 1, 5],
+    "whole": [40],
+}
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
@@ -342,7 +404,9 @@ class Played:
 
 @pytest.mark.parametrize("pads", [None, [0, 4]], ids=["alike", "padded"])
 @pytest.mark.parametrize("parts", (MODELS | SHORT).values(), ids=MODELS | SHORT)
-def test_recorded_steps_give_what_the_slow_way_gives(parts: dict[str, Any], pads: list[int] | None) -> None:
+def test_recorded_steps_give_what_the_slow_way_gives(
+    parts: dict[str, Any], pads: list[int] | None
+) -> None:
     if pads and not any(parts is other for other in CUT_FREE.values()):
         pytest.skip("what it reads depends on where the text is cut")
     ids, found = tokens(2, 40), []
@@ -350,7 +414,9 @@ def test_recorded_steps_give_what_the_slow_way_gives(parts: dict[str, Any], pads
         read = reader(tiny(**parts))
         read.record = record  # type: ignore[assignment]
         reading = read.begin(None if pads is None else torch.tensor(pads))
-        found.append(torch.cat([reading(segment) for segment in ids.split([6] + [1] * 34, dim=1)], dim=1))
+        found.append(
+            torch.cat([reading(segment) for segment in ids.split([6] + [1] * 34, dim=1)], dim=1)
+        )
         if record is not None:
             assert (reading.recorded is None) == (reading.clock is None)
             assert reading.recorded is None or reading.recorded.made == 7  # type: ignore[attr-defined]  # the second single token
@@ -360,7 +426,10 @@ def test_recorded_steps_give_what_the_slow_way_gives(parts: dict[str, Any], pads
     assert distance(found[1], wanted) < 1e-12
 
 
-@pytest.mark.parametrize("parts", [MODELS["xl-reversed"], MODELS["registers-xl-forward"], MODELS["window"], SHORT["short"]])
+@pytest.mark.parametrize(
+    "parts",
+    [MODELS["xl-reversed"], MODELS["registers-xl-forward"], MODELS["window"], SHORT["short"]],
+)
 def test_where_keys_may_stay_they_are_kept_in_a_ring(parts: dict[str, Any]) -> None:
     decoder = tiny(**parts)
     reading = reader(decoder).begin()
@@ -369,15 +438,24 @@ def test_where_keys_may_stay_they_are_kept_in_a_ring(parts: dict[str, Any]) -> N
     for _ in range(9):
         reading(tokens(1, 1))
     assert [tensor.data_ptr() for tensor in tensors(reading.past)] == before != []
-    assert not any(isinstance(module, Ring) for module in decoder.modules()), "the model itself is left as it was"
+    assert not any(isinstance(module, RollingKVCache) for module in decoder.modules()), (
+        "the model itself is left as it was"
+    )
 
 
-@pytest.mark.parametrize("parts", [SHORT["xpos"], MODELS["hidden-logit"], MODELS["compressed-one"]], ids=["xpos", "hidden", "compressed"])
+@pytest.mark.parametrize(
+    "parts",
+    [SHORT["xpos"], MODELS["hidden-logit"], MODELS["compressed-one"]],
+    ids=["xpos", "hidden", "compressed"],
+)
 def test_where_they_may_not_they_are_not(parts: dict[str, Any]) -> None:
-    assert swift(tiny(**parts), torch.float32)[1] is None
+    assert inference_copy(tiny(**parts), torch.float32)[1] is None
 
 
-CUT_FREE = MODELS | {name: SHORT[name] for name in ("reference", "slopes", "xpos", "band in blocks")}  # pads move the cuts of a text
+# pads move the cuts of a text
+CUT_FREE = MODELS | {
+    name: SHORT[name] for name in ("reference", "slopes", "xpos", "band in blocks")
+}
 del CUT_FREE["compressed-one"]  # what is compressed depends on where in the text it stands
 
 
@@ -387,7 +465,10 @@ def test_prompts_of_different_length_go_on_as_each_would_alone(parts: dict[str, 
     prompts = [PROMPT, PROMPT[3:5], PROMPT[:1], PROMPT[2:]]
     found = complete(read, prompts, Greedy(), tokens=25)
     assert found == [list(generate(read, prompt, Greedy(), tokens=25)) for prompt in prompts]
-    assert complete(read, prompts, Greedy(), tokens=25, end=found[1][6])[1] == found[1][: found[1].index(found[1][6])]
+    assert (
+        complete(read, prompts, Greedy(), tokens=25, end=found[1][6])[1]
+        == found[1][: found[1].index(found[1][6])]
+    )
 
 
 def test_contrastive_search_says_that_it_cannot_read_padded_prompts() -> None:
@@ -397,7 +478,7 @@ def test_contrastive_search_says_that_it_cannot_read_padded_prompts() -> None:
 
 def test_in_bfloat16_weights_are_rounded_once_and_no_more_is_lost() -> None:
     decoder, ids = tiny(memories={"xl": xl}, dtype=torch.float32), tokens(1, 30)
-    read = Reader(decoder, Precision(torch.bfloat16, "asked for"), CONTEXT)
+    read = InferenceEngine(decoder, Precision(torch.bfloat16, "asked for"), CONTEXT)
     reading, past, exact = read.begin(), None, reader(decoder)(ids)[0]
     found = torch.cat([reading(segment) for segment in ids.split([11] + [1] * 19, dim=1)], dim=1)
     slow = []

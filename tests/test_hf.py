@@ -1,4 +1,6 @@
-"""Exported models among transformers' own: what they are, saved and loaded, whatever their components."""
+"""Exported models among transformers' own: what they are, saved and loaded, whatever their
+components.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ from lswt_core import LswtConfig, LswtForCausalLM, Recipe
 from lswt_core.errors import PluginError, RecipeError
 from lswt_core.hf.components import describe_components, tables_of
 from lswt_core.hf.save import save_model
-from lswt_core.model import initialise
+from lswt_core.model.initialise import initialise
 
-# ------------------------------------------------------------------------------------------------------------ what it is
+# ---------- what it is
 
 
 @every_mix
@@ -37,10 +39,14 @@ def test_it_is_the_decoder(mix: str) -> None:
 def test_importing_the_library_is_quick_and_still_announces_the_models(tmp_path: Path) -> None:
     config_of("family").save_pretrained(tmp_path)
     program = (
-        "import sys, lswt_core; assert not {'torch', 'transformers'} & set(sys.modules); "
-        f"from transformers import AutoConfig; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
+        "import sys, lswt_core; assert not {'torch', 'transformers'} & set(sys.modules); from"
+        " transformers import AutoConfig;"
+        f" print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
     )
-    turned = f"from transformers import AutoConfig; import lswt_core; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
+    turned = (
+        "from transformers import AutoConfig; import lswt_core;"
+        f" print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
+    )
     for order in (program, turned):
         done = subprocess.run([sys.executable, "-c", order], capture_output=True, text=True)
         assert done.stdout.strip() == "lswt_core.hf.configuration", done.stderr
@@ -55,14 +61,23 @@ def test_the_front_door_offers_what_it_names() -> None:
 
 def test_the_config_says_what_the_model_is() -> None:
     config = config_of("family")
-    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (61, 32, 2, 2)
+    assert (
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+    ) == (61, 32, 2, 2)
     assert config.memory_length == 64 and config.attention == "auto"
     assert config.recipe["ffn"] == {"use": "swiglu", "bias": True}, "every default is written out"
     told = config.components["positional/rope"]
-    assert told["distribution"] == "lswt-core" and told["version"] == lswt_core.__version__ and len(told["sha256"]) == 64
+    assert (
+        told["distribution"] == "lswt-core"
+        and told["version"] == lswt_core.__version__
+        and len(told["sha256"]) == 64
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- saving, loading
+# ---------- saving, loading
 
 
 @every_mix
@@ -70,9 +85,16 @@ def test_saved_and_loaded_it_is_the_same(mix: str, tmp_path: Path) -> None:
     model = model_of(mix, torch.float32)
     model.save_pretrained(tmp_path)
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is LswtForCausalLM and not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert loaded.config.recipe == model.config.recipe and loaded.config.components == model.config.components
-    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert type(loaded) is LswtForCausalLM and not any(
+        found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    assert (
+        loaded.config.recipe == model.config.recipe
+        and loaded.config.components == model.config.components
+    )
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
     assert logits(loaded, ids()).equal(logits(model, ids()))
     backbone = AutoModel.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -84,7 +106,9 @@ def test_it_loads_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     model = model_of("frozen", torch.float32)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert {p.dtype for p in loaded.parameters()} == {dtype} and not loaded.get_input_embeddings().weight.requires_grad
+    assert {p.dtype for p in loaded.parameters()} == {
+        dtype
+    } and not loaded.get_input_embeddings().weight.requires_grad
     assert distance(logits(loaded, ids()).double(), logits(model.to(dtype), ids()).double()) == 0
 
 
@@ -98,7 +122,10 @@ def test_large_models_are_saved_in_pieces(tmp_path: Path) -> None:
 def test_a_model_can_be_loaded_with_another_memory_and_another_backend(tmp_path: Path) -> None:
     model_of("family", torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
-    assert loaded.model.decoder.reach == 7 and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
+    assert (
+        loaded.model.decoder.reach == 7
+        and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
+    )
     with pytest.raises(RecipeError, match="length"):
         AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=0)
     model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
@@ -114,7 +141,10 @@ def test_a_trained_rotation_can_be_stretched_as_readme_says(use: str, tmp_path: 
         config = AutoConfig.from_pretrained(tmp_path, memory_length=256)
         config.recipe["positional"] |= {"use": use, "factor": factor}
         stretched = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
-        assert (stretched.model.decoder.positional.name, stretched.model.decoder.reach) == (use, 256)
+        assert (stretched.model.decoder.positional.name, stretched.model.decoder.reach) == (
+            use,
+            256,
+        )
         found[factor] = logits(stretched, ids())
     assert found[1.0].equal(logits(model, ids())) and distance(found[4.0], found[1.0]) > 1e-3
     readme = (Path(__file__).parent.parent / "README.md").read_text()
@@ -135,7 +165,11 @@ def test_only_what_is_missing_is_drawn_anew(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     gone = [name for name in weights if name.endswith((".query.bias", ".registers.keys"))]
-    save_file({name: tensor for name, tensor in weights.items() if name not in gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name not in gone},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert set(found["missing_keys"]) == set(gone)
     for name, tensor in loaded.state_dict().items():
@@ -147,19 +181,32 @@ def test_only_what_is_missing_is_drawn_anew(tmp_path: Path) -> None:
 def test_a_fresh_model_starts_as_a_run_does() -> None:
     model = LswtForCausalLM(config_of("family"))
     block = model.model.decoder.blocks[0]
-    assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1) and not block.ffn.fc1.bias.any()
-    assert block.ffn_norm.norm.weight.eq(1).all() and float(block.attention.memory["registers"].keys.detach().std()) == pytest.approx(
-        0.25, rel=0.3
+    assert (
+        float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+        and not block.ffn.fc1.bias.any()
     )
+    assert block.ffn_norm.norm.weight.eq(1).all() and float(
+        block.attention.memory["registers"].keys.detach().std()
+    ) == pytest.approx(0.25, rel=0.3)
 
 
-# ------------------------------------------------------------------------------------------------------------- components
+# ---------- components
 
 
 def test_a_component_that_is_not_installed_is_named_with_the_command_that_installs_it() -> None:
     config = config_of("family")
-    config.components["positional/spiral"] = {"distribution": "lswt-spiral", "version": "1.2", "sha256": "0"}
-    with pytest.raises(PluginError, match=r'positional/spiral of lswt-spiral 1\.2\n  fix: python -m pip install "lswt-spiral==1\.2"'):
+    config.components["positional/spiral"] = {
+        "distribution": "lswt-spiral",
+        "version": "1.2",
+        "sha256": "0",
+    }
+    with pytest.raises(
+        PluginError,
+        match=(
+            r"positional/spiral of lswt-spiral 1\.2\n  fix: python -m pip install"
+            r' "lswt-spiral==1\.2"'
+        ),
+    ):
         LswtForCausalLM(config)
 
 
@@ -168,7 +215,10 @@ def test_another_source_of_a_component_is_mentioned(caplog: pytest.LogCaptureFix
     config.components["ffn/swiglu"] |= {"version": "0.0.9", "sha256": "0"}
     with caplog.at_level(logging.WARNING):
         LswtForCausalLM(config)
-    assert f"ffn/swiglu is not what the model was made with (lswt-core 0.0.9 then, lswt-core {lswt_core.__version__} here)" in caplog.text
+    assert (
+        "ffn/swiglu is not what the model was made with (lswt-core 0.0.9 then, lswt-core"
+        f" {lswt_core.__version__} here)" in caplog.text
+    )
 
 
 def test_options_of_a_config_are_checked() -> None:
@@ -215,10 +265,14 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_strangers_component_is_exported_too(stranger: None, tmp_path: Path) -> None:
     recipe = Recipe.from_dict(NANO | {"positional": {"use": "waves", "amplitude": 0.3}})
-    model = LswtForCausalLM(LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe))).eval()
+    model = LswtForCausalLM(
+        LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe))
+    ).eval()
     initialise(model.model.decoder, seed=3, std=0.4)
     assert not save_model(model, tmp_path / "saved"), "its code stays with its package"
-    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map")
+    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(
+        AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map"
+    )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.config.components["positional/waves"]["distribution"] == "lswt-waves"
     buffers = dict(loaded.named_buffers())
@@ -257,7 +311,9 @@ assert not [name for name in sys.modules if name.startswith("lswt_")]
 
 
 @pytest.mark.slow
-def test_models_of_our_own_components_load_without_this_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_our_own_components_load_without_this_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     models: dict[str, LswtForCausalLM] = {}
     for mix in MIXES:
@@ -265,33 +321,53 @@ def test_models_of_our_own_components_load_without_this_library(tmp_path: Path, 
         assert save_model(models[mix], tmp_path / mix)
         save_file({"ids": ids()}, tmp_path / mix / "ids.safetensors")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(tmp_path), *models], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path), *models],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
     for mix, model in models.items():
         found = load_file(tmp_path / mix / "found.safetensors")
-        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(found["logits"]), mix
+        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(
+            found["logits"]
+        ), mix
         with torch.no_grad():
             assert found["states"].equal(model.model(ids()).last_hidden_state)
         assert found["text"].equal(generate(model, ids(), max_new_tokens=5))
 
 
-def test_with_this_library_no_foreign_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_this_library_no_foreign_code_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     save_model(model_of("family", torch.float32), tmp_path / "saved")
-    tmp_path.joinpath("saved", "modeling_lswt.py").write_text("raise AssertionError('this was run')")
+    tmp_path.joinpath("saved", "modeling_lswt.py").write_text(
+        "raise AssertionError('this was run')"
+    )
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")) is LswtForCausalLM
-    assert json.loads(tmp_path.joinpath("saved", "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_lswt.LswtModel"
+    assert (
+        json.loads(tmp_path.joinpath("saved", "config.json").read_text())["auto_map"]["AutoModel"]
+        == "modeling_lswt.LswtModel"
+    )
 
 
 def test_every_component_of_the_model_can_be_bundled() -> None:
-    from lswt_core.hf.bundle import Part
-    from lswt_core.layers import LAYERED
+    from lswt_core.hf.source_bundle import KVBlock
+    from lswt_core.recipe.layer_selectors import LAYERED
     from lswt_core.registry import Registry
 
-    check: Callable[[str], Part] = Part  # raises where a module renames what it imports
-    modules = sorted({offer.module for offer in Registry().offers() if offer.kind in LAYERED and offer.distribution == "lswt-core"})
+    check: Callable[[str], KVBlock] = KVBlock  # raises where a module renames what it imports
+    modules = sorted(
+        {
+            offer.module
+            for offer in Registry().offers()
+            if offer.kind in LAYERED and offer.distribution == "lswt-core"
+        }
+    )
     owners: dict[str, str] = {}
     for module in modules:
         for name in check(module).names:
-            assert owners.setdefault(name, module) == module, f"{name} is defined by {owners[name]} and {module}"
+            assert owners.setdefault(name, module) == module, (
+                f"{name} is defined by {owners[name]} and {module}"
+            )

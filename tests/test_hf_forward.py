@@ -12,9 +12,9 @@ from helpers import distance
 from hf_parts import CUT_DEPENDENT, MIXES, cache_of, every_mix, generate, ids, logits, model_of
 from torch import Tensor
 
-from lswt_core.tree import tensors
+from lswt_core.plugin_api.pytree import tensors
 
-# --------------------------------------------------------------------------------------------------------------- forward
+# ---------- forward
 
 
 MASKS = {
@@ -42,13 +42,17 @@ def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
     model, labels = model_of(mix, torch.float32), ids().clone()
     labels[0, :6] = -100
     out = model(ids(), labels=labels)
-    wanted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    wanted = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    )
     assert distance(out.loss, wanted) < 1e-5
     out.loss.backward()
     table = model.get_input_embeddings().weight
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad) and (table.grad is None) == (
-        mix == "frozen"
-    )
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in model.parameters()
+        if p.requires_grad
+    ) and (table.grad is None) == (mix == "frozen")
 
 
 def test_the_ways_to_ask() -> None:
@@ -58,8 +62,14 @@ def test_the_ways_to_ask() -> None:
     assert whole.hidden_states[-1].equal(model.model(ids()).last_hidden_state)
     assert logits(model, inputs_embeds=model.get_input_embeddings()(ids())).equal(whole.logits)
     assert distance(logits(model, ids(), logits_to_keep=2), whole.logits[:, -2:]) < 1e-12
-    assert distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]]) < 1e-12
-    assert model(ids(), return_dict=False)[0].equal(whole.logits) and cache_of(model(ids(), use_cache=False)) is None
+    assert (
+        distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]])
+        < 1e-12
+    )
+    assert (
+        model(ids(), return_dict=False)[0].equal(whole.logits)
+        and cache_of(model(ids(), use_cache=False)) is None
+    )
     for given in ({}, {"input_ids": ids(), "inputs_embeds": torch.zeros(3, 12, 24)}):
         with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
             model(**given)
@@ -85,10 +95,12 @@ def test_padding_inside_of_a_text_that_goes_on_is_refused() -> None:
     model = model_of("family")
     begun = cache_of(model(ids(), use_cache=True))
     with pytest.raises(ValueError, match="padding in the middle of a text"):
-        model(ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun)
+        model(
+            ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------- packed
+# ---------- packed
 
 
 def counted(*lengths: int) -> Tensor:
@@ -134,7 +146,10 @@ def test_a_row_goes_on_with_its_last_text(mix: str) -> None:
         cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
         states = [copy.deepcopy(cache) for _ in range(4)]
         told = (None, counted(10)[None, 7:], counted(15)[None, 12:], torch.tensor([[7, 0, 1]]))
-        found = [logits(model, ids()[1:2, :3], position_ids=at, past_key_values=one) for at, one in zip(told, states, strict=True)]
+        found = [
+            logits(model, ids()[1:2, :3], position_ids=positions, past_key_values=one)
+            for positions, one in zip(told, states, strict=True)
+        ]
     wanted = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
     assert all(distance(one, wanted) < 1e-12 for one in found[:3])
     assert distance(found[3][:, :1], wanted[:, :1]) < 1e-12
@@ -146,7 +161,9 @@ def test_plain_positions_change_nothing() -> None:
     plain, mask = logits(model, ids()), torch.tensor(MASKS["left"])
     assert logits(model, ids(), position_ids=torch.arange(12)[None]).equal(plain)
     told = (mask.cumsum(1) - 1).clamp_min(0)
-    assert logits(model, ids(), attention_mask=mask, position_ids=told).equal(logits(model, ids(), attention_mask=mask))
+    assert logits(model, ids(), attention_mask=mask, position_ids=told).equal(
+        logits(model, ids(), attention_mask=mask)
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,10 +187,24 @@ def test_positions_must_go_on_where_the_memory_ends() -> None:
     cache = cache_of(model(ids(), use_cache=True))
     for first in (0, 11, 13):
         with pytest.raises(ValueError, match=f"begin at {first}, not 12"):
-            model(ids(3, 2), position_ids=torch.arange(first, first + 2)[None], past_key_values=copy.deepcopy(cache))
+            model(
+                ids(3, 2),
+                position_ids=torch.arange(first, first + 2)[None],
+                past_key_values=copy.deepcopy(cache),
+            )
 
 
-@pytest.mark.parametrize("name", ["token_type_ids", "head_mask", "cu_seq_lens_q", "output_attentions", "is_causal", "atention_mask"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "token_type_ids",
+        "head_mask",
+        "cu_seq_lens_q",
+        "output_attentions",
+        "is_causal",
+        "atention_mask",
+    ],
+)
 def test_what_a_call_does_not_know_is_refused(name: str) -> None:
     asked = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
     model = model_of("family")
@@ -185,12 +216,17 @@ def test_what_a_call_does_not_know_is_refused(name: str) -> None:
 def test_what_transformers_passes_along_is_taken() -> None:
     model = model_of("family", torch.float32)
     plain = model(ids(), labels=ids())
-    nothing = {"output_attentions": False, "is_causal": True, "cache_position": torch.arange(12), "head_mask": None}
+    nothing = {
+        "output_attentions": False,
+        "is_causal": True,
+        "cache_position": torch.arange(12),
+        "head_mask": None,
+    }
     found = model(ids(), labels=ids(), num_items_in_batch=torch.tensor(66), **nothing)
     assert found.logits.equal(plain.logits) and distance(found.loss, plain.loss / 2) < 1e-6
 
 
-# -------------------------------------------------------------------------------------------------------------- generate
+# ---------- generate
 
 
 def chosen_slowly(model: Any, prompt: Tensor, tokens: int) -> Tensor:
@@ -224,14 +260,19 @@ def test_left_padded_rows_generate_as_alone(mix: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS["left"])
     together = generate(model, ids(), attention_mask=mask)
     for row, valid in enumerate(mask.bool()):
-        assert together[row, 12:].equal(generate(model, ids()[row : row + 1, valid])[0, int(valid.sum()) :])
+        assert together[row, 12:].equal(
+            generate(model, ids()[row : row + 1, valid])[0, int(valid.sum()) :]
+        )
 
 
 def test_padded_rows_go_on_until_blocks_would_be_cut_through_their_padding() -> None:
     model, short = model_of("compressing"), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)  # the last is not read
+    # the last is not read
+    together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)
     assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
-    with pytest.raises(ValueError, match="'compressed' a padded or packed batch of more than 6 tokens cannot go on"):
+    with pytest.raises(
+        ValueError, match="'compressed' a padded or packed batch of more than 6 tokens cannot go on"
+    ):
         generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
     generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
 
@@ -240,9 +281,13 @@ def test_what_is_kept_is_bounded_by_the_memory() -> None:
     model = model_of("short-memory")
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
-    assert cache.get_seq_length() == 31 and {tensor.shape[1] for tensor in tensors(cache.state)} == {5}
+    assert cache.get_seq_length() == 31 and {
+        tensor.shape[1] for tensor in tensors(cache.state)
+    } == {5}
     prompt = cache_of(model(ids(1, 80), use_cache=True))
-    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors(prompt.state))
+    assert all(
+        tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors(prompt.state)
+    )
 
 
 def test_generating_in_other_ways() -> None:
@@ -261,14 +306,18 @@ def test_generating_in_other_ways() -> None:
     generate(model, ids()[:1], streamer=streamer)
     assert streamer.put_ids == [*plain[0].tolist(), -1]
     embeds = model.get_input_embeddings()(ids()[:1])
-    assert model.generate(inputs_embeds=embeds, max_new_tokens=10, do_sample=False, eos_token_id=None).equal(plain[:, 12:])
+    assert model.generate(
+        inputs_embeds=embeds, max_new_tokens=10, do_sample=False, eos_token_id=None
+    ).equal(plain[:, 12:])
     with pytest.raises(ValueError, match="stateful"):
         generate(model, ids()[:1], prompt_lookup_num_tokens=2)
     with pytest.raises(ValueError, match="remembers by its own memories"):
         generate(model, ids()[:1], cache_implementation="static")
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="generate() does not count given positions on")
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="generate() does not count given positions on"
+)
 def test_a_row_of_several_texts_generates_as_its_last() -> None:
     model = model_of("family")
     packed = generate(model, ids()[:1], position_ids=counted(5, 7)[None])

@@ -1,4 +1,6 @@
-"""Several processes of one run: who each of them is, what they share, and that they refuse to be two runs."""
+"""Several processes of one run: who each of them is, what they share, and that they refuse to be
+two runs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from processes import Done, run
 from runs import write_recipe
 
 from lswt_core import parallel
+from lswt_core.distributed.launch import Launched, launched
+from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, ResourceError
-from lswt_core.launch import Launched, launched
-from lswt_core.parallel import World
 
 MET = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
@@ -26,14 +28,20 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
         port = taken.getsockname()[1]
 
     def rank(number: int) -> Done:
-        told = {"WORLD_SIZE": 2, "RANK": number, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        told = {
+            "WORLD_SIZE": 2,
+            "RANK": number,
+            "LOCAL_RANK": number,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": port,
+        }
         return run(*commands[number], cwd=cwd, timeout=60, pictures=False, **told, **settings)  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(2) as both:
         return list(both.map(rank, range(2)))
 
 
-# ------------------------------------------------------------------------------------------------------- who a process is
+# ---------- who a process is
 
 
 @pytest.mark.parametrize(
@@ -43,7 +51,8 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
         ({"LOCAL_RANK": "3"}, 4, 3),
         ({"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2", "SLURM_LOCALID": "1"}, 4, 2),
         ({"WORLD_SIZE": "4", "RANK": "2", "SLURM_LOCALID": "1"}, 4, 1),
-        ({"WORLD_SIZE": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}, 1, 0),  # a device of its own for every process
+        # a device of its own for every process
+        ({"WORLD_SIZE": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}, 1, 0),
         ({"WORLD_SIZE": "4", "RANK": "2"}, 1, 0),
         ({"WORLD_SIZE": "4", "RANK": "2"}, 0, 0),  # a CPU
         ({"SLURM_LOCALID": "1"}, 4, 0),  # a run of one process within a larger job
@@ -67,7 +76,9 @@ def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, n
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE = 'four'"),
     ],
 )
-def test_a_process_that_does_not_know_its_accelerator_is_refused(told: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_know_its_accelerator_is_refused(
+    told: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", *MET):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
@@ -81,20 +92,27 @@ def test_a_launched_process_is_alone_by_itself() -> None:
     assert launched({}) == Launched(0, 1)
 
 
-# --------------------------------------------------------------------------------------------------------- what they share
+# ---------- what they share
 
 
 @pytest.mark.parametrize(
-    ("rows", "micro", "named"), [(9, None, "train.rows = 9"), (2, None, "train.rows = 2"), (12, 2, "train.micro_rows = 2")]
+    ("rows", "micro", "named"),
+    [
+        (9, None, "train.batch_size = 9"),
+        (2, None, "train.batch_size = 2"),
+        (12, 2, "train.micro_batch_size = 2"),
+    ],
 )
-def test_rows_that_processes_cannot_share_are_refused_by_name(rows: int, micro: int | None, named: str) -> None:
+def test_rows_that_processes_cannot_share_are_refused_by_name(
+    rows: int, micro: int | None, named: str
+) -> None:
     with pytest.raises(ResourceError, match=named):
-        World(1, 4).micro_rows(rows, micro)
+        World(1, 4).micro_batch_size(rows, micro)
 
 
 @pytest.mark.parametrize(("micro", "found"), [(None, 6), (3, 3), (6, 6), (12, 6)])
 def test_a_process_runs_as_many_rows_at_a_time_as_it_has(micro: int | None, found: int) -> None:
-    assert World(1, 2).micro_rows(12, micro) == found
+    assert World(1, 2).micro_batch_size(12, micro) == found
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 4), (8, 3), (6, 6), (5, 1)])
@@ -125,7 +143,7 @@ def test_processes_wait_for_one_another_longer_than_within_a_step(tmp_path: Path
         assert done.returncode == 0 and done.stdout == "['', 'ö']\n", done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------------- one run
+# ---------- one run
 
 PLUGIN = """
 from lswt_gelu import Gelu
@@ -148,7 +166,18 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
         plugin = tmp_path / name / "own.py"
         plugin.parent.mkdir()
         plugin.write_text(PLUGIN.format(name))
-        words.append(("lswt_core.run", recipe, "ffn.use=own", "--plugin", plugin, "--out", tmp_path / name / "run", *more))
+        words.append(
+            (
+                "lswt_core.run",
+                recipe,
+                "ffn.use=own",
+                "--plugin",
+                plugin,
+                "--out",
+                tmp_path / name / "run",
+                *more,
+            )
+        )
     for done in pair(*words, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache"):
         assert done.returncode == 5, done.stdout + done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("  process 1: ")]
@@ -157,22 +186,31 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
             "code.ffn own",
             "run directory",
         ]
-        assert str(tmp_path / "one" / "run") in told[-1] and str(tmp_path / "two" / "run") in told[-1]
-    left = [path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()]
+        assert (
+            str(tmp_path / "one" / "run") in told[-1] and str(tmp_path / "two" / "run") in told[-1]
+        )
+    left = [
+        path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()
+    ]
     assert left == ["lock"] and not tmp_path.joinpath("cache").exists()
 
 
 def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lswt_core.agreement import require_one_checkpoint
     from lswt_core.checkpoint import Saved
     from lswt_core.errors import CheckpointError
+    from lswt_core.train.agreement import require_one_checkpoint
 
     def gathered(world: World, text: str) -> list[str]:
         return ['{"checkpoint": "step-00000004 (0123)"}', text]
 
     monkeypatch.setattr(World, "gather_texts", gathered)
-    saved: Any = type("Found", (), {"path": Path("step-00000004"), "manifest": type("M", (), {"sha256": "0123"})})
+    saved: Any = type(
+        "Found", (), {"path": Path("step-00000004"), "manifest": type("M", (), {"sha256": "0123"})}
+    )
     require_one_checkpoint(World(1, 2), saved)
     nothing: Saved | None = None
-    with pytest.raises(CheckpointError, match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0",
+    ):
         require_one_checkpoint(World(1, 2), nothing)

@@ -1,4 +1,6 @@
-"""The loss scale of float16: it changes no bit of what is in range, gives way to overflows, and survives a stop."""
+"""The loss scale of float16: it changes no bit of what is in range, gives way to overflows, and
+survives a stop.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import torch
 from runs import final, lines, start, write_recipe
 from test_step import batch_of, differentiated, loss_of, step_of
 
-from lswt_core.scale import FIRST, GROWTH, LossScale
-from lswt_core.step import Step
+from lswt_core.train.loss_scaler import FIRST, GROWTH, LossScale
+from lswt_core.train.step import Step
 
 CONSTANT = ("optimizer.use=adamw", "schedule.use=constant", "evaluate.every=0")
 HALF = ("train.precision=float16", *CONSTANT)
@@ -34,7 +36,11 @@ def test_it_grows_when_steady_and_gives_way_to_overflows() -> None:
         scale.held()
     assert (scale.value, scale.steady) == (2 * FIRST, 0)
     scale.held()
-    assert scale.can_give_way(2.5) and not scale.can_give_way(math.nan) and not scale.can_give_way(math.inf)
+    assert (
+        scale.can_give_way(2.5)
+        and not scale.can_give_way(math.nan)
+        and not scale.can_give_way(math.inf)
+    )
     scale.give_way()
     assert (scale.value, scale.steady) == (FIRST, 0)
     while scale.value > 1:
@@ -58,7 +64,10 @@ def test_a_run_in_float16_learns_as_one_in_float32_and_resumes_to_the_bit(tmp_pa
         done = start(recipe, *words, "--out", name)
         assert done.returncode == 0, done.stdout + done.stderr
     assert start(recipe, *HALF, "--out", "parts", "--accept-changes").returncode == 0
-    half, whole = ([line["loss"] for line in lines(tmp_path / name) if "loss" in line] for name in ("half", "whole"))
+    half, whole = (
+        [line["loss"] for line in lines(tmp_path / name) if "loss" in line]
+        for name in ("half", "whole")
+    )
     assert half != whole and half == pytest.approx(whole, abs=0.02)
     one, other = final(tmp_path / "half"), final(tmp_path / "parts")
     assert all(one[name].equal(other[name]) for name in one)  # type: ignore[attr-defined]
@@ -73,7 +82,9 @@ def test_an_overflow_leaves_the_batch_out_and_halves_the_scale(tmp_path: Path) -
     plugin.write_text(STEEP)
     done = start(recipe, *HALF, "--plugin", str(plugin), "loss.steep.weight=1.0", "--out", "run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("a float16 gradient overflowed; the loss scale is now") >= 4, "more often than bad batches are forgiven"
+    assert done.stdout.count("a float16 gradient overflowed; the loss scale is now") >= 4, (
+        "more often than bad batches are forgiven"
+    )
     assert len(lines(tmp_path / "run")) >= 12
 
 

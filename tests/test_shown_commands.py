@@ -1,4 +1,6 @@
-"""Commands that README, recipes and ``plugins new`` show do what they are shown for: each is run as it is printed, its length aside."""
+"""Commands that README, recipes and ``plugins new`` show do what they are shown for: each is run as
+it is printed, its length aside.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,15 @@ import pytest
 import torch
 from helpers import ROOT
 
-from lswt_core import bench
 from lswt_core.__main__ import build_parser, main
 from lswt_core.ablation import study
-from lswt_core.assemble import assemble
 from lswt_core.budget import Budget, budget
-from lswt_core.kinds import KINDS
+from lswt_core.cli import bench
+from lswt_core.model.build import assemble
 from lswt_core.registry import Registry
+from lswt_core.registry.kinds import KINDS
 from lswt_core.run import main as run
-from lswt_core.session import Session
+from lswt_core.train.session import Session
 
 README = (ROOT / "README.md").read_text()
 ABLATIONS = sorted(path.name for path in (ROOT / "recipes" / "ablations").glob("*.toml"))
@@ -59,7 +61,9 @@ def without_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def called(command: str) -> int:
-    """A command's exit code: a run is built, an ablation certified, what would be measured is built."""
+    """A command's exit code: a run is built, an ablation certified, what would be measured is
+    built.
+    """
     words = shlex.split(command)
     module = words.index("-m") + 1
     if words[module] == "lswt_core.run":
@@ -72,15 +76,18 @@ def called(command: str) -> int:
     return main([*words[module + 1 :], *(["--dry-run"] if words[module + 1] == "ablate" else [])])
 
 
-# ---------------------------------------------------------------------------------------------------------------- README
+# ---------- README
 
 NOT_OURS = ("python -m pip ", "lm_eval ", "python -m pytest")
-WITHOUT = ("generate", "export", "import", "plugins new", "plugins check")  # what they work on is not here; other tests run them
+# what they work on is not here; other tests run them
+WITHOUT = ("generate", "export", "import", "plugins new", "plugins check")
 SHOWN = [command for command in commands(README) if not command.startswith(NOT_OURS)]
 
 
 @pytest.mark.parametrize("command", [command for command in SHOWN if "fading" not in command])
-def test_a_command_of_readme_does_what_it_is_shown_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_of_readme_does_what_it_is_shown_for(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = command.partition(" -m lswt_core")[2].strip()
     if shown.startswith(WITHOUT):
         assert build_parser().parse_args(shlex.split(shown)).function
@@ -88,11 +95,13 @@ def test_a_command_of_readme_does_what_it_is_shown_for(command: str, capsys: pyt
         assert called(command) == 0, capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------- new plugins
+# ---------- new plugins
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str, str], list[str]]:
+def installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str, str], list[str]]:
     """Write a package of a kind and install it; returns the commands that were printed."""
 
     def install(name: str, kind: str) -> list[str]:
@@ -101,34 +110,49 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         folder, module = tmp_path / f"lswt-{name}", f"lswt_{name.replace('-', '_')}"
         facts = folder / f"{module}-0.1.0.dist-info"
         facts.mkdir()
-        facts.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: lswt-{name}\nVersion: 0.1.0\n")
+        facts.joinpath("METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: lswt-{name}\nVersion: 0.1.0\n"
+        )
         facts.joinpath("entry_points.txt").write_text(f"[lswt]\n{name} = {module}\n")
         monkeypatch.syspath_prepend(folder)
-        return [line.strip() for line in printed.partition("or, without")[0].splitlines() if line.startswith("  python")]
+        return [
+            line.strip()
+            for line in printed.partition("or, without")[0].splitlines()
+            if line.startswith("  python")
+        ]
 
     return install
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_new_plugin_prints_works(kind: str, installed: Callable[[str, str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_new_plugin_prints_works(
+    kind: str, installed: Callable[[str, str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     install, check, *uses = installed(f"my-{kind.replace('_', '-')}", kind)
-    assert install.startswith("python -m pip install -e ") and " plugins check lswt_my_" in check  # asked of every example elsewhere
-    assert [command.split()[2:4] for command in uses][:1] == [["lswt_core.run", "recipes/quickstart.toml"]]
+    # asked of every example elsewhere
+    assert install.startswith("python -m pip install -e ") and " plugins check lswt_my_" in check
+    assert [command.split()[2:4] for command in uses][:1] == [
+        ["lswt_core.run", "recipes/quickstart.toml"]
+    ]
     for command in uses:
         assert called(command) == 0, capsys.readouterr().err
 
 
-def test_the_plugin_in_five_minutes_is_certified(installed: Callable[[str, str], list[str]]) -> None:
+def test_the_plugin_in_five_minutes_is_certified(
+    installed: Callable[[str, str], list[str]],
+) -> None:
     printed = installed("fading", "positional")
     shown = [command for command in SHOWN if "fading" in command and "plugins new" not in command]
     assert shown == printed[1:]
 
 
-# --------------------------------------------------------------------------------------------------------- shipped arms
+# ---------- shipped arms
 
 
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "random-start.toml"])
 def test_a_shipped_arm_is_certified(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = ROOT / "recipes" / BASELINES.get(name, "quickstart.toml")
     command = f"python -m lswt_core ablate {baseline} --arm {ROOT / 'recipes' / 'ablations' / name}"
-    assert called(f"{command}{' --allow data' if name in OTHER_TEXT else ''}") == 0, capsys.readouterr().err
+    assert called(f"{command}{' --allow data' if name in OTHER_TEXT else ''}") == 0, (
+        capsys.readouterr().err
+    )

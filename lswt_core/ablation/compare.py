@@ -1,4 +1,6 @@
-"""From a study's outcomes to its report as plain data: what every arm came to, and what can be said of its difference."""
+"""From a study's outcomes to its report as plain data: what every arm came to, and what can be said
+of its difference.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,25 @@ from typing import Any
 import numpy as np
 
 from lswt_core.ablation.outcome import Arm, Outcome, Study
-from lswt_core.ablation.statistics import Paired, correlation, equivalence, holm, over_documents, paired, power, seeds_needed
+from lswt_core.ablation.statistics import (
+    Paired,
+    correlation,
+    equivalence,
+    holm,
+    over_documents,
+    paired,
+    power,
+    seeds_needed,
+)
 
 ALPHA = 0.05
-BETTER, WORSE, EQUIVALENT, UNRESOLVED, FAILED = "better", "worse", "equivalent", "not resolved", "failed"
+BETTER, WORSE, EQUIVALENT, UNRESOLVED, FAILED = (
+    "better",
+    "worse",
+    "equivalent",
+    "not resolved",
+    "failed",
+)
 # Of a comparison. None: it does not apply, or it could not be computed and "unknown" says why.
 STATISTICS = (
     "delta",
@@ -33,18 +50,21 @@ STATISTICS = (
 def report(study: Study) -> dict[str, Any]:
     """The whole report.
 
-    "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a run),
-    evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run failed},
-    tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component, components.
-    "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per token), ci95, p,
-    p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline), seeds_needed (to
-    resolve the delta that was seen) and more. Both have "unknown": what could not be computed, and why.
-    "certificate", "settings", "environment", "citations", "recipe", "command", "name".
+    "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a
+    run), evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run
+    failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component,
+    components. "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per
+    token), ci95, p, p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline),
+    seeds_needed (to resolve the delta that was seen) and more. Both have "unknown": what could not
+    be computed, and why. "certificate", "settings", "environment", "citations", "recipe",
+    "command", "name".
     """
     baseline, *others = study.arms
     comparisons = [compare(baseline, arm, study.settings) for arm in others]
     judge(comparisons, study.settings["margin"])
-    cited = [c["citation"].strip() for arm in study.arms for c in arm.components if c["citation"].strip()]
+    cited = [
+        c["citation"].strip() for arm in study.arms for c in arm.components if c["citation"].strip()
+    ]
     return {
         "name": study.name,
         "command": study.command,
@@ -98,7 +118,10 @@ def arm_entry(arm: Arm) -> dict[str, Any]:
         "failures": [{"seed": one.seed, "why": one.failure} for one in arm.outcomes if one.failure],
         "by_component": arm.by_component,
         "changes": arm.changes,
-        "components": [{key: value for key, value in one.items() if key != "citation"} for one in arm.components],
+        "components": [
+            {key: value for key, value in one.items() if key != "citation"}
+            for one in arm.components
+        ],
         "unknown": unknown,
     }
 
@@ -122,7 +145,9 @@ def measured(done: Sequence[Outcome], ask: Callable[..., Any]) -> dict[str, Any]
     means = {name: ask(name, fmean, values) for name, values in seen.items()}
     return {
         "evaluated": {"tokens": evaluated[0], "documents": evaluated[1]},
-        "tokens_per_second": ask("tokens_per_second", middle, [one.tokens_per_second for one in done]),
+        "tokens_per_second": ask(
+            "tokens_per_second", middle, [one.tokens_per_second for one in done]
+        ),
         "peak_bytes": ask("peak_bytes", middle, [one.peak_bytes for one in done]),
         "probes": {name: mean for name, mean in means.items() if mean is not None},
     }
@@ -141,7 +166,11 @@ def middle(values: Sequence[float | None]) -> float | None:
 
 def pairs_of(baseline: Arm, arm: Arm) -> list[tuple[Outcome, Outcome]]:
     """The seeds at which both have finished."""
-    return [(one, other) for one, other in zip(baseline.outcomes, arm.outcomes, strict=True) if one.failure is other.failure is None]
+    return [
+        (one, other)
+        for one, other in zip(baseline.outcomes, arm.outcomes, strict=True)
+        if one.failure is other.failure is None
+    ]
 
 
 def compare(baseline: Arm, arm: Arm, settings: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +195,9 @@ def failures(arm: Arm) -> int:
     return len(arm.outcomes) - len(finished(arm))
 
 
-def differences(pairs: Sequence[tuple[Outcome, Outcome]], settings: dict[str, Any], ask: Callable[..., Any]) -> dict[str, Any]:
+def differences(
+    pairs: Sequence[tuple[Outcome, Outcome]], settings: dict[str, Any], ask: Callable[..., Any]
+) -> dict[str, Any]:
     """What the pairs say of the difference; without the t test itself nothing else is asked."""
     before, after = ([one.loss or 0.0 for one in side] for side in zip(*pairs, strict=True))
     values = [other - one for one, other in zip(before, after, strict=True)]
@@ -197,13 +228,18 @@ def chance(found: Paired, margin: float) -> float | None:
     return 1.0 if found.std == 0.0 else power(margin, found.std, found.pairs)
 
 
-def documents_interval(pairs: Sequence[tuple[Outcome, Outcome]], confidence: float) -> tuple[float, float] | None:
-    """The interval over other held-out texts; None where there is but one document, or the arms read different ones."""
+def documents_interval(
+    pairs: Sequence[tuple[Outcome, Outcome]], confidence: float
+) -> tuple[float, float] | None:
+    """The interval over other held-out texts; None where there is but one document, or the arms
+    read different ones.
+    """
     outcomes = [one for pair in pairs for one in pair]
     listed = [[(name, tokens) for name, _, tokens in one.documents] for one in outcomes]
     if len(listed[0]) < 2 or any(other != listed[0] for other in listed):
         return None
-    sums = np.array([[total for _, total, _ in one.documents] for one in outcomes])  # [2 pairs, documents]
+    # [2 pairs, documents]
+    sums = np.array([[total for _, total, _ in one.documents] for one in outcomes])
     tokens = np.array([tokens for _, tokens in listed[0]], dtype=np.float64)
     return over_documents(sums[::2], sums[1::2], tokens, confidence)
 
@@ -211,8 +247,9 @@ def documents_interval(pairs: Sequence[tuple[Outcome, Outcome]], confidence: flo
 def judge(comparisons: list[dict[str, Any]], margin: float) -> None:
     """Give every comparison its verdict, with p values adjusted over all of them (Holm).
 
-    Equivalent: within the margin, by both one-sided tests; it comes first, since what is smaller than the margin was said not to
-    matter, be it resolved or not. Better or worse: a difference that is resolved. Else nothing can be said with these seeds.
+    Equivalent: within the margin, by both one-sided tests; it comes first, since what is smaller
+    than the margin was said not to matter, be it resolved or not. Better or worse: a difference
+    that is resolved. Else nothing can be said with these seeds.
     """
     differ, agree = (holm([one[key] for one in comparisons]) for key in ("p", "p_equivalent"))
     for one, p, p_equivalent in zip(comparisons, differ, agree, strict=True):
@@ -224,21 +261,35 @@ def verdict(one: dict[str, Any], margin: float) -> tuple[str, str]:
     """What can be said of an arm, and why."""
     if not one["seeds"]:
         return FAILED, "no seed at which both the arm and the baseline finished"
-    lost = f"; of the seeds at which both finished: {one['lost']} more were lost" if one["lost"] else ""
+    lost = (
+        f"; of the seeds at which both finished: {one['lost']} more were lost"
+        if one["lost"]
+        else ""
+    )
     if one["delta"] is None:
-        return UNRESOLVED, f"the paired test could not be computed ({one['unknown']['delta']}){lost}"
+        return (
+            UNRESOLVED,
+            f"the paired test could not be computed ({one['unknown']['delta']}){lost}",
+        )
     if one["p"] is None:
         return UNRESOLVED, f"one pair of runs tells nothing of the noise between seeds{lost}"
     claim, why = claimed(one, margin)
     if claim in flattered(**one["failed"]):
         seeds, failed = one["seeds"] + one["lost"], one["failed"]
-        counts = f"{failed['arm']} of its {seeds} runs failed, {failed['baseline']} of the baseline's"
-        return UNRESOLVED, f"{counts}: the seeds that are left, on which it is {claim}, are selected{lost}"
+        counts = (
+            f"{failed['arm']} of its {seeds} runs failed, {failed['baseline']} of the baseline's"
+        )
+        return (
+            UNRESOLVED,
+            f"{counts}: the seeds that are left, on which it is {claim}, are selected{lost}",
+        )
     return claim, f"{why}{lost}"
 
 
 def flattered(arm: int, baseline: int) -> tuple[str, ...]:
-    """What the seeds that are left cannot show if one side failed more often: its hardest runs are missing."""
+    """What the seeds that are left cannot show if one side failed more often: its hardest runs are
+    missing.
+    """
     if arm == baseline:
         return ()
     return (EQUIVALENT, BETTER if arm > baseline else WORSE)
@@ -247,10 +298,14 @@ def flattered(arm: int, baseline: int) -> tuple[str, ...]:
 def claimed(one: dict[str, Any], margin: float) -> tuple[str, str]:
     """What the pairs that are left say, and why."""
     if one["p_equivalent_holm"] is not None and one["p_equivalent_holm"] <= ALPHA:
-        seen = ", though the difference is resolved" if one["p_holm"] <= ALPHA and one["delta"] else ""
+        seen = (
+            ", though the difference is resolved" if one["p_holm"] <= ALPHA and one["delta"] else ""
+        )
         return EQUIVALENT, f"the difference is smaller than the margin of {margin:g} nats{seen}"
     if one["p_holm"] <= ALPHA:
-        return (BETTER if one["delta"] < 0 else WORSE), "the difference is resolved at the 5 % level"
+        return (
+            BETTER if one["delta"] < 0 else WORSE
+        ), "the difference is resolved at the 5 % level"
     return UNRESOLVED, f"{more_seeds(one)}; {resolution(one, margin)}"
 
 
@@ -259,7 +314,11 @@ def more_seeds(one: dict[str, Any]) -> str:
     if "seeds_needed" in one["unknown"]:
         return "how many seeds would do is unknown"
     needed = one["seeds_needed"]
-    return f"a difference like the one seen would take about {needed} seeds to resolve" if needed else "no number of seeds is in sight"
+    return (
+        f"a difference like the one seen would take about {needed} seeds to resolve"
+        if needed
+        else "no number of seeds is in sight"
+    )
 
 
 def resolution(one: dict[str, Any], margin: float) -> str:

@@ -11,7 +11,8 @@ from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 
 KNOBS = {"d_ffn": "model.d_ffn", "n_layers": "model.n_layers"}
-ROUND = 8  # sizes that are multiples of it are fast on every machine; others only where those do not match
+# sizes that are multiples of it are fast on every machine; others only where those do not match
+ROUND = 8
 GOOD = 0.001  # a residual that needs no finer size
 ENOUGH = 0.01  # the largest residual that still counts as matched
 
@@ -36,25 +37,39 @@ def free_knob(knob: str, axes: Iterable[str], what: str) -> str:
     key = KNOBS[knob]
     if any(covers(axis, key) or covers(key, axis) for axis in axes):
         others = [name for name in KNOBS if name != knob]
-        raise UsageError(f"--match {what} cannot turn {key}: the swap is about it\n  fix: --knob {others[0]}, or --match none")
+        raise UsageError(
+            f"--match {what} cannot turn {key}: the swap is about it\n  fix: --knob {others[0]}, or"
+            " --match none"
+        )
     return key
 
 
 def match(name: str, key: str, start: int, target: int, cost: Callable[[int], int]) -> Matched:
-    """The size at which an arm's ``cost`` (growing with the size) is nearest to the target; raises UsageError if none is near."""
+    """The size at which an arm's ``cost`` (growing with the size) is nearest to the target; raises
+    UsageError if none is near.
+    """
     cost = cache(cost)
     size = nearest(cost, target, start, ROUND)
     if size is None or abs(cost(size) - target) > GOOD * target:
         size = nearest(cost, target, size or start, 1)
     residual = None if size is None else (cost(size) - target) / target
     if size is None or residual is None or abs(residual) > ENOUGH:
-        best = "no size is small enough" if size is None else f"the best is {key} = {size}, which is off by {residual:+.2%}"
-        raise UsageError(f'arm "{name}" cannot be matched to the baseline by {key}: {best}\n  fix: --knob, or --match none')
+        best = (
+            "no size is small enough"
+            if size is None
+            else f"the best is {key} = {size}, which is off by {residual:+.2%}"
+        )
+        raise UsageError(
+            f'arm "{name}" cannot be matched to the baseline by {key}: {best}\n  fix: --knob, or'
+            " --match none"
+        )
     return Matched(key, size, residual)
 
 
 def nearest(cost: Callable[[int], int], target: int, start: int, step: int) -> int | None:
-    """The multiple of ``step`` whose cost is nearest to the target; None if even the smallest costs more than double."""
+    """The multiple of ``step`` whose cost is nearest to the target; None if even the smallest costs
+    more than double.
+    """
     low, high = 1, max(1, round(start / step))
     while cost(high * step) < target:
         low, high = high, high * 2
@@ -68,4 +83,7 @@ def nearest(cost: Callable[[int], int], target: int, start: int, step: int) -> i
 def guess(at_low: int, at_high: int, target: int, low: int, high: int) -> int:
     """Where the target lies between two sizes if costs grow evenly; strictly between them."""
     slope = (at_high - at_low) / (high - low)
-    return min(max(low + round((target - at_low) / slope) if slope else (low + high) // 2, low + 1), high - 1)
+    return min(
+        max(low + round((target - at_low) / slope) if slope else (low + high) // 2, low + 1),
+        high - 1,
+    )

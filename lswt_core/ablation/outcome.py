@@ -1,4 +1,6 @@
-"""What an ablation's runs leave behind, as plain data: one outcome a run, its arms, and the whole study."""
+"""What an ablation's runs leave behind, as plain data: one outcome a run, its arms, and the whole
+study.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ class Outcome:
     seed: int
     failure: str | None = None  # None: finished; else "diverged: ...", "killed by signal 9 ..."
     loss: float | None = None  # held-out cross-entropy at the end, nats per token
-    documents: list[tuple[str, float, int]] = field(default_factory=list)  # held-out document, summed loss in nats, tokens
+    # held-out document, summed loss in nats, tokens
+    documents: list[tuple[str, float, int]] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)  # tokens trained on, training loss
-    evaluations: list[tuple[int, float]] = field(default_factory=list)  # tokens trained on, held-out loss
-    positions: list[tuple[int, float, int]] = field(default_factory=list)  # tokens of the document read before (from), mean loss, tokens
-    probes: dict[str, float] = field(default_factory=dict)  # "isotropy", "attention_first_token", "attention_registers", ...
+    # tokens trained on, held-out loss
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    # tokens of the document read before (from), mean loss, tokens
+    positions: list[tuple[int, float, int]] = field(default_factory=list)
+    # "isotropy", "attention_first_token", "attention_registers", ...
+    probes: dict[str, float] = field(default_factory=dict)
     tokens_per_second: float | None = None
     peak_bytes: int | None = None
     seconds: float = 0.0  # of training
@@ -35,8 +41,14 @@ class Outcome:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Outcome:
         """From plain data."""
-        values: dict[str, Any] = {one.name: found[one.name] for one in fields(cls) if one.name in found}
-        rows = {name: [tuple(row) for row in value] for name, value in values.items() if isinstance(value, list)}
+        values: dict[str, Any] = {
+            one.name: found[one.name] for one in fields(cls) if one.name in found
+        }
+        rows = {
+            name: [tuple(row) for row in value]
+            for name, value in values.items()
+            if isinstance(value, list)
+        }
         return cls(**(values | rows))
 
 
@@ -67,7 +79,8 @@ class Study:
 
     name: str
     arms: list[Arm]  # the baseline first
-    settings: dict[str, Any]  # seeds, confidence, margin (nats per token), steps, tokens, match, ...
+    # seeds, confidence, margin (nats per token), steps, tokens, match, ...
+    settings: dict[str, Any]
     certificate: list[dict[str, Any]]
     environment: dict[str, Any]
     recipe: str  # the baseline's, resolved

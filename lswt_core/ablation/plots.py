@@ -1,4 +1,6 @@
-"""The figures of an ablation: differences with their intervals, curves with bands over seeds, loss by how much was read."""
+"""The figures of an ablation: differences with their intervals, curves with bands over seeds, loss
+by how much was read.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from lswt_core.ablation.outcome import Arm, Study
-from lswt_core.report import smooth
+from lswt_core.reporting.run_report import smooth
 
-# Okabe and Ito's colours, told apart by colour-blind people; lines differ in their dashes besides. The baseline is black.
+# Okabe and Ito's colours, told apart by colour-blind people; lines differ in their dashes besides.
+# The baseline is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
 MARKS = {"better": "v", "worse": "^", "equivalent": "s", "not resolved": "o"}
@@ -28,12 +31,20 @@ def overview(study: Study, report: dict[str, Any]) -> bytes:
     draw_curves(figure.add_subplot(grid[1, 0]), study, training, "training loss (nats per token)")
     draw_positions(figure.add_subplot(grid[1, 1]), study)
     seeds, steps = len(report["settings"]["seeds"]), report["settings"]["steps"]
-    figure.suptitle(f"{report['name']}: {seeds} seeds, {steps:,} steps", x=0.012, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(
+        f"{report['name']}: {seeds} seeds, {steps:,} steps",
+        x=0.012,
+        ha="left",
+        fontsize=13,
+        fontweight="bold",
+    )
     return png(figure)
 
 
 def held_out(study: Study) -> bytes | None:
-    """Held-out loss over the run, as the difference to the baseline at the same seed; None where it was tested once only."""
+    """Held-out loss over the run, as the difference to the baseline at the same seed; None where it
+    was tested once only.
+    """
     baseline, *others = study.arms
     if not any(len(one.evaluations) > 1 for one in baseline.outcomes):
         return None
@@ -54,7 +65,13 @@ def differences(baseline: Arm, arm: Arm) -> list[Rows]:
     for one, other in zip(baseline.outcomes, arm.outcomes, strict=True):
         if one.failure is other.failure is None:
             before = dict(one.evaluations)
-            found.append([(tokens, loss - before[tokens]) for tokens, loss in other.evaluations if tokens in before])
+            found.append(
+                [
+                    (tokens, loss - before[tokens])
+                    for tokens, loss in other.evaluations
+                    if tokens in before
+                ]
+            )
     return found
 
 
@@ -75,26 +92,46 @@ def by_position(arm: Arm) -> list[Rows]:
 
 def smoothed(curve: Rows) -> Rows:
     """A curve's running mean."""
-    return list(zip([tokens for tokens, _ in curve], smooth([loss for _, loss in curve]), strict=True))
+    return list(
+        zip([tokens for tokens, _ in curve], smooth([loss for _, loss in curve]), strict=True)
+    )
 
 
 def draw_differences(axes: Any, report: dict[str, Any]) -> None:
-    """A forest plot: every arm's difference in loss, its interval, every seed, and the margin within which it does not matter."""
+    """A forest plot: every arm's difference in loss, its interval, every seed, and the margin
+    within which it does not matter.
+    """
     margin, comparisons = report["settings"]["margin"], report["comparisons"]
     axes.axvspan(-margin, margin, color="#56B4E9", alpha=0.18, linewidth=0)
     axes.axvline(0, color="#000000", linewidth=1)
     for height, one in enumerate(reversed(comparisons)):
         if one["delta"] is None:
-            axes.annotate("  failed" if not one["seeds"] else "  unknown", (0, height), va="center", fontsize=9, color="#666666")
+            axes.annotate(
+                "  failed" if not one["seeds"] else "  unknown",
+                (0, height),
+                va="center",
+                fontsize=9,
+                color="#666666",
+            )
             continue
-        axes.plot(one["values"], [height - 0.22] * len(one["values"]), "|", color="#7F7F7F", markersize=7, markeredgewidth=1.2)
+        axes.plot(
+            one["values"],
+            [height - 0.22] * len(one["values"]),
+            "|",
+            color="#7F7F7F",
+            markersize=7,
+            markeredgewidth=1.2,
+        )
         if one["ci95"] is not None:
-            axes.plot(one["ci95"], [height] * 2, color="#0072B2", linewidth=2.4, solid_capstyle="butt")
+            axes.plot(
+                one["ci95"], [height] * 2, color="#0072B2", linewidth=2.4, solid_capstyle="butt"
+            )
         axes.plot(one["delta"], height, MARKS[one["verdict"]], color="#0072B2", markersize=7.5)
     axes.set_yticks(range(len(comparisons)), [label(one) for one in reversed(comparisons)])
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
     axes.set_xlabel(
-        f"held-out loss - baseline's (nats per token; left is better; bar: 95 % interval, ticks: seeds, band: margin {margin:g})"
+        "held-out loss - baseline's (nats per token; left is better; bar: 95 % interval, ticks:"
+        f" seeds, band: margin {margin:g})"
     )
     tidy(axes)
 
@@ -131,7 +168,14 @@ def draw_band(axes: Any, runs: list[Rows], number: int, name: str) -> None:
     style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
     axes.plot(at, list(map(fmean, values)), linewidth=1.7, label=shorten(name, 26), **style)
     if len(runs) > 1:
-        axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            at,
+            list(map(min, values)),
+            list(map(max, values)),
+            color=style["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
 
 
 def draw_positions(axes: Any, study: Study) -> None:
@@ -161,7 +205,9 @@ def new_figure(height: float) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(WIDTH, height), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    return Figure(
+        figsize=(WIDTH, height), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    )
 
 
 def png(figure: Any) -> bytes:

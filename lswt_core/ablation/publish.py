@@ -1,15 +1,17 @@
-"""Writes a study's report: report.json, report.md, report.html and report.png, each whole or not at all."""
+"""Writes a study's report: report.json, report.md, report.html and report.png, each whole or not at
+all.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lswt_core.ablation.compare import report as reported
+from lswt_core.ablation.html_page import html
 from lswt_core.ablation.outcome import Study
-from lswt_core.ablation.page import html
 from lswt_core.ablation.plots import held_out, overview
 from lswt_core.ablation.store import write_bytes, write_json
-from lswt_core.ablation.words import PICTURE, markdown, terminal
+from lswt_core.ablation.tables import PICTURE, markdown, terminal
 
 
 def publish(study: Study, directory: Path) -> str:

@@ -1,7 +1,8 @@
 """The statistics of paired runs: what a few seeds can and cannot tell. Pure functions of arrays.
 
-A pair is an arm and the baseline at one seed: same data in the same order, and equal initial values where they share parameters. The
-run is the unit: documents and tokens tell how well one model was measured, not how another run would have come out.
+A pair is an arm and the baseline at one seed: same data in the same order, and equal initial values
+where they share parameters. The run is the unit: documents and tokens tell how well one model was
+measured, not how another run would have come out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Equivalence(NamedTuple):
 
 
 def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
-    """The paired t test and its interval. Differences that are all equal (runs that agree bitwise, say) leave no doubt."""
+    """The paired t test and its interval. Differences that are all equal (runs that agree bitwise,
+    say) leave no doubt.
+    """
     found = np.asarray(differences, dtype=np.float64)
     delta = float(found.mean())
     if len(found) < 2:
@@ -69,11 +72,21 @@ def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
     if std == 0.0:
         return Equivalence(margin, 0.0 if abs(delta) < margin else 1.0)
     error = std / math.sqrt(len(found))
-    return Equivalence(margin, float(max(stats.t.sf((margin - delta) / error, degrees), stats.t.sf((margin + delta) / error, degrees))))
+    return Equivalence(
+        margin,
+        float(
+            max(
+                stats.t.sf((margin - delta) / error, degrees),
+                stats.t.sf((margin + delta) / error, degrees),
+            )
+        ),
+    )
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values adjusted so that the chance of any false finding among all stays bounded (Holm 1979); None stays None."""
+    """P values adjusted so that the chance of any false finding among all stays bounded (Holm
+    1979); None stays None.
+    """
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     reached = 0.0
@@ -84,7 +97,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
-    """The chance that a two-sided paired t test finds a true mean difference: P(|T| > c), T noncentral t."""
+    """The chance that a two-sided paired t test finds a true mean difference: P(|T| > c), T
+    noncentral t.
+    """
     if pairs < 2:
         return 0.0
     degrees = pairs - 1
@@ -93,11 +108,12 @@ def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
 
 
 def upper_tail(critical: float, shift: float, degrees: int) -> float:
-    """P(T > c) of a noncentral t variable (Z + shift) / S with c > 0, where S^2 is a chi squared variable over its degrees of freedom:
-    the mean of Phi(shift - c S), by Gauss-Legendre quadrature. (The series of ``scipy.stats.nct`` gives NaN for many arguments.)
+    """P(T > c) of a noncentral t variable (Z + shift) / S with c > 0, where S^2 is a chi squared
+    variable over its degrees of freedom: the mean of Phi(shift - c S), by Gauss-Legendre
+    quadrature. (The series of ``scipy.stats.nct`` gives NaN for many arguments.)
 
-    The chi variable is within 9 of sqrt(degrees) but for a chance below 1e-16, and Phi rises over 9 / c to both sides of shift / c:
-    between these edges the integrand is smooth.
+    The chi variable is within 9 of sqrt(degrees) but for a chance below 1e-16, and Phi rises over 9
+    / c to both sides of shift / c: between these edges the integrand is smooth.
     """
     low, high = max(1 - REACH / math.sqrt(degrees), TINY), 1 + REACH / math.sqrt(degrees)
     middle, slope = shift / critical, REACH / critical
@@ -110,8 +126,12 @@ def upper_tail(critical: float, shift: float, degrees: int) -> float:
     return float((weights * special.ndtr(shift - critical * s)).sum() / weights.sum())
 
 
-def seeds_needed(delta: float, std: float | None, wanted: float = 0.8, alpha: float = 0.05) -> int | None:
-    """How many pairs find a difference with the ``wanted`` chance; None where nothing is known of the noise or MOST would not do."""
+def seeds_needed(
+    delta: float, std: float | None, wanted: float = 0.8, alpha: float = 0.05
+) -> int | None:
+    """How many pairs find a difference with the ``wanted`` chance; None where nothing is known of
+    the noise or MOST would not do.
+    """
     if std is None or delta == 0.0:
         return None
     if std == 0.0:
@@ -125,11 +145,14 @@ def seeds_needed(delta: float, std: float | None, wanted: float = 0.8, alpha: fl
     return high
 
 
-def over_documents(baseline: Floats, arm: Floats, tokens: Floats, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean difference per token over other held-out texts of the same kind: documents are drawn anew.
+def over_documents(
+    baseline: Floats, arm: Floats, tokens: Floats, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of the mean difference per token over other held-out texts of the same kind:
+    documents are drawn anew.
 
-    Summed losses [seeds, documents] of both, tokens [documents]. Seeds are not drawn anew: this is the uncertainty that the choice of
-    text adds, for these very models.
+    Summed losses [seeds, documents] of both, tokens [documents]. Seeds are not drawn anew: this is
+    the uncertainty that the choice of text adds, for these very models.
     """
     differences = (arm - baseline).mean(0)  # [documents]
     draw, even = np.random.default_rng(seed), np.full(len(tokens), 1 / len(tokens))

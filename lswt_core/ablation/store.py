@@ -1,5 +1,6 @@
-"""Where the runs of ablations are kept: under a hash of everything their numbers depend on, so that a run is made once, whichever
-ablation asks for it, and an ablation that was stopped goes on where it was.
+"""Where the runs of ablations are kept: under a hash of everything their numbers depend on, so that
+a run is made once, whichever ablation asks for it, and an ablation that was stopped goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import torch
 
 import lswt_core
 from lswt_core.ablation.outcome import Outcome
-from lswt_core.assemble import create
-from lswt_core.corpus import fit_tokenizer
-from lswt_core.durable import write_whole
+from lswt_core.data.corpus import fit_tokenizer
 from lswt_core.interfaces import DataSource
-from lswt_core.provenance import Code, code_of, core_libraries, versions_of
+from lswt_core.model.code_fingerprint import Code, code_of, core_libraries, versions_of
+from lswt_core.model.components import create
+from lswt_core.model.embedding_init import pretrained
+from lswt_core.plugin_api.atomic_write import write_whole
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
-from lswt_core.warm_start import pretrained
 
 logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
@@ -34,7 +35,8 @@ DIVERGED = "diverged"  # how the failure of a run begins that would fail again
 class Surroundings(NamedTuple):
     """What a run's numbers depend on besides its recipe."""
 
-    device: str  # the CPU's instructions, or the accelerator's name and the libraries that come with it
+    # the CPU's instructions, or the accelerator's name and the libraries that come with it
+    device: str
     threads: int
 
     @classmethod
@@ -42,23 +44,32 @@ class Surroundings(NamedTuple):
         """Those of this machine."""
         if device.type != "cuda":
             return cls(f"{device.type} {torch.backends.cpu.get_cpu_capability()}", threads)
-        return cls(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}", threads)
+        return cls(
+            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN"
+            f" {torch.backends.cudnn.version()}",
+            threads,
+        )
 
 
 class Keys:
-    """The keys of runs: hashes of everything their numbers depend on. What runs have in common is looked at once."""
+    """The keys of runs: hashes of everything their numbers depend on. What runs have in common is
+    looked at once.
+    """
 
     def __init__(self, registry: Registry, surroundings: Surroundings) -> None:
         self.registry, self.surroundings = registry, surroundings
         self.known: dict[str, Any] = {}
 
     def of(self, recipe: Recipe, backends: Iterable[str]) -> str:
-        """The key of a run whose attention some backends compute, which a recipe with "auto" does not name.
+        """The key of a run whose attention some backends compute, which a recipe with "auto" does
+        not name.
 
-        Hashed are the resolved recipe; the sources of its components, of what they derive from and import, and of the core; the
-        libraries that these import; the text, the tokenizer and the pretrained word embeddings; and the machine.
+        Hashed are the resolved recipe; the sources of its components, of what they derive from and
+        import, and of the core; the libraries that these import; the text, the tokenizer and the
+        pretrained word embeddings; and the machine.
         """
-        offers = [one.offer for one in recipe.components() if one.offer.source]  # "auto" is no component
+        # "auto" is no component
+        offers = [one.offer for one in recipe.components() if one.offer.source]
         offers += [self.registry.find("attention", name) for name in backends]
         codes = {f"{one.kind}/{one.qualified}": self.code(one) for one in offers}
         resolved = recipe.resolved()
@@ -66,8 +77,12 @@ class Keys:
             "recipe": recipe.fingerprint(),
             "components": {name: code.sha256 for name, code in codes.items()},
             "core": core_digest(),
-            "libraries": self.libraries(core_libraries().union(*(code.libraries for code in codes.values()))),
-            "text": self.once([resolved["data"], resolved["tokenizer"]], lambda: text_of(recipe, self.registry)),
+            "libraries": self.libraries(
+                core_libraries().union(*(code.libraries for code in codes.values()))
+            ),
+            "text": self.once(
+                [resolved["data"], resolved["tokenizer"]], lambda: text_of(recipe, self.registry)
+            ),
             "embeddings": self.once(resolved["embedding"], lambda: embeddings_of(recipe)),
             "surroundings": [*self.surroundings, platform.machine(), platform.python_version()],
         }
@@ -75,7 +90,9 @@ class Keys:
 
     def code(self, offer: Offer) -> Code:
         """The code of a component."""
-        found: Code = self.once([offer.kind, offer.qualified, offer.module], lambda: code_of(offer, self.registry))
+        found: Code = self.once(
+            [offer.kind, offer.qualified, offer.module], lambda: code_of(offer, self.registry)
+        )
         return found
 
     def libraries(self, names: Iterable[str]) -> dict[str, list[str]]:
@@ -98,11 +115,18 @@ def text_of(recipe: Recipe, registry: Registry) -> list[str]:
 
 
 def embeddings_of(recipe: Recipe) -> list[str | None]:
-    """The pretrained word embeddings that a recipe starts from, and the tokens they are of; nothing if it starts at random."""
+    """The pretrained word embeddings that a recipe starts from, and the tokens they are of; nothing
+    if it starts at random.
+    """
     found = pretrained(recipe.embedding)
     if found is None:
         return []
-    return [found.facts["sha256"], sha256(json.dumps(found.tokens and dict(found.tokens), sort_keys=True).encode()).hexdigest()]
+    return [
+        found.facts["sha256"],
+        sha256(
+            json.dumps(found.tokens and dict(found.tokens), sort_keys=True).encode()
+        ).hexdigest(),
+    ]
 
 
 @cache
@@ -125,15 +149,27 @@ class RunStore:
         return self.root / key
 
     def outcome(self, key: str) -> Outcome | None:
-        """What a run came to; None if it has not ended, or failed in a way that another try may not."""
+        """What a run came to; None if it has not ended, or failed in a way that another try may
+        not.
+        """
         found = self.read(key)
-        return found if found and (found.failure is None or found.failure.startswith(DIVERGED)) else None
+        return (
+            found
+            if found and (found.failure is None or found.failure.startswith(DIVERGED))
+            else None
+        )
 
     def read(self, key: str) -> Outcome | None:
-        """What a run last wrote of how it ended; None if it wrote nothing, or nothing that can be read, which is told."""
+        """What a run last wrote of how it ended; None if it wrote nothing, or nothing that can be
+        read, which is told.
+        """
         path = self.directory(key) / OUTCOME
         try:
-            return Outcome.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+            return (
+                Outcome.from_json(json.loads(path.read_text(encoding="utf-8")))
+                if path.is_file()
+                else None
+            )
         except (ValueError, TypeError) as error:
             logger.warning("%s is damaged, the run is taken up again: %s", path, error)
             return None

@@ -1,5 +1,5 @@
-"""One run of an ablation in a process of its own: ``python -m lswt_core.ablation.worker RECIPE DIRECTORY``. A run that fails or is
-killed takes nothing else with it.
+"""One run of an ablation in a process of its own: ``python -m lswt_core.ablation.worker RECIPE
+DIRECTORY``. A run that fails or is killed takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from typing import Any
 
 import torch
 
-from lswt_core.ablation.measure import Measured, measure
 from lswt_core.ablation.outcome import Outcome
+from lswt_core.ablation.probes import Measured, measure
 from lswt_core.ablation.store import DIVERGED, OUTCOME, write_json
-from lswt_core.assemble import Assembled, owners
 from lswt_core.checkpoint import Saved, Store
-from lswt_core.corpus import Corpus
 from lswt_core.data import Rows
-from lswt_core.durable import write_whole
+from lswt_core.data.corpus import Corpus
 from lswt_core.errors import NumericsError, ResourceError
-from lswt_core.guard import guarded
 from lswt_core.interfaces import Batch
+from lswt_core.model.build import Assembled
+from lswt_core.model.parameters import owners
+from lswt_core.plugin_api.atomic_write import write_whole
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.report import read_metrics
-from lswt_core.session import Session
-from lswt_core.train import Trainer
+from lswt_core.reporting.exit_status import guarded
+from lswt_core.reporting.run_report import read_metrics
+from lswt_core.train.session import Session
+from lswt_core.train.trainer import Trainer
 
 START, BATCHES, PEAK = "start.json", "batches.txt", "peak.json"
 SETTLING = 3  # steps whose speed is not counted: memories are still cold, libraries are loaded
@@ -44,9 +45,16 @@ class Witness(Rows):
     """Rows that write down a hash of every batch that was used."""
 
     def __init__(self, rows: Rows, path: Path, used: int) -> None:
-        """``used`` batches were used before; what the file has of later ones is dropped, since they are read again."""
+        """``used`` batches were used before; what the file has of later ones is dropped, since they
+        are read again.
+        """
         self.inner = rows
-        self.rows, self.context, self.documents, self.identity = rows.rows, rows.context, rows.documents, rows.identity
+        self.rows, self.seq_len, self.document_masking, self.identity = (
+            rows.rows,
+            rows.seq_len,
+            rows.document_masking,
+            rows.identity,
+        )
         kept = path.read_text(encoding="utf-8").splitlines()[:used] if path.is_file() else []
         write_whole(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8", buffering=1)
@@ -63,7 +71,9 @@ class Witness(Rows):
         self.inner.advance()
 
     def state(self) -> dict[str, Any]:
-        """The inner rows'. A checkpoint is about to hold it, so what was written of the batches before it goes to the disk."""
+        """The inner rows'. A checkpoint is about to hold it, so what was written of the batches
+        before it goes to the disk.
+        """
         os.fsync(self.file.fileno())
         return self.inner.state()
 
@@ -84,28 +94,46 @@ class Observed(Session):
         """Put the run together, its batches witnessed."""
         trainer = super().build(built, corpus, store, saved)
         position = saved.document("train") if saved is not None else {"step": 0, "skipped": 0}
-        rows = Witness(trainer.plan.rows, self.directory / BATCHES, position["step"] + position["skipped"])
+        rows = Witness(
+            trainer.plan.rows, self.directory / BATCHES, position["step"] + position["skipped"]
+        )
         trainer.plan = trainer.plan._replace(rows=rows)
         return trainer
 
-    def write_records(self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None) -> None:
+    def write_records(
+        self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None
+    ) -> None:
         """Besides the usual records, a hash of every parameter as it starts."""
         super().write_records(built, corpus, warm_start)
         path = self.directory / START
         if not path.is_file():
-            write_json(path, {name: fingerprint(parameter, owner) for name, owner, parameter in owners(built.loss)})
+            write_json(
+                path,
+                {
+                    name: fingerprint(parameter, owner)
+                    for name, owner, parameter in owners(built.loss)
+                },
+            )
 
     def pictures(self) -> None:
-        """None: the ablation's report draws the curves of all its runs, and a short run would spend half of its time here."""
+        """None: the ablation's report draws the curves of all its runs, and a short run would spend
+        half of its time here.
+        """
 
 
 def fingerprint(parameter: torch.Tensor, owner: str) -> dict[str, str]:
     """A parameter's shape, owner and content."""
     content = parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return {"shape": str(list(parameter.shape)), "owner": owner, "sha256": sha256(content).hexdigest()}
+    return {
+        "shape": str(list(parameter.shape)),
+        "owner": owner,
+        "sha256": sha256(content).hexdigest(),
+    }
 
 
-def outcome(directory: Path, recipe: Recipe, measured: Measured | None, failure: str | None) -> Outcome:
+def outcome(
+    directory: Path, recipe: Recipe, measured: Measured | None, failure: str | None
+) -> Outcome:
     """What a run left behind."""
     entries = read_metrics(directory / "metrics.jsonl")
     steps = [entry for entry in entries if entry.get("loss") is not None]
@@ -137,7 +165,9 @@ def reason(error: Exception) -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has held: of the accelerator if it computes there, else of the machine."""
+    """The most memory this process has held: of the accelerator if it computes there, else of the
+    machine.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -145,7 +175,9 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def stop_with_parent(pipe: int) -> None:
-    """Ask this process to save and stop when whoever started it is gone: then the other end of this pipe closes."""
+    """Ask this process to save and stop when whoever started it is gone: then the other end of this
+    pipe closes.
+    """
 
     def wait() -> None:
         with suppress(OSError):
@@ -167,26 +199,47 @@ def work(arguments: argparse.Namespace) -> int:
         if code := session.run():
             return code
     except NumericsError as error:
-        write_json(directory / OUTCOME, outcome(directory, recipe, None, f"{DIVERGED}: {reason(error)}").to_json())
+        write_json(
+            directory / OUTCOME,
+            outcome(directory, recipe, None, f"{DIVERGED}: {reason(error)}").to_json(),
+        )
         raise
     except ResourceError as error:
-        write_json(directory / OUTCOME, outcome(directory, recipe, None, f"memory or disk: {reason(error)}").to_json())
+        write_json(
+            directory / OUTCOME,
+            outcome(directory, recipe, None, f"memory or disk: {reason(error)}").to_json(),
+        )
         raise
     write_json(directory / PEAK, peak_bytes(session.world.device))
     measured = measure(directory, registry)
-    lost = None if torch.isfinite(torch.tensor(measured.loss)) else f"{DIVERGED}: the held-out loss is {measured.loss}"
-    write_json(directory / OUTCOME, outcome(directory, recipe, None if lost else measured, lost).to_json())
+    lost = (
+        None
+        if torch.isfinite(torch.tensor(measured.loss))
+        else f"{DIVERGED}: the held-out loss is {measured.loss}"
+    )
+    write_json(
+        directory / OUTCOME, outcome(directory, recipe, None if lost else measured, lost).to_json()
+    )
     return NumericsError.exit_code if lost else 0
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lswt_core.ablation.worker", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lswt_core.ablation.worker", description=__doc__
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--parent", type=int, metavar="FD", help="a pipe's end: save and stop when the other one closes")
+    parser.add_argument(
+        "--parent",
+        type=int,
+        metavar="FD",
+        help="a pipe's end: save and stop when the other one closes",
+    )
     parser.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE")
-    parser.set_defaults(overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False)
+    parser.set_defaults(
+        overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False
+    )
     return guarded(work, parser.parse_args())
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from lswt_core.benchmark.clock import Turn, seconds_of_one
+from lswt_core.benchmark.interleave import Turn, seconds_of_one
 from lswt_core.benchmark.work import Work
 
 REPEATS = 5
@@ -36,14 +36,18 @@ def measure(work: Work) -> Ceilings:
 
 
 def rate(work: Work, layers: list[tuple[int, int]], *, weights: bool) -> float:
-    """FLOP/s of linear layers [in, out] over a step's tokens: forward, gradient of the input and, if asked, of the weights."""
+    """FLOP/s of linear layers [in, out] over a step's tokens: forward, gradient of the input and,
+    if asked, of the weights.
+    """
     flops, taken = 0.0, 0.0
     for wide, out in layers:
         x, w, g = (
             torch.randn(shape, device=work.device).to(work.precision.dtype)
             for shape in ((work.tokens, wide), (out, wide), (work.tokens, out))
         )
-        taken += fastest(partial(torch.matmul, x, w.T), work) + fastest(partial(torch.matmul, g, w), work)
+        taken += fastest(partial(torch.matmul, x, w.T), work) + fastest(
+            partial(torch.matmul, g, w), work
+        )
         taken += fastest(partial(torch.matmul, g.T, x), work) if weights else 0.0
         flops += 2.0 * work.tokens * wide * out * (3 if weights else 2)
     return flops / taken

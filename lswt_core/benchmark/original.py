@@ -1,8 +1,10 @@
-"""The same model in the original code's own way, for comparison: every key is rotated anew at every step, keys and values are copied
-together, attention goes through a mask, all logits exist in float32, SimCTG is its formula over a full matrix of pairs, and the
-cache lies in host memory between steps.
+"""The same model in the original code's own way, for comparison: every key is rotated anew at every
+step, keys and values are copied together, attention goes through a mask, all logits exist in
+float32, SimCTG is its formula over a full matrix of pairs, and the cache lies in host memory
+between steps.
 
-Written out of place, over the modules of a model of ours, so that weights are the same and results can be compared.
+Written out of place, over the modules of a model of ours, so that weights are the same and results
+can be compared.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from lswt_core.benchmark.work import Trained, Work
-from lswt_core.model import Attention, Block, Decoder
-from lswt_core.parallel import Precision
+from lswt_core.device import Precision
+from lswt_core.model.attention import Attention
+from lswt_core.model.decoder import Block, Decoder
 
 
 class OriginalWay(Trained):
@@ -38,7 +41,9 @@ class OriginalWay(Trained):
         return self.given
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Dense cross-entropy, accuracy and SimCTG, as the original's trainer computes them at every step."""
+        """Dense cross-entropy, accuracy and SimCTG, as the original's trainer computes them at
+        every step.
+        """
         cache = self.cache if torch.is_grad_enabled() else self.read
         states, following = self.states(inputs, cache)
         if torch.is_grad_enabled():
@@ -58,7 +63,8 @@ class OriginalWay(Trained):
         own = torch.diagonal(scores, dim1=1, dim2=2)
         gap = (self.margin - (own[..., None] - scores)).relu()
         size = states.shape[1]
-        different = torch.FloatTensor(size, size).fill_(1.0).fill_diagonal_(0.0).to(states.device)  # made on the CPU, as there
+        # made on the CPU, as there
+        different = torch.FloatTensor(size, size).fill_(1.0).fill_diagonal_(0.0).to(states.device)
         return (gap * different).sum() / (different.sum() * len(states))
 
     def states(self, ids: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
@@ -66,16 +72,23 @@ class OriginalWay(Trained):
         decoder = self.decoder
         x, following = decoder.input_norm(decoder.vocabulary.embed(ids)), []
         for i, block in enumerate(decoder.blocks):
-            old = None if cache is None else [t.to(self.work.device) for t in cache[2 * i : 2 * i + 2]]
+            old = (
+                None
+                if cache is None
+                else [t.to(self.work.device) for t in cache[2 * i : 2 * i + 2]]
+            )
             x, kept = self.block(cast(Block, block), x, old)
             following += [t.detach().to("cpu") for t in kept]
         return decoder.output_norm(x), following
 
-    def block(self, block: Block, x: Tensor, old: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+    def block(
+        self, block: Block, x: Tensor, old: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """One layer; the cache is un-rotated keys and values [B, H, N, D]."""
         layer, h = block.attention, block.attention_norm(x)
         q, k, v = (
-            projected.unflatten(-1, (layer.n_heads, -1)).transpose(1, 2) for projected in (layer.query(h), layer.key(h), layer.value(h))
+            projected.unflatten(-1, (layer.n_heads, -1)).transpose(1, 2)
+            for projected in (layer.query(h), layer.key(h), layer.value(h))
         )
         if old is not None:
             k, v = torch.cat((old[0], k), dim=2), torch.cat((old[1], v), dim=2)
@@ -91,7 +104,10 @@ class OriginalWay(Trained):
         mask = torch.ones(new, keys, dtype=torch.bool, device=q.device).tril(keys - new)
         for memory in layer.memory.values():
             if hasattr(memory, "keys") and isinstance(memory.keys, Tensor):
-                registers = [cast(Tensor, t).to(k.dtype).transpose(0, 1).expand(len(k), -1, -1, -1) for t in (memory.keys, memory.values)]
+                registers = [
+                    cast(Tensor, t).to(k.dtype).transpose(0, 1).expand(len(k), -1, -1, -1)
+                    for t in (memory.keys, memory.values)
+                ]
                 k, v = torch.cat((registers[0], k), dim=2), torch.cat((registers[1], v), dim=2)
                 mask = torch.cat((mask.new_ones(new, registers[0].shape[2]), mask), dim=1)
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -109,7 +125,7 @@ class OriginalWay(Trained):
     def prompt(self, ids: Tensor) -> Tensor | None:
         """See Subject."""
         self.past = None
-        for segment in ids.split(self.work.context, dim=1):
+        for segment in ids.split(self.work.seq_len, dim=1):
             chosen = self.step(segment)
         return chosen
 
@@ -136,11 +152,15 @@ class OriginalFloat32(OriginalWay):
     note = "the original code's way, in float32"
 
     def __init__(self, work: Work, loss: nn.Module, base: float, margin: float | None) -> None:
-        super().__init__(work._replace(precision=Precision(torch.float32, "asked for")), loss, base, margin)
+        super().__init__(
+            work._replace(precision=Precision(torch.float32, "asked for")), loss, base, margin
+        )
 
 
 def build(kind: type[OriginalWay], work: Work, ours: Any) -> OriginalWay:
-    """The original's way over modules like those of a subject of ours, with the same initial numbers."""
+    """The original's way over modules like those of a subject of ours, with the same initial
+    numbers.
+    """
     import copy
 
     decoder = ours.loss.decoder

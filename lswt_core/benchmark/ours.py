@@ -7,25 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lswt_core.assemble import assemble, build_optimizer, materialise, trainable
-from lswt_core.benchmark.work import Subject, Work
-from lswt_core.decode import Reader
+from lswt_core.benchmark.work import Contender, Work
+from lswt_core.decode import InferenceEngine
+from lswt_core.device import Precision
+from lswt_core.distributed.world import World
 from lswt_core.interfaces import Batch, Memory
-from lswt_core.parallel import Precision, World
+from lswt_core.model.build import assemble, materialise
+from lswt_core.model.components import build_optimizer
+from lswt_core.model.parameters import trainable
+from lswt_core.plugin_api.pytree import kept, tensors
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.step import Setting, Step, clip, gradient_norm, refresh
-from lswt_core.tree import kept, tensors
+from lswt_core.train.step import Step, StepContext, clip, gradient_norm, update_curvature
 
 
 def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
     """The sizes of a recipe's step: one micro-batch, and an update."""
-    from lswt_core.assemble import dimensions, memories_of
+    from lswt_core.model.components import dimensions, memories_of
 
     dims, train = dimensions(recipe), recipe.train
     return Work(
-        rows=train.micro_rows or train.rows,
-        context=train.context,
+        rows=train.micro_batch_size or train.batch_size,
+        seq_len=train.seq_len,
         remembered=max((memory.length for memory in memories_of(recipe, registry)), default=0),
         vocab_size=recipe.embedding.vocab_size,
         d_vocab=recipe.embedding.d_vocab,
@@ -39,7 +42,7 @@ def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
     )
 
 
-class Ours(Subject):
+class Ours(Contender):
     """A recipe."""
 
     keeps_freed = True
@@ -51,7 +54,14 @@ class Ours(Subject):
         self.loss, self.attention = built.loss, built.attention
         materialise(self.loss, recipe, work.device)
         self.optimizer = build_optimizer(recipe, registry, self.loss)
-        self.setting = Setting(self.loss, World(device=work.device), work.precision, recipe.train.seed, range(work.rows), work.rows)
+        self.setting = StepContext(
+            self.loss,
+            World(device=work.device),
+            work.precision,
+            recipe.train.seed,
+            range(work.rows),
+            work.rows,
+        )
         self.state: Any = None  # of training
         self.read: Any = None  # of evaluation
         self.steps = 0
@@ -65,18 +75,23 @@ class Ours(Subject):
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """A step as a run takes it, curvature included when it is due."""
         optimizer, parameters = self.optimizer, trainable(self.loss)
-        due = bool(optimizer.refresh_every) and self.steps % optimizer.refresh_every == 0
+        due = (
+            bool(optimizer.hessian_update_interval)
+            and self.steps % optimizer.hessian_update_interval == 0
+        )
         sampling = optimizer.fraction if due and optimizer.shares_forward else 0.0
-        step = Step(self.setting, Batch(inputs, labels), [self.state], self.steps, sampling=sampling)
+        step = Step(
+            self.setting, Batch(inputs, labels), [self.state], self.steps, sampling=sampling
+        )
         step.backward("data")
         norm = gradient_norm(parameters)
-        clip(parameters, norm, float(norm), self.recipe.train.clip)
+        clip(parameters, norm, float(norm), self.recipe.train.grad_clip)
         if step.sampled is not None:
-            refresh(optimizer, step.sampled, parameters)
+            update_curvature(optimizer, step.sampled, parameters)
         optimizer.step()
         optimizer.zero_grad()
         if due and not optimizer.shares_forward:
-            refresh(optimizer, step, parameters)
+            update_curvature(optimizer, step, parameters)
         self.steps += 1
         self.state = step.staged[0]
         return step.results[0].loss
@@ -91,7 +106,7 @@ class Ours(Subject):
 
     def prompt(self, ids: Tensor) -> Tensor | None:
         """See Subject."""
-        self.reader = Reader(self.loss.decoder, self.work.precision, self.work.context)
+        self.reader = InferenceEngine(self.loss.decoder, self.work.precision, self.work.seq_len)
         self.reading = self.reader.begin()
         states = self.reading(ids)
         return self.reader.logits(states[:, -1]).argmax(-1, keepdim=True)
@@ -103,5 +118,10 @@ class Ours(Subject):
 
     def held(self) -> list[Tensor]:
         """Moments and memories."""
-        moments = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+        moments = [
+            t
+            for state in self.optimizer.state.values()
+            for t in state.values()
+            if isinstance(t, Tensor)
+        ]
         return moments + list(tensors(self.state))

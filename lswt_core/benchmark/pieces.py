@@ -1,4 +1,6 @@
-"""Where a step of ours goes: a block, the vocabulary with its loss, each auxiliary loss and the update, each measured by itself."""
+"""Where a step of ours goes: a block, the vocabulary with its loss, each auxiliary loss and the
+update, each measured by itself.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.assemble import trainable
 from lswt_core.benchmark.ceilings import Ceilings
-from lswt_core.benchmark.clock import seconds, seconds_of_one
+from lswt_core.benchmark.interleave import seconds, seconds_of_one
 from lswt_core.benchmark.ours import Ours
 from lswt_core.budget import Budget
 from lswt_core.interfaces import Batch, Output
-from lswt_core.step import clip, gradient_norm
+from lswt_core.model.parameters import trainable
+from lswt_core.train.step import clip, gradient_norm
 
 REPEATS = 5
 CALLS = 10  # between two waits for a device: a step's pieces follow each other without one
@@ -33,36 +35,68 @@ class Piece(NamedTuple):
     @property
     def of_ceiling(self) -> float | None:
         """The share of the ceiling it reaches."""
-        return None if self.flops is None or self.ceiling is None else self.flops / self.seconds / self.ceiling
+        return (
+            None
+            if self.flops is None or self.ceiling is None
+            else self.flops / self.seconds / self.ceiling
+        )
 
 
 def measure(ours: Ours, budget: Budget, ceilings: Ceilings) -> list[Piece]:
     """All pieces of a warm step."""
     work, loss = ours.work, ours.loss
     head = head_flops(ours, budget)
-    states = torch.randn(work.rows, work.context, work.d_model, device=work.device)
-    labels = torch.randint(work.vocab_size, (work.rows, work.context), device=work.device)
+    states = torch.randn(work.rows, work.seq_len, work.d_model, device=work.device)
+    labels = torch.randint(work.vocab_size, (work.rows, work.seq_len), device=work.device)
     batch = Batch(labels, labels)
 
     def block() -> Tensor:
         state = ours.state[0] if ours.state else {}
         return loss.decoder.blocks[0](x, at, state, None, loss.decoder.positional)[0]
 
-    x, at = states.clone().requires_grad_(), torch.arange(work.context, device=work.device)
+    x, at = states.clone().requires_grad_(), torch.arange(work.seq_len, device=work.device)
     pieces = [
-        Piece("block", work.n_layers, timed(ours, block), block_flops(ours, budget, head), ceilings.block),
-        Piece("vocabulary and cross-entropy", 1, timed(ours, lambda: loss.score(x, labels).total), head, ceilings.head),
+        Piece(
+            "block",
+            work.n_layers,
+            timed(ours, block),
+            block_flops(ours, budget, head),
+            ceilings.block,
+        ),
+        Piece(
+            "vocabulary and cross-entropy",
+            1,
+            timed(ours, lambda: loss.score(x, labels).total),
+            head,
+            ceilings.head,
+        ),
     ]
     for name, auxiliary in loss.auxiliary.items():
-        logits = loss.decoder.vocabulary.logits(x).detach().requires_grad_() if "logits" in loss.needs else None
-        out = Output(x, logits, x[..., 0].detach().requires_grad_() if "normaliser" in loss.needs else None)
-        pieces.append(Piece(f"loss {name}", 1, timed(ours, lambda term=auxiliary, out=out: term(out, batch).total)))  # type: ignore[misc]
+        logits = (
+            loss.decoder.vocabulary.logits(x).detach().requires_grad_()
+            if "logits" in loss.needs
+            else None
+        )
+        out = Output(
+            x, logits, x[..., 0].detach().requires_grad_() if "logsumexp" in loss.needs else None
+        )
+        pieces.append(
+            Piece(
+                f"loss {name}",
+                1,
+                timed(ours, lambda term=auxiliary, out=out: term(out, batch).total),
+            )
+        )  # type: ignore[misc]
     return [*pieces, Piece(f"update by {ours.optimizer.name}", 1, update(ours))]
 
 
 def block_flops(ours: Ours, budget: Budget, head: float) -> float | None:
     """FLOPs of a step in one block: what the ``head`` leaves; None: unknown."""
-    return None if budget.flops is None else (budget.flops.train * ours.work.tokens - head) / ours.work.n_layers
+    return (
+        None
+        if budget.flops is None
+        else (budget.flops.train * ours.work.tokens - head) / ours.work.n_layers
+    )
 
 
 def head_flops(ours: Ours, budget: Budget) -> float:
@@ -99,6 +133,9 @@ def update(ours: Ours) -> float:
 
     for p in parameters:
         p.grad = torch.zeros_like(p)
-    best = min(seconds(step, ours.work.device) for _ in range(min(ours.optimizer.refresh_every or UPDATES, UPDATES)))
+    best = min(
+        seconds(step, ours.work.device)
+        for _ in range(min(ours.optimizer.hessian_update_interval or UPDATES, UPDATES))
+    )
     ours.optimizer.zero_grad()
     return best

@@ -1,4 +1,6 @@
-"""What one step does besides taking time: bytes, waits of the host, compiled graphs. Looked at in a step of its own, which is not timed."""
+"""What one step does besides taking time: bytes, waits of the host, compiled graphs. Looked at in a
+step of its own, which is not timed.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def look_at_cpu(step: Callable[[], object]) -> Seen:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without what the profiler's libraries say of themselves, which goes past Python to the standard error."""
+    """Without what the profiler's libraries say of themselves, which goes past Python to the
+    standard error.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:  # noqa: PTH123  (no file of anyone's)
@@ -80,9 +84,14 @@ def look_at_gpu(step: Callable[[], object], device: torch.device) -> Seen:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize(device)
-    return Seen(torch.cuda.max_memory_allocated(device) - before, sum("synchroniz" in str(one.message) for one in told))
+    return Seen(
+        torch.cuda.max_memory_allocated(device) - before,
+        sum("synchroniz" in str(one.message) for one in told),
+    )
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
     """Bytes of different storages."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )

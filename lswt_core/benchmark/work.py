@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lswt_core.parallel import Precision, keep_freed_memory
+from lswt_core.device import Precision, keep_freed_memory
 
 CLIP = 1.0  # of the global gradient norm, by everyone
 LR, BETAS, DECAY = 3e-4, (0.9, 0.95), 0.1  # of everyone's AdamW
@@ -21,7 +21,7 @@ class Work(NamedTuple):
     """Sizes that every subject takes over, and the numbers it computes in."""
 
     rows: int
-    context: int  # new tokens a row reads per step
+    seq_len: int  # new tokens a row reads per step
     remembered: int  # tokens before them that are attended to, by those who can
     vocab_size: int
     d_vocab: int
@@ -36,29 +36,32 @@ class Work(NamedTuple):
     @property
     def tokens(self) -> int:
         """New tokens of a step."""
-        return self.rows * self.context
+        return self.rows * self.seq_len
 
     def text(self, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels [B, T], step after step, without end: a random walk in which every id has few successors, so that there
-        is something to learn from the beginning.
+        """Inputs and labels [B, T], step after step, without end: a random walk in which every id
+        has few successors, so that there is something to learn from the beginning.
         """
         generator = torch.Generator().manual_seed(seed)
         follow = torch.randint(self.vocab_size, (self.vocab_size, SUCCESSORS), generator=generator)
         now = torch.randint(self.vocab_size, (self.rows,), generator=generator)
         while True:
             ids = [now]
-            for choice in torch.randint(SUCCESSORS, (self.context, self.rows), generator=generator):
+            for choice in torch.randint(SUCCESSORS, (self.seq_len, self.rows), generator=generator):
                 ids.append(follow[ids[-1], choice])
             now, walk = ids[-1], torch.stack(ids, dim=1).to(self.device)
             yield walk[:, :-1].contiguous(), walk[:, 1:].contiguous()
 
 
-class Subject(ABC):
-    """A model, its optimizer and its way through the work. Built on the device, ready to be trained."""
+class Contender(ABC):
+    """A model, its optimizer and its way through the work. Built on the device, ready to be
+    trained.
+    """
 
     name: str
     remembers: ClassVar[bool] = False  # does training attend to earlier segments?
-    keeps_freed: ClassVar[bool] = False  # does it tell the C library to keep freed memory, as a run of ours does?
+    # does it tell the C library to keep freed memory, as a run of ours does?
+    keeps_freed: ClassVar[bool] = False
     note: ClassVar[str] = ""  # what is worth knowing about it
 
     def __init__(self, work: Work) -> None:
@@ -78,7 +81,9 @@ class Subject(ABC):
         """The loss [] of [B, T] without gradient."""
 
     def prompt(self, ids: Tensor) -> Tensor | None:
-        """Read [B, T] and be ready to decode; the first next ids [B, 1]. None: this subject does not decode."""
+        """Read [B, T] and be ready to decode; the first next ids [B, 1]. None: this subject does
+        not decode.
+        """
         return None
 
     def decode(self, ids: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ class Subject(ABC):
             keep_freed_memory(False)
 
 
-class Trained(Subject):
+class Trained(Contender):
     """A subject of plain torch: a module, AdamW, a loss function."""
 
     optimizer_options: ClassVar[dict[str, Any]] = {}
@@ -109,7 +114,9 @@ class Trained(Subject):
         torch.manual_seed(0)
         self._model = self.build().to(work.device)
         self.parameters = [p for p in self._model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, betas=BETAS, weight_decay=DECAY, **self.optimizer_options)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=LR, betas=BETAS, weight_decay=DECAY, **self.optimizer_options
+        )
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -142,4 +149,9 @@ class Trained(Subject):
 
     def held(self) -> list[Tensor]:
         """Moments."""
-        return [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+        return [
+            t
+            for state in self.optimizer.state.values()
+            for t in state.values()
+            if isinstance(t, Tensor)
+        ]

@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.assemble import trainable
 from lswt_core.checkpoint.values import outline
-from lswt_core.console import gigabytes
-from lswt_core.cross_entropy import TILE
+from lswt_core.device import available_memory
+from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
-from lswt_core.loss import Loss
-from lswt_core.parallel import World, available_memory
+from lswt_core.model.parameters import trainable
+from lswt_core.model.train_module import TrainModule
+from lswt_core.plugin_api.cross_entropy import TILE
+from lswt_core.plugin_api.pytree import kept, tensors
 from lswt_core.recipe import Recipe
-from lswt_core.tree import kept, tensors
+from lswt_core.reporting.console import gigabytes
 
 WORD = 4  # bytes of a float32 number
 State = tuple[Mapping[str, Any], ...]
@@ -26,52 +27,64 @@ State = tuple[Mapping[str, Any], ...]
 class Memory(NamedTuple):
     """A recipe's needs, for any number of rows and processes."""
 
-    found: dict[str, int]  # bytes by what needs them; "memories" and "activations" are of one row; what is unknown is absent
+    # bytes by what needs them; "memories" and "activations" are of one row; what is unknown is
+    # absent
+    found: dict[str, int]
     recipe: Recipe
     logits: Callable[[int], int]  # bytes that the cross-entropy of so many tokens holds at once
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
-        """Bytes of one process by what needs them, their total, and what is available on its device. ``micro`` rows are run at a time,
-        by default as many as the recipe says. The total is of what is known.
+        """Bytes of one process by what needs them, their total, and what is available on its
+        device. ``micro`` rows are run at a time, by default as many as the recipe says. The total
+        is of what is known.
         """
-        rows = len(world.rows(self.recipe.train.rows))
-        micro = micro or min(self.recipe.train.micro_rows or rows, rows)
-        parts = self.found | {"logits": self.logits(micro * self.recipe.train.context)}
+        rows = len(world.rows(self.recipe.train.batch_size))
+        micro = micro or min(self.recipe.train.micro_batch_size or rows, rows)
+        parts = self.found | {"logits": self.logits(micro * self.recipe.train.seq_len)}
         if "activations" in self.found:
             parts["memories"] = self.found["memories"] * rows * 2  # this step's and the next's
             parts["activations"] = self.activations() * micro
         return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
 
     def activations(self) -> int:
-        """Bytes of a row that autograd keeps; where blocks are run again, every block's input and what one of them keeps."""
+        """Bytes of a row that autograd keeps; where blocks are run again, every block's input and
+        what one of them keeps.
+        """
         model, train = self.recipe.model, self.recipe.train
         if train.activation_checkpointing == "none":
             return self.found["activations"]
-        inputs = model.n_layers * train.context * model.d_model * WORD
+        inputs = model.n_layers * train.seq_len * model.d_model * WORD
         return inputs + self.found["activations"] // model.n_layers
 
     def largest_micro(self, world: World, available: int | None = None) -> int:
         """The most rows that fit at a time, a divisor of the process's rows; 0 if not one does."""
-        rows = len(world.rows(self.recipe.train.rows))
+        rows = len(world.rows(self.recipe.train.batch_size))
         available = available_memory(world.device) if available is None else available
-        fitting = (n for n in range(rows, 0, -1) if rows % n == 0 and self.of_process(world, n)["total"] <= available)
+        fitting = (
+            n
+            for n in range(rows, 0, -1)
+            if rows % n == 0 and self.of_process(world, n)["total"] <= available
+        )
         return next(fitting, 0)
 
 
-def parameter_bytes(loss: Loss, optimizer: Optimizer, half: int) -> dict[str, int]:
-    """Bytes of what belongs to parameters: weights and gradients in float32, only a frozen table in float16, and the copies that
-    are computed with. ``half`` is the size of a number computed with.
+def parameter_bytes(loss: TrainModule, optimizer: Optimizer, half: int) -> dict[str, int]:
+    """Bytes of what belongs to parameters: weights and gradients in float32, only a frozen table in
+    float16, and the copies that are computed with. ``half`` is the size of a number computed with.
     """
     weights = list(loss.parameters())
     return {
         "weights": bytes_of(weights),
         "gradients": bytes_of(trainable(loss)) * (2 if optimizer.shares_forward else 1),
-        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # of one micro-batch
+        # of one micro-batch
+        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),
     }
 
 
-def batch_bytes(loss: Loss, batch: Batch, state: State, half: int) -> dict[str, int]:
-    """Bytes that grow with a batch: what a warm model remembers, and what autograd keeps for the backward pass."""
+def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dict[str, int]:
+    """Bytes that grow with a batch: what a warm model remembers, and what autograd keeps for the
+    backward pass.
+    """
     return {
         "memories": bytes_of(tensors(state)) * half // WORD,
         "activations": saved_bytes(loss, batch, state) * half // WORD,
@@ -79,8 +92,10 @@ def batch_bytes(loss: Loss, batch: Batch, state: State, half: int) -> dict[str, 
 
 
 def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, tokens: int) -> int:
-    """Bytes of the logits that exist at once, and of two float32 copies of those that are worked on."""
-    logits = scoring.logits_at_once(device, tokens, table)
+    """Bytes of the logits that exist at once, and of two float32 copies of those that are worked
+    on.
+    """
+    logits = scoring.peak_logits(device, tokens, table)
     return half * logits + 2 * WORD * min(logits, TILE)
 
 
@@ -106,16 +121,16 @@ def blank(rows: int, length: int) -> Batch:
     return Batch(ids, ids)
 
 
-def warm_state(loss: Loss, batch: Batch) -> State:
+def warm_state(loss: TrainModule, batch: Batch) -> State:
     """What a model remembers once its memories are full."""
     state: Any = None
     for _ in range(1 + loss.decoder.reach // batch.inputs.shape[1]):
         with torch.no_grad():
-            state = kept(loss.decoder(batch.inputs, state, batch.starts)[1])
+            state = kept(loss.decoder(batch.inputs, state, batch.first_visible)[1])
     return state
 
 
-def saved_bytes(loss: Loss, batch: Batch, state: State) -> int:
+def saved_bytes(loss: TrainModule, batch: Batch, state: State) -> int:
     """float32 bytes of what autograd saves in a step."""
     known = {storage(t) for t in (*loss.parameters(), *tensors(state))}
     saved: dict[int, int] = {}
@@ -126,7 +141,8 @@ def saved_bytes(loss: Loss, batch: Batch, state: State) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = loss(batch, state)  # `result` keeps the graph, and so the storages' addresses, alive while they are counted
+        # `result` keeps the graph, and so the storages' addresses, alive while they are counted
+        result = loss(batch, state)
     del result
     return sum(saved.values())
 
@@ -142,22 +158,32 @@ def bytes_of(found: Sequence[Tensor]) -> int:
 
 
 def require_memory(found: Mapping[str, int], device: torch.device, name: str, largest: int) -> None:
-    """Raise ResourceError, before anything is allocated, if the run does not fit; ``largest`` is the micro-batch that would."""
+    """Raise ResourceError, before anything is allocated, if the run does not fit; ``largest`` is
+    the micro-batch that would.
+    """
     if found["total"] <= found["available"]:
         return
-    most = sorted(((size, part) for part, size in found.items() if part not in ("total", "available")), reverse=True)[:4]
+    most = sorted(
+        ((size, part) for part, size in found.items() if part not in ("total", "available")),
+        reverse=True,
+    )[:4]
     raise ResourceError(
-        f"{name} needs {gigabytes(found['total'])} of memory on {device}, {gigabytes(found['available'])} are free\n"
-        f"  why: {', '.join(f'{part} {gigabytes(size)}' for size, part in most)}\n"
-        f"  fix: {advice(largest)}"
+        f"{name} needs {gigabytes(found['total'])} of memory on {device},"
+        f" {gigabytes(found['available'])} are free\n  why:"
+        f" {', '.join(f'{part} {gigabytes(size)}' for size, part in most)}\n  fix:"
+        f" {advice(largest)}"
     )
 
 
 def advice(largest: int) -> str:
     """What to do about a run that does not fit."""
     if largest:
-        return f"set train.micro_rows={largest}: micro-batches of that many rows fit, and the result stays the same"
+        return (
+            f"set train.micro_batch_size={largest}: micro-batches of that many rows fit, and the"
+            " result stays the same"
+        )
     return (
-        "not even micro-batches of one row fit: fewer train.rows or a shorter train.context lowers memories and activations; weights, "
-        "gradients and optimizer state need a smaller model, more processes or a larger machine"
+        "not even micro-batches of one row fit: fewer train.batch_size or a shorter train.seq_len"
+        " lowers memories and activations; weights, gradients and optimizer state need a smaller"
+        " model, more processes or a larger machine"
     )

@@ -1,4 +1,6 @@
-"""Every change that saving makes to the disk, behind one object that tests replace to let any of them fail."""
+"""Every change that saving makes to the disk, behind one object that tests replace to let any of
+them fail.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.durable import fsync
+from lswt_core.plugin_api.atomic_write import fsync
 
 DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
     torch.bool: "BOOL",
@@ -41,8 +43,8 @@ class Files:
     def write_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> Written:
         """Write tensors in the safetensors format, one at a time through host memory.
 
-        Tensors that share storage or are not contiguous are each stored whole. The library's own writer refuses the former, and
-        a hash of what it wrote would need a second reading.
+        Tensors that share storage or are not contiguous are each stored whole. The library's own
+        writer refuses the former, and a hash of what it wrote would need a second reading.
         """
         # The format wants no holes; the widest types first keeps every tensor aligned.
         ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -89,7 +91,11 @@ def _safetensors(named: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | memory
     header, end = {}, 0
     for name, tensor in named:
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # aligns the data
     yield len(encoded).to_bytes(8, "little") + encoded

@@ -24,14 +24,26 @@ class RunLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = self.path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            holder = (
+                self.path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            )
             self._release()
-            raise BusyError(f"{self.path.parent} is in use by {holder}; wait for it, stop it, or choose another --out") from None
+            raise BusyError(
+                f"{self.path.parent} is in use by {holder}; wait for it, stop it, or choose another"
+                " --out"
+            ) from None
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(
+            self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0
+        )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._release()
 
     def _release(self) -> None:

@@ -18,7 +18,8 @@ from lswt_core.errors import CheckpointError
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # a base name: nothing outside the directory
+# a base name: nothing outside the directory
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
 class Record(BaseModel):
@@ -55,8 +56,12 @@ class Saved:
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The tensors of a group, on the CPU."""
-        # Copies: the library maps the file, and a pruned checkpoint would keep its disk space as long as a tensor lives.
-        return {name: tensor.clone() for name, tensor in load_file(self._file(f"{group}.safetensors")).items()}
+        # Copies: the library maps the file, and a pruned checkpoint would keep its disk space as
+        # long as a tensor lives.
+        return {
+            name: tensor.clone()
+            for name, tensor in load_file(self._file(f"{group}.safetensors")).items()
+        }
 
     def holds(self, name: str) -> bool:
         """Whether there is a JSON document of that name."""
@@ -68,7 +73,9 @@ class Saved:
 
     def _file(self, name: str) -> Path:
         if name not in self.manifest.files:
-            raise CheckpointError(f"checkpoint {self.path} has no {name}; it has {', '.join(self.manifest.files)}")
+            raise CheckpointError(
+                f"checkpoint {self.path} has no {name}; it has {', '.join(self.manifest.files)}"
+            )
         return self.path / name
 
 
@@ -84,7 +91,8 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 
 def verify(path: Path, *, contents: bool = True) -> Saved:
-    """Check a checkpoint directory against its manifest; raises CheckpointError with the file and what is wrong with it.
+    """Check a checkpoint directory against its manifest; raises CheckpointError with the file and
+    what is wrong with it.
 
     ``contents=False`` compares sizes alone and reads no file but the manifest.
     """
@@ -109,7 +117,10 @@ def _read_manifest(path: Path) -> Manifest:
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{where} is damaged: it has no format version")
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{where} has format {content['format']!r}, this lswt-core reads {FORMAT}: use the version that wrote it")
+        raise CheckpointError(
+            f"{where} has format {content['format']!r}, this lswt-core reads {FORMAT}: use the"
+            " version that wrote it"
+        )
     if content.get("sha256") != seal(content):
         raise CheckpointError(f"{where} is damaged: it does not match its own hash")
     try:
@@ -127,7 +138,9 @@ def _check_file(path: Path, record: Record, contents: bool) -> None:
     if not path.is_file():
         raise CheckpointError(f"{where} is missing")
     if (size := path.stat().st_size) != record.bytes:
-        raise CheckpointError(f"{where} is damaged: it has {size:,} bytes instead of {record.bytes:,}")
+        raise CheckpointError(
+            f"{where} is damaged: it has {size:,} bytes instead of {record.bytes:,}"
+        )
     if contents:
         with path.open("rb") as file:
             found = file_digest(file, "sha256").hexdigest()

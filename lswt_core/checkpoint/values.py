@@ -25,7 +25,8 @@ def outline(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {NUMBER: str(value)}  # JSON has no infinity
+        # JSON has no infinity
+        return float(value) if math.isfinite(value) else {NUMBER: str(value)}
     if type(value) in (list, tuple):
         items = [outline(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
         return {LIST if type(value) is list else TUPLE: items}
@@ -59,7 +60,10 @@ def key_of(key: Any, path: str) -> str | int:
     if type(key) in (str, int):
         found: str | int = key
         return found
-    raise CheckpointError(f"{path} cannot be saved: it has a key of type {type(key).__name__}; keys are texts or whole numbers")
+    raise CheckpointError(
+        f"{path} cannot be saved: it has a key of type {type(key).__name__}; keys are texts or"
+        " whole numbers"
+    )
 
 
 def escaped(key: str | int) -> str:

@@ -1,17 +1,19 @@
-"""Data: texts as cached token ids, and rows of continuous tokens whose cursor can be saved and restored."""
+"""Data: texts as cached token ids, and rows of continuous tokens whose cursor can be saved and
+restored.
+"""
 
-from lswt_core.data.keys import keyed
-from lswt_core.data.measures import check_vocabulary, unigram_perplexity
+from lswt_core.data.cache_keys import keyed
+from lswt_core.data.contiguous import ContiguousRows, Rows
 from lswt_core.data.prefetch import Prefetched
-from lswt_core.data.rows import Lanes, Rows
-from lswt_core.data.stream import Stream
-from lswt_core.data.tokens import Tokens, cache_directory, tokenise
+from lswt_core.data.streaming import StreamingRows
+from lswt_core.data.token_cache import Tokens, cache_directory, tokenise
+from lswt_core.data.unigram import check_vocabulary, unigram_perplexity
 
 __all__ = [
-    "Lanes",
+    "ContiguousRows",
     "Prefetched",
     "Rows",
-    "Stream",
+    "StreamingRows",
     "Tokens",
     "cache_directory",
     "check_vocabulary",

@@ -7,20 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from lswt_core.data.rows import Rows
+from lswt_core.data.contiguous import Rows
 from lswt_core.interfaces import Batch
 
 
 class Prefetched(Rows):
-    """Rows that read one segment ahead in a thread; what they return, and their state, are the same as without.
+    """Rows that read one segment ahead in a thread; what they return, and their state, are the same
+    as without.
 
-    The thread looks ahead and commits nothing. What goes wrong in it is raised by the call that needs the segment. ``pinned`` puts
-    batches where a device can copy them from while it computes.
+    The thread looks ahead and commits nothing. What goes wrong in it is raised by the call that
+    needs the segment. ``pinned`` puts batches where a device can copy them from while it computes.
     """
 
     def __init__(self, rows: Rows, *, pinned: bool) -> None:
         self.inner, self.pinned = rows, pinned
-        self.rows, self.context, self.documents, self.identity = rows.rows, rows.context, rows.documents, rows.identity
+        self.rows, self.seq_len, self.document_masking, self.identity = (
+            rows.rows,
+            rows.seq_len,
+            rows.document_masking,
+            rows.identity,
+        )
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self.ahead: dict[int, Future[Batch]] = {}  # by how many segments from here
 
@@ -39,7 +45,7 @@ class Prefetched(Rows):
     def read(self, ahead: int) -> Batch:
         """In the thread."""
         batch = self.inner.segment(ahead)
-        return batch.each(Tensor.pin_memory) if self.pinned else batch
+        return batch.map(Tensor.pin_memory) if self.pinned else batch
 
     def advance(self) -> None:
         """Commit: move on to the next segment."""

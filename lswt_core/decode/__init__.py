@@ -1,16 +1,27 @@
-"""Text from a model: methods that choose the next token, over one step function with the model's memories as cache."""
+"""Text from a model: methods that choose the next token, over one step function with the model's
+memories as cache.
+"""
 
-from lswt_core.decode.methods import METHODS, Contrastive, Greedy, Method, Sample, contrast, method_of, option_names
-from lswt_core.decode.reader import Reader, Reading
-from lswt_core.decode.stream import complete, generate, texts
+from lswt_core.decode.engine import CachedSequence, InferenceEngine
+from lswt_core.decode.sampling import (
+    METHODS,
+    Contrastive,
+    Greedy,
+    Method,
+    Sample,
+    contrast,
+    method_of,
+    option_names,
+)
+from lswt_core.decode.text import complete, generate, texts
 
 __all__ = [
     "METHODS",
+    "CachedSequence",
     "Contrastive",
     "Greedy",
+    "InferenceEngine",
     "Method",
-    "Reader",
-    "Reading",
     "Sample",
     "complete",
     "contrast",

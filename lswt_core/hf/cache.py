@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lswt_core.tree import kept, tree_map
+from lswt_core.plugin_api.pytree import kept, tree_map
 
 
 class LswtCache(Cache):
-    """What the memories of all layers returned last, however they look: bounded by their length, not by the text's.
+    """What the memories of all layers returned last, however they look: bounded by their length,
+    not by the text's.
 
-    ``seen`` [B] counts the tokens of the text that every row ends with: no padding, and none of texts before it.
+    ``seen`` [B] counts the tokens of the text that every row ends with: no padding, and none of
+    texts before it.
     """
 
     is_compileable = False
@@ -29,8 +31,8 @@ class LswtCache(Cache):
         self.padded = False  # whether any of it is not seen by what comes: padding, or another text
 
     def advance(self, state: Any, own: Tensor | None, rows: int, length: int) -> None:
-        """Take in what a call over [rows, length] tokens left; ``own`` [B] of all tokens so far belong to each row's text, None: the
-        call's all do.
+        """Take in what a call over [rows, length] tokens left; ``own`` [B] of all tokens so far
+        belong to each row's text, None: the call's all do.
         """
         before = torch.zeros(rows, dtype=torch.int64) if self.seen is None else self.seen
         self.seen = before + length if own is None else own
@@ -56,11 +58,11 @@ class LswtCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
-        self.each(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        self.map(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
-        self.each(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self.map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def each(self, function: Any) -> None:
         """Replace every tensor by ``function(tensor)``."""
@@ -73,11 +75,15 @@ class LswtCache(Cache):
 
     def crop(self, *_: Any) -> None:
         """Nothing can be taken back."""
-        raise NotImplementedError("a memory keeps no more than its length: what it has let go cannot come back (crop)")
+        raise NotImplementedError(
+            "a memory keeps no more than its length: what it has let go cannot come back (crop)"
+        )
 
     def update(self, *_: Any, **__: Any) -> Any:
         """For models that keep keys and values layer by layer."""
-        raise NotImplementedError("this cache belongs to the LSWT models, which hand their memories on as a whole")
+        raise NotImplementedError(
+            "this cache belongs to the LSWT models, which hand their memories on as a whole"
+        )
 
     def __len__(self) -> int:
         return 0 if self.state is None else len(self.state)

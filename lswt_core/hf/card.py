@@ -1,4 +1,6 @@
-"""The model card of an exported run: what the model is, how it came to be and how it does, read from the run directory."""
+"""The model card of an exported run: what the model is, how it came to be and how it does, read
+from the run directory.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lswt_core.console import duration
-from lswt_core.environment import read_record
 from lswt_core.errors import CheckpointError
 from lswt_core.recipe import Chosen, Recipe
-from lswt_core.report import read_metrics
+from lswt_core.reporting.console import duration
+from lswt_core.reporting.run_report import read_metrics
+from lswt_core.train.environment import read_record
 
 MEASURES = {  # of an evaluation: metric -> row of the table, format
     "eval/loss": ("loss, nats per token", ".4f"),
@@ -23,9 +25,12 @@ MEASURES = {  # of an evaluation: metric -> row of the table, format
 }
 
 
-def model_card(run: Path, recipe: Recipe, step: int, address: str, *, code: bool, picture: bool) -> str:
-    """Markdown with the front matter of the Hub; ``step`` is the checkpoint's, ``address`` what the model is
-    loaded by, ``code`` whether its code lies beside it. Raises CheckpointError where the run's record cannot be read.
+def model_card(
+    run: Path, recipe: Recipe, step: int, address: str, *, code: bool, picture: bool
+) -> str:
+    """Markdown with the front matter of the Hub; ``step`` is the checkpoint's, ``address`` what the
+    model is loaded by, ``code`` whether its code lies beside it. Raises CheckpointError where the
+    run's record cannot be read.
     """
     entries = [entry for entry in read_metrics(run / "metrics.jsonl") if entry["step"] <= step]
     surroundings = recorded_surroundings(run / "environment.json")
@@ -34,15 +39,31 @@ def model_card(run: Path, recipe: Recipe, step: int, address: str, *, code: bool
         f"# {recipe_name(run)}",
         summary(recipe, surroundings),
         "## Use\n\n" + usage(address, code),
-        "## Training\n\n" + training(recipe, entries, surroundings, step) + ("\n\n![Curves of the run](curves.png)" if picture else ""),
+        "## Training\n\n"
+        + training(recipe, entries, surroundings, step)
+        + ("\n\n![Curves of the run](curves.png)" if picture else ""),
         "## Evaluation\n\n" + evaluation(entries),
         "## Components\n\n" + components(surroundings),
-        f"## Recipe\n\nResolved, every default written out:\n\n```toml\n{recipe.dump().strip()}\n```",
-        "## Limits\n\nA language model as pretraining leaves it: it continues text, it has learnt whatever its data holds, and nothing was "
-        "done to make it truthful or harmless. What was measured stands above; nothing else was.",
+        (
+            "## Recipe\n\nResolved, every default written"
+            f" out:\n\n```toml\n{recipe.dump().strip()}\n```"
+        ),
+        (
+            "## Limits\n\nA language model as pretraining leaves it: it continues text, it has"
+            " learnt whatever its data holds, and nothing was done to make it truthful or harmless."
+            " What was measured stands above; nothing else was."
+        ),
     ]
     cited = citations(recipe.components())
-    parts += ["## Citations\n\nOf the methods this model is made with:\n\n```bibtex\n" + "\n".join(cited) + "\n```"] if cited else []
+    parts += (
+        [
+            "## Citations\n\nOf the methods this model is made with:\n\n```bibtex\n"
+            + "\n".join(cited)
+            + "\n```"
+        ]
+        if cited
+        else []
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,7 +83,13 @@ def recipe_name(run: Path) -> str:
 
 def front_matter(recipe: Recipe) -> str:
     """What the Hub sorts models by."""
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- lswt", "- pretraining"]
+    lines = [
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- lswt",
+        "- pretraining",
+    ]
     data = recipe.one("data")
     if data.name == "hf" and not Path(data.options["path"]).exists():
         lines += ["datasets:", f"- {data.options['path']}"]
@@ -74,8 +101,10 @@ def summary(recipe: Recipe, surroundings: Mapping[str, Any]) -> str:
     model, numbers = recipe.model, surroundings["parameters"]
     memories = ", ".join(chosen.name for chosen in recipe.many("memory").values()) or "none"
     return (
-        f'A decoder of the LSWTransformer family ("Long-Short-Working Transformer") with {numbers["total"]:,} parameters: '
-        f"{model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, positions by {recipe.one('positional').name}, "
+        'A decoder of the LSWTransformer family ("Long-Short-Working Transformer") with'
+        f" {numbers['total']:,} parameters: "
+        f"{model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, positions by"
+        f" {recipe.one('positional').name}, "
         f"memories: {memories}, feed-forward: {recipe.one('ffn').name}. Pretrained with "
         "lswt-core."
     )
@@ -83,10 +112,19 @@ def summary(recipe: Recipe, surroundings: Mapping[str, Any]) -> str:
 
 def usage(address: str, code: bool) -> str:
     """How the model is loaded."""
-    first = "" if code else "import lswt_core  # registers the model; pip install lswt-core and the packages listed below\n"
+    first = (
+        ""
+        if code
+        else (
+            "import lswt_core  # registers the model; pip install lswt-core and the packages listed"
+            " below\n"
+        )
+    )
     trust = ", trust_remote_code=True" if code else ""
     note = (
-        "With `lswt-core` installed, `import lswt_core` replaces `trust_remote_code`. " if code else ""
+        "With `lswt-core` installed, `import lswt_core` replaces `trust_remote_code`. "
+        if code
+        else ""
     ) + "The cache that `generate` uses is the model's own memory, bounded by its length."
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,24 +138,55 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 {note}"""
 
 
-def training(recipe: Recipe, entries: Sequence[Mapping[str, Any]], surroundings: Mapping[str, Any], step: int) -> str:
+def training(
+    recipe: Recipe, entries: Sequence[Mapping[str, Any]], surroundings: Mapping[str, Any], step: int
+) -> str:
     """Data, length and cost."""
     train, data = recipe.train, recipe.one("data")
     last: Mapping[str, Any] = next((entry for entry in reversed(entries) if "tokens" in entry), {})
-    source = ", ".join(f"{key} = {value!r}" for key, value in data.options.items() if value not in ("", None))
+    source = ", ".join(
+        f"{key} = {value!r}" for key, value in data.options.items() if value not in ("", None)
+    )
     rows = [
         ("text", f"{data.name} ({source})" if source else data.name),
         ("tokenizer", recipe.one("tokenizer").name),
         ("updates", f"{step:,} of {train.total_steps:,}"),
         ("tokens seen", f"{last.get('tokens', step * train.tokens_per_step):,}"),
-        ("batch", f"{train.rows} rows of {train.context} new tokens"),
-        ("optimizer", f"{recipe.one('optimizer').name}, peak learning rate {recipe.one('optimizer').options['lr']:g}"),
-        ("word embeddings", recipe.embedding.warm_start if recipe.embedding.warm_start != "none" else "random at the start"),
+        ("batch", f"{train.batch_size} rows of {train.seq_len} new tokens"),
+        (
+            "optimizer",
+            (
+                f"{recipe.one('optimizer').name}, peak learning rate"
+                f" {recipe.one('optimizer').options['lr']:g}"
+            ),
+        ),
+        (
+            "word embeddings",
+            (
+                recipe.embedding.warm_start
+                if recipe.embedding.warm_start != "none"
+                else "random at the start"
+            ),
+        ),
         ("precision", surroundings["precision"]),
-        ("device", f"{surroundings['device']}, {surroundings['processes']} process(es), {surroundings['machine']['processor']}"),
+        (
+            "device",
+            (
+                f"{surroundings['device']}, {surroundings['processes']} process(es),"
+                f" {surroundings['machine']['processor']}"
+            ),
+        ),
     ]
     if "seconds" in last:
-        rows += [("time", f"{duration(last['seconds'])} ({last['tokens'] / last['seconds']:,.0f} tokens per second)")]
+        rows += [
+            (
+                "time",
+                (
+                    f"{duration(last['seconds'])} ({last['tokens'] / last['seconds']:,.0f} tokens per"
+                    " second)"
+                ),
+            )
+        ]
     return table(("", ""), rows)
 
 
@@ -126,22 +195,40 @@ def evaluation(entries: Sequence[Mapping[str, Any]]) -> str:
     last = next((entry for entry in reversed(entries) if entry.get("eval/loss") is not None), None)
     if last is None:
         return "None was made."
-    rows = [(words, format(last[name], style)) for name, (words, style) in MEASURES.items() if last.get(name) is not None]
-    return f"On held-out text of the same source, after update {last['step']:,}:\n\n" + table(("measure", ""), rows)
+    rows = [
+        (words, format(last[name], style))
+        for name, (words, style) in MEASURES.items()
+        if last.get(name) is not None
+    ]
+    return f"On held-out text of the same source, after update {last['step']:,}:\n\n" + table(
+        ("measure", ""), rows
+    )
 
 
 def components(surroundings: Mapping[str, Any]) -> str:
     """Who supplied what."""
-    return table(("component", "package"), [(f"`{name}`", package) for name, package in surroundings["components"].items()])
+    return table(
+        ("component", "package"),
+        [(f"`{name}`", package) for name, package in surroundings["components"].items()],
+    )
 
 
 def citations(chosen: Sequence[Chosen]) -> list[str]:
     """BibTeX of these components, each entry once."""
-    found = [entry.strip() for one in chosen for entry in re.split(r"(?m)^(?=@)", one.offer.citation) if entry.strip()]
+    found = [
+        entry.strip()
+        for one in chosen
+        for entry in re.split(r"(?m)^(?=@)", one.offer.citation)
+        if entry.strip()
+    ]
     return list(dict.fromkeys(found))
 
 
 def table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     """Two columns of Markdown."""
-    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {left} | {right} |" for left, right in rows)]
+    lines = [
+        f"| {head[0]} | {head[1]} |",
+        "| --- | --- |",
+        *(f"| {left} | {right} |" for left, right in rows),
+    ]
     return "\n".join(lines)

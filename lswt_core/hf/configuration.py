@@ -1,4 +1,6 @@
-"""The config of an exported model: the model's part of its resolved recipe, and where its components come from."""
+"""The config of an exported model: the model's part of its resolved recipe, and where its
+components come from.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from transformers.models.auto.configuration_auto import AutoConfig
 class LswtConfig(PretrainedConfig):
     """Everything a model is built from.
 
-    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention], [qk_norm], [ffn], [norm] and [layers] with
-    every default written out; ``components`` says of each component ("kind/name") the distribution and version that offered it and the
-    sha256 of its source; ``context`` is how many new tokens the model was trained to read at once. ``memory_length`` and
-    ``attention`` may be given to ``from_pretrained`` to change those two.
+    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention],
+    [qk_norm], [ffn], [norm] and [layers] with every default written out; ``components`` says of
+    each component ("kind/name") the distribution and version that offered it and the sha256 of its
+    source; ``context`` is how many new tokens the model was trained to read at once.
+    ``memory_length`` and ``attention`` may be given to ``from_pretrained`` to change those two.
     """
 
     model_type = "lswt"
@@ -25,13 +28,14 @@ class LswtConfig(PretrainedConfig):
         self,
         recipe: dict[str, Any] | None = None,
         components: dict[str, dict[str, str]] | None = None,
-        context: int = 2048,
+        seq_len: int = 2048,
         **kwargs: Any,
     ) -> None:
         self.recipe = copy.deepcopy(recipe or {})
         self.components = copy.deepcopy(components or {})
-        self.context = context
-        kwargs.setdefault("tie_word_embeddings", False)  # one table serves both ends: there is nothing to tie
+        self.seq_len = seq_len
+        # one table serves both ends: there is nothing to tie
+        kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
     @property

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lswt_core.durable import fsync, make_output_directory
 from lswt_core.errors import CheckpointError
+from lswt_core.plugin_api.atomic_write import fsync, make_output_directory
 
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A directory to write to, which becomes ``out`` when all went well and is on the disk, and disappears otherwise; nothing is
-    overwritten.
+    """A directory to write to, which becomes ``out`` when all went well and is on the disk, and
+    disappears otherwise; nothing is overwritten.
 
     Raises CheckpointError if ``out`` holds something, UsageError if nothing can be written there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty; nothing was written\n  fix: name a new directory, or remove this one first")
+        raise CheckpointError(
+            f"{out} exists and is not empty; nothing was written\n  fix: name a new directory, or"
+            " remove this one first"
+        )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_output_directory(out.parent, "directory")

@@ -9,24 +9,34 @@ from typing import Any
 import tomli
 
 from lswt_core.errors import Problem
-from lswt_core.recipe.lines import Key, parse_key
-from lswt_core.recipe.tree import Branch, Builder, Origin, join_tables
+from lswt_core.recipe.provenance import Branch, Builder, Origin, join_tables
+from lswt_core.recipe.toml_lines import Key, parse_key
 
 PLACE = "command line"
 
 
 def read_overrides(words: Sequence[str], rank: int, problems: list[Problem]) -> Branch:
-    """All overrides as one layer, so that options may stand before or after the ``use`` they belong to."""
+    """All overrides as one layer, so that options may stand before or after the ``use`` they belong
+    to.
+    """
     layer = Branch("", {}, Origin(PLACE, ""), rank)
     for word in words:
         text, equals, value = word.partition("=")
         key = parse_key(text.strip())
         if not equals or key is None or key == ("extends",):
-            why = "recipes are extended in files only" if key == ("extends",) else "it does not read key=value"
-            problems.append(Problem(f"cannot use the word {word!r}", PLACE, why, "write e.g. train.steps=100"))
+            why = (
+                "recipes are extended in files only"
+                if key == ("extends",)
+                else "it does not read key=value"
+            )
+            problems.append(
+                Problem(f"cannot use the word {word!r}", PLACE, why, "write e.g. train.steps=100")
+            )
             continue
         origin = Origin(PLACE, word)
-        table = Builder(lambda _, origin=origin: origin, rank, problems).branch(nest(key, parse_value(value)))  # type: ignore[misc]
+        table = Builder(lambda _, origin=origin: origin, rank, problems).branch(
+            nest(key, parse_value(value))
+        )  # type: ignore[misc]
         layer = join_tables(layer, table)
     return layer
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from lswt_core.kinds import KIND_OF_INTERFACE
 from lswt_core.registry.discover import Entry
+from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
 CORE = "lswt_core"
 SHORTAGE = ("MemoryError", "OutOfMemoryError")  # the machine's, wherever it shows
@@ -37,7 +37,8 @@ class Culprit(NamedTuple):
 
 
 def culprit(error: BaseException, entries: Iterable[Entry]) -> Culprit | None:
-    """The plugin whose frame is the innermost, those of torch and other libraries aside unless they work on an object of its own.
+    """The plugin whose frame is the innermost, those of torch and other libraries aside unless they
+    work on an object of its own.
 
     None if that frame is the core's, or the machine's memory did not suffice.
     """
@@ -52,18 +53,27 @@ def culprit(error: BaseException, entries: Iterable[Entry]) -> Culprit | None:
         if entry is None and module.partition(".")[0] == CORE and module not in LIBRARY:
             return None
         held = type(frame.f_locals.get("self"))
-        entry = entry or owner(held.__module__, entries)  # a library's method on an object of the plugin's
+        # a library's method on an object of the plugin's
+        entry = entry or owner(held.__module__, entries)
         if entry is not None:
-            component = next(filter(None, (component_of(f) for f, _ in reversed(frames[: i + 1]))), "")
+            component = next(
+                filter(None, (component_of(f) for f, _ in reversed(frames[: i + 1]))), ""
+            )
             code = frame.f_code
-            return Culprit(entry, component, code.co_qualname, f"{code.co_filename}:{line}", told(error))
+            return Culprit(
+                entry, component, code.co_qualname, f"{code.co_filename}:{line}", told(error)
+            )
     return None
 
 
 def owner(module: str, entries: Iterable[Entry]) -> Entry | None:
     """The plugin a module belongs to: its own, or one of the same package."""
     entries = tuple(entries)
-    inside = [entry for entry in entries if module == entry.module or module.startswith(f"{entry.module}.")]
+    inside = [
+        entry
+        for entry in entries
+        if module == entry.module or module.startswith(f"{entry.module}.")
+    ]
     top = module.partition(".")[0]
     beside = [entry for entry in entries if top != CORE and top == entry.module.partition(".")[0]]
     return next(iter([*inside, *beside]), None)
@@ -73,7 +83,10 @@ def component_of(frame: FrameType) -> str:
     """Kind and name of the component whose method a frame runs; empty if it is none's."""
     owner: Any = frame.f_locals.get("self")
     bases = [base for base in type(owner).__mro__ if base.__module__ == f"{CORE}.interfaces"]
-    kind = next((KIND_OF_INTERFACE[base.__name__] for base in bases if base.__name__ in KIND_OF_INTERFACE), None)
+    kind = next(
+        (KIND_OF_INTERFACE[base.__name__] for base in bases if base.__name__ in KIND_OF_INTERFACE),
+        None,
+    )
     return "" if kind is None else f"{kind}/{getattr(type(owner), 'name', type(owner).__name__)}"
 
 
@@ -84,5 +97,9 @@ def told(error: BaseException) -> str:
 
 def place(error: BaseException, path: Path) -> str:
     """Where in a file an exception was raised, in brackets; empty if it was raised elsewhere."""
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if Path(frame.f_code.co_filename) == path]
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if Path(frame.f_code.co_filename) == path
+    ]
     return f" ({path}:{lines[-1]})" if lines else ""

@@ -9,12 +9,14 @@ from types import ModuleType
 from pydantic import BaseModel
 
 from lswt_core.errors import PluginError
-from lswt_core.kinds import KINDS
-from lswt_core.registry import live, schema, source
+from lswt_core.registry import importer as live
+from lswt_core.registry import option_schema as schema
+from lswt_core.registry import static_reader as source
 from lswt_core.registry.blame import Culprit, culprit
 from lswt_core.registry.discover import Entry, from_file, from_module, installed, normal
-from lswt_core.registry.nearest import nearest
-from lswt_core.registry.values import Broken, Offer
+from lswt_core.registry.kinds import KINDS
+from lswt_core.registry.offer import Broken, Offer
+from lswt_core.registry.suggest import nearest
 
 LIST = "python -m lswt_core plugins list"
 
@@ -22,27 +24,41 @@ LIST = "python -m lswt_core plugins list"
 class NotOffered(PluginError):
     """No plugin offers a component of this kind and name."""
 
-    def __init__(self, kind: str, name: str, offers: Sequence[Offer], broken: Sequence[Broken]) -> None:
+    def __init__(
+        self, kind: str, name: str, offers: Sequence[Offer], broken: Sequence[Broken]
+    ) -> None:
         self.kind, self.name, self.broken = kind, name, tuple(broken)
         self.names = tuple(sorted({offer.name for offer in offers if offer.kind == kind}))
         self.nearest = nearest(name.rpartition(":")[2], self.names)
         self.other_kinds = tuple(sorted({offer.kind for offer in offers if offer.name == name}))
         guess = f'; did you mean "{self.nearest}"?' if self.nearest else ""
-        super().__init__(f'no plugin offers the {kind} "{name}"{guess} {self.details()} (see: {LIST})')
+        super().__init__(
+            f'no plugin offers the {kind} "{name}"{guess} {self.details()} (see: {LIST})'
+        )
 
     def details(self) -> str:
         """What is offered instead, and which plugins could not be read."""
         parts = [f"offered: {', '.join(self.names) or 'none'}"]
-        parts += [f'"{self.name}" is a component of kind {" and ".join(self.other_kinds)}'] if self.other_kinds else []
+        parts += (
+            [f'"{self.name}" is a component of kind {" and ".join(self.other_kinds)}']
+            if self.other_kinds
+            else []
+        )
         parts += [f"broken plugins: {'; '.join(map(str, self.broken))}"] if self.broken else []
         return ". ".join(parts)
 
 
 class Registry:
-    """Plugins and their offers. Installed is not active: a plugin is read when a component is looked up, imported when loaded."""
+    """Plugins and their offers. Installed is not active: a plugin is read when a component is
+    looked up, imported when loaded.
+    """
 
-    def __init__(self, plugins: Iterable[ModuleType] | None = None, *, files: Sequence[Path] = ()) -> None:
-        """All installed plugins, or exactly the modules given; ``files`` are single-file plugins besides."""
+    def __init__(
+        self, plugins: Iterable[ModuleType] | None = None, *, files: Sequence[Path] = ()
+    ) -> None:
+        """All installed plugins, or exactly the modules given; ``files`` are single-file plugins
+        besides.
+        """
         entries = installed() if plugins is None else map(from_module, plugins)
         self.entries = (*entries, *map(from_file, files))
         self._texts: dict[Entry, list[Offer] | None] = {}
@@ -53,29 +69,53 @@ class Registry:
     def offers(self) -> list[Offer]:
         """Everything offered, by kind and name."""
         readings = [self._read(entry) for entry in self.entries]
-        offers = [offer for reading in readings if not isinstance(reading, Broken) for offer in reading]
+        offers = [
+            offer for reading in readings if not isinstance(reading, Broken) for offer in reading
+        ]
         order = list(KINDS)
-        return sorted(offers, key=lambda offer: (order.index(offer.kind), offer.name, offer.distribution, offer.module))
+        return sorted(
+            offers,
+            key=lambda offer: (
+                order.index(offer.kind),
+                offer.name,
+                offer.distribution,
+                offer.module,
+            ),
+        )
 
     def broken(self) -> list[Broken]:
         """Every plugin that cannot be read."""
-        return [reading for entry in self.entries if isinstance(reading := self._read(entry), Broken)]
+        return [
+            reading for entry in self.entries if isinstance(reading := self._read(entry), Broken)
+        ]
 
     def find(self, kind: str, name: str) -> Offer:
         """The one component of that kind and name, which may be qualified: "distribution:name".
 
-        Plugins named like the component are read first, even if that means to import them; the text of the others is only
-        looked at for a clash. Raises PluginError on a clash and NotOffered if there is none.
+        Plugins named like the component are read first, even if that means to import them; the text
+        of the others is only looked at for a clash. Raises PluginError on a clash and NotOffered if
+        there is none.
         """
         distribution, _, plain = name.rpartition(":")
-        entries = [entry for entry in self.entries if not distribution or normal(entry.distribution) == normal(distribution)]
+        entries = [
+            entry
+            for entry in self.entries
+            if not distribution or normal(entry.distribution) == normal(distribution)
+        ]
         likely = [entry for entry in entries if entry.suggests(plain)]
-        readings = {entry: self._read(entry) if entry in likely else self._text(entry) or [] for entry in entries}
+        readings = {
+            entry: self._read(entry) if entry in likely else self._text(entry) or []
+            for entry in entries
+        }
         found = select(readings.values(), kind, plain)
         if not found:
             readings = {entry: self._read(entry) for entry in entries}
             found = select(readings.values(), kind, plain)
-        rivals = [reading for entry, reading in readings.items() if isinstance(reading, Broken) and entry.name == plain]
+        rivals = [
+            reading
+            for entry, reading in readings.items()
+            if isinstance(reading, Broken) and entry.name == plain
+        ]
         if not found:
             raise NotOffered(kind, name, self.offers(), self.broken())
         if len(found) + len(rivals) > 1:
@@ -88,16 +128,34 @@ class Registry:
 
     def load(self, offer: Offer) -> type:
         """Import the class behind an offer and check that it is what was offered."""
-        entry = next((e for e in self.entries if (e.distribution, e.module) == (offer.distribution, offer.module)), None)
+        entry = next(
+            (
+                e
+                for e in self.entries
+                if (e.distribution, e.module) == (offer.distribution, offer.module)
+            ),
+            None,
+        )
         if entry is None:
-            raise PluginError(f"{offer.kind} {offer.qualified!r} is not offered by a plugin of this registry; look it up with find()")
+            raise PluginError(
+                f"{offer.kind} {offer.qualified!r} is not offered by a plugin of this registry;"
+                " look it up with find()"
+            )
         for component in self._imported(entry):
-            if live.kind_of(entry, component) == offer.kind and getattr(component, "name", None) == offer.name:
+            if (
+                live.kind_of(entry, component) == offer.kind
+                and getattr(component, "name", None) == offer.name
+            ):
                 return component
-        raise PluginError(f"{entry} does not offer the {offer.kind} {offer.name!r} that its source promises; give its class a literal name")
+        raise PluginError(
+            f"{entry} does not offer the {offer.kind} {offer.name!r} that its source promises; give"
+            " its class a literal name"
+        )
 
     def require_files(self) -> None:
-        """Import every single-file plugin, used or not: whoever names one wants it. Raises PluginError if one cannot be."""
+        """Import every single-file plugin, used or not: whoever names one wants it. Raises
+        PluginError if one cannot be.
+        """
         for entry in self.entries:
             if entry.path is not None:
                 self._imported(entry)

@@ -14,18 +14,20 @@ from annotated_types import Ge
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lswt_core.errors import ResourceError
-from lswt_core.fast import pieces, save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Document, Tokenizer
+from lswt_core.plugin_api.tokenizers import save_fast, split_long_text
 
 SPECIALS = ["<|begin|>", "<|end|>"]  # ids 0 and 1; in a text they are plain characters
 
 
 class BytePair(Tokenizer):
-    """Byte-level BPE with GPT-2's splitting (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019): fits every text, losslessly.
+    """Byte-level BPE with GPT-2's splitting (Sennrich et al. 2016, arXiv 1508.07909; Radford et al.
+    2019): fits every text, losslessly.
 
-    It learns from the first ``train_characters`` of the training documents and is kept in the cache, in the format of the
-    `tokenizers` library. A small text may have fewer than ``vocab_size`` ids to offer.
+    It learns from the first ``train_characters`` of the training documents and is kept in the
+    cache, in the format of the `tokenizers` library. A small text may have fewer than
+    ``vocab_size`` ids to offer.
     """
 
     name = "bpe"
@@ -33,13 +35,22 @@ class BytePair(Tokenizer):
   title={Neural Machine Translation of Rare Words with Subword Units}, author={Sennrich, Rico and Haddow, Barry and Birch, Alexandra},
   booktitle={ACL}, year={2016}}"""
 
-    def __init__(self, *, vocab_size: Annotated[int, Ge(258)] = 8192, train_characters: Annotated[int, Ge(1)] = 200_000_000) -> None:
-        self.vocab_size, self.train_characters = vocab_size, train_characters
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Ge(258)] = 8192,
+        train_characters: Annotated[int, Ge(1)] = 200_000_000,
+    ) -> None:
+        self.requested_size, self.train_characters = vocab_size, train_characters
         self._mapping: tokenizers.Tokenizer | None = None
 
-    def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
-        """Take the tokenizer of this text and these options from the cache, or train it (6 s for 11 MB) and put it there."""
-        key = json.dumps([fingerprint, self.vocab_size, self.train_characters])
+    def fit(
+        self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path
+    ) -> None:
+        """Take the tokenizer of this text and these options from the cache, or train it (6 s for 11
+        MB) and put it there.
+        """
+        key = json.dumps([fingerprint, self.requested_size, self.train_characters])
         path = cache / f"bpe-{blake2b(key.encode(), digest_size=16).hexdigest()}.json"
         self._mapping = load(path)
         if self._mapping is None:
@@ -48,27 +59,30 @@ class BytePair(Tokenizer):
         self._mapping.encode_special_tokens = True  # not part of the file
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids, the two special ones included."""
         return self._fitted.get_vocab_size()
 
     @property
-    def begin(self) -> int:
+    def bos_id(self) -> int:
         """The id of "<|begin|>"."""
         return SPECIALS.index("<|begin|>")
 
     @property
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """The id of "<|end|>"."""
         return SPECIALS.index("<|end|>")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        return [encoding.ids for encoding in self._fitted.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._fitted.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
-    def pieces(self, text: str) -> Iterator[str]:
+    def split_long_text(self, text: str) -> Iterator[str]:
         """Cut between words."""
-        return pieces(self._fitted, text)
+        return split_long_text(self._fitted, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; the two special ones have none."""
@@ -80,9 +94,9 @@ class BytePair(Tokenizer):
 
     def save(self, directory: Path) -> None:
         """As the library's own tokenizer."""
-        save_fast(self._fitted, self.begin, self.end, directory)
+        save_fast(self._fitted, self.bos_id, self.eos_id, directory)
 
-    def tokens(self) -> Mapping[str, int]:
+    def vocab(self) -> Mapping[str, int]:
         """The whole vocabulary, byte-level."""
         return self._fitted.get_vocab(with_added_tokens=True)
 
@@ -93,10 +107,16 @@ class BytePair(Tokenizer):
 
     def _train(self, documents: Iterable[Document]) -> tokenizers.Tokenizer:
         """Learn merges."""
-        mapping, other = untrained(), untrained()  # one that is being trained cannot be asked for anything
+        # one that is being trained cannot be asked for anything
+        mapping, other = untrained(), untrained()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(vocab_size=self.vocab_size, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
-        texts = (piece for text in self._texts(documents) for piece in pieces(other, text))
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.requested_size,
+            special_tokens=SPECIALS,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        texts = (piece for text in self._texts(documents) for piece in split_long_text(other, text))
         mapping.train_from_iterator(texts, trainer)
         return mapping
 
@@ -119,7 +139,9 @@ def untrained() -> tokenizers.Tokenizer:
 
 
 def load(path: Path) -> tokenizers.Tokenizer | None:
-    """A tokenizer from the cache; None if it is not there, or is damaged (it is then trained again)."""
+    """A tokenizer from the cache; None if it is not there, or is damaged (it is then trained
+    again).
+    """
     if not path.is_file():
         return None
     try:
@@ -140,7 +162,9 @@ def save(mapping: tokenizers.Tokenizer, path: Path) -> None:
             part.unlink(missing_ok=True)
     except OSError as error:
         cure = "make room, or set LSWT_CACHE_DIR to a directory that can be written"
-        raise ResourceError(f"the trained tokenizer cannot be kept as {path}: {error.strerror or error}; {cure}") from error
+        raise ResourceError(
+            f"the trained tokenizer cannot be kept as {path}: {error.strerror or error}; {cure}"
+        ) from error
 
 
 @hookimpl

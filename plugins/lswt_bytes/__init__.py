@@ -8,9 +8,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from lswt_core.fast import PIECE, save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
+from lswt_core.plugin_api.tokenizers import PIECE, save_fast
 
 
 class Bytes(Tokenizer):
@@ -22,17 +22,17 @@ class Bytes(Tokenizer):
         pass
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """258."""
         return 258
 
     @property
-    def begin(self) -> int:
+    def bos_id(self) -> int:
         """256."""
         return 256
 
     @property
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """257."""
         return 257
 
@@ -40,7 +40,7 @@ class Bytes(Tokenizer):
         """The bytes of each text."""
         return [list(text.encode()) for text in texts]
 
-    def pieces(self, text: str) -> Iterator[str]:
+    def split_long_text(self, text: str) -> Iterator[str]:
         """It can be cut anywhere."""
         return (text[begin : begin + PIECE] for begin in range(0, max(1, len(text)), PIECE))
 
@@ -59,12 +59,18 @@ class Bytes(Tokenizer):
         mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         mapping.decoder = decoders.ByteLevel()
         mapping.add_special_tokens(["<|begin|>", "<|end|>"])
-        save_fast(mapping, self.begin, self.end, directory)
+        save_fast(mapping, self.bos_id, self.eos_id, directory)
 
 
 def byte_characters() -> list[str]:
-    """The characters that stand for bytes in byte-level BPE: Latin-1's visible ones for themselves, the others from U+0100 on."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    """The characters that stand for bytes in byte-level BPE: Latin-1's visible ones for themselves,
+    the others from U+0100 on.
+    """
+    visible = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     others = iter(range(256, 512))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 

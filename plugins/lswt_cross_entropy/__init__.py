@@ -8,18 +8,25 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from lswt_core.cross_entropy import Chunking, Epilogue, chunked, dense, score_tile, suitable_size
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import CrossEntropy, Draws, Score
+from lswt_core.interfaces import CrossEntropy, CrossEntropyOutput, LabelSampling
+from lswt_core.plugin_api.cross_entropy import (
+    Chunking,
+    Epilogue,
+    chunked,
+    dense,
+    score_tile,
+    suitable_size,
+)
 
 
 class Chunked(CrossEntropy):
-    """Logits of ``chunk`` tokens at a time, which the forward pass turns where they are into their gradient, and that at once into the
-    states' (Hsu et al. 2024, arXiv 2410.10989): they are computed once and never kept. A frozen table takes two
-    products, one that learns takes three.
+    """Logits of ``chunk`` tokens at a time, which the forward pass turns where they are into their
+    gradient, and that at once into the states' (Hsu et al. 2024, arXiv 2410.10989): they are
+    computed once and never kept. A frozen table takes two products, one that learns takes three.
 
-    0 is what suits the device: 256 tokens on a CPU, 1,024 elsewhere and where the table learns. Where blocks are compiled, so is what
-    is done with a chunk.
+    0 is what suits the device: 256 tokens on a CPU, 1,024 elsewhere and where the table learns.
+    Where blocks are compiled, so is what is done with a chunk.
     """
 
     name = "chunked"
@@ -32,12 +39,20 @@ class Chunked(CrossEntropy):
         self.chunk = chunk
         self.epilogue: Epilogue | None = None
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
         """The score of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
         chunking = Chunking(self.size(z.device.type, table), self.epilogue)
-        return chunked(z, table, labels, draws, normaliser=normaliser, chunking=chunking)
+        return chunked(z, table, labels, draws, logsumexp=logsumexp, chunking=chunking)
 
-    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
+    def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         """A chunk's."""
         return min(self.size(device, table), tokens) * len(table)
 
@@ -45,23 +60,33 @@ class Chunked(CrossEntropy):
         """Tokens of a chunk."""
         return self.chunk or suitable_size(device, trained=table.requires_grad)
 
-    def fuse(self) -> None:
-        """One pass over a chunk's logits instead of several; sizes that change make it one for any size."""
+    def compile_kernels(self) -> None:
+        """One pass over a chunk's logits instead of several; sizes that change make it one for any
+        size.
+        """
         self.epilogue = torch.compile(score_tile)
 
 
 class Dense(CrossEntropy):
-    """Every logit of a micro-batch at once, by torch's own cross-entropy: the formula itself. 50,272 logits of a token take 400 KB and
-    more until its gradient is known.
+    """Every logit of a micro-batch at once, by torch's own cross-entropy: the formula itself.
+    50,272 logits of a token take 400 KB and more until its gradient is known.
     """
 
     name = "dense"
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
         """The score of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
-        return dense(z, table, labels, draws, normaliser=normaliser)
+        return dense(z, table, labels, draws, logsumexp=logsumexp)
 
-    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
+    def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         """All."""
         return tokens * len(table)
 

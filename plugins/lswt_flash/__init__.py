@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
-from lswt_core.merge import attend
-from lswt_core.parts import constant
+from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
+from lswt_core.plugin_api.attention import constant
+from lswt_core.plugin_api.attention_merge import attend
 from lswt_flash.generations import GENERATIONS, newest_sound
 
 WIDTHS = 8  # head widths are multiples of it
 
 
 class Flash(AttentionBackend):
-    """FlashAttention (Dao 2023, arXiv 2307.08691; Shah et al. 2024, arXiv 2407.08608) by its authors' package.
+    """FlashAttention (Dao 2023, arXiv 2307.08691; Shah et al. 2024, arXiv 2407.08608) by its
+    authors' package.
 
-    Parts are computed one by one and merged by the logarithms of their sums: what is remembered is neither copied nor masked. Of
-    the generations that are installed the newest serves that gives, in a small trial on the device, what it should.
-    ``deterministic`` makes the backward pass repeatable, at some cost.
+    Parts are computed one by one and merged by the logarithms of their sums: what is remembered is
+    neither copied nor masked. Of the generations that are installed the newest serves that gives,
+    in a small trial on the device, what it should. ``deterministic`` makes the backward pass
+    repeatable, at some cost.
     """
 
     name = "flash"
@@ -36,38 +38,56 @@ class Flash(AttentionBackend):
         super().__init__(dims)
         self.deterministic = deterministic
 
-    def require(self, need: Need) -> str:
-        """The package needs an NVIDIA GPU and half precision, and offers no masks, biases or second derivatives."""
+    def require(self, need: AttentionRequirements) -> str:
+        """The package needs an NVIDIA GPU and half precision, and offers no masks, biases or second
+        derivatives.
+        """
         reasons = {
             f"it runs on CUDA devices, not on {need.device}": need.device != "cuda",
-            f"it computes in float16 and bfloat16, not in {need.dtype}; set train.precision = 'bfloat16'": need.dtype
-            not in (torch.float16, torch.bfloat16),
+            f"it computes in float16 and bfloat16, not in {need.dtype}; set train.precision = 'bfloat16'": (
+                need.dtype not in (torch.float16, torch.bfloat16)
+            ),
             f"its head width ends at 256, but {need.d_head} is needed": need.d_head > 256,
-            f"its head widths are multiples of {WIDTHS}, and {need.d_head} is not": need.d_head % WIDTHS != 0,
-            "it has no bias that would leave sinks and remembered keys alone": need.biased,
-            "it cannot hide keys beyond a document or a window; set train.documents = 'carry', and no memory with a window": need.bounded,
-            "it has no second derivative": need.twice,
+            f"its head widths are multiples of {WIDTHS}, and {need.d_head} is not": (
+                need.d_head % WIDTHS != 0
+            ),
+            "it has no bias that would leave sinks and remembered keys alone": need.has_bias,
+            "it cannot hide keys beyond a document or a window; set train.document_masking = false, and no memory with a window": (
+                need.has_mask
+            ),
+            "it has no second derivative": need.double_backward,
         }
         for reason, applies in reasons.items():
             if applies:
                 raise Unsupported(reason)
         generation, faults = newest_sound(need, self.deterministic)
-        return "; ".join([f"flash-attn version {generation}", *(f"not {fault}" for fault in faults)])
+        return "; ".join(
+            [f"flash-attn version {generation}", *(f"not {fault}" for fault in faults)]
+        )
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        """One softmax over the union of parts: -> [B, T, H, D]. Raises Unsupported for what `require` was not told of, as prompts of
-        different length in one batch.
+    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
+        """One softmax over the union of parts: -> [B, T, H, D]. Raises Unsupported for what
+        `require` was not told of, as prompts of different length in one batch.
         """
-        if any(part.starts is not None or part.bias is not None for part in parts):
-            raise Unsupported("flash-attn can neither hide keys (of padding, a document, a window) nor add biases: use attention 'sdpa'")
+        if any(part.first_visible is not None or part.bias is not None for part in parts):
+            raise Unsupported(
+                "flash-attn can neither hide keys (of padding, a document, a window) nor add"
+                " biases: use attention 'sdpa'"
+            )
         q = parts[0].q
-        return attend(GENERATIONS[generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic), self.deterministic], parts)
+        return attend(
+            GENERATIONS[
+                generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic),
+                self.deterministic,
+            ],
+            parts,
+        )
 
 
 @constant
 def generation_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
     """Which generation serves."""
-    return newest_sound(Need(device, dtype, d_head), deterministic)[0]
+    return newest_sound(AttentionRequirements(device, dtype, d_head), deterministic)[0]
 
 
 @hookimpl

@@ -1,4 +1,6 @@
-"""The flash-attn package's generations behind one interface: two custom operators, which compilers need not look into."""
+"""The flash-attn package's generations behind one interface: two custom operators, which compilers
+need not look into.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from lswt_core.interfaces import Need, Unsupported
-from lswt_core.merge import Gradients, Kernel, fault_of
-from lswt_core.parts import scale_of
+from lswt_core.interfaces import AttentionRequirements, Unsupported
+from lswt_core.plugin_api.attention import scale_of
+from lswt_core.plugin_api.attention_merge import Gradients, Kernel, fault_of
 
 # newest first: generation, and the module with its forward and backward passes
-HOMES = {4: "flash_attn.cute.interface", 3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
+HOMES = {
+    4: "flash_attn.cute.interface",
+    3: "flash_attn_interface",
+    2: "flash_attn.flash_attn_interface",
+}
 
 
 def attend_4(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """FlashAttention 4 (flash-attn-4, written in CuTe)."""
-    out, total, *_ = home._flash_attn_fwd(q, k, v, softmax_scale=scale_of(q), causal=causal, return_lse=True)
+    out, total, *_ = home._flash_attn_fwd(
+        q, k, v, softmax_scale=scale_of(q), causal=causal, return_lse=True
+    )
     return out, total
 
 
 def differentiate_4(
-    home: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool, deterministic: bool
+    home: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    causal: bool,
+    deterministic: bool,
 ) -> Gradients:
     """Its backward pass."""
     options = {"softmax_scale": scale_of(q), "causal": causal, "deterministic": deterministic}
@@ -38,7 +54,15 @@ def attend_3(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[
 
 
 def differentiate_3(
-    home: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool, deterministic: bool
+    home: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    causal: bool,
+    deterministic: bool,
 ) -> Gradients:
     """Its backward pass, which writes where it is told."""
     into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
@@ -47,22 +71,45 @@ def differentiate_3(
     return into["dq"], into["dk"], into["dv"]
 
 
-NO_WINDOW: dict[str, Any] = {"window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None}
+NO_WINDOW: dict[str, Any] = {
+    "window_size_left": -1,
+    "window_size_right": -1,
+    "softcap": 0.0,
+    "alibi_slopes": None,
+}
 
 
 def attend_2(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """FlashAttention 2 (flash-attn from 2.7)."""
-    options = {"dropout_p": 0.0, "softmax_scale": scale_of(q), "causal": causal, "return_softmax": False}
+    options = {
+        "dropout_p": 0.0,
+        "softmax_scale": scale_of(q),
+        "causal": causal,
+        "return_softmax": False,
+    }
     out, total, *_ = home._flash_attn_forward(q, k, v, **options, **NO_WINDOW)
     return out, total
 
 
 def differentiate_2(
-    home: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool, deterministic: bool
+    home: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    causal: bool,
+    deterministic: bool,
 ) -> Gradients:
     """Its backward pass, which writes where it is told."""
     into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
-    options = {"dropout_p": 0.0, "softmax_scale": scale_of(q), "causal": causal, "deterministic": deterministic}
+    options = {
+        "dropout_p": 0.0,
+        "softmax_scale": scale_of(q),
+        "causal": causal,
+        "deterministic": deterministic,
+    }
     home._flash_attn_backward(grad, q, k, v, out, total, **into, **options, **NO_WINDOW)
     return into["dq"], into["dk"], into["dv"]
 
@@ -72,15 +119,19 @@ DIFFERENTIATE = {4: differentiate_4, 3: differentiate_3, 2: differentiate_2}
 
 
 def home_of(generation: int) -> Any:
-    """The module of a generation; raises whatever importing the package raises: a missing package, a build for another torch, a
-    compiler of kernels that refuses.
+    """The module of a generation; raises whatever importing the package raises: a missing package,
+    a build for another torch, a compiler of kernels that refuses.
     """
     return importlib.import_module(HOMES[generation])
 
 
 @library.custom_op("lswt_flash::attend", mutates_args=())
-def flash_attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
-    """The weighted sum of values [B, T, H, D], and the logarithm of the sum of exp(scores) [B, H, T]."""
+def flash_attend(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of values [B, T, H, D], and the logarithm of the sum of exp(scores) [B, H,
+    T].
+    """
     out, total = ATTEND[generation](home_of(generation), q, k, v, causal)
     return out, total
 
@@ -88,7 +139,9 @@ def flash_attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int)
 @flash_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, causal: bool, generation: int) -> tuple[Tensor, Tensor]:
     rows, length, heads, _ = q.shape
-    return torch.empty_like(q), q.new_empty((rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32))
+    return torch.empty_like(q), q.new_empty(
+        (rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32)
+    )
 
 
 @library.custom_op("lswt_flash::differentiate", mutates_args=())
@@ -104,7 +157,9 @@ def flash_differentiate(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values."""
-    return DIFFERENTIATE[generation](home_of(generation), grad, q, k, v, out, total, causal, deterministic)
+    return DIFFERENTIATE[generation](
+        home_of(generation), grad, q, k, v, out, total, causal, deterministic
+    )
 
 
 @flash_differentiate.register_fake
@@ -133,19 +188,36 @@ class FlashKernel(Kernel):
         out, total = flash_attend(q, k, v, causal, self.generation)
         return out, total
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
+    def differentiate(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        total: Tensor,
+        causal: bool,
+    ) -> Gradients:
         """See Kernel."""
-        dq, dk, dv = flash_differentiate(grad, q, k, v, out, total, causal, self.generation, self.deterministic)
+        dq, dk, dv = flash_differentiate(
+            grad, q, k, v, out, total, causal, self.generation, self.deterministic
+        )
         return dq, dk, dv
 
 
-GENERATIONS = {(generation, fixed): FlashKernel(generation, fixed) for generation in HOMES for fixed in (False, True)}
-searched: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}  # what was tried is not tried again
+GENERATIONS = {
+    (generation, fixed): FlashKernel(generation, fixed)
+    for generation in HOMES
+    for fixed in (False, True)
+}
+# what was tried is not tried again
+searched: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}
 
 
-def newest_sound(need: Need, deterministic: bool) -> tuple[int, list[str]]:
-    """The newest generation that is installed and gives, in a small trial on the device, what it should; and what is wrong with newer
-    ones. Raises Unsupported, with every cause, if there is none.
+def newest_sound(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
+    """The newest generation that is installed and gives, in a small trial on the device, what it
+    should; and what is wrong with newer ones. Raises Unsupported, with every cause, if there is
+    none.
     """
     key = (need.dtype, need.d_head, deterministic)
     if key not in searched:
@@ -153,7 +225,7 @@ def newest_sound(need: Need, deterministic: bool) -> tuple[int, list[str]]:
     return searched[key]
 
 
-def search(need: Need, deterministic: bool) -> tuple[int, list[str]]:
+def search(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
     """The same, looked for anew."""
     causes: list[str] = []
     for generation in HOMES:
@@ -166,4 +238,7 @@ def search(need: Need, deterministic: bool) -> tuple[int, list[str]]:
         if fault is None:
             return generation, causes
         causes.append(f"version {generation}: {fault}")
-    raise Unsupported("the flash-attn package cannot be used (pip install --no-build-isolation flash-attn): " + "; ".join(causes))
+    raise Unsupported(
+        "the flash-attn package cannot be used (pip install --no-build-isolation flash-attn): "
+        + "; ".join(causes)
+    )

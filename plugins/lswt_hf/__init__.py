@@ -1,6 +1,7 @@
 """Data sets and tokenizers of the HuggingFace libraries, from the Hub or from disk.
 
-HF_CACHE_DIR says where downloads are kept and HF_API_KEY opens gated repositories; neither is ever written anywhere.
+HF_CACHE_DIR says where downloads are kept and HF_API_KEY opens gated repositories; neither is ever
+written anywhere.
 """
 
 from __future__ import annotations

@@ -10,19 +10,21 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from lswt_core.errors import DataError, PluginError
-from lswt_core.hub import access, cause
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.randomness import derive
+from lswt_core.plugin_api.hub import access, cause
+from lswt_core.plugin_api.seeding import derive
 
 SHARE = 32  # one row in so many is held out where no split for it is named
 
 
 class HuggingFaceData(DataSource):
-    """A data set of the Hub, or a local directory of data files; a document is the string in ``column``.
+    """A data set of the Hub, or a local directory of data files; a document is the string in
+    ``column``.
 
-    ``streaming`` reads rows as they are needed and tokenises nothing beforehand. Where ``valid_split`` is empty, the held-out
-    text comes from ``train_split``: every row whose number's hash is divisible by 32 or, of a stream, the first
-    ``valid_documents`` rows, so that evaluation need not read far.
+    ``streaming`` reads rows as they are needed and tokenises nothing beforehand. Where
+    ``valid_split`` is empty, the held-out text comes from ``train_split``: every row whose number's
+    hash is divisible by 32 or, of a stream, the first ``valid_documents`` rows, so that evaluation
+    need not read far.
     """
 
     name = "hf"
@@ -54,7 +56,15 @@ class HuggingFaceData(DataSource):
 
     def fingerprint(self) -> str:
         """A hash of the texts; of a stream, which cannot be read for it, a hash of the options."""
-        options = [self.path, self.subset, self.revision, self.train_split, self.valid_split, self.column, self.valid_documents]
+        options = [
+            self.path,
+            self.subset,
+            self.revision,
+            self.train_split,
+            self.valid_split,
+            self.column,
+            self.valid_documents,
+        ]
         digest = blake2b(repr(options if self.streaming else "content").encode(), digest_size=16)
         for split in () if self.streaming else ("train", "valid"):
             for document in self.documents(split):
@@ -71,10 +81,16 @@ class HuggingFaceData(DataSource):
         if self.column not in row:
             near = get_close_matches(self.column, row, 1)
             cure = f"set data.column to one of them{f', perhaps {near[0]!r}' if near else ''}"
-            raise DataError(f"data set {self.path!r}, {where}: no column {self.column!r} among {', '.join(map(repr, row))}; {cure}")
+            raise DataError(
+                f"data set {self.path!r}, {where}: no column {self.column!r} among"
+                f" {', '.join(map(repr, row))}; {cure}"
+            )
         if not isinstance(row[self.column], str):
             found = type(row[self.column]).__name__
-            raise DataError(f"data set {self.path!r}, {where}: column {self.column!r} holds a {found}, not a string; set data.column")
+            raise DataError(
+                f"data set {self.path!r}, {where}: column {self.column!r} holds a {found}, not a"
+                " string; set data.column"
+            )
         return row[self.column]
 
     def _rows(self, split: str) -> Iterator[Mapping[str, Any]]:
@@ -82,11 +98,29 @@ class HuggingFaceData(DataSource):
         try:
             from datasets import load_dataset
         except ImportError as error:
-            raise PluginError(f"data source 'hf' needs the datasets library: {error}; pip install 'datasets>=4'") from error
+            raise PluginError(
+                f"data source 'hf' needs the datasets library: {error}; pip install 'datasets>=4'"
+            ) from error
         try:
-            yield from load_dataset(self.path, self.subset or None, split=split, streaming=self.streaming, **access(self.revision))
+            yield from load_dataset(
+                self.path,
+                self.subset or None,
+                split=split,
+                streaming=self.streaming,
+                **access(self.revision),
+            )
         except Exception as error:  # the library's own and its network client's have no common base
-            what = f"split {split!r} of data set {self.path!r}" + (f" ({self.subset})" if self.subset else "")
-            cure = "check data.path, data.subset and the splits; without a network set data.path to a local directory, or take other text"
-            others = "data.use=text (your own files) or data.use=stdlib (Python's standard library, always there)"
-            raise DataError(f"{what} cannot be read: {cause(error)}\n  fix: {cure}: {others}") from error
+            what = f"split {split!r} of data set {self.path!r}" + (
+                f" ({self.subset})" if self.subset else ""
+            )
+            cure = (
+                "check data.path, data.subset and the splits; without a network set data.path to a"
+                " local directory, or take other text"
+            )
+            others = (
+                "data.use=text (your own files) or data.use=stdlib (Python's standard library,"
+                " always there)"
+            )
+            raise DataError(
+                f"{what} cannot be read: {cause(error)}\n  fix: {cure}: {others}"
+            ) from error

@@ -1,4 +1,6 @@
-"""Lion: the sign of momentum and gradient mixed, a momentum of longer memory kept (Chen et al. 2023, arXiv 2302.06675)."""
+"""Lion: the sign of momentum and gradient mixed, a momentum of longer memory kept (Chen et al.
+2023, arXiv 2302.06675).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,15 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, require_bounds
+from lswt_core.plugin_api.optimizer import BucketOptimizer, require_bounds
 
 
 class Lion(BucketOptimizer, Optimizer):
-    """``p -= lr sign(b1 m + (1-b1) g)`` after decoupled weight decay, then ``m = b2 m + (1-b2) g`` (Algorithm 2).
+    """``p -= lr sign(b1 m + (1-b1) g)`` after decoupled weight decay, then ``m = b2 m + (1-b2) g``
+    (Algorithm 2).
 
-    The paper advises a learning rate 3 to 10 times below AdamW's and a decay as many times above: ``lr * weight_decay`` stays what
-    it was.
+    The paper advises a learning rate 3 to 10 times below AdamW's and a decay as many times above:
+    ``lr * weight_decay`` stays what it was.
     """
 
     name = "lion"
@@ -49,7 +52,13 @@ class Lion(BucketOptimizer, Optimizer):
             self.state[p]["momentum"] = self.zeros(p)
         return self.state[p]
 
-    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+    ) -> None:
         """One step of the same size in every coordinate."""
         moments = [state["momentum"] for state in states]
         mixed = torch._foreach_mul(moments, self.beta1)

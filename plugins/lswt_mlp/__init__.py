@@ -12,7 +12,20 @@ from torch.nn.functional import elu, gelu, mish, relu, silu, softplus
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Dims, FeedForward
 
-Activation = Literal["silu", "gelu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "softplus", "exp", "elu1", "mish", "identity"]
+Activation = Literal[
+    "silu",
+    "gelu",
+    "gelu-tanh",
+    "relu",
+    "relu2",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "exp",
+    "elu1",
+    "mish",
+    "identity",
+]
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
@@ -39,10 +52,11 @@ PRIMER = """@inproceedings{so2021primer,
 
 
 class GatedLinearUnit(FeedForward):
-    """fc2(value * activation(gate)), value and gate the halves of fc1(x), the gate second (Shazeer 2020, arXiv 2002.05202, eq. 5 and 6).
+    """fc2(value * activation(gate)), value and gate the halves of fc1(x), the gate second (Shazeer
+    2020, arXiv 2002.05202, eq. 5 and 6).
 
-    ``d_ffn`` is the width after gating. Named variants: "gelu" is the component ``geglu``, "relu" ``reglu``, "silu" ``swiglu``;
-    "sigmoid" is the paper's GLU, "identity" its bilinear layer.
+    ``d_ffn`` is the width after gating. Named variants: "gelu" is the component ``geglu``, "relu"
+    ``reglu``, "silu" ``swiglu``; "sigmoid" is the paper's GLU, "identity" its bilinear layer.
     """
 
     name = "glu"
@@ -61,7 +75,9 @@ class GatedLinearUnit(FeedForward):
 
 
 class GeGlu(GatedLinearUnit, FeedForward):
-    """GEGLU: fc2(value * gelu(gate)), with the exact (erf) GELU (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    """GEGLU: fc2(value * gelu(gate)), with the exact (erf) GELU (Shazeer 2020, arXiv 2002.05202,
+    eq. 6).
+    """
 
     name = "geglu"
     citation = GLU_VARIANTS
@@ -81,7 +97,9 @@ class ReGlu(GatedLinearUnit, FeedForward):
 
 
 class Mlp(FeedForward):
-    """fc2(activation(fc1(x))) with any of the activations; the default is also the component ``relu2``."""
+    """fc2(activation(fc1(x))) with any of the activations; the default is also the component
+    ``relu2``.
+    """
 
     name = "mlp"
     citation = PRIMER
@@ -98,7 +116,8 @@ class Mlp(FeedForward):
 
 
 class SquaredRelu(Mlp, FeedForward):
-    """Squared ReLU: fc2(relu(fc1(x))^2), the activation of Primer (So et al. 2021, arXiv 2109.08668).
+    """Squared ReLU: fc2(relu(fc1(x))^2), the activation of Primer (So et al. 2021, arXiv
+    2109.08668).
 
     At the same ``d_ffn`` it has two thirds of a gated layer's parameters.
     """

@@ -10,18 +10,21 @@ from annotated_types import Ge, Gt, Lt
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import require_bounds
+from lswt_core.plugin_api.optimizer import require_bounds
 
 
 class Muon(Optimizer):
-    """``m = mu m + (1-mu) g; p -= lr scale NS(m)`` after decoupled decay, NS the momentum with its singular values brought near 1 by
-    ``ns_steps`` Newton-Schulz iterations in bfloat16, (1-mu) g + mu m in m's place with ``nesterov`` (Jordan et al. 2024).
+    """``m = mu m + (1-mu) g; p -= lr scale NS(m)`` after decoupled decay, NS the momentum with its
+    singular values brought near 1 by ``ns_steps`` Newton-Schulz iterations in bfloat16, (1-mu) g +
+    mu m in m's place with ``nesterov`` (Jordan et al. 2024).
 
-    Hidden matrices are those a group lists in ``matrices``: the weights of all linear layers of the blocks. Embeddings, the
-    projections to and from the vocabulary, norms, biases and registers are AdamW's, at ``adamw_lr``; so is all of a group that lists
-    none. ``scale`` "original" is sqrt(max(1, rows / columns)), "match_rms_adamw" 0.2 sqrt(max(rows, columns)), at which AdamW's rate
-    and decay can be kept (Liu et al. 2025, arXiv 2502.16982). ``eps`` bounds both denominators. A gated layer's fc1 holds value and
-    gate in one matrix, and is orthogonalised as one.
+    Hidden matrices are those a group lists in ``matrices``: the weights of all linear layers of the
+    blocks. Embeddings, the projections to and from the vocabulary, norms, biases and registers are
+    AdamW's, at ``adamw_lr``; so is all of a group that lists none. ``scale`` "original" is
+    sqrt(max(1, rows / columns)), "match_rms_adamw" 0.2 sqrt(max(rows, columns)), at which AdamW's
+    rate and decay can be kept (Liu et al. 2025, arXiv 2502.16982). ``eps`` bounds both
+    denominators. A gated layer's fc1 holds value and gate in one matrix, and is orthogonalised as
+    one.
     """
 
     name = "muon"
@@ -47,23 +50,44 @@ class Muon(Optimizer):
         adamw_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9,
         adamw_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95,
     ) -> None:
-        require_bounds(type(self), lr=lr, momentum=momentum, ns_steps=ns_steps, weight_decay=weight_decay, eps=eps)
-        require_bounds(type(self), adamw_lr=adamw_lr, adamw_beta1=adamw_beta1, adamw_beta2=adamw_beta2)
+        require_bounds(
+            type(self),
+            lr=lr,
+            momentum=momentum,
+            ns_steps=ns_steps,
+            weight_decay=weight_decay,
+            eps=eps,
+        )
+        require_bounds(
+            type(self), adamw_lr=adamw_lr, adamw_beta1=adamw_beta1, adamw_beta2=adamw_beta2
+        )
         common: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps}
-        muon: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": scale}
+        muon: dict[str, Any] = {
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": scale,
+        }
         self._options: dict[bool, dict[str, Any]] = {
             True: {"lr": lr, **muon, **common},
             False: {"lr": adamw_lr, "betas": (adamw_beta1, adamw_beta2), **common},
         }
-        divided = sorted(divide(groups), key=lambda group: not group["hidden"])  # hidden matrices first
+        # hidden matrices first
+        divided = sorted(divide(groups), key=lambda group: not group["hidden"])
         self._parts: dict[bool, torch.optim.Optimizer] = {}
         for group in divided:
             self._take(group)
-        defaults = {key: value for part in self._parts.values() for key, value in part.defaults.items()}
-        super().__init__([group for part in self._parts.values() for group in part.param_groups], defaults)
+        defaults = {
+            key: value for part in self._parts.values() for key, value in part.defaults.items()
+        }
+        super().__init__(
+            [group for part in self._parts.values() for group in part.param_groups], defaults
+        )
 
     def _take(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Give a divided group to the optimizer of its kind; returns the group with that one's options."""
+        """Give a divided group to the optimizer of its kind; returns the group with that one's
+        options.
+        """
         hidden: bool = group["hidden"]
         if hidden in self._parts:
             self._parts[hidden].add_param_group(group)
@@ -97,17 +121,30 @@ def divide(groups: Iterable[Any]) -> Iterator[dict[str, Any]]:
     given = list(groups)  # of tensors, (name, tensor) or dicts
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         matrices = set(group.get("matrices", ()))
-        rest = {key: value for key, value in group.items() if key not in ("params", "names", "matrices")}
+        rest = {
+            key: value for key, value in group.items() if key not in ("params", "names", "matrices")
+        }
         if not matrices:
-            yield {key: value for key, value in group.items() if key != "matrices"} | {"hidden": False}
+            yield {key: value for key, value in group.items() if key != "matrices"} | {
+                "hidden": False
+            }
             continue
         params = list(group["params"])
-        named = params if isinstance(params[0], tuple) else list(zip(group["names"], params, strict=True))
+        named = (
+            params
+            if isinstance(params[0], tuple)
+            else list(zip(group["names"], params, strict=True))
+        )
         for hidden in (True, False):
             chosen = {name: p for name, p in named if (name in matrices) is hidden}
             if chosen:
                 label = "hidden matrices" if hidden else group.get("name", "other parameters")
-                yield rest | {"name": label, "params": list(chosen.values()), "names": list(chosen), "hidden": hidden}
+                yield rest | {
+                    "name": label,
+                    "params": list(chosen.values()),
+                    "names": list(chosen),
+                    "hidden": hidden,
+                }
 
 
 @hookimpl

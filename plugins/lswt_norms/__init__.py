@@ -1,7 +1,7 @@
 """Normalisation layers, from torch.
 
-Both compute in the precision of their weights, float32 in a run: then what they return, and with it the residual stream, is
-float32 under CPU autocast too, as it is under CUDA's.
+Both compute in the precision of their weights, float32 in a run: then what they return, and with it
+the residual stream, is float32 under CPU autocast too, as it is under CUDA's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class LayerNorm(Norm):
 
 
 class RmsNorm(Norm):
-    """Root mean square over the width, then weight; no mean, no bias (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """Root mean square over the width, then weight; no mean, no bias (Zhang and Sennrich 2019,
+    arXiv 1910.07467).
+    """
 
     name = "rmsnorm"
     citation = """@inproceedings{zhang2019root,

@@ -1,4 +1,6 @@
-"""Python sources that are on every machine which can run this: the standard library, and what is installed beside it."""
+"""Python sources that are on every machine which can run this: the standard library, and what is
+installed beside it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ from typing import Literal
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.randomness import derive
+from lswt_core.plugin_api.seeding import derive
 
-SKIPPED = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"})  # directories
+# directories
+SKIPPED = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+)
 SHARE = 32  # one file in so many is held out
 
 
 class StandardLibrary(DataSource):
-    """The running Python's own standard library: about 600 files, 11 MB, without tests. A document is a file.
+    """The running Python's own standard library: about 600 files, 11 MB, without tests. A document
+    is a file.
 
     Its content varies with the Python release, so losses compare on one machine only.
     """
@@ -33,7 +39,7 @@ class StandardLibrary(DataSource):
         """The files of a split, in the order of their paths."""
         return read(Path(sysconfig.get_paths()["stdlib"]), split)
 
-    def size(self, split: Literal["train", "valid"]) -> int:
+    def n_bytes(self, split: Literal["train", "valid"]) -> int:
         """Of the files."""
         return size_of(Path(sysconfig.get_paths()["stdlib"]), split)
 
@@ -43,7 +49,9 @@ class StandardLibrary(DataSource):
 
 
 class SitePackages(DataSource):
-    """The Python sources of all packages installed beside the running Python (200 MB where this is installed). A document is a file."""
+    """The Python sources of all packages installed beside the running Python (200 MB where this is
+    installed). A document is a file.
+    """
 
     name = "site-packages"
 
@@ -54,7 +62,7 @@ class SitePackages(DataSource):
         """The files of a split, in the order of their paths."""
         return read(Path(sysconfig.get_paths()["purelib"]), split)
 
-    def size(self, split: Literal["train", "valid"]) -> int:
+    def n_bytes(self, split: Literal["train", "valid"]) -> int:
         """Of the files."""
         return size_of(Path(sysconfig.get_paths()["purelib"]), split)
 
@@ -66,7 +74,11 @@ class SitePackages(DataSource):
 def files(root: Path) -> list[str]:
     """The Python files below a directory, as sorted relative paths."""
     found = (path.relative_to(root) for path in root.rglob("*.py"))
-    return sorted(path.as_posix() for path in found if SKIPPED.isdisjoint(path.parent.parts) and (root / path).is_file())
+    return sorted(
+        path.as_posix()
+        for path in found
+        if SKIPPED.isdisjoint(path.parent.parts) and (root / path).is_file()
+    )
 
 
 def read(root: Path, split: Literal["train", "valid"]) -> Iterator[Document]:

@@ -9,10 +9,10 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, HeadNorm
+from lswt_core.interfaces import Dims, QKNorm
 
 
-class NoNorm(HeadNorm):
+class NoNorm(QKNorm):
     """Queries and keys as they are projected."""
 
     name = "none"
@@ -25,11 +25,13 @@ class NoNorm(HeadNorm):
         return x
 
 
-class RmsHeadNorm(HeadNorm):
-    """x / (rms(x) + eps) * weight over the width of every head, with a weight [H, D] (query-key normalisation, Henry et al. 2020,
-    arXiv 2010.04245, with the root mean square of Zhang and Sennrich 2019, arXiv 1910.07467).
+class RmsHeadNorm(QKNorm):
+    """x / (rms(x) + eps) * weight over the width of every head, with a weight [H, D] (query-key
+    normalisation, Henry et al. 2020, arXiv 2010.04245, with the root mean square of Zhang and
+    Sennrich 2019, arXiv 1910.07467).
 
-    As the LSWTransformer's later version has it: eps is added to the root, and registers are not normed.
+    As the LSWTransformer's later version has it: eps is added to the root, and registers are not
+    normed.
     """
 
     name = "rms"

@@ -1,4 +1,6 @@
-"""Files of records: found, split into training and held-out records, and fingerprinted alike whatever their format."""
+"""Files of records: found, split into training and held-out records, and fingerprinted alike
+whatever their format.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,15 @@ from lswt_core.interfaces import DataSource, Document
 class Records(DataSource):
     """Documents that stand many in a file, one a record, under one key.
 
-    Held out are the files listed in ``valid``; else every n-th record from the first on, n being 1 / ``valid_share``.
+    Held out are the files listed in ``valid``; else every n-th record from the first on, n being 1
+    / ``valid_share``.
     """
 
     suffixes: ClassVar[tuple[str, ...]]  # of the files taken from a directory
 
-    def __init__(self, paths: list[str], key: str, valid: list[str] | None, valid_share: float) -> None:
+    def __init__(
+        self, paths: list[str], key: str, valid: list[str] | None, valid_share: float
+    ) -> None:
         self.paths, self.key, self.valid, self.valid_share = paths, key, valid, valid_share
 
     @abstractmethod
@@ -33,11 +38,17 @@ class Records(DataSource):
         """The records of a split, in the order of ``paths``, sorted within each."""
         listed = self.find(self.valid or [])
         if listed:
-            files = listed if split == "valid" else [file for file in self.find(self.paths) if file not in listed]
+            files = (
+                listed
+                if split == "valid"
+                else [file for file in self.find(self.paths) if file not in listed]
+            )
             yield from (document for file in files for document in self.records(file))
             return
         every = round(1 / self.valid_share)
-        for number, document in enumerate(document for file in self.find(self.paths) for document in self.records(file)):
+        for number, document in enumerate(
+            document for file in self.find(self.paths) for document in self.records(file)
+        ):
             if (number % every == 0) == (split == "valid"):
                 yield document
 
@@ -63,7 +74,10 @@ class Records(DataSource):
                 matches = list(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
             files = [file for file in sorted(matches) if file.is_file()]
             if not files:
-                raise DataError(f"{path!r} names no {self.name} file (looked from {Path.cwd()}): mend data.paths or data.valid")
+                raise DataError(
+                    f"{path!r} names no {self.name} file (looked from {Path.cwd()}): mend"
+                    " data.paths or data.valid"
+                )
             for file in files:
                 found.setdefault(file.resolve(), file)
         return list(found.values())
@@ -73,4 +87,6 @@ def missing(where: str, what: str, key: str, present: list[str]) -> DataError:
     """A record has no such key; name those it has, and the nearest."""
     near = get_close_matches(key, present, 1)
     cure = f"set data.{what} to one of them{f', perhaps {near[0]!r}' if near else ''}"
-    return DataError(f"{where}: no {what} {key!r} among {', '.join(map(repr, present)) or 'none'}; {cure}")
+    return DataError(
+        f"{where}: no {what} {key!r} among {', '.join(map(repr, present)) or 'none'}; {cure}"
+    )

@@ -17,10 +17,12 @@ from lswt_records.files import Records, missing
 
 
 class JsonLines(Records, DataSource):
-    """One JSON object a line, plain or gzipped (.gz); a document is the string in ``field``. Blank lines are nothing.
+    """One JSON object a line, plain or gzipped (.gz); a document is the string in ``field``. Blank
+    lines are nothing.
 
-    ``paths`` lists files, directories (their .jsonl and .jsonl.gz files, at any depth) and glob patterns. Held out are the
-    files listed in ``valid``; else every n-th record from the first on, n being 1 / ``valid_share``.
+    ``paths`` lists files, directories (their .jsonl and .jsonl.gz files, at any depth) and glob
+    patterns. Held out are the files listed in ``valid``; else every n-th record from the first on,
+    n being 1 / ``valid_share``.
     """
 
     name = "jsonl"
@@ -46,12 +48,18 @@ class JsonLines(Records, DataSource):
     def _text(self, record: Any, where: str) -> str:
         """The text in a record."""
         if not isinstance(record, dict):
-            raise DataError(f"{where}: a JSON {type(record).__name__} where an object with a field {self.key!r} is needed")
+            raise DataError(
+                f"{where}: a JSON {type(record).__name__} where an object with a field {self.key!r}"
+                " is needed"
+            )
         if self.key not in record:
             raise missing(where, "field", self.key, list(record))
         text = record[self.key]
         if not isinstance(text, str):
-            raise DataError(f"{where}: field {self.key!r} is {json.dumps(text)[:40]}, not a string; repair the line or set data.field")
+            raise DataError(
+                f"{where}: field {self.key!r} is {json.dumps(text)[:40]}, not a string; repair the"
+                " line or set data.field"
+            )
         return text
 
 
@@ -63,7 +71,9 @@ def lines(file: Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(handle, 1):
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}:{number + 1}: cannot be read: {error}; replace the file by a whole copy") from error
+        raise DataError(
+            f"{file}:{number + 1}: cannot be read: {error}; replace the file by a whole copy"
+        ) from error
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -74,10 +84,18 @@ def parse(line: bytes, where: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: byte {error.start} of the line is not UTF-8: {error.reason}; repair or remove the line") from error
+        raise DataError(
+            f"{where}: byte {error.start} of the line is not UTF-8: {error.reason}; repair or"
+            " remove the line"
+        ) from error
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: an escape stands for half a surrogate pair, which is no text; repair or remove the line") from error
+        raise DataError(
+            f"{where}: an escape stands for half a surrogate pair, which is no text; repair or"
+            " remove the line"
+        ) from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no JSON: {error.msg} at column {error.colno}; repair or remove the line") from error
+        raise DataError(
+            f"{where}: no JSON: {error.msg} at column {error.colno}; repair or remove the line"
+        ) from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deep; repair or remove the line") from error

@@ -18,8 +18,9 @@ ROWS = 256  # read at a time
 class Parquet(Records, DataSource):
     """One document a row: the string in ``column``.
 
-    ``paths`` lists files, directories (their .parquet files, at any depth) and glob patterns. Held out are the files listed in
-    ``valid``; else every n-th row from the first on, n being 1 / ``valid_share``.
+    ``paths`` lists files, directories (their .parquet files, at any depth) and glob patterns. Held
+    out are the files listed in ``valid``; else every n-th row from the first on, n being 1 /
+    ``valid_share``.
     """
 
     name = "parquet"
@@ -40,7 +41,9 @@ class Parquet(Records, DataSource):
         for number, text in enumerate(self._values(file)):
             if not isinstance(text, str):
                 cure = "repair the file or set data.column"
-                raise DataError(f"{file}:{number}: column {self.key!r} holds {text!r:.40}, not a string; {cure}")
+                raise DataError(
+                    f"{file}:{number}: column {self.key!r} holds {text!r:.40}, not a string; {cure}"
+                )
             yield Document(f"{file}:{number}", text)
 
     def _values(self, file: Path) -> Iterator[Any]:
@@ -48,7 +51,9 @@ class Parquet(Records, DataSource):
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
-            raise PluginError(f"data source 'parquet' needs pyarrow: {error}; pip install pyarrow") from error
+            raise PluginError(
+                f"data source 'parquet' needs pyarrow: {error}; pip install pyarrow"
+            ) from error
         try:
             with parquet.ParquetFile(file) as table:
                 if self.key not in table.schema_arrow.names:
@@ -56,4 +61,6 @@ class Parquet(Records, DataSource):
                 for batch in table.iter_batches(ROWS, columns=[self.key]):
                     yield from batch.column(0).to_pylist()
         except (ArrowException, OSError) as error:
-            raise DataError(f"{file}: cannot be read: {error}; replace the file by a whole copy") from error
+            raise DataError(
+                f"{file}: cannot be read: {error}; replace the file by a whole copy"
+            ) from error

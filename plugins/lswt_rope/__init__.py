@@ -12,4 +12,13 @@ from lswt_rope.xpos import XPos
 @hookimpl
 def lswt_components() -> list[type]:
     """Offer rotary embeddings."""
-    return [Rope, PartialRope, HighFrequencyRope, XPos, InterpolatedRope, NtkRope, YarnRope, DynamicRope]
+    return [
+        Rope,
+        PartialRope,
+        HighFrequencyRope,
+        XPos,
+        InterpolatedRope,
+        NtkRope,
+        YarnRope,
+        DynamicRope,
+    ]

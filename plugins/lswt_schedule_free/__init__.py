@@ -1,4 +1,6 @@
-"""AdamW that needs no falling rate, because the weights it is judged by are an average (Defazio et al. 2024, arXiv 2405.15682)."""
+"""AdamW that needs no falling rate, because the weights it is judged by are an average (Defazio et
+al. 2024, arXiv 2405.15682).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,18 @@ from annotated_types import Ge, Gt, Lt
 from lswt_core.errors import PluginError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import require_bounds
+from lswt_core.plugin_api.optimizer import require_bounds
 
 
 class ScheduleFree(Optimizer):
-    """AdamWScheduleFree of the authors' package: ``y = (1-b1) z + b1 x; z -= lr g(y) / (sqrt(v) + eps); x = (1-c) x + c z``, with c the
-    step's share of all squared peak rates so far (eq. 3 to 5 and Algorithm 1); decay is taken at y.
+    """AdamWScheduleFree of the authors' package: ``y = (1-b1) z + b1 x; z -= lr g(y) / (sqrt(v) +
+    eps); x = (1-c) x + c z``, with c the step's share of all squared peak rates so far (eq. 3 to 5
+    and Algorithm 1); decay is taken at y.
 
-    Gradients and the training loss are at y. Evaluations, samples and the model in a checkpoint are at x, the average, which
-    ``averaged`` puts in place; y goes into the checkpoint beside z, so that a resumed run goes on from the same bits. It means to be
-    used with ``schedule.use = "constant"`` and a warm-up.
+    Gradients and the training loss are at y. Evaluations, samples and the model in a checkpoint are
+    at x, the average, which ``averaged`` puts in place; y goes into the checkpoint beside z, so
+    that a resumed run goes on from the same bits. It means to be used with ``schedule.use =
+    "constant"`` and a warm-up.
     """
 
     name = "schedule-free"
@@ -46,9 +50,16 @@ class ScheduleFree(Optimizer):
         try:
             from schedulefree import AdamWScheduleFree
         except ImportError as error:
-            raise PluginError(f"optimizer {self.name!r} needs a missing package ({error}): pip install 'lswt-core[optimizers]'") from error
-        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-        self._inner = AdamWScheduleFree(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+            raise PluginError(
+                f"optimizer {self.name!r} needs a missing package ({error}): pip install"
+                " 'lswt-core[optimizers]'"
+            ) from error
+        require_bounds(
+            type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay
+        )
+        self._inner = AdamWScheduleFree(
+            groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+        )
         super().__init__(self._inner.param_groups, self._inner.defaults)
         self._stand_at_y()
 
@@ -63,7 +74,7 @@ class ScheduleFree(Optimizer):
         return self._linked().step(closure)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def eval_parameters(self) -> Iterator[None]:
         """Parameters are x; on leaving they are y again, to the bit."""
         kept = [p for group in self.param_groups for p in group["params"] if p in self.state]
         for p in kept:
@@ -75,7 +86,9 @@ class ScheduleFree(Optimizer):
             self._return_to_y()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state; one that was saved inside of ``averaged`` brings its y, which becomes the parameters."""
+        """Take up a saved state; one that was saved inside of ``averaged`` brings its y, which
+        becomes the parameters.
+        """
         super().load_state_dict(state_dict)
         self._return_to_y()
 

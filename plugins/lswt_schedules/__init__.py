@@ -12,16 +12,21 @@ from lswt_core.interfaces import Horizon, Schedule
 
 
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine that starts where the warm-up ends and reaches ``floor`` where the run ends, to the token.
+    """Linear warm-up, then half a cosine that starts where the warm-up ends and reaches ``floor``
+    where the run ends, to the token.
 
-    The family counts both in tokens; a step always being as many tokens, they cancel. A run that ends within its warm-up only
-    warms up.
+    The family counts both in tokens; a step always being as many tokens, they cancel. A run that
+    ends within its warm-up only warms up.
     """
 
     name = "cosine"
 
     def __init__(
-        self, horizon: Horizon, *, warmup_steps: Annotated[int, Ge(0)] = 2000, floor: Annotated[float, Ge(0), Le(1)] = 0.1
+        self,
+        horizon: Horizon,
+        *,
+        warmup_steps: Annotated[int, Ge(0)] = 2000,
+        floor: Annotated[float, Ge(0), Le(1)] = 0.1,
     ) -> None:
         super().__init__(horizon)
         self.warmup_steps, self.floor = warmup_steps, floor
@@ -34,7 +39,8 @@ class Cosine(Schedule):
 
 
 class WarmupStableDecay(Schedule):
-    """Linear warm-up, full rate, then decay to ``floor`` over the last ``decay_share`` of the run (Hu et al. 2024, arXiv 2404.06395).
+    """Linear warm-up, full rate, then decay to ``floor`` over the last ``decay_share`` of the run
+    (Hu et al. 2024, arXiv 2404.06395).
 
     The shape "1-sqrt" falls fast at first (Hägele et al. 2024, arXiv 2405.18392).
     """

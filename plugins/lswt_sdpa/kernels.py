@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import Need
-from lswt_core.merge import Gradients, Kernel, first_sound
-from lswt_core.parts import scale_of
+from lswt_core.interfaces import AttentionRequirements
+from lswt_core.plugin_api.attention import scale_of
+from lswt_core.plugin_api.attention_merge import Gradients, Kernel, first_verified
 
 aten = torch.ops.aten
 ALIGNED = 32  # the memory-efficient kernel keeps so many sums together
@@ -19,13 +19,26 @@ class OnCpu(Kernel):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        out, total = aten._scaled_dot_product_flash_attention_for_cpu(*swapped(q, k, v), is_causal=causal)
+        out, total = aten._scaled_dot_product_flash_attention_for_cpu(
+            *swapped(q, k, v), is_causal=causal
+        )
         return out.transpose(1, 2), total
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
+    def differentiate(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        total: Tensor,
+        causal: bool,
+    ) -> Gradients:
         """See Kernel."""
         given = swapped(grad, q, k, v, out)
-        return back(*aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, total, 0.0, causal))
+        return back(
+            *aten._scaled_dot_product_flash_attention_for_cpu_backward(*given, total, 0.0, causal)
+        )
 
 
 class TorchFlash(Kernel):
@@ -33,10 +46,21 @@ class TorchFlash(Kernel):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        out, total, *_ = aten._scaled_dot_product_flash_attention(*swapped(q, k, v), 0.0, causal, False, scale=scale_of(q))
+        out, total, *_ = aten._scaled_dot_product_flash_attention(
+            *swapped(q, k, v), 0.0, causal, False, scale=scale_of(q)
+        )
         return out.transpose(1, 2), total
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
+    def differentiate(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        total: Tensor,
+        causal: bool,
+    ) -> Gradients:
         """See Kernel. What its random numbers came from matters for dropout alone."""
         seed, offset = q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64)
         lengths = (None, None, q.shape[1], k.shape[1])
@@ -49,14 +73,34 @@ class Cudnn(Kernel):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        out, total, *_ = aten._scaled_dot_product_cudnn_attention(*swapped(q, k, v), None, True, 0.0, causal, False, scale=scale_of(q))
+        out, total, *_ = aten._scaled_dot_product_cudnn_attention(
+            *swapped(q, k, v), None, True, 0.0, causal, False, scale=scale_of(q)
+        )
         return out.transpose(1, 2), total.squeeze(-1) if total.ndim == 4 else total
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
+    def differentiate(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        total: Tensor,
+        causal: bool,
+    ) -> Gradients:
         """See Kernel."""
         seed, offset = (q.new_empty((), dtype=torch.int64) for _ in range(2))
         lengths = (None, None, q.shape[1], k.shape[1])
-        given = (*swapped(grad, q, k, v, out), total[..., None].contiguous(), seed, offset, None, *lengths, 0.0, causal)
+        given = (
+            *swapped(grad, q, k, v, out),
+            total[..., None].contiguous(),
+            seed,
+            offset,
+            None,
+            *lengths,
+            0.0,
+            causal,
+        )
         return back(*aten._scaled_dot_product_cudnn_attention_backward(*given, scale=scale_of(q)))
 
 
@@ -65,28 +109,61 @@ class MemoryEfficient(Kernel):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        out, total, *_ = aten._scaled_dot_product_efficient_attention(*swapped(q, k, v), None, True, 0.0, causal, scale=scale_of(q))
+        out, total, *_ = aten._scaled_dot_product_efficient_attention(
+            *swapped(q, k, v), None, True, 0.0, causal, scale=scale_of(q)
+        )
         return out.transpose(1, 2), total[..., : q.shape[1]]
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Gradients:
+    def differentiate(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        total: Tensor,
+        causal: bool,
+    ) -> Gradients:
         """See Kernel."""
-        total = torch.nn.functional.pad(total, (0, -q.shape[1] % ALIGNED), value=torch.inf)  # exp(score - inf) is nothing
+        # exp(score - inf) is nothing
+        total = torch.nn.functional.pad(total, (0, -q.shape[1] % ALIGNED), value=torch.inf)
         seed, offset = (q.new_empty((), dtype=torch.int64) for _ in range(2))
         grad, q_, k_, v_, out = swapped(grad, q, k, v, out)
-        given = (grad, q_, k_, v_, None, out, total, seed, offset, 0.0, [True, True, True, False], causal)
-        return back(*aten._scaled_dot_product_efficient_attention_backward(*given, scale=scale_of(q))[:3])
+        given = (
+            grad,
+            q_,
+            k_,
+            v_,
+            None,
+            out,
+            total,
+            seed,
+            offset,
+            0.0,
+            [True, True, True, False],
+            causal,
+        )
+        return back(
+            *aten._scaled_dot_product_efficient_attention_backward(*given, scale=scale_of(q))[:3]
+        )
 
 
-KERNELS: dict[str, Kernel] = {"cpu": OnCpu(), "cudnn": Cudnn(), "flash": TorchFlash(), "memory-efficient": MemoryEfficient()}
-tried_before: dict[tuple[str, torch.dtype, int], tuple[str, list[str]]] = {}  # what was tried is not tried again
+KERNELS: dict[str, Kernel] = {
+    "cpu": OnCpu(),
+    "cudnn": Cudnn(),
+    "flash": TorchFlash(),
+    "memory-efficient": MemoryEfficient(),
+}
+# what was tried is not tried again
+tried_before: dict[tuple[str, torch.dtype, int], tuple[str, list[str]]] = {}
 
 
 def kernel_name(device: str, dtype: torch.dtype, d_head: int) -> str:
     """Which of KERNELS runs parts one by one on a device; "": none does."""
-    return tried(Need(device, dtype, d_head))[0]
+    return tried(AttentionRequirements(device, dtype, d_head))[0]
 
 
-def tried(need: Need) -> tuple[str, list[str]]:
+def tried(need: AttentionRequirements) -> tuple[str, list[str]]:
     """The same, and what is wrong with those that would be faster."""
     if need.device in ("cpu", "meta"):  # meta: planning, nothing is computed
         return "cpu", []
@@ -94,7 +171,9 @@ def tried(need: Need) -> tuple[str, list[str]]:
         return "", [f"no kernel for {need.device} tells the logarithms of its sums"]
     key = (need.device, need.dtype, need.d_head)
     if key not in tried_before:
-        name, faults = first_sound({name: KERNELS[name] for name in candidates(need.dtype)}, need)
+        name, faults = first_verified(
+            {name: KERNELS[name] for name in candidates(need.dtype)}, need
+        )
         tried_before[key] = (name or "", faults)
     return tried_before[key]
 
@@ -104,7 +183,9 @@ def candidates(dtype: torch.dtype) -> list[str]:
     if dtype not in (torch.float16, torch.bfloat16):
         return ["memory-efficient"]
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= HOPPER
-    return ["cudnn", "flash", "memory-efficient"] if hopper else ["flash", "cudnn", "memory-efficient"]
+    return (
+        ["cudnn", "flash", "memory-efficient"] if hopper else ["flash", "cudnn", "memory-efficient"]
+    )
 
 
 def swapped(*tensors: Tensor) -> list[Tensor]:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, Memory, Project, Segment, State
+from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 
 
 class SoftmaxOffByOne(Memory):
-    """One more in the softmax's denominator, so that a head may attend to nothing: exp(s_i) / (1 + sum_j exp(s_j)) (Miller 2023).
+    """One more in the softmax's denominator, so that a head may attend to nothing: exp(s_i) / (1 +
+    sum_j exp(s_j)) (Miller 2023).
 
     It is a sink whose key and value are zero, and learns nothing.
     """
@@ -20,18 +21,22 @@ class SoftmaxOffByOne(Memory):
   title={Attention Is Off By One}, author={Miller, Evan}, year={2023},
   howpublished={\\url{https://www.evanmiller.org/attention-is-off-by-one.html}}}"""
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
         """Add a sink of zeros; nothing is remembered."""
-        segments = project(x, at)
+        segments = project(x, positions)
         nothing = torch.zeros_like(segments[-1].v[:, :1])  # [B, 1, H, D]
-        return [Segment(nothing, nothing, None), *segments], None
+        return [KeyValue(nothing, nothing, None), *segments], None
 
 
 class SinkLogit(Memory):
-    """A learned logit b_h for every head in the softmax's denominator: exp(s_i) / (exp(b_h) + sum_j exp(s_j)), as gpt-oss has it.
+    """A learned logit b_h for every head in the softmax's denominator: exp(s_i) / (exp(b_h) + sum_j
+    exp(s_j)), as gpt-oss has it.
 
-    After OpenAI 2025 (arXiv 2508.10925). Logits start at 0, where this is softmax-off-by-one. In terms of keys, the sink is met by a
-    constant query (1, 0, ...) and has the key (b_h sqrt(D), 0, ...): any attention backend computes it, in its own precision.
+    After OpenAI 2025 (arXiv 2508.10925). Logits start at 0, where this is softmax-off-by-one. In
+    terms of keys, the sink is met by a constant query (1, 0, ...) and has the key (b_h sqrt(D), 0,
+    ...): any attention backend computes it, in its own precision.
     """
 
     name = "sink-logit"
@@ -47,14 +52,16 @@ class SinkLogit(Memory):
         """Start as softmax-off-by-one."""
         nn.init.zeros_(self.logits)
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
         """Add the sink; nothing is remembered."""
-        segments = project(x, at)
+        segments = project(x, positions)
         like = segments[-1].v[:, :1]  # [B, 1, H, D]
         first = torch.zeros_like(like)
         first[..., 0] = 1
         key = first * (self.logits * like.shape[-1] ** 0.5).to(like.dtype)[:, None]
-        return [Segment(key, torch.zeros_like(like), None, q=first), *segments], None
+        return [KeyValue(key, torch.zeros_like(like), None, q=first), *segments], None
 
 
 @hookimpl

@@ -1,4 +1,6 @@
-"""The step both Sophias share: momentum divided by curvature, clipped coordinate by coordinate (Liu et al. 2023, arXiv 2305.14342)."""
+"""The step both Sophias share: momentum divided by curvature, clipped coordinate by coordinate (Liu
+et al. 2023, arXiv 2305.14342).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Objective
-from lswt_core.moments import BucketOptimizer, like, require_bounds, widened
+from lswt_core.plugin_api.optimizer import BucketOptimizer, like, require_bounds, widened
 
 
 class ClippedMomentum(BucketOptimizer):
-    """``p -= lr * clip(m / damped(gamma * h), 1)`` after decoupled weight decay; momentum m and curvature h are not bias-corrected.
+    """``p -= lr * clip(m / damped(gamma * h), 1)`` after decoupled weight decay; momentum m and
+    curvature h are not bias-corrected.
 
-    Both are computed in float32 even for narrower parameters: curvatures lie around 1e-12 to 1e-8, which float16 rounds to 0. They are
-    kept in float32 too, or, in half the memory, in bfloat16, whose range is the same and whose 8 bits hold averages as short as these.
+    Both are computed in float32 even for narrower parameters: curvatures lie around 1e-12 to 1e-8,
+    which float16 rounds to 0. They are kept in float32 too, or, in half the memory, in bfloat16,
+    whose range is the same and whose 8 bits hold averages as short as these.
     """
 
     def __init__(
@@ -30,16 +34,25 @@ class ClippedMomentum(BucketOptimizer):
         gamma: float,
         weight_decay: float,
         eps: float,
-        refresh_every: int,
+        hessian_update_interval: int,
         fraction: float,
         moments: str,
     ) -> None:
-        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps)
-        require_bounds(type(self), gamma=gamma, rho=gamma, refresh_every=refresh_every, fraction=fraction)
-        # The count lives in the groups so that it travels with state_dict() and never has to be read back from a device.
+        require_bounds(
+            type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps
+        )
+        require_bounds(
+            type(self),
+            gamma=gamma,
+            rho=gamma,
+            hessian_update_interval=hessian_update_interval,
+            fraction=fraction,
+        )
+        # The count lives in the groups so that it travels with state_dict() and never has to be
+        # read back from a device.
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "since_refresh": 0})
         self.beta1, self.beta2, self.gamma, self.eps = beta1, beta2, gamma, eps
-        self.refresh_every, self.fraction = refresh_every, fraction
+        self.hessian_update_interval, self.fraction = hessian_update_interval, fraction
         self.moments = {"float32": torch.float32, "bfloat16": torch.bfloat16}[moments]
 
     @abstractmethod
@@ -48,7 +61,9 @@ class ClippedMomentum(BucketOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; refuses to go on once the curvature is older than ``refresh_every`` steps."""
+        """Update every parameter that has a gradient; refuses to go on once the curvature is older
+        than ``hessian_update_interval`` steps.
+        """
         self._require_curvature()
         loss = super().step(closure)
         for group in self.param_groups:
@@ -56,8 +71,8 @@ class ClippedMomentum(BucketOptimizer):
         return loss
 
     def statistics(self) -> dict[str, Tensor]:
-        """The share of coordinates that would not have been clipped at the last refresh: ``|m| < gamma * h`` with its curvature (the
-        official code's win rate; 0 = sign momentum).
+        """The share of coordinates that would not have been clipped at the last refresh: ``|m| <
+        gamma * h`` with its curvature (the official code's win rate; 0 = sign momentum).
         """
         if not self.state:
             return {}
@@ -65,25 +80,45 @@ class ClippedMomentum(BucketOptimizer):
         return {"unclipped_share": unclipped / sum(p.numel() for p in self.state)}
 
     def begin_refresh(self, objective: Objective) -> Objective:
-        """What the curvature is estimated from: all rows of the step, or a fraction of them. Should that not be finite, the curvature
-        there is serves for one more step, with which it is tried again.
+        """What the curvature is estimated from: all rows of the step, or a fraction of them. Should
+        that not be finite, the curvature there is serves for one more step, with which it is tried
+        again.
         """
         for group in self.param_groups:
-            group["since_refresh"] = min(group["since_refresh"], self.refresh_every - 1)
-        return objective if self.fraction == 1 else objective.part(self.fraction)
+            group["since_refresh"] = min(group["since_refresh"], self.hessian_update_interval - 1)
+        return objective if self.fraction == 1 else objective.subset(self.fraction)
 
-    def blend(self, params: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], weight: float = 1.0) -> None:
-        """Take ``weight * left * right`` into the running curvature of some parameters: what a refresh ends with."""
+    def blend(
+        self,
+        params: Sequence[Tensor],
+        left: Sequence[Tensor],
+        right: Sequence[Tensor],
+        weight: float = 1.0,
+    ) -> None:
+        """Take ``weight * left * right`` into the running curvature of some parameters: what a
+        refresh ends with.
+        """
         for p, a, b in zip(params, left, right, strict=True):
             state = self.prepare({}, p)
             wide = widened(state["curvature"]).mul_(self.beta2)
-            state["curvature"].copy_(wide.addcmul_(*like((a, b), (wide, wide)), value=(1 - self.beta2) * weight))
-            # Without damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
-            state["unclipped"] = (state["momentum"].abs() < self.gamma * state["curvature"]).sum().float()
+            state["curvature"].copy_(
+                wide.addcmul_(*like((a, b), (wide, wide)), value=(1 - self.beta2) * weight)
+            )
+            # Without damping: a coordinate that has neither momentum nor curvature would count as
+            # un-clipped.
+            state["unclipped"] = (
+                (state["momentum"].abs() < self.gamma * state["curvature"]).sum().float()
+            )
         for group in self.param_groups:
             group["since_refresh"] = 0
 
-    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+    ) -> None:
         """One clipped step."""
         moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta1)
@@ -106,9 +141,11 @@ class ClippedMomentum(BucketOptimizer):
 
     def _require_curvature(self) -> None:
         taken = max(group["since_refresh"] for group in self.param_groups)
-        if taken >= self.refresh_every:
+        if taken >= self.hessian_update_interval:
             raise RuntimeError(
-                f"optimizer {self.name!r} has taken {taken} steps without a new estimate of the curvature, and refresh_every is "
-                f"{self.refresh_every}: going on would be sign momentum, not Sophia. Call refresh(objective) before this step "
-                "(and then every refresh_every steps), or raise refresh_every."
+                f"optimizer {self.name!r} has taken {taken} steps without a new estimate of the"
+                f" curvature, and hessian_update_interval is {self.hessian_update_interval}: going"
+                " on would be sign momentum, not Sophia. Call refresh(objective) before this step"
+                " (and then every hessian_update_interval steps), or raise"
+                " hessian_update_interval."
             )

@@ -10,10 +10,11 @@ from lswt_core.interfaces import Dims, FeedForward
 
 
 class SwiGlu(FeedForward):
-    """SwiGLU: fc2(value * silu(gate)), value and gate the halves of fc1(x) (Shazeer 2020, arXiv 2002.05202, eq. 6).
+    """SwiGLU: fc2(value * silu(gate)), value and gate the halves of fc1(x) (Shazeer 2020, arXiv
+    2002.05202, eq. 6).
 
-    ``d_ffn`` is the width after gating, so fc1 has twice as many outputs; the gate is the second half, as in the original
-    LSWTransformer (Llama puts it first).
+    ``d_ffn`` is the width after gating, so fc1 has twice as many outputs; the gate is the second
+    half, as in the original LSWTransformer (Llama puts it first).
     """
 
     name = "swiglu"

@@ -20,14 +20,20 @@ class TensorBoard(Tracker):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise PluginError(f"track.tensorboard needs a missing package ({error}): pip install 'lswt-core[tensorboard]'") from error
+            raise PluginError(
+                f"track.tensorboard needs a missing package ({error}): pip install"
+                " 'lswt-core[tensorboard]'"
+            ) from error
         self._writer_type = SummaryWriter
         self._writer: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record some numbers."""
-        if self._writer is None:  # from here on, what a run that is now resumed had logged is computed and shown anew
-            self._writer = self._writer_type(str(self.run.directory / "tensorboard"), purge_step=step)
+        # from here on, what a run that is now resumed had logged is computed and shown anew
+        if self._writer is None:
+            self._writer = self._writer_type(
+                str(self.run.directory / "tensorboard"), purge_step=step
+            )
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 

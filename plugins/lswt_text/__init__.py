@@ -14,21 +14,27 @@ from annotated_types import Gt, Le
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.randomness import derive
+from lswt_core.plugin_api.seeding import derive
 
 
 class Text(DataSource):
-    """UTF-8 files: ``paths`` lists files, directories (all files below that are not hidden) and glob patterns. A document is a file.
+    """UTF-8 files: ``paths`` lists files, directories (all files below that are not hidden) and
+    glob patterns. A document is a file.
 
-    Held out are the files listed in ``valid``; else those whose path, taken below the directory that was named, has a hash in
-    the ``valid_share``; and if these are none or all, as with a single file, the last ``valid_share`` of every file, from the
-    beginning of a line where there is one.
+    Held out are the files listed in ``valid``; else those whose path, taken below the directory
+    that was named, has a hash in the ``valid_share``; and if these are none or all, as with a
+    single file, the last ``valid_share`` of every file, from the beginning of a line where there is
+    one.
     """
 
     name = "text"
 
     def __init__(
-        self, *, paths: list[str], valid: list[str] | None = None, valid_share: Annotated[float, Gt(0), Le(0.5)] = 0.03125
+        self,
+        *,
+        paths: list[str],
+        valid: list[str] | None = None,
+        valid_share: Annotated[float, Gt(0), Le(0.5)] = 0.03125,
     ) -> None:
         self.paths, self.valid, self.valid_share = paths, valid, valid_share
 
@@ -37,19 +43,29 @@ class Text(DataSource):
         for file, name, whole in self._files(split):
             yield Document(name, read(file) if whole else self._cut(read(file), split))
 
-    def size(self, split: Literal["train", "valid"]) -> int:
+    def n_bytes(self, split: Literal["train", "valid"]) -> int:
         """Of the files, and of those that are cut their share."""
         share = self.valid_share if split == "valid" else 1 - self.valid_share
-        return round(sum(file.stat().st_size * (1 if whole else share) for file, _, whole in self._files(split)))
+        return round(
+            sum(
+                file.stat().st_size * (1 if whole else share)
+                for file, _, whole in self._files(split)
+            )
+        )
 
     def _files(self, split: Literal["train", "valid"]) -> Iterator[tuple[Path, str, bool]]:
         """Files of a split, their names, and whether they belong to it as a whole."""
         files, listed = find(self.paths), find(self.valid or [])
         if listed:
-            chosen = listed if split == "valid" else {file: name for file, name in files.items() if file not in listed}
+            chosen = (
+                listed
+                if split == "valid"
+                else {file: name for file, name in files.items() if file not in listed}
+            )
             yield from ((file, name, True) for file, name in chosen.items())
             return
-        held = {file for file, name in files.items() if derive(name) < self.valid_share * 2**63}  # derive gives 63 bits
+        # derive gives 63 bits
+        held = {file for file, name in files.items() if derive(name) < self.valid_share * 2**63}
         parted = bool(held) and len(held) < len(files)
         for file, name in files.items():
             if not parted or (file in held) == (split == "valid"):
@@ -72,7 +88,9 @@ class Text(DataSource):
 
 
 def find(paths: list[str]) -> dict[Path, str]:
-    """The files that files, directories and glob patterns stand for, each with its path below the directory that was named."""
+    """The files that files, directories and glob patterns stand for, each with its path below the
+    directory that was named.
+    """
     found: dict[Path, str] = {}
     for path in paths:
         place = Path(path).expanduser()
@@ -84,9 +102,15 @@ def find(paths: list[str]) -> dict[Path, str]:
             pattern = str(place.relative_to(root))
         files = [file for file in sorted(root.glob(pattern)) if file.is_file()]
         names = {file: file.relative_to(root) for file in files}
-        taken = [file for file in files if place.is_file() or not any(part.startswith(".") for part in names[file].parts)]
+        taken = [
+            file
+            for file in files
+            if place.is_file() or not any(part.startswith(".") for part in names[file].parts)
+        ]
         if not taken:
-            raise DataError(f"{path!r} names no file (looked from {Path.cwd()}): mend data.paths or data.valid")
+            raise DataError(
+                f"{path!r} names no file (looked from {Path.cwd()}): mend data.paths or data.valid"
+            )
         for file in taken:
             found.setdefault(file.resolve(), names[file].as_posix())
     return found
@@ -98,9 +122,14 @@ def read(file: Path) -> str:
         return file.read_bytes().decode()
     except UnicodeDecodeError as error:
         cure = "convert the file to UTF-8 or leave it out"
-        raise DataError(f"{file}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8: {error.reason}; {cure}") from error
+        raise DataError(
+            f"{file}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8:"
+            f" {error.reason}; {cure}"
+        ) from error
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; mend data.paths or the file's permissions") from error
+        raise DataError(
+            f"{file} cannot be read: {error.strerror}; mend data.paths or the file's permissions"
+        ) from error
 
 
 @hookimpl

@@ -16,10 +16,11 @@ from lswt_core.interfaces import RunInfo, Tracker
 
 
 class Wandb(Tracker):
-    """A run of Weights & Biases. It is opened at the first metric, on the trackers' own thread, so that a dead network delays
-    nothing; a resumed run continues under the id kept in its directory.
+    """A run of Weights & Biases. It is opened at the first metric, on the trackers' own thread, so
+    that a dead network delays nothing; a resumed run continues under the id kept in its directory.
 
-    ``mode = "auto"`` is online where WANDB_API_KEY or a netrc login exists, else offline: ``wandb sync`` uploads such a run.
+    ``mode = "auto"`` is online where WANDB_API_KEY or a netrc login exists, else offline: ``wandb
+    sync`` uploads such a run.
     """
 
     name = "wandb"
@@ -37,19 +38,29 @@ class Wandb(Tracker):
         try:
             from wandb import Settings, init
         except ImportError as error:
-            raise PluginError(f"track.wandb needs a missing package ({error}): pip install 'lswt-core[wandb]'") from error
+            raise PluginError(
+                f"track.wandb needs a missing package ({error}): pip install 'lswt-core[wandb]'"
+            ) from error
         self._init, self._settings = init, Settings(console="off", silent=True)
         mode_now = _automatic() if mode == "auto" else mode
-        self._arguments: dict[str, Any] = {"project": project, "tags": tags, "entity": entity or None, "mode": mode_now}
+        self._arguments: dict[str, Any] = {
+            "project": project,
+            "tags": tags,
+            "entity": entity or None,
+            "mode": mode_now,
+        }
         self._open: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record some numbers; a step that the run had logged before it was resumed is not logged again."""
+        """Record some numbers; a step that the run had logged before it was resumed is not logged
+        again.
+        """
         if self._open is None:
             self._open = self._init(
                 id=_run_id(self.run.directory),
                 resume="allow",
-                reinit="create_new",  # else a run of this process that did not finish in time would get these numbers
+                # else a run of this process that did not finish in time would get these numbers
+                reinit="create_new",
                 name=self.run.name,
                 dir=self.run.directory,
                 config=dict(self.run.recipe),
@@ -82,9 +93,13 @@ def _in_netrc() -> bool:
 
 
 def _run_id(directory: Path) -> str:
-    """The id under which this run directory is known, made at its first use, and anew where a loss of power left an empty file."""
+    """The id under which this run directory is known, made at its first use, and anew where a loss
+    of power left an empty file.
+    """
     path = directory / "wandb_id"
-    known = path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") if path.exists() else ""
+    known = (
+        path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") if path.exists() else ""
+    )
     if not known:
         known = secrets.token_hex(4)
         path.write_text(f"{known}\n", encoding="utf-8")

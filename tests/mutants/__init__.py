@@ -1,4 +1,6 @@
-"""Small components that are wrong in one way each, and the check that is meant to find it (``MEANT``)."""
+"""Small components that are wrong in one way each, and the check that is meant to find it
+(``MEANT``).
+"""
 
 from lswt_core.hooks import hookimpl
 from mutants import attention, layers, losses, memories, positions, rest, training  # noqa: F401

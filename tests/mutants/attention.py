@@ -7,15 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    AttentionBackend,
-    Part,
-)
-from lswt_core.parts import scores
+from lswt_core.interfaces import AttentionBackend, KVBlock
+from lswt_core.plugin_api.attention import scores
 from mutants.meant import CITED, meant
 
 
-def attend(parts: Sequence[Part], weights: Tensor) -> Tensor:
+def attend(parts: Sequence[KVBlock], weights: Tensor) -> Tensor:
     """Values weighed."""
     values = torch.cat([part.v for part in parts], 1).transpose(1, 2)
     return (weights.to(values.dtype) @ values).transpose(1, 2)
@@ -27,10 +24,12 @@ class Shifted(AttentionBackend):
 
     name, citation = "shifted", CITED
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         found = [scores(p._replace(causal=False)) for p in parts]
         size = parts[-1].q.shape[1]
-        found[-1] = found[-1].masked_fill(torch.ones(size, size, dtype=torch.bool).triu(2), -torch.inf)
+        found[-1] = found[-1].masked_fill(
+            torch.ones(size, size, dtype=torch.bool).triu(2), -torch.inf
+        )
         return attend(parts, torch.cat(found, -1).softmax(-1))
 
 
@@ -40,8 +39,13 @@ class Unscaled(AttentionBackend):
 
     name, citation = "unscaled", CITED
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        return attend(parts, torch.cat([scores(p._replace(q=p.q * p.q.shape[-1] ** 0.5)) for p in parts], -1).softmax(-1))
+    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
+        return attend(
+            parts,
+            torch.cat(
+                [scores(p._replace(q=p.q * p.q.shape[-1] ** 0.5)) for p in parts], -1
+            ).softmax(-1),
+        )
 
 
 @meant("oracle")
@@ -50,8 +54,11 @@ class Borderless(AttentionBackend):
 
     name, citation = "borderless", CITED
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        return attend(parts, torch.cat([scores(p._replace(starts=None)) for p in parts], -1).softmax(-1))
+    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
+        return attend(
+            parts,
+            torch.cat([scores(p._replace(first_visible=None)) for p in parts], -1).softmax(-1),
+        )
 
 
 @meant("low precision")
@@ -60,7 +67,7 @@ class Coarse(AttentionBackend):
 
     name, citation = "coarse", CITED
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         found = torch.cat([scores(p) for p in parts], -1)
         narrow = found if parts[0].q.dtype != torch.bfloat16 else (found * 4).round() / 4
         return attend(parts, narrow.softmax(-1))

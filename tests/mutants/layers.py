@@ -7,12 +7,7 @@ import random
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import (
-    Dims,
-    FeedForward,
-    HeadNorm,
-    Norm,
-)
+from lswt_core.interfaces import Dims, FeedForward, Norm, QKNorm
 from mutants.meant import CITED, meant
 
 
@@ -178,7 +173,7 @@ class Crowded(Layer, FeedForward):
 
 
 @meant("gradcheck")
-class Short(HeadNorm):
+class Short(QKNorm):
     """Takes a detour over float32."""
 
     name, citation = "short", CITED

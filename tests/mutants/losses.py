@@ -7,26 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lswt_core.cross_entropy import dense
 from lswt_core.interfaces import (
     AuxiliaryLoss,
     Batch,
     CrossEntropy,
-    Draws,
+    CrossEntropyOutput,
+    LabelSampling,
+    LossSum,
     Output,
-    Score,
-    Term,
 )
+from lswt_core.plugin_api.cross_entropy import dense
 from mutants.meant import CITED, meant
 
 
 class Scoring(CrossEntropy):
     """A right cross-entropy for mutants to spoil."""
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
-        return dense(z, table, labels, draws, normaliser=normaliser)
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        return dense(z, table, labels, draws, logsumexp=logsumexp)
 
-    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
+    def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         return tokens * len(table)
 
 
@@ -36,7 +44,9 @@ class Everything(Scoring, CrossEntropy):
 
     name = "everything"
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, *rest: Any, **asked: Any) -> Score:
+    def forward(
+        self, z: Tensor, table: Tensor, labels: Tensor, *rest: Any, **asked: Any
+    ) -> CrossEntropyOutput:
         return super().forward(z, table, labels.clamp_min(0), *rest, **asked)
 
 
@@ -46,7 +56,7 @@ class Fixed(Scoring, CrossEntropy):
 
     name = "fixed"
 
-    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> Score:
+    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> CrossEntropyOutput:
         return super().forward(z, table.detach() + 0 * table, *rest, **asked)
 
 
@@ -56,19 +66,33 @@ class Likeliest(Scoring, CrossEntropy):
 
     name = "likeliest"
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
-        draws = None if draws is None else draws._replace(uniforms=torch.full_like(draws.uniforms, 0.5))
-        return super().forward(z, table, labels, draws, normaliser=normaliser)
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        draws = (
+            None if draws is None else draws._replace(uniforms=torch.full_like(draws.uniforms, 0.5))
+        )
+        return super().forward(z, table, labels, draws, logsumexp=logsumexp)
 
 
-@meant("normaliser")
+@meant("logsumexp")
 class Unmasked(Scoring, CrossEntropy):
-    """Tells a normaliser of tokens that predict nothing."""
+    """Tells a logsumexp of tokens that predict nothing."""
 
     name = "unmasked"
 
-    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> Score:
-        return super().forward(z, table, *rest, **asked)._replace(normaliser=(z @ table.to(z.dtype).T).logsumexp(-1))
+    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> CrossEntropyOutput:
+        return (
+            super()
+            .forward(z, table, *rest, **asked)
+            ._replace(logsumexp=(z @ table.to(z.dtype).T).logsumexp(-1))
+        )
 
 
 class Price(AuxiliaryLoss):
@@ -76,9 +100,9 @@ class Price(AuxiliaryLoss):
 
     citation = CITED
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         squares = out.states.square().sum(-1).masked_fill(batch.labels < 0, 0.0)
-        return Term(squares.sum(), self.count(batch))
+        return LossSum(squares.sum(), self.count(batch))
 
 
 @meant("needs")
@@ -87,9 +111,9 @@ class Greedy(Price, AuxiliaryLoss):
 
     name = "greedy"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         assert out.logits is not None, "no logits were given"
-        return Term(out.logits.square().sum(), self.count(batch))
+        return LossSum(out.logits.square().sum(), self.count(batch))
 
 
 @meant("count")
@@ -98,7 +122,7 @@ class Boasting(Price, AuxiliaryLoss):
 
     name = "boasting"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         term = super().forward(out, batch)
         return term._replace(count=term.count + 1)
 
@@ -112,7 +136,7 @@ class Mean(Price, AuxiliaryLoss):
 
     name = "mean"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         term = super().forward(out, batch)
         return term._replace(total=term.total / term.count.clamp_min(1))
 
@@ -123,8 +147,8 @@ class Wasteful(Price, AuxiliaryLoss):
 
     name = "wasteful"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
-        return Term(out.states.square().sum(), self.count(batch))
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        return LossSum(out.states.square().sum(), self.count(batch))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.labels.numel())
@@ -136,5 +160,5 @@ class Careful(Price, AuxiliaryLoss):
 
     name = "careful"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         return super().forward(out._replace(states=0.5 * (out.states + out.states.detach())), batch)

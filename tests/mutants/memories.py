@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    Dims,
-    Memory,
-    Project,
-    Segment,
-    State,
-)
+from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 from mutants.meant import CITED, meant
 
 
@@ -28,23 +22,25 @@ class Selfish(Memory):
         self.length = length
         self.kept: Any = None
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *others, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *others, new = project(x, positions)
         k, v = new.k.detach(), new.v.detach()
         if state is not None:
             old = self.kept
-            others.append(Segment(*old, torch.arange(-old[0].shape[1], 0)))
+            others.append(KeyValue(*old, torch.arange(-old[0].shape[1], 0)))
             k, v = torch.cat((old[0], k), 1), torch.cat((old[1], v), 1)
         self.kept = k, v
         return [*others, new], k
 
 
-def keep(new: Segment, state: State) -> tuple[list[Segment], tuple[Tensor, Tensor]]:
+def keep(new: KeyValue, state: State) -> tuple[list[KeyValue], tuple[Tensor, Tensor]]:
     """What a right memory does."""
     k, v = new.k.detach(), new.v.detach()
     if state is None:
         return [new], (k, v)
-    old = Segment(state[0], state[1], torch.arange(-state[0].shape[1], 0))
+    old = KeyValue(state[0], state[1], torch.arange(-state[0].shape[1], 0))
     return [old, new], (torch.cat((state[0], k), 1), torch.cat((state[1], v), 1))
 
 
@@ -54,8 +50,10 @@ class Peeking(Memory):
 
     name, citation = "peeking", CITED
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *others, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *others, new = project(x, positions)
         return [*others, new._replace(v=new.v.roll(-1, 1))], None
 
 
@@ -69,8 +67,10 @@ class Sideways(Memory):
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
         upright = None if state is None else tuple(t.transpose(0, 1) for t in state)
         segments, following = keep(new, upright)
         return segments, tuple(t.transpose(0, 1) for t in following)
@@ -86,10 +86,15 @@ class Attached(Memory):
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
         segments, _ = keep(new, state)
-        return segments, (torch.cat([s.k for s in segments], 1), torch.cat([s.v for s in segments], 1))
+        return segments, (
+            torch.cat([s.k for s in segments], 1),
+            torch.cat([s.v for s in segments], 1),
+        )
 
 
 @meant("state")
@@ -102,8 +107,10 @@ class Numbered(Memory):
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
         segments, following = keep(new, None if state is None else state[0])
         return segments, (following, 0 if state is None else state[1] + 1)
 
@@ -118,7 +125,11 @@ class Misplaced(Memory):
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
         segments, following = keep(new, state)
-        return [s if s is new else s._replace(at=s.at - 1) for s in segments], following  # type: ignore[operator]
+        return [
+            s if s is new else s._replace(positions=s.positions - 1) for s in segments
+        ], following  # type: ignore[operator]

@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    Bias,
-    DenseBias,
-    PositionalEncoding,
-    SlopeBias,
-)
+from lswt_core.interfaces import Bias, DenseBias, PositionalEncoding, SlopeBias
 from mutants.meant import CITED, meant
 
 
@@ -20,7 +15,7 @@ class Indexed(PositionalEncoding):
 
     name, citation = "indexed", CITED
 
-    def rotate(self, x: Tensor, at: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         return x * (1 + torch.arange(x.shape[1], dtype=x.dtype))[:, None, None]
 
 
@@ -30,7 +25,7 @@ class Averaging(PositionalEncoding):
 
     name, citation = "averaging", CITED
 
-    def embed(self, x: Tensor, at: Tensor) -> Tensor:
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + x.mean(1, keepdim=True)
 
 
@@ -38,10 +33,12 @@ class Averaging(PositionalEncoding):
 class Unplaced(PositionalEncoding):
     """Biases by index instead of coordinate."""
 
-    name, citation, biased = "unplaced", CITED, True
+    name, citation, has_bias = "unplaced", CITED, True
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        return DenseBias((q_at[:, None] - torch.arange(len(k_at))[None]).to(q.dtype) * -0.1)
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        return DenseBias(
+            (q_positions[:, None] - torch.arange(len(k_positions))[None]).to(q.dtype) * -0.1
+        )
 
 
 class Lying(SlopeBias):
@@ -55,7 +52,7 @@ class Lying(SlopeBias):
 class TwoFaced(PositionalEncoding):
     """Its bias is one thing as slopes and another as numbers."""
 
-    name, citation, biased = "two-faced", CITED, True
+    name, citation, has_bias = "two-faced", CITED, True
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        return Lying(torch.tensor([0.1, 0.2], dtype=q.dtype), q_at, k_at)
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        return Lying(torch.tensor([0.1, 0.2], dtype=q.dtype), q_positions, k_positions)

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from lswt_core.interfaces import (
-    DataSource,
-    Document,
-    RunInfo,
-    Tokenizer,
-    Tracker,
-)
+from lswt_core.interfaces import DataSource, Document, RunInfo, Tokenizer, Tracker
 from mutants.meant import meant
 
 
@@ -58,8 +52,8 @@ class Marked(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[258, *text.encode()] for text in texts]
 
-    def pieces(self, text: str) -> Iterator[str]:
-        return (text[at : at + 1000] for at in range(0, len(text), 1000))
+    def split_long_text(self, text: str) -> Iterator[str]:
+        return (text[positions : positions + 1000] for positions in range(0, len(text), 1000))
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")

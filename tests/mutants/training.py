@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    Horizon,
-    Optimizer,
-    Schedule,
-)
+from lswt_core.interfaces import Horizon, Optimizer, Schedule
 from mutants.meant import CITED, meant
 
 
@@ -21,7 +17,9 @@ class Plain(Optimizer):
 
     citation = CITED
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float = 0.02, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float = 0.02, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -102,10 +100,10 @@ class Restless(Plain, Optimizer):
     """Moves parameters while it looks at the curvature."""
 
     name = "restless"
-    refresh_every = 5
+    hessian_update_interval = 5
 
     @torch.no_grad()
-    def refresh(self, objective: Any) -> None:
+    def update_curvature(self, objective: Any) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.mul_(0.999)

@@ -18,14 +18,22 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = work.n_heads
         self.norm1, self.norm2 = nn.LayerNorm(work.d_model), nn.LayerNorm(work.d_model)
-        self.qkv, self.out = nn.Linear(work.d_model, 3 * work.d_model), nn.Linear(work.d_model, work.d_model)
+        self.qkv, self.out = (
+            nn.Linear(work.d_model, 3 * work.d_model),
+            nn.Linear(work.d_model, work.d_model),
+        )
         width = work.d_ffn * 3 // 2  # without a gate: as many parameters as a gated one of d_ffn
         self.up, self.down = nn.Linear(work.d_model, width), nn.Linear(width, work.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, M] -> [B, T, M]."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=-1))
-        x = x + self.out(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        x = x + self.out(
+            scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        )
         return x + self.down(gelu(self.up(self.norm2(x)), approximate="tanh"))
 
 
@@ -35,7 +43,7 @@ class Network(nn.Module):
     def __init__(self, work: Work) -> None:
         super().__init__()
         self.table = nn.Embedding(work.vocab_size, work.d_model)
-        self.places = nn.Embedding(work.context, work.d_model)
+        self.places = nn.Embedding(work.seq_len, work.d_model)
         self.layers = nn.ModuleList(Layer(work) for _ in range(work.n_layers))
         self.norm = nn.LayerNorm(work.d_model)
         self.apply(small)
@@ -60,7 +68,10 @@ class Gpt(Trained):
     """Plain torch, eager."""
 
     name = "gpt"
-    note = "a plain GPT in the manner of nanoGPT: learned positions, GELU of as many parameters, dense cross-entropy; no memory"
+    note = (
+        "a plain GPT in the manner of nanoGPT: learned positions, GELU of as many parameters, dense"
+        " cross-entropy; no memory"
+    )
 
     def build(self) -> nn.Module:
         """See Trained."""

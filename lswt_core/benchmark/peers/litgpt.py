@@ -12,7 +12,9 @@ from lswt_core.benchmark.work import Trained
 
 
 class LitGpt(Trained):
-    """litgpt.GPT of the same width and depth, with its chunked cross-entropy; its head is not tied to the word embeddings."""
+    """litgpt.GPT of the same width and depth, with its chunked cross-entropy; its head is not tied
+    to the word embeddings.
+    """
 
     name = "litgpt"
     note = "litgpt.GPT as its pretraining has it: an untied head, chunked cross-entropy, no memory"
@@ -22,7 +24,7 @@ class LitGpt(Trained):
         """See Trained."""
         work = self.work
         config = Config(
-            block_size=work.context,
+            block_size=work.seq_len,
             vocab_size=work.vocab_size,
             padded_vocab_size=work.vocab_size,
             n_layer=work.n_layers,

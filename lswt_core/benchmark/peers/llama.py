@@ -13,11 +13,16 @@ from lswt_core.benchmark.work import Trained, Work
 
 
 class Llama(Trained):
-    """LlamaForCausalLM of the same width, depth and vocabulary: word embeddings tied and as wide as the model, no memory."""
+    """LlamaForCausalLM of the same width, depth and vocabulary: word embeddings tied and as wide as
+    the model, no memory.
+    """
 
     name = "llama"
     note = "transformers' LlamaForCausalLM as it comes; plain causal attention, no memory"
-    cache_key = "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"  # its name has changed
+    # its name has changed
+    cache_key = (
+        "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+    )
 
     def build(self) -> nn.Module:
         """See Trained."""
@@ -30,7 +35,7 @@ class Llama(Trained):
                 num_hidden_layers=work.n_layers,
                 num_attention_heads=work.n_heads,
                 num_key_value_heads=work.n_heads,
-                max_position_embeddings=work.context + work.remembered + 4096,
+                max_position_embeddings=work.seq_len + work.remembered + 4096,
                 tie_word_embeddings=True,
                 attn_implementation="sdpa",
             )
@@ -52,7 +57,9 @@ class Llama(Trained):
     def decode(self, ids: Tensor) -> Tensor:
         """See Subject."""
         with self.work.precision.autocast(self.work.device):
-            out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{self.cache_key: self.cache})
+            out = self.model(
+                input_ids=ids, use_cache=True, logits_to_keep=1, **{self.cache_key: self.cache}
+            )
         return cast(Tensor, out.logits[:, -1].argmax(-1, keepdim=True))
 
 
@@ -70,4 +77,6 @@ class LlamaTuned(Llama):
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """See Llama."""
-        return cast(Tensor, self.compiled(input_ids=inputs, labels=labels, shift_labels=labels).loss)
+        return cast(
+            Tensor, self.compiled(input_ids=inputs, labels=labels, shift_labels=labels).loss
+        )

@@ -13,11 +13,16 @@ from lswt_core.benchmark.work import Trained, Work
 
 
 class XTransformers(Trained):
-    """TransformerWrapper of the same width and depth with ``max_mem_len``: it keeps hidden states and projects them anew."""
+    """TransformerWrapper of the same width and depth with ``max_mem_len``: it keeps hidden states
+    and projects them anew.
+    """
 
     name = "x-transformers"
     remembers = True
-    note = "x-transformers with its Transformer-XL memory (hidden states), rotary positions, SwiGLU, flash attention"
+    note = (
+        "x-transformers with its Transformer-XL memory (hidden states), rotary positions, SwiGLU,"
+        " flash attention"
+    )
 
     def __init__(self, work: Work) -> None:
         self.memories: dict[bool, Any] = {}  # of training, of evaluation
@@ -29,7 +34,7 @@ class XTransformers(Trained):
         work = self.work
         model = TransformerWrapper(
             num_tokens=work.vocab_size,
-            max_seq_len=work.context,
+            max_seq_len=work.seq_len,
             max_mem_len=work.remembered,
             tie_embedding=True,
             use_abs_pos_emb=False,

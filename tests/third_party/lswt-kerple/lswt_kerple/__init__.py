@@ -12,11 +12,13 @@ LEAST = 1e-2  # below which neither number falls, as in the authors' code
 
 
 class Kerple(PositionalEncoding):
-    """A penalty on scores, r1 log(1 + r2 distance), both learned in every head (Chi et al. 2022, arXiv 2205.09921)."""
+    """A penalty on scores, r1 log(1 + r2 distance), both learned in every head (Chi et al. 2022,
+    arXiv 2205.09921).
+    """
 
     name = "kerple"
-    stationary = True
-    biased = True
+    cacheable_keys = True
+    has_bias = True
     citation = """@inproceedings{chi2022kerple,
   title={KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation},
   author={Chi, Ta-Chung and Fan, Ting-Han and Ramadge, Peter J. and Rudnicky, Alexander I.}, booktitle={NeurIPS}, year={2022}}"""
@@ -30,10 +32,12 @@ class Kerple(PositionalEncoding):
         nn.init.uniform_(self.r1, 0, 2)
         nn.init.uniform_(self.r2, 0, 1)
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        """The penalty of every head, query and key, [H, T, N]; keys after their query are hidden anyway."""
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        """The penalty of every head, query and key, [H, T, N]; keys after their query are hidden
+        anyway.
+        """
         r1, r2 = (r.clamp_min(LEAST)[:, None, None] for r in (self.r1, self.r2))
-        distance = (q_at[:, None] - k_at[None, :]).clamp_min(0)
+        distance = (q_positions[:, None] - k_positions[None, :]).clamp_min(0)
         return DenseBias(-r1 * torch.log1p(r2 * distance))
 
 

@@ -1,0 +1,10 @@
+"""Word embeddings taken from a pretrained model: where a table comes from, and which of its rows go
+where.
+"""
+
+from __future__ import annotations
+
+from lswt_core.model.embedding_init.rows import Moved, move_rows
+from lswt_core.model.embedding_init.sources import Pretrained, pretrained
+
+__all__ = ["Moved", "Pretrained", "move_rows", "pretrained"]
