@@ -17,7 +17,7 @@ from torch.utils._triton import has_triton
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # Graphs of one function. torch counts a block's over all layers, recipes, shapes and modes of a
 # process, and stops at 8 by itself.
-GRAPHS = 1024
+MAX_GRAPHS = 1024
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
-def visible_devices() -> int:
+def device_count() -> int:
     """How many accelerators torch sees."""
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
@@ -93,33 +93,33 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def compiles(wanted: str, device: torch.device) -> bool:
+def should_compile(wanted: str, device: torch.device) -> bool:
     """Whether a run's blocks are compiled: by itself on CUDA, where kernels are fused that a CPU
     would gain nothing by.
     """
     return wanted == "blocks" or (wanted == "auto" and device.type == "cuda" and has_triton())
 
 
-def compile_each(blocks: Iterable[nn.Module]) -> None:
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile modules of one make, in place: shapes are fixed, so that there are two graphs for all
     of them, one for a cold memory and one for a warm one, and nothing of a block is left to Python.
     torch keeps what it has compiled for the next run.
     """
-    options = allow_graphs()
+    options = raise_recompile_limit()
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False, **options)
 
 
-def allow_graphs() -> dict[str, int]:
+def raise_recompile_limit() -> dict[str, int]:
     """Let a function have GRAPHS graphs; returns what ``torch.compile`` must be told besides. A
     newer torch keeps its configuration for each thread, and a block that a backward pass recomputes
     on a GPU is called in another one.
     """
     from torch._dynamo import config  # not with torch itself: it takes time
 
-    config.recompile_limit = config.accumulated_recompile_limit = GRAPHS
+    config.recompile_limit = config.accumulated_recompile_limit = MAX_GRAPHS
     told = "recompile_limit" in signature(torch.compile).parameters
-    return {"recompile_limit": GRAPHS} if told else {}
+    return {"recompile_limit": MAX_GRAPHS} if told else {}
 
 
 def allow_two_backward_passes() -> None:
@@ -138,13 +138,13 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [
-        available_of_machine(),
-        *(limit for limit in (available_of_group(),) if limit is not None),
+        available_machine_memory(),
+        *(limit for limit in (available_cgroup_memory(),) if limit is not None),
     ]
     return min(limits)
 
 
-def available_of_machine() -> int:
+def available_machine_memory() -> int:
     """The machine's available memory in bytes."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -153,7 +153,7 @@ def available_of_machine() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def available_of_group() -> int | None:
+def available_cgroup_memory() -> int | None:
     """What the control group (a container's limit) leaves, in bytes; None without a limit."""
     try:
         most, used = (

@@ -14,7 +14,7 @@ from processes import Done, run
 from runs import write_recipe
 
 from lswt_core import parallel
-from lswt_core.distributed.launch import Launched, launched
+from lswt_core.distributed.launch import ProcessRank, read_launcher
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, ResourceError
 
@@ -59,7 +59,7 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
     ],
 )
 def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, number: int) -> None:
-    found = launched(told | MET)
+    found = read_launcher(told | MET)
     assert found.device_number(visible) == number
     assert (found.rank, found.size) == ((2, 4) if "WORLD_SIZE" in told else (0, 1))
 
@@ -83,13 +83,13 @@ def test_a_process_that_does_not_know_its_accelerator_is_refused(
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "visible_devices", lambda: 2)
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
         World.join()
 
 
 def test_a_launched_process_is_alone_by_itself() -> None:
-    assert launched({}) == Launched(0, 1)
+    assert read_launcher({}) == ProcessRank(0, 1)
 
 
 # ---------- what they share

@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lswt_core.device import keep_freed_memory, pick_device, visible_devices
-from lswt_core.distributed.launch import launched
+from lswt_core.device import device_count, keep_freed_memory, pick_device
+from lswt_core.distributed.launch import read_launcher
 from lswt_core.errors import Incompatible, ResourceError
 
 # at most between two processes within a step, where one of them may still compile
-EXCHANGE = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # at most while one process prepares a text or writes a checkpoint; one that dies is noticed at once
-LONG_WAIT = timedelta(days=7)
+BARRIER_TIMEOUT = timedelta(days=7)
 
 
 class World(NamedTuple):
@@ -35,8 +35,8 @@ class World(NamedTuple):
     @classmethod
     def join(cls) -> World:
         """Find this process's device, and its peers if it was launched with some."""
-        process = launched(os.environ)
-        device = pick_device(process.device_number(visible_devices()))
+        process = read_launcher(os.environ)
+        device = pick_device(process.device_number(device_count()))
         # numbers below 1e-38 are no information, and halve a CPU's speed
         torch.set_flush_denormal(True)
         keep_freed_memory()
@@ -45,10 +45,13 @@ class World(NamedTuple):
         if not dist.is_initialized():
             backend = "gloo" if device.type == "cpu" else None
             dist.init_process_group(
-                backend, timeout=EXCHANGE, rank=process.rank, world_size=process.size
+                backend, timeout=COLLECTIVE_TIMEOUT, rank=process.rank, world_size=process.size
             )
         return cls(
-            process.rank, process.size, device, dist.new_group(backend="gloo", timeout=LONG_WAIT)
+            process.rank,
+            process.size,
+            device,
+            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
         )
 
     def leave(self) -> None:
@@ -139,7 +142,7 @@ class World(NamedTuple):
             dist.barrier(group=self.patient)
 
 
-def spread_rows(fraction: float, total: int) -> list[int]:
+def spaced_rows(fraction: float, total: int) -> list[int]:
     """A share of the rows of a global batch, rounded to whole rows and spread evenly, so that
     processes share the work.
     """

@@ -4,7 +4,7 @@ where.
 
 from __future__ import annotations
 
-from lswt_core.model.embedding_init.rows import Moved, move_rows
-from lswt_core.model.embedding_init.sources import Pretrained, pretrained
+from lswt_core.model.embedding_init.rows import CopiedRows, copy_rows
+from lswt_core.model.embedding_init.sources import PretrainedEmbedding, load_pretrained
 
 __all__ = ["Moved", "Pretrained", "move_rows", "pretrained"]

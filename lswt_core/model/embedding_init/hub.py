@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lswt_core.errors import DataError
-from lswt_core.model.embedding_init.tensors import INDEX, WHOLE, convert_once
-from lswt_core.plugin_api.hub import access, cause
+from lswt_core.model.embedding_init.tensors import WEIGHTS, WEIGHTS_INDEX, explain_pickle
+from lswt_core.plugin_api.hub import hub_options, summarise_error
 
 # small, and needed besides the weights
-BESIDES = ("config.json", INDEX, "tokenizer.json", "vocab.json", "added_tokens.json")
+SMALL_FILES = ("config.json", WEIGHTS_INDEX, "tokenizer.json", "vocab.json", "added_tokens.json")
 # of the Hub's own safetensors-conversion service
-CONVERTER, TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
+CONVERTER, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
 
-class Snapshot:
+class HubSnapshot:
     """One version of a repository, partly here: "owner/name", or "owner/name@revision"."""
 
     def __init__(self, name: str, ways_out: str) -> None:
@@ -30,7 +30,9 @@ class Snapshot:
         self.revision = revision or None
         self.directory = Path(
             self.ask(
-                huggingface_hub.snapshot_download, allow_patterns=list(BESIDES), **self.version()
+                huggingface_hub.snapshot_download,
+                allow_patterns=list(SMALL_FILES),
+                **self.version(),
             )
         )
 
@@ -52,7 +54,7 @@ class Snapshot:
         here.
         """
         try:
-            return (self.directory / INDEX).is_file() or self.fetch(WHOLE).is_file()
+            return (self.directory / WEIGHTS_INDEX).is_file() or self.fetch(WEIGHTS).is_file()
         except FileNotFoundError:
             return False
 
@@ -69,13 +71,13 @@ class Snapshot:
             )
         )
         return max(
-            (one.num for one in found if one.author == CONVERTER and one.title == TITLE),
+            (one.num for one in found if one.author == CONVERTER and one.title == CONVERSION_TITLE),
             default=None,
         )
 
     def version(self) -> dict[str, str | None]:
         """What every download is asked with."""
-        return access(self.revision)
+        return hub_options(self.revision)
 
     def ask(self, call: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """Let the library ask the Hub about this repository, and say in our words what goes wrong."""
@@ -91,26 +93,26 @@ class Snapshot:
                 raise FileNotFoundError(f"{self.name} has no such file: {error}") from error
             raise DataError(
                 f"embedding.warm_start = {self.name!r} cannot be loaded. No such directory is here,"
-                f" and asking the Hub failed: {cause(error)}\n  fix: connect to the Hub,"
+                f" and asking the Hub failed: {summarise_error(error)}\n  fix: connect to the Hub,"
                 f" {self.ways_out}"
             ) from error
 
 
-def with_safetensors(name: str, ways_out: str) -> Snapshot:
+def open_safetensors_snapshot(name: str, ways_out: str) -> HubSnapshot:
     """A version that has safetensors weights: the one that is named, else the pull request of the
     Hub's conversion bot, as transformers does. (facebook/opt-125m's main branch has a pickle only,
     which is never loaded.) Raises DataError if there is none.
     """
-    found = Snapshot(name, ways_out)
+    found = HubSnapshot(name, ways_out)
     if found.has_safetensors():
         return found
     number = None if found.revision else found.conversion()
     if number is not None:
-        converted = Snapshot(f"{name}@refs/pr/{number}", ways_out)
+        converted = HubSnapshot(f"{name}@refs/pr/{number}", ways_out)
         if converted.has_safetensors():
             return converted
     raise DataError(
         f"embedding.warm_start = {name!r}: the repository has no safetensors weights, and no pull"
         f" request of the Hub's conversion bot ({CONVERTER}) brings them;"
-        f" {convert_once(found.repository)}"
+        f" {explain_pickle(found.repository)}"
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Tokenizer
-from lswt_core.model.embedding_init.sources import Pretrained
+from lswt_core.model.embedding_init.sources import PretrainedEmbedding
 
 # a leading space as GPT-2's byte-level vocabularies spell it, and as SentencePiece does
 SPACE_OF_BYTES, SPACE_OF_PIECES = "Ġ", "▁"
@@ -21,14 +21,14 @@ SPACE_OF_BYTES, SPACE_OF_PIECES = "Ġ", "▁"
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class Moved(NamedTuple):
+class CopiedRows(NamedTuple):
     """What became of a pretrained table."""
 
     text: str  # a line for the user
     record: dict[str, Any]  # for environment.json
 
 
-class Pairs(NamedTuple):
+class RowPairs(NamedTuple):
     """Rows to copy: number ``theirs[i]`` of the source is number ``ours[i]`` of the model."""
 
     theirs: list[int]
@@ -36,14 +36,14 @@ class Pairs(NamedTuple):
     by: str  # "row" or "token string"
 
 
-def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved:
+def copy_rows(source: PretrainedEmbedding, weight: Tensor, tokenizer: Tokenizer) -> CopiedRows:
     """Copy the rows of a table into ``weight`` [V, width], in weight's precision; rows without a
     counterpart stay as they are.
 
     Raises DataError if no token is known to both, or if the numbers are too large for weight's
     precision.
     """
-    pairs = paired(source, len(weight), tokenizer)
+    pairs = match_rows(source, len(weight), tokenizer)
     rows = source.table[torch.tensor(pairs.theirs)]
     narrowed, precision = rows.to(weight.dtype), str(weight.dtype).removeprefix("torch.")
     if not bool(torch.isfinite(narrowed).all()):
@@ -57,7 +57,7 @@ def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved
             0, torch.tensor(pairs.ours, device=weight.device), narrowed.to(weight.device)
         )
     origin = {"source": source.name, **source.facts, "shape": list(source.table.shape)}
-    rounding = largest_change(rows, narrowed)
+    rounding = largest_rounding_error(rows, narrowed)
     moved = {
         "rows": len(pairs.ours),
         "of": len(weight),
@@ -65,10 +65,12 @@ def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved
         "precision": precision,
         "rounding": rounding,
     }
-    return Moved(sentence(source, pairs, len(weight), rounding, precision), origin | moved)
+    return CopiedRows(
+        describe_copy(source, pairs, len(weight), rounding, precision), origin | moved
+    )
 
 
-def largest_change(rows: Tensor, narrowed: Tensor) -> float:
+def largest_rounding_error(rows: Tensor, narrowed: Tensor) -> float:
     """How far a narrower precision has moved a number at most; 0 where it is not narrower."""
     exact = torch.promote_types(rows.dtype, narrowed.dtype)
     return (
@@ -76,7 +78,9 @@ def largest_change(rows: Tensor, narrowed: Tensor) -> float:
     )
 
 
-def sentence(source: Pretrained, pairs: Pairs, size: int, rounding: float, precision: str) -> str:
+def describe_copy(
+    source: PretrainedEmbedding, pairs: RowPairs, size: int, rounding: float, precision: str
+) -> str:
     """What was done, in a line."""
     rows, width = source.table.shape
     share = f"all {size:,} rows by {pairs.by}"
@@ -86,10 +90,10 @@ def sentence(source: Pretrained, pairs: Pairs, size: int, rounding: float, preci
     return f"word embeddings from {source.name}: {rows:,} x {width}; {share}{rounded}"
 
 
-def paired(source: Pretrained, size: int, tokenizer: Tokenizer) -> Pairs:
+def match_rows(source: PretrainedEmbedding, size: int, tokenizer: Tokenizer) -> RowPairs:
     """Which row goes where, in a table of ``size`` rows."""
     if source.tokens is None:  # then the sizes are equal: `pretrained` has checked it
-        return Pairs(list(range(size)), list(range(size)), "row")
+        return RowPairs(list(range(size)), list(range(size)), "row")
     own = tokenizer.vocab()
     if own is None:
         raise DataError(
@@ -100,39 +104,39 @@ def paired(source: Pretrained, size: int, tokenizer: Tokenizer) -> Pairs:
         )
     if all(source.tokens.get(token) == number for token, number in own.items()):
         common = list(range(min(size, len(source.table))))
-        return Pairs(common, common, "row")
-    return by_meaning(source, own)
+        return RowPairs(common, common, "row")
+    return match_by_bytes(source, own)
 
 
-def by_meaning(source: Pretrained, own: Mapping[str, int]) -> Pairs:
+def match_by_bytes(source: PretrainedEmbedding, own: Mapping[str, int]) -> RowPairs:
     """Rows whose tokens stand for the same bytes."""
     assert source.tokens is not None
     known = {
         meaning: number
-        for number, meaning in meanings(source.tokens).items()
+        for number, meaning in token_bytes(source.tokens).items()
         if number < len(source.table)
     }
     found = {
-        number: known[meaning] for number, meaning in meanings(own).items() if meaning in known
+        number: known[meaning] for number, meaning in token_bytes(own).items() if meaning in known
     }
     if not found:
         raise DataError(
             f"embedding.warm_start = {source.name!r}: not one token is in both its vocabulary and"
             " the run's\n  fix: take the model's own tokenizer, or another warm start"
         )
-    return Pairs(list(found.values()), list(found), "token string")
+    return RowPairs(list(found.values()), list(found), "token string")
 
 
-def meanings(tokens: Mapping[str, int]) -> dict[int, bytes]:
+def token_bytes(tokens: Mapping[str, int]) -> dict[int, bytes]:
     """The bytes that every id stands for, ids of SentencePiece's single bytes first: a later one
     that means the same counts.
     """
-    read = convention(tokens)
+    read = token_decoder(tokens)
     ordered = sorted(tokens.items(), key=lambda item: BYTE_PIECE.fullmatch(item[0]) is None)
     return {number: read(token) for token, number in ordered}
 
 
-def convention(tokens: Mapping[str, int]) -> Callable[[str], bytes]:
+def token_decoder(tokens: Mapping[str, int]) -> Callable[[str], bytes]:
     """How a vocabulary is spelled, told from the way most of its tokens begin that begin with a
     space.
     """
@@ -142,10 +146,10 @@ def convention(tokens: Mapping[str, int]) -> Callable[[str], bytes]:
     )
     if not of_bytes and not of_pieces:
         return str.encode
-    return byte_level if of_bytes >= of_pieces else piece
+    return decode_byte_level if of_bytes >= of_pieces else decode_sentencepiece
 
 
-def piece(token: str) -> bytes:
+def decode_sentencepiece(token: str) -> bytes:
     """A SentencePiece token: "▁the" is " the", "<0x0A>" a line break (Kudo and Richardson 2018,
     arXiv 1808.06226).
     """
@@ -153,18 +157,18 @@ def piece(token: str) -> bytes:
     return bytes([int(single[1], 16)]) if single else token.replace(SPACE_OF_PIECES, " ").encode()
 
 
-def byte_level(token: str) -> bytes:
+def decode_byte_level(token: str) -> bytes:
     """A token of a byte-level vocabulary, in which every byte has a printable character (Radford et
     al. 2019): "Ġthe" is " the". What has other characters in it is an added token, spelled as it
     is.
     """
     try:
-        return bytes(BYTES[character] for character in token)
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()
 
 
-def byte_characters() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """The byte that each character of a byte-level vocabulary stands for: printable ones of Latin-1
     for themselves, the others in their order for the characters from U+0100 on.
     """
@@ -175,4 +179,4 @@ def byte_characters() -> dict[str, int]:
     }
 
 
-BYTES = byte_characters()
+BYTE_OF_CHARACTER = byte_level_alphabet()

