@@ -183,6 +183,20 @@ def test_windows_of_some_layers_only() -> None:
     assert distance(stream(decoder, ids, 5), decoder(ids)[0]) < 1e-12
 
 
+def test_an_error_of_a_constructor_names_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    constructor = XlCache.__init__
+
+    def refuse_layer_1(memory: XlCache, dims: Dims, *, length: int = 2048) -> None:
+        if dims.layer == 1:
+            raise ValueError("not in layer 1")
+        constructor(memory, dims, length=length)
+
+    monkeypatch.setattr(XlCache, "__init__", refuse_layer_1)
+    recipe = recipe_of(memory={"xl": {"use": "xl-cache", "length": 64}})
+    with pytest.raises(Incompatible, match=r"\[memory\.xl\] xl-cache"):
+        build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
+
+
 KEEPERS: dict[str, Any] = {
     "xl-cache": XlCache,
     "window": SlidingWindow,

@@ -154,7 +154,7 @@ class CachedSequence:
         """
         borders = ids.new_zeros(1, 1) if self.pads is None else self.pads[:, None]
         # what is remembered would not be there when replayed
-        with self.reader.precision.autocast(self.reader.device, remember=False):
+        with self.reader.precision.autocast(self.reader.device, cache_weights=False):
             states, _ = self.decoder(ids, self.past, borders, place)
         return states
 

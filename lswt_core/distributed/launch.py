@@ -1,4 +1,4 @@
-"""What the launcher of a run's processes (torchrun, or Slurm's srun) tells each of them."""
+"""Rank and world size from the environment that a launcher (torchrun, or Slurm's srun) sets."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import NamedTuple
 
 from lswt_core.errors import Incompatible
 
-# the first that is set counts
+# the first one that is set is used
 RANK_VARIABLES, LOCAL_RANK_VARIABLES = ("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")
-RENDEZVOUS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")  # where processes find each other
+RENDEZVOUS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 FIX = "start the processes with torchrun, or have the launcher set it for each of them"
 
 
 class ProcessRank(NamedTuple):
-    """A process among those of its run."""
+    """A process's rank in its run."""
 
     rank: int = 0
     size: int = 1
-    local: int | None = None  # its number on its machine, if that was told
-    local_name: str = LOCAL_RANK_VARIABLES[0]  # the variable that tells it
+    local: int | None = None  # its rank on its machine; None: not set
+    local_name: str = LOCAL_RANK_VARIABLES[0]  # the variable that sets it
 
     def device_number(self, visible: int) -> int:
-        """Which of so many visible accelerators is this process's; raises Incompatible where that
-        cannot be known.
+        """The index of this process's accelerator among the visible ones; raises Incompatible if
+        it is not known.
         """
         if self.size == 1 or visible == 0:
             return self.local or 0
         if visible == 1 and (self.local is None or self.local_name != LOCAL_RANK_VARIABLES[0]):
-            # each process is shown a device of its own, as Slurm can; its number counts processes
+            # Slurm can show each process one device of its own; SLURM_LOCALID counts processes
             return 0
         if self.local is None:
             raise Incompatible(
                 f"{self.size} processes and {visible} accelerators, but neither of"
-                f" {' and '.join(LOCAL_RANK_VARIABLES)} is set: which of them process {self.rank} shall take is"
+                f" {' and '.join(LOCAL_RANK_VARIABLES)} is set: the accelerator of rank {self.rank} is"
                 f" not known; {FIX}"
             )
         if self.local >= visible:
@@ -46,8 +46,8 @@ class ProcessRank(NamedTuple):
 
 
 def read_launcher(environment: Mapping[str, str]) -> ProcessRank:
-    """Who this process is by its environment; alone where WORLD_SIZE is not set. Raises
-    Incompatible for what is missing or no number.
+    """Read this process's rank from the environment; a single process where WORLD_SIZE is not set.
+    Raises Incompatible for a variable that is missing or not an integer.
     """
     size = read_integer(environment, "WORLD_SIZE") if "WORLD_SIZE" in environment else 1
     local_name = next(
@@ -67,7 +67,7 @@ def read_launcher(environment: Mapping[str, str]) -> ProcessRank:
 
 
 def read_integer(environment: Mapping[str, str], name: str) -> int:
-    """A variable that holds a number."""
+    """Read an integer variable."""
     try:
         return int(environment[name])
     except ValueError:

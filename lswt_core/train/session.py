@@ -20,7 +20,7 @@ from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.checkpoint.train_state import check_code, check_recipe
 from lswt_core.data.corpus import Corpus, held_out, open_corpus, training_rows, unigram
 from lswt_core.decode import InferenceEngine, Sample, generate
-from lswt_core.device import Precision
+from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, LswtError, PluginError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
@@ -57,6 +57,7 @@ class Session:
     ) -> None:
         self.arguments, self.registry, self.directory = arguments, registry, directory
         self.world = World.join()
+        configure_process()
         overlay = (
             None
             if arguments.full or self.world.device.type not in recipe.overlays
