@@ -72,7 +72,7 @@ class Precision(NamedTuple):
 
     @classmethod
     def choose(cls, wanted: str, device: torch.device) -> Precision:
-        """Resolve ``train.precision``; "auto" is bfloat16 where the hardware supports it natively."""
+        """Resolve ``train.precision``; "auto" is bfloat16 if the hardware has it natively."""
         if wanted != "auto":
             return cls(getattr(torch, wanted), "the recipe asks for it")
         if has_bfloat16(device):
@@ -99,7 +99,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def should_compile(wanted: str, device: torch.device) -> bool:
-    """Whether a run's blocks are compiled; "auto" compiles on CUDA only, where fused kernels pay."""
+    """Whether to compile a run's blocks; "auto" does so on CUDA, where fused kernels pay."""
     return wanted == "blocks" or (wanted == "auto" and device.type == "cuda" and has_triton())
 
 

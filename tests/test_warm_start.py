@@ -67,8 +67,8 @@ class Listed(Tokenizer):
     """A tokenizer that is nothing but its list of tokens."""
 
     name = "listed"
-    begin = end = 0
-    size = property(lambda self: len(self.listed))  # type: ignore[assignment]
+    bos_id = eos_id = 0
+    vocab_size = property(lambda self: len(self.listed))  # type: ignore[assignment]
 
     def __init__(self, listed: Sequence[str]) -> None:
         self.listed = list(listed)
@@ -82,7 +82,7 @@ class Listed(Tokenizer):
     def fingerprint(self) -> str:
         raise NotImplementedError
 
-    def tokens(self) -> dict[str, int]:
+    def vocab(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self.listed)}
 
 
@@ -503,12 +503,12 @@ def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> 
     small, large = BytePair(vocab_size=300), BytePair(vocab_size=400)
     for tokenizer, own in ((small, texts[:20]), (large, texts)):
         tokenizer.fit(lambda own=own: [Document("0", "".join(own))], f"{len(own)}", tmp_path)  # type: ignore[misc]
-    theirs = large.tokens()
+    theirs = large.vocab()
     weight, moved = moved_into(
-        saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.size, small
+        saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.vocab_size, small
     )
     assert moved.record["rows"] > 256
-    for token, number in small.tokens().items():
+    for token, number in small.vocab().items():
         assert weight[number, 0] == theirs.get(token, -1)
 
 

@@ -33,8 +33,8 @@ class ProcessRank(NamedTuple):
         if self.local is None:
             raise Incompatible(
                 f"{self.size} processes and {visible} accelerators, but neither of"
-                f" {' and '.join(LOCAL_RANK_VARIABLES)} is set: the accelerator of rank {self.rank} is"
-                f" not known; {FIX}"
+                f" {' and '.join(LOCAL_RANK_VARIABLES)} is set: the accelerator of rank"
+                f" {self.rank} is not known; {FIX}"
             )
         if self.local >= visible:
             shown = "1 accelerator is" if visible == 1 else f"{visible} accelerators are"

@@ -57,8 +57,8 @@ class World(NamedTuple):
             dist.destroy_process_group()
 
     def rows(self, total: int) -> range:
-        """This rank's rows of the global batch. Raises ResourceError if ranks would have unequal
-        numbers of rows.
+        """The rows of the global batch that this rank has. Raises ResourceError if ranks would
+        have unequal numbers of rows.
         """
         if total % self.size:
             raise ResourceError(
@@ -81,8 +81,8 @@ class World(NamedTuple):
         return min(wanted or own, own)
 
     def share(self, total: int) -> range:
-        """This rank's share of ``total`` rows, as even as possible; empty where there are more
-        ranks than rows.
+        """The rows out of ``total`` that are this rank's share, as even as possible; empty where
+        there are more ranks than rows.
         """
         return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
@@ -99,8 +99,8 @@ class World(NamedTuple):
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """All-reduce every parameter's gradient to its sum over ranks: each rank's loss is its share
-        of the batch's mean.
+        """All-reduce every parameter's gradient to its sum over ranks: each rank's loss is its
+        share of the batch's mean.
         """
         if self.size == 1:
             return

@@ -170,9 +170,15 @@ def imported_names(module: SourceModule) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = import_base(module, node)
             yield from (".".join([*base, alias.name]) for alias in node.names)
-        elif imports_by_string and isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if all(part.isidentifier() for part in node.value.split(".")):
-                yield node.value
+        elif imports_by_string and isinstance(node, ast.Constant):
+            yield from dotted_names(node.value)
+
+
+def dotted_names(value: object) -> list[str]:
+    """The value of a literal if it is a string that could name a module, else nothing."""
+    if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
+        return [value]
+    return []
 
 
 def import_base(module: SourceModule, node: ast.ImportFrom) -> list[str]:

@@ -1,4 +1,4 @@
-"""For tokenizers of the `tokenizers` library: save the files that transformers reads, and split long
+"""For tokenizers of the `tokenizers` library: save files that transformers reads, split long
 texts.
 """
 

@@ -1,5 +1,5 @@
-"""Where a pretrained table may come from: the Hub, a model directory, a file, an installed package.
-Each brings the table and, if it can, the tokens its rows belong to.
+"""Load a pretrained embedding table from the Hub, a model directory, a file or an installed
+package, with the vocabulary its rows belong to if the source has one.
 """
 
 from __future__ import annotations
@@ -36,41 +36,42 @@ ALTERNATIVES = (
 
 
 class PretrainedEmbedding(NamedTuple):
-    """A table of word embeddings and what is known about it."""
+    """A pretrained embedding table and its metadata."""
 
-    name: str  # where it is from, as exactly as can be said in a line
-    table: Tensor  # [rows, width], in the precision it is stored in
-    tokens: Mapping[str, int] | None  # the row of every token; None: the source does not say
-    facts: Mapping[str, str | None]  # for the run's record
-    config: Mapping[str, Any] = {}  # the model's own, where there is one
+    name: str  # its source
+    table: Tensor  # [rows, width], in the dtype it is stored in
+    tokens: Mapping[str, int] | None  # the row of every token; None: unknown
+    facts: Mapping[str, str | None]  # for environment.json
+    config: Mapping[str, Any] = {}  # the model's config.json, if there is one
 
 
 def load_pretrained(embedding: Embedding) -> PretrainedEmbedding | None:
-    """The table that a recipe starts from, checked as far as it can be before the text is read;
-    None for a random start.
+    """Load the table that ``embedding.warm_start`` names; None for "none".
 
     Raises DataError if there is no such table, its width is not ``d_vocab``, or it has another
-    number of rows than ``vocab_size`` and no tokens to tell which row is whose.
+    number of rows than ``vocab_size`` and no vocabulary that says which token a row belongs to.
     """
     if embedding.warm_start == "none":
         return None
-    found = load_source(embedding.warm_start)
-    check_table(found, embedding)
-    return found
+    source = load_source(embedding.warm_start)
+    check_table(source, embedding)
+    return source
 
 
 def load_source(source: str) -> PretrainedEmbedding:
-    """The table that ``embedding.warm_start`` names."""
+    """Load the table from a GGUF file, a file of tensors, a model directory or the Hub."""
     path = Path(source)
     if source.startswith(PACKAGE) or path.suffix == ".gguf":
         return load_gguf(source)
     if path.suffix in (".safetensors", ".npz"):
         return with_facts(source, read_table_file(path))
-    return load_directory(source, path) if path.is_dir() else load_from_hub(source)
+    if path.is_dir():
+        return load_directory(source, path)
+    return load_from_hub(source)
 
 
 def load_gguf(source: str) -> PretrainedEmbedding:
-    """The table of a GGUF file, with its tokens."""
+    """Load the table and vocabulary of a GGUF file."""
     path = locate_gguf(source, "embedding.warm_start")
     file = GgufFile(path)
     table, stored = file.tensor(GGUF_TABLE)
@@ -80,35 +81,31 @@ def load_gguf(source: str) -> PretrainedEmbedding:
 
 
 def load_from_hub(source: str) -> PretrainedEmbedding:
-    """The table of a model of the Hub: its one file of weights that holds the table is brought
-    here, and no other.
-    """
-    found = open_safetensors_snapshot(source, ALTERNATIVES)
-    model = load_model(found.name, found.directory, found.fetch)
-    return model._replace(facts={**model.facts, "revision": found.commit})
+    """Load the table of a Hub model; of its weights, only the file with the table is downloaded."""
+    snapshot = open_safetensors_snapshot(source, ALTERNATIVES)
+    model = load_model(snapshot.name, snapshot.directory, snapshot.fetch)
+    return model._replace(facts={**model.facts, "revision": snapshot.commit})
 
 
 def load_directory(source: str, directory: Path) -> PretrainedEmbedding:
-    """The table of a model that transformers, or this library, has saved."""
+    """Load the table of a model directory that transformers or this library has saved."""
     if not any((directory / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
         raise DataError(
-            f"embedding.warm_start = {source!r}: the directory has neither {WEIGHTS} nor {WEIGHTS_INDEX};"
-            f" {explain_pickle(source)}"
+            f"embedding.warm_start = {source!r}: the directory has neither {WEIGHTS} nor"
+            f" {WEIGHTS_INDEX}; {explain_pickle(source)}"
         )
     return load_model(source, directory, directory.joinpath)
 
 
 def load_model(name: str, directory: Path, fetch: Callable[[str], Path]) -> PretrainedEmbedding:
-    """The table of a model directory, with the tokens of a tokenizer that lies beside it."""
+    """Load the table of a model directory, and its tokenizer's vocabulary."""
     config = read_json(directory / "config.json")
-    found = read_model_table(name, directory, fetch, config.get("vocab_size"))
-    return with_facts(name, found, read_vocabulary(directory))._replace(config=config)
+    table = read_model_table(name, directory, fetch, config.get("vocab_size"))
+    return with_facts(name, table, read_vocabulary(directory))._replace(config=config)
 
 
 def read_vocabulary(directory: Path) -> Mapping[str, int] | None:
-    """The tokens of a model directory; None if it has no tokenizer, or one that does not list them
-    in the open.
-    """
+    """The vocabulary of a model directory; None without tokenizer.json and vocab.json."""
     if (directory / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -120,9 +117,11 @@ def read_vocabulary(directory: Path) -> Mapping[str, int] | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is no such file."""
+    """Read a JSON object; an empty one if there is no such file. Raises DataError."""
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"embedding.warm_start: {path} is damaged, it is not JSON: {error}"
@@ -130,39 +129,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def with_facts(
-    name: str, found: NamedTable, tokens: Mapping[str, int] | None = None, **facts: str
+    name: str, named: NamedTable, tokens: Mapping[str, int] | None = None, **facts: str
 ) -> PretrainedEmbedding:
-    """A table with its facts, its hash among them."""
-    if found.table.dtype not in PRECISIONS:
+    """Add the facts that are recorded with a run: tensor, dtype, revision, hash. Raises DataError
+    for a quantised table.
+    """
+    if named.table.dtype not in PRECISIONS:
         raise DataError(
-            f"embedding.warm_start = {name!r}: tensor {found.name!r} is stored in"
-            f" {found.table.dtype}, which means nothing without its scales\n  fix: take a version"
+            f"embedding.warm_start = {name!r}: tensor {named.name!r} is stored in"
+            f" {named.table.dtype}, which means nothing without its scales\n  fix: take a version"
             " of the model in float16, bfloat16 or float32, or a .gguf file"
         )
-    table = found.table.contiguous()
+    table = named.table.contiguous()
     stored = {"stored": str(table.dtype).removeprefix("torch.")} | facts
     digest = sha256(table.view(torch.uint8).numpy().data).hexdigest()
     return PretrainedEmbedding(
-        name, table, tokens, {"tensor": found.name, "revision": None, **stored, "sha256": digest}
+        name, table, tokens, {"tensor": named.name, "revision": None, **stored, "sha256": digest}
     )
 
 
-def check_table(found: PretrainedEmbedding, embedding: Embedding) -> None:
-    """Raise DataError unless the table fits the recipe."""
-    rows, width = found.table.shape
+def check_table(source: PretrainedEmbedding, embedding: Embedding) -> None:
+    """Raise DataError unless the table fits the recipe and is finite."""
+    rows, width = source.table.shape
     where = f"embedding.warm_start = {embedding.warm_start!r} is a table of {rows:,} x {width}"
     if width != embedding.d_vocab:
         raise DataError(
-            f"{where}, but the recipe asks for embedding.d_vocab = {embedding.d_vocab}\n  fix: set"
-            f" embedding.d_vocab = {width}{explain_projection(found.config)}, or another warm start"
+            f"{where}, but the recipe asks for embedding.d_vocab = {embedding.d_vocab}\n"
+            f"  fix: set embedding.d_vocab = {width}{explain_projection(source.config)}, or another"
+            " warm start"
         )
-    if found.tokens is None and rows != embedding.vocab_size:
+    if source.tokens is None and rows != embedding.vocab_size:
         raise DataError(
             f"{where}, but the recipe asks for embedding.vocab_size = {embedding.vocab_size:,}, and"
             " which token a row belongs to is not known: the source brings no tokenizer\n  fix:"
             f" set embedding.vocab_size = {rows}, or put the model's tokenizer.json beside it"
         )
-    if not bool(torch.isfinite(found.table).all()):
+    if not bool(torch.isfinite(source.table).all()):
         raise DataError(
             f"{where} that holds numbers which are not finite\n  fix: take another copy of the"
             " model; this one is damaged"
@@ -170,10 +172,8 @@ def check_table(found: PretrainedEmbedding, embedding: Embedding) -> None:
 
 
 def explain_projection(config: Mapping[str, Any]) -> str:
-    """A word on models whose table is narrower than they are (OPT's ``project_in``)."""
+    """A note for models whose table is narrower than they are (OPT's ``project_in``), or ""."""
     narrow, wide = config.get("word_embed_proj_dim"), config.get("hidden_size")
-    return (
-        f" (the model's word_embed_proj_dim; its hidden_size is {wide})"
-        if narrow not in (None, wide)
-        else ""
-    )
+    if narrow in (None, wide):
+        return ""
+    return f" (the model's word_embed_proj_dim; its hidden_size is {wide})"
