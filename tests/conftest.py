@@ -31,7 +31,7 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def denormals_as_they_were() -> Iterator[None]:
-    """A run or plan within this process flushes denormal numbers to zero, which hypothesis does not
+    """A run within this process flushes denormal numbers to zero, which hypothesis does not
     expect.
     """
     yield

@@ -187,10 +187,10 @@ PACKAGES: dict[int, Any] = {
 def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
     """Have some generations and no others, and try them on the CPU."""
     monkeypatch.setattr(generations, "searched", {})
-    try_out = generations.fault_of
+    try_out = generations.find_fault
     monkeypatch.setattr(
         generations,
-        "fault_of",
+        "find_fault",
         lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)),
     )
     for version, home in generations.HOMES.items():

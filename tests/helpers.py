@@ -18,7 +18,7 @@ from torch import Tensor
 from lswt_core.interfaces import Component, Dims, Memory
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
-from lswt_core.model.spec import Blueprint, Layer
+from lswt_core.model.spec import DecoderSpec, LayerSpec
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
 # tiny tensors are slower on many threads, and sums would depend on their number
@@ -60,9 +60,9 @@ def build(
     d_vocab: int = 8,
 ) -> Decoder:
     """A decoder on the meta device."""
-    layer = Layer(None, memories or {}, attention, qk_norm, ffn, norm)
+    layer = LayerSpec(None, memories or {}, attention, qk_norm, ffn, norm)
     with torch.device("meta"):
-        return Blueprint(
+        return DecoderSpec(
             dims=dims,
             vocab_size=vocab_size,
             d_vocab=d_vocab,

@@ -19,7 +19,7 @@ from lswt_sdpa import Sdpa
 from torch import Tensor
 
 from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
-from lswt_core.plugin_api.attention import scores, whole
+from lswt_core.plugin_api.attention import attention_scores, reference_attention
 
 BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
     "split": partial(Sdpa, method="split"),
@@ -106,9 +106,9 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
     of the terms that it sums.
     """
     parts, leaves, cotangent = question(shape, torch.float64)
-    found = torch.cat([scores(part) for part in parts], -1)  # [B, H, T, N]
+    found = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
     # [B, H, T, 1]
-    off = 2**-9 * (whole(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]
+    off = 2**-9 * (reference_attention(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]
     seen = found.masked_fill(found.isinf(), 0.0)
     gradients = torch.autograd.grad(
         (found.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True

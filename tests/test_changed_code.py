@@ -58,6 +58,10 @@ def lswt_components():
 """
 
 
+def test_the_libraries_of_the_training_code_are_found() -> None:
+    assert {"torch", "numpy"} <= core_libraries()
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a recipe, a text, and a plugin whose module imports another."""

@@ -30,7 +30,7 @@ from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lswt_core.device import compile_each
+from lswt_core.device import compile_blocks
 from lswt_core.errors import PluginError
 from lswt_core.interfaces import (
     AttentionRequirements,
@@ -40,10 +40,10 @@ from lswt_core.interfaces import (
     SlopeBias,
     Unsupported,
 )
-from lswt_core.model.parameters import parameter_groups
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.attention_merge import fault_of, first_verified
-from lswt_core.plugin_api.pytree import tensors, tree_map
+from lswt_core.plugin_api.attention_merge import find_fault, first_verified
+from lswt_core.plugin_api.pytree import tree_leaves, tree_map
 
 XL = {"xl": partial(XlCache, length=32)}
 REGISTERS = {"registers": partial(Registers, count=3)}
@@ -64,11 +64,11 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 def test_the_cache_keeps_no_more_than_its_length_and_only_the_newest() -> None:
     decoder, ids = tiny(memories={"xl": partial(XlCache, length=5)}), tokens(1, 12)
     _, short = decoder(ids[:, :3])
-    assert {tensor.shape[1] for tensor in tensors(short)} == {3}
+    assert {tensor.shape[1] for tensor in tree_leaves(short)} == {3}
     state: Any = None
     for first in range(0, 12, 3):
         _, state = decoder(ids[:, first : first + 3], state)
-    assert {tensor.shape[1] for tensor in tensors(state)} == {5}
+    assert {tensor.shape[1] for tensor in tree_leaves(state)} == {5}
     newest = decoder(ids)[1][0]["xl"]  # the first layer's keys depend on their own token alone
     assert distance(state[0]["xl"]["k"], newest["k"]) < 1e-12
 
@@ -83,7 +83,7 @@ def test_what_was_remembered_in_another_precision_is_still_understood(backend: s
     wanted, _ = decoder(ids[:, 4:], kept)
     found, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
     assert (found - wanted).norm() / wanted.norm() < 0.02
-    assert {tensor.dtype for tensor in tensors(following)} == {torch.float32}
+    assert {tensor.dtype for tensor in tree_leaves(following)} == {torch.float32}
 
 
 # ---------- streaming
@@ -174,7 +174,7 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
                 torch.autograd.grad(
                     states.square().sum(), list(decoder.parameters()), allow_unused=True
                 ),
-                tensors(following),
+                tree_leaves(following),
                 kept,
             )
         )
@@ -199,7 +199,7 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
     )
     compiler = torch.nn.Module.compile  # the tracing alone: no compiler of C++ is needed
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiler, backend="aot_eager"))
-    compile_each(compiled.blocks)
+    compile_blocks(compiled.blocks)
     states: Any = [None, None]
     for step in range(5):  # the memory of 16 tokens is full after two segments of 8
         ids = tokens(2, 8, seed=step)
@@ -228,7 +228,7 @@ def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.Monkey
     dims = DIMS._replace(n_layers=1)
     makes = [tiny(dims=dims), tiny(dims=dims, ffn=Gelu)]
     for decoder in makes:
-        compile_each(decoder.blocks)
+        compile_blocks(decoder.blocks)
     with torch.no_grad(), ThreadPoolExecutor(1) as aside:
         for rows in range(1, 5):
             for decoder in makes:
@@ -457,25 +457,23 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
         for size in (tokens, keys, keys)
     )
     # torch checks types and shapes, and computes nothing
-    out, total = KERNELS[kernel].attend(q, k, v, tokens == keys)
+    out, total = KERNELS[kernel].forward(q, k, v, tokens == keys)
     assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
-    found = KERNELS[kernel].differentiate(
-        torch.empty_like(out), q, k, v, out, total, tokens == keys
-    )
+    found = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
     assert [gradient.shape for gradient in found] == [q.shape, k.shape, v.shape]
 
 
 def test_kernels_are_tried_before_they_are_used() -> None:
     need = AttentionRequirements("cpu", torch.float32, 32)
-    assert fault_of(KERNELS["cpu"], need) is None
+    assert find_fault(KERNELS["cpu"], need) is None
     # wherever it is first asked for
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        assert fault_of(KERNELS["cpu"], need) is None
+        assert find_fault(KERNELS["cpu"], need) is None
 
     class Deaf(type(KERNELS["cpu"])):  # type: ignore[misc]
         """Looks at its own part alone."""
 
-        def differentiate(
+        def backward(
             self,
             grad: Tensor,
             q: Tensor,
@@ -485,10 +483,10 @@ def test_kernels_are_tried_before_they_are_used() -> None:
             total: Tensor,
             causal: bool,
         ) -> Any:
-            return super().differentiate(grad, q, k, v, *self.attend(q, k, v, causal), causal)
+            return super().backward(grad, q, k, v, *self.forward(q, k, v, causal), causal)
 
-    assert "off by" in str(fault_of(Deaf(), need))
-    assert fault_of(KERNELS["cudnn"], need)  # it does not run here, and says so
+    assert "off by" in str(find_fault(Deaf(), need))
+    assert find_fault(KERNELS["cudnn"], need)  # it does not run here, and says so
     assert first_verified({"deaf": Deaf(), "sound": KERNELS["cpu"]}, need)[0] == "sound"
     assert first_verified({"deaf": Deaf()}, need)[0] is None
 
@@ -502,8 +500,8 @@ class NotFinite(OnCpu):
     def __init__(self, which: int) -> None:
         self.which = which
 
-    def differentiate(self, *given: Any) -> Any:
-        found = list(super().differentiate(*given))
+    def backward(self, *given: Any) -> Any:
+        found = list(super().backward(*given))
         found[self.which] = found[self.which].index_fill(1, torch.tensor([0]), torch.nan)
         return tuple(found)
 
@@ -511,8 +509,8 @@ class NotFinite(OnCpu):
 class TakesForDense(OnCpu):
     """Reads values as if they lay side by side in memory."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Any:
-        return super().attend(
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Any:
+        return super().forward(
             q, k, v.as_strided(v.shape, torch.empty(v.shape).stride()) if v.stride(0) else v, causal
         )
 
@@ -520,8 +518,8 @@ class TakesForDense(OnCpu):
 class Shared(OnCpu):
     """Gives every row the first one's gradient where all rows share their keys."""
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        dq, dk, dv = super().differentiate(grad, q, k, v, *rest)
+    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+        dq, dk, dv = super().backward(grad, q, k, v, *rest)
         return (dq, dk[:1].expand_as(dk), dv) if k.stride(0) == 0 else (dq, dk, dv)
 
 
@@ -531,7 +529,7 @@ class Refuses(OnCpu):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def attend(self, *_: Any) -> Any:
+    def forward(self, *_: Any) -> Any:
         raise self.error
 
 
@@ -556,7 +554,7 @@ def test_a_kernel_that_fails_where_models_would_use_it_is_not_used(
     kernel: Any, reason: str
 ) -> None:
     need = AttentionRequirements("cpu", torch.float32, 32)
-    assert reason in str(fault_of(kernel, need))
+    assert reason in str(find_fault(kernel, need))
     assert first_verified({"planted": kernel, "sound": KERNELS["cpu"]}, need)[0] == "sound"
 
 
@@ -606,7 +604,7 @@ def test_a_parameter_that_nobody_fills_is_told() -> None:
 
 def test_registers_may_be_exempt_from_decay() -> None:
     for decays in (True, False):
-        groups = parameter_groups(
+        groups = build_parameter_groups(
             build(memories={"registers": partial(Registers, weight_decay=decays)})
         )
         decayed, undecayed = (set(group["names"]) for group in groups)
@@ -643,7 +641,7 @@ def test_parameters_are_as_many_as_the_originals(size: str, variant: str) -> Non
     wanted = golden["variants"][variant]
     decayed, undecayed = (
         sum(p.numel() for p in group["params"])
-        for group in parameter_groups(TrainModule(decoder, {}))
+        for group in build_parameter_groups(TrainModule(decoder, {}))
     )
     assert (decayed, undecayed) == (wanted["decayed"], wanted["not_decayed"])
     assert sum(p.numel() for p in decoder.parameters()) == wanted["total"]

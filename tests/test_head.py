@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lswt_core.interfaces import IGNORE, CrossEntropy, LabelSampling
 from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.model.initialise import initialise
-from lswt_core.plugin_api.cross_entropy import dense, draw, first_largest
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
+from lswt_core.plugin_api.token_scores import max_with_index, sample_labels
 
 VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
 
@@ -260,7 +261,7 @@ def test_the_first_of_the_largest_is_found(size: int) -> None:
     for seed in range(30):
         # the largest is there many times
         rows = torch.randint(0, 9, (7, size), generator=torch.Generator().manual_seed(seed)).float()
-        largest, place = first_largest(rows)
+        largest, place = max_with_index(rows)
         assert largest.equal(rows.amax(-1)) and place.equal(rows.argmax(-1))
 
 
@@ -348,13 +349,13 @@ def test_the_normaliser_has_its_own_gradient(way: Way, trainable: bool, together
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
 def test_labels_without_probability_are_never_drawn(number: float) -> None:
     p = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
-    assert int(draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
+    assert int(sample_labels(p, torch.tensor([number]))) == (1 if number == 0 else 2)
 
 
 def test_the_dense_score_has_right_second_derivatives() -> None:
     owner, (states, labels) = vocabulary(), question(1, 3)
     assert torch.autograd.gradgradcheck(
-        lambda states: owner.score(states, labels, by=dense).total, [states]
+        lambda states: owner.score(states, labels, by=dense_cross_entropy).total, [states]
     )
 
 
@@ -380,7 +381,7 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
         for score in (
             lambda owner: owner.score(states, labels),
             lambda owner: owner.score(states, labels, LabelSampling(uniforms)),
-            lambda owner: owner.score(states, labels, by=dense),
+            lambda owner: owner.score(states, labels, by=dense_cross_entropy),
         ):
             found, wanted = score(frozen), score(wide)
             assert (

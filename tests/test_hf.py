@@ -123,7 +123,7 @@ def test_a_model_can_be_loaded_with_another_memory_and_another_backend(tmp_path:
     model_of("family", torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
     assert (
-        loaded.model.decoder.reach == 7
+        loaded.model.decoder.memory_length == 7
         and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
     )
     with pytest.raises(RecipeError, match="length"):
@@ -141,7 +141,7 @@ def test_a_trained_rotation_can_be_stretched_as_readme_says(use: str, tmp_path: 
         config = AutoConfig.from_pretrained(tmp_path, memory_length=256)
         config.recipe["positional"] |= {"use": use, "factor": factor}
         stretched = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
-        assert (stretched.model.decoder.positional.name, stretched.model.decoder.reach) == (
+        assert (stretched.model.decoder.positional.name, stretched.model.decoder.memory_length) == (
             use,
             256,
         )

@@ -12,7 +12,7 @@ from helpers import distance
 from hf_parts import CUT_DEPENDENT, MIXES, cache_of, every_mix, generate, ids, logits, model_of
 from torch import Tensor
 
-from lswt_core.plugin_api.pytree import tensors
+from lswt_core.plugin_api.pytree import tree_leaves
 
 # ---------- forward
 
@@ -282,11 +282,11 @@ def test_what_is_kept_is_bounded_by_the_memory() -> None:
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
     assert cache.get_seq_length() == 31 and {
-        tensor.shape[1] for tensor in tensors(cache.state)
+        tensor.shape[1] for tensor in tree_leaves(cache.state)
     } == {5}
     prompt = cache_of(model(ids(1, 80), use_cache=True))
     assert all(
-        tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors(prompt.state)
+        tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tree_leaves(prompt.state)
     )
 
 

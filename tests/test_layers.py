@@ -14,7 +14,7 @@ import torch
 from helpers import distance, stream, tokens
 
 from lswt_core.errors import Incompatible
-from lswt_core.model.build import Assembled, assemble
+from lswt_core.model.build import BuiltModel, build_model
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
@@ -65,8 +65,8 @@ def load(tmp_path: Path) -> Callable[..., Recipe]:
     return loaded
 
 
-def assembled(recipe: Recipe) -> Assembled:
-    return assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
+def assembled(recipe: Recipe) -> BuiltModel:
+    return build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def decoder_of(recipe: Recipe) -> Decoder:

@@ -29,9 +29,9 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import AttentionBackend, Dims, KVBlock
 from lswt_core.model.attention import Attention
-from lswt_core.model.build import assemble
+from lswt_core.model.build import build_model
 from lswt_core.model.initialise import initialise
-from lswt_core.plugin_api.pytree import tensors
+from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -135,7 +135,7 @@ def test_layers_see_as_far_as_their_windows_together() -> None:
 
 def test_a_windows_cache_is_one_token_shorter_than_the_window() -> None:
     _, state = tiny(memories={"window": partial(SlidingWindow, length=6)})(tokens(2, TOKENS))
-    assert {tensor.shape[1] for tensor in tensors(state)} == {5}
+    assert {tensor.shape[1] for tensor in tree_leaves(state)} == {5}
 
 
 @pytest.mark.parametrize("length", [3, 30])
@@ -168,7 +168,7 @@ def test_backends_that_cannot_hide_what_is_beyond_a_window_say_so(
 ) -> None:
     recipe = recipe_of(memory={"xl": {"use": "window"}}, attention=attention)
     with pytest.raises(Incompatible, match="window"):
-        assemble(recipe, Registry(), device=torch.device(device), dtype=torch.bfloat16)
+        build_model(recipe, Registry(), device=torch.device(device), dtype=torch.bfloat16)
 
 
 def test_windows_of_some_layers_only() -> None:
@@ -176,11 +176,25 @@ def test_windows_of_some_layers_only() -> None:
         memory={"xl": {"use": "xl-cache", "length": 64}},
         layers={"every 2": {"memory": {"xl": {"use": "window", "length": 4}}}},
     )
-    loss = assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float64).loss
+    loss = build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float64).loss
     assert [block.attention.window for block in loss.decoder.blocks] == [None, 4]  # type: ignore[union-attr]
     decoder, ids = loss.decoder.to_empty(device="cpu").double(), tokens(2, TOKENS)
     initialise(decoder, seed=0, std=0.4)
     assert distance(stream(decoder, ids, 5), decoder(ids)[0]) < 1e-12
+
+
+def test_an_error_of_a_constructor_names_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    constructor = XlCache.__init__
+
+    def refuse_layer_1(memory: XlCache, dims: Dims, *, length: int = 2048) -> None:
+        if dims.layer == 1:
+            raise ValueError("not in layer 1")
+        constructor(memory, dims, length=length)
+
+    monkeypatch.setattr(XlCache, "__init__", refuse_layer_1)
+    recipe = recipe_of(memory={"xl": {"use": "xl-cache", "length": 64}})
+    with pytest.raises(Incompatible, match=r"\[memory\.xl\] xl-cache"):
+        build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 KEEPERS: dict[str, Any] = {
@@ -201,7 +215,7 @@ def test_two_memories_that_keep_tokens_are_refused(name: str) -> None:
             r" false"
         ),
     ):
-        assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
+        build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 # ---------- one layer, its memory written out
@@ -332,8 +346,8 @@ def test_old_tokens_are_kept_by_the_block(
         )
         < 1e-12
     )
-    assert distance(torch.cat(tensors(state), 1), pooled(x, length, slots, rate)[0]) < 1e-12
-    assert torch.cat(tensors(state), 1).shape[1] <= length + rate - 1 + slots
+    assert distance(torch.cat(tree_leaves(state), 1), pooled(x, length, slots, rate)[0]) < 1e-12
+    assert torch.cat(tree_leaves(state), 1).shape[1] <= length + rate - 1 + slots
 
 
 def test_what_is_kept_depends_on_how_much_was_read_and_not_on_the_cuts() -> None:
@@ -342,7 +356,7 @@ def test_what_is_kept_depends_on_how_much_was_read_and_not_on_the_cuts() -> None
     assert all(
         distance(a, b) < 1e-12
         for state in states[1:]
-        for a, b in zip(tensors(state), tensors(states[0]), strict=True)
+        for a, b in zip(tree_leaves(state), tree_leaves(states[0]), strict=True)
     )
 
 
@@ -367,10 +381,12 @@ def test_segments_of_whole_blocks_keep_the_memorys_shapes() -> None:
     for number in range(6):
         _, state = decoder(tokens(2, 6, number), state)
         shapes |= (
-            {tuple(tensor.shape[1] for tensor in tensors(state[0]["m"]))} if number > 1 else set()
+            {tuple(tensor.shape[1] for tensor in tree_leaves(state[0]["m"]))}
+            if number > 1
+            else set()
         )
     assert shapes == {(2, 6)}  # two tokens over the recent four do not make a block
-    assert decoder.reach == 4 + 2 + 2 * 3
+    assert decoder.memory_length == 4 + 2 + 2 * 3
 
 
 def test_a_block_of_two_documents_is_seen_by_neither() -> None:
@@ -453,10 +469,10 @@ def test_what_is_kept_is_as_narrow_as_keys_and_values_are(memory: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for part in ids.split(6, 1):
             found, state = decoder(part, state)
-            assert {tensor.dtype for tensor in tensors(state)} == {torch.bfloat16}
+            assert {tensor.dtype for tensor in tree_leaves(state)} == {torch.bfloat16}
     assert (found.float() - wanted[:, 6:]).norm() / wanted.norm() < 0.05
     _, state = decoder(ids[:, :4], state)  # and may go on in another precision
-    assert {tensor.dtype for tensor in tensors(state)} == {torch.float32}
+    assert {tensor.dtype for tensor in tree_leaves(state)} == {torch.float32}
 
 
 @pytest.mark.parametrize("memory", SHORT)
@@ -465,8 +481,8 @@ def test_no_more_is_kept_for_more_text(memory: str) -> None:
     state: Any = None
     for number in range(40):
         _, state = decoder(tokens(1, 4, number), state)
-        sizes.append(sum(tensor.shape[1] for tensor in tensors(state[0])))
-        assert all(tensor.grad_fn is None for tensor in tensors(state))
+        sizes.append(sum(tensor.shape[1] for tensor in tree_leaves(state[0])))
+        assert all(tensor.grad_fn is None for tensor in tree_leaves(state))
     assert len(set(sizes[10:])) == 1
 
 

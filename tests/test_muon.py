@@ -16,7 +16,7 @@ from torch import nn
 
 from lswt_core import Registry
 from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
-from lswt_core.model.parameters import parameter_groups
+from lswt_core.model.parameters import build_parameter_groups
 
 Muon: Any = Registry().get("optimizer", "muon")
 
@@ -50,7 +50,7 @@ def is_hidden(name: str) -> bool:
 
 
 def test_hidden_matrices_are_muons_and_everything_else_is_adamws() -> None:
-    optimizer = Muon(parameter_groups(model()), lr=0.05, adamw_lr=0.01)
+    optimizer = Muon(build_parameter_groups(model()), lr=0.05, adamw_lr=0.01)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
     assert rates == {
         name: 0.05 if is_hidden(name) else 0.01 for name, _ in model().named_parameters()
@@ -60,10 +60,12 @@ def test_hidden_matrices_are_muons_and_everything_else_is_adamws() -> None:
 @pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
 def test_both_halves_are_torchs_bit_for_bit(scale: str) -> None:
     ours, theirs = model(), model()
-    train(ours, [Muon(parameter_groups(ours), scale=scale, weight_decay=0.2)], range(5))
+    train(ours, [Muon(build_parameter_groups(ours), scale=scale, weight_decay=0.2)], range(5))
     muons = [p for name, p in theirs.named_parameters() if is_hidden(name)]
     undecayed = {name for name, p in theirs.named_parameters() if p.ndim < 2 or "table" in name}
-    undecayed |= set(next(g["names"] for g in parameter_groups(theirs) if g["name"] == "undecayed"))
+    undecayed |= set(
+        next(g["names"] for g in build_parameter_groups(theirs) if g["name"] == "undecayed")
+    )
     rest = [
         {
             "params": [
@@ -112,11 +114,11 @@ def test_a_first_step_is_nearly_orthogonal() -> None:
 
 def test_a_checkpoint_continues_bit_for_bit() -> None:
     whole = model()
-    optimizer = Muon(parameter_groups(whole))
+    optimizer = Muon(build_parameter_groups(whole))
     train(whole, [optimizer], range(3))
     twin = model()
     twin.load_state_dict(whole.state_dict())
-    resumed = Muon(parameter_groups(twin))
+    resumed = Muon(build_parameter_groups(twin))
     tensors, document = optimizer_state(optimizer)
     restore_optimizer(
         resumed,

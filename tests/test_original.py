@@ -147,7 +147,7 @@ def test_another_tokenizer_is_put_beside_a_model_that_has_none(tmp_path: Path) -
     ]
     assert main(words) == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a")["input_ids"] == [256, 97]
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.decoder.reach == 40
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.decoder.memory_length == 40
 
 
 @pytest.mark.parametrize(

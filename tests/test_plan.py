@@ -20,9 +20,9 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import RecipeError, ResourceError
 from lswt_core.interfaces import Batch
-from lswt_core.model.build import assemble, assemble_blueprint, materialise
+from lswt_core.model.build import build_decoder_spec, build_model, materialise
 from lswt_core.model.components import build_optimizer
-from lswt_core.plugin_api.pytree import tensors
+from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
@@ -162,7 +162,7 @@ LAYERED = {
 def test_shallow_models_tell_what_the_whole_needs(tables: dict[str, Any]) -> None:
     recipe, registry = recipe_of(**tables), Registry()
     precision = Precision.choose("float32", WORLD.device)
-    blueprint = assemble_blueprint(recipe, registry, device=WORLD.device, dtype=precision.dtype)
+    blueprint = build_decoder_spec(recipe, registry, device=WORLD.device, dtype=precision.dtype)
     whole = measure(blueprint, recipe, registry, precision, {})
     found = budget(recipe, registry, WORLD)
     assert found.parameters == {
@@ -179,7 +179,7 @@ def test_shallow_models_tell_what_the_whole_needs(tables: dict[str, Any]) -> Non
 def test_weights_and_gradients_are_those_of_the_model() -> None:
     recipe = recipe_of(embedding={**NANO["embedding"], "trainable": False})
     found = budget(recipe, Registry(), WORLD)
-    loss = assemble(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
+    loss = build_model(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
     assert found.memory.found["weights"] == sum(p.nbytes for p in loss.parameters())
     assert found.memory.found["gradients"] == sum(
         p.nbytes for p in loss.parameters() if p.requires_grad
@@ -208,7 +208,9 @@ KEEPERS: dict[str, dict[str, Any]] = {
 
 def storages(state: Any) -> dict[int, int]:
     """Bytes of what tensors lie in, by address."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(state)}
+    return {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tree_leaves(state)
+    }
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)
@@ -218,7 +220,7 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
         Registry(),
     )
     precision = Precision.choose("float32", WORLD.device)
-    loss = assemble(recipe, registry, device=WORLD.device, dtype=torch.float32).loss
+    loss = build_model(recipe, registry, device=WORLD.device, dtype=torch.float32).loss
     materialise(loss, recipe, WORLD.device)
     setting = StepContext(loss, WORLD, precision, seed=1, rows=range(8), micro_batch_size=4)
     ids, memory = (
@@ -238,7 +240,7 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
     trainer.memory = memory
     trainer.restore_memory(*trainer.capture_memory())
     assert 2 * sum(storages(trainer.memory).values()) == planned
-    for found, wanted in zip(tensors(trainer.memory), tensors(memory), strict=True):
+    for found, wanted in zip(tree_leaves(trainer.memory), tree_leaves(memory), strict=True):
         assert found.equal(wanted) and found.stride() == wanted.stride()
 
 

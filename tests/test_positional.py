@@ -22,7 +22,7 @@ from processes import run
 from torch import Tensor
 
 from lswt_core.interfaces import KeyValue
-from lswt_core.model.attention import encode
+from lswt_core.model.attention import encode_positions
 
 BACKENDS = {"eager": Eager, "sdpa": Sdpa}
 FIXED = [cls for cls in offered("positional") if not cls.length_dependent]
@@ -94,7 +94,7 @@ def test_scores_depend_on_distances_alone(cls: Any, by: int) -> None:
 def test_sinks_are_neither_rotated_nor_biased(cls: Any) -> None:
     encoding, q, sink, new = filled(cls), drawn(4, 1), drawn(2, 2), drawn(4, 3)
     positions, temperature = torch.arange(4), getattr(encoding, "temperature", 1.0)
-    first, last = encode(
+    first, last = encode_positions(
         q, [KeyValue(sink, sink, None), KeyValue(new, new, positions)], positions, None, encoding
     )
     assert first.bias is None and first.v is sink and first.q is q
@@ -178,7 +178,7 @@ def test_flex_attention_takes_the_same_biases(cls: Any) -> None:
         for places in (past, positions)
     ]
     with torch.no_grad():
-        parts = encode(drawn(5, 3).float(), segments, positions, None, encoding)
+        parts = encode_positions(drawn(5, 3).float(), segments, positions, None, encoding)
         assert distance(Flex(DIMS)(parts), Eager(DIMS)(parts)) < 1e-5
 
 

@@ -30,7 +30,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from lswt_core.interfaces import DenseBias, Dims, SlopeBias, Unsupported
-from lswt_core.model.build import assemble
+from lswt_core.model.build import build_model
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -89,7 +89,7 @@ def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
     }
     apart = {"positional": {"use": "none"}, "layers": {"every 1": {"positional": {"use": "t5"}}}}
     for tables, count in (({"positional": {"use": "t5"}}, 1), (apart, 3)):
-        built = assemble(
+        built = build_model(
             Recipe.from_dict(base | tables),
             Registry(),
             device=torch.device("cpu"),

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import Done, run
 from runs import write_recipe
 
-from lswt_core import parallel
-from lswt_core.distributed.launch import Launched, launched
+from lswt_core.device import configure_process
+from lswt_core.distributed import world as parallel
+from lswt_core.distributed.launch import ProcessRank, read_launcher
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, ResourceError
 
@@ -59,7 +61,7 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
     ],
 )
 def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, number: int) -> None:
-    found = launched(told | MET)
+    found = read_launcher(told | MET)
     assert found.device_number(visible) == number
     assert (found.rank, found.size) == ((2, 4) if "WORLD_SIZE" in told else (0, 1))
 
@@ -83,13 +85,21 @@ def test_a_process_that_does_not_know_its_accelerator_is_refused(
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "visible_devices", lambda: 2)
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
         World.join()
 
 
+def test_only_configure_process_changes_settings_of_the_process() -> None:
+    denormal = torch.tensor([1e-40])
+    World.join()
+    assert float(denormal * 1) > 0
+    configure_process()
+    assert float(denormal * 1) == 0
+
+
 def test_a_launched_process_is_alone_by_itself() -> None:
-    assert launched({}) == Launched(0, 1)
+    assert read_launcher({}) == ProcessRank(0, 1)
 
 
 # ---------- what they share
@@ -125,9 +135,10 @@ def test_held_out_rows_are_each_some_process(rows: int, size: int) -> None:
 WAITING = """
 import time
 from datetime import timedelta
-from lswt_core import parallel
+from lswt_core.device import configure_process
+from lswt_core.distributed import world as parallel
 
-parallel.EXCHANGE = timedelta(seconds=1)
+parallel.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
 world = parallel.World.join()
 if world.rank == 0:
     time.sleep(1.5)  # as it prepares a text

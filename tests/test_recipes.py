@@ -12,9 +12,9 @@ import tomli
 import torch
 from processes import run
 
-from lswt_core.model.build import assemble
-from lswt_core.model.components import build_optimizer, build_schedule, dimensions
-from lswt_core.model.parameters import count_parameters, parameter_groups
+from lswt_core.model.build import build_model
+from lswt_core.model.components import build_optimizer, build_schedule, dims_of
+from lswt_core.model.parameters import build_parameter_groups, count_parameters
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -54,7 +54,7 @@ def test_it_builds(name: str) -> None:
     registry = Registry()
     for overlay in (None, "cpu"):
         recipe = Recipe.load(RECIPES / name, overlay=overlay, registry=registry)
-        built = assemble(recipe, registry, device=torch.device("cpu"), dtype=torch.float32)
+        built = build_model(recipe, registry, device=torch.device("cpu"), dtype=torch.float32)
         assert all(parameter.is_meta for parameter in built.loss.parameters())
         assert build_optimizer(recipe, registry, built.loss).param_groups
         assert 0 < build_schedule(recipe, registry).factor(1) <= 1
@@ -75,20 +75,19 @@ COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
 def test_the_sizes_have_the_parameters_of_the_original(size: str, variant: str) -> None:
     registry, original = Registry(), COUNTS[size]["variants"][variant]
     recipe = Recipe.load(RECIPES / f"{size}.toml", VARIANTS[variant], registry=registry)
-    loss = assemble(recipe, registry, device=torch.device("cpu"), dtype=torch.float32).loss
+    loss = build_model(recipe, registry, device=torch.device("cpu"), dtype=torch.float32).loss
     found = count_parameters(loss)
     assert (found["total"], found["trainable"]) == (original["total"], original["trainable"])
     assert found["by_component"]["embedding"] == original["embedding_table"]
     assert found["by_component"]["projections"] == original["in_out_projections"]
     assert found["by_component"].get("memory.registers", 0) == original["registers"]
     groups = {
-        group["name"]: sum(p.numel() for p in group["params"]) for group in parameter_groups(loss)
+        group["name"]: sum(p.numel() for p in group["params"])
+        for group in build_parameter_groups(loss)
     }
     assert groups == {"decayed": original["decayed"], "undecayed": original["not_decayed"]}
     if variant == "reg16_trainable":
-        assert (
-            dimensions(recipe).d_ffn == 4 * recipe.model.d_model and found["total"] == SIZES[size]
-        )
+        assert dims_of(recipe).d_ffn == 4 * recipe.model.d_model and found["total"] == SIZES[size]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

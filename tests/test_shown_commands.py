@@ -18,7 +18,7 @@ from lswt_core.__main__ import build_parser, main
 from lswt_core.ablation import study
 from lswt_core.budget import Budget, budget
 from lswt_core.cli import bench
-from lswt_core.model.build import assemble
+from lswt_core.model.build import build_model
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
 from lswt_core.run import main as run
@@ -49,7 +49,7 @@ def cost(*about: Any) -> Budget:
 
 def build_alone(session: Session) -> int:
     """A run that ends where its training would begin."""
-    assemble(session.recipe, session.registry, device=torch.device("cpu"), dtype=torch.float32)
+    build_model(session.recipe, session.registry, device=torch.device("cpu"), dtype=torch.float32)
     return 0
 
 
@@ -71,7 +71,7 @@ def called(command: str) -> int:
     if words[module + 1] == "bench":
         arguments = build_parser().parse_args(words[module + 1 :])
         for recipe in bench.chosen_recipes(arguments, Registry(), "cpu").values():
-            assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
+            build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
         return 0
     return main([*words[module + 1 :], *(["--dry-run"] if words[module + 1] == "ablate" else [])])
 

@@ -27,9 +27,9 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from lswt_core.interfaces import AttentionBackend, Dims, Memory
 from lswt_core.model.attention import Attention
-from lswt_core.model.build import assemble
+from lswt_core.model.build import build_model
 from lswt_core.model.initialise import initialise
-from lswt_core.model.parameters import parameter_groups
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -191,7 +191,7 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
             "train": {"steps": 1},
         }
     )
-    loss = assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32).loss
+    loss = build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32).loss
     decoder = loss.decoder.to_empty(device="cpu")
     initialise(decoder, seed=0, std=0.02)
     logits = {
@@ -204,7 +204,7 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
     )
     undecayed = {
         name
-        for group in parameter_groups(decoder)
+        for group in build_parameter_groups(decoder)
         if group["name"] == "undecayed"
         for name in group["names"]
     }
@@ -299,5 +299,5 @@ def test_sinks_with_queries_of_their_own_make_no_head_wider(sinks: list[str]) ->
             "train": {"steps": 1},
         }
     )
-    built = assemble(recipe, Registry(), device=torch.device("cuda"), dtype=torch.bfloat16)
+    built = build_model(recipe, Registry(), device=torch.device("cuda"), dtype=torch.bfloat16)
     assert "flash-attn version 2" in built.notes[1]

@@ -27,7 +27,7 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.hf.import_original import reshape
 from lswt_core.interfaces import Batch, Horizon, Objective, Optimizer
-from lswt_core.model.parameters import parameter_groups
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
 from lswt_core.train.step import StepContext
 from lswt_core.train.trainer import Plan, Trainer
@@ -109,7 +109,7 @@ def start(run: str, sink_frame: str = "reference") -> tuple[Trainer, list[dict[s
             rows=range(ROWS),
             micro_batch_size=ABOUT["common"]["batch_size_step"],
         ),
-        "optimizer": RUNS[run](parameter_groups(loss)),
+        "optimizer": RUNS[run](build_parameter_groups(loss)),
         "schedule": Cosine(horizon, warmup_steps=3, floor=0.1),
         "rows": Rows(),
         "metrics": SimpleNamespace(log=lambda step, values: logged.append(values)),

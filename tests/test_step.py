@@ -29,9 +29,9 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, LossSum, Output
-from lswt_core.model.parameters import parameter_groups
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
-from lswt_core.plugin_api.pytree import join_rows, split_rows, tensors, tree_map
+from lswt_core.plugin_api.pytree import concatenate_rows, split_rows, tree_leaves, tree_map
 from lswt_core.train.step import Interrupted, NotFinite, Step, StepContext, clip, gradient_norm
 
 ROWS, LENGTH = 8, 6
@@ -121,7 +121,7 @@ def test_a_step_has_the_gradient_of_the_mean_loss(memory: str) -> None:
     step = step_of(loss, 2)
     found = differentiated(loss, step, "data")
     loss.zero_grad()
-    result = loss(batch, join_rows(step.memory))
+    result = loss(batch, concatenate_rows(step.memory))
     result.loss.backward()
     assert largest_gap(found, gradients(loss)) < 1e-12
     assert distance(torch.stack([part.loss for part in step.results]).sum(), result.loss) < 1e-12
@@ -146,7 +146,11 @@ def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> Non
             for step in (whole, parted)
         ]
         assert distance(*sums) < 1e-12
-    pairs = zip(tensors(join_rows(whole.staged)), tensors(join_rows(parted.staged)), strict=True)
+    pairs = zip(
+        tree_leaves(concatenate_rows(whole.staged)),
+        tree_leaves(concatenate_rows(parted.staged)),
+        strict=True,
+    )
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 
 
@@ -155,7 +159,7 @@ def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> Non
 def test_what_is_remembered_is_alone_in_its_memory(length: int, memory: str) -> None:
     step = step_of(loss_of(memories=MEMORIES[memory]), 4, batch=batch_of(length=length))
     step.backward("data")
-    for tensor in tensors(tuple(step.staged)):
+    for tensor in tree_leaves(tuple(step.staged)):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
         assert not tensor.requires_grad
 
@@ -174,10 +178,14 @@ def test_sampled_labels_leave_memory_and_results_alone() -> None:
     loss = loss_of()
     step = step_of(loss, 2)
     step.backward("data")
-    staged, results, memory = step.staged, step.results, [t.clone() for t in tensors(step.memory)]
+    staged, results, memory = (
+        step.staged,
+        step.results,
+        [t.clone() for t in tree_leaves(step.memory)],
+    )
     first = differentiated(loss, step, "sampled")
     assert step.staged is staged and step.results is results
-    assert all(torch.equal(a, b) for a, b in zip(memory, tensors(step.memory), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(memory, tree_leaves(step.memory), strict=True))
     assert largest_gap(first, differentiated(loss, step, "sampled")) == 0
     assert largest_gap(first, differentiated(loss, step_of(loss, 2, number=4), "sampled")) > 1e-3
 
@@ -593,7 +601,7 @@ def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(
     ends = []
     for loss in (frozen, wide):
         start = {name: p.clone() for name, p in loss.named_parameters()}
-        updates = optimizer(parameter_groups(loss), lr=1e-2)
+        updates = optimizer(build_parameter_groups(loss), lr=1e-2)
         for number in range(2):
             step = step_of(loss, 4, precision=precision, number=number)
             step.backward("data")

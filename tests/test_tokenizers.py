@@ -278,7 +278,7 @@ CUT = ("gpt-2", "llama-3", "digits", "prefixed", "metaspace")
 def test_pieces_have_the_ids_of_the_whole(name: str, drawn: list[str]) -> None:
     rules, text = splitting(name), "".join(drawn)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fast, "PIECE", 8)
+        patched.setattr(fast, "CHUNK_CHARACTERS", 8)
         pieces = list(fast.split_long_text(rules, text))
     assert "".join(pieces) == text
     assert [i for piece in pieces for i in rules.encode(piece).ids] == rules.encode(text).ids
@@ -300,8 +300,8 @@ def test_a_long_text_is_many_pieces_where_words_are_parted(name: str, line: str)
     if name in CUT:
         assert (
             len(lengths) > 16
-            and max(lengths[:-1]) < fast.PIECE + 100
-            and lengths[-1] <= 2 * fast.PIECE
+            and max(lengths[:-1]) < fast.CHUNK_CHARACTERS + 100
+            and lengths[-1] <= 2 * fast.CHUNK_CHARACTERS
         )
     else:
         assert len(lengths) == 1
@@ -310,7 +310,7 @@ def test_a_long_text_is_many_pieces_where_words_are_parted(name: str, line: str)
 def test_bpe_learns_the_same_from_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = []
     for size in (20, 1 << 20):
-        monkeypatch.setattr(fast, "PIECE", size)
+        monkeypatch.setattr(fast, "CHUNK_CHARACTERS", size)
         tokenizer = BytePair(vocab_size=320)
         tokenizer.fit(lambda: [Document("0", "\n\n".join(WORDS))], "whole", tmp_path / str(size))
         learned.append(tokenizer.fingerprint())

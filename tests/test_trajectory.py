@@ -24,7 +24,7 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.hf.import_original import reshape
 from lswt_core.interfaces import Batch, Horizon
-from lswt_core.model.parameters import parameter_groups
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.train.step import Step, StepContext
 from lswt_core.train.trainer import Plan, Trainer
@@ -98,7 +98,7 @@ def trained(
             micro_batch_size=2,
         ),
         "optimizer": registry.get("optimizer", name)(
-            parameter_groups(loss), **({"lr": 1e-2} | options | changes)
+            build_parameter_groups(loss), **({"lr": 1e-2} | options | changes)
         ),
         "schedule": SimpleNamespace(factor=lambda step: schedule.factor(step + skip)),
         "rows": StreamingRows(),
@@ -192,7 +192,7 @@ def test_the_comparison_notices_another_setting(run: str, changes: dict[str, Any
 def test_what_decays_is_what_decays_in_the_rebuilt() -> None:
     """It goes by names: registers and the vocabulary's projections decay, its table does not."""
     decoder = rebuilt(CASE)
-    groups = {group["name"]: group for group in parameter_groups(decoder)}
+    groups = {group["name"]: group for group in build_parameter_groups(decoder)}
     exempt = {
         name
         for name in MANIFEST["final_norms_names"]

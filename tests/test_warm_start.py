@@ -40,8 +40,13 @@ from lswt_core.checkpoint import Store, verify
 from lswt_core.checkpoint.train_state import load_model, model_tensors
 from lswt_core.errors import CheckpointError, DataError
 from lswt_core.interfaces import Document, Tokenizer
-from lswt_core.model.embedding_init import Moved, Pretrained, move_rows, pretrained
-from lswt_core.model.embedding_init.rows import BYTES, meanings
+from lswt_core.model.embedding_init import (
+    CopiedRows,
+    PretrainedEmbedding,
+    copy_rows,
+    load_pretrained,
+)
+from lswt_core.model.embedding_init.rows import BYTE_OF_CHARACTER, token_bytes
 from lswt_core.recipe.schema import Embedding
 
 TABLE = torch.arange(320 * 24, dtype=torch.float32).reshape(320, 24) / 1000
@@ -49,9 +54,9 @@ TABLE = torch.arange(320 * 24, dtype=torch.float32).reshape(320, 24) / 1000
 
 def source_of(
     warm_start: str | Path, vocab_size: int = 320, d_vocab: int = 24, **more: Any
-) -> Pretrained:
+) -> PretrainedEmbedding:
     """What a recipe with this [embedding] starts from."""
-    found = pretrained(
+    found = load_pretrained(
         Embedding(warm_start=str(warm_start), vocab_size=vocab_size, d_vocab=d_vocab, **more)
     )
     assert found is not None
@@ -62,8 +67,8 @@ class Listed(Tokenizer):
     """A tokenizer that is nothing but its list of tokens."""
 
     name = "listed"
-    begin = end = 0
-    size = property(lambda self: len(self.listed))  # type: ignore[assignment]
+    bos_id = eos_id = 0
+    vocab_size = property(lambda self: len(self.listed))  # type: ignore[assignment]
 
     def __init__(self, listed: Sequence[str]) -> None:
         self.listed = list(listed)
@@ -77,20 +82,24 @@ class Listed(Tokenizer):
     def fingerprint(self) -> str:
         raise NotImplementedError
 
-    def tokens(self) -> dict[str, int]:
+    def vocab(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self.listed)}
 
 
 def moved_into(
-    source: Pretrained, size: int, tokenizer: Tokenizer | None = None, *, half: bool = False
-) -> tuple[Tensor, Moved]:
+    source: PretrainedEmbedding,
+    size: int,
+    tokenizer: Tokenizer | None = None,
+    *,
+    half: bool = False,
+) -> tuple[Tensor, CopiedRows]:
     """A table of -1 after rows were moved into it, and the report."""
     weight = nn.Parameter(
         torch.full(
             (size, source.table.shape[1]), -1.0, dtype=torch.float16 if half else torch.float32
         )
     )
-    return weight.detach(), move_rows(source, weight, tokenizer or Bytes())
+    return weight.detach(), copy_rows(source, weight, tokenizer or Bytes())
 
 
 def opt(kind: type = OPTModel, **config: Any) -> PreTrainedModel:
@@ -424,7 +433,7 @@ def test_the_librarys_own_switch_and_cache_are_honoured(
 
 def saved_with(
     tmp_path: Path, table: Tensor, tokens: dict[str, int], name: str = "vocab.json"
-) -> Pretrained:
+) -> PretrainedEmbedding:
     """A model directory of a table and its tokenizer's vocabulary, as a source."""
     save_file({"model.embed_tokens.weight": table}, tmp_path / "model.safetensors")
     if name == "vocab.json":
@@ -479,12 +488,12 @@ def test_sentencepiece_and_byte_level_spellings_of_a_token_are_one(tmp_path: Pat
 
 
 def test_every_byte_level_token_means_what_the_library_decodes(tmp_path: Path) -> None:
-    assert BYTES.keys() == set(pre_tokenizers.ByteLevel.alphabet())
+    assert BYTE_OF_CHARACTER.keys() == set(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = BytePair(vocab_size=400)
     tokenizer.fit(lambda: [Document("0", "the house né 漢字 😀 \n\t" * 50)], "text", tmp_path)
     library = decoders.ByteLevel()
     for token, number in tokenizer.vocab().items():
-        assert meanings(tokenizer.vocab())[number].decode(errors="replace") == library.decode(
+        assert token_bytes(tokenizer.vocab())[number].decode(errors="replace") == library.decode(
             [token]
         )
 
@@ -494,12 +503,12 @@ def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> 
     small, large = BytePair(vocab_size=300), BytePair(vocab_size=400)
     for tokenizer, own in ((small, texts[:20]), (large, texts)):
         tokenizer.fit(lambda own=own: [Document("0", "".join(own))], f"{len(own)}", tmp_path)  # type: ignore[misc]
-    theirs = large.tokens()
+    theirs = large.vocab()
     weight, moved = moved_into(
-        saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.size, small
+        saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.vocab_size, small
     )
     assert moved.record["rows"] > 256
-    for token, number in small.tokens().items():
+    for token, number in small.vocab().items():
         assert weight[number, 0] == theirs.get(token, -1)
 
 

@@ -16,8 +16,8 @@ import torch
 from lswt_core.ablation.outcome import Outcome
 from lswt_core.device import Precision
 from lswt_core.errors import LswtError, RecipeError
-from lswt_core.model.build import assemble
-from lswt_core.model.parameters import owners, parameter_groups
+from lswt_core.model.build import build_model
+from lswt_core.model.parameters import build_parameter_groups, parameters_with_components
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.toml_writer import flat
@@ -153,13 +153,15 @@ def is_any(key: str, places: Iterable[str]) -> bool:
 def structure(recipe: Recipe, registry: Registry, device: torch.device) -> Structure:
     """Parameters, parameter groups and kernels of a recipe, without memory."""
     precision = Precision.choose(recipe.train.precision, device)
-    built = assemble(recipe, registry, device=device, dtype=precision.dtype)
+    built = build_model(recipe, registry, device=device, dtype=precision.dtype)
     found = {
         name: (f"{list(p.shape)} {p.dtype}".replace("torch.", ""), owner, p.requires_grad)
-        for name, owner, p in owners(built.loss)
+        for name, owner, p in parameters_with_components(built.loss)
     }
     groups = {
-        name: group["name"] for group in parameter_groups(built.loss) for name in group["names"]
+        name: group["name"]
+        for group in build_parameter_groups(built.loss)
+        for name in group["names"]
     }
     kernels = {
         "attention": built.attention,

@@ -22,9 +22,9 @@ from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import pick_device
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import IGNORE, AttentionBackend, KVBlock
-from lswt_core.model.attention import replaced_attention
+from lswt_core.model.attention import replace_attention_backends
 from lswt_core.model.decoder import Decoder
-from lswt_core.plugin_api.attention import scores
+from lswt_core.plugin_api.attention import attention_scores
 from lswt_core.registry import Registry
 
 # rows and tokens in which attention is looked at: every weight of them is held at once
@@ -135,7 +135,7 @@ def watching(decoder: Decoder) -> Iterator[dict[str, list[float]]]:
     what has no position.
     """
     seen: defaultdict[str, list[float]] = defaultdict(list)
-    with replaced_attention(decoder, lambda layer: Watched(layer.backend, seen)):
+    with replace_attention_backends(decoder, lambda layer: Watched(layer.backend, seen)):
         yield seen
 
 
@@ -148,7 +148,9 @@ class Watched(nn.Module):
 
     def forward(self, parts: list[KVBlock]) -> Tensor:
         """What the backend gives."""
-        weights = torch.cat([scores(part) for part in parts], dim=-1).softmax(-1)  # [B, H, T, N]
+        weights = torch.cat([attention_scores(part) for part in parts], dim=-1).softmax(
+            -1
+        )  # [B, H, T, N]
         # the first query sees only itself
         shares = weights[:, :, 1:].mean((0, 1, 2)).split([part.k.shape[1] for part in parts])
         self.seen["attention_first_token"] += [

@@ -13,8 +13,8 @@ import torch
 from lswt_core.device import Precision
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import AttentionRequirements
-from lswt_core.model.attention_choice import attention_needs, require
-from lswt_core.model.components import dimensions
+from lswt_core.model.attention_choice import attention_requirements, check_backend
+from lswt_core.model.components import dims_of
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
@@ -86,7 +86,7 @@ def automatic(recipe: Recipe) -> Chosen | None:
 
 def needed(recipe: Recipe, registry: Registry, device: torch.device) -> list[AttentionRequirements]:
     """What the recipe's attention must be able to do, in the recipe's precision."""
-    return attention_needs(
+    return attention_requirements(
         recipe, registry, device, Precision.choose(recipe.train.precision, device).dtype
     )
 
@@ -96,7 +96,7 @@ def refusal(
 ) -> str:
     """Why a backend cannot serve a recipe; empty if it can."""
     try:
-        require(registry, candidate, dimensions(recipe), needs)
+        check_backend(registry, candidate, dims_of(recipe), needs)
     except Incompatible as error:
         return str(error.__cause__ or error)
     return ""

@@ -20,10 +20,15 @@ import lswt_core
 from lswt_core.ablation.outcome import Outcome
 from lswt_core.data.corpus import fit_tokenizer
 from lswt_core.interfaces import DataSource
-from lswt_core.model.code_fingerprint import Code, code_of, core_libraries, versions_of
-from lswt_core.model.components import create
-from lswt_core.model.embedding_init import pretrained
-from lswt_core.plugin_api.atomic_write import write_whole
+from lswt_core.model.code_fingerprint import (
+    CodeFingerprint,
+    core_libraries,
+    fingerprint_component,
+    library_versions,
+)
+from lswt_core.model.components import build_component
+from lswt_core.model.embedding_init import load_pretrained
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
 
@@ -88,16 +93,17 @@ class Keys:
         }
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def code(self, offer: Offer) -> Code:
+    def code(self, offer: Offer) -> CodeFingerprint:
         """The code of a component."""
-        found: Code = self.once(
-            [offer.kind, offer.qualified, offer.module], lambda: code_of(offer, self.registry)
+        found: CodeFingerprint = self.once(
+            [offer.kind, offer.qualified, offer.module],
+            lambda: fingerprint_component(offer, self.registry),
         )
         return found
 
     def libraries(self, names: Iterable[str]) -> dict[str, list[str]]:
         """The versions of what is installed."""
-        found: dict[str, list[str]] = self.once(sorted(names), lambda: versions_of(names))
+        found: dict[str, list[str]] = self.once(sorted(names), lambda: library_versions(names))
         return found
 
     def once(self, about: Any, make: Callable[[], Any]) -> Any:
@@ -110,7 +116,7 @@ class Keys:
 
 def text_of(recipe: Recipe, registry: Registry) -> list[str]:
     """What a recipe reads, and as which tokens."""
-    source: DataSource = create(registry, recipe.one("data"))
+    source: DataSource = build_component(registry, recipe.one("data"))
     return [source.fingerprint(), fit_tokenizer(recipe, registry, source).fingerprint()]
 
 
@@ -118,7 +124,7 @@ def embeddings_of(recipe: Recipe) -> list[str | None]:
     """The pretrained word embeddings that a recipe starts from, and the tokens they are of; nothing
     if it starts at random.
     """
-    found = pretrained(recipe.embedding)
+    found = load_pretrained(recipe.embedding)
     if found is None:
         return []
     return [
@@ -182,4 +188,4 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all."""
-    write_whole(path, content)
+    write_atomically(path, content)

@@ -26,8 +26,8 @@ from lswt_core.budget import Budget, budget
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import UsageError
-from lswt_core.model.attention_choice import suitable_attention
-from lswt_core.model.build import assemble
+from lswt_core.model.attention_choice import choose_backends
+from lswt_core.model.build import build_model
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.train.environment import is_intact, read_record
@@ -168,7 +168,7 @@ class Ablation:
 
     def parameters(self, recipe: Recipe) -> int:
         """All parameters of a recipe."""
-        built = assemble(recipe, self.registry, device=self.world.device, dtype=torch.float32)
+        built = build_model(recipe, self.registry, device=self.world.device, dtype=torch.float32)
         return sum(parameter.numel() for parameter in built.loss.parameters())
 
     def work(self, recipe: Recipe) -> int:
@@ -243,7 +243,7 @@ class Ablation:
     def backends(self, recipe: Recipe) -> tuple[str, ...]:
         """The attention backends that compute an arm."""
         precision = Precision.choose(recipe.train.precision, self.world.device)
-        return suitable_attention(recipe, self.registry, self.world.device, precision.dtype).names
+        return choose_backends(recipe, self.registry, self.world.device, precision.dtype).names
 
     def run(self, store: RunStore, workers: Workers) -> outcome.Study:
         """Make the runs that are not in the store, and put everything together."""

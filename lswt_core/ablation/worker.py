@@ -27,9 +27,9 @@ from lswt_core.data import Rows
 from lswt_core.data.corpus import Corpus
 from lswt_core.errors import NumericsError, ResourceError
 from lswt_core.interfaces import Batch
-from lswt_core.model.build import Assembled
-from lswt_core.model.parameters import owners
-from lswt_core.plugin_api.atomic_write import write_whole
+from lswt_core.model.build import BuiltModel
+from lswt_core.model.parameters import parameters_with_components
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.exit_status import guarded
@@ -56,7 +56,7 @@ class Witness(Rows):
             rows.identity,
         )
         kept = path.read_text(encoding="utf-8").splitlines()[:used] if path.is_file() else []
-        write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def segment(self, ahead: int = 0) -> Batch:
@@ -90,7 +90,9 @@ class Witness(Rows):
 class Observed(Session):
     """A run that leaves a record of what it started with and what it read."""
 
-    def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
+    def build(
+        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
+    ) -> Trainer:
         """Put the run together, its batches witnessed."""
         trainer = super().build(built, corpus, store, saved)
         position = saved.document("train") if saved is not None else {"step": 0, "skipped": 0}
@@ -101,7 +103,7 @@ class Observed(Session):
         return trainer
 
     def write_records(
-        self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None
+        self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
     ) -> None:
         """Besides the usual records, a hash of every parameter as it starts."""
         super().write_records(built, corpus, warm_start)
@@ -111,7 +113,7 @@ class Observed(Session):
                 path,
                 {
                     name: fingerprint(parameter, owner)
-                    for name, owner, parameter in owners(built.loss)
+                    for name, owner, parameter in parameters_with_components(built.loss)
                 },
             )
 

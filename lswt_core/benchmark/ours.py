@@ -12,10 +12,10 @@ from lswt_core.decode import InferenceEngine
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import Batch, Memory
-from lswt_core.model.build import assemble, materialise
+from lswt_core.model.build import build_model, materialise
 from lswt_core.model.components import build_optimizer
-from lswt_core.model.parameters import trainable
-from lswt_core.plugin_api.pytree import kept, tensors
+from lswt_core.model.parameters import trainable_parameters
+from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.train.step import Step, StepContext, clip, gradient_norm, update_curvature
@@ -23,13 +23,13 @@ from lswt_core.train.step import Step, StepContext, clip, gradient_norm, update_
 
 def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
     """The sizes of a recipe's step: one micro-batch, and an update."""
-    from lswt_core.model.components import dimensions, memories_of
+    from lswt_core.model.components import build_memories, dims_of
 
-    dims, train = dimensions(recipe), recipe.train
+    dims, train = dims_of(recipe), recipe.train
     return Work(
         rows=train.micro_batch_size or train.batch_size,
         seq_len=train.seq_len,
-        remembered=max((memory.length for memory in memories_of(recipe, registry)), default=0),
+        remembered=max((memory.length for memory in build_memories(recipe, registry)), default=0),
         vocab_size=recipe.embedding.vocab_size,
         d_vocab=recipe.embedding.d_vocab,
         d_model=dims.d_model,
@@ -50,7 +50,7 @@ class Ours(Contender):
     def __init__(self, work: Work, recipe: Recipe, registry: Registry, name: str) -> None:
         super().__init__(work)
         self.name, self.recipe = name, recipe
-        built = assemble(recipe, registry, device=work.device, dtype=work.precision.dtype)
+        built = build_model(recipe, registry, device=work.device, dtype=work.precision.dtype)
         self.loss, self.attention = built.loss, built.attention
         materialise(self.loss, recipe, work.device)
         self.optimizer = build_optimizer(recipe, registry, self.loss)
@@ -74,7 +74,7 @@ class Ours(Contender):
 
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """A step as a run takes it, curvature included when it is due."""
-        optimizer, parameters = self.optimizer, trainable(self.loss)
+        optimizer, parameters = self.optimizer, trainable_parameters(self.loss)
         due = (
             bool(optimizer.hessian_update_interval)
             and self.steps % optimizer.hessian_update_interval == 0
@@ -101,7 +101,7 @@ class Ours(Contender):
         """A segment of a held-out text, memory carried along."""
         with self.work.precision.autocast(self.work.device):
             result = self.loss(Batch(inputs, labels), self.read)
-        self.read = kept(result.state)
+        self.read = detach_state(result.state)
         return result.loss
 
     def prompt(self, ids: Tensor) -> Tensor | None:
@@ -124,4 +124,4 @@ class Ours(Contender):
             for t in state.values()
             if isinstance(t, Tensor)
         ]
-        return moments + list(tensors(self.state))
+        return moments + list(tree_leaves(self.state))

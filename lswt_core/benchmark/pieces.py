@@ -15,7 +15,7 @@ from lswt_core.benchmark.interleave import seconds, seconds_of_one
 from lswt_core.benchmark.ours import Ours
 from lswt_core.budget import Budget
 from lswt_core.interfaces import Batch, Output
-from lswt_core.model.parameters import trainable
+from lswt_core.model.parameters import trainable_parameters
 from lswt_core.train.step import clip, gradient_norm
 
 REPEATS = 5
@@ -124,7 +124,7 @@ def update(ours: Ours) -> float:
     """Seconds of clipping and of the optimizer's step, on gradients of zero."""
     ours.steps = 0  # a curvature is due: the updates that follow need not ask for one
     ours.train(*next(ours.work.text()))
-    parameters = trainable(ours.loss)
+    parameters = trainable_parameters(ours.loss)
 
     def step() -> None:
         norm = gradient_norm(parameters)

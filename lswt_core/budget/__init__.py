@@ -25,10 +25,10 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
-from lswt_core.model.build import assemble_blueprint
-from lswt_core.model.components import auxiliary_losses, build_optimizer, cross_entropy
+from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.components import build_auxiliary_losses, build_cross_entropy, build_optimizer
 from lswt_core.model.parameters import count_parameters
-from lswt_core.model.spec import Blueprint
+from lswt_core.model.spec import DecoderSpec
 from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -59,7 +59,7 @@ class Budget(NamedTuple):
 def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
     """Measure a recipe; exact for layers of one make (``by_layers``)."""
     precision = Precision.choose(recipe.train.precision, world.device)
-    blueprint = assemble_blueprint(recipe, registry, device=world.device, dtype=precision.dtype)
+    blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}
     found = by_layers(
         recipe, blueprint, lambda shallow: measure(shallow, recipe, registry, precision, unknown)
@@ -69,7 +69,7 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
     )
     logits = partial(
         logits_bytes,
-        cross_entropy(recipe, registry),
+        build_cross_entropy(recipe, registry),
         world.device.type,
         table,
         precision.dtype.itemsize,
@@ -102,7 +102,7 @@ def named(found: Amounts, prefix: str) -> Amounts:
 
 
 def measure(
-    blueprint: Blueprint,
+    blueprint: DecoderSpec,
     recipe: Recipe,
     registry: Registry,
     precision: Precision,
@@ -113,7 +113,9 @@ def measure(
     """
     with torch.device("meta"):
         loss = TrainModule(
-            blueprint.build(), auxiliary_losses(recipe, registry), cross_entropy(recipe, registry)
+            blueprint.build(),
+            build_auxiliary_losses(recipe, registry),
+            build_cross_entropy(recipe, registry),
         )
     optimizer, half = build_optimizer(recipe, registry, loss), precision.dtype.itemsize
     counted = count_parameters(loss)

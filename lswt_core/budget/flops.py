@@ -26,9 +26,9 @@ from lswt_core.interfaces import (
     KVBlock,
     Unsupported,
 )
-from lswt_core.model.attention import Attention, replaced_attention
+from lswt_core.model.attention import Attention, replace_attention_backends
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.attention import whole
+from lswt_core.plugin_api.attention import reference_attention
 
 PROJECTIONS = "attention projections"
 # where it is called: one that is counted has no products
@@ -146,7 +146,7 @@ def counted_attention(loss: TrainModule) -> Iterator[Pairs]:
             else layer.backend
         )
 
-    with replaced_attention(loss.decoder, substitute):
+    with replace_attention_backends(loss.decoder, substitute):
         yield pairs
 
 
@@ -173,7 +173,9 @@ def attends(backend: nn.Module, heads: int, width: int) -> bool:
     parts = [KVBlock(q, old, kept, False, positions=positions), new]
     try:
         with torch.no_grad():
-            return torch.allclose(copy.deepcopy(backend)(parts), whole(parts), rtol=0, atol=1e-3)
+            return torch.allclose(
+                copy.deepcopy(backend)(parts), reference_attention(parts), rtol=0, atol=1e-3
+            )
     except Exception:  # what is wrong with it shows where it is called
         return False
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lswt_core.model.spec import Blueprint
+from lswt_core.model.spec import DecoderSpec
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import LAYERED, tables_at
 from lswt_core.recipe.toml_writer import fingerprint
@@ -15,7 +15,7 @@ Amounts = dict[str, int]
 
 
 def by_layers(
-    recipe: Recipe, blueprint: Blueprint, measure: Callable[[Blueprint], Amounts]
+    recipe: Recipe, blueprint: DecoderSpec, measure: Callable[[DecoderSpec], Amounts]
 ) -> Amounts:
     """What ``measure`` finds of the whole model, from models with one layer of every make, and with
     two of one of them.
@@ -57,6 +57,6 @@ def layers_by_make(recipe: Recipe) -> list[list[int]]:
     return list(makes.values())
 
 
-def shallow(blueprint: Blueprint, layers: Sequence[int]) -> Blueprint:
+def shallow(blueprint: DecoderSpec, layers: Sequence[int]) -> DecoderSpec:
     """A model of some of the layers."""
     return blueprint._replace(layers=tuple(blueprint.layers[layer] for layer in layers))

@@ -13,10 +13,10 @@ from lswt_core.device import available_memory
 from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
-from lswt_core.model.parameters import trainable
+from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.cross_entropy import TILE
-from lswt_core.plugin_api.pytree import kept, tensors
+from lswt_core.plugin_api.pytree import detach_state, tree_leaves
+from lswt_core.plugin_api.token_scores import TILE
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.console import gigabytes
 
@@ -75,7 +75,7 @@ def parameter_bytes(loss: TrainModule, optimizer: Optimizer, half: int) -> dict[
     weights = list(loss.parameters())
     return {
         "weights": bytes_of(weights),
-        "gradients": bytes_of(trainable(loss)) * (2 if optimizer.shares_forward else 1),
+        "gradients": bytes_of(trainable_parameters(loss)) * (2 if optimizer.shares_forward else 1),
         # of one micro-batch
         "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),
     }
@@ -86,7 +86,7 @@ def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dic
     backward pass.
     """
     return {
-        "memories": bytes_of(tensors(state)) * half // WORD,
+        "memories": bytes_of(tree_leaves(state)) * half // WORD,
         "activations": saved_bytes(loss, batch, state) * half // WORD,
     }
 
@@ -109,10 +109,10 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
             parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    kept: dict[str, Tensor] = {}
+    detach_state: dict[str, Tensor] = {}
     for i, state in enumerate(optimizer.state.values()):
-        outline(state, f"the state of parameter {i}", kept)
-    return bytes_of(list(kept.values()))
+        outline(state, f"the state of parameter {i}", detach_state)
+    return bytes_of(list(detach_state.values()))
 
 
 def blank(rows: int, length: int) -> Batch:
@@ -124,15 +124,15 @@ def blank(rows: int, length: int) -> Batch:
 def warm_state(loss: TrainModule, batch: Batch) -> State:
     """What a model remembers once its memories are full."""
     state: Any = None
-    for _ in range(1 + loss.decoder.reach // batch.inputs.shape[1]):
+    for _ in range(1 + loss.decoder.memory_length // batch.inputs.shape[1]):
         with torch.no_grad():
-            state = kept(loss.decoder(batch.inputs, state, batch.first_visible)[1])
+            state = detach_state(loss.decoder(batch.inputs, state, batch.first_visible)[1])
     return state
 
 
 def saved_bytes(loss: TrainModule, batch: Batch, state: State) -> int:
     """float32 bytes of what autograd saves in a step."""
-    known = {storage(t) for t in (*loss.parameters(), *tensors(state))}
+    known = {storage(t) for t in (*loss.parameters(), *tree_leaves(state))}
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

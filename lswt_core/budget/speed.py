@@ -15,9 +15,9 @@ from lswt_core.budget.flops import Flops
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import Batch
-from lswt_core.model.build import assemble, materialise
+from lswt_core.model.build import build_model, materialise
 from lswt_core.model.components import build_optimizer
-from lswt_core.plugin_api.pytree import kept
+from lswt_core.plugin_api.pytree import detach_state
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -165,7 +165,7 @@ def measured_tokens_per_second(
     and an update.
     """
     precision = Precision.choose(recipe.train.precision, world.device)
-    loss = assemble(recipe, registry, device=world.device, dtype=precision.dtype).loss
+    loss = build_model(recipe, registry, device=world.device, dtype=precision.dtype).loss
     materialise(loss, recipe, world.device)
     optimizer = build_optimizer(recipe, registry, loss)
     ids = torch.randint(
@@ -173,7 +173,7 @@ def measured_tokens_per_second(
     )
     batch, state = Batch(ids, ids), None
     for _ in range(2):  # until the memories are full, or nearly
-        state = kept(loss(batch, state).state)
+        state = detach_state(loss(batch, state).state)
 
     def step() -> None:
         with precision.autocast(world.device):

@@ -92,9 +92,11 @@ def measure(
     from lswt_core.benchmark.ours import Ours, work_of
     from lswt_core.benchmark.runner import Benchmark, Rounds, ceilings_of
     from lswt_core.budget import budget
+    from lswt_core.device import configure_process
     from lswt_core.distributed.world import World
 
     world = World.join()
+    configure_process()
     recipes = chosen_recipes(arguments, registry, None if arguments.full else world.device.type)
     first = next(iter(recipes.values()))
     work = work_of(first, registry, world.device)

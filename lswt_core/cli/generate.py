@@ -90,10 +90,12 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UsageError(f"tokens = {arguments.tokens}: must be at least 1")
     prompt = arguments.prompt if arguments.prompt != "-" else read_standard_input()
     from lswt_core import decode
+    from lswt_core.device import configure_process
     from lswt_core.hf.load import open_model
 
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
     method = decode.method_of(arguments.decode, given)
+    configure_process()
     model = open_model(arguments.model, required_registry(arguments))
     start = [model.tokenizer.bos_id, *encoded(prompt, model.tokenizer)]
     reader = decode.InferenceEngine(model.decoder, model.precision, model.seq_len)

@@ -100,13 +100,13 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     from lswt_core.budget import budget
     from lswt_core.device import Precision, available_memory
     from lswt_core.distributed.world import World
-    from lswt_core.model.attention_choice import suitable_attention
+    from lswt_core.model.attention_choice import choose_backends
 
     device = World.join().device
     world = World(0, arguments.ranks, device)
     precision = Precision.choose(recipe.train.precision, device)
     if arguments.on is None:
-        backends = suitable_attention(recipe, registry, device, precision.dtype)
+        backends = choose_backends(recipe, registry, device, precision.dtype)
         attention = {"backend": ", ".join(backends.names), "notes": list(backends.notes)}
     else:
         asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))

@@ -19,7 +19,7 @@ from lswt_core.interfaces import (
     KVBlock,
     Unsupported,
 )
-from lswt_core.plugin_api.attention import scores
+from lswt_core.plugin_api.attention import attention_scores
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -31,7 +31,7 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> T
 
 def plain(parts: list[KVBlock]) -> Tensor:
     """One softmax over the union of parts, written out."""
-    weights = torch.cat([scores(part) for part in parts], dim=-1).softmax(-1)
+    weights = torch.cat([attention_scores(part) for part in parts], dim=-1).softmax(-1)
     values = torch.cat([part.v for part in parts], dim=1).transpose(1, 2)
     return (weights.to(values.dtype) @ values).transpose(1, 2)
 

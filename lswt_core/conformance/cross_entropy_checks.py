@@ -17,7 +17,7 @@ from lswt_core.interfaces import (
     LabelSampling,
     Unsupported,
 )
-from lswt_core.plugin_api.cross_entropy import dense
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 
 ROWS, LENGTH, WIDTH = 3, 7, 16
 CLOSE = 1e-5  # of the largest number: kernels may compute in float32
@@ -90,7 +90,7 @@ def formula(subject: Subject) -> None:
     for given in (labels, torch.full_like(labels, IGNORE)):
         for enabled in (True, False):
             with torch.set_grad_enabled(enabled):
-                found, right = scoring(z, table, given), dense(z, table, given)
+                found, right = scoring(z, table, given), dense_cross_entropy(z, table, given)
             require(
                 isinstance(found, CrossEntropyOutput),
                 f"forward returns {type(found).__name__}, not a Score",
@@ -116,7 +116,7 @@ def derivatives(subject: Subject) -> None:
         scoring, (z, table, labels) = scoring_of(subject), question(trained=trained)
         like(
             scoring(z, table, labels),
-            dense(z, table, labels),
+            dense_cross_entropy(z, table, labels),
             "total",
             [z, table] if trained else [z],
         )
@@ -131,7 +131,7 @@ def derivatives(subject: Subject) -> None:
     ),
     mend=(
         "take the first id at which the cumulative softmax exceeds the token's number"
-        " (lswt_core.plugin_api.cross_entropy.draw), where a label is predicted and for draws.rows"
+        " (lswt_core.plugin_api.token_scores.sample_labels), where a label is predicted and for draws.rows"
         " alone"
     ),
     after=("formula", "gradients of labels"),
@@ -146,9 +146,17 @@ def draws_labels(subject: Subject) -> None:
             LabelSampling(uniforms, rows),
         )
         like(
-            scoring(z, table, labels, draws), dense(z, table, labels, draws), "sampled", [z, table]
+            scoring(z, table, labels, draws),
+            dense_cross_entropy(z, table, labels, draws),
+            "sampled",
+            [z, table],
         )
-        like(scoring(z, table, labels, draws), dense(z, table, labels, draws), "total", [z, table])
+        like(
+            scoring(z, table, labels, draws),
+            dense_cross_entropy(z, table, labels, draws),
+            "total",
+            [z, table],
+        )
 
 
 @rule(
@@ -166,7 +174,7 @@ def normalises(subject: Subject) -> None:
     scoring, (z, table, labels) = scoring_of(subject), question()
     like(
         scoring(z, table, labels, logsumexp=True),
-        dense(z, table, labels, logsumexp=True),
+        dense_cross_entropy(z, table, labels, logsumexp=True),
         "logsumexp",
         [z, table],
     )

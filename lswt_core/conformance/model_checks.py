@@ -26,7 +26,7 @@ from lswt_core.conformance.subject import (
 from lswt_core.interfaces import SlopeBias
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
-from lswt_core.plugin_api.pytree import tensors, tree_map
+from lswt_core.plugin_api.pytree import tree_leaves, tree_map
 
 EXACT = 1e-10  # float64, sums in another order
 
@@ -109,7 +109,7 @@ def seed_all(stand: int) -> None:
         " runs differ when they are resumed"
     ),
     mend=(
-        "draw nothing in forward; if you must, use lswt_core.plugin_api.seeding.derive and a"
+        "draw nothing in forward; if you must, use lswt_core.plugin_api.seeding.derive_seed and a"
         " torch.Generator of your own"
     ),
     after=("meta",),
@@ -418,7 +418,7 @@ def state_is_plain(subject: Subject) -> None:
     decoder, ids = subject.decoder(), tokens(3, 4)
     try:
         state = decoder(ids, decoder(ids)[1])[1]
-        leaves = tensors(state)
+        leaves = tree_leaves(state)
     except TypeError as error:
         raise Broken(str(error)) from error
     require(
@@ -429,7 +429,7 @@ def state_is_plain(subject: Subject) -> None:
     whole = decoder(ids)[1]
     for row in range(3):
         for own, all_rows in zip(
-            tensors(decoder(ids[row : row + 1])[1]), tensors(whole), strict=True
+            tree_leaves(decoder(ids[row : row + 1])[1]), tree_leaves(whole), strict=True
         ):
             require(
                 distance(own, all_rows[row : row + 1]) <= EXACT,

@@ -21,7 +21,7 @@ from lswt_core.interfaces import (
 )
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
-from lswt_core.model.spec import Blueprint, Layer
+from lswt_core.model.spec import DecoderSpec, LayerSpec
 from lswt_core.registry import REQUIRED, Offer, Registry
 
 DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
@@ -95,7 +95,7 @@ class Subject:
         """Whether the component has an option."""
         return any(option.name == name for option in self.offer.options)
 
-    def blueprint(self, dims: Dims) -> Blueprint:
+    def blueprint(self, dims: Dims) -> DecoderSpec:
         """A tiny model of reference components with this one among them."""
         with torch.device("meta"):
             self.make(dims)  # skips where options are missing, rather than deep inside of a model
@@ -104,7 +104,7 @@ class Subject:
                 for kind in MODEL_KINDS
                 if kind != "memory"
             }
-            layer = Layer(
+            layer = LayerSpec(
                 None,
                 self.memories(dims),
                 parts["attention"],
@@ -112,7 +112,7 @@ class Subject:
                 parts["ffn"],
                 parts["norm"],
             )
-            return Blueprint(
+            return DecoderSpec(
                 dims, VOCAB, 8, True, parts["positional"], parts["norm"], (layer,) * dims.n_layers
             )
 

@@ -13,7 +13,7 @@ import torch
 from lswt_core.data.token_cache import Tokens
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch
-from lswt_core.plugin_api.seeding import derive
+from lswt_core.plugin_api.seeding import derive_seed
 
 
 class Rows(ABC):
@@ -190,7 +190,9 @@ class ContiguousRows(Rows):
                 # Sorting raw numbers, unlike Generator.permutation, gives the same order in every
                 # release of numpy.
                 order = np.argsort(
-                    np.random.PCG64(derive(self.seed, "documents", epoch)).random_raw(len(order)),
+                    np.random.PCG64(derive_seed(self.seed, "documents", epoch)).random_raw(
+                        len(order)
+                    ),
                     kind="stable",
                 )
             bounds = np.concatenate(([0], np.cumsum(self._sizes[order])))

@@ -24,7 +24,7 @@ from lswt_core.data.held_out import HeldOut
 from lswt_core.distributed.world import World
 from lswt_core.errors import DataError, Incompatible
 from lswt_core.interfaces import DataSource, Tokenizer
-from lswt_core.model.components import create
+from lswt_core.model.components import build_component
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -49,7 +49,7 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
     """Find the text, learn or load the tokenizer, tokenise once. The first process prepares what
     the others then find cached.
     """
-    source: DataSource = create(registry, recipe.one("data"))
+    source: DataSource = build_component(registry, recipe.one("data"))
     if recipe.train.document_assignment == "round-robin" and not source.streaming:
         raise Incompatible(
             "train.document_assignment = 'round-robin' deals the documents of a stream, but data"
@@ -85,7 +85,7 @@ def fit_tokenizer(recipe: Recipe, registry: Registry, source: DataSource) -> Tok
     """The recipe's tokenizer, which has learned from its text, or found in the cache what it
     learned.
     """
-    tokenizer: Tokenizer = create(registry, recipe.one("tokenizer"))
+    tokenizer: Tokenizer = build_component(registry, recipe.one("tokenizer"))
     key = keyed(source.fingerprint(), recipe.one("data"), recipe.one("tokenizer"))
     tokenizer.fit(lambda: source.documents("train"), key, cache_directory())
     return tokenizer

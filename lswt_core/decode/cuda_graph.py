@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lswt_core.decode.rolling_kv_cache import CacheState
 from lswt_core.interfaces import KVBlock
-from lswt_core.model.attention import replaced_attention
+from lswt_core.model.attention import replace_attention_backends
 from lswt_core.model.decoder import Decoder
-from lswt_core.plugin_api.attention import whole
+from lswt_core.plugin_api.attention import reference_attention
 
 # ids [B, 1] and the place of them all [] -> states [B, 1, M]
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +55,7 @@ class OneQuery(nn.Module):
 
     def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         """-> [B, 1, H, D]."""
-        return whole(parts)
+        return reference_attention(parts)
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def alike(decoder: Decoder, clock: CacheState) -> Iterator[None]:
     """
     clock.alike = True
     try:
-        with replaced_attention(decoder, lambda layer: OneQuery()):
+        with replace_attention_backends(decoder, lambda layer: OneQuery()):
             yield
     finally:
         clock.alike = False

@@ -15,7 +15,7 @@ from lswt_core.device import Precision
 from lswt_core.errors import NumericsError
 from lswt_core.interfaces import Memory
 from lswt_core.model.decoder import Decoder
-from lswt_core.plugin_api.pytree import kept, tensors
+from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 
 Recorder: TypeAlias = Callable[[Step, Tensor, int], Callable[[Tensor, int], Tensor]]
 # what has been read: None at the start, else a tree of tensors, batch row first (see
@@ -59,7 +59,7 @@ class InferenceEngine:
         found = []
         for segment in ids.split(self.seq_len, dim=1):
             states, past = self.decoder(segment, past)
-            past = kept(past)
+            past = detach_state(past)
             found.append(states)
         return torch.cat(found, dim=1), past
 
@@ -104,7 +104,7 @@ class CachedSequence:
         self.read = 0  # ids so far
         self.past: Past = None
         if self.clock is None:  # rings are written in place, and stay what they are
-            self.past = kept(self.past)
+            self.past = detach_state(self.past)
         self.steady = False  # whether what is kept was last written where it was
         self.recorded: Callable[[Tensor, int], Tensor] | None = None  # the step of a single token
 
@@ -127,14 +127,14 @@ class CachedSequence:
             if record is not None and self.steady and ids.shape[1] == 1:
                 return self.replayed(ids, record, self.clock)
             self.clock.read = first = self.read
-        before = tensors(self.past)
+        before = tree_leaves(self.past)
         states, self.past = self.decoder(
             ids, self.past, self.first_visible(ids, self.read, first), first
         )
         if self.clock is None:  # rings are written in place, and stay what they are
-            self.past = kept(self.past)
+            self.past = detach_state(self.past)
         self.steady = [id(tensor) for tensor in before] == [
-            id(tensor) for tensor in tensors(self.past)
+            id(tensor) for tensor in tree_leaves(self.past)
         ]
         self.read += ids.shape[1]
         return states
@@ -154,7 +154,7 @@ class CachedSequence:
         """
         borders = ids.new_zeros(1, 1) if self.pads is None else self.pads[:, None]
         # what is remembered would not be there when replayed
-        with self.reader.precision.autocast(self.reader.device, remember=False):
+        with self.reader.precision.autocast(self.reader.device, cache_weights=False):
             states, _ = self.decoder(ids, self.past, borders, place)
         return states
 

@@ -18,8 +18,8 @@ from lswt_core.data import cache_directory, check_vocabulary, keyed
 from lswt_core.device import Precision, available_memory, pick_device
 from lswt_core.errors import CheckpointError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
-from lswt_core.model.build import assemble_blueprint
-from lswt_core.model.components import create
+from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.components import build_component
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
@@ -78,7 +78,7 @@ def load_run(path: Path, registry: Registry) -> LoadedRun:
     precision = Precision.choose(recipe.train.precision, device)
     tokenizer = open_tokenizer(recipe, registry, saved)
     with torch.device("meta"):
-        decoder = assemble_blueprint(recipe, registry, device=device, dtype=precision.dtype).build()
+        decoder = build_decoder_spec(recipe, registry, device=device, dtype=precision.dtype).build()
     fill(decoder, saved, recipe, device)
     return LoadedRun(
         LoadedModel(decoder.eval(), tokenizer, precision, recipe.train.seq_len), recipe, saved.step
@@ -105,11 +105,11 @@ def open_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenize
     """The tokenizer a run was trained with. Its text is read only if the tokenizer learns from it
     and is no longer in the cache.
     """
-    tokenizer: Tokenizer = create(registry, recipe.one("tokenizer"))
+    tokenizer: Tokenizer = build_component(registry, recipe.one("tokenizer"))
     expected: dict[str, str] = saved.document("fingerprint")
 
     def documents() -> Iterable[Document]:
-        source: DataSource = create(registry, recipe.one("data"))
+        source: DataSource = build_component(registry, recipe.one("data"))
         check_fingerprint({"data": expected["data"]}, {"data": source.fingerprint()})
         return source.documents("train")
 

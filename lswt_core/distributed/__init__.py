@@ -1,1 +1,1 @@
-"""Several processes as one run."""
+"""Data parallelism: the ranks of a run and their collectives."""

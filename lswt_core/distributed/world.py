@@ -1,6 +1,4 @@
-"""The processes of a run (torchrun) and their collectives. The only core module that reads
-torchrun's variables.
-"""
+"""The data-parallel ranks of a run and their collectives."""
 
 from __future__ import annotations
 
@@ -13,51 +11,55 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lswt_core.device import keep_freed_memory, pick_device, visible_devices
-from lswt_core.distributed.launch import launched
+from lswt_core.device import device_count, pick_device
+from lswt_core.distributed.launch import read_launcher
 from lswt_core.errors import Incompatible, ResourceError
 
-# at most between two processes within a step, where one of them may still compile
-EXCHANGE = timedelta(minutes=30)
-# at most while one process prepares a text or writes a checkpoint; one that dies is noticed at once
-LONG_WAIT = timedelta(days=7)
+# of a collective within a step, where one rank may still compile
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# while one rank tokenises or writes a checkpoint; one that dies is noticed at once
+BARRIER_TIMEOUT = timedelta(days=7)
 
 
 class World(NamedTuple):
-    """The processes of a run (torchrun), each with the same model and its own rows."""
+    """The data-parallel ranks of a run: each has the whole model and its own rows of the batch."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
-    # all processes, on the CPU, waiting for each other for LONG_WAIT; None: torch's own
+    # all ranks, on the CPU, with BARRIER_TIMEOUT; None: torch's default group
     patient: dist.ProcessGroup | None = None
 
     @classmethod
     def join(cls) -> World:
-        """Find this process's device, and its peers if it was launched with some."""
-        process = launched(os.environ)
-        device = pick_device(process.device_number(visible_devices()))
-        # numbers below 1e-38 are no information, and halve a CPU's speed
-        torch.set_flush_denormal(True)
-        keep_freed_memory()
+        """Pick this process's device and, if it was launched as one of several, initialise the
+        process group.
+        """
+        process = read_launcher(os.environ)
+        device = pick_device(process.device_number(device_count()))
         if process.size == 1:
             return cls(device=device)
         if not dist.is_initialized():
             backend = "gloo" if device.type == "cpu" else None
             dist.init_process_group(
-                backend, timeout=EXCHANGE, rank=process.rank, world_size=process.size
+                backend, timeout=COLLECTIVE_TIMEOUT, rank=process.rank, world_size=process.size
             )
         return cls(
-            process.rank, process.size, device, dist.new_group(backend="gloo", timeout=LONG_WAIT)
+            process.rank,
+            process.size,
+            device,
+            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
         )
 
     def leave(self) -> None:
-        """Part from the peers."""
+        """Destroy the process group."""
         if self.size > 1:
             dist.destroy_process_group()
 
     def rows(self, total: int) -> range:
-        """The rows of the global batch that this process owns."""
+        """The rows of the global batch that this rank has. Raises ResourceError if ranks would
+        have unequal numbers of rows.
+        """
         if total % self.size:
             raise ResourceError(
                 f"train.batch_size = {total} cannot be shared evenly by {self.size} processes;"
@@ -66,7 +68,9 @@ class World(NamedTuple):
         return self.share(total)
 
     def micro_batch_size(self, total: int, wanted: int | None) -> int:
-        """Rows of the global batch that this process runs at a time: ``wanted``, or all it owns."""
+        """Rows per forward pass: ``wanted``, or all of this rank's. Raises ResourceError if that
+        does not divide them.
+        """
         own = len(self.rows(total))
         if wanted is not None and wanted < own and own % wanted:
             raise ResourceError(
@@ -77,26 +81,26 @@ class World(NamedTuple):
         return min(wanted or own, own)
 
     def share(self, total: int) -> range:
-        """What of some rows is this process's, as even as it can be; nothing where there are more
-        processes than rows.
+        """The rows out of ``total`` that are this rank's share, as even as possible; empty where
+        there are more ranks than rows.
         """
         return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """All-reduce a tensor to its sum over ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return (
-            flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag), device=self.device)))
-        )
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up every parameter's gradient over all processes: losses are shares, so their sum is
-        the whole.
+        """All-reduce every parameter's gradient to its sum over ranks: each rank's loss is its
+        share of the batch's mean.
         """
         if self.size == 1:
             return
@@ -106,42 +110,39 @@ class World(NamedTuple):
             dist.all_reduce(parameter.grad)
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
-        """All processes' rows, in global order (dimension 0)."""
+        """All-gather rows (dimension 0), in global order."""
         if self.size == 1:
             return tensor
         tensor = tensor.contiguous()
-        everyone = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(everyone, tensor)
-        return torch.cat(everyone)
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor)
+        return torch.cat(gathered)
 
     def gather_texts(self, text: str) -> list[str]:
-        """What every process says, by rank."""
+        """All-gather a string: those of all ranks, by rank."""
         if self.size == 1:
             return [text]
         own = torch.tensor(list(text.encode()), dtype=torch.uint8)
         sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(own)]), group=self.patient)
         longest = max(map(int, sizes))
-        everyone = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(
-            everyone, nn.functional.pad(own, (0, longest - len(own))), group=self.patient
-        )
+        padded = nn.functional.pad(own, (0, longest - len(own)))
+        gathered = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self.patient)
         return [
-            bytes(raw[:size].tolist()).decode()
-            for raw, size in zip(everyone, map(int, sizes), strict=True)
+            bytes(text_bytes[:size].tolist()).decode()
+            for text_bytes, size in zip(gathered, map(int, sizes), strict=True)
         ]
 
     def wait(self) -> None:
-        """Go on when all processes are here, however long one of them prepares a text or writes a
-        checkpoint.
-        """
+        """Barrier over all ranks, however long one of them tokenises or writes a checkpoint."""
         if self.size > 1:
             dist.barrier(group=self.patient)
 
 
-def spread_rows(fraction: float, total: int) -> list[int]:
-    """A share of the rows of a global batch, rounded to whole rows and spread evenly, so that
-    processes share the work.
+def spaced_rows(fraction: float, total: int) -> list[int]:
+    """Indices of a fraction of a global batch's rows, evenly spaced so that ranks share the work.
+    Raises Incompatible if it rounds to no row.
     """
     count = round(fraction * total)
     if not 1 <= count <= total:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lswt_core.plugin_api.pytree import kept, tree_map
+from lswt_core.plugin_api.pytree import detach_state, tree_map
 
 
 class LswtCache(Cache):
@@ -36,7 +36,7 @@ class LswtCache(Cache):
         """
         before = torch.zeros(rows, dtype=torch.int64) if self.seen is None else self.seen
         self.seen = before + length if own is None else own
-        self.state = kept(state)
+        self.state = detach_state(state)
         self.length += length
         self.padded = self.padded or own is not None
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lswt_core.errors import PluginError
-from lswt_core.model.attention_choice import suitable_attention
-from lswt_core.model.build import assemble_blueprint
-from lswt_core.model.spec import Blueprint
+from lswt_core.model.attention_choice import choose_backends
+from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.spec import DecoderSpec
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import LAYERED, LAYERS
 from lswt_core.registry import Offer, Registry
@@ -50,7 +50,7 @@ def plugins() -> Registry:
     return KNOWN.get() or Registry()
 
 
-def blueprint(config: LswtConfig) -> Blueprint:
+def blueprint(config: LswtConfig) -> DecoderSpec:
     """What the model of a config is built from; raises PluginError if a component is not installed,
     RecipeError if its options are not what it takes.
     """
@@ -67,7 +67,7 @@ def blueprint(config: LswtConfig) -> Blueprint:
                 there,
                 here,
             )
-    return assemble_blueprint(recipe, registry, **ANYWHERE)
+    return build_decoder_spec(recipe, registry, **ANYWHERE)
 
 
 def recipe_of(config: LswtConfig, registry: Registry) -> Recipe:
@@ -82,7 +82,7 @@ def recipe_of(config: LswtConfig, registry: Registry) -> Recipe:
 def suitable_backend(config: LswtConfig) -> str:
     """The attention backend that "auto" stands for."""
     registry = plugins()
-    return suitable_attention(recipe_of(config, registry), registry, **ANYWHERE).automatic.name
+    return choose_backends(recipe_of(config, registry), registry, **ANYWHERE).automatic.name
 
 
 def require_components(components: dict[str, dict[str, str]], registry: Registry) -> None:

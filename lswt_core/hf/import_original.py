@@ -27,7 +27,7 @@ from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.directory import written_whole
 from lswt_core.hf.modeling import LswtForCausalLM
 from lswt_core.hf.save import save_model
-from lswt_core.plugin_api.hub import access, cause
+from lswt_core.plugin_api.hub import hub_options, summarise_error
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -193,11 +193,11 @@ def snapshot(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, **access(revision)))
+        return Path(snapshot_download(name, allow_patterns=FILES, **hub_options(revision)))
     except Exception as error:  # the library's own and its network client's have no common base
         raise DataError(
             f"{name!r} is neither a directory here nor a model that can be had from the Hub:"
-            f" {cause(error)}\n  fix: check the name; without a network download it elsewhere and"
+            f" {summarise_error(error)}\n  fix: check the name; without a network download it elsewhere and"
             " give the directory"
         ) from error
 

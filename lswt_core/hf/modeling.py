@@ -17,7 +17,7 @@ from lswt_core.hf.components import blueprint
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.padding import Packing, text_begins
 from lswt_core.interfaces import Memory, PositionalEncoding
-from lswt_core.model.initialise import starts_by_default
+from lswt_core.model.initialise import has_default_initialisation
 
 LOSS_ARGUMENTS = ("num_items_in_batch", "ignore_index", "shift_labels")
 # its name changed in 5.24
@@ -71,7 +71,7 @@ class LswtPreTrainedModel(PreTrainedModel):
         """Start a module's own parameters as a run does
         (``lswt_core.model.initialise.initialise``), from torch's random stream.
         """
-        if starts_by_default(module):
+        if has_default_initialisation(module):
             std = self.config.recipe["model"]["init_std"]
             nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -121,7 +121,7 @@ class LswtModel(LswtPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Exchange the table."""
         vocabulary = self.decoder.vocabulary
-        vocabulary.table, vocabulary.size = value, value.num_embeddings
+        vocabulary.table, vocabulary.vocab_size = value, value.num_embeddings
 
     def forward(
         self,
@@ -231,7 +231,7 @@ class LswtModel(LswtPreTrainedModel):
         ``states`` takes in every hidden state on the way.
         """
         last, following = self.decoder.trunk(
-            self.decoder.vocabulary.widen(packing.pack(embedded)),
+            self.decoder.vocabulary.project_in(packing.pack(embedded)),
             None if memory is None else memory.state,
             packing.first_visible,
             visit=(
@@ -245,7 +245,7 @@ class LswtModel(LswtPreTrainedModel):
         none to return.
         """
         wanted = not self.training if use_cache is None else use_cache
-        return bool(wanted and self.decoder.reach)
+        return bool(wanted and self.decoder.memory_length)
 
     def memory(self, given: Any, use_cache: bool | None) -> LswtCache | None:
         """The memory of a call: what it was given, or a new one."""
@@ -318,7 +318,7 @@ class LswtModel(LswtPreTrainedModel):
             memory is None
             or memory.seen is None
             or not memory.padded
-            or int(memory.seen.min()) >= self.decoder.reach
+            or int(memory.seen.min()) >= self.decoder.memory_length
         ):
             return None
         return -memory.seen.to(embedded.device)[:, None].expand(embedded.shape[:2])
@@ -409,7 +409,7 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
                 f"cache_implementation = {asked!r}: this model remembers by its own memories; leave"
                 " it out"
             )
-        if not self.model.decoder.reach:
+        if not self.model.decoder.memory_length:
             generation_config.use_cache = model_kwargs["use_cache"] = False
         elif generation_config.use_cache and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = LswtCache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lswt_core.errors import DataError
-from lswt_core.plugin_api.hub import access, cause
+from lswt_core.plugin_api.hub import hub_options, summarise_error
 from lswt_core.reporting.console import gigabytes
 
 
@@ -15,7 +15,7 @@ def push(directory: Path, name: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(token=access()["token"])
+    api = HfApi(token=hub_options()["token"])
     try:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(
@@ -23,7 +23,7 @@ def push(directory: Path, name: str, *, private: bool = False) -> str:
         )
     except Exception as error:  # the library's own and its network client's have no common base
         raise DataError(
-            f"{directory} could not be pushed to {name!r}: {cause(error)}\n  fix: check the name"
+            f"{directory} could not be pushed to {name!r}: {summarise_error(error)}\n  fix: check the name"
             " and the network, and set HF_API_KEY to a key that may write (or: hf auth login);"
             " what was exported is complete and can be pushed again"
         ) from error

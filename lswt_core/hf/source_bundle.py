@@ -232,7 +232,7 @@ CLASSES: dict[tuple[str, str], Any] = {{
 }}
 
 
-def blueprint(config: LswtConfig) -> Blueprint:
+def blueprint(config: LswtConfig) -> DecoderSpec:
     """What the model of a config is built from."""
 
     def builder(kind: str, table: Mapping[str, Any]) -> Builder:
@@ -242,4 +242,4 @@ def blueprint(config: LswtConfig) -> Blueprint:
         options = {{}} if table["use"] == "auto" else {{key: value for key, value in table.items() if key != "use"}}
         return lambda dims: CLASSES[kind, table["use"]](dims, **options)
 
-    return Blueprint.from_tables(config.recipe, builder)'''
+    return DecoderSpec.from_tables(config.recipe, builder)'''

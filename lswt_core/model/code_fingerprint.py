@@ -1,6 +1,6 @@
-"""What code a component is: its own files, those of the classes it derives from, and what they
-import. Read from source, so that an import within a function counts too. Installed libraries are
-told by their distributions instead.
+"""Fingerprints of a component's code: its own files, those of its base classes, and everything
+they import. Imports are read from the syntax, so that one inside a function counts too. Installed
+libraries are identified by their distributions instead.
 """
 
 from __future__ import annotations
@@ -15,54 +15,55 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import lswt_core
 from lswt_core.interfaces import Component
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
 from lswt_core.registry.static_reader import Unreadable, locate
 
 CORE = "lswt_core"
+# the core's modules whose libraries every training run uses
+TRAINING_MODULES = (f"{CORE}.train.trainer", f"{CORE}.data.corpus")
 # directories of libraries that nobody edits in place
-INSTALLED = {"site-packages", "dist-packages"}
+SITE_DIRECTORIES = {"site-packages", "dist-packages"}
 
 
-class Code(NamedTuple):
-    """The code of a component."""
+class CodeFingerprint(NamedTuple):
+    """The fingerprint of some code."""
 
-    sha256: str  # of its source files, wherever they lie
-    # top-level modules of installed libraries that it imports, e.g. "torch"
-    libraries: frozenset[str]
+    sha256: str  # of its source files' contents, wherever they lie
+    libraries: frozenset[str]  # top-level modules of installed libraries it imports, e.g. "torch"
 
 
-class Module(NamedTuple):
+class SourceModule(NamedTuple):
     """A module's name and file."""
 
     name: str
     path: Path
 
 
-def code_of(offer: Offer, registry: Registry) -> Code:
-    """The code of a component, without the core's."""
+def fingerprint_component(offer: Offer, registry: Registry) -> CodeFingerprint:
+    """Fingerprint a component's code, the core's excluded."""
     component = registry.load(offer)
-    parents = [
+    bases = [
         base
         for base in inspect.getmro(component)
-        if issubclass(base, Component) and not apart(base.__module__)
+        if issubclass(base, Component) and not is_core_or_stdlib(base.__module__)
     ]
-    # others are found where they are imported
-    modules = [Module(base.__module__, Path(inspect.getfile(base))) for base in parents]
-    # it may offer a class that another module defines
+    modules = [SourceModule(base.__module__, Path(inspect.getfile(base))) for base in bases]
+    # the module that offers a class need not be the one that defines it
     hook = getattr(sys.modules.get(offer.module), "__file__", None)
-    modules += [Module(offer.module, Path(hook))] if hook else []
+    modules += [SourceModule(offer.module, Path(hook))] if hook else []
     own = {component.__module__, offer.module}
-    inner = [one for module in modules if module.name in own for one in package(module)]
-    return read([*modules, *inner], set(map(top, own)))
+    package = [one for module in modules if module.name in own for one in package_modules(module)]
+    return fingerprint_modules([*modules, *package], {top_level_name(name) for name in own})
 
 
-def codes_of(
+def fingerprint_components(
     recipe: Recipe, registry: Registry, backends: Iterable[str]
 ) -> dict[str, dict[str, str]]:
-    """By "kind/name", who offers a component of a run, and a hash of its code; of those that can
-    change its numbers. ``backends`` are the attention backends that were chosen.
+    """Distribution, version and code hash of every component that can change a run's numbers, by
+    "kind/name". ``backends`` are the attention backends chosen for the run.
     """
     offers = {
         f"{one.kind}/{one.name}": one.offer
@@ -74,126 +75,151 @@ def codes_of(
         name: {
             "distribution": offer.distribution,
             "version": offer.version,
-            "sha256": code_of(offer, registry).sha256,
+            "sha256": fingerprint_component(offer, registry).sha256,
         }
         for name, offer in offers.items()
     }
 
 
+def fingerprint_core() -> str:
+    """Hash the core's own source files."""
+    return hash_files(Path(lswt_core.__file__).parent.rglob("*.py"))
+
+
 @cache
 def core_libraries() -> frozenset[str]:
-    """Installed libraries that training itself imports."""
-    return read(
-        [Module(name, locate(name)) for name in (f"{CORE}.train", f"{CORE}.corpus")], {CORE}
-    ).libraries
+    """Top-level modules of the installed libraries that training itself imports."""
+    modules = [SourceModule(name, locate(name)) for name in TRAINING_MODULES]
+    return fingerprint_modules(modules, {CORE}).libraries
 
 
-def read(modules: Iterable[Module], own: set[str]) -> Code:
-    """The code of modules and of those they import that are no installed library; modules below a
-    name in ``own`` never are.
+def fingerprint_modules(modules: Iterable[SourceModule], own: set[str]) -> CodeFingerprint:
+    """Fingerprint modules and everything they import, transitively, except installed libraries;
+    modules below a top-level name in ``own`` never count as installed.
     """
-    waiting, libraries, files = list(modules), set[str](), set[Path]()
-    while waiting:
-        module = waiting.pop()
+    queue, libraries, files = list(modules), set[str](), set[Path]()
+    while queue:
+        module = queue.pop()
         if module.path in files:
             continue
         files.add(module.path)
-        # a parent's: its file counts, what it imports is its distribution's
-        if library(module, own):
-            libraries.add(top(module.name))
+        # an installed base class: its file counts, its imports belong to its distribution
+        if is_installed(module, own):
+            libraries.add(top_level_name(module.name))
             continue
-        for name in imported(module):
-            if not apart(name) or top(name) in own:
-                found = places(name)
-                inner = [one for one in found if not library(one, own)]
-                waiting += inner
-                libraries |= set() if inner else {top(name)}
-    digests = sorted(sha256(path.read_bytes()).hexdigest() for path in files)
-    return Code(sha256("".join(digests).encode()).hexdigest(), frozenset(libraries))
+        for name in imported_names(module):
+            if is_core_or_stdlib(name) and top_level_name(name) not in own:
+                continue
+            local = [one for one in modules_imported_by(name) if not is_installed(one, own)]
+            queue += local
+            if not local:
+                libraries.add(top_level_name(name))
+    return CodeFingerprint(hash_files(files), frozenset(libraries))
 
 
-def library(module: Module, own: set[str]) -> bool:
+def hash_files(paths: Iterable[Path]) -> str:
+    """Hash the contents of files, whatever their names and order."""
+    digests = sorted(sha256(path.read_bytes()).hexdigest() for path in paths)
+    return sha256("".join(digests).encode()).hexdigest()
+
+
+def is_installed(module: SourceModule, own: set[str]) -> bool:
     """Whether a module belongs to an installed library."""
-    return top(module.name) not in own and bool(INSTALLED & set(module.path.parts))
+    in_site_directory = bool(SITE_DIRECTORIES & set(module.path.parts))
+    return top_level_name(module.name) not in own and in_site_directory
 
 
-def apart(module: str) -> bool:
-    """Whether a module is the core's or Python's own."""
-    return top(module) == CORE or top(module) in sys.stdlib_module_names
+def is_core_or_stdlib(module: str) -> bool:
+    """Whether a module is the core's or of Python's standard library."""
+    return top_level_name(module) == CORE or top_level_name(module) in sys.stdlib_module_names
 
 
-def top(module: str) -> str:
+def top_level_name(module: str) -> str:
     """The first part of a dotted name."""
     return module.partition(".")[0]
 
 
-def package(module: Module) -> Iterator[Module]:
-    """All of the package that a module is in: what it imports by a name that it makes up counts
-    too.
-    """
+def package_modules(module: SourceModule) -> Iterator[SourceModule]:
+    """Yield all modules of a module's package: it may import them by names built at run time."""
     folder = module.path.parent
-    if folder.joinpath("__init__.py").is_file():
-        name = module.name if module.path.name == "__init__.py" else module.name.rpartition(".")[0]
-        for path in folder.rglob("*.py"):
-            parts = path.relative_to(folder).with_suffix("").parts
-            yield Module(".".join([name, *(part for part in parts if part != "__init__")]), path)
+    if not folder.joinpath("__init__.py").is_file():
+        return
+    package = module.name
+    if module.path.name != "__init__.py":
+        package = module.name.rpartition(".")[0]
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder).with_suffix("").parts
+        below = [part for part in parts if part != "__init__"]
+        yield SourceModule(".".join([package, *below]), path)
 
 
-def imported(module: Module) -> Iterator[str]:
-    """Every name that a file imports, anywhere in it; ``from a import b`` is a.b, which may be a
-    module or a value of module a. Where modules are imported by what a text says, every text that
-    reads like a name may be one.
+def imported_names(module: SourceModule) -> Iterator[str]:
+    """Yield every name that a file imports, anywhere in it. ``from a import b`` is a.b, a module
+    or a value of module a. In a file that imports by strings, every string that looks like a
+    dotted name is taken for one.
     """
     text = module.path.read_bytes()
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
-        return  # not Python; its content counts
-    by_text = b"import_module" in text or b"__import__" in text
-    parents = (
-        module.name.split(".") if module.path.name == "__init__.py" else module.name.split(".")[:-1]
-    )
+        return  # not Python; only its content counts
+    imports_by_string = b"import_module" in text or b"__import__" in text
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = parents[: len(parents) - node.level + 1] if node.level else []
-            base = [*above, *filter(None, [node.module])]
+            base = import_base(module, node)
             yield from (".".join([*base, alias.name]) for alias in node.names)
-        elif by_text and isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from [node.value] if all(map(str.isidentifier, node.value.split("."))) else []
+        elif imports_by_string and isinstance(node, ast.Constant):
+            yield from dotted_names(node.value)
 
 
-def places(name: str) -> list[Module]:
-    """The files that an import of a name runs: of every package on the way, and of the module
-    itself.
-    """
-    parts, found = name.split("."), list[Module]()
+def dotted_names(value: object) -> list[str]:
+    """The value of a literal if it is a string that could name a module, else nothing."""
+    if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
+        return [value]
+    return []
+
+
+def import_base(module: SourceModule, node: ast.ImportFrom) -> list[str]:
+    """The parts of the module that ``from ... import`` names, relative imports resolved."""
+    base: list[str] = []
+    if node.level:
+        parents = module.name.split(".")
+        if module.path.name != "__init__.py":
+            parents = parents[:-1]
+        base = parents[: len(parents) - node.level + 1]
+    return base + ([node.module] if node.module else [])
+
+
+def modules_imported_by(name: str) -> list[SourceModule]:
+    """The files that importing a name runs: those of its parent packages and of the module."""
+    parts, modules = name.split("."), list[SourceModule]()
     for size in range(1, len(parts) + 1):
         module = ".".join(parts[:size])
         try:
-            found.append(Module(module, locate(module)))
+            modules.append(SourceModule(module, locate(module)))
         except Unreadable:
-            # a value of the module, a namespace, a library that is not here or not written in
-            # Python
+            # a value of the module, a namespace package, or a library that is not installed or
+            # not written in Python
             continue
-    return found
+    return modules
 
 
-def versions_of(libraries: Iterable[str]) -> dict[str, list[str]]:
-    """Of every installed distribution that brings one of some top-level modules: its version, and a
-    hash of the files it says it has installed, which another build of the same version changes.
+def library_versions(libraries: Iterable[str]) -> dict[str, list[str]]:
+    """Version and content hash of every installed distribution that provides one of some
+    top-level modules; the hash tells builds of one version apart.
     """
-    owners = metadata.packages_distributions()
-    names = {name for module in libraries for name in owners.get(module, ())}
+    distributions = metadata.packages_distributions()
+    names = {name for module in libraries for name in distributions.get(module, ())}
     return {
-        name: [metadata.version(name), content(metadata.distribution(name))]
+        name: [metadata.version(name), hash_installed_files(metadata.distribution(name))]
         for name in sorted(names)
     }
 
 
-def content(distribution: metadata.Distribution) -> str:
-    """A hash of the files of a distribution, as it lists them; of none where it has no list."""
+def hash_installed_files(distribution: metadata.Distribution) -> str:
+    """Hash a distribution's RECORD of installed files; an empty one where it has none."""
     lines = (distribution.read_text("RECORD") or "").splitlines()
     files = sorted(line for line in lines if ",sha256=" in line and ".dist-info/" not in line)
     return sha256("\n".join(files).encode()).hexdigest()

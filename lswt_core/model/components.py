@@ -1,4 +1,4 @@
-"""Instances of a recipe's components."""
+"""Instantiate a recipe's components."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lswt_core.device import allow_two_backward_passes
-from lswt_core.distributed.world import spread_rows
+from lswt_core.distributed.world import spaced_rows
 from lswt_core.errors import Incompatible, PluginError
 from lswt_core.interfaces import (
     AuxiliaryLoss,
@@ -21,92 +21,97 @@ from lswt_core.interfaces import (
     Schedule,
     Unsupported,
 )
-from lswt_core.model.parameters import parameter_groups
-from lswt_core.model.spec import dimensions as sizes
+from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.spec import dims_from_table
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
 
-def create(registry: Registry, chosen: Chosen, *given: Any) -> Any:
-    """One component, from its class and options."""
+def build_component(registry: Registry, chosen: Chosen, *args: Any) -> Any:
+    """Instantiate a component as ``cls(*args, **options)``.
+
+    Raises Incompatible, naming its table, if it refuses its options; PluginError if its
+    constructor cannot be called so.
+    """
+    package = f"{chosen.offer.distribution} {chosen.offer.version}"
     try:
-        return registry.load(chosen.offer)(*given, **chosen.options)
+        return registry.load(chosen.offer)(*args, **chosen.options)
     except (Unsupported, ValueError) as error:
-        raise Incompatible(
-            f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version}):"
-            f" {error}"
-        ) from error
+        raise Incompatible(f"[{chosen.table}] {chosen.name} ({package}): {error}") from error
     except TypeError as error:
         if registry.culprit(error) is not None:
-            raise
-        raise PluginError(  # its constructor could not even be called
-            f"[{chosen.table}] {chosen.name} ({chosen.offer.distribution} {chosen.offer.version})"
-            f" cannot be built: {error}"
+            raise  # raised within the constructor
+        raise PluginError(
+            f"[{chosen.table}] {chosen.name} ({package}) cannot be built: {error}"
         ) from error
 
 
-def cross_entropy(recipe: Recipe, registry: Registry) -> CrossEntropy:
-    """How the recipe scores states against the vocabulary, wherever that may run."""
-    scoring: CrossEntropy = create(registry, recipe.one("cross_entropy"))
-    return scoring
+def build_cross_entropy(recipe: Recipe, registry: Registry) -> CrossEntropy:
+    """The recipe's cross-entropy; whether the device supports it is not checked here."""
+    cross_entropy: CrossEntropy = build_component(registry, recipe.one("cross_entropy"))
+    return cross_entropy
 
 
-def auxiliary_losses(recipe: Recipe, registry: Registry) -> dict[str, tuple[AuxiliaryLoss, float]]:
-    """The losses beside cross-entropy, with their weights, on torch's default device."""
-    dims = dimensions(recipe)
+def build_auxiliary_losses(
+    recipe: Recipe, registry: Registry
+) -> dict[str, tuple[AuxiliaryLoss, float]]:
+    """The auxiliary losses and their weights by name, on torch's default device."""
+    dims = dims_of(recipe)
     return {
-        name: (create(registry, chosen, dims), chosen.weight)
+        name: (build_component(registry, chosen, dims), chosen.weight)
         for name, chosen in recipe.many("loss").items()
     }
 
 
-def dimensions(recipe: Recipe) -> Dims:
-    """The sizes components are built for."""
-    return sizes(recipe.resolved()["model"])
+def dims_of(recipe: Recipe) -> Dims:
+    """The sizes that the recipe's components are built with."""
+    return dims_from_table(recipe.resolved()["model"])
 
 
-def encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:
-    """The positional encodings of the recipe, without memory; raises Incompatible if one cannot be
-    used for single layers.
+def build_encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:
+    """The positional encodings of all layers, on the meta device. Raises Incompatible if one that
+    embeds the model's input is used for single layers.
     """
+    dims = dims_of(recipe)
     with torch.device("meta"):
-        made: list[PositionalEncoding] = [
-            create(registry, chosen, dimensions(recipe)) for chosen in recipe.every("positional")
+        encodings: list[PositionalEncoding] = [
+            build_component(registry, chosen, dims) for chosen in recipe.every("positional")
         ]
-    for encoding in made[1:]:
+    for encoding in encodings[1:]:
         if type(encoding).embed is not PositionalEncoding.embed:
             raise Incompatible(
                 f"positional encoding {encoding.name!r} adds to the model's input, which all layers"
                 " share: it cannot be used for some of them; name it in [positional]"
             )
-    return made
+    return encodings
 
 
-def memories_of(recipe: Recipe, registry: Registry) -> list[Memory]:
-    """The memories of the recipe, of whatever layers, without memory of their own."""
+def build_memories(recipe: Recipe, registry: Registry) -> list[Memory]:
+    """The different memories of all layers, on the meta device."""
+    dims = dims_of(recipe)
     with torch.device("meta"):
-        return [create(registry, chosen, dimensions(recipe)) for chosen in recipe.every("memory")]
+        return [build_component(registry, chosen, dims) for chosen in recipe.every("memory")]
 
 
 def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
-    """The class of the optimizer the recipe names."""
+    """The class of the recipe's optimizer."""
     return registry.load(recipe.one("optimizer").offer)
 
 
 def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:
-    """The optimizer over the model's trainable parameters."""
-    optimizer: Optimizer = create(registry, recipe.one("optimizer"), parameter_groups(loss))
-    # refuses here what the first refresh would refuse
-    spread_rows(optimizer.fraction, recipe.train.batch_size)
+    """The optimizer over the trainable parameters of ``loss``."""
+    groups = build_parameter_groups(loss)
+    optimizer: Optimizer = build_component(registry, recipe.one("optimizer"), groups)
+    # raises now rather than at the first curvature update
+    spaced_rows(optimizer.fraction, recipe.train.batch_size)
     if optimizer.shares_forward:
         allow_two_backward_passes()
     return optimizer
 
 
 def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:
-    """The learning rate's course over the run."""
+    """The learning-rate schedule over the whole run."""
     train = recipe.train
-    horizon = Horizon(
-        train.total_steps, train.tokens_per_step, train.tokens if train.steps is None else None
-    )
-    return create(registry, recipe.one("schedule"), horizon)
+    tokens = train.tokens if train.steps is None else None
+    horizon = Horizon(train.total_steps, train.tokens_per_step, tokens)
+    return build_component(registry, recipe.one("schedule"), horizon)

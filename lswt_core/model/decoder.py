@@ -1,5 +1,5 @@
-"""The decoder: pre-norm blocks after an input norm, x + attention(norm(x)) then x + ffn(norm(x)),
-and an output norm.
+"""The decoder: an input norm, pre-norm blocks, x + attention(norm(x)) then x + ffn(norm(x)), and
+an output norm.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lswt_core.interfaces import (
-    FeedForward,
-    Memory,
-    Norm,
-    PositionalEncoding,
-    State,
-)
+from lswt_core.interfaces import FeedForward, Memory, Norm, PositionalEncoding, State
 from lswt_core.model.attention import Attention
 from lswt_core.model.embedding import TiedEmbedding
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each normed before and added after."""
+    """One pre-norm transformer layer."""
 
     def __init__(
         self,
@@ -35,7 +29,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.ffn_norm, self.ffn = ffn_norm, ffn
-        self.positional = positional  # of this layer alone, in place of the decoder's
+        self.positional = positional  # this layer's own; None: the decoder's
 
     def forward(
         self,
@@ -45,17 +39,20 @@ class Block(nn.Module):
         first_visible: Tensor | None,
         positional: PositionalEncoding,
     ) -> tuple[Tensor, dict[str, State]]:
-        """[B, T, M] -> [B, T, M] and the layer's next memory states."""
-        own = positional if self.positional is None else self.positional
-        attended, following = self.attention(
-            self.attention_norm(x), positions, state, first_visible, own
+        """[B, T, M] -> [B, T, M] and the next state of the layer's memories."""
+        if self.positional is not None:
+            positional = self.positional
+        attended, next_state = self.attention(
+            self.attention_norm(x), positions, state, first_visible, positional
         )
         x = x + attended
-        return x + self.ffn(self.ffn_norm(x)), following
+        return x + self.ffn(self.ffn_norm(x)), next_state
 
 
 class Decoder(nn.Module):
-    """The language model: ids to final states; its vocabulary turns states into logits or a loss."""
+    """The language model: token ids to final hidden states; ``vocabulary`` turns these into logits
+    or a cross-entropy.
+    """
 
     def __init__(
         self,
@@ -70,7 +67,7 @@ class Decoder(nn.Module):
         self.input_norm = input_norm
         self.blocks = nn.ModuleList(blocks)
         self.output_norm = output_norm
-        # keep a block's input alone for the backward pass, and run the block again there
+        # keep only the inputs of each block, and recompute the block in the backward pass
         self.activation_checkpointing = False
 
     def forward(
@@ -80,9 +77,10 @@ class Decoder(nn.Module):
         first_visible: Tensor | None = None,
         first: int | Tensor = 0,
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
-        """Ids [B, T] and the last call's memory (None when cold) -> normed states [B, T, M] and the
-        next memory, by layer. ``first`` is the coordinate of the first id, 0 unless memories number
-        tokens from somewhere else; a tensor [] where the device alone knows.
+        """Token ids [B, T] -> normed hidden states [B, T, M] and the memories' next state by layer.
+
+        ``state`` is what the last call returned, None at the start. ``first`` is the position of
+        the first id, 0 unless cached keys are numbered otherwise; a tensor [] in a CUDA graph.
         """
         return self.trunk(self.vocabulary.embed(inputs), state, first_visible, first)
 
@@ -94,27 +92,28 @@ class Decoder(nn.Module):
         first: int | Tensor = 0,
         visit: Callable[[Tensor], None] = lambda x: None,
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
-        """The same from embedded inputs x [B, T, M]. ``visit`` is shown every hidden state [B, T,
-        M]: the input norm's, every block's and the output norm's.
+        """``forward`` from input embeddings x [B, T, M]. ``visit`` is called with every hidden
+        state [B, T, M]: after the input norm, each block and the output norm.
         """
         positions = torch.arange(x.shape[1], device=x.device) + first
         x = self.input_norm(self.positional.embed(x, positions))
         visit(x)
-        following = []
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        next_states = []
         for i, block in enumerate(self.blocks):
-            given = (x, positions, state[i] if state else {}, first_visible, self.positional)
-            again = self.activation_checkpointing and torch.is_grad_enabled()
-            x, kept = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+            args = (x, positions, state[i] if state else {}, first_visible, self.positional)
+            if recompute:
+                x, next_state = checkpoint(block, *args, use_reentrant=False)
+            else:
+                x, next_state = block(*args)
             visit(x)
-            following.append(kept)
+            next_states.append(next_state)
         x = self.output_norm(x)
         visit(x)
-        return x, tuple(following)
+        return x, tuple(next_states)
 
     @property
-    def reach(self) -> int:
-        """How many tokens back the longest of its memories reaches; 0: nothing is kept from one
-        call to the next.
-        """
+    def memory_length(self) -> int:
+        """How many tokens back the longest memory reaches; 0: no state is kept between calls."""
         memories = [module for module in self.modules() if isinstance(module, Memory)]
         return max((memory.length for memory in memories), default=0)

@@ -1,4 +1,4 @@
-"""Initial values: every parameter from a random stream of its own, derived from the seed and the
+"""Initial values: every parameter from its own random stream, derived from the seed and the
 parameter's name.
 """
 
@@ -10,32 +10,30 @@ import torch
 from torch import nn
 
 from lswt_core.errors import PluginError
-from lswt_core.plugin_api.seeding import derive
+from lswt_core.plugin_api.seeding import derive_seed
 
 
 def initialise(model: nn.Module, *, seed: int, std: float) -> None:
-    """Give every parameter its initial value from a random stream of its own, derived from the seed
-    and its name: adding a component moves no other parameter, so that arms of an ablation start
-    equal.
+    """Initialise every parameter from its own random stream, derived from the seed and its name:
+    adding a component changes no other parameter, so that the arms of an ablation start equal.
 
     Linear and Embedding weights are N(0, std^2), biases 0 (Radford et al. 2019). Any other module,
-    and a subclass of these with a ``reset_parameters`` of its own, draws there, torch's convention.
-    Children come before their parents, so that what a module says there about its children stands.
+    and a subclass of these with its own ``reset_parameters``, is initialised by that method,
+    torch's convention. Children come before their parents, so that a parent may change them.
     """
-    for name, module in bottom_up(model):
-        if starts_by_default(module):
-            for key, parameter in module.named_parameters(recurse=False):
-                (
-                    nn.init.zeros_(parameter)
-                    if key == "bias"
-                    else normal(parameter, std, derive(seed, "init", f"{name}.{key}"))
-                )
-        else:
-            reset(module, name, derive(seed, "init", name))
+    for name, module in children_first(model):
+        if not has_default_initialisation(module):
+            call_reset_parameters(module, name, derive_seed(seed, "init", name))
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if key == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                fill_normal(parameter, std, derive_seed(seed, "init", f"{name}.{key}"))
 
 
-def bottom_up(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module once, by the name ``named_modules`` gives it, children before their parents."""
+def children_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module once, under its name in ``named_modules``, children before parents."""
     names = {module: name for name, module in model.named_modules()}
     seen: set[nn.Module] = set()
 
@@ -49,42 +47,38 @@ def bottom_up(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return walk(model)
 
 
-def starts_by_default(module: nn.Module) -> bool:
-    """Whether a module starts as Linear and Embedding do: it is one, without a
-    ``reset_parameters``.
-    """
+def has_default_initialisation(module: nn.Module) -> bool:
+    """Whether a module is a Linear or Embedding without a ``reset_parameters`` of its own."""
     if not isinstance(module, nn.Linear | nn.Embedding):
         return False
-    return type(module).reset_parameters in (
-        nn.Linear.reset_parameters,
-        nn.Embedding.reset_parameters,
-    )
+    defaults = (nn.Linear.reset_parameters, nn.Embedding.reset_parameters)
+    return type(module).reset_parameters in defaults
 
 
-def normal(parameter: nn.Parameter, std: float, seed: int) -> None:
-    """Fill a parameter from its own stream, drawn on the CPU in float32 so that every device and
-    precision starts equal.
+def fill_normal(parameter: nn.Parameter, std: float, seed: int) -> None:
+    """Fill with N(0, std^2), drawn on the CPU in float32 so that every device and dtype starts
+    equal.
     """
-    drawn = torch.empty(parameter.shape).normal_(
-        std=std, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.empty(parameter.shape).normal_(std=std, generator=generator)
     with torch.no_grad():
-        parameter.copy_(drawn)
+        parameter.copy_(values)
 
 
-def reset(module: nn.Module, name: str, seed: int) -> None:
-    """Let a module draw its own parameters, and change its children's, from its own stream.
-
-    One that owns nothing may leave its children as they are.
+def call_reset_parameters(module: nn.Module, name: str, seed: int) -> None:
+    """Call a module's ``reset_parameters`` with the CPU's random state set to ``seed``. Raises
+    PluginError if it has none but owns parameters or buffers.
     """
-    draw: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-    if draw is not None:
+    reset_parameters: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+    if reset_parameters is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            draw()
-    elif any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            reset_parameters()
+        return
+    owned = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if owned:
         raise PluginError(
             f"{type(module).__name__} at {name!r} owns parameters or buffers but does not say how"
             " they start: give it a method reset_parameters(self) that fills them (models are"
-            " built without memory first)"
+            " built on the meta device first)"
         )

@@ -1,5 +1,5 @@
-"""What a decoder is built from: sizes, and one builder a component. A recipe and an exported
-model's config both end here.
+"""The specification of a decoder: sizes, and one builder per component. ``build`` makes it from a
+recipe; an exported model's own code makes it from its config.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from lswt_core.model.decoder import Block, Decoder
 from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.recipe.layer_selectors import tables_at
 
-Builder = Callable[[Dims], Any]  # a component of the model, for the layer that ``Dims.layer`` names
+Builder = Callable[[Dims], Any]  # builds a component for the layer that ``Dims.layer`` numbers
 
 
-class Layer(NamedTuple):
-    """What one block is built from."""
+class LayerSpec(NamedTuple):
+    """The components of one block."""
 
     positional: Builder | None  # None: the decoder's
     memories: Mapping[str, Builder]  # by name, the outermost first
@@ -27,7 +27,7 @@ class Layer(NamedTuple):
     norm: Builder
 
     def build(self, dims: Dims) -> Block:
-        """The block."""
+        """Build the block on torch's default device."""
         memories = {name: memory(dims) for name, memory in self.memories.items()}
         attention = Attention(
             dims, memories, self.attention(dims), self.qk_norm(dims), self.qk_norm(dims)
@@ -36,40 +36,38 @@ class Layer(NamedTuple):
         return Block(self.norm(dims), attention, self.norm(dims), self.ffn(dims), positional)
 
 
-class Blueprint(NamedTuple):
-    """A decoder not yet built."""
+class DecoderSpec(NamedTuple):
+    """The sizes and components of a decoder."""
 
     dims: Dims
     vocab_size: int
     d_vocab: int
     trainable: bool  # the embedding table
     positional: Builder
-    norm: Builder  # of the trunk's input and output
-    layers: tuple[Layer, ...]
+    norm: Builder  # the norms of the decoder's input and output
+    layers: tuple[LayerSpec, ...]
 
     @classmethod
     def from_tables(
         cls, tables: Mapping[str, Any], builder: Callable[[str, Mapping[str, Any]], Builder]
-    ) -> Blueprint:
-        """Read a resolved recipe's tables; ``builder(kind, table)`` builds the component of a kind
-        that a table describes.
+    ) -> DecoderSpec:
+        """Read the tables of a resolved recipe, as an exported model's config holds them;
+        ``builder(kind, table)`` returns the builder of the component that a table describes.
         """
-        embedding, dims = tables["embedding"], dimensions(tables["model"])
+        embedding, dims = tables["embedding"], dims_from_table(tables["model"])
 
-        def layer(number: int) -> Layer:
-            held = tables_at(tables, number)
-            one = {
-                kind: builder(kind, held[kind]) for kind in ("attention", "qk_norm", "ffn", "norm")
-            }
-            own = (
-                None
-                if held["positional"] == tables["positional"]
-                else builder("positional", held["positional"])
-            )
-            return Layer(
-                own,
-                {name: builder("memory", table) for name, table in held.get("memory", {}).items()},
-                **one,
+        def layer(number: int) -> LayerSpec:
+            own = tables_at(tables, number)
+            is_shared = own["positional"] == tables["positional"]
+            return LayerSpec(
+                positional=None if is_shared else builder("positional", own["positional"]),
+                memories={
+                    name: builder("memory", table) for name, table in own.get("memory", {}).items()
+                },
+                attention=builder("attention", own["attention"]),
+                qk_norm=builder("qk_norm", own["qk_norm"]),
+                ffn=builder("ffn", own["ffn"]),
+                norm=builder("norm", own["norm"]),
             )
 
         return cls(
@@ -83,7 +81,7 @@ class Blueprint(NamedTuple):
         )
 
     def build(self) -> Decoder:
-        """The decoder, on torch's default device."""
+        """Build the decoder on torch's default device."""
         blocks = [
             layer.build(self.dims._replace(layer=number))
             for number, layer in enumerate(self.layers)
@@ -91,22 +89,12 @@ class Blueprint(NamedTuple):
         vocabulary = TiedEmbedding(self.vocab_size, self.d_vocab, self.dims.d_model)
         if not self.trainable:
             vocabulary.freeze()
-        return Decoder(
-            vocabulary,
-            self.positional(self.dims),
-            self.norm(self.dims),
-            blocks,
-            self.norm(self.dims),
-        )
+        input_norm, output_norm = self.norm(self.dims), self.norm(self.dims)
+        return Decoder(vocabulary, self.positional(self.dims), input_norm, blocks, output_norm)
 
 
-def dimensions(model: Mapping[str, Any]) -> Dims:
-    """The sizes components are built for, from the table [model]."""
-    width = model["d_model"]
-    return Dims(
-        width,
-        model["n_heads"],
-        model.get("d_ffn") or 4 * width,
-        model["n_layers"],
-        bias=model["bias"],
-    )
+def dims_from_table(model: Mapping[str, Any]) -> Dims:
+    """Read ``Dims`` from the table [model] of a resolved recipe."""
+    d_model = model["d_model"]
+    d_ffn = model.get("d_ffn") or 4 * d_model
+    return Dims(d_model, model["n_heads"], d_ffn, model["n_layers"], bias=model["bias"])

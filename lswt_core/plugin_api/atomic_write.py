@@ -1,24 +1,25 @@
-"""Small files that appear whole or not at all, and are still there after a loss of power. Imports
-no torch.
-"""
+"""Atomic, durable writes of small files. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryFile
 
 from lswt_core.errors import ResourceError, UsageError
 
+OTHER_DIRECTORY = "choose a directory that can be written, and run the same command again"
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put a file in its place, or leave the old one: content first, then its name, then the
-    directory. Raises ResourceError.
 
-    One process at a time may write a file of this name.
+def write_atomically(path: Path, content: bytes, advice: str = OTHER_DIRECTORY) -> None:
+    """Write a file, or leave the old one: to a temporary file, fsync, rename, fsync the directory.
+    Several processes may write the same path; the last rename wins.
+
+    Raises ResourceError, which says to free disk space or to do what ``advice`` says.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -29,14 +30,13 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        cure = "make room, or a directory that can be written, and give the same command again"
         raise ResourceError(
-            f"{path} cannot be written: {error.strerror or error}; {cure}"
+            f"{path} cannot be written: {error.strerror or error}; free disk space, or {advice}"
         ) from error
 
 
 def fsync(path: Path) -> None:
-    """Force a file's content, or a directory's entries, to the disk."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,17 +45,17 @@ def fsync(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those it lies in, each with its name on the disk; it may exist."""
+    """Create a directory and its parents, durably; it may exist."""
     missing = [parent for parent in (path, *path.parents) if not parent.is_dir()]
     path.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        fsync(made.parent)
+    for created in missing:
+        fsync(created.parent)
 
 
 def make_output_directory(path: Path, option: str) -> None:
-    """Make a directory, with its parents, that files can be written to; raises UsageError, which
-    names the ``option`` to change, if that cannot be. It is tried by writing a file without a name:
-    permissions alone do not tell of read-only file systems.
+    """Create a directory and its parents, and check that it is writable by writing a temporary
+    file: permissions alone do not show a read-only file system. Raises UsageError, which names the
+    command line's ``option``.
     """
     try:
         make_directory(path)

@@ -1,5 +1,5 @@
-"""What attention backends share: the scores of a part, and parts joined into one set of queries,
-keys and values for a fused kernel.
+"""For attention backends: the scores of a key block, the softmax over all blocks by its definition,
+and blocks concatenated for a fused kernel.
 """
 
 from __future__ import annotations
@@ -9,113 +9,118 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lswt_core.interfaces import KVBlock
 
 
-class Joined(NamedTuple):
-    """All parts as one, D' = D times the number of different query encodings."""
+class ConcatenatedBlocks(NamedTuple):
+    """All key blocks as one; D' is D times the number of distinct query encodings."""
 
     q: Tensor  # [B, T, H, D']
     k: Tensor  # [B, N, H, D']
     v: Tensor  # [B, N, H, D'], zeros beyond D
-    # broadcasts to [B, H, T, N]: bool (True = visible), or scores to add; None: nothing hidden or
-    # added
+    # broadcasts to [B, H, T, N]: bool (True = visible), or a bias to add to the scores; None: no
+    # key is masked or biased
     mask: Tensor | None
 
 
-def distinct_queries(parts: Sequence[KVBlock]) -> tuple[list[Tensor], list[int]]:
-    """The different queries of some parts, and by which of them each part is met."""
+def distinct_queries(blocks: Sequence[KVBlock]) -> tuple[list[Tensor], list[int]]:
+    """Return the distinct query tensors of some blocks, and for each block the index of its own."""
     queries: list[Tensor] = []
-    met = []
-    for part in parts:
-        if not any(part.q is query for query in queries):
-            queries.append(part.q)
-        met.append(next(i for i, query in enumerate(queries) if query is part.q))
-    return queries, met
+    query_index: list[int] = []
+    for block in blocks:
+        if not any(block.q is query for query in queries):
+            queries.append(block.q)
+        query_index.append(next(i for i, query in enumerate(queries) if query is block.q))
+    return queries, query_index
 
 
-def join(parts: Sequence[KVBlock]) -> Joined:
-    """Put parts side by side, the causal one last.
+def concatenate_blocks(blocks: Sequence[KVBlock]) -> ConcatenatedBlocks:
+    """Concatenate blocks along the keys, the causal one last.
 
-    Parts whose queries are encoded differently (sinks, usually) get a slice of the head width each,
-    queries stacked and keys zero in the other slices: q . k is unchanged and any kernel can run it,
-    at the price of a wider head. Pass the original 1/sqrt(D) as the kernel's scale and drop the
-    values beyond D afterwards.
+    Blocks whose queries are encoded differently (sinks, usually) get a slice of the head width
+    each, with queries concatenated and keys zero in the other slices: q . k is unchanged and any
+    kernel can run it, at the price of a wider head. Pass 1/sqrt(D) of the original width as the
+    kernel's scale, and drop the output beyond D.
     """
-    parts = sorted(parts, key=lambda part: part.causal)
-    queries, met = distinct_queries(parts)
-    width = parts[0].q.shape[-1]
-    spare = (len(queries) - 1) * width
-    slots = [query * width for query in met]
-    keys = [
-        torch.nn.functional.pad(p.k, (slot, spare - slot)) if spare else p.k
-        for p, slot in zip(parts, slots, strict=True)
-    ]
-    values = [torch.nn.functional.pad(p.v, (0, spare)) if spare else p.v for p in parts]
-    return Joined(
-        torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1), join_masks(parts)
-    )
+    blocks = sorted(blocks, key=lambda block: block.causal)
+    queries, query_index = distinct_queries(blocks)
+    d_head = blocks[0].q.shape[-1]
+    padding = (len(queries) - 1) * d_head
+    keys, values = [], []
+    for block, index in zip(blocks, query_index, strict=True):
+        offset = index * d_head
+        keys.append(pad(block.k, (offset, padding - offset)) if padding else block.k)
+        values.append(pad(block.v, (0, padding)) if padding else block.v)
+    q, k, v = torch.cat(queries, -1), torch.cat(keys, 1), torch.cat(values, 1)
+    return ConcatenatedBlocks(q, k, v, concatenate_masks(blocks))
 
 
-Asked = TypeVar("Asked", bound=Callable[..., object])
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., object])
 
 
-def constant(function: Asked) -> Asked:
-    """Let a compiled model ask this once, while it is compiled, and keep the answer:
-    ``torch.compiler.assume_constant_result``, which imports the compiler, two seconds for whoever
-    compiles nothing.
+def assume_constant_result(function: AnyFunction) -> AnyFunction:
+    """``torch.compiler.assume_constant_result`` without importing the compiler (2 s): a compiled
+    model calls the function once, while it is traced, and keeps the result.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
-def scale_of(q: Tensor) -> float:
-    """1 / sqrt(D), of queries [..., D]."""
+def softmax_scale(q: Tensor) -> float:
+    """1 / sqrt(D) of queries [..., D]."""
     return float(q.shape[-1] ** -0.5)
 
 
-def scores(part: KVBlock) -> Tensor:
-    """Scaled, biased and masked scores of one part in float32 at least, [B, H, T, N]."""
-    q, k = part.q.transpose(1, 2), part.k.transpose(1, 2)
-    found = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * scale_of(q)
-    if part.bias is not None:
-        found = found + part.bias.dense()
-    visible = part.visible()
-    return found if visible is None else found.masked_fill(~visible, -torch.inf)
+def attention_scores(block: KVBlock) -> Tensor:
+    """Scaled, biased and masked scores of one block, [B, H, T, N], in float32 or wider."""
+    q, k = block.q.transpose(1, 2), block.k.transpose(1, 2)
+    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * softmax_scale(q)
+    if block.bias is not None:
+        scores = scores + block.bias.dense()
+    visible = block.visible()
+    return scores if visible is None else scores.masked_fill(~visible, -torch.inf)
 
 
-def whole(parts: Sequence[KVBlock]) -> Tensor:
-    """One softmax over the union of parts, [B, T, H, D], as it is defined: holds all scores, and
-    copies neither keys nor values.
+def reference_attention(blocks: Sequence[KVBlock]) -> Tensor:
+    """One softmax over all blocks, [B, T, H, D], by its definition: all scores are in memory at
+    once; keys and values are not copied.
     """
-    # [B, H, T, sum of N]
-    weights = torch.cat([scores(part) for part in parts], -1).softmax(-1).to(parts[0].v.dtype)
-    shares = weights.split([part.k.shape[1] for part in parts], dim=-1)
-    products = [share @ part.v.transpose(1, 2) for share, part in zip(shares, parts, strict=True)]
-    return torch.stack(products).sum(0).transpose(1, 2)
+    scores = torch.cat([attention_scores(block) for block in blocks], -1)  # [B, H, T, sum of N]
+    weights = scores.softmax(-1).to(blocks[0].v.dtype)
+    splits = weights.split([block.k.shape[1] for block in blocks], dim=-1)
+    outputs = [w @ block.v.transpose(1, 2) for w, block in zip(splits, blocks, strict=True)]
+    return torch.stack(outputs).sum(0).transpose(1, 2)
 
 
-def join_masks(parts: Sequence[KVBlock]) -> Tensor | None:
-    """One mask for parts side by side: bool where nothing is biased, else what to add to the
-    scores.
+def concatenate_masks(blocks: Sequence[KVBlock]) -> Tensor | None:
+    """One mask for concatenated blocks: bool if no block is biased, else a bias to add; None if
+    nothing is masked or biased.
     """
-    seen = [part.visible() for part in parts]
-    has_bias = any(part.bias is not None for part in parts)
-    if not has_bias and all(mask is None for mask in seen):
+    has_bias = any(block.bias is not None for block in blocks)
+    visible = [block.visible() for block in blocks]
+    if not has_bias and all(mask is None for mask in visible):
         return None
-    q = parts[0].q
-    columns = []
-    for part, mask in zip(parts, seen, strict=True):
-        full = (1, 1, q.shape[1], part.k.shape[1])  # [B or 1, H or 1, T, N]
-        mask = torch.ones(full, dtype=torch.bool, device=q.device) if mask is None else mask
-        if has_bias:
-            added = (
-                torch.zeros(full, dtype=q.dtype, device=q.device)
-                if part.bias is None
-                else part.bias.dense().to(q.dtype)
-            )
-            mask = added.masked_fill(~mask, -torch.inf)
-        columns.append(mask)
-    shape = torch.broadcast_shapes(*(column.shape[:2] for column in columns))
-    return torch.cat([column.expand(*shape, *column.shape[-2:]) for column in columns], dim=-1)
+    masks = []
+    for block, mask in zip(blocks, visible, strict=True):
+        if mask is None:
+            mask = torch.ones(mask_shape(block), dtype=torch.bool, device=block.q.device)
+        masks.append(additive_mask(block, mask) if has_bias else mask)
+    shape = torch.broadcast_shapes(*(mask.shape[:2] for mask in masks))
+    return torch.cat([mask.expand(*shape, *mask.shape[-2:]) for mask in masks], dim=-1)
+
+
+def mask_shape(block: KVBlock) -> tuple[int, int, int, int]:
+    """[1, 1, T, N] of a block."""
+    return 1, 1, block.q.shape[1], block.k.shape[1]
+
+
+def additive_mask(block: KVBlock, visible: Tensor) -> Tensor:
+    """A block's bias, -inf where ``visible`` (broadcasts to [B, H, T, N]) is False."""
+    dtype, device = block.q.dtype, block.q.device
+    if block.bias is None:
+        bias = torch.zeros(mask_shape(block), dtype=dtype, device=device)
+    else:
+        bias = block.bias.dense().to(dtype)
+    return bias.masked_fill(~visible, -torch.inf)

@@ -1,5 +1,5 @@
-"""Attention part by part, merged by the logarithms of their sums: what backends share whose kernel
-tells them.
+"""Attention block by block, merged by the blocks' logsumexp: for backends whose fused kernel
+returns it.
 """
 
 from __future__ import annotations
@@ -14,159 +14,158 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lswt_core.interfaces import AttentionRequirements, KVBlock
-from lswt_core.plugin_api.attention import distinct_queries, whole
+from lswt_core.plugin_api.attention import distinct_queries, reference_attention
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
-# of a trial, relative; float32 may be multiplied as TF32
+# of a probe, relative; float32 may be multiplied as TF32
 LARGEST_ERROR = {torch.float64: 1e-10, torch.float32: 1e-2}
-LARGEST_ERROR_OF_HALVES = 5e-2
+LARGEST_ERROR_HALF = 5e-2
 
 
-class TrialSize(NamedTuple):
-    """Lengths of a trial's parts."""
+class ProbeSize(NamedTuple):
+    """Lengths of a probe's key blocks."""
 
     tokens: int
-    remembered: int
+    cached: int
     sinks: int
 
 
-# Lengths of a trial: less than a tile of a kernel, and those of the family's recipes.
-SHORT, FAMILY = TrialSize(48, 80, 16), TrialSize(2048, 2048, 16)
-TRIAL_SIZES = {"cpu": (SHORT,), "cuda": (SHORT, FAMILY)}
-TRIAL_ROWS, TRIAL_HEADS = 2, 2
+# less than a tile of a kernel, and the lengths of the family's recipes
+SHORT_PROBE, FAMILY_PROBE = ProbeSize(48, 80, 16), ProbeSize(2048, 2048, 16)
+PROBE_SIZES = {"cpu": (SHORT_PROBE,), "cuda": (SHORT_PROBE, FAMILY_PROBE)}
+PROBE_ROWS, PROBE_HEADS = 2, 2
 
 
 class Kernel(ABC):
-    """A fused attention kernel. Tensors are [B, T or N, H, D], logarithms of sums [B, H, T] and in
-    float32 at least; scale 1/sqrt(D).
+    """A fused attention kernel. Tensors are [B, T or N, H, D]; logsumexp [B, H, T] is in float32
+    or wider; the scale is 1/sqrt(D).
     """
 
     @abstractmethod
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        """The weighted sum of values and the logarithm of the sum of exp(scores). ``causal`` hides
-        the upper triangle of a square.
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """Return the attention output and the scores' logsumexp. ``causal`` masks the upper
+        triangle of a square.
         """
 
     @abstractmethod
-    def differentiate(
+    def backward(
         self,
         grad: Tensor,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         out: Tensor,
-        total: Tensor,
+        logsumexp: Tensor,
         causal: bool,
     ) -> Gradients:
-        """The gradients of a part, from the output and sums of all parts together."""
+        """Return the gradients of one block, given output and logsumexp of all blocks together."""
 
 
-class Merged(torch.autograd.Function):
-    """Attention part by part; exact, since each part's backward pass is given the merged output and
-    sum.
+class MergedAttention(torch.autograd.Function):
+    """Attention block by block; exact, since each block's backward pass is given the merged output
+    and logsumexp.
 
-    With total = log sum_i exp(sum_i), out = sum_i exp(sum_i - total) out_i; the gradient of a part
-    depends on the others only through out and total (the algebra of FlashAttention's backward, Dao
-    et al. 2022, appendix B.4).
+    With lse = log sum_i exp(lse_i), out = sum_i exp(lse_i - lse) out_i; the gradient of a block
+    depends on the others only through out and lse (the algebra of FlashAttention's backward pass,
+    Dao et al. 2022, appendix B.4).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Kernel, met: list[int], causal: list[bool], *tensors: Tensor
+        ctx: Any, kernel: Kernel, query_index: list[int], causal: list[bool], *tensors: Tensor
     ) -> Tensor:
-        """All keys, all values, all different queries; ``met`` says which queries meet each part,
-        ``causal`` whether it is the new segment's square: -> [B, T, H, D].
+        """``tensors``: every block's keys, every block's values, the distinct queries.
+        ``query_index`` numbers each block's queries; ``causal`` marks the causal block.
+        Returns [B, T, H, D].
         """
-        given = PartTensors.of(met, tensors)
-        found = [
-            kernel.attend(q, k, v, square) for q, k, v, square in zip(*given, causal, strict=True)
-        ]
-        out, total = found[0] if len(found) == 1 else merge(found)
-        ctx.save_for_backward(out, total, *tensors)
-        ctx.kernel, ctx.met, ctx.causal = kernel, met, causal
+        blocks = zip(*BlockTensors.of(query_index, tensors), causal, strict=True)
+        outputs = [kernel.forward(q, k, v, is_causal) for q, k, v, is_causal in blocks]
+        out, logsumexp = outputs[0] if len(outputs) == 1 else merge_by_logsumexp(outputs)
+        ctx.save_for_backward(out, logsumexp, *tensors)
+        ctx.kernel, ctx.query_index, ctx.causal = kernel, query_index, causal
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of keys, values and queries."""
-        out, total, *tensors = ctx.saved_tensors
-        parts = zip(*PartTensors.of(ctx.met, tensors), ctx.causal, strict=True)
-        found = [
-            ctx.kernel.differentiate(grad, q, k, v, out, total, square) for q, k, v, square in parts
+        """Return the gradients of ``tensors``, in their order."""
+        out, logsumexp, *tensors = ctx.saved_tensors
+        blocks = zip(*BlockTensors.of(ctx.query_index, tensors), ctx.causal, strict=True)
+        gradients = [
+            ctx.kernel.backward(grad, q, k, v, out, logsumexp, is_causal)
+            for q, k, v, is_causal in blocks
         ]
-        by_query = [
-            [of_q for at, (of_q, _, _) in zip(ctx.met, found, strict=True) if at == query]
-            for query in range(1 + max(ctx.met))
+        dq = [
+            reduce(
+                torch.add,
+                [g[0] for g, own in zip(gradients, ctx.query_index, strict=True) if own == index],
+            )
+            for index in range(1 + max(ctx.query_index))
         ]
-        of_queries = (reduce(torch.add, gradients) for gradients in by_query)
-        every = (*(k for _, k, _ in found), *(v for _, _, v in found), *of_queries)
-        return (
-            None,
-            None,
-            None,
-            *(g if want else None for g, want in zip(every, ctx.needs_input_grad[3:], strict=True)),
-        )
+        dk, dv = [g[1] for g in gradients], [g[2] for g in gradients]
+        wanted = zip([*dk, *dv, *dq], ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(g if is_wanted else None for g, is_wanted in wanted)
 
 
-class PartTensors(NamedTuple):
-    """What the parts are made of, in their order."""
+class BlockTensors(NamedTuple):
+    """Queries, keys and values of every block."""
 
     q: Sequence[Tensor]
     k: Sequence[Tensor]
     v: Sequence[Tensor]
 
     @classmethod
-    def of(cls, met: list[int], tensors: Sequence[Tensor]) -> PartTensors:
-        """From all keys, all values, all different queries."""
-        n = len(met)
-        return cls([tensors[2 * n + query] for query in met], tensors[:n], tensors[n : 2 * n])
+    def of(cls, query_index: list[int], tensors: Sequence[Tensor]) -> BlockTensors:
+        """From every block's keys, every block's values and the distinct queries."""
+        n = len(query_index)
+        queries = [tensors[2 * n + index] for index in query_index]
+        return cls(queries, tensors[:n], tensors[n : 2 * n])
 
 
-def attend(kernel: Kernel, parts: Sequence[KVBlock]) -> Tensor:
-    """One softmax over the union of parts that neither are biased nor hide keys: -> [B, T, H, D]."""
-    queries, met = distinct_queries(parts)
-    tensors = [*(part.k for part in parts), *(part.v for part in parts), *queries]
-    out: Tensor = Merged.apply(kernel, met, [part.causal for part in parts], *tensors)
+def merged_attention(kernel: Kernel, blocks: Sequence[KVBlock]) -> Tensor:
+    """One softmax over blocks without bias or mask (but the causal one): -> [B, T, H, D]."""
+    queries, query_index = distinct_queries(blocks)
+    keys, values = [block.k for block in blocks], [block.v for block in blocks]
+    causal = [block.causal for block in blocks]
+    out: Tensor = MergedAttention.apply(kernel, query_index, causal, *keys, *values, *queries)
     return out
 
 
-def merge(found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, D] and logarithms of sums [B, H, T] of parts as those of the whole."""
-    total = torch.stack([own for _, own in found]).logsumexp(0)
-    shares = [out * (own - total).exp().transpose(1, 2)[..., None] for out, own in found]
-    return torch.stack(shares).sum(0).to(found[0][0].dtype), total
+def merge_by_logsumexp(outputs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Merge the blocks' outputs [B, T, H, D] and logsumexp [B, H, T] into those of one softmax."""
+    logsumexp = torch.stack([lse for _, lse in outputs]).logsumexp(0)
+    weighted = [out * (lse - logsumexp).exp().transpose(1, 2)[..., None] for out, lse in outputs]
+    return torch.stack(weighted).sum(0).to(outputs[0][0].dtype), logsumexp
 
 
-Name = TypeVar("Name")
+KernelName = TypeVar("KernelName")
 
 
 def first_verified(
-    kernels: dict[Name, Kernel], need: AttentionRequirements
-) -> tuple[Name | None, list[str]]:
-    """The first of some kernels that computes on the device what it should, and what is wrong with
-    those before it.
+    kernels: dict[KernelName, Kernel], need: AttentionRequirements
+) -> tuple[KernelName | None, list[str]]:
+    """Return the first kernel that computes correctly on the device, None if there is none, and
+    the faults of those before it.
     """
     faults: list[str] = []
     for name, kernel in kernels.items():
-        fault = fault_of(kernel, need)
+        fault = find_fault(kernel, need)
         if fault is None:
             return name, faults
         faults.append(f"{name}: {fault}")
     return None, faults
 
 
-def fault_of(kernel: Kernel, need: AttentionRequirements) -> str | None:
-    """What is wrong with a kernel on a device, by a trial of every size against the formula; None:
-    nothing.
+def find_fault(kernel: Kernel, need: AttentionRequirements) -> str | None:
+    """Compare a kernel with the reference on the device, with probes of every size; return what is
+    wrong, None if nothing is.
     """
-    for size in TRIAL_SIZES.get(need.device, TRIAL_SIZES["cpu"]):
-        wanted = probe(need, size, whole)
+    allowed = LARGEST_ERROR.get(need.dtype, LARGEST_ERROR_HALF)
+    for size in PROBE_SIZES.get(need.device, PROBE_SIZES["cpu"]):
+        expected = run_probe(need, size, reference_attention)
         try:
-            found = probe(need, size, lambda parts: attend(kernel, parts))
-            fault = difference(
-                found, wanted, LARGEST_ERROR.get(need.dtype, LARGEST_ERROR_OF_HALVES)
-            )
+            actual = run_probe(need, size, lambda blocks: merged_attention(kernel, blocks))
+            fault = first_difference(actual, expected, allowed)
         # the kernel, or the device, refuses; each package has errors of its own
         except Exception as error:
             return (str(error).splitlines() or [type(error).__name__])[0]
@@ -175,14 +174,14 @@ def fault_of(kernel: Kernel, need: AttentionRequirements) -> str | None:
     return None
 
 
-def difference(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], allowed: float
+def first_difference(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: float
 ) -> str | None:
-    """The first tensor whose relative error in the norm is not within what is allowed; a NaN never
-    is.
+    """Name the first tensor whose relative error, in the Euclidean norm, is over ``allowed`` or
+    NaN.
     """
-    for name, tensor in wanted.items():
-        error = float((found[name] - tensor).norm() / tensor.norm())
+    for name, tensor in expected.items():
+        error = float((actual[name] - tensor).norm() / tensor.norm())
         if not error <= allowed:
             return f"its {name} is off by {error:.1g}"
     return None
@@ -190,55 +189,58 @@ def difference(
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def probe(
-    need: AttentionRequirements, size: TrialSize, function: Callable[[Sequence[KVBlock]], Tensor]
+def run_probe(
+    need: AttentionRequirements,
+    size: ProbeSize,
+    attention: Callable[[Sequence[KVBlock]], Tensor],
 ) -> dict[str, Tensor]:
-    """Output and gradients of a question laid out in memory as a model's are, in float32 at least."""
-    parts, leaves, grad = question(need, size)
+    """Output and gradients of an attention function on a probe, in float32 or wider."""
+    blocks, leaves, grad = build_probe(need, size)
     with torch.autocast(need.device, enabled=False):
-        out = function(parts)
+        out = attention(blocks)
         gradients = torch.autograd.grad(out, list(leaves.values()), grad)
-    named = {"output": out} | {
-        f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)
-    }
+    tensors = {"output": out}
+    for name, gradient in zip(leaves, gradients, strict=True):
+        tensors[f"gradient of {name}"] = gradient
     return {
-        name: t.detach().to(torch.promote_types(t.dtype, torch.float32))
-        for name, t in named.items()
+        name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+        for name, tensor in tensors.items()
     }
 
 
-def question(
-    need: AttentionRequirements, size: TrialSize
+def build_probe(
+    need: AttentionRequirements, size: ProbeSize
 ) -> tuple[list[KVBlock], dict[str, Tensor], Tensor]:
-    """Parts, what is differentiated by, and the gradient of the output: random numbers, the same at
-    every call.
+    """Key blocks, leaf tensors to differentiate by, and a gradient of the output: the same random
+    numbers at every call, laid out in memory as a model's are.
 
-    Sinks are parameters [N, H, D] expanded over the rows and met by queries of their own. These,
-    and all values, are slices of a fused product [B, T, 3 M]; rotated queries and keys are dense.
+    Sinks are parameters [N, H, D] expanded over the rows, with queries of their own. These, and
+    all values, are slices of a fused product [B, T, 3 M]; rotated queries and keys are dense.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape: int) -> Tensor:
-        numbers = torch.randn(*shape, TRIAL_HEADS, need.d_head, generator=generator, device="cpu")
-        return numbers.to(need.device, need.dtype)
+    def randn(*shape: int) -> Tensor:
+        values = torch.randn(*shape, PROBE_HEADS, need.d_head, generator=generator, device="cpu")
+        return values.to(need.device, need.dtype)
 
-    product = draw(TRIAL_ROWS, size.tokens, 3).requires_grad_()  # of queries, keys and values
-    own, v = product[:, :, 0], product[:, :, 2]
-    q, k = (draw(TRIAL_ROWS, size.tokens).requires_grad_() for _ in range(2))
-    sink_k, sink_v = (draw(size.sinks).requires_grad_() for _ in range(2))
-    old_k, old_v = draw(TRIAL_ROWS, size.remembered), draw(TRIAL_ROWS, size.remembered, 3)[:, :, 2]
-    sinks = [sink.expand(TRIAL_ROWS, -1, -1, -1) for sink in (sink_k, sink_v)]
-    parts = [
-        KVBlock(own, sinks[0], sinks[1], causal=False),
-        KVBlock(q, old_k, old_v, causal=False),
+    qkv = randn(PROBE_ROWS, size.tokens, 3).requires_grad_()
+    sink_q, v = qkv[:, :, 0], qkv[:, :, 2]
+    q, k = (randn(PROBE_ROWS, size.tokens).requires_grad_() for _ in range(2))
+    sink_k, sink_v = (randn(size.sinks).requires_grad_() for _ in range(2))
+    cached_k = randn(PROBE_ROWS, size.cached)
+    cached_v = randn(PROBE_ROWS, size.cached, 3)[:, :, 2]
+    expanded_k, expanded_v = (sink.expand(PROBE_ROWS, -1, -1, -1) for sink in (sink_k, sink_v))
+    blocks = [
+        KVBlock(sink_q, expanded_k, expanded_v, causal=False),
+        KVBlock(q, cached_k, cached_v, causal=False),
         KVBlock(q, k, v, causal=True),
     ]
     leaves = {
         "queries": q,
-        "sinks' queries": own,
+        "sinks' queries": sink_q,
         "keys": k,
         "values": v,
         "sinks' keys": sink_k,
         "sinks' values": sink_v,
     }
-    return parts, leaves, draw(TRIAL_ROWS, size.tokens)
+    return blocks, leaves, randn(PROBE_ROWS, size.tokens)

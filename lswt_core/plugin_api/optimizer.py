@@ -1,5 +1,5 @@
-"""What optimizers share: a state of full precision that survives a save, and parameters taken a
-bucket at a time.
+"""For optimizers: state in full precision that survives saving, and updates of parameters in
+buckets.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lswt_core.interfaces import Optimizer
 
-BUCKET = 1 << 24  # elements, 64 MB in float32: enough to fill any device
-BUCKET_CPU = 1 << 18  # of which all that an update touches stays in a core's own cache
+BUCKET = 1 << 24  # elements, 64 MB in float32: enough to keep any device busy
+BUCKET_CPU = 1 << 18  # all that an update of so many touches stays in a core's cache
 
 
-class Piece(NamedTuple):
-    """A parameter, or a stretch of it, with what belongs to it."""
+class ParameterSlice(NamedTuple):
+    """A parameter, or a flat slice of it, with its gradient and state."""
 
     p: Tensor
     gradient: Tensor
@@ -27,18 +27,20 @@ class Piece(NamedTuple):
 
 
 class BucketOptimizer(Optimizer, ABC):
-    """An optimizer that says how pieces of parameters are updated, whatever their shape: coordinate
-    by coordinate.
+    """An optimizer whose update is element-wise: it is given parameters, or flat slices of them, in
+    buckets of about equal size.
 
-    Moments are made by ``zeros`` and may be kept in a narrower precision than they are computed in,
-    ``moments``.
+    Moments are created by ``zeros``; ``moments`` may store them in a narrower dtype than they are
+    computed in.
     """
 
     moments: torch.dtype = torch.float32
 
     @abstractmethod
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The state of a parameter, made at its first step and its counters moved on: once a step."""
+        """Return a parameter's state, created at its first step, with its step counters advanced.
+        Called once a step.
+        """
 
     @abstractmethod
     def update(
@@ -48,8 +50,8 @@ class BucketOptimizer(Optimizer, ABC):
         gradients: list[Tensor],
         states: list[dict[str, Any]],
     ) -> None:
-        """Update pieces of a group's parameters, and the moments in their states, in place;
-        gradients are in the moments' precision.
+        """Update parameters and the moments in their states in place; gradients and moments are in
+        float32 or wider.
         """
 
     @torch.no_grad()
@@ -57,46 +59,41 @@ class BucketOptimizer(Optimizer, ABC):
         """Update every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            whole = (
-                Piece(p, p.grad, self.prepare(group, p))
-                for p in group["params"]
-                if p.grad is not None
-            )
-            for bucket in buckets([part for piece in whole for part in parts_of(piece)]):
+            slices: list[ParameterSlice] = []
+            for p in group["params"]:
+                if p.grad is not None:
+                    whole = ParameterSlice(p, p.grad, self.prepare(group, p))
+                    slices += split_for_cache(whole)
+            for bucket in group_into_buckets(slices):
                 self.update_wide(group, bucket)
         return loss
 
-    def update_wide(self, group: dict[str, Any], pieces: list[Piece]) -> None:
-        """Update pieces in float32 at least, whatever they are kept in."""
-        wide = [{key: widened(value) for key, value in piece.state.items()} for piece in pieces]
+    def update_wide(self, group: dict[str, Any], slices: list[ParameterSlice]) -> None:
+        """Call ``update`` with gradients and moments in float32 or wider, and store the moments."""
+        wide = [{key: widen_moment(value) for key, value in one.state.items()} for one in slices]
         gradients = [
-            piece.gradient.to(torch.promote_types(piece.gradient.dtype, torch.float32))
-            for piece in pieces
+            one.gradient.to(torch.promote_types(one.gradient.dtype, torch.float32))
+            for one in slices
         ]
-        self.update(group, [piece.p for piece in pieces], gradients, wide)
-        for piece, state in zip(pieces, wide, strict=True):
-            for key, value in piece.state.items():
+        self.update(group, [one.p for one in slices], gradients, wide)
+        for one, state in zip(slices, wide, strict=True):
+            for key, value in one.state.items():
                 if isinstance(value, Tensor) and state[key] is not value:
                     value.copy_(state[key])
 
     def zeros(self, p: Tensor) -> Tensor:
-        """Where a moment of a parameter starts: zeros of its shape, in float32 even for narrower
-        parameters unless ``moments`` says otherwise.
+        """A moment's initial value: zeros of p's shape, in float32 or wider unless ``moments`` says
+        otherwise.
         """
-        return torch.zeros_like(
-            p,
-            dtype=(
-                torch.promote_types(p.dtype, torch.float32)
-                if self.moments == torch.float32
-                else self.moments
-            ),
-        )
+        dtype = self.moments
+        if dtype == torch.float32:
+            dtype = torch.promote_types(p.dtype, torch.float32)
+        return torch.zeros_like(p, dtype=dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; raises ValueError for an option that is one for all parameters."""
-        common = (
-            get_type_hints(type(self).__init__).keys() - self.defaults.keys() - {"groups", "return"}
-        )
+        """As torch's; raises ValueError for an option that cannot differ between groups."""
+        options = get_type_hints(type(self).__init__).keys() - {"groups", "return"}
+        common = options - self.defaults.keys()
         if given := sorted(common & param_group.keys()):
             raise ValueError(
                 f"optimizer {self.name!r} has one {' and one '.join(given)} for all parameters,"
@@ -105,9 +102,7 @@ class BucketOptimizer(Optimizer, ABC):
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state in its own precision; torch alone would round it to that of the
-        parameters.
-        """
+        """As torch's, but state keeps its dtype; torch casts it to the parameters'."""
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for p, index in zip(group["params"], saved["params"], strict=True):
@@ -116,8 +111,8 @@ class BucketOptimizer(Optimizer, ABC):
 
 
 def require_bounds(optimizer: type[Optimizer], **options: float) -> None:
-    """Raise ValueError for an option outside of the bounds that its annotation states, as torch's
-    optimizers do for theirs.
+    """Raise ValueError for an option outside of the bounds in its annotation, as torch's optimizers
+    do for theirs.
     """
     hints = get_type_hints(optimizer.__init__, include_extras=True)
     for name, value in options.items():
@@ -129,7 +124,7 @@ def require_bounds(optimizer: type[Optimizer], **options: float) -> None:
 
 
 def satisfies(value: Any, bound: Any) -> bool:
-    """Whether a number keeps a bound; NaN keeps none."""
+    """Whether a number is within a bound; NaN never is."""
     match bound:
         case Gt(gt=limit):
             return bool(value > limit)
@@ -142,50 +137,46 @@ def satisfies(value: Any, bound: Any) -> bool:
     raise TypeError(f"{bound} is no bound of a number")
 
 
-def like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-    """Values in the precision of their targets."""
+def cast_like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+    """Cast every value to its target's dtype."""
     return [value.to(target.dtype) for value, target in zip(values, targets, strict=True)]
 
 
-def widened(value: Any) -> Any:
-    """A narrow moment in float32; anything else as it is."""
-    return (
-        value.float()
-        if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-        else value
-    )
+def widen_moment(value: Any) -> Any:
+    """Cast a bfloat16 or float16 tensor to float32; return anything else as it is."""
+    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        return value.float()
+    return value
 
 
-def parts_of(piece: Piece) -> Iterator[Piece]:
-    """A parameter whole, or in stretches where all they touch would not stay in a CPU's cache."""
+def split_for_cache(whole: ParameterSlice) -> Iterator[ParameterSlice]:
+    """Split a parameter on a CPU into slices that fit a core's cache, if it and its state are
+    contiguous; yield any other whole.
+    """
     moments = {
         key: value
-        for key, value in piece.state.items()
-        if isinstance(value, Tensor) and value.shape == piece.p.shape
+        for key, value in whole.state.items()
+        if isinstance(value, Tensor) and value.shape == whole.p.shape
     }
-    cut = piece.p.device.type == "cpu" and piece.p.numel() > BUCKET_CPU
-    if not cut or not all(
-        tensor.is_contiguous() for tensor in (piece.p, piece.gradient, *moments.values())
-    ):
-        yield piece
+    tensors = (whole.p, whole.gradient, *moments.values())
+    fits = whole.p.device.type != "cpu" or whole.p.numel() <= BUCKET_CPU
+    if fits or not all(tensor.is_contiguous() for tensor in tensors):
+        yield whole
         return
-    columns = [
-        tensor.view(-1).split(BUCKET_CPU) for tensor in (piece.p, piece.gradient, *moments.values())
-    ]
+    columns = [tensor.view(-1).split(BUCKET_CPU) for tensor in tensors]
     for p, gradient, *rest in zip(*columns, strict=True):
-        yield Piece(p, gradient, piece.state | dict(zip(moments, rest, strict=True)))
+        yield ParameterSlice(p, gradient, whole.state | dict(zip(moments, rest, strict=True)))
 
 
-def buckets(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in runs of about a bucket's elements, so that a step's temporaries stay small beside
-    the model.
+def group_into_buckets(slices: Sequence[ParameterSlice]) -> Iterator[list[ParameterSlice]]:
+    """Group slices into buckets of about BUCKET elements, so that an update's temporaries stay
+    small.
     """
-    bucket: list[Piece] = []
-    for piece in pieces:
-        bucket.append(piece)
-        if sum(member.p.numel() for member in bucket) >= (
-            BUCKET_CPU if piece.p.device.type == "cpu" else BUCKET
-        ):
+    bucket: list[ParameterSlice] = []
+    for one in slices:
+        bucket.append(one)
+        limit = BUCKET_CPU if one.p.device.type == "cpu" else BUCKET
+        if sum(member.p.numel() for member in bucket) >= limit:
             yield bucket
             bucket = []
     if bucket:

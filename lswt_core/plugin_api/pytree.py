@@ -1,5 +1,5 @@
-"""Nested dicts and tuples of tensors, the shape of memory states: mapped, and flattened to named
-tensors for files.
+"""Nested dicts and tuples of tensors, which memory states are: map, detach, flatten to named
+tensors, split and concatenate by row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 def tree_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tree with every tensor replaced by ``function(tensor)``."""
+    """Return the tree with every tensor replaced by ``function(tensor)``; lists become tuples.
+    Raises TypeError for anything but None, tensors, dicts, tuples and lists.
+    """
     match tree:
         case None:
             return None
@@ -28,32 +30,31 @@ def tree_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     )
 
 
-def kept(state: Any) -> Any:
-    """A state as it is kept until the next call: without its graph, and every tensor alone and
-    contiguous in its memory. Memories may return views, such as the last tokens of a longer tensor,
-    or keys and values of a product that queries are part of; kept as they are, those would hold all
-    of it.
+def detach_state(state: Any) -> Any:
+    """Detach a memory state that is kept until the next call, and copy views out of larger
+    tensors (the last tokens of a longer tensor, keys and values of a fused product), which would
+    otherwise stay allocated.
     """
-    return tree_map(alone, state)
+    return tree_map(detach_compact, state)
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """A tensor without its graph, copied unless its memory is its own."""
+def detach_compact(tensor: Tensor) -> Tensor:
+    """Detach a tensor; copy it unless it is contiguous and owns all of its storage."""
     tensor = tensor.detach()
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def tree_leaves(tree: Any) -> list[Tensor]:
     """Every tensor of a tree, in order."""
-    found: list[Tensor] = []
-    tree_map(lambda tensor: found.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
-    return found
+    leaves: list[Tensor] = []
+    tree_map(lambda tensor: leaves.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
+    return leaves
 
 
 def flatten(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Named tensors, and the tree as JSON with each tensor replaced by its name."""
+    """Return named tensors, and the tree as JSON data with each tensor replaced by its name."""
     named: dict[str, Tensor] = {}
 
     def outline(branch: Any, path: str) -> Any:
@@ -71,7 +72,7 @@ def flatten(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def unflatten(outline: Any, named: dict[str, Tensor]) -> Any:
-    """The tree that ``flatten`` took apart."""
+    """Rebuild the tree that ``flatten`` took apart."""
     match outline:
         case None:
             return None
@@ -83,11 +84,11 @@ def unflatten(outline: Any, named: dict[str, Tensor]) -> Any:
 
 
 def split_rows(tree: Any, rows: int, size: int) -> list[Any]:
-    """A tree over ``rows`` rows cut into trees over ``size`` rows each."""
+    """Split a tree of tensors with ``rows`` rows into trees of ``size`` rows each."""
     return [tree_map(lambda tensor, i=i: tensor[i : i + size], tree) for i in range(0, rows, size)]  # type: ignore[misc]
 
 
-def join_rows(trees: list[Any]) -> Any:
-    """Trees over some rows each put together into one."""
-    columns = iter(list(zip(*map(tensors, trees), strict=True)))
+def concatenate_rows(trees: list[Any]) -> Any:
+    """Concatenate trees along the rows of their tensors."""
+    columns = iter(list(zip(*map(tree_leaves, trees), strict=True)))
     return tree_map(lambda _: torch.cat(next(columns)), trees[0])

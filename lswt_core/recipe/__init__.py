@@ -175,6 +175,11 @@ class Recipe:
             found += [chosen for chosen in checked.chosen[kind].values() if chosen not in found]
         return found
 
+    def at_layer(self, layer: int) -> Mapping[str, Mapping[str, Chosen]]:
+        """The components of one layer, by kind and table name."""
+        layers = self._merged.layers  # empty if all layers are alike
+        return layers[layer].chosen if layers else self._chosen.chosen
+
     def tables_with(self, kind: str, name: str) -> list[str]:
         """The tables, as they are written, whose component of a kind of which there is one has that
         name: "attention", 'layers."every 2".attention'.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lswt_core.errors import DataError, LswtError
-from lswt_core.plugin_api.atomic_write import write_whole
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting.html import image, nested, page, section, table
 
 TRAINING, HELD_OUT, BASELINE, QUIET = "#2f6db3", "#d1495b", "#7a7a7a", "#444444"
@@ -113,7 +113,7 @@ def write_curves(run: Path) -> Path | None:
     figure.suptitle(run.resolve().name, x=0.012, ha="left", fontsize=13, fontweight="bold")
     picture = BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
-    write_whole(run / "curves.png", picture.getvalue())
+    write_atomically(run / "curves.png", picture.getvalue())
     return run / "curves.png"
 
 
@@ -212,7 +212,7 @@ def write_report(run: Path) -> Path:
             "Recipe, every default written out", _text(run / "recipe.toml", "recipe"), folded=True
         ),
     ]
-    write_whole(run / "report.html", page(name, sections).encode())
+    write_atomically(run / "report.html", page(name, sections).encode())
     return run / "report.html"
 
 

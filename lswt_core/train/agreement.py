@@ -7,20 +7,19 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Iterable, Mapping
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
 
-import lswt_core
 from lswt_core.checkpoint import Saved
 from lswt_core.checkpoint.train_state import differences
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError
+from lswt_core.model.code_fingerprint import fingerprint_components, fingerprint_core
 from lswt_core.recipe import Recipe
 
 # how a file begins that the first process puts into the run directory for the others to find
@@ -36,7 +35,7 @@ def require_one_run(world: World, recipe: Recipe, precision: Precision, director
         return
     mine = {
         "recipe": recipe.resolved(),
-        "code": code_of(recipe),
+        "code": fingerprint_code(recipe),
         "precision": str(precision.dtype),
         "device": world.device.type,
     }
@@ -89,26 +88,11 @@ def directory_of(world: World, directory: Path) -> str:
     return where if seen else f"another one, {own}"
 
 
-def code_of(recipe: Recipe) -> dict[str, str]:
-    """Hashes of this library's source and of that of every component in use, with the version its
-    package says it has.
-    """
-    used = {f"{one.kind} {one.name}": one.offer for one in recipe.components() if one.offer.source}
+def fingerprint_code(recipe: Recipe) -> dict[str, str]:
+    """Hashes of this library's source and of every component's, with its package's version."""
+    components = fingerprint_components(recipe, recipe.registry, backends=())
     plugins = {
-        name: f"{offer.distribution} {offer.version} {digest_of(files_of(Path(offer.source)))}"
-        for name, offer in used.items()
+        name: f"{one['distribution']} {one['version']} {one['sha256'][:SHOWN]}"
+        for name, one in components.items()
     }
-    return {"lswt_core": digest_of(Path(lswt_core.__file__).parent.rglob("*.py"))} | plugins
-
-
-def files_of(source: Path) -> Iterable[Path]:
-    """The sources of a component's package, or its single file."""
-    return source.parent.rglob("*.py") if source.with_name("__init__.py").is_file() else [source]
-
-
-def digest_of(paths: Iterable[Path]) -> str:
-    """A hash of files' contents."""
-    found = sha256()
-    for path in sorted(paths):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:SHOWN]
+    return {"lswt_core": fingerprint_core()[:SHOWN]} | plugins

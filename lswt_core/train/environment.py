@@ -15,13 +15,13 @@ import torch
 
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
-from lswt_core.model.build import Assembled
+from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import count_parameters
 from lswt_core.recipe import Recipe
 
 
 def environment(
-    recipe: Recipe, built: Assembled, world: World, precision: Precision
+    recipe: Recipe, built: BuiltModel, world: World, precision: Precision
 ) -> dict[str, Any]:
     """A run's surroundings, as plain data."""
     chosen = recipe.components()

@@ -11,7 +11,7 @@ from lswt_core.data.held_out import HeldOut
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
-from lswt_core.plugin_api.pytree import kept
+from lswt_core.plugin_api.pytree import detach_state
 from lswt_core.train.step import Interrupted
 
 
@@ -39,7 +39,7 @@ def evaluate(
         held_out.rows.advance()
         with precision.autocast(world.device):
             result = loss(batch, state)
-        state = kept(result.state)
+        state = detach_state(result.state)
         correct += result.correct
         for name, term in result.terms.items():
             totals[name] += torch.stack((term.total.double(), term.count.double()))

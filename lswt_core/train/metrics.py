@@ -15,7 +15,7 @@ from threading import Event, Thread
 
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Tracker
-from lswt_core.plugin_api.atomic_write import make_directory, write_whole
+from lswt_core.plugin_api.atomic_write import make_directory, write_atomically
 
 QUEUE_LENGTH = 1000  # entries a slow tracker may lag behind
 CLOSE_SECONDS = 5.0  # how long the end of a run waits for its trackers
@@ -163,7 +163,7 @@ def _cut(path: Path, last: int, notice: Callable[[str], None]) -> None:
                 f"{path}:{number}: this line is damaged and was left out; its numbers are lost:"
                 f" {line[:40]!r}"
             )
-    write_whole(path, b"".join(line for line in lines if _step_of(line) <= last))
+    write_atomically(path, b"".join(line for line in lines if _step_of(line) <= last))
 
 
 def _step_of(line: bytes) -> float:

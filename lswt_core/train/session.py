@@ -20,16 +20,16 @@ from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.checkpoint.train_state import check_code, check_recipe
 from lswt_core.data.corpus import Corpus, held_out, open_corpus, training_rows, unigram
 from lswt_core.decode import InferenceEngine, Sample, generate
-from lswt_core.device import Precision
+from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, LswtError, PluginError, Preempted
 from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.model.build import Assembled, assemble, materialise
-from lswt_core.model.code_fingerprint import codes_of
-from lswt_core.model.components import build_optimizer, build_schedule, create
-from lswt_core.model.embedding_init import Pretrained, move_rows, pretrained
-from lswt_core.model.parameters import count_parameters, describe_groups
-from lswt_core.plugin_api.atomic_write import make_output_directory, write_whole
+from lswt_core.model.build import BuiltModel, build_model, materialise
+from lswt_core.model.code_fingerprint import fingerprint_components
+from lswt_core.model.components import build_component, build_optimizer, build_schedule
+from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows, load_pretrained
+from lswt_core.model.parameters import count_parameters, summarise_groups
+from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console, duration, gigabytes
@@ -57,6 +57,7 @@ class Session:
     ) -> None:
         self.arguments, self.registry, self.directory = arguments, registry, directory
         self.world = World.join()
+        configure_process()
         overlay = (
             None
             if arguments.full or self.world.device.type not in recipe.overlays
@@ -142,14 +143,14 @@ class Session:
         require_one_checkpoint(self.world, saved)
         if saved is not None and self.world.any(self.finished(saved)):
             return None
-        built = assemble(
+        built = build_model(
             self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype
         )
         self.read_code(built, saved)
         self.describe(built)
         self.check_schedule()
         # before the text, which may take minutes
-        source = None if saved else pretrained(self.recipe.embedding)
+        source = None if saved else load_pretrained(self.recipe.embedding)
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()  # the bar of what was read
@@ -164,9 +165,9 @@ class Session:
     def begin(
         self,
         trainer: Trainer,
-        built: Assembled,
+        built: BuiltModel,
         corpus: Corpus,
-        source: Pretrained | None,
+        source: PretrainedEmbedding | None,
         saved: Saved | None,
     ) -> None:
         """Stand where the run begins or goes on, and write down what it depends on."""
@@ -247,9 +248,9 @@ class Session:
         self.console.say(f"continuing from {saved.path}")
         return saved
 
-    def read_code(self, built: Assembled, saved: Saved | None) -> None:
+    def read_code(self, built: BuiltModel, saved: Saved | None) -> None:
         """What code the components are; it must be what the run began with."""
-        self.components = codes_of(self.recipe, self.registry, built.backends)
+        self.components = fingerprint_components(self.recipe, self.registry, built.backends)
         if saved is not None:
             for note in check_code(
                 saved, self.components, accept_changes=self.arguments.accept_changes
@@ -267,7 +268,7 @@ class Session:
         report = self.directory / "report.html"
         return done and report.is_file() and report.stat().st_size > 0 and is_intact(self.records)
 
-    def describe(self, built: Assembled) -> None:
+    def describe(self, built: BuiltModel) -> None:
         """Parameters by component, device, backend and why; refuses a run that does not fit before
         it is given memory.
         """
@@ -311,7 +312,7 @@ class Session:
             )
 
     def warm_start(
-        self, built: Assembled, source: Pretrained | None, corpus: Corpus
+        self, built: BuiltModel, source: PretrainedEmbedding | None, corpus: Corpus
     ) -> dict[str, Any] | None:
         """Put pretrained word embeddings into the model, if the recipe asks for them; returns the
         record of it.
@@ -319,16 +320,18 @@ class Session:
         if source is None:
             return None
         require_agreement(self.world, {"embedding.warm_start": dict(source.facts)})
-        moved = move_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
+        moved = copy_rows(source, built.loss.decoder.vocabulary.table.weight, corpus.tokenizer)
         self.console.say(moved.text)
         return moved.record
 
-    def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
+    def build(
+        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
+    ) -> Trainer:
         """Give the model memory and put the run together."""
         mine = self.world.rows(self.recipe.train.batch_size)
         materialise(built.loss, self.recipe, self.world.device)
         optimizer = build_optimizer(self.recipe, self.registry, built.loss)
-        groups = describe_groups(optimizer.param_groups)
+        groups = summarise_groups(optimizer.param_groups)
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         baseline = unigram(self.recipe, corpus)
         resume_step = saved.step if saved is not None else None
@@ -377,7 +380,8 @@ class Session:
             return []
         info = RunInfo(self.recipe.name, self.directory, self.recipe.resolved(), resumed)
         return [
-            create(self.registry, chosen, info) for chosen in self.recipe.many("tracker").values()
+            build_component(self.registry, chosen, info)
+            for chosen in self.recipe.many("tracker").values()
         ]
 
     @property
@@ -386,7 +390,7 @@ class Session:
         return self.directory / "environment.json"
 
     def write_records(
-        self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None
+        self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
     ) -> None:
         """The resolved recipe, and everything about this machine and text that a number may depend
         on.
@@ -400,8 +404,8 @@ class Session:
             "warm_start": warm_start,
         }
         found = own | environment(self.recipe, built, self.world, self.precision)
-        write_whole(self.directory / "recipe.toml", self.recipe.dump().encode())
-        write_whole(self.records, (json.dumps(found, indent=2) + "\n").encode())
+        write_atomically(self.directory / "recipe.toml", self.recipe.dump().encode())
+        write_atomically(self.records, (json.dumps(found, indent=2) + "\n").encode())
 
     # ---------- end
 
@@ -442,7 +446,7 @@ class Session:
             stopping=self.stop,
         )
         text = f"{corpus.tokenizer.decode(prompt)}⟦model⟧{corpus.tokenizer.decode(list(ids))}"
-        write_whole(self.directory / "sample.txt", (text + "\n").encode())
+        write_atomically(self.directory / "sample.txt", (text + "\n").encode())
         self.console.say(
             "sample (the model writes after ⟦model⟧):\n"
             + "\n".join(f"  | {line}" for line in text.splitlines())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.device import Precision
-from lswt_core.distributed.world import World, spread_rows
+from lswt_core.distributed.world import World, spaced_rows
 from lswt_core.interfaces import (
     AttentionRequirements,
     Batch,
@@ -25,10 +25,16 @@ from lswt_core.interfaces import (
     Unsupported,
 )
 from lswt_core.model.attention import Attention
-from lswt_core.model.parameters import trainable
-from lswt_core.model.train_module import CROSS_ENTROPY, SAMPLED, Result, TrainModule, predicted
-from lswt_core.plugin_api.pytree import join_rows, kept, split_rows, tree_map
-from lswt_core.plugin_api.seeding import derive
+from lswt_core.model.parameters import trainable_parameters
+from lswt_core.model.train_module import (
+    CROSS_ENTROPY,
+    SAMPLED,
+    BatchLoss,
+    TrainModule,
+    count_labels,
+)
+from lswt_core.plugin_api.pytree import concatenate_rows, detach_state, split_rows, tree_map
+from lswt_core.plugin_api.seeding import derive_seed
 
 
 class StepContext(NamedTuple):
@@ -55,7 +61,7 @@ class Sampled:
 
     def __init__(self, setting: StepContext, fraction: float, count: Tensor, scale: float) -> None:
         self.setting, self.fraction, self.count, self.scale = setting, fraction, count, scale
-        self.parameters = trainable(setting.loss)
+        self.parameters = trainable_parameters(setting.loss)
         self.gradients: list[Tensor | None] = [None] * len(self.parameters)
 
     @cached_property
@@ -102,8 +108,8 @@ class Sampled:
 
 def collected(setting: StepContext, scale: float) -> list[Tensor]:
     """Every gradient, summed over all processes and without the scale of the losses."""
-    setting.world.sum_gradients(trainable(setting.loss))
-    gradients = [p.grad for p in trainable(setting.loss) if p.grad is not None]
+    setting.world.sum_gradients(trainable_parameters(setting.loss))
+    gradients = [p.grad for p in trainable_parameters(setting.loss) if p.grad is not None]
     if scale != 1:
         torch._foreach_mul_(gradients, 1 / scale)
     return gradients
@@ -170,7 +176,7 @@ class Step:
         self.rows: Sequence[int] = setting.rows if rows is None else rows
         self.memory = list(memory)
         self.staged: list[Any] = []
-        self.results: list[Result] = []
+        self.results: list[BatchLoss] = []
         device = setting.world.device
         micro = [batch.map(itemgetter(part)) for part in self.slices()]
         # [B] bool: whose labels are drawn
@@ -178,7 +184,7 @@ class Step:
         # before moving: on the CPU nothing waits for the device
         counts = [setting.loss.counts(part) for part in micro or [batch]]
         for part, drawn, count in zip(micro, self.draws, counts, strict=False):
-            count[SAMPLED] = predicted(part, drawn)
+            count[SAMPLED] = count_labels(part, drawn)
         whole = setting.world.sum(
             torch.stack(
                 [sum_of(column) for column in zip(*(c.values() for c in counts), strict=True)]
@@ -214,11 +220,11 @@ class Step:
         together = [
             (tuple(part), state) for part, state in zip(self.micro, self.memory, strict=True)
         ]
-        kept = [
+        detach_state = [
             tree_map(lambda t, m=mask: t[m], tree)
             for tree, mask in zip(together, masks, strict=True)
         ]  # type: ignore[misc]
-        fields, memory = join_rows(kept)
+        fields, memory = concatenate_rows(detach_state)
         rows = [
             row
             for part, mask in zip(self.slices(), masks, strict=True)
@@ -231,7 +237,7 @@ class Step:
         """For every micro-batch, which of its rows are of a share of all, the same whatever
         micro-batches and processes.
         """
-        chosen = set(spread_rows(fraction, len(self.setting.rows) * self.setting.world.size))
+        chosen = set(spaced_rows(fraction, len(self.setting.rows) * self.setting.world.size))
         return [[row in chosen for row in self.rows[part]] for part in self.slices()]
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
@@ -246,7 +252,7 @@ class Step:
         results = [self.differentiate(i) for i in range(len(self.micro))]
         self.results, self.staged = results, [result.state for result in results]
 
-    def differentiate(self, i: int) -> Result:
+    def differentiate(self, i: int) -> BatchLoss:
         """Add micro-batch ``i``'s gradient; what is left of it holds nothing of its graph."""
         if self.setting.stopping():
             raise Interrupted
@@ -255,7 +261,9 @@ class Step:
         if self.sampled is not None and result.sampled is not None:
             self.sampled.add(result.sampled * self.scale)
         (result.loss * self.scale).backward()
-        return result._replace(loss=result.loss.detach(), state=kept(result.state), sampled=None)
+        return result._replace(
+            loss=result.loss.detach(), state=detach_state(result.state), sampled=None
+        )
 
     def backward_sampled(self) -> None:
         """The cross-entropy of drawn labels alone, by a forward pass of its own. It belongs to an
@@ -266,7 +274,7 @@ class Step:
             assert found is not None
             (found * self.scale).backward()
 
-    def run(self, i: int, precision: Precision | None = None, **options: Any) -> Result:
+    def run(self, i: int, precision: Precision | None = None, **options: Any) -> BatchLoss:
         """The loss of micro-batch ``i``, in the run's precision or another; whole batches divide by
         what they really counted.
         """
@@ -299,7 +307,7 @@ class Step:
     def stream(self, *purpose: int | str) -> torch.Generator:
         """The random stream of this step for a purpose."""
         return torch.Generator().manual_seed(
-            derive(self.setting.seed, "step", self.number, *purpose)
+            derive_seed(self.setting.seed, "step", self.number, *purpose)
         )
 
     def check_counts(self) -> None:

@@ -25,9 +25,16 @@ from lswt_core.data import Rows
 from lswt_core.data.held_out import HeldOut
 from lswt_core.errors import NumericsError, Preempted, ResourceError
 from lswt_core.interfaces import Batch, Memory, Objective, Optimizer, Schedule
-from lswt_core.model.parameters import trainable
+from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import CROSS_ENTROPY
-from lswt_core.plugin_api.pytree import flatten, join_rows, kept, split_rows, tree_map, unflatten
+from lswt_core.plugin_api.pytree import (
+    concatenate_rows,
+    detach_state,
+    flatten,
+    split_rows,
+    tree_map,
+    unflatten,
+)
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.console import Console
 from lswt_core.train.evaluate import evaluate
@@ -145,7 +152,7 @@ class Trainer:
         lr = self.set_rate()
         try:
             step.backward("data")
-            norm = gradient_norm(trainable(setting.loss))
+            norm = gradient_norm(trainable_parameters(setting.loss))
             values = self.measure(step, norm)
         except NotFinite:
             self.discard(batch)
@@ -157,12 +164,17 @@ class Trainer:
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
             self.give_way(batch) if self.scale.can_give_way(values["loss"]) else self.discard(batch)
             return
-        clip(trainable(setting.loss), norm, values["grad_norm"], self.plan.recipe.train.grad_clip)
+        clip(
+            trainable_parameters(setting.loss),
+            norm,
+            values["grad_norm"],
+            self.plan.recipe.train.grad_clip,
+        )
         if step.sampled is not None:
             self.update_curvature(step.sampled)
         self.plan.optimizer.step()
         self.plan.optimizer.zero_grad()
-        self.overflow = overflow(trainable(setting.loss))
+        self.overflow = overflow(trainable_parameters(setting.loss))
         self.commit(step, batch)
         if refreshing and not shared:
             self.update_curvature(step)
@@ -240,7 +252,9 @@ class Trainer:
         same batch and memories.
         """
         try:
-            update_curvature(self.plan.optimizer, objective, trainable(self.plan.setting.loss))
+            update_curvature(
+                self.plan.optimizer, objective, trainable_parameters(self.plan.setting.loss)
+            )
             self.overdue = 0
         except NotFinite:
             self.overdue += 1
@@ -384,7 +398,7 @@ class Trainer:
         its own too, so that going on and resuming are the same.
         """
         if self.plan.recipe.checkpoint.memory == "exact":
-            return flatten(join_rows(self.memory), "memory")
+            return flatten(concatenate_rows(self.memory), "memory")
         tokens = flatten(
             tuple(
                 {k: t for k, t in batch._asdict().items() if t is not None}
@@ -406,7 +420,7 @@ class Trainer:
                     part = batch.map(
                         lambda tensor, rows=rows: tensor[rows].to(setting.world.device)
                     )  # type: ignore[misc]
-                    self.memory[i] = kept(
+                    self.memory[i] = detach_state(
                         setting.loss.decoder(part.inputs, state, part.first_visible)[1]
                     )
 
@@ -438,7 +452,8 @@ class Trainer:
             return
         here = tree_map(lambda tensor: tensor.to(setting.world.device), tree)
         self.memory = [
-            kept(rows) for rows in split_rows(here, len(setting.rows), setting.micro_batch_size)
+            detach_state(rows)
+            for rows in split_rows(here, len(setting.rows), setting.micro_batch_size)
         ]
 
 

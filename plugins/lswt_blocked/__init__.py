@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
-from lswt_core.plugin_api.attention import distinct_queries, scale_of, whole
+from lswt_core.plugin_api.attention import distinct_queries, reference_attention, softmax_scale
 
 FEW = 4  # queries for which blocks are not worth their preparation
 BLOCK = 1 << 23  # scores that exist at once: they stay in a CPU's shared cache
@@ -59,7 +59,7 @@ class Blocked(AttentionBackend):
         """One softmax over the union of parts: -> [B, T, H, D]."""
         assert all(part.bias is None for part in parts), "refused by `require`"
         if parts[0].q.shape[1] <= FEW:
-            return whole(parts)  # keys and values are left where they lie
+            return reference_attention(parts)  # keys and values are left where they lie
         parts = sorted(parts, key=lambda part: part.causal)  # the triangle last
         queries, met = distinct_queries(parts)
         tensors = [*(part.k for part in parts), *(part.v for part in parts), *queries]
@@ -293,7 +293,7 @@ def differentiate(
     of_scores = torch._softmax_backward_data(
         torch.bmm(grad, block.seen(given.values).mT), p, -1, p.dtype
     )
-    scale = scale_of(grad)
+    scale = softmax_scale(grad)
     into.q[block.heads, block.rows] = torch.bmm(of_scores, block.seen(given.keys)).mul_(scale)
     for (columns, _, k), of_q in zip(given.apart(), into.own, strict=True):
         of_q[block.heads, block.rows] = torch.bmm(of_scores[..., columns], k[block.heads]).mul_(
@@ -329,7 +329,7 @@ def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
 def scaled(q: Tensor) -> Tensor:
     """Queries [B, T, H, D] -> [BH, T, D], times 1 / sqrt(D)."""
     q = q.transpose(1, 2)
-    return q.new_empty(q.shape).copy_(q).mul_(scale_of(q)).flatten(0, 1)
+    return q.new_empty(q.shape).copy_(q).mul_(softmax_scale(q)).flatten(0, 1)
 
 
 def heads_inside(tensor: Tensor, heads: int, dtype: torch.dtype | None = None) -> Tensor:

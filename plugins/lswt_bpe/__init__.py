@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from secrets import token_hex
 from typing import Annotated
 
 import tokenizers
@@ -16,7 +15,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lswt_core.errors import ResourceError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Document, Tokenizer
-from lswt_core.plugin_api.tokenizers import save_fast, split_long_text
+from lswt_core.plugin_api.atomic_write import write_atomically
+from lswt_core.plugin_api.tokenizers import save_fast_tokenizer, split_long_text
 
 SPECIALS = ["<|begin|>", "<|end|>"]  # ids 0 and 1; in a text they are plain characters
 
@@ -94,7 +94,7 @@ class BytePair(Tokenizer):
 
     def save(self, directory: Path) -> None:
         """As the library's own tokenizer."""
-        save_fast(self._fitted, self.bos_id, self.eos_id, directory)
+        save_fast_tokenizer(self._fitted, self.bos_id, self.eos_id, directory)
 
     def vocab(self) -> Mapping[str, int]:
         """The whole vocabulary, byte-level."""
@@ -151,20 +151,15 @@ def load(path: Path) -> tokenizers.Tokenizer | None:
 
 
 def save(mapping: tokenizers.Tokenizer, path: Path) -> None:
-    """Put a tokenizer into the cache, whole or not at all."""
-    part = path.with_name(f".{path.stem}-{token_hex(4)}.part")
+    """Write a trained tokenizer to the cache. Raises ResourceError."""
+    advice = "set LSWT_CACHE_DIR to a directory that can be written"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_text(mapping.to_str(), encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
-        cure = "make room, or set LSWT_CACHE_DIR to a directory that can be written"
         raise ResourceError(
-            f"the trained tokenizer cannot be kept as {path}: {error.strerror or error}; {cure}"
+            f"{path.parent} cannot be created: {error.strerror or error}; {advice}"
         ) from error
+    write_atomically(path, mapping.to_str().encode(), advice)
 
 
 @hookimpl

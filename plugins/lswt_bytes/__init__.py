@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
-from lswt_core.plugin_api.tokenizers import PIECE, save_fast
+from lswt_core.plugin_api.tokenizers import CHUNK_CHARACTERS, save_fast_tokenizer
 
 
 class Bytes(Tokenizer):
@@ -42,7 +42,10 @@ class Bytes(Tokenizer):
 
     def split_long_text(self, text: str) -> Iterator[str]:
         """It can be cut anywhere."""
-        return (text[begin : begin + PIECE] for begin in range(0, max(1, len(text)), PIECE))
+        return (
+            text[begin : begin + CHUNK_CHARACTERS]
+            for begin in range(0, max(1, len(text)), CHUNK_CHARACTERS)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some bytes; what is no UTF-8, as a model may write it, becomes U+FFFD."""
@@ -59,7 +62,7 @@ class Bytes(Tokenizer):
         mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         mapping.decoder = decoders.ByteLevel()
         mapping.add_special_tokens(["<|begin|>", "<|end|>"])
-        save_fast(mapping, self.bos_id, self.eos_id, directory)
+        save_fast_tokenizer(mapping, self.bos_id, self.eos_id, directory)
 
 
 def byte_characters() -> list[str]:

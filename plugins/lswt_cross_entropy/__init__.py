@@ -13,11 +13,11 @@ from lswt_core.interfaces import CrossEntropy, CrossEntropyOutput, LabelSampling
 from lswt_core.plugin_api.cross_entropy import (
     Chunking,
     Epilogue,
-    chunked,
-    dense,
-    score_tile,
-    suitable_size,
+    chunked_cross_entropy,
+    default_chunk_size,
+    dense_cross_entropy,
 )
+from lswt_core.plugin_api.token_scores import score_tile
 
 
 class Chunked(CrossEntropy):
@@ -50,7 +50,9 @@ class Chunked(CrossEntropy):
     ) -> CrossEntropyOutput:
         """The score of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
         chunking = Chunking(self.size(z.device.type, table), self.epilogue)
-        return chunked(z, table, labels, draws, logsumexp=logsumexp, chunking=chunking)
+        return chunked_cross_entropy(
+            z, table, labels, draws, logsumexp=logsumexp, chunking=chunking
+        )
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         """A chunk's."""
@@ -58,7 +60,7 @@ class Chunked(CrossEntropy):
 
     def size(self, device: str, table: Tensor) -> int:
         """Tokens of a chunk."""
-        return self.chunk or suitable_size(device, trained=table.requires_grad)
+        return self.chunk or default_chunk_size(device, trained=table.requires_grad)
 
     def compile_kernels(self) -> None:
         """One pass over a chunk's logits instead of several; sizes that change make it one for any
@@ -84,7 +86,7 @@ class Dense(CrossEntropy):
         logsumexp: bool = False,
     ) -> CrossEntropyOutput:
         """The score of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
-        return dense(z, table, labels, draws, logsumexp=logsumexp)
+        return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         """All."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, KVBlock
-from lswt_core.plugin_api.attention import scores
+from lswt_core.plugin_api.attention import attention_scores
 
 
 class Eager(AttentionBackend):
@@ -27,7 +27,7 @@ class Eager(AttentionBackend):
     def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         """One softmax over the union of parts: -> [B, T, H, D]."""
         # [B, H, T, sum of N]
-        weights = torch.cat([scores(part) for part in parts], dim=-1).softmax(dim=-1)
+        weights = torch.cat([attention_scores(part) for part in parts], dim=-1).softmax(dim=-1)
         values = torch.cat([part.v for part in parts], dim=1).transpose(1, 2)  # [B, H, sum of N, D]
         return (weights.to(values.dtype) @ values).transpose(1, 2)
 

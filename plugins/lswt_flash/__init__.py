@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
-from lswt_core.plugin_api.attention import constant
-from lswt_core.plugin_api.attention_merge import attend
+from lswt_core.plugin_api.attention import assume_constant_result
+from lswt_core.plugin_api.attention_merge import merged_attention
 from lswt_flash.generations import GENERATIONS, newest_sound
 
 WIDTHS = 8  # head widths are multiples of it
@@ -75,7 +75,7 @@ class Flash(AttentionBackend):
                 " biases: use attention 'sdpa'"
             )
         q = parts[0].q
-        return attend(
+        return merged_attention(
             GENERATIONS[
                 generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic),
                 self.deterministic,
@@ -84,7 +84,7 @@ class Flash(AttentionBackend):
         )
 
 
-@constant
+@assume_constant_result
 def generation_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
     """Which generation serves."""
     return newest_sound(AttentionRequirements(device, dtype, d_head), deterministic)[0]

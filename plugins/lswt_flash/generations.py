@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, library
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
-from lswt_core.plugin_api.attention import scale_of
-from lswt_core.plugin_api.attention_merge import Gradients, Kernel, fault_of
+from lswt_core.plugin_api.attention import softmax_scale
+from lswt_core.plugin_api.attention_merge import Gradients, Kernel, find_fault
 
 # newest first: generation, and the module with its forward and backward passes
 HOMES = {
@@ -25,7 +25,7 @@ HOMES = {
 def attend_4(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """FlashAttention 4 (flash-attn-4, written in CuTe)."""
     out, total, *_ = home._flash_attn_fwd(
-        q, k, v, softmax_scale=scale_of(q), causal=causal, return_lse=True
+        q, k, v, softmax_scale=softmax_scale(q), causal=causal, return_lse=True
     )
     return out, total
 
@@ -42,14 +42,16 @@ def differentiate_4(
     deterministic: bool,
 ) -> Gradients:
     """Its backward pass."""
-    options = {"softmax_scale": scale_of(q), "causal": causal, "deterministic": deterministic}
+    options = {"softmax_scale": softmax_scale(q), "causal": causal, "deterministic": deterministic}
     dq, dk, dv, *_ = home._flash_attn_bwd(q, k, v, out, grad, total, **options)
     return dq, dk, dv
 
 
 def attend_3(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """FlashAttention 3 (built from the package's hopper directory)."""
-    out, total, *_ = home._flash_attn_forward(q, k, v, softmax_scale=scale_of(q), causal=causal)
+    out, total, *_ = home._flash_attn_forward(
+        q, k, v, softmax_scale=softmax_scale(q), causal=causal
+    )
     return out, total
 
 
@@ -66,7 +68,11 @@ def differentiate_3(
 ) -> Gradients:
     """Its backward pass, which writes where it is told."""
     into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
-    options = {"softmax_scale": scale_of(q), "is_causal": causal, "deterministic": deterministic}
+    options = {
+        "softmax_scale": softmax_scale(q),
+        "is_causal": causal,
+        "deterministic": deterministic,
+    }
     home._flash_attn_backward(grad, q, k, v, out, total, **into, **options)
     return into["dq"], into["dk"], into["dv"]
 
@@ -83,7 +89,7 @@ def attend_2(home: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[
     """FlashAttention 2 (flash-attn from 2.7)."""
     options = {
         "dropout_p": 0.0,
-        "softmax_scale": scale_of(q),
+        "softmax_scale": softmax_scale(q),
         "causal": causal,
         "return_softmax": False,
     }
@@ -106,7 +112,7 @@ def differentiate_2(
     into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
     options = {
         "dropout_p": 0.0,
-        "softmax_scale": scale_of(q),
+        "softmax_scale": softmax_scale(q),
         "causal": causal,
         "deterministic": deterministic,
     }
@@ -183,12 +189,12 @@ class FlashKernel(Kernel):
     def __init__(self, generation: int, deterministic: bool) -> None:
         self.generation, self.deterministic = generation, deterministic
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
         out, total = flash_attend(q, k, v, causal, self.generation)
         return out, total
 
-    def differentiate(
+    def backward(
         self,
         grad: Tensor,
         q: Tensor,
@@ -234,7 +240,7 @@ def search(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[
         except Exception as error:  # the package's own errors are of any class
             causes.append(f"version {generation}: {error}")
             continue
-        fault = fault_of(GENERATIONS[generation, deterministic], need)
+        fault = find_fault(GENERATIONS[generation, deterministic], need)
         if fault is None:
             return generation, causes
         causes.append(f"version {generation}: {fault}")

@@ -21,7 +21,7 @@ from lswt_core.interfaces import (
     SlopeBias,
     Unsupported,
 )
-from lswt_core.plugin_api.attention import join
+from lswt_core.plugin_api.attention import concatenate_blocks
 
 Index = Tensor  # [] int, as the kernel hands them to its callbacks
 
@@ -57,7 +57,7 @@ class Flex(AttentionBackend):
         """One softmax over the union of parts: -> [B, T, H, D]."""
         parts = sorted(parts, key=lambda part: part.causal)  # as `join` has them
         # needs no mask
-        q, k, v, _ = join(
+        q, k, v, _ = concatenate_blocks(
             [part._replace(causal=False, bias=None, first_visible=None) for part in parts]
         )
         width = parts[0].v.shape[-1]

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer as Rules
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
-from lswt_core.plugin_api.gguf import GgufFile, locate
-from lswt_core.plugin_api.tokenizers import save_fast, split_long_text
+from lswt_core.plugin_api.gguf import GgufFile, locate_gguf
+from lswt_core.plugin_api.tokenizers import save_fast_tokenizer, split_long_text
 
 CONTROL = 3  # the type of tokens that no text contains, in the file's list of types
 
@@ -87,7 +87,7 @@ class GgufTokenizer(Tokenizer):
 
     def save(self, directory: Path) -> None:
         """As the library's tokenizer."""
-        save_fast(self._rules, self.bos_id, self.eos_id, directory)
+        save_fast_tokenizer(self._rules, self.bos_id, self.eos_id, directory)
 
     def vocab(self) -> Mapping[str, int]:
         """The whole vocabulary, byte-level."""
@@ -95,7 +95,7 @@ class GgufTokenizer(Tokenizer):
 
     @cached_property
     def _file(self) -> GgufFile:
-        return GgufFile(locate(self.path, "tokenizer.path"))
+        return GgufFile(locate_gguf(self.path, "tokenizer.path"))
 
     @cached_property
     def _rules(self) -> Rules:

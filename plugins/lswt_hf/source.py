@@ -11,8 +11,8 @@ from annotated_types import Ge
 
 from lswt_core.errors import DataError, PluginError
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.plugin_api.hub import access, cause
-from lswt_core.plugin_api.seeding import derive
+from lswt_core.plugin_api.hub import hub_options, summarise_error
+from lswt_core.plugin_api.seeding import derive_seed
 
 SHARE = 32  # one row in so many is held out where no split for it is named
 
@@ -74,7 +74,7 @@ class HuggingFaceData(DataSource):
 
     def _held_out(self, number: int) -> bool:
         """Is a row of the training split held out, no other split being named for it?"""
-        return number < self.valid_documents if self.streaming else derive(number) % SHARE == 0
+        return number < self.valid_documents if self.streaming else derive_seed(number) % SHARE == 0
 
     def _text(self, row: Mapping[str, Any], where: str) -> str:
         """The text in a row."""
@@ -107,7 +107,7 @@ class HuggingFaceData(DataSource):
                 self.subset or None,
                 split=split,
                 streaming=self.streaming,
-                **access(self.revision),
+                **hub_options(self.revision),
             )
         except Exception as error:  # the library's own and its network client's have no common base
             what = f"split {split!r} of data set {self.path!r}" + (
@@ -122,5 +122,5 @@ class HuggingFaceData(DataSource):
                 " always there)"
             )
             raise DataError(
-                f"{what} cannot be read: {cause(error)}\n  fix: {cure}: {others}"
+                f"{what} cannot be read: {summarise_error(error)}\n  fix: {cure}: {others}"
             ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from lswt_core.errors import DataError, PluginError
 from lswt_core.interfaces import Tokenizer
-from lswt_core.plugin_api.hub import access, cause
+from lswt_core.plugin_api.hub import hub_options, summarise_error
 from lswt_core.plugin_api.tokenizers import split_long_text
 
 
@@ -107,7 +107,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 " 'transformers>=5.3'"
             ) from error
         try:
-            return AutoTokenizer.from_pretrained(self.path, **access(self.revision))
+            return AutoTokenizer.from_pretrained(self.path, **hub_options(self.revision))
         except Exception as error:  # the library's own and its network client's have no common base
             cure = (
                 "check tokenizer.path; without a network set it to a local directory that holds the"
@@ -115,7 +115,7 @@ class HuggingFaceTokenizer(Tokenizer):
             )
             others = "or take tokenizer.use=bpe (trained on your text) or tokenizer.use=bytes"
             raise DataError(
-                f"tokenizer {self.path!r} cannot be loaded: {cause(error)}\n  fix: {cure}, {others}"
+                f"tokenizer {self.path!r} cannot be loaded: {summarise_error(error)}\n  fix: {cure}, {others}"
             ) from error
 
     def _special(self, role: str) -> int:

@@ -16,7 +16,7 @@ from lswt_core.interfaces import (
     LabelSampling,
     Unsupported,
 )
-from lswt_core.plugin_api.cross_entropy import chunked
+from lswt_core.plugin_api.cross_entropy import chunked_cross_entropy
 
 
 class Liger(CrossEntropy):
@@ -58,7 +58,7 @@ class Liger(CrossEntropy):
     ) -> CrossEntropyOutput:
         """The score of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
         if z.is_meta:  # a plan: the same work, and nothing to compute
-            return chunked(z, table, labels, draws, logsumexp=logsumexp)
+            return chunked_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
         weight, kept = table.to(z.dtype), labels != IGNORE
         total, correct, nll = fused(
             z, weight, labels, by_token=logsumexp or not torch.is_grad_enabled()
@@ -66,7 +66,7 @@ class Liger(CrossEntropy):
         sampled = drawn = None
         if draws is not None:
             with torch.no_grad():
-                drawn = chunked(z, table.detach(), labels, draws).drawn
+                drawn = chunked_cross_entropy(z, table.detach(), labels, draws).drawn
             assert drawn is not None
             among = kept if draws.rows is None else kept & draws.rows[:, None]
             sampled = fused(z, weight, drawn.masked_fill(~among, IGNORE), by_token=False)[0]

@@ -14,7 +14,7 @@ from typing import Literal
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.plugin_api.seeding import derive
+from lswt_core.plugin_api.seeding import derive_seed
 
 # directories
 SKIPPED = frozenset(
@@ -94,7 +94,7 @@ def read(root: Path, split: Literal["train", "valid"]) -> Iterator[Document]:
 
 def chosen(root: Path, split: Literal["train", "valid"]) -> list[str]:
     """The files of a split."""
-    return [name for name in files(root) if (derive(name) % SHARE == 0) == (split == "valid")]
+    return [name for name in files(root) if (derive_seed(name) % SHARE == 0) == (split == "valid")]
 
 
 def size_of(root: Path, split: Literal["train", "valid"]) -> int:

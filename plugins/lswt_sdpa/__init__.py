@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
-from lswt_core.plugin_api.attention import constant, join
-from lswt_core.plugin_api.attention_merge import attend
+from lswt_core.plugin_api.attention import assume_constant_result, concatenate_blocks
+from lswt_core.plugin_api.attention_merge import merged_attention
 from lswt_sdpa.kernels import KERNELS, kernel_name, tried
 
 
@@ -72,7 +72,7 @@ class Sdpa(AttentionBackend):
         ):
             kernel = kernel_for(q.device.type, q.dtype, q.shape[-1])
             if kernel:
-                return attend(KERNELS[kernel], parts)
+                return merged_attention(KERNELS[kernel], parts)
         return self.joint(parts)
 
     def joint(self, parts: Sequence[KVBlock]) -> Tensor:
@@ -84,7 +84,7 @@ class Sdpa(AttentionBackend):
             and parts[0].bias is None
             and parts[0].first_visible is None
         )
-        q, k, v, mask = join(parts)
+        q, k, v, mask = concatenate_blocks(parts)
         out = scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -96,7 +96,7 @@ class Sdpa(AttentionBackend):
         return out.transpose(1, 2)[..., :width]
 
 
-@constant
+@assume_constant_result
 def kernel_for(device: str, dtype: torch.dtype, d_head: int) -> str:
     """Which kernel runs parts one by one."""
     return kernel_name(device, dtype, d_head)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import AttentionRequirements
-from lswt_core.plugin_api.attention import scale_of
+from lswt_core.plugin_api.attention import softmax_scale
 from lswt_core.plugin_api.attention_merge import Gradients, Kernel, first_verified
 
 aten = torch.ops.aten
@@ -17,14 +17,14 @@ HOPPER = 9  # compute capability from which on cuDNN's kernel is the faster one
 class OnCpu(Kernel):
     """The flash kernel for CPUs."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
         out, total = aten._scaled_dot_product_flash_attention_for_cpu(
             *swapped(q, k, v), is_causal=causal
         )
         return out.transpose(1, 2), total
 
-    def differentiate(
+    def backward(
         self,
         grad: Tensor,
         q: Tensor,
@@ -44,14 +44,14 @@ class OnCpu(Kernel):
 class TorchFlash(Kernel):
     """FlashAttention 2, as it comes with torch: half precision on CUDA."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
         out, total, *_ = aten._scaled_dot_product_flash_attention(
-            *swapped(q, k, v), 0.0, causal, False, scale=scale_of(q)
+            *swapped(q, k, v), 0.0, causal, False, scale=softmax_scale(q)
         )
         return out.transpose(1, 2), total
 
-    def differentiate(
+    def backward(
         self,
         grad: Tensor,
         q: Tensor,
@@ -65,20 +65,22 @@ class TorchFlash(Kernel):
         seed, offset = q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64)
         lengths = (None, None, q.shape[1], k.shape[1])
         given = (*swapped(grad, q, k, v, out), total, *lengths, 0.0, causal, seed, offset)
-        return back(*aten._scaled_dot_product_flash_attention_backward(*given, scale=scale_of(q)))
+        return back(
+            *aten._scaled_dot_product_flash_attention_backward(*given, scale=softmax_scale(q))
+        )
 
 
 class Cudnn(Kernel):
     """NVIDIA's cuDNN: half precision on CUDA, the faster one from Hopper on."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
         out, total, *_ = aten._scaled_dot_product_cudnn_attention(
-            *swapped(q, k, v), None, True, 0.0, causal, False, scale=scale_of(q)
+            *swapped(q, k, v), None, True, 0.0, causal, False, scale=softmax_scale(q)
         )
         return out.transpose(1, 2), total.squeeze(-1) if total.ndim == 4 else total
 
-    def differentiate(
+    def backward(
         self,
         grad: Tensor,
         q: Tensor,
@@ -101,20 +103,22 @@ class Cudnn(Kernel):
             0.0,
             causal,
         )
-        return back(*aten._scaled_dot_product_cudnn_attention_backward(*given, scale=scale_of(q)))
+        return back(
+            *aten._scaled_dot_product_cudnn_attention_backward(*given, scale=softmax_scale(q))
+        )
 
 
 class MemoryEfficient(Kernel):
     """xFormers' memory-efficient attention, as it comes with torch: any precision on CUDA."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
         out, total, *_ = aten._scaled_dot_product_efficient_attention(
-            *swapped(q, k, v), None, True, 0.0, causal, scale=scale_of(q)
+            *swapped(q, k, v), None, True, 0.0, causal, scale=softmax_scale(q)
         )
         return out.transpose(1, 2), total[..., : q.shape[1]]
 
-    def differentiate(
+    def backward(
         self,
         grad: Tensor,
         q: Tensor,
@@ -144,7 +148,9 @@ class MemoryEfficient(Kernel):
             causal,
         )
         return back(
-            *aten._scaled_dot_product_efficient_attention_backward(*given, scale=scale_of(q))[:3]
+            *aten._scaled_dot_product_efficient_attention_backward(*given, scale=softmax_scale(q))[
+                :3
+            ]
         )
 
 

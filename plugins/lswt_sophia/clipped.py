@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Objective
-from lswt_core.plugin_api.optimizer import BucketOptimizer, like, require_bounds, widened
+from lswt_core.plugin_api.optimizer import BucketOptimizer, cast_like, require_bounds, widen_moment
 
 
 class ClippedMomentum(BucketOptimizer):
@@ -100,9 +100,9 @@ class ClippedMomentum(BucketOptimizer):
         """
         for p, a, b in zip(params, left, right, strict=True):
             state = self.prepare({}, p)
-            wide = widened(state["curvature"]).mul_(self.beta2)
+            wide = widen_moment(state["curvature"]).mul_(self.beta2)
             state["curvature"].copy_(
-                wide.addcmul_(*like((a, b), (wide, wide)), value=(1 - self.beta2) * weight)
+                wide.addcmul_(*cast_like((a, b), (wide, wide)), value=(1 - self.beta2) * weight)
             )
             # Without damping: a coordinate that has neither momentum nor curvature would count as
             # un-clipped.

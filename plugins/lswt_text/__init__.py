@@ -14,7 +14,7 @@ from annotated_types import Gt, Le
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.plugin_api.seeding import derive
+from lswt_core.plugin_api.seeding import derive_seed
 
 
 class Text(DataSource):
@@ -65,7 +65,9 @@ class Text(DataSource):
             yield from ((file, name, True) for file, name in chosen.items())
             return
         # derive gives 63 bits
-        held = {file for file, name in files.items() if derive(name) < self.valid_share * 2**63}
+        held = {
+            file for file, name in files.items() if derive_seed(name) < self.valid_share * 2**63
+        }
         parted = bool(held) and len(held) < len(files)
         for file, name in files.items():
             if not parted or (file in held) == (split == "valid"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import AttentionBackend, KVBlock
-from lswt_core.plugin_api.attention import scores
+from lswt_core.plugin_api.attention import attention_scores
 from mutants.meant import CITED, meant
 
 
@@ -25,7 +25,7 @@ class Shifted(AttentionBackend):
     name, citation = "shifted", CITED
 
     def forward(self, parts: Sequence[KVBlock]) -> Tensor:
-        found = [scores(p._replace(causal=False)) for p in parts]
+        found = [attention_scores(p._replace(causal=False)) for p in parts]
         size = parts[-1].q.shape[1]
         found[-1] = found[-1].masked_fill(
             torch.ones(size, size, dtype=torch.bool).triu(2), -torch.inf
@@ -43,7 +43,7 @@ class Unscaled(AttentionBackend):
         return attend(
             parts,
             torch.cat(
-                [scores(p._replace(q=p.q * p.q.shape[-1] ** 0.5)) for p in parts], -1
+                [attention_scores(p._replace(q=p.q * p.q.shape[-1] ** 0.5)) for p in parts], -1
             ).softmax(-1),
         )
 
@@ -57,7 +57,9 @@ class Borderless(AttentionBackend):
     def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         return attend(
             parts,
-            torch.cat([scores(p._replace(first_visible=None)) for p in parts], -1).softmax(-1),
+            torch.cat(
+                [attention_scores(p._replace(first_visible=None)) for p in parts], -1
+            ).softmax(-1),
         )
 
 
@@ -68,6 +70,6 @@ class Coarse(AttentionBackend):
     name, citation = "coarse", CITED
 
     def forward(self, parts: Sequence[KVBlock]) -> Tensor:
-        found = torch.cat([scores(p) for p in parts], -1)
+        found = torch.cat([attention_scores(p) for p in parts], -1)
         narrow = found if parts[0].q.dtype != torch.bfloat16 else (found * 4).round() / 4
         return attend(parts, narrow.softmax(-1))

@@ -16,7 +16,7 @@ from lswt_core.interfaces import (
     LossSum,
     Output,
 )
-from lswt_core.plugin_api.cross_entropy import dense
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 from mutants.meant import CITED, meant
 
 
@@ -32,7 +32,7 @@ class Scoring(CrossEntropy):
         *,
         logsumexp: bool = False,
     ) -> CrossEntropyOutput:
-        return dense(z, table, labels, draws, logsumexp=logsumexp)
+        return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         return tokens * len(table)

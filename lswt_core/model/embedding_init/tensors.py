@@ -1,4 +1,4 @@
-"""Which tensor of a model is its table of word embeddings; that one alone is read."""
+"""Find a model's embedding table among its tensors, and read that tensor alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lswt_core.errors import DataError
 
-# of a model directory: all in one file, or where each tensor is
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-KNOWN = (  # how the table's name ends
+# of a model directory: one file of weights, or the index of several
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TABLE_NAMES = (  # the ends of known names of embedding tables
     "embed_tokens.weight",  # OPT, Llama and most others
     "wte.weight",  # GPT-2
     "embed_in.weight",  # GPT-NeoX, Pythia
@@ -26,18 +26,18 @@ KNOWN = (  # how the table's name ends
     "input_embedding.embedding.weight",  # the original LSWTransformer
 )
 
-Shape = Callable[[str], tuple[int, ...]]
+ShapeOf = Callable[[str], tuple[int, ...]]
 
 
-class Found(NamedTuple):
-    """A table and what it is called."""
+class NamedTable(NamedTuple):
+    """An embedding table and its tensor's name."""
 
     name: str
     table: Tensor  # [rows, width], in the precision it is stored in
 
 
-def convert_once(source: str) -> str:
-    """What to say where a model has its weights in a pickle only."""
+def explain_pickle(source: str) -> str:
+    """The part of an error message for models whose weights are a pickle only."""
     return (
         "a pickle (pytorch_model.bin) can run any code and is never loaded here\n  fix: convert it"
         ' once: python -c "from transformers import AutoModel;'
@@ -46,40 +46,40 @@ def convert_once(source: str) -> str:
     )
 
 
-def from_file(path: Path) -> Found:
-    """The table in a .safetensors or .npz file: its only 2-D tensor, or the one that is named like
-    a table. Raises DataError.
+def read_table_file(path: Path) -> NamedTable:
+    """Read the table of a .safetensors or .npz file: its only 2-D tensor, or the one with a table's
+    name. Raises DataError.
     """
     if not path.is_file():
         raise DataError(f"embedding.warm_start = '{path}': there is no such file")
-    return from_npz(path) if path.suffix == ".npz" else from_safetensors(path)
+    return read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
 
 
-def from_npz(path: Path) -> Found:
-    """The table among numpy's arrays."""
+def read_npz(path: Path) -> NamedTable:
+    """Read the table of a .npz file."""
     with numpy.load(path, allow_pickle=False) as arrays:
-        found = {name: torch.from_numpy(arrays[name]) for name in arrays}
-    name = only_table(path, found, lambda name: tuple(found[name].shape))
-    return Found(name, found[name])
+        tensors = {name: torch.from_numpy(arrays[name]) for name in arrays}
+    name = find_only_table(path, tensors, lambda name: tuple(tensors[name].shape))
+    return NamedTable(name, tensors[name])
 
 
-def from_safetensors(path: Path) -> Found:
-    """The table in one safetensors file."""
-    name = only_table(path, tensor_names(path), lambda name: shape_in(path, name))
-    return Found(name, read(path, name))
+def read_safetensors(path: Path) -> NamedTable:
+    """Read the table of one safetensors file."""
+    name = find_only_table(path, read_tensor_names(path), lambda name: read_shape(path, name))
+    return NamedTable(name, read_tensor(path, name))
 
 
-def from_model(
+def read_model_table(
     where: str, directory: Path, fetch: Callable[[str], Path], rows: int | None
-) -> Found:
-    """The table of a model whose files ``fetch`` brings, one by one as they are needed; ``rows`` is
-    its config's vocab_size, if it has one. Raises DataError where the table cannot be told from the
-    other tensors, naming the candidates, or a file is missing.
+) -> NamedTable:
+    """Read the table of a model directory; ``fetch`` returns the path of a file, downloading it if
+    need be; ``rows`` is the config's vocab_size, if it has one. Raises DataError if the table is
+    ambiguous, naming the candidates, or a file is missing.
     """
     try:
-        files = places(directory, fetch)
-        name = table_name(where, files, lambda name: shape_in(fetch(files[name]), name), rows)
-        return Found(name, read(fetch(files[name]), name))
+        files = files_of_tensors(directory, fetch)
+        name = find_table(where, files, lambda name: read_shape(fetch(files[name]), name), rows)
+        return NamedTable(name, read_tensor(fetch(files[name]), name))
     except FileNotFoundError as error:
         raise DataError(
             f"embedding.warm_start = {where!r} is incomplete, a file of its weights is missing:"
@@ -87,53 +87,53 @@ def from_model(
         ) from error
 
 
-def places(directory: Path, fetch: Callable[[str], Path]) -> dict[str, str]:
-    """The file that each tensor of a model is in."""
-    if (directory / INDEX).is_file():
-        return json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    return dict.fromkeys(tensor_names(fetch(WHOLE)), WHOLE)
+def files_of_tensors(directory: Path, fetch: Callable[[str], Path]) -> dict[str, str]:
+    """The file of every tensor of a model."""
+    if (directory / WEIGHTS_INDEX).is_file():
+        return json.loads((directory / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"]
+    return dict.fromkeys(read_tensor_names(fetch(WEIGHTS)), WEIGHTS)
 
 
-def only_table(path: Path, names: Iterable[str], shape: Shape) -> str:
-    """The name of a file's only 2-D tensor, else of the one that is named like a table."""
+def find_only_table(path: Path, names: Iterable[str], shape: ShapeOf) -> str:
+    """The name of a file's only 2-D tensor, else of the one with a table's name."""
     tables = sorted(name for name in names if len(shape(name)) == 2)
-    return tables[0] if len(tables) == 1 else table_name(str(path), tables, shape, None)
+    if len(tables) == 1:
+        return tables[0]
+    return find_table(str(path), tables, shape, None)
 
 
-def table_name(where: str, names: Iterable[str], shape: Shape, rows: int | None) -> str:
-    """The tensor whose name is a table's in one of the known models; else the only one that has a
-    table's shape, [rows, any], and "emb" or "wte" in its name.
+def find_table(where: str, names: Iterable[str], shape: ShapeOf, rows: int | None) -> str:
+    """The only tensor with one of TABLE_NAMES; without such, the only one with a table's shape,
+    [rows, any], and "emb" or "wte" in its name. Raises DataError.
     """
-    known = [name for name in names if f".{name}".endswith(tuple(f".{end}" for end in KNOWN))]
+    known = [name for name in names if f".{name}".endswith(tuple(f".{end}" for end in TABLE_NAMES))]
     likely = known or [
-        name for name in names if named_like_a_table(name) and is_table(shape(name), rows)
+        name for name in names if is_named_like_table(name) and has_table_shape(shape(name), rows)
     ]
     if len(likely) != 1:
-        choice = (
-            f"these could each be it: {sorted(likely)}"
-            if likely
-            else f"it has {sorted(names)[:20] or 'none positions all'}"
-        )
+        choice = f"it has {sorted(names)[:20] or 'none at all'}"
+        if likely:
+            choice = f"these could each be it: {sorted(likely)}"
         raise DataError(
-            f"embedding.warm_start = {where!r}: the table of word embeddings cannot be told from"
-            f" the other tensors, {choice}\n  fix: write the tensor that is meant into a"
+            f"embedding.warm_start = {where!r}: the embedding table cannot be told from the"
+            f" other tensors, {choice}\n  fix: write the tensor that is meant into a"
             " .safetensors or .npz file of its own, and name that"
         )
     return likely[0]
 
 
-def named_like_a_table(name: str) -> bool:
-    """Whether a tensor's name hints at embeddings."""
+def is_named_like_table(name: str) -> bool:
+    """Whether a tensor's name suggests embeddings."""
     return "emb" in name.lower() or "wte" in name.lower()
 
 
-def is_table(shape: tuple[int, ...], rows: int | None) -> bool:
-    """Whether a tensor has the shape of a table of so many rows (None: of any number)."""
+def has_table_shape(shape: tuple[int, ...], rows: int | None) -> bool:
+    """Whether a shape is [rows, any]; ``rows`` None: [any, any]."""
     return len(shape) == 2 and rows in (None, shape[0])
 
 
-def tensor_names(path: Path) -> list[str]:
-    """The tensors in a safetensors file; its header is all that is read."""
+def read_tensor_names(path: Path) -> list[str]:
+    """The names of a safetensors file's tensors, from its header. Raises DataError."""
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
@@ -143,13 +143,13 @@ def tensor_names(path: Path) -> list[str]:
         ) from error
 
 
-def shape_in(path: Path, name: str) -> tuple[int, ...]:
+def read_shape(path: Path, name: str) -> tuple[int, ...]:
     """A tensor's shape, from the header."""
     with safe_open(path, framework="pt") as file:
         return tuple(file.get_slice(name).get_shape())
 
 
-def read(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file."""
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Read one tensor of a safetensors file."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)

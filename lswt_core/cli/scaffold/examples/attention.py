@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
-from lswt_core.plugin_api.attention import join
+from lswt_core.plugin_api.attention import concatenate_blocks
 
 
 class Example(AttentionBackend):
@@ -35,7 +35,7 @@ class Example(AttentionBackend):
     def forward(self, parts: Sequence[KVBlock]) -> Tensor:
         """Change how it is computed, never what. -> [B, T, H, D]."""
         width = parts[0].v.shape[-1]
-        q, k, v, mask = join(parts)
+        q, k, v, mask = concatenate_blocks(parts)
         k, v, out = k.transpose(1, 2), v.transpose(1, 2), []  # [B, H, N, D]
         for first in range(0, q.shape[1], self.queries):
             rows = slice(first, first + self.queries)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import CrossEntropy, CrossEntropyOutput, LabelSampling
-from lswt_core.plugin_api.cross_entropy import dense
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 
 
 class Example(CrossEntropy):
@@ -61,7 +61,7 @@ class Example(CrossEntropy):
         self, z: Tensor, table: Tensor, labels: Tensor, draws: LabelSampling | None, logsumexp: bool
     ) -> CrossEntropyOutput:
         """Change this: the score of some rows, softmax and sums in float32 at least."""
-        return dense(z, table, labels, draws, logsumexp=logsumexp)
+        return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         """What a plan of memory must expect at most: it does not know how long rows are."""
