@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lswt_eager import Eager
 from lswt_norms import LayerNorm
@@ -30,6 +32,23 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init_
 DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
 VOCAB = 29
 MemoryBuilder = Callable[[Dims], Memory]
+
+
+def shipped_recipes() -> list[Path]:
+    """Return the project's recipes: in a checkout those that git tracks, not a user's own."""
+    command = ["git", "ls-files", "-z", "recipes/**.toml"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return sorted(paths or (ROOT / "recipes").rglob("*.toml"))
+
+
+def slow_unless(kept: Collection[object], values: Iterable[object]) -> list[Any]:
+    """Return the parameters of a sweep, all but the kept ones marked slow."""
+    parameters = []
+    for value in values:
+        marks = () if value in kept else pytest.mark.slow
+        parameters.append(pytest.param(value, marks=marks))
+    return parameters
 
 
 def offered(*kinds: str) -> list[Any]:

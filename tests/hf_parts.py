@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -82,18 +84,28 @@ CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory", "compressin
 every_mix = pytest.mark.parametrize("mix", MIXES)
 
 
-def config_of(mix: str) -> LswtConfig:
-    """The config of a mix of components."""
+@cache
+def _config_of(mix: str) -> LswtConfig:
     recipe = Recipe.from_dict(NANO | MIXES[mix])
     ids = {"bos_token_id": 2, "eos_token_id": 60, "pad_token_id": 1}
     return LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), **ids)
 
 
-def model_of(mix: str, dtype: torch.dtype = torch.float64) -> LswtForCausalLM:
-    """A model whose attention is far from uniform."""
+def config_of(mix: str) -> LswtConfig:
+    """The config of a mix of components."""
+    return copy.deepcopy(_config_of(mix))
+
+
+@cache
+def _model_of(mix: str, dtype: torch.dtype) -> LswtForCausalLM:
     model = LswtForCausalLM(config_of(mix)).to(dtype).eval()
     initialise(model.model.decoder, seed=3, std=0.4)
     return model
+
+
+def model_of(mix: str, dtype: torch.dtype = torch.float64) -> LswtForCausalLM:
+    """A model whose attention is far from uniform."""
+    return copy.deepcopy(_model_of(mix, dtype))
 
 
 def ids(rows: int = 3, length: int = 12) -> Tensor:

@@ -111,6 +111,7 @@ def ablation(place: Path) -> tuple[Path, str]:
     return place / "out", done.stdout
 
 
+@pytest.mark.slow
 def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     found = read(ablation[0])
     baseline, gelu, _ = found["arms"]
@@ -142,6 +143,7 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
 
 
+@pytest.mark.slow
 def test_a_diverged_arm_is_reported_and_sinks_nothing(ablation: tuple[Path, str]) -> None:
     found = read(ablation[0])
     failures = found["arms"][2]["failures"]
@@ -153,6 +155,7 @@ def test_a_diverged_arm_is_reported_and_sinks_nothing(ablation: tuple[Path, str]
     assert "--resume" not in ablation[1], "advice for a run that stands alone"
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_runs_own_evaluation(
     ablation: tuple[Path, str], place: Path
 ) -> None:
@@ -166,6 +169,7 @@ def test_the_loss_is_that_of_the_runs_own_evaluation(
     assert min(abs(entry["eval/loss"] - value) for entry in logged if entry["step"] == 12) < 1e-6
 
 
+@pytest.mark.slow
 def test_what_is_shared_starts_equal_and_reads_the_same(ablation: tuple[Path, str]) -> None:
     gelu, diverged = read(ablation[0])["certificate"]
     assert gelu["status"] == "certified" and gelu["axes"] == ["ffn"]
@@ -175,6 +179,7 @@ def test_what_is_shared_starts_equal_and_reads_the_same(ablation: tuple[Path, st
     assert diverged["runs"][0]["bitwise_equal"] == diverged["runs"][0]["shared_parameters"]
 
 
+@pytest.mark.slow
 def test_the_page_opens_alone(ablation: tuple[Path, str]) -> None:
     text = (ablation[0] / "report.html").read_text()
     assert Checked.whole(text) and "https://" not in text.replace("https://arxiv.org", "")
@@ -190,6 +195,7 @@ def test_the_page_opens_alone(ablation: tuple[Path, str]) -> None:
     assert (ablation[0] / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_runs_are_found_again_by_what_they_depend_on(
     ablation: tuple[Path, str], place: Path
 ) -> None:
@@ -206,6 +212,7 @@ def test_runs_are_found_again_by_what_they_depend_on(
     assert before["comparisons"][0]["delta"] == after["comparisons"][0]["delta"]
 
 
+@pytest.mark.slow
 def test_another_question_does_not_overwrite_a_report(
     ablation: tuple[Path, str], place: Path
 ) -> None:
@@ -251,6 +258,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     )
 
 
+@pytest.mark.slow
 def test_a_run_reads_no_input_and_ends_with_whoever_started_it(place: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "long.toml"
     recipe.write_text((place / "nano.toml").read_text().replace("steps = 12", "steps = 1000000"))
@@ -287,6 +295,7 @@ def until(condition: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_renamed_rotations_are_never_told_apart(place: Path) -> None:
     """Without registers, reversed rotary positions are ordinary ones under another name
     (test_components.py shows it in float64).

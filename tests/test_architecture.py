@@ -5,12 +5,11 @@ what is banned.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
 from helpers import PLUGINS, ROOT
 
 # A module imports from lower floors only. A package stands on one floor as a whole.
@@ -56,9 +55,28 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-every_source = pytest.mark.parametrize("path", SOURCES, ids=shown)
-every_core_file = pytest.mark.parametrize("path", CORE, ids=shown)
-every_plugin_file = pytest.mark.parametrize("path", list(PLUGIN), ids=shown)
+def every(paths: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Make one test of a check of files, which names the files that fail it."""
+
+    def test_of(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            failed = []
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    failed.append(f"{shown(path)}: {str(error).partition(chr(10))[0]}")
+            assert not failed, "\n".join(failed)
+
+        test.__name__ = check.__name__
+        return test
+
+    return test_of
+
+
+every_source = every(SOURCES)
+every_core_file = every(CORE)
+every_plugin_file = every(PLUGIN)
 
 
 @cache

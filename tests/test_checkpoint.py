@@ -524,6 +524,7 @@ print(saved.tensors("model")["w"].sum().item(), saved.document("train"), len(fou
 """
 
 
+@pytest.mark.slow
 def test_no_pickle(tmp_path: Path) -> None:
     with python(AUDIT, tmp_path) as process:
         assert process.communicate(timeout=60)[0] == "3.0 {} 0\n"

@@ -15,7 +15,7 @@ import flash_parts
 import lswt_flash
 import pytest
 import torch
-from helpers import DIMS, GOLDEN, build, distance, stream, tiny, tokens
+from helpers import DIMS, GOLDEN, build, distance, slow_unless, stream, tiny, tokens
 from lswt_blocked import Blocked
 from lswt_eager import Eager
 from lswt_flash import Flash
@@ -184,7 +184,7 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
+@pytest.mark.parametrize("backend", slow_unless(["blocked"], [*BACKENDS, "flash"]))
 def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +215,7 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
     assert counters["stats"]["unique_graphs"] == 3  # cold, filling, full
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where recipes are benched side by side; the ninth is asked for in a thread, as a GPU's

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lswt_core import LswtForCausalLM, Registry, export_run
+from lswt_core.__main__ import main
 from lswt_core.errors import CheckpointError, DataError
 from lswt_core.hf import source_bundle as bundle
 from lswt_core.hf.push import push
@@ -174,6 +175,7 @@ def test_the_card_is_the_runs(run: Path, exported: Path) -> None:
     assert not {"hendrycks2016gelu", "loshchilov2019decoupled"} & cited, "only what is active"
 
 
+@pytest.mark.slow
 def test_the_cards_code_works(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -203,7 +205,11 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     assert sorted(run.parent.iterdir()) == before
 
 
-def test_our_own_decoders_read_it(run: Path, exported: Path) -> None:
+def test_our_own_decoders_read_it(
+    run: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(run.parent / "cache"))
+    monkeypatch.chdir(run.parent)
     printed = []
     for model in (run, exported):
         words = [
@@ -217,45 +223,38 @@ def test_our_own_decoders_read_it(run: Path, exported: Path) -> None:
             "12",
             "--json",
         ]
-        done = processes.run(
-            "lswt_core", *words, cwd=run.parent, LSWT_CACHE_DIR=run.parent / "cache"
-        )
-        assert done.returncode == 0, done.stderr
-        printed.append(json.loads(done.stdout))
+        assert main(words) == 0
+        printed.append(json.loads(capsys.readouterr().out))
     assert printed[0]["ids"] == printed[1]["ids"] and len(printed[0]["ids"]) == 12
 
 
-def test_a_checkpoint_of_the_original_code_is_pointed_to_the_import(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_original_code_is_pointed_to_the_import(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source = GOLDEN / "lswt_formats" / "seed_checkpoint"
-    done = processes.run("lswt_core", "generate", source, "--prompt", "It", cwd=tmp_path)
-    assert (
-        done.returncode == CheckpointError.exit_code
-        and f"python -m lswt_core import {source} OUT" in done.stderr
-    )
+    assert main(["generate", str(source), "--prompt", "It"]) == CheckpointError.exit_code
+    assert f"python -m lswt_core import {source} OUT" in capsys.readouterr().err
 
 
-def test_a_model_without_a_tokenizer_says_what_to_do(exported: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_says_what_to_do(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bare = shutil.copytree(exported, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
-    done = processes.run("lswt_core", "generate", bare, "--prompt", "It", cwd=tmp_path)
-    assert (
-        done.returncode == CheckpointError.exit_code
-        and "without a tokenizer" in done.stderr
-        and "--tokenizer NAME" in done.stderr
-    )
+    assert main(["generate", str(bare), "--prompt", "It"]) == CheckpointError.exit_code
+    assert "--tokenizer NAME" in capsys.readouterr().err
 
 
-def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
-        done = processes.run("lswt_core", "export", path, tmp_path / "out", cwd=tmp_path)
-        assert (
-            done.returncode == CheckpointError.exit_code
-            and "holds no model" in done.stderr
-            and "Traceback" not in done.stderr
-        )
+        assert main(["export", str(path), str(tmp_path / "out")]) == CheckpointError.exit_code
+        assert "holds no model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lm_evaluation_harness_evaluates_it(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +402,7 @@ def command(run: Path, hub: Any, *more: str, key: str = "secret") -> processes.D
     return processes.run("lswt_core", "export", run, *more, cwd=run.parent, **settings)
 
 
+@pytest.mark.slow
 def test_an_export_is_pushed_as_it_stands(run: Path, hub: Any, tmp_path: Path) -> None:
     done = command(run, hub, str(tmp_path / "out"), "--push", "me/nano")
     assert (
@@ -413,6 +413,7 @@ def test_an_export_is_pushed_as_it_stands(run: Path, hub: Any, tmp_path: Path) -
     assert b"from_pretrained('me/nano'" in hub.received["README.md"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_uploads_nothing(run: Path, hub: Any, tmp_path: Path) -> None:
     done = command(run, hub, str(tmp_path / "out"), "--push", "me/nano", "--dry-run")
     assert (
@@ -423,6 +424,7 @@ def test_a_dry_run_uploads_nothing(run: Path, hub: Any, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_leaves_the_export_and_says_how_to_go_on(
     run: Path, hub: Any, tmp_path: Path
 ) -> None:

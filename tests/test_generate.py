@@ -162,6 +162,7 @@ def test_without_a_penalty_contrastive_search_is_greedy(trained: Trained, write:
     assert texts[0] == texts[1] == texts[2] != texts[3]
 
 
+@pytest.mark.slow
 def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -> None:
     words = [
         sys.executable,
@@ -189,6 +190,7 @@ def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -
     )
 
 
+@pytest.mark.slow
 def test_it_begins_at_once(trained: Trained) -> None:
     # seconds to import, and of no use here
     slow = {"torch._dynamo", "torch._inductor", "transformers", "datasets", "matplotlib"}
@@ -206,6 +208,7 @@ def endless(trained: Trained) -> list[str]:
     return words_of(trained.run, "--tokens", "100000000", "--decode", "greedy")
 
 
+@pytest.mark.slow
 def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -> None:
     with subprocess.Popen(
         words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),
@@ -221,6 +224,7 @@ def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -
     assert rest.endswith(b"\n") and said == b"interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_it_quietly(trained: Trained) -> None:
     with subprocess.Popen(
         words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),

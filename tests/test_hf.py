@@ -36,6 +36,7 @@ def test_it_is_the_decoder(mix: str) -> None:
     assert distance(logits(model, ids()), model.model.decoder.vocabulary.logits(states)) == 0
 
 
+@pytest.mark.slow
 def test_importing_the_library_is_quick_and_still_announces_the_models(tmp_path: Path) -> None:
     config_of("family").save_pretrained(tmp_path)
     program = (

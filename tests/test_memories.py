@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIMS, VOCAB, distance, stream, tiny, tokens
+from helpers import DIMS, VOCAB, distance, slow_unless, stream, tiny, tokens
 from lswt_blocked import Blocked
 from lswt_compressed import Compressed
 from lswt_eager import Eager
@@ -94,7 +94,7 @@ class Banded(AttentionBackend):
     [pair for pair in product(BACKENDS, POSITIONS) if pair != ("blocked", "t5")],
 )
 @pytest.mark.parametrize("sinks", [{}, REGISTERS], ids=["alone", "registers"])
-@pytest.mark.parametrize("length", [2, 5, 40])
+@pytest.mark.parametrize("length", slow_unless([5], [2, 5, 40]))
 def test_a_window_is_a_band_of_the_whole_text_however_it_is_cut(
     backend: str, position: str, sinks: dict[str, Any], length: int
 ) -> None:

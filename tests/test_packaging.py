@@ -130,7 +130,7 @@ def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return interpreter
 
 
-@pytest.mark.slowest
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_wheel_holds_every_plugin(wheels: dict[str, Path]) -> None:
     with zipfile.ZipFile(wheels["lswt-core"]) as wheel:
@@ -150,7 +150,7 @@ def test_the_wheel_holds_every_plugin(wheels: dict[str, Path]) -> None:
     assert not [name for name in files if name.startswith(("tests", "recipes", "plugins"))]
 
 
-@pytest.mark.slowest
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_strangers_component_is_found_and_trains(python: Path, tmp_path: Path) -> None:
     listed = json.loads(
@@ -181,7 +181,7 @@ def test_a_strangers_component_is_found_and_trains(python: Path, tmp_path: Path)
     assert resolved["positional"]["use"] == "kerple" and "base" not in resolved["positional"]
 
 
-@pytest.mark.slowest
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_new_package_is_installed_by_pip_and_trains(python: Path, tmp_path: Path) -> None:
     call(

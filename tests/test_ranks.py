@@ -148,6 +148,7 @@ world.leave()
 """
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_another_longer_than_within_a_step(tmp_path: Path) -> None:
     tmp_path.joinpath("waiting.py").write_text(WAITING)
     for done in pair(("waiting",), ("waiting",), cwd=tmp_path):
@@ -171,6 +172,7 @@ def lswt_components():
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_path: Path) -> None:
     recipe, words = write_recipe(tmp_path), []
     for name, more in (("one", ()), ("two", ("train.seed=1",))):

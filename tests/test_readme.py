@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_plugin_example_is_what_is_written_and_trains(tmp_path: Path) -> None:
     chapter = README.partition("## Write a plugin in five minutes")[2].partition("\n## ")[0]
     (block,), (example,) = (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli
 import torch
+from helpers import shipped_recipes
 from processes import run
 
 from lswt_core.model.build import build_model
@@ -31,7 +32,7 @@ SIZES = {
 }
 SHIPPED = sorted(
     path.relative_to(RECIPES).as_posix()
-    for path in RECIPES.rglob("*.toml")
+    for path in shipped_recipes()
     if path.parent.name != "family"
 )
 ABLATIONS = [name for name in SHIPPED if name.startswith("ablations/")]
@@ -159,6 +160,7 @@ def test_a_frozen_table_takes_half_the_bytes_and_nothing_to_train() -> None:
     assert found["memory"]["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_planning_and_listing_import_nothing_slow() -> None:
     program = (
         "import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); "

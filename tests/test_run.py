@@ -90,6 +90,7 @@ def test_the_resolved_recipe_is_the_run(whole: Path, out: Path, recipe: Path) ->
     assert_same_bits(whole, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["exact", "replay"])
 def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(
     recipe: Path, whole: Path, tmp_path: Path, memory: str
@@ -149,6 +150,7 @@ def test_whatever_the_memory_a_resumed_run_ends_with_the_same_bits(
     assert_same_bits(whole, parted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(
     recipe: Path, whole: Path, out: Path, number: signal.Signals
@@ -173,6 +175,7 @@ def test_micro_batches_do_not_change_the_result(recipe: Path, whole: Path, out: 
     assert_close(whole, out)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(recipe: Path, whole: Path, out: Path) -> None:
     torchrun = [
         sys.executable,
@@ -337,6 +340,7 @@ def test_a_curvature_that_is_not_finite_is_taken_with_the_next_update(
     assert done.returncode == 6 and "3 estimates of the curvature in a row" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_shared_forward_pass_is_the_same_in_micro_batches_and_processes_of_its_own(
     recipe: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import tomli
 import torch
-from helpers import DIMS, ROOT, distance, stream, tiny, tokens
+from helpers import DIMS, ROOT, distance, slow_unless, stream, tiny, tokens
 from lswt_eager import Eager
 from lswt_registers import Registers
 from lswt_rope import Rope
@@ -172,6 +172,7 @@ def test_what_an_author_changes_is_short(kind: str, tmp_path: Path) -> None:
     assert "Change" in text or "stand in its place" in text
 
 
+@pytest.mark.slow
 def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
     pytest.importorskip("ruff")
     for kind in KINDS:
@@ -189,7 +190,7 @@ def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
 # ---------- runs
 
 
-@every_kind
+@pytest.mark.parametrize("kind", slow_unless(["memory", "loss", "data", "tokenizer"], KINDS))
 def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, shipped_recipes
 
 from lswt_core.__main__ import build_parser, main
 from lswt_core.ablation import study
@@ -25,7 +25,7 @@ from lswt_core.run import main as run
 from lswt_core.train.session import Session
 
 README = (ROOT / "README.md").read_text()
-ABLATIONS = sorted(path.name for path in (ROOT / "recipes" / "ablations").glob("*.toml"))
+ABLATIONS = [path.name for path in shipped_recipes() if path.parent.name == "ablations"]
 BASELINES = {"warm-start.toml": "ablations/random-start.toml"}  # the twin
 OTHER_TEXT = ("bytes.toml", "site-packages.toml")  # whose losses do not compare
 

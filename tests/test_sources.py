@@ -394,6 +394,7 @@ def test_a_data_set_out_of_reach_says_the_ways_out(streaming: bool) -> None:
     assert len(said.splitlines()) == 2 and "hf_secret" not in said
 
 
+@pytest.mark.slow
 def test_importing_the_plugin_imports_neither_library() -> None:
     import subprocess
 

@@ -47,7 +47,9 @@ def test_intervals_cover_what_they_promise(seeds: int) -> None:
     assert 0.93 <= covered <= 0.97
 
 
-@pytest.mark.parametrize(("seeds", "arms"), [(3, 1), (3, 4), (5, 4), (10, 8)])
+@pytest.mark.parametrize(
+    ("seeds", "arms"), [(3, 1), (3, 4), (5, 4), pytest.param(10, 8, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("shared", [0.0, 0.8], ids=["own noise", "shared noise"])
 def test_nothing_is_found_where_there_is_nothing(seeds: int, arms: int, shared: float) -> None:
     draw = np.random.default_rng(seeds * arms)

@@ -140,6 +140,7 @@ for number in range(20):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     code = PROCESS.format(path=[str(Path(__file__).parent), *sys.path], cache=str(tmp_path))
     pipes = {

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import typing
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,13 +87,19 @@ def describe(entry: Entry, source: Source, node: ast.ClassDef) -> Offer:
     )
 
 
+@cache
+def parse(text: bytes) -> ast.Module:
+    """The syntax of a source text. It is read only, so that registries share it."""
+    return ast.parse(text)
+
+
 class Source:
     """One parsed file: what its top-level names stand for."""
 
     def __init__(self, module: str, path: Path) -> None:
         self.module, self.path = module, path
         try:
-            body = ast.parse(path.read_bytes()).body
+            body = parse(path.read_bytes()).body
         except (OSError, SyntaxError, ValueError, RecursionError) as error:
             raise Unreadable from error
         self.imports: dict[str, str] = {}
