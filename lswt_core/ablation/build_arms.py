@@ -115,25 +115,16 @@ class ArmBuilder:
             recipe = self.load(arm, overrides)
         changes = diff_recipes(baseline.recipe, recipe)
         if not changes:
+            swaps = ", ".join(arm.swaps)
             raise UsageError(
-                f'arm "{arm.name}" is the baseline:'
-                f" its swap ({', '.join(arm.swaps)}) changes nothing"
+                f'arm "{arm.name}" is the baseline: its swap ({swaps}) changes nothing'
             )
         structure = describe_structure(recipe, self.registry, self.world.device)
         flaws = check_recipe(changes, axes) + check_structure(baseline.structure, structure, axes)
         forbidden = [flaw for flaw in flaws if not is_allowed(flaw, self.spec.allow)]
         require_clean(arm.name, axes, forbidden)
-        return BuiltArm(
-            arm,
-            recipe,
-            overrides,
-            axes,
-            changes,
-            structure,
-            self.estimate(recipe),
-            matched,
-            flaws,
-        )
+        cost = self.estimate(recipe)
+        return BuiltArm(arm, recipe, overrides, axes, changes, structure, cost, matched, flaws)
 
     def estimate(self, recipe: Recipe) -> Budget:
         """Return parameters, memory and FLOPs of a recipe on this machine."""

@@ -25,11 +25,12 @@ def plot_overview(study: Study, report: dict[str, Any]) -> bytes:
     """Return a PNG: differences above, training curves and loss by position below."""
     height = 1.2 + 0.45 * len(report["comparisons"])
     figure = new_figure(height + 4.2)
-    grid = figure.add_gridspec(2, 2, height_ratios=[height, 3.2])
-    draw_differences(figure.add_subplot(grid[0, :]), report)
+    # subfigures: the names of arms above do not push the curves below to the right
+    upper, lower = figure.subfigures(2, 1, height_ratios=[height, 3.2])
+    draw_differences(upper.add_subplot(), report)
     label = "training loss (nats per token)"
-    draw_curves(figure.add_subplot(grid[1, 0]), study, training_curves, label)
-    draw_positions(figure.add_subplot(grid[1, 1]), study)
+    draw_curves(lower.add_subplot(1, 2, 1), study, training_curves, label)
+    draw_positions(lower.add_subplot(1, 2, 2), study)
     settings = report["settings"]
     set_title(
         figure, f"{report['name']}: {len(settings['seeds'])} seeds, {settings['steps']:,} steps"

@@ -90,8 +90,8 @@ class HeldOutPass:
         # [B, T]
         which = np.searchsorted(self.text.tokens.document_starts, rows + read, side="right") - 1
         # preceding tokens of the same document
-        seen = np.minimum(rows + read - self.text.tokens.document_starts[which], read)
-        bucket = np.floor(np.log2(np.maximum(seen, 1))).astype(int)
+        preceding = np.minimum(rows + read - self.text.tokens.document_starts[which], read)
+        bucket = np.floor(np.log2(np.maximum(preceding, 1))).astype(int)
         pairs = np.stack((nll, np.ones_like(nll)))[:, kept]  # [2, tokens]
         for sums, values in zip(self.sums, pairs, strict=True):
             np.add.at(sums, which[kept], values)

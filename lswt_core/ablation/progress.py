@@ -82,7 +82,7 @@ class Progress:
         return self.position(key).step / self.jobs[key].recipe.train.total_steps
 
     def time_left(self, finished: int, running: Iterable[str]) -> str:
-        """Return the time left in words, from the speed so far; empty if it cannot be told."""
+        """Return the time left in words, from the speed so far; empty while it is unknown."""
         shares = {key: self.share(key) for key in running}
         done = self.finished_work + sum(shares[key] - self.before[key] for key in shares)
         left = self.total - finished - sum(shares.values())

@@ -79,10 +79,10 @@ def resolve_axes(
     for change in changes:
         file = change.where.rpartition(":")[0]
         first_of_file.setdefault(file, find_axis(change.key, changes))
-    found = [first_of_file[file] for file in steps if file in first_of_file]
-    if not found:
-        found = [find_axis(change.key, changes) for change in changes[:1]]
-    return tuple(dict.fromkeys(found))
+    resolved = [first_of_file[file] for file in steps if file in first_of_file]
+    if not resolved:
+        resolved = [find_axis(change.key, changes) for change in changes[:1]]
+    return tuple(dict.fromkeys(resolved))
 
 
 def find_added_component(axis: str, changes: Sequence[Change]) -> str | None:

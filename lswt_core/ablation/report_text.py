@@ -117,7 +117,7 @@ def list_failures(report: Report) -> list[str]:
 
 
 def describe_picture(report: Report) -> str:
-    """Return the picture's content in words, for whoever cannot see it."""
+    """Return the picture's content in words, as alternative text."""
     comparisons = [summarize_comparison(one) for one in report["comparisons"]]
     return (
         "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin;"

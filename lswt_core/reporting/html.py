@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 # Tables and pictures that are wider than the window scroll in a box of their own, so that the
-# page itself never does; cells of numbers do not wrap.
+# page itself never does; cells of numbers do not wrap, and names in the first column stay in view.
 STYLE = """
 :root { color-scheme: light dark; --line: #d8d8d8; --soft: #f5f5f3; --quiet: #5f5f5f; }
 @media (prefers-color-scheme: dark) {
@@ -32,9 +32,9 @@ img { display: block; width: 100%; min-width: 38rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; }
-.text { text-align: left; white-space: normal; min-width: 8rem; max-width: 24rem;
-  overflow-wrap: break-word; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+.text { text-align: left; white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
+.wide > table .text:first-child { position: sticky; left: 0; background: Canvas; }
 .plain th, .plain td { border: 0; text-align: left; vertical-align: top; }
 .plain td { white-space: normal; overflow-wrap: anywhere; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px;
