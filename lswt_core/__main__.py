@@ -19,7 +19,7 @@ from lswt_core.cli import generate as generate_command
 from lswt_core.cli import plan as plan_command
 from lswt_core.cli import plugins as plugins_command
 from lswt_core.cli.common import Entry
-from lswt_core.reporting.exit_status import guarded
+from lswt_core.reporting.exit_status import run_guarded
 
 COMMANDS = (
     Entry(
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "function"):
         parser.print_help()
         return 0
-    return guarded(arguments.function, arguments)
+    return run_guarded(arguments.function, arguments)
 
 
 if __name__ == "__main__":

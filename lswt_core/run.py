@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lswt_core.cli.common import recipe_arguments, registry_of
 from lswt_core.recipe import Recipe
-from lswt_core.reporting.exit_status import guarded
+from lswt_core.reporting.exit_status import run_guarded
 
 DESCRIPTION = """Train what a recipe describes. The same command again, or --resume, continues exactly where the run stopped.
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments_of(parser)
-    return guarded(run, parser.parse_intermixed_args(argv))
+    return run_guarded(run, parser.parse_intermixed_args(argv))
 
 
 if __name__ == "__main__":

@@ -354,11 +354,11 @@ def test_with_this_library_no_foreign_code_is_run(
 
 
 def test_every_component_of_the_model_can_be_bundled() -> None:
-    from lswt_core.hf.source_bundle import KVBlock
+    from lswt_core.hf.source_bundle import ModuleSource
     from lswt_core.recipe.layer_selectors import LAYERED
     from lswt_core.registry import Registry
 
-    check: Callable[[str], KVBlock] = KVBlock  # raises where a module renames what it imports
+    check: Callable[[str], ModuleSource] = ModuleSource  # raises where a module renames what it imports
     modules = sorted(
         {
             offer.module

@@ -8,7 +8,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lswt_core.registry import REQUIRED, Offer, Registry
 from lswt_core.registry.capabilities import capabilities
 from lswt_core.registry.kinds import KINDS
 from lswt_core.registry.option_schema import bounds, plain, words
+from lswt_core.reporting.tables import Table
 
 # ---------- list
 
@@ -62,7 +63,7 @@ def list_plugins(arguments: argparse.Namespace) -> int:
         ("broken", entry.entry, f"{entry.distribution} {entry.version}", "no", "", entry.cause)
         for entry in broken
     ]
-    print("\n".join(columns(rows)))
+    print(Table(rows[0], rows[1:], text_columns=range(len(rows[0]))).text())
     return 0
 
 
@@ -77,15 +78,6 @@ def imported(registry: Registry, offer: Offer) -> tuple[type | None, str | None]
 def imports_json(cause: str | None) -> dict[str, Any]:
     """Whether a component can be imported, as plain data."""
     return {"imports": cause is None, "cause": cause}
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, every column as wide as it must be."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def nearby(path: str) -> str:
