@@ -182,7 +182,7 @@ def refuse_contradictions(swaps: Sequence[str], where: str) -> None:
 def arms_of_file(ablation: Ablation, file: File) -> Iterator[Variant]:
     """The arms an ablation file tells one by one."""
     for name, table in ablation.arm.items():
-        path = file.path.parent / (table.recipe or ablation.recipe)
+        path = find(table.recipe or ablation.recipe, file.path.parent)
         overrides = (*ablation.set, *table.set)
         origin = file.locate(("arm", name))
         if table.recipe is None and not table.set:

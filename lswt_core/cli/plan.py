@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lswt_core.cli.common import recipe_arguments, required_registry
+from lswt_core.cli.common import recipe_arguments, report_source, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap import override_of
@@ -82,7 +82,10 @@ def load(arguments: argparse.Namespace, registry: Registry, *swaps: str) -> Reci
         *map(override_of, swaps),
         *([f"train.precision={precision}"] if precision else []),
     ]
-    return Recipe.load(arguments.recipe, overrides, overlay=arguments.overlay, registry=registry)
+    recipe = Recipe.load(arguments.recipe, overrides, overlay=arguments.overlay, registry=registry)
+    if not swaps:
+        report_source(recipe, arguments.recipe)
+    return recipe
 
 
 def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:

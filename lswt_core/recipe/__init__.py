@@ -5,19 +5,20 @@ line. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from lswt_core.errors import PluginError, Problem, RecipeError
+from lswt_core.errors import Problem, RecipeError
 from lswt_core.recipe import messages as wording
-from lswt_core.recipe import schema as settings
+from lswt_core.recipe import schema
 from lswt_core.recipe import toml_writer as write
-from lswt_core.recipe.by_layer import collect, expand
-from lswt_core.recipe.layer_selectors import GRAMMAR, LAYERED, LAYERS, select
-from lswt_core.recipe.loader import read_chain
-from lswt_core.recipe.overrides import read_overrides
-from lswt_core.recipe.provenance import OVERLAYS, USE, Branch, Builder, Leaf, Origin, lay
+from lswt_core.recipe.layer_selectors import GRAMMAR, LAYERS, select
+from lswt_core.recipe.loader import File, read_chain
+from lswt_core.recipe.merged import Layers, Merged, raise_problems
+from lswt_core.recipe.overrides import PLACE, read_overrides
+from lswt_core.recipe.provenance import OVERLAYS, USE, Branch, Builder, Leaf, Origin
 from lswt_core.recipe.toml_lines import parse_key
 from lswt_core.recipe.validate import Checked, Chosen
 from lswt_core.registry import Registry, nearest
@@ -25,77 +26,18 @@ from lswt_core.registry.kinds import KIND_OF_TABLE, KINDS
 
 __all__ = ["OVERLAYS", "Chosen", "Origin", "Recipe"]
 
-MOST = 20  # problems shown at once
-ORDER = (  # of a resolved recipe's tables
-    *(
-        "model",
-        "embedding",
-        "positional",
-        "memory",
-        "attention",
-        "qk_norm",
-        "ffn",
-        "norm",
-        LAYERS,
-        "cross_entropy",
-        "loss",
-    ),
-    *(
-        "optimizer",
-        "schedule",
-        "data",
-        "tokenizer",
-        "train",
-        "evaluate",
-        "checkpoint",
-        "sample",
-        "track",
-    ),
-)
-
-
-class Layers(NamedTuple):
-    """What was written, before it is merged: files (the most basic first) or Python, then the
-    command line.
-    """
-
-    written: list[Branch]
-    overlays: list[Branch]  # each holds the tables of OVERLAYS alone
-    overrides: Branch
-    fallback: Origin
-    problems: list[Problem]
-
 
 class Recipe:
     """A complete, checked description of a run; built by ``load`` or ``from_dict``."""
 
-    def __init__(self, name: str, layers: Layers, overlay: str | None, registry: Registry) -> None:
-        """Merge and check; every problem of every overlay is raised at once."""
-        held = {key for layer in layers.overlays for key in layer.items}
-        self.name, self.registry = name, registry
-        self.overlays = tuple(key for key in OVERLAYS if key in held)
-        self.overlay = overlay if overlay in self.overlays else None
-        variants = {choice: Merged(layers, choice, registry) for choice in (None, *self.overlays)}
-        self._merged, self._plain = variants[self.overlay], variants[None]
-        self._chosen = self._merged.base
-        raise_problems(
-            layers,
-            self._chosen,
-            [other.base for other in variants.values() if other is not self._merged],
-        )
-        tables = self._chosen.core
-        self.model, self.embedding = (
-            cast(settings.Model, tables["model"]),
-            cast(settings.Embedding, tables["embedding"]),
-        )
-        self.train, self.evaluate = (
-            cast(settings.Train, tables["train"]),
-            cast(settings.Evaluate, tables["evaluate"]),
-        )
-        self.checkpoint, self.sample = (
-            cast(settings.Checkpoint, tables["checkpoint"]),
-            cast(settings.Sample, tables["sample"]),
-        )
+    def __init__(self, name: str, source: str, layers: Layers, registry: Registry) -> None:
+        """Merge and check, without and with every overlay; ``source`` is the file as shown."""
+        self.name, self.source, self.registry = name, source, registry
+        self.overlays = layers.overlay_names()
+        self._layers = layers
+        self._variants = {
+            overlay: Merged(layers, overlay, registry) for overlay in (None, *self.overlays)
+        }
 
     @classmethod
     def load(
@@ -106,41 +48,22 @@ class Recipe:
         overlay: str | None = None,
         registry: Registry | None = None,
     ) -> Recipe:
-        """Read a file. ``overrides`` are "a.b.c=value" words; ``overlay`` ("cpu", "cuda") is
-        applied if the recipe has it.
+        """Read a recipe by path or name ("small", "lswt:small", "PACKAGE:NAME").
+
+        ``overrides`` are "a.b.c=value" words; ``overlay`` ("cpu", "cuda") is applied if the recipe
+        has it. Raises RecipeError with every problem of every overlay at once.
         """
         if overlay not in (None, *OVERLAYS):
-            fix = f"use one of: {', '.join(OVERLAYS)}"
-            raise RecipeError(
-                [
-                    Problem(
-                        f"unknown overlay {overlay!r}",
-                        "command line",
-                        "a recipe can have no such overlay",
-                        fix,
-                    )
-                ]
-            )
-        problems: list[Problem] = []
+            why, fix = "a recipe can have no such overlay", f"use one of: {', '.join(OVERLAYS)}"
+            raise RecipeError([Problem(f"unknown overlay {overlay!r}", PLACE, why, fix)])
         chain = read_chain(path)
-        written, overlays = [], []
-        for rank, file in enumerate(chain):
-            main, special = split(file.tables)
-            written.append(Builder(file.locate, rank, problems).branch(main))
-            overlays.append(Builder(file.locate, rank + len(chain), problems).branch(special))
-        given = read_overrides(overrides, 2 * len(chain), problems)
-        overlays.append(
-            replace(
-                given, items={key: node for key, node in given.items.items() if key in OVERLAYS}
-            )
+        recipe = cls(
+            Path(chain[-1].shown).stem,
+            chain[-1].shown,
+            layers_of(chain, overrides),
+            registry or Registry(),
         )
-        main_given = replace(
-            given, items={key: node for key, node in given.items.items() if key not in OVERLAYS}
-        )
-        layers = Layers(
-            written, overlays, main_given, chain[-1].line(1)._replace(text=""), problems
-        )
-        return cls(Path(path).stem, layers, overlay, registry or Registry())
+        return recipe._select(overlay)
 
     @classmethod
     def from_dict(
@@ -150,15 +73,32 @@ class Recipe:
         overlays are checked only. ``where`` is what problems name as its place.
         """
         python, problems = Origin(where, ""), list[Problem]()
-        main, special = (
-            Builder(lambda _: python, 0, problems).branch(part) for part in split(tables)
-        )
-        return cls(
-            "recipe",
-            Layers([main], [special], Branch("", {}, python), python, problems),
-            None,
-            registry or Registry(),
-        )
+        builder = Builder(lambda _: python, 0, problems)
+        main, overlays = map(builder.branch, split(tables))
+        layers = Layers([main], [overlays], Branch("", {}, python), python, problems)
+        return cls("recipe", where, layers, registry or Registry())._select(None)
+
+    def with_overlay(self, overlay: str | None) -> Recipe:
+        """The recipe with another overlay applied; without any if it has none of that name. Nothing
+        is read again. Raises RecipeError for overrides that do not fit that overlay.
+        """
+        return copy(self)._select(overlay)
+
+    def _select(self, overlay: str | None) -> Recipe:
+        """Apply an overlay, and raise what is wrong."""
+        self.overlay = overlay if overlay in self.overlays else None
+        self._merged, self._plain = self._variants[self.overlay], self._variants[None]
+        self._chosen = self._merged.base
+        others = [one.base for one in self._variants.values() if one is not self._merged]
+        raise_problems(self._layers, self._chosen, others)
+        tables = self._chosen.core
+        self.model = cast(schema.Model, tables["model"])
+        self.embedding = cast(schema.Embedding, tables["embedding"])
+        self.train = cast(schema.Train, tables["train"])
+        self.evaluate = cast(schema.Evaluate, tables["evaluate"])
+        self.checkpoint = cast(schema.Checkpoint, tables["checkpoint"])
+        self.sample = cast(schema.Sample, tables["sample"])
+        return self
 
     def one(self, kind: str) -> Chosen:
         """The component of a kind of which there is one."""
@@ -215,7 +155,7 @@ class Recipe:
         return hash(self.fingerprint())
 
     def changes(self) -> list[tuple[str, Any, Any]]:
-        """What the applied overlay changed: key, value without it, value with it (None: not there)."""
+        """What the applied overlay changed: key, value without it, with it (None: absent)."""
         before, after = write.flat(self._plain.resolved()), write.flat(self.resolved())
         return [
             (key, before.get(key), after.get(key))
@@ -293,104 +233,22 @@ class Recipe:
         )
 
 
+def layers_of(chain: Sequence[File], overrides: Sequence[str]) -> Layers:
+    """The layers of a chain of files and the command line."""
+    problems: list[Problem] = []
+    written, overlays = [], []
+    for rank, file in enumerate(chain):
+        main, special = split(file.tables)
+        written.append(Builder(file.locate, rank, problems).branch(main))
+        overlays.append(Builder(file.locate, rank + len(chain), problems).branch(special))
+    given = read_overrides(overrides, 2 * len(chain), problems)
+    main_items, overlay_items = split(given.items)
+    overlays.append(replace(given, items=overlay_items))
+    fallback = chain[-1].line(1)._replace(text="")
+    return Layers(written, overlays, replace(given, items=main_items), fallback, problems)
+
+
 def split(tables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tables of a recipe, and its overlays."""
-    return {k: v for k, v in tables.items() if k not in OVERLAYS}, {
-        k: v for k, v in tables.items() if k in OVERLAYS
-    }
-
-
-class Merged:
-    """The recipe as it stands with one overlay, or none, checked: for all layers, and for every
-    single one where they differ.
-    """
-
-    def __init__(self, layers: Layers, overlay: str | None, registry: Registry) -> None:
-        problems: list[Problem] = []
-        self.base = Checked(merge(layers, overlay, problems), registry, layers.fallback)
-        self.base.problems[:0] = problems
-        self.layers = expand(self.base)
-
-    def resolved(self) -> dict[str, Any]:
-        """The plain tables, in order."""
-        tables = resolve(self.base)
-        if self.layers:
-            held = [
-                {name: table for name, table in resolve(layer).items() if name in LAYERED}
-                for layer in self.layers
-            ]
-            tables[LAYERS] = collect(tables, held)
-        return {
-            name: tables[name]
-            for name in ORDER
-            if name in tables and (tables[name] or name != LAYERS)
-        }
-
-
-def merge(layers: Layers, overlay: str | None, problems: list[Problem]) -> Branch:
-    """The recipe with one overlay, or none."""
-    tree = Branch("", {}, layers.fallback)
-    for layer in layers.written:
-        tree = lay(tree, layer, problems)
-    for layer in layers.overlays:
-        node = layer.items.get(overlay) if overlay else None
-        if isinstance(node, Leaf):
-            problems.append(
-                wording.not_a_table(node, f"write e.g. [{overlay}.train] and its keys below it")
-            )
-        elif node is not None:
-            tree = lay(tree, node, problems)
-    return lay(tree, layers.overrides, problems)
-
-
-def raise_problems(layers: Layers, chosen: Checked, others: Sequence[Checked]) -> None:
-    """Raise what is wrong, once each. Overrides are meant for the chosen overlay, so they may not
-    fit the others.
-    """
-    problems, broken = [*layers.problems, *chosen.problems], list(chosen.plugin_problems)
-    for other in others:
-        problems += [problem for problem in other.problems if problem.where != "command line"]
-        broken += other.plugin_problems
-    everything = list(dict.fromkeys([*problems, *broken]))
-    if len(everything) > MOST:
-        rest = len(everything) - MOST
-        more = Problem(
-            f"... and {rest} more",
-            layers.fallback.where,
-            f"only {MOST} are shown at once",
-            "mend these first",
-        )
-        everything = [*everything[:MOST], more]
-    if problems:
-        raise RecipeError(everything)
-    if broken:
-        raise PluginError("\n\n".join(map(str, everything)))
-
-
-def resolve(checked: Checked) -> dict[str, Any]:
-    """The plain tables of a checked recipe, in order."""
-    tables: dict[str, Any] = {}
-    for name in ORDER:
-        if name in checked.core:
-            tables[name] = present(checked.core[name].model_dump())
-        elif kind := KIND_OF_TABLE.get(name):
-            components = {
-                key: component_table(chosen) for key, chosen in checked.chosen[kind.name].items()
-            }
-            tables |= (
-                ({name: components} if components else {})
-                if kind.many
-                else {name: next(iter(components.values()), {})}
-            )
-    return tables
-
-
-def component_table(chosen: Chosen) -> dict[str, Any]:
-    """A component as its table in a resolved recipe."""
-    weight = {"weight": chosen.weight} if chosen.kind == KINDS["loss"].name else {}
-    return {"use": chosen.name, **weight, **present(chosen.options)}
-
-
-def present(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None."""
-    return {name: value for name, value in values.items() if value is not None}
+    main = {name: table for name, table in tables.items() if name not in OVERLAYS}
+    return main, {name: table for name, table in tables.items() if name in OVERLAYS}

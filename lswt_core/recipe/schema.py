@@ -1,4 +1,4 @@
-"""The recipe tables that belong to the core (components bring their own options). Imports no torch."""
+"""The recipe tables of the core; components bring their own options. Imports no torch."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def value(item: Any) -> str:
 
 
 def fingerprint(tables: Mapping[str, Any]) -> str:
-    """A hash of the content: the order of stacked components counts, that of other keys does not."""
+    """A hash of the content; the order of keys counts for stacked components alone."""
     return hashlib.sha256(
         json.dumps(ordered(tables), sort_keys=True, allow_nan=False).encode()
     ).hexdigest()

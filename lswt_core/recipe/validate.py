@@ -243,7 +243,7 @@ class Checked:
         )
 
     def automatic(self) -> Offer:
-        """The choice among attention backends; by default among those of its list that are offered."""
+        """The "auto" backend; by default it prefers those of its list that are offered."""
         (prefer,) = AUTO.options
         return AUTO._replace(
             options=(

@@ -57,18 +57,7 @@ class Session:
     ) -> None:
         self.arguments, self.registry, self.directory = arguments, registry, directory
         self.world = World.join()
-        overlay = (
-            None
-            if arguments.full or self.world.device.type not in recipe.overlays
-            else self.world.device.type
-        )
-        self.recipe = (
-            recipe
-            if overlay is None
-            else Recipe.load(
-                arguments.recipe, arguments.overrides, overlay=overlay, registry=registry
-            )
-        )
+        self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
         self.full = recipe
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         self.console = Console(log_every=self.recipe.train.log_every, silent=self.world.rank > 0)
@@ -181,7 +170,7 @@ class Session:
     def introduce(self) -> None:
         """What will be run, and what an overlay has changed about it."""
         recipe, train = self.recipe, self.recipe.train
-        self.console.say(f"recipe {self.arguments.recipe} -> {self.directory}")
+        self.console.say(f"recipe {recipe.source} -> {self.directory}")
         if recipe.overlay is not None:
             whole = self.full.train
             found = (
