@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 if not torch.cuda.is_available():
     # Triton's kernels run as Python; to be told before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell that starts the tests in the background ignores them, and a run would too
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
