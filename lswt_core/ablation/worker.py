@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import sys
 from contextlib import suppress
@@ -16,6 +15,11 @@ from pathlib import Path
 from statistics import median
 from threading import Thread
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 import torch
 
@@ -164,12 +168,14 @@ def reason(error: Exception) -> str:
     return str(error).partition(". ")[0].partition("\n")[0]
 
 
-def peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int | None:
     """The most memory this process has held: of the accelerator if it computes there, else of the
-    machine.
+    machine; None where the system does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
