@@ -98,11 +98,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
-def place(error: BaseException, path: Path) -> str:
-    """Where in a file an exception was raised, in brackets; empty if it was raised elsewhere."""
-    lines = [
-        line
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if Path(frame.f_code.co_filename) == path
-    ]
+def location_in(path: Path, error: BaseException) -> str:
+    """The innermost line of a file in a traceback, as " (file:line)"; empty if there is none."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if Path(frame.f_code.co_filename) == path]
     return f" ({path}:{lines[-1]})" if lines else ""
