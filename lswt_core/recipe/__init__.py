@@ -101,7 +101,7 @@ class Recipe:
         return self
 
     def one(self, kind: str) -> Chosen:
-        """The component of a kind of which there is one."""
+        """The component of a kind that does not stack."""
         return self._chosen.chosen[kind][kind]
 
     def many(self, kind: str) -> dict[str, Chosen]:
@@ -110,24 +110,29 @@ class Recipe:
 
     def every(self, kind: str) -> list[Chosen]:
         """The different components of a kind, those of single layers included."""
-        found: list[Chosen] = []
+        components: list[Chosen] = []
         for checked in (self._chosen, *self._merged.layers):
-            found += [chosen for chosen in checked.chosen[kind].values() if chosen not in found]
-        return found
+            for chosen in checked.chosen[kind].values():
+                if chosen not in components:
+                    components.append(chosen)
+        return components
 
     def tables_with(self, kind: str, name: str) -> list[str]:
-        """The tables, as they are written, whose component of a kind of which there is one has that
-        name: "attention", 'layers."every 2".attention'.
+        """The tables that choose a component of that name, of a kind that does not stack:
+        "attention", 'layers."every 2".attention'.
         """
-        table, tree = KINDS[kind].table, self._chosen.tree
-        tables = [table] if self.one(kind).name == name else []
-        selectors = tree.items.get(LAYERS)
-        for selector, special in selectors.items.items() if isinstance(selectors, Branch) else ():
-            written = special.items.get(table) if isinstance(special, Branch) else None
-            if isinstance(written, Branch):
-                use = written.items.get("use")
-                held = use.value if isinstance(use, Leaf) else self.one(kind).name
-                tables += [f"{LAYERS}.{write.key(selector)}.{table}"] if held == name else []
+        table, default = KINDS[kind].table, self.one(kind).name
+        tables = [table] if default == name else []
+        selectors = self._chosen.tree.items.get(LAYERS)
+        if not isinstance(selectors, Branch):
+            return tables
+        for selector, node in selectors.items.items():
+            own = node.items.get(table) if isinstance(node, Branch) else None
+            if isinstance(own, Branch):
+                use = own.items.get("use")
+                chosen = use.value if isinstance(use, Leaf) else default
+                if chosen == name:
+                    tables.append(f"{LAYERS}.{write.key(selector)}.{table}")
         return tables
 
     def components(self) -> list[Chosen]:
@@ -135,8 +140,8 @@ class Recipe:
         return [chosen for kind in KINDS for chosen in self.every(kind)]
 
     def resolved(self) -> dict[str, Any]:
-        """The whole recipe with every default written out; loading it gives an equal recipe. A None
-        is left out: TOML has none.
+        """The plain tables with every default; loading them gives an equal recipe. None is left
+        out, which TOML does not have.
         """
         return self._merged.resolved()
 
@@ -164,26 +169,27 @@ class Recipe:
         ]
 
     def explain(self, key: str) -> list[tuple[Any, Origin]]:
-        """Every value a key was given, oldest first, and where; the last one is in force."""
-        checked, path = self.place(key)
-        size = 2 if path[0] in KIND_OF_TABLE and KIND_OF_TABLE[path[0]].many else 1
+        """Every value that a key was given and its origin, oldest first; the last is in force.
+        Raises RecipeError for an unknown key.
+        """
+        checked, path = self._locate(key)
+        kind = KIND_OF_TABLE.get(path[0])
+        size = 2 if kind is not None and kind.many else 1
         table, name = ".".join(path[:size]), ".".join(path[size:])
         node = checked.tree.at(path)
-        history = (
-            list(node.history)
-            if isinstance(node, Leaf) and checked.tree.at(path[:-1]) is not node
-            else []
-        )
+        history: list[tuple[Any, Origin]] = []
+        if isinstance(node, Leaf) and checked.tree.at(path[:-1]) is not node:
+            history = list(node.history)
         owner = checked.owners.get(table)
         if not name and history:
             return history  # a component that was removed
         if owner is None or name.partition(".")[0] not in owner.keys:
-            raise RecipeError([self.unknown(key, table, name, owner)])
-        return self.default(owner, path[size]) + history
+            raise RecipeError([self._unknown_key(key, table, name, owner)])
+        return default_of(owner, path[size]) + history
 
-    def place(self, key: str) -> tuple[Checked, tuple[str, ...]]:
-        """What a key is looked up in, and its path there: layers."0-3".ffn.use is ffn.use as it
-        stands in layer 0.
+    def _locate(self, key: str) -> tuple[Checked, tuple[str, ...]]:
+        """The checked recipe that a key is looked up in, and its path there: layers."0-3".ffn.use
+        is ffn.use of layer 0.
         """
         path = parse_key(key) or (key,)
         if path[0] != LAYERS or len(path) < 3:
@@ -191,46 +197,35 @@ class Recipe:
         try:
             layer, *_ = select(path[1], self.model.n_layers)
         except ValueError as error:
-            raise RecipeError(
-                [Problem(f'cannot explain "{key}"', self.name, str(error), GRAMMAR)]
-            ) from error
+            problem = Problem(f'cannot explain "{key}"', self.name, str(error), GRAMMAR)
+            raise RecipeError([problem]) from error
         return (self._merged.layers[layer] if self._merged.layers else self._chosen), path[2:]
 
-    def default(self, owner: wording.Owner, name: str) -> list[tuple[Any, Origin]]:
-        """What a key holds where nothing is written; empty if it must be written."""
-        field = owner.model.model_fields.get(name)
-        if field is not None:
-            default = field.get_default()
-        else:
-            default = (
-                1.0
-                if name == "weight"
-                else owner.table.partition(".")[2] or USE[KIND_OF_TABLE[owner.table].name]
-            )
-        return (
-            [] if field is not None and field.is_required() else [(default, Origin("default", ""))]
-        )
-
-    def unknown(self, key: str, table: str, name: str, owner: wording.Owner | None) -> Problem:
-        """A key that cannot be explained."""
-        keys = list(write.flat(self.resolved()))
+    def _unknown_key(self, key: str, table: str, name: str, owner: wording.Owner | None) -> Problem:
+        """The problem of a key that has no history."""
         if owner is not None and not name:
-            return Problem(
-                f'"{key}" is a table',
-                self.name,
-                "only single values have a history",
-                f"ask for one of: {', '.join(owner.keys)}",
-            )
+            fix = f"ask for one of: {', '.join(owner.keys)}"
+            return Problem(f'"{key}" is a table', self.name, "only values have a history", fix)
         if owner is not None:
             leaf = Leaf(key, ((None, Origin(self.name, "")),), 0)
             return wording.unknown_key(leaf, owner, self._chosen.homes)
-        guess = nearest(key, keys)
-        return Problem(
-            f'unknown key "{key}"',
-            self.name,
-            "the recipe has no such table",
-            f'did you mean "{guess}"?' if guess else "see dump",
-        )
+        guess = nearest(key, write.flat(self.resolved()))
+        fix = f'did you mean "{guess}"?' if guess else "see: python -m lswt_core resolve"
+        return Problem(f'unknown key "{key}"', self.name, "the recipe has no such table", fix)
+
+
+def default_of(owner: wording.Owner, name: str) -> list[tuple[Any, Origin]]:
+    """The default of a key and its origin; empty if the key is required."""
+    field = owner.model.model_fields.get(name)
+    if field is not None and field.is_required():
+        return []
+    if field is not None:
+        default = field.get_default()
+    elif name == "weight":
+        default = 1.0
+    else:  # use: the table's name, or the default of the kind
+        default = owner.table.partition(".")[2] or USE[KIND_OF_TABLE[owner.table].name]
+    return [(default, Origin("default", ""))]
 
 
 def layers_of(chain: Sequence[File], overrides: Sequence[str]) -> Layers:

@@ -86,8 +86,9 @@ def bounds(annotation: Any) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for limit in typing.get_args(annotation)[1:]:
-        group = limit if isinstance(limit, annotated_types.GroupedMetadata) else (limit,)
-        for single in group:
+        grouped = isinstance(limit, annotated_types.GroupedMetadata)
+        singles: list[Any] = list(limit) if grouped else [limit]
+        for single in singles:
             if bound(single):
                 found |= asdict(single)
     return found
