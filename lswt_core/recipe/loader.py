@@ -34,24 +34,24 @@ class File(NamedTuple):
     numbers: dict[Key, int]
 
     def locate(self, key: Key) -> Origin:
-        """Where a key, or else the nearest table around it, is written."""
+        """The origin of a key, or else of the nearest table around it."""
         while key and key not in self.numbers:
             key = key[:-1]
         return self.line(self.numbers.get(key, 1))
 
     def line(self, number: int) -> Origin:
-        """A line, by its number."""
+        """The origin of a line."""
         return Origin(f"{self.shown}:{number}", excerpt(self.lines, number))
 
 
 def excerpt(lines: list[str], number: int) -> str:
-    """One line, fit to be printed."""
+    """One line, printable and at most 120 characters long."""
     text = lines[number - 1].strip() if number <= len(lines) else ""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:120])
 
 
 def stop(what: str, origin: Origin, why: str, fix: str) -> RecipeError:
-    """An error that leaves nothing else to check."""
+    """A fatal error: nothing else can be checked."""
     return RecipeError([Problem(what, origin.where, why, fix, origin.text)])
 
 
@@ -170,7 +170,7 @@ def extended_path(reference: object, folder: Path) -> Path:
 
 
 def read(path: Path, shown: str, asked: Origin) -> File:
-    """Parse one file; ``asked`` is where it is named."""
+    """Parse one file; ``asked`` is the origin of its name. Raises RecipeError."""
     try:
         with path.open("rb") as stream:
             data = stream.read(LARGEST + 1)
@@ -209,7 +209,7 @@ def read(path: Path, shown: str, asked: Origin) -> File:
 
 
 def decode(data: bytes, shown: str) -> str:
-    """The text of a file, which must be UTF-8 without a byte-order mark."""
+    """Decode a file, which must be UTF-8 without a byte-order mark."""
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise stop(
             f"{shown} begins with a byte-order mark",
