@@ -20,7 +20,7 @@ from lswt_core.cli import plan as plan_command
 from lswt_core.cli import plugins as plugins_command
 from lswt_core.cli import recipes as recipes_command
 from lswt_core.cli.common import Entry, exit_codes
-from lswt_core.reporting.exit_status import guarded
+from lswt_core.reporting.exit_status import run_guarded
 
 COMMANDS = (
     Entry(
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "function"):
         parser.print_help()
         return 0
-    return guarded(arguments.function, arguments)
+    return run_guarded(arguments.function, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 # What the exit codes of the command line mean; README has the same table.
 EXIT_CODES = {
     0: "done; of `ablate`: no run has failed",
@@ -51,7 +50,7 @@ class Incompatible(LswtError):
 
 
 class DataError(LswtError):
-    """Data or a tokenizer cannot be read, is empty, or is not what the checkpoint was trained on."""
+    """Data or a tokenizer cannot be read, is empty, or differs from the checkpoint's."""
 
     exit_code = 4
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lswt_core.cli.common import exit_codes, next_commands, recipe_arguments, registry_of
 from lswt_core.recipe import Recipe
-from lswt_core.reporting.exit_status import guarded
+from lswt_core.reporting.exit_status import run_guarded
 
 DESCRIPTION = (
     "Train what a recipe describes. The same command again, or --resume, continues exactly where"
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments_of(parser)
-    return guarded(run, parser.parse_intermixed_args(argv))
+    return run_guarded(run, parser.parse_intermixed_args(argv))
 
 
 if __name__ == "__main__":

@@ -22,17 +22,19 @@ import torch
 from nano import NANO
 from processes import Done, environment, run
 
-from lswt_core.ablation.arms import Variant, axis_of, laid_out
-from lswt_core.ablation.certificate import Change, Start, axes_of, flaws_of_start
-from lswt_core.ablation.compare import report
-from lswt_core.ablation.html_page import html
-from lswt_core.ablation.match import match
-from lswt_core.ablation.outcome import Arm, Outcome, Study
+from lswt_core.ablation.arms import ArmSpec, axis_of_swap, lay_out_arms
+from lswt_core.ablation.build_arms import AblationSpec
+from lswt_core.ablation.certificate import RunRecord, check_records
+from lswt_core.ablation.compare import make_report
+from lswt_core.ablation.html_page import render_page
+from lswt_core.ablation.match import match_size
+from lswt_core.ablation.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.publish import publish
+from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
+from lswt_core.ablation.report_text import render_markdown, render_terminal, summarize
 from lswt_core.ablation.runner import Workers
-from lswt_core.ablation.shared_attention import shared_attention
-from lswt_core.ablation.study import Ablation, Asked
-from lswt_core.ablation.tables import markdown, summary, terminal
+from lswt_core.ablation.shared_attention import share_attention
+from lswt_core.ablation.study import Ablation
 from lswt_core.cli.ablate import read_arms
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, RecipeError, UsageError
@@ -237,7 +239,8 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
         assert any("done, held-out loss" in line for line in process.stdout)
         until(lambda: any(under_way(directory) for directory in (tmp_path / "store").iterdir()))
         process.send_signal(number)
-        process.communicate()
+        printed, _ = process.communicate()
+    assert ("missing seeds" in printed) == (number == signal.SIGINT)
     assert process.returncode == (75 if number == signal.SIGINT else -signal.SIGKILL)
     done = start(place, *asked)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -318,20 +321,20 @@ def arms(place: Path, *more: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 def test_swaps_become_arms() -> None:
     path, swaps = Path("r.toml"), ["ffn=gelu", "ffn=geglu", "memory.xl=false"]
-    single = laid_out("one-at-a-time", path, swaps, (), "here")
+    single = lay_out_arms("one-at-a-time", path, swaps, (), "here")
     assert [arm.name for arm in single] == ["baseline", *swaps] and [
         arm.axes for arm in single[1:]
     ] == [("ffn",), ("ffn",), ("memory.xl",)]
-    every = laid_out("factorial", path, swaps, (), "here")
+    every = lay_out_arms("factorial", path, swaps, (), "here")
     assert len(every) == 3 * 2 and every[-1].axes == ("ffn", "memory.xl")
-    added = laid_out("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
+    added = lay_out_arms("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
     assert added[0].overrides == ("ffn.use=gelu", "memory.xl=false")
     assert [(arm.name, arm.overrides) for arm in added[1:]] == [
         ("without ffn=gelu", ("memory.xl=false",)),
         ("without memory.xl=false", ("ffn.use=gelu",)),
     ]
     with pytest.raises(RecipeError, match='two of them are about "ffn"'):
-        laid_out("add-one-in", path, swaps, (), "here")
+        lay_out_arms("add-one-in", path, swaps, (), "here")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +349,7 @@ def test_swaps_become_arms() -> None:
     ],
 )
 def test_a_swap_is_about_one_thing(swap: str, axis: str) -> None:
-    assert axis_of(swap) == axis
+    assert axis_of_swap(swap) == axis
 
 
 FILE = """recipe = "nano.toml"
@@ -434,24 +437,26 @@ CPU = torch.device("cpu")
 
 
 def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path) -> None:
-    found = shared_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
-    assert found is not None and found.name == found.alone == "blocked" and not found.text()
-    found = shared_attention(
-        recipes(place, base=[], has_bias=["positional.use=alibi"], own=["attention.use=eager"]),
+    found = share_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
+    assert (
+        found is not None and found.name == found.baseline_choice == "blocked" and not found.note()
+    )
+    found = share_attention(
+        recipes(place, base=[], biased=["positional.use=alibi"], own=["attention.use=eager"]),
         Registry(),
         CPU,
     )
     assert (
         found is not None
-        and (found.name, found.alone) == ("sdpa", "blocked")
-        and "arm biased cannot take blocked" in found.text()
+        and (found.name, found.baseline_choice) == ("sdpa", "blocked")
+        and "arm biased cannot take blocked" in found.note()
     )
     assert found.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), (
         "a named backend stays"
     )
     assert (
-        shared_attention(
-            recipes(place, base=["attention.use=eager"], has_bias=["positional.use=alibi"]),
+        share_attention(
+            recipes(place, base=["attention.use=eager"], biased=["positional.use=alibi"]),
             Registry(),
             CPU,
         )
@@ -459,8 +464,8 @@ def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path
     )
     narrow = 'attention.prefer=["blocked"]'
     with pytest.raises(Incompatible, match="arm biased cannot take blocked"):
-        shared_attention(
-            recipes(place, base=[narrow], has_bias=[narrow, "positional.use=alibi"]),
+        share_attention(
+            recipes(place, base=[narrow], biased=[narrow, "positional.use=alibi"]),
             Registry(),
             CPU,
         )
@@ -477,13 +482,13 @@ def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path
 def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, layers: str) -> None:
     more = {"baseline": (layers,), "biased": (layers, "positional.use=alibi")}
     variants = [
-        Variant(name, (name,), place / "nano.toml", words, ("positional",))
+        ArmSpec(name, (name,), place / "nano.toml", words, ("positional",))
         for name, words in more.items()
     ]
-    asked = Asked("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
+    asked = AblationSpec("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
     ablation = Ablation(asked, Registry(), World.join(), print)
     ablation.build()
-    assert [one.structure.kernels["attention"] for one in ablation.built] == ["sdpa", "sdpa"]
+    assert [one.structure.kernels["attention"] for one in ablation.arms] == ["sdpa", "sdpa"]
     settings = ablation.settings(Workers(1, 1, [], []))
     assert (
         settings["attention"] == "sdpa" and "attention is sdpa in every arm" in settings["notes"][0]
@@ -491,8 +496,22 @@ def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, l
     told = study(arm("baseline", [3.0]), arm("x", [2.9]))
     assert (
         settings["notes"][0]
-        in summary(report(replace(told, settings=told.settings | settings)))[-2]
+        in summarize(make_report(replace(told, settings=told.settings | settings)))[-2]
     )
+
+
+def test_a_value_that_only_the_baseline_writes_is_located_in_the_baseline(place: Path) -> None:
+    text = (place / "nano.toml").read_text()
+    (place / "other.toml").write_text(
+        text.replace('[memory.xl]\nuse = "xl-cache"\nlength = 16', "")
+    )
+    baseline, arm = (Recipe.load(place / name) for name in ("nano.toml", "other.toml"))
+    line = text.splitlines().index("[memory.xl]") + 1
+    places = {change.key: change.where for change in diff_recipes(baseline, arm)}
+    assert places == {
+        "memory.xl.use": f"{place / 'nano.toml'}:{line + 1}",
+        "memory.xl.length": f"{place / 'nano.toml'}:{line + 2}",
+    }
 
 
 def test_what_a_swap_is_about() -> None:
@@ -504,13 +523,13 @@ def test_what_a_swap_is_about() -> None:
         change("loss.new.weight", None, 0.1),
         change("loss.new.power", None, 2),
     ]
-    assert axes_of(loss, ("loss.new.weight",)) == ("loss.new",), (
+    assert resolve_axes(loss, ("loss.new.weight",)) == ("loss.new",), (
         "whoever sets the weight of a new loss adds it"
     )
-    assert axes_of(
+    assert resolve_axes(
         [change(one.key, one.after, one.before) for one in loss], ("loss.new.weight",)
     ) == ("loss.new",)
-    assert axes_of([change("loss.old.weight", 1.0, 0.1)], ("loss.old.weight",)) == (
+    assert resolve_axes([change("loss.old.weight", 1.0, 0.1)], ("loss.old.weight",)) == (
         "loss.old.weight",
     )
     steps = [
@@ -521,10 +540,10 @@ def test_what_a_swap_is_about() -> None:
         change("optimizer.use", "sophia-g", "lion", "b.toml:4"),
         change("train.grad_clip", 1.0, 2.0, "b.toml:6"),
     ]
-    assert axes_of(steps, None, ["a.toml", "b.toml"]) == ("schedule", "optimizer"), (
+    assert resolve_axes(steps, None, ["a.toml", "b.toml"]) == ("schedule", "optimizer"), (
         "one of each file that leads to the arm"
     )
-    assert axes_of(steps, None) == ("schedule",)
+    assert resolve_axes(steps, None) == ("schedule",)
 
 
 @pytest.mark.parametrize(
@@ -555,19 +574,19 @@ def parameter(value: str, owner: str = "attention") -> dict[str, str]:
 
 
 def test_a_start_that_is_not_shared_is_seen() -> None:
-    one = Start({"a": parameter("x"), "f": parameter("y", "ffn.gelu")}, ["1", "2", "3"])
-    other = Start({"a": parameter("z"), "f": parameter("w", "ffn.swiglu")}, ["1", "5", "3"])
-    common, flaws = flaws_of_start(one, other, ["ffn"])
+    one = RunRecord({"a": parameter("x"), "f": parameter("y", "ffn.gelu")}, ["1", "2", "3"])
+    other = RunRecord({"a": parameter("z"), "f": parameter("w", "ffn.swiglu")}, ["1", "5", "3"])
+    common, flaws = check_records(one, other, ["ffn"])
     assert (common.shared_parameters, common.bitwise_equal, common.batches_equal) == (1, 0, 2)
     assert [flaw.about for flaw in flaws] == [
         "initialisation",
         "data",
     ] and "from batch 2 on" in flaws[1].text
-    assert not flaws_of_start(one, one, ["ffn"])[1]
-    assert not flaws_of_start(
-        one, Start(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"]
+    assert not check_records(one, one, ["ffn"])[1]
+    assert not check_records(
+        one, RunRecord(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"]
     )[1]
-    assert not flaws_of_start(one, Start(one.parameters, ["1", "2"]), ["ffn"])[1], (
+    assert not check_records(one, RunRecord(one.parameters, ["1", "2"]), ["ffn"])[1], (
         "a run that diverged has read less"
     )
 
@@ -595,12 +614,12 @@ def test_a_budget_that_the_swap_itself_decides_is_refused(place: Path) -> None:
 
 def test_the_solver_finds_the_nearest_size() -> None:
     # exact only without rounding to eights
-    assert match("x", "k", 100, 10_007, lambda size: 7 * size + 7).size == 1429
-    assert match("x", "k", 100, 80_008, lambda size: 100 * size + 8).size == 800
+    assert match_size("x", "k", 100, 10_007, lambda size: 7 * size + 7).size == 1429
+    assert match_size("x", "k", 100, 80_008, lambda size: 100 * size + 8).size == 800
     with pytest.raises(UsageError, match="cannot be matched"):
-        match("x", "k", 10, 1000, lambda size: 900 * size)
+        match_size("x", "k", 10, 1000, lambda size: 900 * size)
     with pytest.raises(UsageError, match="no size is small enough"):
-        match("x", "k", 10, 10, lambda size: 900 * size)
+        match_size("x", "k", 10, 10, lambda size: 900 * size)
 
 
 # ---------- reports
@@ -650,15 +669,15 @@ def outcome(seed: int, loss: float, **more: Any) -> Outcome:
     return Outcome(seed, **(given | more))
 
 
-def arm(name: str, losses: list[float | None]) -> Arm:
+def arm(name: str, losses: list[float | None]) -> ArmResult:
     outcomes = [
         Outcome.failed(i, "out of memory <b>") if loss is None else outcome(i, loss)
         for i, loss in enumerate(losses)
     ]
-    return Arm(name, name, [], 1000, 1000, 6000, 1280, {"ffn": 1000}, [], outcomes)
+    return ArmResult(name, name, [], 1000, 1000, 6000, 1280, {"ffn": 1000}, [], outcomes)
 
 
-def study(*arms: Arm, margin: float = 0.01) -> Study:
+def study(*arms: ArmResult, margin: float = 0.01) -> Study:
     settings = {
         "seeds": list(range(len(arms[0].outcomes))),
         "confidence": 0.95,
@@ -707,16 +726,16 @@ def verdicts(found: dict[str, Any]) -> list[str]:
 
 
 def test_verdicts_say_no_more_than_is_known() -> None:
-    assert verdicts(report(STUDIES["one seed"])) == ["not resolved"]
-    assert verdicts(report(STUDIES["no noise"])) == ["equivalent"]
-    assert verdicts(report(STUDIES["lost"])) == ["not resolved", "failed"]
-    assert report(STUDIES["lost"])["comparisons"][0]["lost"] == 1
-    assert verdicts(report(STUDIES["no baseline"])) == ["failed"]
+    assert verdicts(make_report(STUDIES["one seed"])) == ["not resolved"]
+    assert verdicts(make_report(STUDIES["no noise"])) == ["equivalent"]
+    assert verdicts(make_report(STUDIES["lost"])) == ["not resolved", "failed"]
+    assert make_report(STUDIES["lost"])["comparisons"][0]["lost"] == 1
+    assert verdicts(make_report(STUDIES["no baseline"])) == ["failed"]
     base = arm("baseline", [3.0, 3.1, 3.2, 3.05])
     clear = arm("clear", [2.9, 3.0, 3.11, 2.95])
     tiny = arm("tiny", [3.001, 3.101, 3.2011, 3.0509])
     noisy = arm("noisy", [2.8, 3.3, 3.1, 3.0])
-    found = report(study(base, clear, tiny, noisy))
+    found = make_report(study(base, clear, tiny, noisy))
     assert verdicts(found) == ["better", "equivalent", "not resolved"]
     assert "though the difference is resolved" in found["comparisons"][1]["why"]
     assert (
@@ -753,7 +772,7 @@ def failing(losses: list[float], times: int) -> list[float | None]:
 def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
     of_baseline: int, of_arm: int, losses: list[float], wanted: str
 ) -> None:
-    found = report(
+    found = make_report(
         study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm)))
     )
     assert verdicts(found) == [wanted]
@@ -765,16 +784,16 @@ def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
 
 def forms(found: dict[str, Any]) -> tuple[str, str, str]:
     """A report as it is printed, as Markdown and as a page."""
-    return terminal(found), markdown(found), html(found, b"", None)
+    return render_terminal(found), render_markdown(found), render_page(found, b"", None)
 
 
 STATISTICS = (
-    "paired",
-    "equivalence",
+    "paired_test",
+    "equivalence_test",
     "power",
     "seeds_needed",
     "correlation",
-    "over_documents",
+    "bootstrap_documents",
     "fmean",
     "stdev",
     "median",
@@ -794,7 +813,7 @@ def test_a_statistic_that_fails_costs_no_report(
         return result
 
     monkeypatch.setattr(f"lswt_core.ablation.compare.{statistic}", broken)
-    found = report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
+    found = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
     reasons = [
         why for one in (*found["comparisons"], *found["arms"]) for why in one["unknown"].values()
     ]
@@ -809,7 +828,7 @@ def test_a_statistic_that_fails_costs_no_report(
 def test_a_study_whose_test_fails_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lswt_core.ablation.compare.paired", lambda *_: (math.inf,))
+    monkeypatch.setattr("lswt_core.ablation.compare.paired_test", lambda *_: (math.inf,))
     publish(study(arm("baseline", BASE), arm("x", LOW)), tmp_path)
     assert verdicts(read(tmp_path)) == ["not resolved"] and (tmp_path / "report.html").is_file()
 

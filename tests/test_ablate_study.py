@@ -5,6 +5,9 @@ what their runs came to is given.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ import pytest
 from runs import write_recipe
 
 from lswt_core.__main__ import main
-from lswt_core.ablation.certificate import Start, flaws_of_start
+from lswt_core.ablation.certificate import RunRecord, check_records
 from lswt_core.ablation.outcome import Outcome
-from lswt_core.ablation.runner import Job, Matrix
+from lswt_core.ablation.progress import Job, Progress
+from lswt_core.ablation.runner import Runner, RunsStopped, Workers
+from lswt_core.ablation.store import RunStore, write_json
 from lswt_core.errors import UsageError
 from lswt_core.hf.directory import written_whole
+from lswt_core.recipe import Recipe
 
 Runs = Callable[[Job], Outcome]
 
@@ -42,7 +48,7 @@ def study(
     """
 
     def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
-        monkeypatch.setattr(Matrix, "run", lambda self: {job.key: runs(job) for job in self.jobs})
+        monkeypatch.setattr(Runner, "run", lambda self: {job.key: runs(job) for job in self.jobs})
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 
@@ -81,7 +87,7 @@ BUDGETS = (
     "train.seq_len=32",
     "train.document_masking=true",
     "train.tokens=768",
-    "train.document_assignment=in-turn",
+    "train.document_assignment=round-robin",
 )
 
 
@@ -181,11 +187,11 @@ def test_a_matched_arm_does_the_baselines_work_in_all(
 
 
 def test_batches_differ_where_the_batch_was_allowed_to() -> None:
-    one, other = Start({}, ["1", "2"]), Start({}, ["3", "4"])
+    one, other = RunRecord({}, ["1", "2"]), RunRecord({}, ["3", "4"])
     assert [
-        flaw.about for flaw in flaws_of_start(one, other, ["train"], ["train.grad_clip"])[1]
+        flaw.about for flaw in check_records(one, other, ["train"], ["train.grad_clip"])[1]
     ] == ["data"]
-    assert not flaws_of_start(one, other, ["ffn"], ["ffn.use", "train.batch_size"])[1]
+    assert not check_records(one, other, ["ffn"], ["ffn.use", "train.batch_size"])[1]
 
 
 # ---------- exit codes
@@ -266,3 +272,103 @@ def test_other_commands_refuse_such_a_place_too(
         pass
     assert main(["plugins", "new", "fading", "--kind", "positional", "--in", str(path)]) == 2
     assert capsys.readouterr().err.count(str(path)) == 2
+
+
+# ---------- stopping, progress
+
+
+def stopped_after(count: int) -> Callable[[Runner], dict[str, Outcome]]:
+    """A runner that is asked to stop after some runs."""
+
+    def run(runner: Runner) -> dict[str, Outcome]:
+        jobs = runner.jobs[:count]
+        raise RunsStopped({job.key: finished(job) for job in jobs}, len(runner.jobs))
+
+    return run
+
+
+def test_a_stopped_ablation_prints_what_is_finished_and_what_is_missing(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Runner, "run", stopped_after(3))
+    words = ["--swap", "ffn=gelu", "--seeds", "2", *places(tmp_path, [])]
+    assert main(["ablate", str(recipe), *words]) == 75
+    _, table = capsys.readouterr().out.split("finished so far")
+    header, baseline, arm = (line.split() for line in table.splitlines()[1:4])
+    assert header[-2:] == ["missing", "seeds"]
+    assert baseline == ["baseline", "3.0500", "2", "of", "2", "0", "none"]
+    assert arm == ["ffn=gelu", "3.0000", "+0.0000", "1", "of", "2", "0", "1"]
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_progress_shows_every_arm_and_the_time_left(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Recipe.load(recipe)
+    jobs = [Job(arm, seed, f"{arm}{seed}", steps) for seed in (0, 1) for arm in ("baseline", "x")]
+    progress = Progress(jobs, RunStore(tmp_path))
+    clock = progress.began
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    assert not progress.is_due()
+    progress.start(jobs[0])
+    assert "seed 0: starting" in progress.text({}, ["baseline0"])
+    assert progress.time_left(0, ["baseline0"]) == ""
+    (tmp_path / "baseline0").mkdir()
+    (tmp_path / "baseline0" / "metrics.jsonl").write_text(
+        '{"step": 6, "loss": 3.5}\n{"step": 6, "eval/loss": 3.4}\n{"step": 7, "lo'
+    )
+    clock += 60  # half of the first of four runs
+    assert progress.is_due() and not progress.is_due()
+    lines = progress.text({}, ["baseline0"]).splitlines()
+    assert lines[0] == "progress: 0 of 4 runs finished, about 7 min 00 s left"
+    assert lines[2].split(maxsplit=4)[1:4] == ["0", "of", "2"]
+    assert lines[2].endswith("seed 0: step 6/12, loss 3.5000")
+    progress.finish(jobs[0])
+    clock += 60
+    assert progress.time_left(1, []) == "about 6 min 00 s left"
+
+
+class FakeProcess:
+    """A process that has ended, or runs until it is terminated."""
+
+    def __init__(self, code: int | None) -> None:
+        self.code, self.terminated = code, False
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def wait(self, timeout: float) -> int:
+        assert self.terminated
+        return 75
+
+
+def test_asked_to_stop_the_runner_ends_its_processes_and_keeps_what_is_finished(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job("baseline", seed, str(seed), Recipe.load(recipe)) for seed in range(3)]
+    processes: list[FakeProcess] = []
+    said: list[str] = []
+
+    def launch(runner: Runner, path: Path, directory: Path, device: str) -> FakeProcess:
+        ends = not processes
+        if ends:
+            write_json(directory / "outcome.json", finished(jobs[0]).to_json())
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        processes.append(FakeProcess(0 if ends else None))
+        return processes[-1]
+
+    monkeypatch.setattr(Runner, "launch", launch)
+    runner = Runner(jobs, RunStore(tmp_path), Workers(1, 1, [], []), said.append)
+    with pytest.raises(RunsStopped) as stopped:
+        runner.run()
+    assert [*stopped.value.outcomes] == ["0"] and stopped.value.exit_code == 75
+    assert processes[1].terminated and len(processes) == 2
+    assert "done, held-out loss 3.0000" in said[1]
+    assert said[-1].startswith("stopping: 1 runs save their state")

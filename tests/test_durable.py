@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from runs import inside, lines, saved_steps, write_recipe
 
+from lswt_core.ablation.run_records import read_environment
 from lswt_core.ablation.store import RunStore
-from lswt_core.ablation.study import environment_of
 from lswt_core.checkpoint import Files
 from lswt_core.cli.ablate import claim
 from lswt_core.errors import CheckpointError, ResourceError, UsageError
@@ -194,7 +194,7 @@ def test_what_an_ablation_keeps_may_be_damaged_too(
     store.directory("a").joinpath("outcome.json").write_bytes(b"")
     assert store.outcome("a") is None and "outcome.json is damaged" in caplog.text
     store.directory("a").joinpath("environment.json").write_bytes(b"")
-    assert environment_of(store, ["a"]) == {"device": "cpu"}
+    assert read_environment(store, ["a"]) == {"device": "cpu"}
     tmp_path.joinpath("ablation.json").write_bytes(b"")
     claim(tmp_path, "mine")
     assert "ablation.json is damaged" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import numpy
 import pytest
 from nano import NANO
 
-from lswt_core.ablation.store import Keys, Surroundings
+from lswt_core.ablation.store import CacheKeys, Surroundings
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -104,7 +104,7 @@ def key(place: Path, *overrides: str, backend: str = "blocked") -> str:
     recipe = Recipe.load(
         place / "nano.toml", ["embedding.warm_start=table.npz", *overrides], registry=registry
     )
-    return Keys(registry, Surroundings("cpu", 1)).of(recipe, [backend])
+    return CacheKeys(registry, Surroundings("cpu", 1)).of(recipe, [backend])
 
 
 def append(name: str, text: str = "# edited\n") -> Callable[[Path], object]:

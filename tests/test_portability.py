@@ -80,7 +80,7 @@ def test_windows_locks_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("elsewhere")
 def test_peak_memory_is_unknown_where_the_system_does_not_tell() -> None:
-    assert load("lswt_core/ablation/worker.py").peak_bytes(torch.device("cpu")) is None
+    assert load("lswt_core/ablation/worker.py").peak_memory(torch.device("cpu")) is None
 
 
 def test_signals_that_a_system_lacks_are_not_handled(monkeypatch: pytest.MonkeyPatch) -> None:

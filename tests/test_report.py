@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 
 from lswt_core.errors import DataError
-from lswt_core.reporting.run_report import (
-    ReportUnavailable,
-    duration,
-    read_metrics,
-    smooth,
-    write_curves,
-    write_report,
-)
+from lswt_core.reporting.curves import ReportUnavailable, write_curves
+from lswt_core.reporting.metrics_log import read_metrics, smooth
+from lswt_core.reporting.run_report import write_report
+from lswt_core.reporting.tables import Table
+from lswt_core.reporting.units import format_bytes, format_duration
 
 HOSTILE = '</pre><script src="https://evil.example/x.js"></script> & "quoted" ⟦model⟧ <img src=x>'
 
@@ -67,7 +64,7 @@ def make_run(directory: Path, entries: list[dict[str, Any]] | None) -> Path:
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags that are never closed, addresses that are fetched, the text."""
+    """A page as a browser sees it: unclosed tags, addresses that are fetched, the text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -195,19 +192,22 @@ def test_smoothing_keeps_lines_straight_and_averages_noise() -> None:
     ("seconds", "text"),
     [
         (0.04, "0.0 s"),
-        (59.4, "59.4 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
         (61, "1 min 01 s"),
         (3599.6, "1 h 00 min"),
-        (3.6e6, "1,000 h 00 min"),
+        (3.6e6, "42 days"),
+        (1.0e8, "3.2 years"),
     ],
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_reports_need_no_torch() -> None:
     code = (
-        "import sys, lswt_core.report; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+        "import sys, lswt_core.reporting.run_report;"
+        " print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     )
     assert (
         subprocess.run(
@@ -215,3 +215,32 @@ def test_reports_need_no_torch() -> None:
         ).stdout
         == "False False\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 KB"), (2e6, "2.0 MB"), (3.2e12, "3,200.00 GB")],
+)
+def test_sizes_have_decimal_units(size: float, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+def test_a_table_is_written_as_text_markdown_and_html() -> None:
+    table = Table(["arm", "loss"], [["a|b <c>", "3.1"], ["d", "12.25"]])
+    assert table.text(indent="  ") == "  arm       loss\n  a|b <c>    3.1\n  d        12.25"
+    lines = table.markdown().splitlines()
+    assert lines[:3] == ["| arm | loss |", "| --- | ---: |", "| a\\|b <c> | 3.1 |"]
+    page = table.html()
+    assert '<td class="text">a|b &lt;c&gt;</td><td>3.1</td>' in page
+    assert page.startswith('<div class="wide"><table>')
+
+
+def test_pages_are_readable_on_narrow_and_dark_screens(tmp_path: Path) -> None:
+    run = make_run(tmp_path, WHOLE)
+    write_curves(run)
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "width=device-width" in text and "prefers-color-scheme: dark" in text
+    tables, boxes = text.count("<table><thead>"), text.count('<div class="wide"><table>')
+    assert tables == boxes > 0, "every table of numbers scrolls in a box of its own"
+    (alt,) = re.findall(r'<img alt="([^"]+)"', text)
+    assert "Held-out perplexity 25.00" in alt

@@ -15,7 +15,7 @@ import torch
 from helpers import ROOT
 
 from lswt_core.__main__ import build_parser, main
-from lswt_core.ablation import study
+from lswt_core.ablation import build_arms
 from lswt_core.budget import Budget, budget
 from lswt_core.cli import bench
 from lswt_core.model.build import assemble
@@ -55,7 +55,7 @@ def build_alone(session: Session) -> int:
 
 @pytest.fixture(autouse=True)
 def without_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "budget", cost)
+    monkeypatch.setattr(build_arms, "budget", cost)
     monkeypatch.setattr(Session, "run", build_alone)
     monkeypatch.chdir(ROOT)
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from lswt_core.ablation.compare import judge
 from lswt_core.ablation.statistics import (
+    adjust_holm,
+    bootstrap_documents,
     correlation,
-    equivalence,
-    holm,
-    over_documents,
-    paired,
+    equivalence_test,
+    paired_test,
     power,
     seeds_needed,
 )
+from lswt_core.ablation.verdict import add_verdicts
 
 DRAWS = 4000
 
@@ -33,7 +33,7 @@ def simulated(
 
 def test_the_paired_test_is_students() -> None:
     one, other = np.array([3.1, 3.0, 3.2, 3.15]), np.array([3.0, 2.95, 3.15, 3.2])
-    found, wanted = paired(other - one), stats.ttest_rel(other, one)
+    found, wanted = paired_test(other - one), stats.ttest_rel(other, one)
     assert found.p == pytest.approx(wanted.pvalue) and found.delta == pytest.approx(
         (other - one).mean()
     )
@@ -42,7 +42,7 @@ def test_the_paired_test_is_students() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_intervals_cover_what_they_promise(seeds: int) -> None:
-    found = [paired(row) for row in simulated(seeds, delta=0.02)]
+    found = [paired_test(row) for row in simulated(seeds, delta=0.02)]
     covered = np.mean([one.ci[0] <= 0.02 <= one.ci[1] for one in found if one.ci])
     assert 0.93 <= covered <= 0.97
 
@@ -57,14 +57,14 @@ def test_nothing_is_found_where_there_is_nothing(seeds: int, arms: int, shared: 
     wrong = 0
     for study in differences:
         comparisons = [comparison(row, margin=0.002) for row in study]
-        judge(comparisons, margin=0.002)
+        add_verdicts(comparisons, margin=0.002)
         wrong += any(one["verdict"] in ("better", "worse") for one in comparisons)
     assert wrong / len(differences) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(differences))
 
 
 def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
-    found = paired(differences)
-    equal = equivalence(differences, margin).p
+    found = paired_test(differences)
+    equal = equivalence_test(differences, margin).p
     whole = {
         "seeds": len(differences),
         "lost": 0,
@@ -83,13 +83,13 @@ def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_equivalence_is_rarely_claimed_at_the_edge_of_the_margin(seeds: int) -> None:
     claimed = np.mean(
-        [(equivalence(row, 0.02).p or 0) <= 0.05 for row in simulated(seeds, delta=0.02)]
+        [(equivalence_test(row, 0.02).p or 0) <= 0.05 for row in simulated(seeds, delta=0.02)]
     )
     assert claimed <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)
 
 
 def test_equivalence_is_found_well_inside_of_the_margin() -> None:
-    assert np.mean([(equivalence(row, 0.03).p or 0) <= 0.05 for row in simulated(8)]) > 0.99
+    assert np.mean([(equivalence_test(row, 0.03).p or 0) <= 0.05 for row in simulated(8)]) > 0.99
 
 
 @pytest.mark.parametrize(("delta", "noise"), [(0.02, 0.01), (0.01, 0.01), (0.005, 0.01)])
@@ -97,7 +97,7 @@ def test_as_many_seeds_as_planned_find_the_difference(delta: float, noise: float
     seeds = seeds_needed(delta, noise)
     assert seeds is not None and power(delta, noise, seeds - 1) < 0.8 <= power(delta, noise, seeds)
     found = np.mean(
-        [(paired(row).p or 0) <= 0.05 for row in simulated(seeds, delta=delta, noise=noise)]
+        [(paired_test(row).p or 0) <= 0.05 for row in simulated(seeds, delta=delta, noise=noise)]
     )
     assert found == pytest.approx(power(delta, noise, seeds), abs=0.03)
 
@@ -147,22 +147,22 @@ def test_large_effects_need_few_seeds_and_no_fewer_where_the_effect_is_smaller()
 
 
 def test_holm_is_step_down() -> None:
-    assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert adjust_holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
+    assert adjust_holm([0.9, 0.8]) == [1.0, 1.0]
+    assert adjust_holm([]) == []
 
 
 def test_what_one_pair_tells() -> None:
-    found = paired([0.5])
+    found = paired_test([0.5])
     assert (found.delta, found.std, found.ci, found.p) == (0.5, None, None, None)
-    assert equivalence([0.5], 1.0).p is None and seeds_needed(0.5, None) is None
+    assert equivalence_test([0.5], 1.0).p is None and seeds_needed(0.5, None) is None
 
 
 @pytest.mark.parametrize(("value", "p"), [(0.0, 1.0), (0.1, 0.0)])
 def test_runs_that_agree_leave_no_doubt(value: float, p: float) -> None:
-    found = paired([value] * 3)
+    found = paired_test([value] * 3)
     assert (found.std, found.ci, found.p) == (0.0, (pytest.approx(value), pytest.approx(value)), p)
-    assert equivalence([value] * 3, 0.05).p == (0.0 if value == 0 else 1.0)
+    assert equivalence_test([value] * 3, 0.05).p == (0.0 if value == 0 else 1.0)
 
 
 def test_no_number_of_seeds_finds_nothing() -> None:
@@ -177,10 +177,10 @@ def test_resampled_documents_cover_the_mean_of_their_kind() -> None:
         baseline = draw.normal(3, 0.3, (2, 60)) * tokens
         # documents differ in how much the arm helps
         arm = baseline + (0.1 + draw.normal(0, 0.1, 60)) * tokens
-        low, high = over_documents(baseline, arm, tokens)
+        low, high = bootstrap_documents(baseline, arm, tokens)
         covered += low <= 0.1 <= high
     assert 0.88 <= covered / 200 <= 0.99
-    assert over_documents(baseline, arm, tokens) == (low, high), "the same draws every time"
+    assert bootstrap_documents(baseline, arm, tokens) == (low, high), "the same draws every time"
 
 
 def test_shared_noise_is_told() -> None:

@@ -1,91 +1,78 @@
-"""report.html: the whole report as one file that opens without a network."""
+"""report.html: the whole report of an ablation as one file that loads nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from lswt_core.ablation import tables as words
-from lswt_core.reporting.html import image, nested, page, section, table
+from lswt_core.ablation.report_tables import (
+    Report,
+    certificate_table,
+    change_table,
+    cost_table,
+    loss_table,
+    probe_table,
+    seed_table,
+)
+from lswt_core.ablation.report_text import (
+    describe_picture,
+    list_document_intervals,
+    list_failures,
+    list_power,
+    list_unknown,
+    summarize,
+)
+from lswt_core.reporting.html import bullet_list, code, image, nested_tables, page, section
+
+HELD_OUT_ALT = "Held-out loss of every arm less the baseline's over the tokens trained on."
 
 
-def html(report: dict[str, Any], overview: bytes, held_out: bytes | None) -> str:
-    """The page."""
-    name, (seeds, rows), (probes, looked) = (
-        escape(report["name"]),
-        words.seed_rows(report),
-        words.probe_rows(report),
-    )
-    tested = (
-        ""
-        if held_out is None
-        else image(held_out, "held-out loss less the baseline's over the run")
-    )
+def render_page(report: Report, overview: bytes, held_out: bytes | None) -> str:
+    """Return the page, with the pictures (PNG) of ``plots``."""
     return page(
-        name,
+        escape(report["name"]),
         [
-            f"<h1>{name}</h1>"
-            + "".join(
-                f'<p class="verdict">{escape(sentence)}</p>' for sentence in words.summary(report)
-            ),
-            image(overview, "differences with intervals, training curves, loss by position"),
-            section("Losses", table(words.loss_rows(report), words.LOSSES)),
-            section("What it costs", table(words.cost_rows(report), words.COSTS)),
-            section("Every seed", table(rows, seeds)),
-            section("Held-out loss over the run", tested),
-            section(
-                "What these seeds could resolve",
-                listed(words.power_lines(report) + documents(report)),
-            ),
-            section("What could not be computed", listed(words.unknown_lines(report))),
-            section("Failures", listed(words.failure_lines(report))),
-            section("Probes", table(looked, probes) if looked else ""),
-            section("What the arms change", table(words.change_rows(report), words.CHANGES)),
-            section("Certificate", table(words.certificate_rows(report), words.CERTIFICATE)),
-            section(
-                "Settings and environment",
-                plain({**report["settings"], **report["environment"]}),
-                folded=True,
-            ),
-            section(
-                "The baseline's recipe, every default written out",
-                code(report["recipe"]),
-                folded=True,
-            ),
-            section("Made with", code(report["command"])),
-            section(
-                "Citations",
-                code("\n".join(report["citations"])) if report["citations"] else "",
-                folded=True,
-            ),
+            render_summary(report),
+            image(overview, describe_picture(report)),
+            *render_results(report, held_out),
+            *render_origin(report),
         ],
     )
 
 
-def documents(report: dict[str, Any]) -> list[str]:
-    """The uncertainty that the choice of held-out text adds."""
-    found = []
-    for one in report["comparisons"]:
-        if one["documents_ci95"] is not None:
-            low, high = map(words.signed, one["documents_ci95"])
-            found.append(
-                f"{one['arm']}: over other held-out documents of this kind, for these very models,"
-                f" {low} to {high} (95 % interval)."
-            )
-    return found
+def render_summary(report: Report) -> str:
+    """Return title and findings."""
+    sentences = [f'<p class="verdict">{escape(one)}</p>' for one in summarize(report)]
+    return f"<h1>{escape(report['name'])}</h1>{''.join(sentences)}"
 
 
-def listed(lines: Sequence[str]) -> str:
-    """A list; nothing where there are no lines."""
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+def render_results(report: Report, held_out: bytes | None) -> list[str]:
+    """Return the sections of results."""
+    probes = probe_table(report)
+    curves = "" if held_out is None else image(held_out, HELD_OUT_ALT)
+    resolution = bullet_list(list_power(report) + list_document_intervals(report))
+    return [
+        section("Losses", loss_table(report).html()),
+        section("What it costs", cost_table(report).html()),
+        section("Every seed", seed_table(report).html()),
+        section("Held-out loss over the run", curves),
+        section("What these seeds could resolve", resolution),
+        section("What could not be computed", bullet_list(list_unknown(report))),
+        section("Failures", bullet_list(list_failures(report))),
+        section("Probes", probes.html() if probes else ""),
+    ]
 
 
-def code(text: str) -> str:
-    """Text as it stands."""
-    return f"<pre>{escape(text)}</pre>"
-
-
-def plain(values: Any) -> str:
-    """Nested values as tables."""
-    return f'<div class="plain">{nested(values)}</div>'
+def render_origin(report: Report) -> list[str]:
+    """Return the sections of what was compared, and how."""
+    settings = nested_tables({**report["settings"], **report["environment"]})
+    citations = code("\n".join(report["citations"])) if report["citations"] else ""
+    return [
+        section("What the arms change", change_table(report).html()),
+        section("Certificate", certificate_table(report).html()),
+        section("Settings and environment", settings, folded=True),
+        section(
+            "The baseline's recipe, every default written out", code(report["recipe"]), folded=True
+        ),
+        section("Made with", code(report["command"])),
+        section("Citations", citations, folded=True),
+    ]

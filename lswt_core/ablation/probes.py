@@ -1,5 +1,5 @@
-"""What a finished run is asked: its loss on held-out text, by document and by how much was read,
-and how its states and attention look.
+"""Evaluation of a finished run: loss on held-out text, by document and by position, isotropy of the
+final states, and the share of attention on the first token and on registers.
 """
 
 from __future__ import annotations
@@ -27,36 +27,37 @@ from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.attention import scores
 from lswt_core.registry import Registry
 
-# rows and tokens in which attention is looked at: every weight of them is held at once
-PROBED = (4, 512)
+# rows and tokens whose attention is probed: all their attention weights are in memory at once
+PROBED_ROWS, PROBED_TOKENS = 4, 512
 
 
-class Measured(NamedTuple):
-    """What the held-out text says about a model."""
+class HeldOutResult(NamedTuple):
+    """Results of a model on the held-out text."""
 
     loss: float  # nats per token
     documents: list[tuple[str, float, int]]  # name, summed loss, tokens
-    # first of a bucket of tokens read of the document before, mean loss, tokens
+    # preceding tokens of the document (lower edge of a bucket), mean loss, tokens
     positions: list[tuple[int, float, int]]
     probes: dict[str, float]
 
 
-def measure(directory: Path, registry: Registry) -> Measured:
-    """Read the held-out text as evaluation does, from a cold start, with memory."""
+def evaluate_run(directory: Path, registry: Registry) -> HeldOutResult:
+    """Evaluate a run's last checkpoint on its held-out text, as evaluation during training does:
+    segment after segment, with the KV cache carried over, cold at the start.
+    """
     run = load_run(directory, registry)
     world = World(device=pick_device(0))
     corpus = open_corpus(run.recipe, registry, world, lambda *_: None)
-    return CachedSequence(
-        run.model, held_out(run.recipe, corpus, world, math.nan), world.device
-    ).result()
+    text = held_out(run.recipe, corpus, world, math.nan)
+    return HeldOutPass(run.model, text, world.device).result()
 
 
-class CachedSequence:
+class HeldOutPass:
     """One pass over a held-out text."""
 
     def __init__(self, model: LoadedModel, text: HeldOut, device: torch.device) -> None:
         assert isinstance(text.rows, ContiguousRows), "held-out text is finite"
-        self.model, self.text, self.lanes, self.device = model, text, text.rows, device
+        self.model, self.text, self.rows, self.device = model, text, text.rows, device
         # summed loss and tokens, by document
         self.sums = np.zeros((2, len(text.tokens.document_starts)))
         self.buckets: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
@@ -64,39 +65,41 @@ class CachedSequence:
         self.probes: dict[str, float] = {}
 
     @torch.no_grad()
-    def result(self) -> Measured:
-        """All numbers."""
+    def result(self) -> HeldOutResult:
+        """Run the pass and return its results."""
         state = None
         for number in range(self.text.segments):
-            batch = self.lanes.segment().map(lambda tensor: tensor.to(self.device))
+            batch = self.rows.segment().map(lambda tensor: tensor.to(self.device))
             if number == 0:
-                self.probes = self.look(batch.inputs)
+                self.probes = self.probe_attention(batch.inputs)
             with self.model.precision.autocast(self.device):
                 states, state = self.model.decoder(batch.inputs, state, batch.first_visible)
                 score = self.model.decoder.vocabulary.score(states, batch.labels)
             assert score.nll is not None
-            self.count(score.nll.cpu().numpy(), (batch.labels != IGNORE).cpu().numpy())
+            self.add(score.nll.cpu().numpy(), (batch.labels != IGNORE).cpu().numpy())
             self.cosines.append(mean_cosine(states.float()))
-            self.lanes.advance()
+            self.rows.advance()
         return self.summary()
 
-    def count(self, nll: np.ndarray, kept: np.ndarray) -> None:
-        """Add a segment's losses [B, T] to their documents and distances."""
-        rows = np.asarray(self.lanes.rows)[:, None] * self.lanes.length  # [B, 1]
-        read = self.lanes.cursor + np.arange(nll.shape[1])  # [T] tokens of its lane before each
+    def add(self, nll: np.ndarray, kept: np.ndarray) -> None:
+        """Add a segment's losses [B, T] to the sums of documents and of positions; ``kept`` is
+        False at padding.
+        """
+        rows = np.asarray(self.rows.rows)[:, None] * self.rows.length  # [B, 1]
+        read = self.rows.cursor + np.arange(nll.shape[1])  # [T] preceding tokens of the row
         # [B, T]
         which = np.searchsorted(self.text.tokens.document_starts, rows + read, side="right") - 1
-        # tokens of its own document that were read
+        # preceding tokens of the same document
         seen = np.minimum(rows + read - self.text.tokens.document_starts[which], read)
         bucket = np.floor(np.log2(np.maximum(seen, 1))).astype(int)
         pairs = np.stack((nll, np.ones_like(nll)))[:, kept]  # [2, tokens]
-        for sums, found in zip(self.sums, pairs, strict=True):
-            np.add.at(sums, which[kept], found)
+        for sums, values in zip(self.sums, pairs, strict=True):
+            np.add.at(sums, which[kept], values)
         for one in np.unique(bucket[kept]):
             self.buckets[one] += pairs[:, bucket[kept] == one].sum(1)
 
-    def summary(self) -> Measured:
-        """The sums as means."""
+    def summary(self) -> HeldOutResult:
+        """Return the means."""
         total, tokens = self.sums.sum(1)
         names = self.text.tokens.names
         documents = [
@@ -108,20 +111,21 @@ class CachedSequence:
             for one, (nll, n) in sorted(self.buckets.items())
         ]
         probes = {"isotropy": 1 - sum(self.cosines) / len(self.cosines)} | self.probes
-        # a context of one token shows no attention
-        seen = {name: value for name, value in probes.items() if math.isfinite(value)}
-        return Measured(float(total / tokens), documents, positions, seen)
+        # with a sequence length of one token attention shares are not defined
+        finite = {name: value for name, value in probes.items() if math.isfinite(value)}
+        return HeldOutResult(float(total / tokens), documents, positions, finite)
 
-    def look(self, ids: Tensor) -> dict[str, float]:
-        """Where attention goes in the first tokens of a text."""
-        with watching(self.model.decoder) as seen, self.model.precision.autocast(self.device):
-            self.model.decoder(ids[: PROBED[0], : PROBED[1]])
-        return {name: sum(found) / len(found) for name, found in seen.items()}
+    def probe_attention(self, ids: Tensor) -> dict[str, float]:
+        """Return attention shares in the first tokens of a text [B, T], averaged over layers."""
+        autocast = self.model.precision.autocast(self.device)
+        with probed_attention(self.model.decoder) as shares, autocast:
+            self.model.decoder(ids[:PROBED_ROWS, :PROBED_TOKENS])
+        return {name: sum(values) / len(values) for name, values in shares.items()}
 
 
 def mean_cosine(states: Tensor) -> float:
-    """The mean cosine between the states [B, T, M] of different tokens of a row; 1 minus it is the
-    isotropy that SimCTG reports (Su et al. 2022, arXiv 2202.06417).
+    """Return the mean cosine similarity of the states [B, T, M] of different tokens of a row; 1
+    minus it is the isotropy of SimCTG (Su et al. 2022, arXiv 2202.06417).
     """
     unit = nn.functional.normalize(states, dim=-1)
     size = unit.shape[1]
@@ -130,36 +134,35 @@ def mean_cosine(states: Tensor) -> float:
 
 
 @contextmanager
-def watching(decoder: Decoder) -> Iterator[dict[str, list[float]]]:
-    """Note, layer by layer, which share of attention goes to the first token of the text and to
-    what has no position.
+def probed_attention(decoder: Decoder) -> Iterator[dict[str, list[float]]]:
+    """Record, layer by layer, the share of attention on the first token of the text and on keys
+    without positions (registers).
     """
-    seen: defaultdict[str, list[float]] = defaultdict(list)
-    with replaced_attention(decoder, lambda layer: Watched(layer.backend, seen)):
-        yield seen
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    with replaced_attention(decoder, lambda layer: ProbedAttention(layer.backend, shares)):
+        yield shares
 
 
-class Watched(nn.Module):
-    """A backend whose parts are looked at."""
+class ProbedAttention(nn.Module):
+    """An attention backend whose attention weights are recorded."""
 
-    def __init__(self, backend: AttentionBackend, seen: defaultdict[str, list[float]]) -> None:
+    def __init__(self, backend: AttentionBackend, shares: defaultdict[str, list[float]]) -> None:
         super().__init__()
-        self.backend, self.seen = backend, seen
+        self.backend, self.shares = backend, shares
 
-    def forward(self, parts: list[KVBlock]) -> Tensor:
-        """What the backend gives."""
-        weights = torch.cat([scores(part) for part in parts], dim=-1).softmax(-1)  # [B, H, T, N]
-        # the first query sees only itself
-        shares = weights[:, :, 1:].mean((0, 1, 2)).split([part.k.shape[1] for part in parts])
-        self.seen["attention_first_token"] += [
-            float(share[0]) for part, share in zip(parts, shares, strict=True) if part.causal
-        ]
-        sinks = [
-            float(share.sum())
-            for part, share in zip(parts, shares, strict=True)
-            if part.positions is None
-        ]
+    def forward(self, blocks: list[KVBlock]) -> Tensor:
+        """Return what the backend computes of the key blocks."""
+        weights = torch.cat([scores(block) for block in blocks], dim=-1).softmax(-1)  # [B, H, T, N]
+        # without the first query, which attends to itself only
+        sizes = [block.k.shape[1] for block in blocks]
+        shares = weights[:, :, 1:].mean((0, 1, 2)).split(sizes)
+        sinks = []
+        for block, share in zip(blocks, shares, strict=True):
+            if block.causal:
+                self.shares["attention_first_token"].append(float(share[0]))
+            if block.positions is None:
+                sinks.append(float(share.sum()))
         if sinks:
-            self.seen["attention_registers"].append(sum(sinks))
-        found: Tensor = self.backend(parts)
-        return found
+            self.shares["attention_registers"].append(sum(sinks))
+        attended: Tensor = self.backend(blocks)
+        return attended

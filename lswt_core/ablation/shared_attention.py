@@ -1,6 +1,7 @@
-"""One attention backend for all arms of an ablation. Where recipes leave the choice to "auto",
-every arm alone would take the first that can do what it needs, and an arm with position biases
-would be compared across kernels.
+"""One attention backend for all arms of an ablation.
+
+Where recipes leave the choice to "auto", every arm alone would take the first backend that meets
+its requirements, and an arm with position biases would be compared across kernels.
 """
 
 from __future__ import annotations
@@ -19,91 +20,89 @@ from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
 
-class Shared(NamedTuple):
+class SharedAttention(NamedTuple):
     """The backend that "auto" stands for in every arm."""
 
     name: str
-    alone: str  # what the baseline would take if it were the only arm
-    against: tuple[str, ...]  # why it is not that, nor another that "auto" prefers
+    baseline_choice: str  # what the baseline would take if it were the only arm
+    refusals: tuple[str, ...]  # why arms cannot use that, nor another that "auto" prefers
     overrides: Mapping[str, tuple[str, ...]]  # of the arms' recipes, by arm
 
-    def text(self) -> str:
-        """A line about a choice that the other arms have changed; empty if they have not."""
-        if self.name == self.alone:
+    def note(self) -> str:
+        """Return why the baseline's own choice was not taken; empty if it was."""
+        if self.name == self.baseline_choice:
             return ""
         return (
             f"attention is {self.name} in every arm, though the baseline alone would take"
-            f" {self.alone}: {'; '.join(self.against)}"
+            f" {self.baseline_choice}: {'; '.join(self.refusals)}"
         )
 
 
-def shared_attention(
+def share_attention(
     recipes: Mapping[str, Recipe], registry: Registry, device: torch.device
-) -> Shared | None:
-    """The first backend that the baseline's "auto" prefers and every arm with the same "auto" can
-    use; None where the baseline (the first) names its backend. Raises Incompatible, with what
-    stands against each, if there is none.
+) -> SharedAttention | None:
+    """Return the first backend that the baseline's "auto" prefers and every arm with the same
+    "auto" can use; None where the baseline (the first recipe) names its backend.
+
+    Raises Incompatible, with a reason for each backend, if there is none.
     """
-    baseline, *_ = recipes.values()
-    auto = automatic(baseline)
+    baseline, *_ = recipes
+    auto = find_auto(recipes[baseline])
     if auto is None:
         return None
-    arms = {name: recipe for name, recipe in recipes.items() if automatic(recipe) == auto}
-    needs = {name: needed(recipe, registry, device) for name, recipe in arms.items()}
-    first, *_ = needs
-    alone, against = None, list[str]()
+    arms = {name: recipe for name, recipe in recipes.items() if find_auto(recipe) == auto}
+    needs = {name: requirements_of(recipe, registry, device) for name, recipe in arms.items()}
+    choice, refusals = None, list[str]()
     for backend in auto.options["prefer"]:
-        candidate = Chosen(
-            "attention", "attention", backend, registry.find("attention", backend), {}
-        )
-        refused = {
-            name: why
-            for name in arms
-            if (why := refusal(candidate, arms[name], needs[name], registry))
-        }
-        if alone is None and first not in refused:
-            alone, against = backend, []
-        if not refused and alone is not None:
-            return Shared(
-                backend,
-                alone,
-                tuple(against),
-                {name: words(recipe, backend) for name, recipe in arms.items()},
-            )
-        against += [
-            f"arm {name} cannot take {backend}: {why}" for name, why in list(refused.items())[:1]
-        ]
+        refused = find_refusals(backend, arms, needs, registry)
+        if choice is None and baseline not in refused:
+            choice, refusals = backend, []
+        if choice is not None and not refused:
+            overrides = {name: prefer_only(recipe, backend) for name, recipe in arms.items()}
+            return SharedAttention(backend, choice, tuple(refusals), overrides)
+        name, why = next(iter(refused.items()))
+        refusals.append(f"arm {name} cannot take {backend}: {why}")
     raise Incompatible(
         "no attention backend that attention.use = 'auto' prefers serves every arm:\n  "
-        + "\n  ".join(against)
+        + "\n  ".join(refusals)
     )
 
 
-def automatic(recipe: Recipe) -> Chosen | None:
-    """The recipe's "auto", of whatever layers; None if it names its backends."""
-    return next((chosen for chosen in recipe.every("attention") if chosen.name == AUTO.name), None)
+def find_auto(recipe: Recipe) -> Chosen | None:
+    """Return the recipe's "auto", of whatever layers; None if it names its backends."""
+    for chosen in recipe.every("attention"):
+        if chosen.name == AUTO.name:
+            return chosen
+    return None
 
 
-def needed(recipe: Recipe, registry: Registry, device: torch.device) -> list[AttentionRequirements]:
-    """What the recipe's attention must be able to do, in the recipe's precision."""
-    return attention_needs(
-        recipe, registry, device, Precision.choose(recipe.train.precision, device).dtype
-    )
+def requirements_of(
+    recipe: Recipe, registry: Registry, device: torch.device
+) -> list[AttentionRequirements]:
+    """Return what the recipe requires of its attention backend, in the recipe's precision."""
+    precision = Precision.choose(recipe.train.precision, device)
+    return attention_needs(recipe, registry, device, precision.dtype)
 
 
-def refusal(
-    candidate: Chosen, recipe: Recipe, needs: list[AttentionRequirements], registry: Registry
-) -> str:
-    """Why a backend cannot serve a recipe; empty if it can."""
-    try:
-        require(registry, candidate, dimensions(recipe), needs)
-    except Incompatible as error:
-        return str(error.__cause__ or error)
-    return ""
+def find_refusals(
+    backend: str,
+    arms: Mapping[str, Recipe],
+    needs: Mapping[str, list[AttentionRequirements]],
+    registry: Registry,
+) -> dict[str, str]:
+    """Return, by arm, why a backend does not meet its requirements."""
+    offer = registry.find("attention", backend)
+    candidate = Chosen("attention", "attention", backend, offer, {})
+    refused = {}
+    for name, recipe in arms.items():
+        try:
+            require(registry, candidate, dimensions(recipe), needs[name])
+        except Incompatible as error:
+            refused[name] = str(error.__cause__ or error)
+    return refused
 
 
-def words(recipe: Recipe, backend: str) -> tuple[str, ...]:
-    """Overrides that leave every "auto" one choice."""
-    return tuple(
-        f'{table}.prefer=["{backend}"]' for table in recipe.tables_with("attention", AUTO.name)
-    )
+def prefer_only(recipe: Recipe, backend: str) -> tuple[str, ...]:
+    """Return overrides that leave every "auto" of a recipe one choice."""
+    tables = recipe.tables_with("attention", AUTO.name)
+    return tuple(f'{table}.prefer=["{backend}"]' for table in tables)

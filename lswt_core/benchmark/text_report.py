@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lswt_core.reporting.console import gigabytes
+from lswt_core.reporting.tables import Table
+from lswt_core.reporting.units import format_bytes
 
 KINDS = ("training", "evaluation", "decoding")
 
@@ -80,8 +81,8 @@ def costs(subjects: Mapping[str, Any]) -> list[str]:
             [
                 name,
                 f"{row['parameters']:,}",
-                gigabytes(row["held_bytes"]),
-                gigabytes(row["step_peak_bytes"]),
+                format_bytes(row["held_bytes"]),
+                format_bytes(row["step_peak_bytes"]),
                 "-" if row["waits_per_step"] is None else str(row["waits_per_step"]),
                 f"{row['first_step_seconds']:.1f} s",
                 f"{row['compiled_graphs']}"
@@ -138,13 +139,5 @@ def notes(subjects: Mapping[str, Any]) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows in columns, the first to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    shown = (
-        [
-            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    )
-    return ["  " + "  ".join(cells).rstrip() for cells in shown]
+    """Return the lines of a table whose first row is its header."""
+    return Table(rows[0], rows[1:]).text(indent="  ").splitlines()

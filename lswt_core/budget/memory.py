@@ -18,7 +18,7 @@ from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.cross_entropy import TILE
 from lswt_core.plugin_api.pytree import kept, tensors
 from lswt_core.recipe import Recipe
-from lswt_core.reporting.console import gigabytes
+from lswt_core.reporting.units import format_bytes
 
 WORD = 4  # bytes of a float32 number
 State = tuple[Mapping[str, Any], ...]
@@ -168,9 +168,9 @@ def require_memory(found: Mapping[str, int], device: torch.device, name: str, la
         reverse=True,
     )[:4]
     raise ResourceError(
-        f"{name} needs {gigabytes(found['total'])} of memory on {device},"
-        f" {gigabytes(found['available'])} are free\n  why:"
-        f" {', '.join(f'{part} {gigabytes(size)}' for size, part in most)}\n  fix:"
+        f"{name} needs {format_bytes(found['total'])} of memory on {device},"
+        f" {format_bytes(found['available'])} are free\n  why:"
+        f" {', '.join(f'{part} {format_bytes(size)}' for size, part in most)}\n  fix:"
         f" {advice(largest)}"
     )
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lswt_core.ablation.arms import (
-    PLACE,
-    Variant,
+    COMMAND_LINE,
+    ArmSpec,
     arms_of_file,
     arms_of_recipes,
-    distinct,
-    laid_out,
-    read_ablation,
-    swaps_in,
+    lay_out_arms,
+    list_swaps,
+    read_ablation_file,
+    require_arms,
 )
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
 from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
@@ -135,9 +135,10 @@ def ablate(arguments: argparse.Namespace) -> int:
             " several accelerators"
         )
     require_libraries()
+    from lswt_core.ablation.build_arms import AblationSpec
     from lswt_core.ablation.runner import Workers
     from lswt_core.ablation.store import RunStore
-    from lswt_core.ablation.study import Ablation, Asked, command_of
+    from lswt_core.ablation.study import Ablation, format_command, require_certified
     from lswt_core.distributed.world import World
     from lswt_core.recipe import Recipe
 
@@ -147,21 +148,21 @@ def ablate(arguments: argparse.Namespace) -> int:
     overlay = (
         None if arguments.full or world.device.type not in recipe.overlays else world.device.type
     )
-    asked = Asked(
+    spec = AblationSpec(
         name,
         variants,
         **settings,
         knob=arguments.knob,
         overlay=overlay,
-        command=command_of(words_of(arguments)),
+        command=format_command(words_of(arguments)),
     )
-    ablation = Ablation(asked, registry, world, say)
-    directory = arguments.out or Path("runs/ablations") / f"{name}-{asked.fingerprint()}"
+    ablation = Ablation(spec, registry, world, say)
+    directory = arguments.out or Path("runs/ablations") / f"{name}-{spec.fingerprint()}"
     ablation.build()
-    say(ablation.table())
+    say(ablation.describe_arms())
     if arguments.dry_run:
         return 0
-    claim(directory, asked.fingerprint())
+    claim(directory, spec.fingerprint())
     make_output_directory(arguments.store, "--store")
     devices = arguments.devices.split(",") if arguments.devices else []
     at_once = arguments.jobs or len(devices) or 1
@@ -169,7 +170,7 @@ def ablate(arguments: argparse.Namespace) -> int:
         RunStore(arguments.store), Workers(at_once, threads(at_once), devices, arguments.plugin)
     )
     print(written(study, directory))
-    ablation.refuse_broken(study)
+    require_certified(study)
     refuse_failed(study, directory)
     return 0
 
@@ -198,15 +199,17 @@ def refuse_failed(study: Study, directory: Path) -> None:
         )
 
 
-def read_arms(arguments: argparse.Namespace) -> tuple[str, list[Variant], dict[str, Any]]:
+def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[str, Any]]:
     """The ablation's name, its baseline and arms, and how they are to be compared."""
-    read = read_ablation(arguments.recipe)
+    read = read_ablation_file(arguments.recipe)
     told = read[0] if read is not None else None
     path = arguments.recipe if read is None else find(read[0].recipe, read[1].path.parent)
     overrides = (*(told.set if told else ()), *arguments.overrides)
-    swaps = [*(swaps_in(told.swap) if told else ()), *arguments.swap]
+    swaps = [*(list_swaps(told.swap) if told else ()), *arguments.swap]
     layout = arguments.plan or (told.plan if told else "one-at-a-time")
-    arms = laid_out(layout, path, swaps, overrides, PLACE if read is None else read[1].shown)
+    arms = lay_out_arms(
+        layout, path, swaps, overrides, COMMAND_LINE if read is None else read[1].shown
+    )
     arms += [
         *(arms_of_file(*read) if read is not None else ()),
         *arms_of_recipes(arguments.arm, overrides),
@@ -219,7 +222,7 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[Variant], dict[s
     }
     if settings["seeds"] < 1 or settings["margin"] <= 0:
         raise UsageError("--seeds is at least 1, and --margin greater than 0")
-    return find(arguments.recipe).stem, distinct(arms), settings
+    return find(arguments.recipe).stem, require_arms(arms), settings
 
 
 def first(*values: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lswt_core.cli.common import recipe_arguments, report_source, required_registry
@@ -263,9 +263,11 @@ def parameter_lines(numbers: Mapping[str, Any]) -> list[str]:
 def memory_lines(need: Mapping[str, int]) -> list[str]:
     """Bytes, and what to do if they are too many."""
     from lswt_core.budget.memory import advice
-    from lswt_core.reporting.console import gigabytes
+    from lswt_core.reporting.units import format_bytes
 
-    rows = [line(name, gigabytes(size)) for name, size in need.items() if name != "largest_micro"]
+    rows = [
+        line(name, format_bytes(size)) for name, size in need.items() if name != "largest_micro"
+    ]
     if need["total"] > need["available"]:
         largest = need["largest_micro"]
         verdict = f"does not fit: micro-batch <= {largest}" if largest else "does not fit"
@@ -296,7 +298,7 @@ def work_lines(work: Mapping[str, Any]) -> list[str]:
 
 def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[str]:
     """Length and time."""
-    from lswt_core.reporting.console import duration
+    from lswt_core.reporting.units import format_duration
 
     length = (
         f"{run['steps']:,} steps of {run['tokens_per_step']:,} tokens = {run['tokens']:,} tokens"
@@ -314,7 +316,7 @@ def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[s
     )
     processes = f" and {run['ranks']} processes" if run["ranks"] > 1 else ""
     estimate = (
-        f"estimated: {taken['tokens_per_second']:,.0f} tokens/s, {duration(taken['seconds'])} on"
+        f"estimated: {taken['tokens_per_second']:,.0f} tokens/s, {format_duration(taken['seconds'])} on"
         f" {taken['machine']}{processes}"
     )
     return [f"  {length}", f"  {estimate}", f"  from {basis}"]
@@ -322,7 +324,8 @@ def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[s
 
 def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
     """What swaps change, beside the recipe as it is."""
-    from lswt_core.reporting.console import gigabytes
+    from lswt_core.reporting.tables import Table
+    from lswt_core.reporting.units import format_bytes
 
     base = next(iter(plans.values()))
     columns: dict[str, tuple[Callable[[Any], float | None], Callable[[float], str]]] = {
@@ -331,7 +334,7 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
             lambda plan: plan["flops"] and plan["flops"]["train"] + plan["flops"]["refresh"],
             flop,
         ),
-        "memory": (lambda plan: plan["memory"]["total"], gigabytes),
+        "memory": (lambda plan: plan["memory"]["total"], format_bytes),
         "tokens/s (est.)": (
             lambda plan: plan["time"] and plan["time"]["tokens_per_second"],
             lambda n: f"{n:,.0f}",
@@ -346,17 +349,7 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
                 "" if found is base or own is None or before is None else f"{own / before - 1:+.1%}"
             )
             rows[-1] += [UNKNOWN if own is None else show(own), change]
-    return "\n".join(table_line(row, rows) for row in rows)
-
-
-def table_line(row: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A row of a table whose first column is text."""
-    widths = [max(len(other[i]) for other in rows) for i in range(len(row))]
-    cells = (
-        f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join(cells).rstrip()
+    return Table(rows[0], rows[1:]).text()
 
 
 def flop(number: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from lswt_core.cli.common import columns, plugin_argument, registry_of
+from lswt_core.cli.common import plugin_argument, registry_of
 from lswt_core.cli.offers import load_class, offer_json, usable_json
 from lswt_core.cli.recipes import description, recipe_json
 from lswt_core.recipe.loader import shown_path
@@ -17,6 +17,7 @@ from lswt_core.recipe.packaged import plugin_recipes
 from lswt_core.recipe.provenance import USE
 from lswt_core.registry import AUTO, Broken, Offer
 from lswt_core.registry.kinds import KINDS, Kind
+from lswt_core.reporting.tables import Table
 
 COLUMNS = ("kind", "name", "distribution", "imports", "source", "what it is")
 Usable = tuple[Offer, str | None]  # an offer, and why it cannot be used
@@ -36,7 +37,7 @@ def list_plugins(arguments: argparse.Namespace) -> int:
     """Print every component on offer, plugins that are broken, and recipes of plugin packages."""
     registry = registry_of(arguments)
     if arguments.markdown:
-        print("\n".join(markdown(registry.offers())))
+        print(kinds_table(registry.offers()).markdown())
         return 0
     # what plugins print when they are imported is not this command's output
     with redirect_stdout(sys.stderr):
@@ -45,7 +46,8 @@ def list_plugins(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(usable, broken), indent=2))
     else:
-        print("\n".join(columns([COLUMNS, *table_rows(usable, broken)])))
+        rows = list(table_rows(usable, broken))
+        print(Table(COLUMNS, rows, text_columns=range(len(COLUMNS))).text())
     return 0
 
 
@@ -77,14 +79,14 @@ def first_line(text: str) -> str:
     return lines[0] if lines else ""
 
 
-def markdown(offers: Sequence[Offer]) -> list[str]:
-    """A Markdown table of kinds, recipe tables and components, defaults in bold."""
-    lines = ["| kind | recipe table | components (**default**) |", "| --- | --- | --- |"]
+def kinds_table(offers: Sequence[Offer]) -> Table:
+    """The kinds, their recipe tables and components, defaults in Markdown's bold."""
+    rows = []
     for kind in KINDS.values():
         names = sorted({offer.name for offer in (*offers, AUTO) if offer.kind == kind.name})
         marked = [f"**{name}**" if name == USE.get(kind.name) else name for name in names]
-        lines.append(f"| {kind.name} | `{recipe_table(kind)}` | {', '.join(marked)} |")
-    return lines
+        rows.append((kind.name, f"`{recipe_table(kind)}`", ", ".join(marked)))
+    return Table(("kind", "recipe table", "components (**default**)"), rows, text_columns=range(3))
 
 
 def recipe_table(kind: Kind) -> str:

@@ -8,12 +8,13 @@ import argparse
 import json
 from pathlib import Path
 
-from lswt_core.cli.common import Entry, columns, next_commands
+from lswt_core.cli.common import Entry, next_commands
 from lswt_core.errors import UsageError
 from lswt_core.recipe.loader import File, find, read
 from lswt_core.recipe.packaged import OWN, PackagedRecipe, own_recipes, plugin_recipes
 from lswt_core.recipe.provenance import Origin
 from lswt_core.recipe.toml_writer import value
+from lswt_core.reporting.tables import Table
 
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +28,8 @@ def list_recipes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([recipe_json(recipe) for recipe in recipes], indent=2))
         return 0
-    rows = [("name", "what it is")]
-    rows += [(name_of(recipe), description(recipe.path)) for recipe in recipes]
-    print("\n".join(columns(rows)))
+    rows = [(name_of(recipe), description(recipe.path)) for recipe in recipes]
+    print(Table(("name", "what it is"), rows, text_columns=(0, 1)).text())
     print(next_commands("lswt_core.run quickstart", "lswt_core recipes copy quickstart"))
     return 0
 

@@ -24,7 +24,7 @@ from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.reporting.console import gigabytes
+from lswt_core.reporting.units import format_bytes
 
 CHECKPOINTS = "checkpoints"
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def fill(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.device) -
     needed, free = sum(t.nbytes for t in decoder.state_dict().values()), available_memory(device)
     if needed > free:
         raise ResourceError(
-            f"the weights of {saved.path} take {gigabytes(needed)}, {gigabytes(free)} are free on"
+            f"the weights of {saved.path} take {format_bytes(needed)}, {format_bytes(free)} are free on"
             f" {device}"
         )
     decoder.to_empty(device=device)

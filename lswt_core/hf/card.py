@@ -11,8 +11,8 @@ from typing import Any
 
 from lswt_core.errors import CheckpointError
 from lswt_core.recipe import Chosen, Recipe
-from lswt_core.reporting.console import duration
-from lswt_core.reporting.run_report import read_metrics
+from lswt_core.reporting.metrics_log import read_metrics
+from lswt_core.reporting.units import format_duration
 from lswt_core.train.environment import read_record
 
 MEASURES = {  # of an evaluation: metric -> row of the table, format
@@ -182,7 +182,7 @@ def training(
             (
                 "time",
                 (
-                    f"{duration(last['seconds'])} ({last['tokens'] / last['seconds']:,.0f} tokens per"
+                    f"{format_duration(last['seconds'])} ({last['tokens'] / last['seconds']:,.0f} tokens per"
                     " second)"
                 ),
             )

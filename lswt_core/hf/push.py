@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lswt_core.errors import DataError
 from lswt_core.plugin_api.hub import access, cause
-from lswt_core.reporting.console import gigabytes
+from lswt_core.reporting.units import format_bytes
 
 
 def push(directory: Path, name: str, *, private: bool = False) -> str:
@@ -34,6 +34,6 @@ def listing(directory: Path) -> list[str]:
     """What a push would upload, a line each."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [
-        f"  {path.relative_to(directory)!s:<32}{gigabytes(path.stat().st_size):>12}"
+        f"  {path.relative_to(directory)!s:<32}{format_bytes(path.stat().st_size):>12}"
         for path in files
     ]

@@ -1,1 +1,1 @@
-"""What people read: console, tables, HTML, run reports."""
+"""What people read: the console, tables, units, curves and report pages. Imports no torch."""

@@ -32,13 +32,11 @@ from lswt_core.model.parameters import count_parameters, describe_groups
 from lswt_core.plugin_api.atomic_write import make_output_directory, write_whole
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.reporting.console import Console, duration, gigabytes
-from lswt_core.reporting.run_report import (
-    ReportUnavailable,
-    read_metrics,
-    write_curves,
-    write_report,
-)
+from lswt_core.reporting.console import Console
+from lswt_core.reporting.curves import ReportUnavailable, write_curves
+from lswt_core.reporting.metrics_log import read_metrics
+from lswt_core.reporting.run_report import write_report
+from lswt_core.reporting.units import format_bytes, format_duration
 from lswt_core.train.agreement import require_agreement, require_one_checkpoint, require_one_run
 from lswt_core.train.environment import environment, is_intact, recorded
 from lswt_core.train.metrics import Metrics
@@ -278,8 +276,8 @@ class Session:
         taken = budget(self.recipe, self.registry, self.world)
         found, most = taken.memory.of_process(self.world), "at least" if taken.unknown else "about"
         self.console.say(
-            f"memory: {most} {gigabytes(found['total'])} needed, {gigabytes(found['available'])}"
-            " free"
+            f"memory: {most} {format_bytes(found['total'])} needed,"
+            f" {format_bytes(found['available'])} free"
         )
         for what, why in taken.unknown.items():
             self.console.say(f"unknown: {what} ({why})")
@@ -406,7 +404,7 @@ class Session:
             whole = self.full.train.total_steps * self.full.train.tokens_per_step
             self.console.say(
                 f"at this speed ({rate:,.0f} tokens/s) the full run of {whole:,} tokens would take"
-                f" {duration(whole / rate)} here"
+                f" {format_duration(whole / rate)} here"
             )
         self.console.say(f"done: {self.directory}")
 
