@@ -27,7 +27,7 @@ COMMANDS = (
         "run",
         run_command.arguments_of,
         run_command.run,
-        "train what a recipe describes, or go on where it stopped",
+        "train what a recipe describes, or resume it",
     ),
     Entry(
         "ablate",
@@ -39,7 +39,7 @@ COMMANDS = (
         "generate",
         generate_command.arguments_of,
         generate_command.generate,
-        "let a trained model go on with a text",
+        "generate text with a trained model",
     ),
     Entry(
         "export",
@@ -57,13 +57,13 @@ COMMANDS = (
         "plan",
         plan_command.arguments_of,
         plan_command.plan,
-        "what a recipe takes: parameters, memory, work and time; allocates nothing",
+        "parameters, memory, FLOPs and time of a recipe; allocates nothing",
     ),
     Entry(
         "bench",
         bench_command.arguments_of,
         bench_command.bench,
-        "how fast a recipe trains, evaluates and decodes, and beside what",
+        "throughput of training, evaluation and decoding, against other recipes and libraries",
     ),
     Entry(
         "explain",

@@ -1,5 +1,5 @@
-"""``python -m lswt_core bench RECIPE``: how fast a recipe trains, evaluates and decodes here, and
-beside what.
+"""``python -m lswt_core bench RECIPE``: throughput of training, evaluation and decoding, against
+other recipes and libraries.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RECIPE|PEER",
-        help="measure beside another recipe or library",
+        help="compare with another recipe or library",
     )
     parser.add_argument(
         "--swap",
         action="append",
         default=[],
         metavar="AXIS=VALUE",
-        help="measure beside a swap, e.g. ffn=gelu",
+        help="compare with a swap, e.g. ffn=gelu",
     )
     parser.add_argument(
         "--full", action="store_true", help="ignore the recipe's overlay for this device"
@@ -47,20 +47,20 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=7,
         metavar="N",
-        help="how often everyone trains a step in turn (default: 7)",
+        help="training steps of each, taken in turn (default: 7)",
     )
     parser.add_argument(
         "--tokens",
         type=int,
         default=32,
         metavar="N",
-        help="how many tokens everyone decodes in turn (default: 32)",
+        help="tokens decoded by each, in turn (default: 32)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     if arguments.rounds < 1 or arguments.tokens < 1:
         raise UsageError("--rounds and --tokens must be at least 1")
     found = measure(
@@ -170,7 +170,7 @@ def is_recipe(name: str) -> bool:
 
 
 def remembers(name: str) -> bool:
-    """Whether a peer attends to earlier segments."""
+    """Whether a peer attends to earlier segments (has a memory)."""
     from lswt_core.benchmark.peers import ORIGINALS, find
 
     return name in ORIGINALS or bool(find(name).remembers)  # type: ignore[attr-defined]
@@ -189,7 +189,7 @@ def peer(name: str, work: Any, ours: list[Any]) -> Any:
 
 
 def machine(work: Any, attention: str) -> Mapping[str, Any]:
-    """Where it was measured."""
+    """The machine of the measurement."""
     import platform
 
     import torch
