@@ -7,6 +7,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# What the exit codes of the command line mean; README has the same table.
+EXIT_CODES = {
+    0: "done; of `ablate`: no run has failed",
+    2: "the command or the recipe cannot be, or not on this machine; an arm is no clean swap",
+    3: "a plugin is missing, broken, or breaks its interface",
+    4: "data or a tokenizer cannot be read",
+    5: "a checkpoint cannot be written, read or continued",
+    6: "training is not finite",
+    7: "memory or disk is too small",
+    8: "runs of an ablation failed; its report is written and says which",
+    70: "a bug",
+    73: "another process holds the directory",
+    75: "stopped and saved: the same command goes on",
+    130: "interrupted where there is nothing to save",
+    141: "the reader of the output has left",
+}
+
 
 class LswtError(Exception):
     """Base of all errors that a user can fix; anything else is a bug (exit code 70)."""

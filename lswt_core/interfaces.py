@@ -41,6 +41,8 @@ class Component:
 
     name: ClassVar[str]  # its name in recipes
     citation: ClassVar[str] = ""  # BibTeX
+    # import names of optional packages of which it needs one; () if it needs none
+    libraries: ClassVar[tuple[str, ...]] = ()
 
 
 # ---------- values

@@ -5,18 +5,20 @@ it stopped.
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lswt_core.cli.common import recipe_arguments, registry_of
+from lswt_core.cli.common import exit_codes, next_commands, recipe_arguments, registry_of
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.exit_status import run_guarded
 
-DESCRIPTION = """Train what a recipe describes. The same command again, or --resume, continues exactly where the run stopped.
-
-exit codes: 0 done, 2 recipe, 3 plugin, 4 data, 5 checkpoint, 6 numerics, 7 memory or disk, 70 bug, 73 directory in use,
-75 stopped and saved (run the same command to continue)"""
+DESCRIPTION = (
+    "Train what a recipe describes. The same command again, or --resume, continues exactly where"
+    " the run stopped."
+)
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lswt_core.train.session import Session  # imports torch
 
     directory = arguments.out or Path("runs") / recipe.name
-    return Session(arguments, recipe, registry, directory).run()
+    code = Session(arguments, recipe, registry, directory).run()
+    if code == 0 and os.environ.get("RANK", "0") == "0":
+        place, given = shlex.quote(str(directory)), shlex.quote(str(arguments.recipe))
+        generate = f'lswt_core generate {place} --prompt "def parse("'
+        print(next_commands(generate, f"lswt_core ablate {given} --swap ffn=gelu"))
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lswt_core.run",
         description=DESCRIPTION,
+        epilog=exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments_of(parser)

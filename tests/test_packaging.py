@@ -1,5 +1,5 @@
-"""What is installed: the wheel holds every plugin, and a stranger's package works beside it without
-a change here.
+"""What is installed: the wheel holds every plugin and recipe, and a stranger's package works beside
+it without a change here, from an empty folder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import tomli
 from helpers import PLUGINS, ROOT
 
 KERPLE = Path(__file__).parent / "third_party" / "lswt-kerple"
+OWN_PARTS = (
+    *("lswt_core", "plugins", "recipes"),
+    *("pyproject.toml", "setup.py", "README.md", "LICENSE"),
+)
 SMALL = [  # quickstart, made to take seconds
-    "positional.use=kerple",
     "model.d_model=16",
     "model.n_heads=2",
     "model.n_layers=1",
@@ -76,7 +79,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found, directory = {}, tmp_path_factory.mktemp("wheels")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name, source, parts in (
-        ("lswt-core", ROOT, ("lswt_core", "plugins", "pyproject.toml", "README.md", "LICENSE")),
+        ("lswt-core", ROOT, OWN_PARTS),
         ("lswt-kerple", KERPLE, ("lswt_kerple", "pyproject.toml", "README.md")),
     ):
         copy = directory / name
@@ -132,7 +135,7 @@ def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_wheel_holds_every_plugin(wheels: dict[str, Path]) -> None:
+def test_the_wheel_holds_every_plugin_and_recipe(wheels: dict[str, Path]) -> None:
     with zipfile.ZipFile(wheels["lswt-core"]) as wheel:
         files = set(wheel.namelist())
         (points,) = (name for name in files if name.endswith("entry_points.txt"))
@@ -146,6 +149,8 @@ def test_the_wheel_holds_every_plugin(wheels: dict[str, Path]) -> None:
         for name in PLUGINS
         for path in (ROOT / "plugins" / name).rglob("*.py")
     }
+    recipes = ROOT / "recipes"
+    wanted |= {f"lswt_recipes/{path.relative_to(recipes)}" for path in recipes.rglob("*.toml")}
     assert wanted <= files
     assert not [name for name in files if name.startswith(("tests", "recipes", "plugins"))]
 
@@ -162,16 +167,10 @@ def test_a_strangers_component_is_found_and_trains(python: Path, tmp_path: Path)
     # not the checkout's
     assert all(Path(offer["source"]).is_relative_to(python.parents[1]) for offer in offers.values())
 
-    call(
-        python,
-        "-m",
-        "lswt_core.run",
-        ROOT / "recipes" / "quickstart.toml",
-        "--out",
-        tmp_path / "run",
-        *SMALL,
-        where=tmp_path,
-    )
+    assert [recipe["name"] for recipe in listed["recipes"]] == ["lswt-kerple:nano"]
+    (tmp_path / "mine.toml").write_text('extends = "lswt-kerple:nano"\n')
+    words = ["mine.toml", "--out", tmp_path / "run", *SMALL]
+    call(python, "-m", "lswt_core.run", *words, where=tmp_path)
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -225,10 +224,9 @@ def test_a_new_package_is_installed_by_pip_and_trains(python: Path, tmp_path: Pa
         True,
     )
     assert Path(found["source"]) == tmp_path / "lswt-fading" / "lswt_fading.py"
-    words = ["positional.use=fading", *SMALL[1:], "--out", tmp_path / "run"]
-    call(
-        python, "-m", "lswt_core.run", ROOT / "recipes" / "quickstart.toml", *words, where=tmp_path
-    )
+    words = ["recipes/quickstart.toml", "positional.use=fading", *SMALL, "--out", tmp_path / "run"]
+    said = call(python, "-m", "lswt_core.run", *words, where=tmp_path)
+    assert str(Path("lswt_recipes") / "quickstart.toml") in said
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]

@@ -5,6 +5,7 @@ importable or not.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Waves(PositionalEncoding):
     And again.'''
     name = "waves"
     citation = "@misc{{waves, title={{Waves}}}}"
-    biased = True
+    has_bias = True
     def __init__(
         self, dims, *, height: Annotated[float, Interval(gt=0, le=2)], times: Annotated[int, Ge(1)] = 3, calm: bool = False
     ) -> None:
@@ -170,7 +171,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
         },
     }
     assert found["capabilities"] == {
-        "stationary": {"value": False, "of": "class"},
+        "cacheable_keys": {"value": False, "of": "class"},
         "has_bias": {"value": True, "of": "class"},
         "length_dependent": {"value": None, "of": "instance"},
         "by_end": {"value": False, "of": "instance"},
@@ -180,7 +181,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
     for line in (
         "  height: a number, greater than 0, at most 2 (required)",
         "  calm: true or false (default false)",
-        "  biased: true",
+        "  has_bias: true",
         "  overrides: embed",
         '  in a recipe: [positional] use = "waves"',
         "And again.",
@@ -196,7 +197,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
         ("loss/simctg", {"needs": {"value": ["states"], "of": "class"}}),
         ("optimizer/sophia-h", {"needs_hessian_vector_products": {"value": True, "of": "class"}}),
         ("data/text", {"streaming": {"value": False, "of": "instance"}}),
-        ("tokenizer/bytes", {"overrides": {"value": ["pieces", "save"], "of": "class"}}),
+        ("tokenizer/bytes", {"overrides": {"value": ["split_long_text", "save"], "of": "class"}}),
     ],
 )
 def test_capabilities_are_those_the_interface_declares(
@@ -239,3 +240,57 @@ def test_what_is_not_there_is_told(
     assert main(["plugins", "describe", component]) == code
     told = capsys.readouterr().err
     assert all(fragment in told for fragment in fragments), told
+
+
+LIBRARIES = """
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Norm
+
+class There(Norm):
+    name = "there"
+    libraries = ("a_package_that_is_missing", "json")
+
+class Missing(Norm):
+    name = "missing"
+    libraries = ("a_package_that_is_missing",)
+
+@hookimpl
+def lswt_components():
+    return [There, Missing]
+"""
+
+
+def test_a_component_without_its_library_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "libraries.py"
+    path.write_text(LIBRARIES)
+    found = json.loads(asked(capsys, "list", "--plugin", path, "--json"))
+    listed = {(one["kind"], one["name"]): one for one in found["components"]}
+    assert listed["norm", "there"]["imports"] is True
+    assert listed["norm", "missing"]["imports"] is False
+    assert "a_package_that_is_missing" in listed["norm", "missing"]["cause"]
+    for kind, name, library in (
+        ("attention", "flash", "flash_attn"),
+        ("cross_entropy", "liger", "liger_kernel"),
+        ("tracker", "wandb", "wandb"),
+    ):
+        one = listed[kind, name]
+        assert one["imports"] == (find_spec(library) is not None)
+        assert one["imports"] or library in one["cause"]
+
+
+def test_the_markdown_table_has_every_kind_and_marks_defaults(
+    plugin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, rule, *rows = asked(capsys, "list", "--markdown", "--plugin", plugin).splitlines()
+    assert header.count("|") == rule.count("|") == 4
+    table = {cells[1].strip(): cells for row in rows if (cells := row.split("|"))}
+    assert list(table) == list(KINDS)
+    assert table["memory"][2].strip() == "`[memory.NAME]`"
+    names = {kind: cells[3].strip().split(", ") for kind, cells in table.items()}
+    assert {"**rope**", "alibi", "waves"} <= set(names["positional"])
+    assert "**auto**" in names["attention"]
+    offered = {(offer.kind, offer.name) for offer in Registry().offers()}
+    shown = {(kind, name.strip("*")) for kind in names for name in names[kind]}
+    assert shown == offered | {("attention", "auto"), ("positional", "waves")}

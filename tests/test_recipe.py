@@ -10,7 +10,7 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lswt_core.errors import PluginError
+from lswt_core.errors import PluginError, RecipeError
 from lswt_core.recipe import Origin, Recipe
 from lswt_core.registry import Registry
 
@@ -280,7 +280,7 @@ def test_crlf_and_comments(tmp_path: Path) -> None:
     )
 
 
-def test_files_may_extend_within_the_tree_of_recipes(tmp_path: Path) -> None:
+def test_files_may_extend_a_file_of_another_folder(tmp_path: Path) -> None:
     (tmp_path / "recipes" / "ablations").mkdir(parents=True)
     (tmp_path / "recipes" / "base.toml").write_text(BASE)
     path = tmp_path / "recipes" / "ablations" / "gelu.toml"
@@ -321,3 +321,23 @@ except RecipeError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "clean", done.stderr
+
+
+def test_an_overlay_is_a_view_of_a_recipe_that_is_read_once(load: Any, tmp_path: Path) -> None:
+    plain = load("[cpu.train]\nbatch_size = 2")
+    (tmp_path / "mine.toml").unlink()
+    small = plain.with_overlay("cpu")
+    assert (small.overlay, small.train.batch_size) == ("cpu", 2)
+    assert (plain.overlay, plain.train.batch_size) == (None, 8)
+    assert small.with_overlay(None) == plain
+    assert [key for key, *_ in small.changes()] == ["train.batch_size"]
+    absent = plain.with_overlay("cuda")
+    assert absent.overlay is None and absent == plain
+
+
+def test_a_view_raises_what_overrides_break_under_its_overlay(load: Any) -> None:
+    text = "[attention]\nuse = 'sdpa'\n[cpu.attention]\nuse = 'eager'"
+    recipe = load(text, "attention.method=joint")
+    with pytest.raises(RecipeError) as caught:
+        recipe.with_overlay("cpu")
+    assert caught.value.problems[0].where == "command line"

@@ -456,24 +456,26 @@ def test_bad_byte_names_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extends", "why"),
     [
-        ("'../../etc/passwd'", "outside of"),
-        ("'/etc/passwd'", "relative path"),
-        ("'link.toml'", "outside of"),
+        ("'../../etc/passwd'", "there is no file"),
+        ("'../secret.key'", "not a .toml file"),
+        ("'/etc/passwd'", "not a .toml file"),
+        ("'link.toml'", "symbolic link"),
         ("'recipe.toml'", "extends this file"),
         ("'missing.toml'", "there is no file"),
         ("'family'", "there is no file"),
-        ("''", "relative path"),
-        ("3", "relative path"),
-        ("['a.toml']", "relative path"),
+        ("''", "in quotes"),
+        ("3", "in quotes"),
+        ("['a.toml']", "in quotes"),
         ('"a\\u0000b"', "null"),
         (f"'{'x' * 5000}'", "too long"),
-        ("'loop.toml'", ""),
+        ("'loop.toml'", "symbolic link"),
         ("'pipe'", "there is no file"),
     ],
 )
 def test_hostile_includes(extends: str, why: str, tmp_path: Path) -> None:
     root = tmp_path / "recipes"
     write(tmp_path, "train.steps = 1", "secret.toml")
+    write(tmp_path, "train.steps = 1", "secret.key")
     (root / "family").mkdir(parents=True)
     (root / "link.toml").symlink_to(tmp_path / "secret.toml")
     (root / "loop.toml").symlink_to(root / "loop.toml")
@@ -570,3 +572,27 @@ def test_no_mutation_of_a_recipe_crashes(start: int, length: int, piece: str) ->
             assert str(error)
         else:
             assert Recipe.from_dict(recipe.resolved(), registry=REGISTRY) == recipe
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new"),
+    [
+        ("train", "rows", "batch_size"),
+        ("train", "context", "seq_len"),
+        ("train", "micro_rows", "micro_batch_size"),
+        ("train", "clip", "grad_clip"),
+        ("train", "documents", "document_masking"),
+        ("train", "dealing", "document_assignment"),
+        ("evaluate", "rows", "batch_size"),
+        ("optimizer", "refresh_every", "hessian_update_interval"),
+    ],
+)
+def test_a_key_of_an_older_version_names_the_new_one(
+    table: str, old: str, new: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, f"train.steps = 1\noptimizer.use = 'sophia-g'\n{table}.{old} = 3")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path, registry=Registry())
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.what) == (f"{path}:3", f'unknown key "{table}.{old}"')
+    assert problem.fix == f'use "{new}"'

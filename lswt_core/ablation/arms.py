@@ -182,7 +182,7 @@ def arms_of_file(ablation: AblationFile, file: File) -> Iterator[ArmSpec]:
         yield ArmSpec(
             name,
             tuple(table.set) or (f"recipe {table.recipe}",),
-            file.path.parent / (table.recipe or ablation.recipe),
+            find(table.recipe or ablation.recipe, file.path.parent),
             (*ablation.set, *table.set),
             None if table.axis is None else tuple(table.axis),
             origin.where,

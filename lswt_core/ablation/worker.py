@@ -8,13 +8,17 @@ import argparse
 import json
 import math
 import os
-import resource
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from threading import Thread
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 import torch
 
@@ -73,12 +77,14 @@ def first_sentence(error: Exception) -> str:
     return str(error).partition(". ")[0].partition("\n")[0]
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int | None:
     """Return the peak memory of this process in bytes: of the accelerator if it computes there,
-    else of the machine.
+    else of the machine; None where the system does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -21,9 +21,10 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
-from lswt_core.cli.common import plugin_argument, required_registry
+from lswt_core.cli.common import plugin_argument, report_source, required_registry
 from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
-from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+from lswt_core.plugin_api.atomic_write import make_output_directory, write_whole
+from lswt_core.recipe.loader import find
 
 if TYPE_CHECKING:
     from lswt_core.ablation.outcome import Study
@@ -143,6 +144,7 @@ def ablate(arguments: argparse.Namespace) -> int:
 
     registry, world = required_registry(arguments), World.join()
     recipe = Recipe.load(variants[0].path, variants[0].overrides, registry=registry)
+    report_source(recipe, variants[0].path)
     overlay = (
         None if arguments.full or world.device.type not in recipe.overlays else world.device.type
     )
@@ -201,7 +203,7 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
     """The ablation's name, its baseline and arms, and how they are to be compared."""
     read = read_ablation_file(arguments.recipe)
     told = read[0] if read is not None else None
-    path = arguments.recipe if read is None else read[1].path.parent / read[0].recipe
+    path = arguments.recipe if read is None else find(read[0].recipe, read[1].path.parent)
     overrides = (*(told.set if told else ()), *arguments.overrides)
     swaps = [*(list_swaps(told.swap) if told else ()), *arguments.swap]
     layout = arguments.plan or (told.plan if told else "one-at-a-time")
@@ -220,7 +222,7 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
     }
     if settings["seeds"] < 1 or settings["margin"] <= 0:
         raise UsageError("--seeds is at least 1, and --margin greater than 0")
-    return arguments.recipe.stem, require_arms(arms), settings
+    return find(arguments.recipe).stem, require_arms(arms), settings
 
 
 def first(*values: Any) -> Any:
@@ -253,7 +255,7 @@ def claim(directory: Path, fingerprint: str) -> None:
         raise UsageError(
             f"{directory} holds the report of another ablation\n  fix: choose another --out"
         )
-    write_atomically(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+    write_whole(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
 
 
 def claimed(path: Path) -> str | None:
@@ -280,7 +282,7 @@ def say(text: str) -> None:
 
 
 def require_libraries() -> None:
-    """Raise PluginError, before anything is trained, if the report could not be written."""
+    """Raise PluginError if a library that the report needs is not installed."""
     missing = [name for name in ("scipy", "matplotlib") if find_spec(name) is None]
     if missing:
         raise PluginError(

@@ -1,5 +1,5 @@
-"""``python -m lswt_core bench RECIPE``: how fast a recipe trains, evaluates and decodes here, and
-beside what.
+"""``python -m lswt_core bench RECIPE``: throughput of training, evaluation and decoding, against
+other recipes and libraries.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lswt_core.cli.common import recipe_arguments, required_registry
+from lswt_core.cli.common import recipe_arguments, report_source, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.packaged import SUFFIX, is_qualified
 from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
 
@@ -29,14 +30,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RECIPE|PEER",
-        help="measure beside another recipe or library",
+        help="compare with another recipe or library",
     )
     parser.add_argument(
         "--swap",
         action="append",
         default=[],
         metavar="AXIS=VALUE",
-        help="measure beside a swap, e.g. ffn=gelu",
+        help="compare with a swap, e.g. ffn=gelu",
     )
     parser.add_argument(
         "--full", action="store_true", help="ignore the recipe's overlay for this device"
@@ -46,20 +47,20 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=7,
         metavar="N",
-        help="how often everyone trains a step in turn (default: 7)",
+        help="training steps of each, taken in turn (default: 7)",
     )
     parser.add_argument(
         "--tokens",
         type=int,
         default=32,
         metavar="N",
-        help="how many tokens everyone decodes in turn (default: 32)",
+        help="tokens decoded by each, in turn (default: 32)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     if arguments.rounds < 1 or arguments.tokens < 1:
         raise UsageError("--rounds and --tokens must be at least 1")
     found = measure(
@@ -138,45 +139,40 @@ def measure(
 def chosen_recipes(
     arguments: argparse.Namespace, registry: Registry, device: str | None
 ) -> dict[str, Recipe]:
-    """The recipe, its swaps, other recipes and, beside peers, the recipe at their work: without
-    what they do not do, and with word embeddings as wide as the model.
+    """Load the recipe, its swaps, other recipes and, if peers take part, the recipe with the work
+    that they do: without what they lack, and with word embeddings as wide as the model.
     """
 
     def load(path: Path, *more: str) -> Recipe:
         recipe = Recipe.load(path, [*arguments.overrides, *more], registry=registry)
-        return (
-            Recipe.load(path, [*arguments.overrides, *more], overlay=device, registry=registry)
-            if device in recipe.overlays
-            else recipe
-        )
+        return recipe.with_overlay(device)
 
     base = load(arguments.recipe)
-    found = {base.name: base}
-    found |= {
-        f"{base.name} {swap}": load(arguments.recipe, override_of(swap)) for swap in arguments.swap
-    }
-    found |= {other: load(Path(other)) for other in arguments.against if is_recipe(other)}
+    report_source(base, arguments.recipe)
+    recipes = {base.name: base}
+    for swap in arguments.swap:
+        recipes[f"{base.name} {swap}"] = load(arguments.recipe, override_of(swap))
+    for other in arguments.against:
+        if is_recipe(other):
+            recipes[other] = load(Path(other))
     peers = [name for name in arguments.against if not is_recipe(name)]
     if peers:
-        work = [
-            *PEERS_WORK,
-            *(f"loss.{name}=false" for name in base.many("loss")),
-            f"embedding.d_vocab={base.model.d_model}",
-        ]
-        found[f"{base.name}, peers' work"] = load(arguments.recipe, *work)
+        work = [*PEERS_WORK, *(f"loss.{name}=false" for name in base.many("loss"))]
+        work.append(f"embedding.d_vocab={base.model.d_model}")
+        recipes[f"{base.name}, peers' work"] = load(arguments.recipe, *work)
         if base.many("memory") and any(not remembers(name) for name in peers):
             bare = [f"memory.{name}=false" for name in base.many("memory")]
-            found[f"{base.name}, peers' work, no memory"] = load(arguments.recipe, *work, *bare)
-    return found
+            recipes[f"{base.name}, peers' work, no memory"] = load(arguments.recipe, *work, *bare)
+    return recipes
 
 
 def is_recipe(name: str) -> bool:
-    """Whether what is measured against is a recipe rather than a peer."""
-    return name.endswith(".toml")
+    """Whether an argument of --against is a recipe (a .toml file or PACKAGE:NAME) or a peer."""
+    return name.endswith(SUFFIX) or is_qualified(name)
 
 
 def remembers(name: str) -> bool:
-    """Whether a peer attends to earlier segments."""
+    """Whether a peer attends to earlier segments (has a memory)."""
     from lswt_core.benchmark.peers import ORIGINALS, find
 
     return name in ORIGINALS or bool(find(name).remembers)  # type: ignore[attr-defined]
@@ -195,7 +191,7 @@ def peer(name: str, work: Any, ours: list[Any]) -> Any:
 
 
 def machine(work: Any, attention: str) -> Mapping[str, Any]:
-    """Where it was measured."""
+    """The machine of the measurement."""
     import platform
 
     import torch

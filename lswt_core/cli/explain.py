@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from lswt_core.cli.common import recipe_arguments, required_registry
+from lswt_core.cli.common import recipe_arguments, report_source, required_registry
 from lswt_core.recipe import Recipe
 
 
@@ -23,26 +23,26 @@ def resolve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Where a value comes from, oldest first."""
+    """Print every value a key was given, oldest first, and where."""
     for value, origin in load(arguments).explain(arguments.key):
-        print(
-            f"{arguments.key} = {value!r}  <- {origin.where}"
-            + (f"   {origin.text}" if origin.text else "")
-        )
+        source = f"   {origin.text}" if origin.text else ""
+        print(f"{arguments.key} = {value!r}  <- {origin.where}{source}")
     return 0
 
 
 def resolve(arguments: argparse.Namespace) -> int:
-    """The recipe with every default written out."""
+    """Print the recipe with every default written out."""
     print(load(arguments).dump(), end="")
     return 0
 
 
 def load(arguments: argparse.Namespace) -> Recipe:
-    """The recipe, with what the command line says."""
-    return Recipe.load(
+    """Load the recipe with the overrides and overlay of the command line."""
+    recipe = Recipe.load(
         arguments.recipe,
         arguments.overrides,
         overlay=arguments.overlay,
         registry=required_registry(arguments),
     )
+    report_source(recipe, arguments.recipe)
+    return recipe

@@ -5,9 +5,10 @@ original authors' from it.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from lswt_core.cli.common import plugin_argument, required_registry
+from lswt_core.cli.common import next_commands, plugin_argument, required_registry
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def export(arguments: argparse.Namespace) -> int:
         print("\n".join(listing(done.directory)))
     elif arguments.push:
         print(f"pushed to {push(done.directory, arguments.push, private=arguments.private)}")
+    print(next_python(done.directory))
     return 0
 
 
@@ -86,8 +88,18 @@ def import_original(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
         tokenizer=arguments.tokenizer,
     )
-    print(
-        f"imported to {done.directory}:"
-        f" AutoModelForCausalLM.from_pretrained({str(done.directory)!r}) after import lswt_core"
-    )
+    print(f"imported to {done.directory}")
+    print(next_python(done.directory))
     return 0
+
+
+def next_python(directory: Path) -> str:
+    """How a model in transformers' format is used: a command, and lines of Python."""
+    command = next_commands(f'lswt_core generate {shlex.quote(str(directory))} --prompt "..."')
+    lines = (
+        "or, in Python:",
+        "  import lswt_core.hf",
+        "  from transformers import AutoModelForCausalLM",
+        f"  model = AutoModelForCausalLM.from_pretrained({str(directory)!r})",
+    )
+    return "\n".join([command, *lines])

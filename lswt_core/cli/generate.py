@@ -1,5 +1,5 @@
-"""``python -m lswt_core generate RUN_OR_MODEL --prompt TEXT``: let a trained model write. Imports
-torch only when it runs.
+"""``python -m lswt_core generate RUN_OR_MODEL --prompt TEXT``: generate text with a trained model.
+Imports torch only when it runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lswt_core.train.signals import StopRequest
 if TYPE_CHECKING:
     from lswt_core.interfaces import Tokenizer
 
-# of the decoding methods; which has which, they know themselves
+# options of the decoding methods, which check whether they take them
 OPTIONS = ("temperature", "top_p", "top_k", "alpha", "seed")
 
 
@@ -34,7 +34,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         required=True,
         metavar="TEXT",
-        help="what to go on with, as it stands; - reads it from standard input",
+        help="the text to continue, verbatim; - reads it from standard input",
     )
     parser.add_argument(
         "--decode",
@@ -47,35 +47,33 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="write at most so many tokens (default: 200)",
+        help="generate at most N tokens (default: 200)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         metavar="T",
-        help="sample: flattens the distribution; 0 is greedy (default: 0.8)",
+        help="sample: temperature of the softmax; 0 is greedy (default: 0.8)",
     )
     parser.add_argument(
         "--top-p",
         type=float,
         metavar="P",
-        help="sample: from the likeliest tokens of this probability (default: 0.95)",
+        help="sample: nucleus of this probability mass (default: 0.95)",
     )
     parser.add_argument(
         "--top-k",
         type=int,
         metavar="K",
-        help="sample: from so many tokens (default: all); contrastive: of so many (4)",
+        help="sample: among the k most likely tokens (default: all); contrastive: candidates (4)",
     )
     parser.add_argument(
         "--alpha",
         type=float,
         metavar="A",
-        help="contrastive: how much likeness to the text costs, 0 to 1 (default: 0.6)",
+        help="contrastive: weight of the degeneration penalty, 0 to 1 (default: 0.6)",
     )
-    parser.add_argument(
-        "--seed", type=int, metavar="S", help="sample: another seed, another text (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, metavar="S", help="sample: random seed (default: 0)")
     parser.add_argument(
         "--json",
         action="store_true",
@@ -85,7 +83,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Print what the model writes after the prompt."""
+    """Print the generated continuation of the prompt."""
     if arguments.tokens < 1:
         raise UsageError(f"tokens = {arguments.tokens}: must be at least 1")
     prompt = arguments.prompt if arguments.prompt != "-" else read_standard_input()
@@ -131,7 +129,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def read_standard_input() -> str:
-    """All of it, as it is: a newline at its end belongs to the prompt."""
+    """Standard input, verbatim: a newline at its end belongs to the prompt."""
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
@@ -139,7 +137,7 @@ def read_standard_input() -> str:
 
 
 def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt."""
+    """Tokenize the prompt. Raises UsageError if it is not UTF-8."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
@@ -148,7 +146,7 @@ def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def show(pieces: Iterator[str]) -> None:
-    """Print text as it comes, and end its last line however it ends."""
+    """Print text as it is generated, and end its last line in any case."""
     try:
         for piece in pieces:
             print(piece, end="", flush=True)

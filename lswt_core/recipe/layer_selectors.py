@@ -1,4 +1,4 @@
-"""Which layers a recipe's table [layers.SELECTOR] is about, and what holds for one of them."""
+"""Selectors of layers, as in a recipe's tables [layers.SELECTOR]: "0-3,8", "every 4"."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ EVERY = re.compile(r"every\s+(\d+)(?:\s+from\s+(\d+))?")
 
 
 def select(selector: str, n_layers: int) -> list[int]:
-    """The layers a selector names, in order; raises ValueError where it names one that is not
-    there, or none.
+    """Return the layers of a selector, sorted. Raises ValueError if it is malformed, or names a
+    layer that the model does not have, or none.
 
     "every N" is the last layer of every N, as interleaved models count ("every 4": layers 3, 7, 11,
     ...); "every N from K" begins at layer K.
     """
-    found: set[int] = set()
-    for piece in selector.split(","):
-        found |= set(chosen_by(piece.strip(), n_layers))
-    return sorted(found)
+    layers: set[int] = set()
+    for term in selector.split(","):
+        layers |= set(select_term(term.strip(), n_layers))
+    return sorted(layers)
 
 
-def chosen_by(piece: str, n_layers: int) -> range:
-    """The layers of one piece of a selector."""
+def select_term(piece: str, n_layers: int) -> range:
+    """The layers of one comma-separated term of a selector."""
     if match := SPAN.fullmatch(piece):
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
@@ -40,8 +40,9 @@ def chosen_by(piece: str, n_layers: int) -> range:
     elif match := EVERY.fullmatch(piece):
         stride = int(match[1])
         if stride < 1:
-            raise ValueError(f'"{piece}" never moves on')
-        layers = range(stride - 1 if match[2] is None else int(match[2]), n_layers, stride)
+            raise ValueError(f'"{piece}" selects no layers: its stride is 0')
+        first = stride - 1 if match[2] is None else int(match[2])
+        layers = range(first, n_layers, stride)
     else:
         raise ValueError(f'"{piece}" is no choice of layers')
     if not layers or layers[-1] >= n_layers:
@@ -50,7 +51,7 @@ def chosen_by(piece: str, n_layers: int) -> range:
 
 
 def spell(layers: Iterable[int]) -> str:
-    """The selector of some layers: "0-3,7"."""
+    """Return the selector of some layers: "0-3,7"."""
     spans: list[list[int]] = []
     for layer in sorted(layers):
         if spans and layer == spans[-1][1] + 1:
@@ -61,11 +62,11 @@ def spell(layers: Iterable[int]) -> str:
 
 
 def tables_at(tables: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """A resolved recipe's LAYERED tables as they hold for one layer."""
-    held = {name: tables[name] for name in LAYERED if name in tables}
-    for selector, special in tables.get(LAYERS, {}).items():
+    """The LAYERED tables of a resolved recipe as they apply to one layer."""
+    merged = {name: tables[name] for name in LAYERED if name in tables}
+    for selector, own in tables.get(LAYERS, {}).items():
         if layer in select(selector, tables["model"]["n_layers"]):
-            held |= {name: table for name, table in special.items() if name != "memory"}
-            memories = {**held.get("memory", {}), **special.get("memory", {})}
-            held["memory"] = {name: table for name, table in memories.items() if table is not False}
-    return held
+            memories = {**merged.get("memory", {}), **own.get("memory", {})}
+            merged |= own
+            merged["memory"] = {name: one for name, one in memories.items() if one is not False}
+    return merged

@@ -1,4 +1,4 @@
-"""Words for what is wrong in a recipe: why, the nearest valid name, and how to mend it."""
+"""Error messages about recipes: what is wrong, why, and the nearest valid name or value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lswt_core.recipe.toml_writer import key, value
 from lswt_core.registry import nearest
 from lswt_core.registry.option_schema import words
 
-ALIASES = {
+ALIASES = {  # names of other libraries and of older versions -> ours
     name: known
     for known, names in {
         "lr": "learning_rate max_lr lr_max peak_lr",
@@ -44,7 +44,7 @@ ABSENT = {"dropout": "this family of models has no dropout"}
 
 
 class Owner(typing.NamedTuple):
-    """Whose keys a table holds."""
+    """The component or core table whose keys a recipe table holds."""
 
     table: str  # "memory.xl"
     words: str  # 'the memory "xl-cache" (lswt-core 0.1.0)'
@@ -57,13 +57,15 @@ class Owner(typing.NamedTuple):
         return sorted({*self.model.model_fields, *self.extra})
 
     def annotation(self, name: str) -> Any:
-        """What a key asks for, with its bounds."""
+        """The type of a key, with its bounds."""
         field = self.model.model_fields[name]
-        return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        if not field.metadata:
+            return field.annotation
+        return Annotated[field.annotation, *field.metadata]
 
 
 def unknown_key(node: Leaf | Branch, owner: Owner, homes: Mapping[str, Collection[str]]) -> Problem:
-    """A key nobody knows; ``homes`` are the tables in which each valid key stands."""
+    """A key that its table does not have; ``homes`` are the tables of each valid key."""
     name = node.key.rpartition(".")[2]
     alias = ALIASES.get(name, name)
     elsewhere = {home for candidate in (name, alias) for home in homes.get(candidate, ())}
@@ -75,12 +77,10 @@ def unknown_key(node: Leaf | Branch, owner: Owner, homes: Mapping[str, Collectio
         fix = f"it belongs at {elsewhere.pop()}.{name if name in homes else alias}"
     elif guess := nearest(name, owner.keys):
         fix = f'did you mean "{guess}"?'
+    elif owner.keys:
+        fix = f"remove it, or use one of: {', '.join(owner.keys)}"
     else:
-        fix = (
-            f"remove it, or use one of: {', '.join(owner.keys)}"
-            if owner.keys
-            else "remove it: there are no options"
-        )
+        fix = "remove it: there are no options"
     why = ABSENT.get(name, f"{owner.words} has no such key")
     return Problem(f'unknown key "{node.key}"', node.origin.where, why, fix, node.origin.text)
 
@@ -88,7 +88,7 @@ def unknown_key(node: Leaf | Branch, owner: Owner, homes: Mapping[str, Collectio
 def unknown_table(
     node: Leaf | Branch, tables: Collection[str], homes: Mapping[str, Collection[str]]
 ) -> Problem:
-    """A table, or a key outside of any table, nobody knows."""
+    """An unknown table, or an unknown key outside of any table."""
     name = node.key.rpartition(".")[2]
     alias = ALIASES.get(name, name)
     tables = tables if "." in node.key else [*tables, *OVERLAYS, "extends"]
@@ -99,8 +99,14 @@ def unknown_table(
         fix = f'did you mean "{guess}"?'
     else:
         fix = f"use one of: {', '.join(tables)}"
-    what = f'unknown {"table" if isinstance(node, Branch) else "key"} "{node.key}"'
-    return Problem(what, node.origin.where, "recipes have no such table", fix, node.origin.text)
+    what = "table" if isinstance(node, Branch) else "key"
+    return Problem(
+        f'unknown {what} "{node.key}"',
+        node.origin.where,
+        "recipes have no such table",
+        fix,
+        node.origin.text,
+    )
 
 
 def not_a_table(node: Leaf, fix: str) -> Problem:
@@ -114,72 +120,66 @@ def not_a_table(node: Leaf, fix: str) -> Problem:
     )
 
 
-def wrong(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
-    """A value that pydantic refuses, or a key that is missing."""
+def wrong_value(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
+    """A value that pydantic rejects, or a missing key."""
     node, name = table.at(detail["loc"]), str(detail["loc"][0]) if detail["loc"] else ""
     if not name:
-        return unfitting(detail, table, owner)
-    asked = words(owner.annotation(name))
+        return inconsistent(detail, table, owner)
+    expected = words(owner.annotation(name))
     default = owner.model.model_fields[name].default
     if detail["type"] == "missing":
         named = table.items.get("use", table).origin
-        why, fix = f"{owner.words} needs it", f"add {key(name)} = ..., {asked}"
+        why, fix = f"{owner.words} needs it", f"add {key(name)} = ..., {expected}"
         return Problem(f'missing key "{owner.table}.{name}"', named.where, why, fix, named.text)
     given = node.value if isinstance(node, Leaf) else detail["input"]
     label = node.key if isinstance(node, Leaf) else f"{owner.table}.{name}"
-    finite = detail["type"] != "finite_number"
-    why = f"{shorten(given)} is not {asked}" if finite else f"{shorten(given)} is not finite"
-    fix = mend(given, owner.annotation(name)) or f"give {asked}"
+    why = f"{shorten(given)} is not {expected}"
+    if detail["type"] == "finite_number":
+        why = f"{shorten(given)} is not finite"
+    fix = suggest_value(given, owner.annotation(name)) or f"give {expected}"
     if isinstance(default, bool | int | float | str | list):
         fix += f" (default: {value(default)})"
     return Problem(f'wrong value for "{label}"', node.origin.where, why, fix, node.origin.text)
 
 
-def mend(given: Any, annotation: Any) -> str | None:
-    """The value that was probably meant."""
+def suggest_value(given: Any, annotation: Any) -> str | None:
+    """How to correct a value: the nearest choice, or a number without quotes; None if unknown."""
     if not isinstance(given, str):
         return None
-    choices = [
-        name
-        for part in alternatives(annotation)
-        if typing.get_origin(part) is Literal
-        for name in typing.get_args(part)
-    ]
+    choices: list[Any] = []
+    for member in union_members(annotation):
+        if typing.get_origin(member) is Literal:
+            choices += typing.get_args(member)
     if choices:
         guess = nearest(given, [choice for choice in choices if isinstance(choice, str)])
         return f'did you mean "{guess}"?' if guess else None
     try:
-        number = tomli.loads(f"x = {given}")["x"]
+        parsed = tomli.loads(f"x = {given}")["x"]
     except (ValueError, RecursionError):
         return None
-    return (
-        f"write {given} without quotes" if isinstance(number, bool | int | float | list) else None
-    )
+    if isinstance(parsed, bool | int | float | list):
+        return f"write {given} without quotes"
+    return None
 
 
-def alternatives(annotation: Any) -> tuple[Any, ...]:
+def union_members(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the annotation itself."""
-    annotation = (
-        typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-    )
-    return (
-        (annotation,)
-        if typing.get_origin(annotation) in (Literal, list, dict, None)
-        else typing.get_args(annotation)
-    )
+    if typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) in (Literal, list, dict, None):
+        return (annotation,)
+    return typing.get_args(annotation)
 
 
-def unfitting(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
-    """Values that are fine one by one but not together; points at the one written last."""
+def inconsistent(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
+    """Values that are valid alone but not together; points at the one written last."""
     why = detail["msg"].removeprefix("Value error, ")
     named = [name for name in owner.model.model_fields if re.search(rf"\b{re.escape(name)}\b", why)]
     given = [node for name in named if isinstance(node := table.items.get(name), Leaf)]
     node = max(given, key=lambda leaf: leaf.rank, default=table)
-    fix = (
-        f"set {' or '.join(f'{owner.table}.{name}' for name in named)} accordingly"
-        if named
-        else f"change [{owner.table}]"
-    )
+    fix = f"change [{owner.table}]"
+    if named:
+        fix = f"set {' or '.join(f'{owner.table}.{name}' for name in named)} accordingly"
     return Problem(
         f"[{owner.table}] does not fit together", node.origin.where, why, fix, node.origin.text
     )
@@ -188,4 +188,6 @@ def unfitting(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
 def shorten(given: Any) -> str:
     """A value as TOML, not too long."""
     text = value(given)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(text) > 60:
+        return f"{text[:57]}..."
+    return text

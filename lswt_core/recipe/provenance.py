@@ -1,4 +1,4 @@
-"""Values that remember where they come from, and how a table is laid over another."""
+"""Trees of values that keep their origin (file and line), and how one is merged over another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.toml_lines import Key
 from lswt_core.registry.kinds import KIND_OF_TABLE
 
-USE = {  # the component of a table that names none
+USE = {  # the default component of each table
     "positional": "rope",
     "attention": "auto",
     "qk_norm": "none",
@@ -29,7 +29,7 @@ LONGEST = 2**63  # TOML integers have 64 bits
 
 class Origin(NamedTuple):
     """Where a value was written: "recipes/small.toml:12", "command line", "default" or "python",
-    and the text there.
+    and the source text.
     """
 
     where: str
@@ -83,33 +83,30 @@ class Branch:
 
 
 class Builder(NamedTuple):
-    """Turns one layer's plain tables into a tree; what no recipe may hold goes to ``problems``."""
+    """Builds the tree of one layer from plain tables; invalid values are added to ``problems``."""
 
     locate: Callable[[Key], Origin]
     rank: int
     problems: list[Problem]
 
     def branch(self, table: Mapping[Any, Any], path: Key = ()) -> Branch:
-        """A table at a path."""
+        """The tree of a table at a path."""
         items: dict[str, Leaf | Branch] = {}
         for name, value in table.items():
             here = (*path, str(name))
             origin = self.locate(here)
             if isinstance(value, Mapping):
                 items[str(name)] = self.branch(value, here)
-            elif flaw := complaint(name, value):
-                self.problems.append(
-                    Problem(
-                        f'unusable value for "{".".join(here)}"', origin.where, *flaw, origin.text
-                    )
-                )
+            elif flaw := find_flaw(name, value):
+                what = f'unusable value for "{".".join(here)}"'
+                self.problems.append(Problem(what, origin.where, *flaw, origin.text))
             else:
                 items[str(name)] = Leaf(".".join(here), ((value, origin),), self.rank)
         return Branch(".".join(path), items, self.locate(path), self.rank)
 
 
-def complaint(name: Any, value: Any) -> tuple[str, str] | None:
-    """Why no recipe may hold this key or value, and what to do; None if it may."""
+def find_flaw(name: Any, value: Any) -> tuple[str, str] | None:
+    """Why a recipe cannot hold this key or value, and what to do; None if it can."""
     if not isinstance(name, str):
         return f"the key {name!r} is not a text", "use a text as key"
     if value is None:
@@ -127,12 +124,12 @@ def complaint(name: Any, value: Any) -> tuple[str, str] | None:
                 "recipes have no lists of tables ([[...]])",
                 "give every table a name of its own, as in [memory.NAME]",
             )
-        return next((flaw for item in value if (flaw := complaint(name, item))), None)
+        return next((flaw for item in value if (flaw := find_flaw(name, item))), None)
     return None
 
 
 def encodable(text: str) -> bool:
-    """Can a text be written to a file?"""
+    """Whether a text can be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:  # lone surrogates, e.g. from undecodable command-line arguments
@@ -141,22 +138,23 @@ def encodable(text: str) -> bool:
 
 
 def join(old: Leaf | Branch | None, new: Leaf | Branch, use: str | None = None) -> Leaf | Branch:
-    """``new`` laid over ``old``; for ``use`` see ``join_tables``."""
+    """Merge ``new`` over ``old``; for ``use`` see ``join_tables``."""
     if isinstance(old, Leaf) and isinstance(new, Leaf):
         return replace(new, history=old.history + new.history)
-    return (
-        join_tables(old, new, use) if isinstance(old, Branch) and isinstance(new, Branch) else new
-    )
+    if isinstance(old, Branch) and isinstance(new, Branch):
+        return join_tables(old, new, use)
+    return new
 
 
 def join_tables(old: Branch, new: Branch, use: str | None = None) -> Branch:
-    """A table laid over another. ``use`` is the component ``old`` stands for where it names none;
-    None: these hold no component.
+    """Merge a table over another. ``use`` is the default component of ``old``; None: the tables
+    hold no component.
 
-    A table that names another component replaces the old one whole: one component's options must
-    not land on another.
+    A table that names another component replaces the old one whole, so that no component gets the
+    options of another.
     """
-    kept = old.items if use is None or not names_another(old, new, use) else {}
+    replaced = use is not None and names_another(old, new, use)
+    kept = {} if replaced else old.items
     items = dict(kept)
     for name, node in new.items.items():
         items[name] = join((old.items if name == "use" else kept).get(name), node)
@@ -164,19 +162,21 @@ def join_tables(old: Branch, new: Branch, use: str | None = None) -> Branch:
 
 
 def names_another(old: Branch, new: Branch, default: str) -> bool:
-    """Does a table name another component than the one it is laid over?"""
+    """Whether a table names another component than the one it is merged over."""
     if not isinstance(chosen := new.items.get("use"), Leaf):
         return False
     before = old.items.get("use")
-    one, other = str(before.value) if isinstance(before, Leaf) else default, str(chosen.value)
+    one, other = default, str(chosen.value)
+    if isinstance(before, Leaf):
+        one = str(before.value)
     if ":" in one and ":" in other:
         return one != other
     return one.rpartition(":")[2] != other.rpartition(":")[2]
 
 
 def lay(base: Branch, layer: Branch, problems: list[Problem] | None) -> Branch:
-    """A layer over a recipe, table by table; ``problems`` takes removals of what is not there, None
-    lets them stand.
+    """Merge a layer over a recipe, table by table. The removal of an absent component is added to
+    ``problems``; None allows it.
     """
     items = dict(base.items)
     for table, new in layer.items.items():
@@ -191,43 +191,31 @@ def lay(base: Branch, layer: Branch, problems: list[Problem] | None) -> Branch:
 
 
 def lay_selectors(old: Branch, new: Branch) -> Branch:
-    """A table of tables by selector over another. What a selector removes is known only where its
-    layers are: nothing is refused.
+    """Merge a table [layers] over another, selector by selector. Removals are kept: what they
+    remove may stand in the tables for all layers.
     """
     items = dict(old.items)
     for selector, node in new.items.items():
         before = items.get(selector)
-        items[selector] = (
-            lay(before, node, None)
-            if isinstance(before, Branch) and isinstance(node, Branch)
-            else node
-        )
+        if isinstance(before, Branch) and isinstance(node, Branch):
+            items[selector] = lay(before, node, None)
+        else:
+            items[selector] = node
     return replace(new, items=items)
 
 
 def lay_many(old: Branch | None, new: Branch, problems: list[Problem] | None) -> Branch:
-    """A table of named components over another; ``name = false`` removes one. Without ``problems``
-    it need not be there.
+    """Merge a table of named components over another; ``name = false`` removes one, which must be
+    present unless ``problems`` is None.
     """
     items = dict(old.items) if old else {}
     for name, node in new.items.items():
-        if (
-            isinstance(node, Leaf)
-            and node.value is False
-            and name not in items
-            and problems is not None
-        ):
+        removes = isinstance(node, Leaf) and node.value is False
+        if removes and name not in items and problems is not None:
             present = ", ".join(items) or "none"
             why = f'there is no "{name}" to remove; present: {present}'
-            problems.append(
-                Problem(
-                    f'cannot remove "{node.key}"',
-                    node.origin.where,
-                    why,
-                    "remove this line",
-                    node.origin.text,
-                )
-            )
+            what, origin = f'cannot remove "{node.key}"', node.origin
+            problems.append(Problem(what, origin.where, why, "remove this line", origin.text))
         else:
             items[name] = join(items.get(name), node, name)
     return replace(new, items=items)

@@ -1,4 +1,4 @@
-"""The recipe tables that belong to the core (components bring their own options). Imports no torch."""
+"""The recipe tables of the core; components bring their own options. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
-# A slip of the pen must not become hours of work: the bounds are far beyond what anyone has
-# trained.
+# The bounds catch typing errors: they are far beyond any model that was ever trained.
 Size = Annotated[int, Ge(1), Le(1 << 20)]  # of a width, a text, a batch
 Depth = Annotated[int, Ge(1), Le(1 << 12)]
 Vocabulary = Annotated[int, Ge(1), Le(1 << 24)]
@@ -26,7 +25,7 @@ class Table(BaseModel):
 
 
 class Model(Table):
-    """[model]: the shape of the trunk."""
+    """[model]: width, depth and heads of the decoder."""
 
     d_model: Size = 768
     n_layers: Depth = 12
@@ -37,7 +36,7 @@ class Model(Table):
 
     @model_validator(mode="after")
     def heads_divide(self) -> Model:
-        """Heads share the model width evenly."""
+        """Require that d_model is divisible by n_heads."""
         if self.d_model % self.n_heads:
             nearest = min(
                 (n for n in range(1, self.d_model + 1) if self.d_model % n == 0),
@@ -51,22 +50,20 @@ class Model(Table):
 
 
 class Embedding(Table):
-    """[embedding]: the table shared by input and output, and the projections between its width and
-    the model's.
-    """
+    """[embedding]: the tied embedding, and the projections between its width and the model's."""
 
-    # rows of the table; the tokenizer may have fewer ids, never more
+    # rows of the table: at least the size of the tokenizer's vocabulary
     vocab_size: Vocabulary = 50_272
     d_vocab: Size = 768
     # or a Hub name[@revision], model directory, .safetensors, .npz or .gguf file, package:NAME
     warm_start: str = "none"
-    trainable: bool = True  # false: the table stays as it is, in float16
+    trainable: bool = True  # false: the table is frozen, in float16
 
 
 class Train(Table):
-    """[train]: the global batch, its length and the numbers it is computed in."""
+    """[train]: batch, length of the run, precision and memory."""
 
-    batch_size: Size = 480  # sequences of the global batch; each reads its own stream of tokens
+    batch_size: Size = 480  # rows of the global batch; each reads its own stream of tokens
     seq_len: Size = 2048  # new tokens a row reads per step
     micro_batch_size: Size | None = None  # rows per forward pass; None: all of a process's
     tokens: Amount | None = None  # length of the run; give this or steps
@@ -75,20 +72,18 @@ class Train(Table):
     seed: Count = 0
     # auto: bfloat16 where the hardware has it
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # true: what came before a document is hidden from it; false: the stream goes on as one text
+    # true: tokens attend to their own document only; false: across document boundaries
     document_masking: bool = False
-    document_assignment: Literal["least-loaded", "round-robin"] = (
-        # streamed documents: to the row with the fewest tokens left, or i to row i mod rows
-        "least-loaded"
-    )
+    # streamed documents go to the row with the fewest tokens left, or i to row i mod batch_size
+    document_assignment: Literal["least-loaded", "round-robin"] = "least-loaded"
     compile: Literal["auto", "none", "blocks"] = "auto"  # auto: every block is compiled on CUDA
-    # block: keep a block's input alone and run it again for its gradient
+    # block: store the input of every block only, and recompute it in the backward pass
     activation_checkpointing: Literal["none", "block"] = "none"
     log_every: Positive = 10  # steps between plain progress lines where there is no terminal
 
     @model_validator(mode="after")
     def length_given(self) -> Train:
-        """A run has an end."""
+        """Require a length, and a batch that micro-batches divide."""
         if self.tokens is None and self.steps is None:
             raise ValueError("a run needs a length: set train.steps or train.tokens")
         if self.total_steps > MOST_STEPS:
@@ -108,14 +103,14 @@ class Train(Table):
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run; ``steps`` wins over ``tokens``."""
-        return (
-            self.steps if self.steps is not None else -(-(self.tokens or 0) // self.tokens_per_step)
-        )
+        """Optimizer steps of the whole run; ``steps`` takes precedence over ``tokens``."""
+        if self.steps is not None:
+            return self.steps
+        return -(-(self.tokens or 0) // self.tokens_per_step)
 
 
 class Evaluate(Table):
-    """[evaluate]: the held-out text."""
+    """[evaluate]: evaluation on held-out text."""
 
     every: Count = 1000  # steps; 0: only at the end
     tokens: Amount = 1_000_000  # at most so many
@@ -123,16 +118,16 @@ class Evaluate(Table):
 
 
 class Checkpoint(Table):
-    """[checkpoint]: what is kept on disk."""
+    """[checkpoint]: how often and how many."""
 
     every: Count = 1000  # steps; 0: only at the end
     keep: Annotated[int, Ge(2)] = 2
-    # replay: every save rebuilds the memories from the last tokens instead of storing them
+    # replay: memories are not stored but rebuilt from the last tokens
     memory: Literal["exact", "replay"] = "exact"
 
 
 class Sample(Table):
-    """[sample]: the text written when a run ends."""
+    """[sample]: the text that is generated when a run ends."""
 
     prompt: str = ""  # empty: the beginning of a held-out document
     tokens: Annotated[int, Ge(0), Le(1 << 24)] = 100

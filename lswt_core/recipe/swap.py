@@ -1,5 +1,5 @@
-"""Swaps, as ``ablate`` and ``plan`` take them: one word that names what is exchanged and for what.
-Imports no torch.
+"""Swaps, as ``ablate``, ``bench`` and ``plan`` take them: "ffn=gelu", "memory.xl=false". Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ USE = "use"
 
 
 def override_of(swap: str) -> str:
-    """A swap as an override of a recipe.
+    """Translate a swap to an override of a recipe.
 
-    A table of a component and a name is that component: "ffn=gelu" -> "ffn.use=gelu",
-    "memory.cache=xl-cache" -> "memory.cache.use=xl-cache"; "memory.registers=true" adds the
-    component of that name, "memory.xl=false" removes one; any other key is an option:
-    "positional.base=10000". Raises RecipeError for what is no swap.
+    The table of a component takes a name: "ffn=gelu" -> "ffn.use=gelu", "memory.cache=xl-cache" ->
+    "memory.cache.use=xl-cache". "memory.registers=true" adds the component of that name,
+    "memory.xl=false" removes it. Any other key is an option: "positional.base=10000". Raises
+    RecipeError for anything else.
     """
     key, equals, text = (part.strip() for part in swap.partition("="))
     path = parse_key(key)
@@ -34,7 +34,9 @@ def override_of(swap: str) -> str:
         return f"{key}={text}"
     if value is True:
         return f"{key}.{USE}={path[-1]}"
-    return f"{key}={text}" if value is False else f"{key}.{USE}={text}"
+    if value is False:
+        return f"{key}={text}"
+    return f"{key}.{USE}={text}"
 
 
 def names_component(path: Key) -> bool:

@@ -1,4 +1,4 @@
-"""Tells the line on which every key of a TOML text stands, which no TOML parser does."""
+"""Line numbers of the keys in a TOML text, which TOML parsers do not keep."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ TOKEN = re.compile(
 
 
 class Token(NamedTuple):
-    """A piece of the text."""
+    """A lexical token."""
 
     text: str
     line: int
-    key: bool  # may be part of a key
+    key: bool  # whether it may be part of a key
 
 
 def index(text: str) -> dict[Key, int]:
-    """The line, from 1, of every key and table of a valid TOML text; a table's is that of its first
-    mention.
+    """The line, from 1, of every key and table in a valid TOML text; of a table, where it is first
+    named.
     """
     return Scanner(text).lines
 
@@ -46,7 +46,7 @@ def parse_key(text: str) -> Key | None:
 
 
 class Scanner:
-    """Walks over a text that a parser has found valid."""
+    """Scans a text that a parser has found valid."""
 
     def __init__(self, text: str) -> None:
         self.tokens = tokens(text)
@@ -69,13 +69,14 @@ class Scanner:
         return self.tokens[self.place].text if self.place < len(self.tokens) else ""
 
     def skip(self, mark: str) -> bool:
-        """Step over the next token if it is this mark."""
-        met = self.place < len(self.tokens) and self.tokens[self.place].text == mark
-        self.place += met
-        return met
+        """Step over the next token if it is this mark; returns whether it was."""
+        is_next = self.place < len(self.tokens) and self.tokens[self.place].text == mark
+        if is_next:
+            self.place += 1
+        return is_next
 
     def key(self, prefix: Key) -> Key:
-        """Read a dotted key and note its line."""
+        """Read a dotted key and record its line."""
         while self.place < len(self.tokens) and (self.tokens[self.place].key or self.peek() == "."):
             token = self.tokens[self.place]
             self.place += 1
@@ -93,20 +94,23 @@ class Scanner:
         self.place = max(self.place, before + 1)
 
     def value(self, path: Key) -> None:
-        """Step over a value; note the keys of an inline table."""
+        """Step over a value; record the keys of an inline table."""
         if self.skip("{"):
             while self.place < len(self.tokens) and not self.skip("}"):
                 if not (self.skip(",") or self.skip("\n")):
                     self.pair(path)
             return
-        depth = 0
+        depth = 0  # of brackets
         while self.place < len(self.tokens) and (depth or self.peek() not in ("\n", ",", "}")):
-            depth += (self.peek() in ("[", "{")) - (self.peek() in ("]", "}"))
+            if self.peek() in ("[", "{"):
+                depth += 1
+            elif self.peek() in ("]", "}"):
+                depth -= 1
             self.place += 1
 
 
 def tokens(text: str) -> list[Token]:
-    """The text in pieces, without spaces and comments."""
+    """Split a text into tokens, without spaces and comments."""
     found, line = [], 1
     for match in TOKEN.finditer(text):
         if match.lastgroup != "skip":
@@ -116,5 +120,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def unquote(part: str) -> str:
-    """A part of a key without its quotes."""
-    return tomli.loads(f"key = {part}")["key"] if part[0] in "\"'" else part
+    """Remove the quotes of a part of a key."""
+    if part[0] in "\"'":
+        return tomli.loads(f"key = {part}")["key"]
+    return part

@@ -24,7 +24,7 @@ ESCAPES = {
 
 
 def document(tables: Mapping[str, Any]) -> str:
-    """A TOML document: one section per table that holds values."""
+    """A TOML document: one section for every table that holds values."""
     sections = [
         section for name, table in tables.items() for section in section_texts((name,), table)
     ]
@@ -32,7 +32,7 @@ def document(tables: Mapping[str, Any]) -> str:
 
 
 def section_texts(path: tuple[str, ...], table: Mapping[str, Any]) -> list[str]:
-    """A table's own values under its header, then its tables."""
+    """The sections of a table: its own values under its header, then its tables."""
     own = {name: item for name, item in table.items() if not isinstance(item, Mapping)}
     inner = [
         text
@@ -42,11 +42,13 @@ def section_texts(path: tuple[str, ...], table: Mapping[str, Any]) -> list[str]:
     ]
     header = f"[{'.'.join(map(key, path))}]\n"
     body = "".join(f"{key(name)} = {value(item)}\n" for name, item in own.items())
-    return [header + body, *inner] if own or not inner else inner
+    if own or not inner:
+        return [header + body, *inner]
+    return inner
 
 
 def key(name: str) -> str:
-    """A key, quoted if need be."""
+    """A key, quoted if necessary."""
     return name if BARE.fullmatch(name) else value(name)
 
 
@@ -55,57 +57,50 @@ def value(item: Any) -> str:
     if isinstance(item, bool):
         return "true" if item else "false"
     if isinstance(item, str):
-        return (
-            '"'
-            + "".join(
-                ESCAPES.get(c) or (f"\\u{ord(c):04X}" if ord(c) < 32 or ord(c) == 127 else c)
-                for c in item
-            )
-            + '"'
-        )
+        return f'"{"".join(map(escape, item))}"'
     if isinstance(item, list | tuple):
         return f"[{', '.join(map(value, item))}]"
     if isinstance(item, Mapping):
-        return (
-            "{"
-            + ", ".join(f"{key(str(name))} = {value(inner)}" for name, inner in item.items())
-            + "}"
-        )
+        pairs = (f"{key(str(name))} = {value(inner)}" for name, inner in item.items())
+        return f"{{{', '.join(pairs)}}}"
     return repr(item) if isinstance(item, int | float) else str(item)
 
 
+def escape(letter: str) -> str:
+    """A character as it stands in a basic string of TOML."""
+    if letter in ESCAPES:
+        return ESCAPES[letter]
+    if ord(letter) < 32 or ord(letter) == 127:
+        return f"\\u{ord(letter):04X}"
+    return letter
+
+
 def fingerprint(tables: Mapping[str, Any]) -> str:
-    """A hash of the content: the order of stacked components counts, that of other keys does not."""
-    return hashlib.sha256(
-        json.dumps(ordered(tables), sort_keys=True, allow_nan=False).encode()
-    ).hexdigest()
+    """A hash of the content; the order of keys counts for stacked components alone."""
+    text = json.dumps(with_order(tables), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def ordered(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables with those of stacked components as lists."""
-    stacked = {name for name, kind in KIND_OF_TABLE.items() if kind.many}
-    held = {
-        name: list(table.items()) if name in stacked else table for name, table in tables.items()
-    }
-    return (
-        held
-        | {
-            LAYERS: {
-                selector: ordered(special) for selector, special in tables.get(LAYERS, {}).items()
-            }
-        }
-        if LAYERS in held
-        else held
-    )
+def with_order(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables, with those of components that stack as lists, whose order JSON keeps."""
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        if name in KIND_OF_TABLE and KIND_OF_TABLE[name].many:
+            found[name] = list(table.items())
+        elif name == LAYERS:
+            found[name] = {selector: with_order(own) for selector, own in table.items()}
+        else:
+            found[name] = table
+    return found
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} for every value."""
+    """Flatten nested tables: {"a.b": value} for every value."""
     found: dict[str, Any] = {}
     for name, item in tables.items():
-        found |= (
-            flat(item, f"{prefix}{key(name)}.")
-            if isinstance(item, Mapping)
-            else {f"{prefix}{key(name)}": item}
-        )
+        path = f"{prefix}{key(name)}"
+        if isinstance(item, Mapping):
+            found |= flat(item, f"{path}.")
+        else:
+            found[path] = item
     return found

@@ -1,5 +1,5 @@
-"""What installed plugins offer: found by name, read from source without importing, imported only
-when used. Imports no torch.
+"""The plugin registry: components by kind and name, described from source without importing them,
+imported only when used. Imports no torch.
 """
 
 from lswt_core.registry.blame import Culprit

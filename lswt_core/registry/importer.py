@@ -1,5 +1,5 @@
-"""Imports a plugin and asks its hook for component classes; whatever goes wrong is told with the
-plugin's name and version.
+"""Imports plugins and describes the component classes that their hook returns. Every error names
+the plugin and its version.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import pluggy
 
 from lswt_core import hooks
 from lswt_core.errors import PluginError
-from lswt_core.registry.blame import place
+from lswt_core.registry.blame import location_in, one_line
 from lswt_core.registry.discover import Entry
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
-from lswt_core.registry.offer import NAME, Offer, Option, complaint
+from lswt_core.registry.offer import NAME, Offer, Option, find_flaw
 from lswt_core.registry.suggest import nearest
 
 HOOKS = [name for name in vars(hooks) if name.startswith(f"{hooks.PROJECT}_")]
 
 
-def read(entry: Entry) -> list[Offer]:
-    """The offers of a plugin."""
-    offers = [describe(entry, component) for component in classes(entry)]
-    if problem := complaint(offers):
-        raise PluginError(f"{entry}: {problem}; its author must rename it")
+def read_offers(entry: Entry) -> list[Offer]:
+    """Import a plugin and describe its components. Raises PluginError."""
+    offers = [describe(entry, component) for component in component_classes(entry)]
+    if flaw := find_flaw(offers):
+        raise PluginError(f"{entry}: {flaw}; its author must rename it")
     return offers
 
 
-def classes(entry: Entry) -> list[type]:
-    """The component classes a plugin offers."""
+def component_classes(entry: Entry) -> list[type]:
+    """The component classes that a plugin's hook returns. Raises PluginError."""
     module = entry.live or import_module(entry)
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -43,40 +43,36 @@ def classes(entry: Entry) -> list[type]:
     except pluggy.PluginValidationError as error:
         raise PluginError(f"{entry}: {hook_problem(manager, module, error)}") from error
     try:
-        answers = manager.hook.lswt_components()
+        results = manager.hook.lswt_components()
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{entry}: its hook {HOOKS[0]} raised {cause(error)}; update or uninstall the plugin"
+            f"{entry}: its hook {HOOKS[0]} raised {one_line(error)}; update or uninstall the plugin"
         ) from error
-    if len(answers) != 1:
+    if len(results) != 1:
         raise PluginError(
             f"{entry}: it has no hook; define a function {HOOKS[0]}() marked with"
             " @lswt_core.hooks.hookimpl"
         )
-    if not isinstance(answers[0], list | tuple) or not all(
-        isinstance(item, type) for item in answers[0]
-    ):
+    (classes,) = results
+    if not isinstance(classes, list | tuple) or not all(isinstance(one, type) for one in classes):
         raise PluginError(
-            f"{entry}: its hook {HOOKS[0]} must return a list of classes, not {answers[0]!r}"
+            f"{entry}: its hook {HOOKS[0]} must return a list of classes, not {classes!r}"
         )
-    return list(answers[0])
+    return list(classes)
 
 
 def hook_problem(manager: pluggy.PluginManager, module: ModuleType, error: Exception) -> str:
-    """What is wrong with a plugin's hooks, in words that name the right one."""
-    unknown = [
-        caller.name for caller in manager.get_hookcallers(module) or () if not caller.has_spec()
-    ]
+    """What is wrong with a plugin's hooks: a misspelled name, or arguments."""
+    callers = manager.get_hookcallers(module) or ()
+    unknown = [caller.name for caller in callers if not caller.has_spec()]
     if not unknown:
-        return f"its hook {HOOKS[0]} must take no arguments: {cause(error)}"
-    return (
-        f"there is no hook {unknown[0]!r}; the nearest is"
-        f" {nearest(unknown[0], HOOKS) or HOOKS[0]!r}"
-    )
+        return f"its hook {HOOKS[0]} must take no arguments: {one_line(error)}"
+    guess = nearest(unknown[0], HOOKS) or HOOKS[0]
+    return f"there is no hook {unknown[0]!r}; the nearest is {guess!r}"
 
 
 def import_module(entry: Entry) -> ModuleType:
-    """Import a plugin."""
+    """Import a plugin's module. Raises PluginError, with the line of a single-file plugin."""
     if not all(part.isidentifier() for part in entry.module.split(".")):
         raise PluginError(
             f"{entry}: its entry point must read 'name = \"module\"', not {entry.module!r}"
@@ -84,17 +80,14 @@ def import_module(entry: Entry) -> ModuleType:
     try:
         return importlib.import_module(entry.module) if entry.path is None else import_file(entry)
     except (Exception, SystemExit) as error:
+        why, fix = one_line(error), "update or uninstall it"
         if entry.path is not None:
-            raise PluginError(
-                f"{entry} cannot be imported: {cause(error)}{place(error, entry.path)}; mend it"
-            ) from error
-        raise PluginError(
-            f"{entry} cannot be imported: {cause(error)}; update or uninstall it"
-        ) from error
+            why, fix = f"{why}{location_in(entry.path, error)}", "mend it"
+        raise PluginError(f"{entry} cannot be imported: {why}; {fix}") from error
 
 
 def import_file(entry: Entry) -> ModuleType:
-    """Import a single-file plugin under a name made of its content's hash."""
+    """Import a single-file plugin under a module name made of its content's hash."""
     if entry.module in sys.modules:
         return sys.modules[entry.module]
     spec = importlib.util.spec_from_file_location(entry.module, entry.path)
@@ -111,8 +104,8 @@ def import_file(entry: Entry) -> ModuleType:
 
 
 def kind_of(entry: Entry, component: type) -> str:
-    """The kind a class belongs to: the one interface it implements."""
-    from lswt_core import interfaces  # torch, which only a real import may cost
+    """The kind of a class: that of the one interface it implements. Raises PluginError."""
+    from lswt_core import interfaces  # imports torch
 
     kinds = [
         kind
@@ -129,7 +122,7 @@ def kind_of(entry: Entry, component: type) -> str:
 
 
 def describe(entry: Entry, component: type) -> Offer:
-    """The offer a class makes."""
+    """Describe a component class. Raises PluginError."""
     kind, name = kind_of(entry, component), getattr(component, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(
@@ -140,30 +133,30 @@ def describe(entry: Entry, component: type) -> Offer:
         options, source = options_of(component), inspect.getsourcefile(component) or ""
     except (NameError, TypeError, ValueError, AttributeError, SyntaxError, OSError) as error:
         raise PluginError(
-            f"{entry}: the options of {kind} {name!r} cannot be read: {cause(error)}"
+            f"{entry}: the options of {kind} {name!r} cannot be read: {one_line(error)}"
         ) from error
-    doc, citation = (
-        inspect.cleandoc(text)
-        for text in (component.__doc__ or "", getattr(component, "citation", ""))
-    )
     return Offer(
-        kind, name, entry.distribution, entry.version, entry.module, source, doc, citation, options
+        kind=kind,
+        name=name,
+        distribution=entry.distribution,
+        version=entry.version,
+        module=entry.module,
+        source=source,
+        doc=inspect.cleandoc(component.__doc__ or ""),
+        citation=inspect.cleandoc(getattr(component, "citation", "")),
+        options=options,
     )
 
 
 def options_of(component: type) -> tuple[Option, ...]:
-    """The keyword-only parameters of a class's constructor."""
+    """The keyword-only parameters of a class's constructor. Raises TypeError for one without an
+    annotation.
+    """
     constructor = inspect.unwrap(component.__init__)  # type: ignore[misc]
-    named = [
-        p for p in inspect.signature(constructor).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    hints = typing.get_type_hints(constructor, include_extras=True) if named else {}
-    for parameter in named:
-        if parameter.name not in hints:
-            raise TypeError(f"the parameter {parameter.name!r} has no annotation")
-    return tuple(Option(p.name, hints[p.name], p.default) for p in named)
-
-
-def cause(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}".replace("\n", " ")
+    parameters = inspect.signature(constructor).parameters.values()
+    options = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    hints = typing.get_type_hints(constructor, include_extras=True) if options else {}
+    for option in options:
+        if option.name not in hints:
+            raise TypeError(f"the parameter {option.name!r} has no annotation")
+    return tuple(Option(option.name, hints[option.name], option.default) for option in options)

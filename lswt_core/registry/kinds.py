@@ -1,5 +1,5 @@
-"""The kinds of component, by name: what a recipe's tables and a plugin's base classes agree on.
-Imports nothing, so that recipes can be checked and plugins listed without importing torch.
+"""The kinds of component: the interface, recipe table and multiplicity of each. Imports nothing, so
+that recipes are checked without importing torch.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """One kind of component: its interface in ``lswt_core.interfaces``, its table in a recipe, and
-    whether several stack.
-    """
+    """A kind of component."""
 
     name: str
     interface: str  # class name in lswt_core.interfaces
     table: str  # "ffn" -> [ffn]; "memory" -> [memory.<name>] when `many`
-    many: bool = False
+    many: bool = False  # whether a recipe may have several
     given: int = 1  # positional constructor arguments that the core supplies before the options
 
 

@@ -1,6 +1,4 @@
-"""What the registry hands out: offers of components, their options, and plugins that could not be
-read.
-"""
+"""Descriptions of components, their options, and of plugins that cannot be read."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class Option(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A component somebody offers, described without importing it."""
+    """A component that a plugin offers, described without importing it."""
 
     kind: str
     name: str
@@ -41,7 +39,7 @@ class Offer(NamedTuple):
 
     @property
     def qualified(self) -> str:
-        """The name no other distribution can claim."""
+        """The name with its distribution, which is unique: "lswt-kerple:kerple"."""
         return f"{self.distribution}:{self.name}"
 
 
@@ -72,8 +70,8 @@ AUTO = Offer(
 )
 
 
-def complaint(offers: Sequence[Offer]) -> str | None:
-    """Why these offers of one plugin cannot stand, or None: a recipe must be able to write every
+def find_flaw(offers: Sequence[Offer]) -> str | None:
+    """Why one plugin cannot offer these components, or None. A recipe must be able to write every
     name.
     """
     for offer in offers:
@@ -82,20 +80,20 @@ def complaint(offers: Sequence[Offer]) -> str | None:
                 f"the {offer.kind} name {offer.name!r} must consist of letters, digits, '.', '_'"
                 " and '-'"
             )
-        reserved = {"use", "weight"} if offer.kind == "loss" else {"use"}
         for option in offer.options:
-            if (
-                option.name in reserved
-                or option.name.startswith("_")
-                or option.name == "model_config"
-            ):
+            if is_reserved(option.name, offer.kind):
                 return (
-                    f"{offer.kind} {offer.name!r} has an option named {option.name!r}, which is"
-                    " reserved"
+                    f"{offer.kind} {offer.name!r} has an option with a reserved name, {option.name}"
                 )
-    twice = [
-        key
-        for key, times in Counter((offer.kind, offer.name) for offer in offers).items()
-        if times > 1
-    ]
-    return f"it offers {twice[0][0]} {twice[0][1]!r} twice" if twice else None
+    for (kind, name), times in Counter((offer.kind, offer.name) for offer in offers).items():
+        if times > 1:
+            return f"it offers {kind} {name!r} twice"
+    return None
+
+
+def is_reserved(option: str, kind: str) -> bool:
+    """Whether an option's name has another meaning in a recipe, or in pydantic."""
+    reserved = {"use", "model_config"}
+    if kind == "loss":
+        reserved.add("weight")
+    return option in reserved or option.startswith("_")

@@ -1,4 +1,4 @@
-"""Turns a component's options into a pydantic model, and an annotation into words."""
+"""Options as a pydantic model, and annotations in words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ NOUNS = {
 
 
 def build(offer: Offer) -> type[BaseModel]:
-    """A strict model with one field per option."""
+    """Build a strict model with one field per option. Raises PluginError for annotations that
+    pydantic does not know.
+    """
     fields: dict[str, Any] = {
         option.name: (option.annotation, ... if option.default is REQUIRED else option.default)
         for option in offer.options
@@ -55,7 +57,7 @@ def build(offer: Offer) -> type[BaseModel]:
 
 
 def words(annotation: Any) -> str:
-    """What an annotation asks for, e.g. "a whole number, at least 1"."""
+    """An annotation in words, e.g. "a whole number, at least 1"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return ", ".join([words(arguments[0]), *filter(None, map(bound, arguments[1:]))])
@@ -73,24 +75,23 @@ def words(annotation: Any) -> str:
 
 def plain(annotation: Any) -> Any:
     """The type without its bounds."""
-    return (
-        typing.get_args(annotation)[0]
-        if typing.get_origin(annotation) is typing.Annotated
-        else annotation
-    )
+    if typing.get_origin(annotation) is typing.Annotated:
+        return typing.get_args(annotation)[0]
+    return annotation
 
 
 def bounds(annotation: Any) -> dict[str, Any]:
     """The bounds of an annotation by the names annotated_types gives them, e.g. {"ge": 1}."""
-    limits = (
-        typing.get_args(annotation)[1:] if typing.get_origin(annotation) is typing.Annotated else ()
-    )
-    single: list[Any] = [
-        part
-        for limit in limits
-        for part in (limit if isinstance(limit, annotated_types.GroupedMetadata) else (limit,))
-    ]
-    return {name: value for part in single if bound(part) for name, value in asdict(part).items()}
+    if typing.get_origin(annotation) is not typing.Annotated:
+        return {}
+    found: dict[str, Any] = {}
+    for limit in typing.get_args(annotation)[1:]:
+        grouped = isinstance(limit, annotated_types.GroupedMetadata)
+        singles: list[Any] = list(limit) if grouped else [limit]
+        for single in singles:
+            if bound(single):
+                found |= asdict(single)
+    return found
 
 
 def bound(limit: Any) -> str:

@@ -1,8 +1,7 @@
-"""Reads a plugin's offers from its source text, without importing it: plugins import torch, and
-reading must not.
+"""Reads a plugin's components and their options from its syntax tree, without importing it (plugins
+import torch, which is slow).
 
-Reads what plugins usually look like; anything else raises Unreadable, and the caller imports the
-plugin instead.
+Covers the usual form of a plugin. Anything else raises Unreadable, and the plugin is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import importlib.util
 import inspect
 import typing
 from collections import Counter
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ import annotated_types
 
 from lswt_core.registry.discover import Entry
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
-from lswt_core.registry.offer import REQUIRED, Offer, Option, complaint
+from lswt_core.registry.offer import REQUIRED, Offer, Option, find_flaw
 
 HOOK = "lswt_components"
 HOOKIMPL = "lswt_core.hooks.hookimpl"
@@ -38,20 +37,20 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Unreadable(Exception):
-    """The text alone does not tell."""
+    """The source alone does not determine it."""
 
 
-def read(entry: Entry) -> list[Offer]:
-    """The offers of a plugin."""
+def read_offers(entry: Entry) -> list[Offer]:
+    """Describe a plugin's components. Raises Unreadable."""
     home = Source(entry.module, entry.path or locate(entry.module))
     offers = [describe(entry, *home.find_class(node)) for node in home.offered()]
-    if complaint(offers):
+    if find_flaw(offers):
         raise Unreadable
     return offers
 
 
 def locate(module: str) -> Path:
-    """The file of a module; its parent packages are not imported."""
+    """The file of a module, whose packages are not imported. Raises Unreadable."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -71,7 +70,7 @@ def locate(module: str) -> Path:
 
 
 def describe(entry: Entry, source: Source, node: ast.ClassDef) -> Offer:
-    """The offer a class definition makes."""
+    """Describe the component that a class defines."""
     kind, options = source.kind(node), source.options(node)
     constants = {name: source.constant(node, name) for name in ("name", "citation")}
     return Offer(
@@ -87,19 +86,13 @@ def describe(entry: Entry, source: Source, node: ast.ClassDef) -> Offer:
     )
 
 
-@cache
-def parse(text: bytes) -> ast.Module:
-    """The syntax of a source text. It is read only, so that registries share it."""
-    return ast.parse(text)
-
-
 class Source:
-    """One parsed file: what its top-level names stand for."""
+    """One parsed file: its top-level imports, definitions and constants by name."""
 
     def __init__(self, module: str, path: Path) -> None:
         self.module, self.path = module, path
         try:
-            body = parse(path.read_bytes()).body
+            body = ast.parse(path.read_bytes()).body
         except (OSError, SyntaxError, ValueError, RecursionError) as error:
             raise Unreadable from error
         self.imports: dict[str, str] = {}
@@ -108,55 +101,54 @@ class Source:
         bound: Counter[str] = Counter()
         for statement in body:
             bound.update(self.bind(statement))
-        # which one holds is for Python to say
-        for name in [name for name, times in bound.items() if times > 1]:
-            for names in (self.imports, self.definitions, self.values):
-                names.pop(name, None)
+        for name, times in bound.items():
+            if times > 1:  # which binding holds, only running it tells
+                for names in (self.imports, self.definitions, self.values):
+                    names.pop(name, None)
 
     def bind(self, statement: ast.stmt) -> list[str]:
-        """Note what a top-level statement binds; returns the names."""
+        """Record what a top-level statement binds; returns the names."""
         match statement:
-            case ast.Import():
-                new = {
-                    a.asname or a.name.partition(".")[0]: a.name
-                    if a.asname
-                    else a.name.partition(".")[0]
-                    for a in statement.names
-                }
-                self.imports |= new
-            case ast.ImportFrom():
-                new = {
-                    a.asname or a.name: f"{self.absolute(statement)}.{a.name}"
-                    for a in statement.names
-                }
-                self.imports |= new
+            case ast.Import() | ast.ImportFrom():
+                imported = dict(self.imported_names(statement))
+                self.imports |= imported
+                return list(imported)
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
-                new = {statement.name: ""}
                 self.definitions[statement.name] = statement
+                return [statement.name]
             case (
                 ast.Assign(targets=[ast.Name(id=name)], value=value)
                 | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
             ):
-                new = {name: ""}
                 self.values[name] = value
-            case _:
-                new = {}
-        return list(new)
+                return [name]
+        return []
+
+    def imported_names(self, statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
+        """The names that an import binds, and the full dotted name of each."""
+        for alias in statement.names:
+            top = alias.name.partition(".")[0]
+            if isinstance(statement, ast.ImportFrom):
+                yield alias.asname or alias.name, f"{self.absolute(statement)}.{alias.name}"
+            elif alias.asname:
+                yield alias.asname, alias.name
+            else:
+                yield top, top
 
     def absolute(self, statement: ast.ImportFrom) -> str:
-        """The module a ``from ... import`` names."""
+        """The module of a ``from ... import``, relative ones resolved."""
         if not statement.level:
             return statement.module or ""
-        parts = (
-            self.module.split(".")
-            if self.path.name == "__init__.py"
-            else self.module.split(".")[:-1]
-        )
-        parts = parts[: len(parts) - statement.level + 1]
-        return ".".join([*parts, *filter(None, [statement.module])])
+        package = self.module.split(".")
+        if self.path.name != "__init__.py":
+            package = package[:-1]
+        parts = package[: len(package) - statement.level + 1]
+        if statement.module:
+            parts.append(statement.module)
+        return ".".join(parts)
 
     def origin(self, node: ast.expr) -> str:
-        """The full dotted name of what an expression names."""
+        """The full dotted name that an expression refers to."""
         match node:
             case ast.Attribute(value=value, attr=attribute):
                 return f"{self.origin(value)}.{attribute}"
@@ -169,7 +161,7 @@ class Source:
         raise Unreadable
 
     def offered(self) -> list[ast.expr]:
-        """The expressions in the list that the hook returns."""
+        """The expressions of the classes in the list that the hook returns."""
         hooks = [
             node
             for node in self.definitions.values()
@@ -192,16 +184,12 @@ class Source:
         raise Unreadable
 
     def is_hook(self, node: Function) -> bool:
-        """Is a function marked as an implementation of a hook?"""
-        return any(
-            not isinstance(mark, ast.Call) and self.origin(mark) == HOOKIMPL
-            for mark in node.decorator_list
-        )
+        """Whether a function is decorated with ``hookimpl``."""
+        plain = [mark for mark in node.decorator_list if not isinstance(mark, ast.Call)]
+        return any(self.origin(mark) == HOOKIMPL for mark in plain)
 
     def find_class(self, node: ast.expr) -> tuple[Source, ast.ClassDef]:
-        """The definition of a class, here or in the module it is imported from, and the file it
-        stands in.
-        """
+        """The definition of a class, here or in the module it is imported from, and its file."""
         module, _, name = self.origin(node).rpartition(".")
         home = self if module == self.module else Source(module, locate(module))
         definition = home.definitions.get(name)
@@ -210,7 +198,7 @@ class Source:
         return home, definition
 
     def kind(self, node: ast.ClassDef) -> str:
-        """The kind a class belongs to: the interface among its bases."""
+        """The kind of a class, by the interface among its bases."""
         origins = [self.origin(base) for base in node.bases]
         interfaces = [
             origin.removeprefix(INTERFACES) for origin in origins if origin.startswith(INTERFACES)
@@ -229,26 +217,10 @@ class Source:
         return KIND_OF_INTERFACE[interfaces[0]]
 
     def constant(self, node: ast.ClassDef, name: str) -> str:
-        """A text in the body of a class; the citation may be absent."""
-        found: list[ast.expr | None] = []
-        for item in node.body:
-            match item:
-                case ast.Assign(targets=targets, value=value):
-                    found += [
-                        value
-                        for target in targets
-                        for part in ast.walk(target)
-                        if isinstance(part, ast.Name) and part.id == name
-                    ]
-                case ast.AnnAssign(target=ast.Name(id=target_name), value=value) if (
-                    target_name == name
-                ):
-                    found.append(value)
-                case ast.If() | ast.Try() | ast.For() | ast.While() | ast.With() | ast.Match():
-                    raise Unreadable
-        values = [self.literal(value) for value in found if value is not None] or (
-            [""] if name == "citation" else []
-        )
+        """The value of a string attribute of a class; the citation may be absent."""
+        values = [self.literal(value) for value in assigned(node, name)]
+        if not values and name == "citation":
+            return ""
         if len(values) != 1 or not isinstance(values[0], str):
             raise Unreadable
         return values[0]
@@ -279,7 +251,7 @@ class Source:
         )
 
     def annotation(self, node: ast.expr) -> Any:
-        """What an annotation means, of builtin types, unions, Literal, Annotated and bounds."""
+        """Evaluate an annotation of builtin types, unions, Literal, Annotated and bounds."""
         match node:
             case ast.Constant(value=None):
                 return None
@@ -289,26 +261,51 @@ class Source:
                 return VOCABULARY[self.origin(node)]
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
                 return self.annotation(left) | self.annotation(right)
-            case ast.Subscript(value=value, slice=inside):
-                head = self.annotation(value)
-                parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-                read_part = self.literal if head is Literal else self.annotation
-                items = tuple(read_part(part) for part in parts)
-                return head[items if len(items) > 1 else items[0]]
-            case ast.Call(func=function, args=arguments, keywords=keywords) if self.origin(
-                function
-            ).startswith("annotated_types."):
-                return self.annotation(function)(
-                    *map(self.literal, arguments),
-                    **{str(k.arg): self.literal(k.value) for k in keywords},
-                )
+            case ast.Subscript():
+                return self.subscript(node)
+            case ast.Call():
+                return self.bound(node)
         raise Unreadable
+
+    def subscript(self, node: ast.Subscript) -> Any:
+        """Evaluate e.g. list[int], Literal["a", "b"] or Annotated[int, Ge(1)]."""
+        generic = self.annotation(node.value)
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        read_part = self.literal if generic is Literal else self.annotation
+        items = tuple(read_part(part) for part in parts)
+        return generic[items if len(items) > 1 else items[0]]
+
+    def bound(self, node: ast.Call) -> Any:
+        """Evaluate a bound of annotated_types, e.g. Ge(1)."""
+        if not self.origin(node.func).startswith("annotated_types."):
+            raise Unreadable
+        arguments = [self.literal(argument) for argument in node.args]
+        keywords = {str(one.arg): self.literal(one.value) for one in node.keywords}
+        return self.annotation(node.func)(*arguments, **keywords)
 
     def literal(self, node: ast.expr) -> Any:
         """The value of a literal, or of a top-level name for one."""
+        value = node
+        if isinstance(node, ast.Name):
+            value = self.values.get(node.id, node)
         try:
-            return ast.literal_eval(
-                self.values.get(node.id, node) if isinstance(node, ast.Name) else node
-            )
+            return ast.literal_eval(value)
         except (ValueError, TypeError) as error:
             raise Unreadable from error
+
+
+def assigned(node: ast.ClassDef, name: str) -> list[ast.expr]:
+    """The expressions that a class body assigns to a name. Raises Unreadable if it branches."""
+    values: list[ast.expr] = []
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=targets, value=value):
+                names = [part for target in targets for part in ast.walk(target)]
+                if any(isinstance(part, ast.Name) and part.id == name for part in names):
+                    values.append(value)
+            case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value):
+                if target == name:
+                    values.append(value)
+            case ast.If() | ast.Try() | ast.For() | ast.While() | ast.With() | ast.Match():
+                raise Unreadable
+    return values

@@ -1,4 +1,4 @@
-"""The valid name somebody probably meant."""
+"""Suggest the valid name for a misspelled one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from difflib import get_close_matches
 
 
 def distance(one: str, other: str) -> int:
-    """Edits between two words: insert, delete, replace, or swap neighbours (optimal string
-    alignment).
-    """
+    """Optimal string alignment distance: insertions, deletions, replacements and transpositions."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
@@ -23,7 +21,7 @@ def distance(one: str, other: str) -> int:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name at most two edits away (one in short words), else the most similar one, else None."""
+    """The name within two edits (one in short words), else the most similar one, else None."""
     names = sorted(names)
     limit = min(2, (len(word) + 1) // 3)
     closest = min(

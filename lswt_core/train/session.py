@@ -180,7 +180,7 @@ class Session:
     def introduce(self) -> None:
         """What will be run, and what an overlay has changed about it."""
         recipe, train = self.recipe, self.recipe.train
-        self.console.say(f"recipe {self.arguments.recipe} -> {self.directory}")
+        self.console.say(f"recipe {recipe.source} -> {self.directory}")
         if recipe.overlay is not None:
             whole = self.full.train
             found = (

@@ -12,7 +12,8 @@ from typing import Any
 
 from lswt_core.errors import Preempted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP
+SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 class Stopped(BaseException):

@@ -24,6 +24,7 @@ class Parquet(Records, DataSource):
     """
 
     name = "parquet"
+    libraries = ("pyarrow",)
     suffixes = (".parquet",)
 
     def __init__(

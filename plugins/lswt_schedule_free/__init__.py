@@ -29,6 +29,7 @@ class ScheduleFree(Optimizer):
     """
 
     name = "schedule-free"
+    libraries = ("schedulefree",)
     citation = """@inproceedings{defazio2024road,
   title = {The Road Less Scheduled},
   author = {Defazio, Aaron and Yang, Xingyu Alice and Mehta, Harsh and Mishchenko, Konstantin and Khaled, Ahmed and Cutkosky, Ashok},

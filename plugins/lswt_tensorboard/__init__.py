@@ -14,6 +14,7 @@ class TensorBoard(Tracker):
     """Event files for ``tensorboard --logdir <run>/tensorboard``."""
 
     name = "tensorboard"
+    libraries = ("tensorboard",)
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)

@@ -24,6 +24,7 @@ class Wandb(Tracker):
     """
 
     name = "wandb"
+    libraries = ("wandb",)
 
     def __init__(
         self,
