@@ -29,7 +29,7 @@ MASKS = {
 def test_a_padded_batch_is_its_rows_alone(mix: str, side: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS[side])
     if mix == "stretching":
-        with pytest.raises(ValueError, match="a padded batch would not be what its rows are alone"):
+        with pytest.raises(ValueError, match="does not support a padded batch"):
             model(ids(), attention_mask=mask)
         return
     together = logits(model, ids(), attention_mask=mask)
@@ -115,7 +115,7 @@ PACKED = [(4, 8), (12,), (1, 1, 7, 3)]
 def test_texts_that_share_a_row_are_texts_alone(mix: str) -> None:
     model, positions = model_of(mix), torch.stack([counted(*lengths) for lengths in PACKED])
     if mix in ("stretching", "reference-reversed"):
-        with pytest.raises(ValueError, match="several texts would not be what its rows"):
+        with pytest.raises(ValueError, match="does not support a row of several texts"):
             model(ids(), position_ids=positions)
         return
     together = logits(model, ids(), position_ids=positions)
@@ -271,7 +271,8 @@ def test_padded_rows_go_on_until_blocks_would_be_cut_through_their_padding() -> 
     together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)
     assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
     with pytest.raises(
-        ValueError, match="'compressed' a padded or packed batch of more than 6 tokens cannot go on"
+        ValueError,
+        match="'compressed' cannot continue a padded or packed batch of more than 6 tokens",
     ):
         generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
     generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
@@ -311,7 +312,7 @@ def test_generating_in_other_ways() -> None:
     ).equal(plain[:, 12:])
     with pytest.raises(ValueError, match="stateful"):
         generate(model, ids()[:1], prompt_lookup_num_tokens=2)
-    with pytest.raises(ValueError, match="remembers by its own memories"):
+    with pytest.raises(ValueError, match="has a cache of its own"):
         generate(model, ids()[:1], cache_implementation="static")
 
 

@@ -119,8 +119,8 @@ def test_unknown_keys_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixt
     for note in (
         "unknown key 'warp_factor' = 9",
         "dropout_ffn_int = 0.1 was left out",
-        "brings no tokenizer",
-        "cut into calls",
+        "has no tokenizer",
+        "split into calls",
     ):
         assert any(note in one for one in done.notes) and note in caplog.text
 
@@ -156,7 +156,7 @@ def test_another_tokenizer_is_put_beside_a_model_that_has_none(tmp_path: Path) -
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"n_registers": None}, "lacks n_registers"),
         ({"n_registers": 4}, r"memory.registers.keys: \(3, 4, 16\), expected \(4, 4, 16\)"),
-        ({"d_ffn": 128}, "are not those of its config.json"),
+        ({"d_ffn": 128}, "do not match its config.json"),
         ({"gated_att": True}, "gated_att"),
         ({"rope_xpos_enabled": True}, "xPos is not offered"),
         ({"hidden_act": "laplace"}, "'laplace' is not offered"),
@@ -237,7 +237,5 @@ def test_a_name_without_a_network_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DataError, match="neither a directory here nor a model that can be had from the Hub"
-    ):
+    with pytest.raises(DataError, match="neither a directory nor a model"):
         lswt_core.import_checkpoint("Avelina/lovelace-medium-alpha1", tmp_path / "out")
