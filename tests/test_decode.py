@@ -1,4 +1,4 @@
-"""Decoding methods against plain re-computations: a decoder's memory as cache changes no token."""
+"""Decoding methods against full forward passes: the KV cache changes no token."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def write(
 
 
 def whole(decoder: Decoder, ids: list[int]) -> tuple[Tensor, Tensor]:
-    """States [T, M] and logits [T, V] of a text read at once, from cold."""
+    """Hidden states [T, M] and logits [T, V] of a text by one forward pass without cache."""
     with torch.no_grad():
         states, _ = decoder(torch.tensor([ids]))
         return states[0], decoder.vocabulary.logits(states)[0]
@@ -149,7 +149,7 @@ def test_contrastive_search_is_not_greedy() -> None:
 
 
 @every_model
-def test_without_a_penalty_or_a_choice_contrastive_search_is_greedy(parts: dict[str, Any]) -> None:
+def test_contrastive_search_is_greedy_if_alpha_is_0_or_top_k_is_1(parts: dict[str, Any]) -> None:
     decoder = tiny(**parts)
     expected = slow(decoder, lambda ids: likeliest(decoder, ids))
     assert write(decoder, Greedy(), seq_len=64) == expected
@@ -160,7 +160,7 @@ def test_without_a_penalty_or_a_choice_contrastive_search_is_greedy(parts: dict[
     assert write(decoder, Sample(temperature=0), seq_len=64) == expected
 
 
-def test_with_the_penalty_alone_the_least_similar_of_all_tokens_wins() -> None:
+def test_contrastive_search_with_alpha_1_takes_the_least_similar_token() -> None:
     decoder = tiny(memories={"registers": registers, "xl": xl})
 
     assert write(decoder, Contrastive(top_k=10 * VOCAB, alpha=1.0)) == slow(
@@ -168,7 +168,7 @@ def test_with_the_penalty_alone_the_least_similar_of_all_tokens_wins() -> None:
     )
 
 
-def test_scores_are_the_worked_example() -> None:
+def test_contrastive_scores_match_a_worked_example() -> None:
     scores = contrastive_score(
         torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.9, 0.1, 0.4]).double(), 0.6
     )
@@ -176,7 +176,7 @@ def test_scores_are_the_worked_example() -> None:
     assert int(scores.argmax()) == 1
 
 
-def test_of_equally_likely_candidates_the_lowest_ids_are_taken_in_their_order() -> None:
+def test_top_candidates_break_ties_by_the_lowest_ids() -> None:
     p, ids = top_candidates(torch.tensor([[0.0, 2.0, 1.0, 3.0, 1.0, 1.0]]), 4)
     assert ids.tolist() == [[1, 2, 3, 4]]
     assert p.equal(torch.tensor([[0.0, 2.0, 1.0, 3.0, 1.0, 1.0]]).softmax(-1)[:, [1, 2, 3, 4]])
@@ -185,7 +185,7 @@ def test_of_equally_likely_candidates_the_lowest_ids_are_taken_in_their_order() 
 @pytest.mark.parametrize(
     "method", [Greedy(), Contrastive(top_k=4, alpha=0.5)], ids=["greedy", "contrastive"]
 )
-def test_of_equals_the_lowest_id_wins(method: DecodingMethod) -> None:
+def test_methods_break_ties_by_the_lowest_id(method: DecodingMethod) -> None:
     decoder = tiny(memories={"xl": xl})
     with torch.no_grad():
         decoder.vocabulary.table.weight.zero_()  # tokens cannot be told apart
@@ -196,9 +196,7 @@ def test_of_equals_the_lowest_id_wins(method: DecodingMethod) -> None:
     "method", [Greedy(), Contrastive(top_k=5, alpha=0.6)], ids=["greedy", "contrastive"]
 )
 @every_model
-def test_several_rows_are_decoded_as_each_alone(
-    parts: dict[str, Any], method: DecodingMethod
-) -> None:
+def test_a_batch_decodes_each_row_as_alone(parts: dict[str, Any], method: DecodingMethod) -> None:
     decoder, prompts = tiny(**parts), tokens(3, 6)
     together = torch.stack(list(islice(method(reader(decoder), prompts), 12)), dim=1)
     for row, prompt in zip(together.tolist(), prompts.tolist(), strict=True):
@@ -208,7 +206,7 @@ def test_several_rows_are_decoded_as_each_alone(
 @pytest.mark.parametrize(
     "memories", [{}, {"registers": registers}], ids=["no-memory", "registers-alone"]
 )
-def test_without_a_memory_the_text_is_read_again(memories: dict[str, Any]) -> None:
+def test_without_memory_the_last_tokens_are_recomputed(memories: dict[str, Any]) -> None:
     """Every state is that of a full forward over the last ``context`` tokens, however the text
     arrives.
     """
@@ -223,7 +221,7 @@ def test_without_a_memory_the_text_is_read_again(memories: dict[str, Any]) -> No
 
 
 @every_model
-def test_a_long_enough_memory_or_context_gives_the_states_of_a_full_forward(
+def test_a_long_enough_memory_or_sequence_gives_the_states_of_a_full_forward_pass(
     parts: dict[str, Any],
 ) -> None:
     decoder, text = tiny(**parts), tokens(1, 30)
@@ -255,7 +253,7 @@ def test_sampling_depends_on_the_seed_alone() -> None:
         ({"top_p": 0.6, "top_k": 2}, [0, 0.5, 0, 0]),  # of the two, the first has 2/3 already
     ],
 )
-def test_samples_have_the_distribution_that_is_asked_for(
+def test_samples_have_the_truncated_distribution(
     options: dict[str, Any], kept: list[float]
 ) -> None:
     p, count = torch.tensor([0.0625, 0.5, 0.25, 0.1875]), 20_000
@@ -267,7 +265,7 @@ def test_samples_have_the_distribution_that_is_asked_for(
     assert ((drawn.bincount(minlength=4) / count - expected).abs() <= 4 * deviation).all()
 
 
-def test_writing_ends_at_the_end_of_the_document_or_when_asked_to() -> None:
+def test_generation_ends_at_eos_or_on_a_stop() -> None:
     decoder = tiny(memories={"xl": xl})
     ids = write(decoder, Contrastive())
     end = next(i for i in ids[::-1] if ids.index(i))
@@ -291,7 +289,7 @@ def test_writing_ends_at_the_end_of_the_document_or_when_asked_to() -> None:
     assert list(generate(reader(decoder), PROMPT, Contrastive(), max_new_tokens=0)) == []
 
 
-def test_a_model_that_broke_says_so() -> None:
+def test_logits_that_are_not_finite_raise() -> None:
     decoder = tiny(memories={"xl": xl})
     with torch.no_grad():
         decoder.vocabulary.table.weight[3] = torch.nan
@@ -320,12 +318,14 @@ def test_a_model_that_broke_says_so() -> None:
         ("sample", {"seed": 1 << 63}, "below"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(name: str, options: dict[str, Any], said: str) -> None:
+def test_unknown_methods_and_options_are_refused(
+    name: str, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
         build_method(name, options)
 
 
-def test_text_comes_in_whole_characters_and_is_all_of_it() -> None:
+def test_text_is_streamed_in_whole_characters() -> None:
     tokenizer = Bytes()
     (prompt,) = tokenizer.encode(["Wer "])
     (ids,) = tokenizer.encode(["wäre 界 🙂 so"])
@@ -336,7 +336,7 @@ def test_text_comes_in_whole_characters_and_is_all_of_it() -> None:
         assert "".join(stream_text(tokenizer, prompt, ids)) == tokenizer.decode(ids)
 
 
-def test_text_comes_as_soon_as_it_is_known() -> None:
+def test_text_is_streamed_without_delay() -> None:
     def ids() -> Any:
         yield from b"abc"
         raise KeyboardInterrupt
@@ -355,7 +355,7 @@ class Spaced(Bytes):
         return " ".join(["zero", "one", "two"][i] for i in ids)
 
 
-def test_what_follows_a_prompt_is_written_as_a_continuation() -> None:
+def test_text_after_a_prompt_is_decoded_as_its_continuation() -> None:
     assert list(stream_text(Spaced(), [1], [2, 0])) == [" two", " zero"]
     assert list(stream_text(Spaced(), [], [2, 0])) == ["two", " zero"]
 
@@ -387,7 +387,9 @@ CUTS = {
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("parts", (MODELS | SHORT).values(), ids=MODELS | SHORT)
-def test_reading_on_gives_what_the_slow_way_gives(parts: dict[str, Any], cut: list[int]) -> None:
+def test_a_cached_sequence_gives_what_the_engine_gives(
+    parts: dict[str, Any], cut: list[int]
+) -> None:
     read, ids = reader(tiny(**parts)), tokens(2, 40)
     reading, past = read.start(), None
     for segment in ids.split(cut, dim=1):
@@ -466,7 +468,7 @@ del CUT_FREE["compressed-one"]  # what is compressed depends on where in the tex
 
 
 @pytest.mark.parametrize("parts", CUT_FREE.values(), ids=CUT_FREE)
-def test_prompts_of_different_length_go_on_as_each_would_alone(parts: dict[str, Any]) -> None:
+def test_padded_prompts_generate_as_each_alone(parts: dict[str, Any]) -> None:
     read = reader(tiny(**parts))
     prompts = [PROMPT, PROMPT[3:5], PROMPT[:1], PROMPT[2:]]
     found = generate_batch(read, prompts, Greedy(), max_new_tokens=25)
@@ -479,14 +481,14 @@ def test_prompts_of_different_length_go_on_as_each_would_alone(parts: dict[str, 
     )
 
 
-def test_contrastive_search_says_that_it_cannot_read_padded_prompts() -> None:
+def test_contrastive_search_refuses_padded_prompts() -> None:
     with pytest.raises(UsageError, match="one length"):
         generate_batch(
             reader(tiny(memories={"xl": xl})), [[1, 2], [1]], Contrastive(), max_new_tokens=2
         )
 
 
-def test_in_bfloat16_weights_are_rounded_once_and_no_more_is_lost() -> None:
+def test_weights_are_converted_to_bfloat16_once_at_no_loss_of_accuracy() -> None:
     decoder, ids = tiny(memories={"xl": xl}, dtype=torch.float32), tokens(1, 30)
     read = InferenceEngine(decoder, Precision(torch.bfloat16, "asked for"), CONTEXT)
     reading, past, exact = read.start(), None, reader(decoder)(ids)[0]

@@ -233,7 +233,7 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
     assert 2 * sum(storages(memory).values()) == planned
     nothing: Any = None
     trainer = Trainer(
-        Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 8)
+        Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 9)
     )
     trainer.memory = memory
     trainer.restore_memory(*trainer.capture_memory())

@@ -6,10 +6,11 @@ the config class, and one with the decoder, the model's components and the model
 concatenated from this library's modules in order of their imports, without imports of each other
 and without what only the plugin registry needs.
 
-Why not a copy of each module with relative imports: transformers (4.57 and 5) copies only the files
-that the named file itself imports, flat and without packages, and refuses a model if one of them
-imports a package that is not installed. Modules would have to be renamed, hooks and option bounds
-removed, and every module imported by the first: the same edits, in 40 files instead of two.
+Why not a copy of each module with relative imports: transformers (4.57 and 5) copies flat files
+without packages, from a local directory only those that the named file itself imports. Modules
+would have to be renamed and all imported by the first one, and plugin hooks and option bounds
+removed as here, because pluggy and annotated_types may not be installed: the same edits, in 40
+files instead of two.
 """
 
 from __future__ import annotations
