@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lswt_core import LswtConfig, LswtForCausalLM, Recipe
-from lswt_core.hf.components import describe_components, tables_of
+from lswt_core.hf.components import describe_components, model_tables
 from lswt_core.model.initialise import initialise
 
 NANO: dict[str, Any] = {
@@ -88,7 +88,7 @@ every_mix = pytest.mark.parametrize("mix", MIXES)
 def _config_of(mix: str) -> LswtConfig:
     recipe = Recipe.from_dict(NANO | MIXES[mix])
     ids = {"bos_token_id": 2, "eos_token_id": 60, "pad_token_id": 1}
-    return LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), **ids)
+    return LswtConfig(recipe=model_tables(recipe), components=describe_components(recipe), **ids)
 
 
 def config_of(mix: str) -> LswtConfig:

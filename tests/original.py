@@ -21,7 +21,7 @@ from lswt_xl_cache import XlCache
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lswt_core.hf.import_original import rename, reshape
+from lswt_core.hf.original_weights import convert_layout, rename_parameter
 from lswt_core.interfaces import Dims
 from lswt_core.model.decoder import Decoder
 
@@ -38,7 +38,7 @@ BACKENDS: dict[str, Callable[[Dims], Any]] = {
 
 def translate(name: str) -> str:
     """The original's name of a parameter in our words."""
-    return rename(name).removeprefix("model.decoder.")
+    return rename_parameter(name).removeprefix("model.decoder.")
 
 
 def dims_of(config: Mapping[str, Any]) -> Dims:
@@ -82,7 +82,7 @@ def rebuild(
         d_vocab=config["d_vocab"],
     )
     wanted = decoder.state_dict()
-    named = {translate(name): reshape(name, tensor) for name, tensor in weights.items()}
+    named = {translate(name): convert_layout(name, tensor) for name, tensor in weights.items()}
     decoder.to_empty(device="cpu").load_state_dict({name: named[name] for name in wanted})
     return decoder.to(dtype)
 

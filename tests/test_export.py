@@ -199,7 +199,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     before = sorted(run.parent.iterdir())
     with pytest.raises(CheckpointError, match="exists and is not empty"):
         export_run(run, exported)
-    monkeypatch.setattr("lswt_core.hf.export.PROBE", -1)
+    monkeypatch.setattr("lswt_core.hf.export.PROBE_TOKENS", -1)
     with pytest.raises(RuntimeError):
         export_run(run, run.parent / "other")
     assert sorted(run.parent.iterdir()) == before
@@ -458,16 +458,14 @@ def test_all_components_of_a_model_fit_into_one_file() -> None:
         for offer in Registry().offers()
         if offer.kind in LAYERED and offer.module.split(".")[0] in PLUGINS
     ]
-    parts = [
-        bundle.KVBlock(module)
-        for module in bundle.in_order({bundle.MODELING, *(offer.module for offer in offers)})
+    modules = bundle.sort_by_imports({bundle.MODELING, *(offer.module for offer in offers)})
+    sources = [
+        bundle.ModuleSource(module)
+        for module in modules
+        if module not in (bundle.CONFIGURATION, bundle.REPLACED)
     ]
-    text = bundle.file_of(
-        [part for part in parts if part.module not in (bundle.CONFIGURATION, bundle.REPLACED)],
-        "All of them.",
-        "pass",
-    )
-    # raises where it is no program
+    text = bundle.join_sources(sources, "All of them.", "pass")
+    # raises SyntaxError if it is no program
     classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     assert len(classes) == len(set(classes)) and {
         Registry().load(offer).__name__ for offer in offers

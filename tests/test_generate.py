@@ -266,7 +266,7 @@ def test_a_directory_without_a_model_is_refused(
     reasons = {
         "nowhere": "no such directory",
         "empty": "is empty",
-        "foreign": "no model that can be opened",
+        "foreign": "no model that can be loaded",
         "young": "no checkpoint yet",
     }
     for name, said in (reasons | {"foreign/config.json": "is a file"}).items():

@@ -26,7 +26,7 @@ from original import (
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lswt_core.hf.import_original import reshape
+from lswt_core.hf.original_weights import convert_layout
 from lswt_core.interfaces import IGNORE, Batch, Dims
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 
@@ -137,7 +137,7 @@ def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> No
     golden = load_file(SEED / "grads_rev_reg5.safetensors")
     assert {translate(name) for name in golden} == set(found)
     for name, tensor in golden.items():
-        assert distance(found[translate(name)].grad, reshape(name, tensor)) <= 2e-5, name
+        assert distance(found[translate(name)].grad, convert_layout(name, tensor)) <= 2e-5, name
 
 
 @every_case

@@ -1,4 +1,4 @@
-"""Exported models called as transformers calls its own: padded, with memory, generated from."""
+"""Forward passes and ``generate`` of the transformers classes: padding, packing, cache."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MASKS = {
 
 @every_mix
 @pytest.mark.parametrize("side", MASKS)
-def test_a_padded_batch_is_its_rows_alone(mix: str, side: str) -> None:
+def test_a_padded_batch_gives_what_each_row_gives_alone(mix: str, side: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS[side])
     if mix == "stretching":
-        with pytest.raises(ValueError, match="a padded batch would not be what its rows are alone"):
+        with pytest.raises(ValueError, match="does not support a padded batch"):
             model(ids(), attention_mask=mask)
         return
     together = logits(model, ids(), attention_mask=mask)
@@ -55,7 +55,7 @@ def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
     ) and (table.grad is None) == (mix == "frozen")
 
 
-def test_the_ways_to_ask() -> None:
+def test_arguments_of_forward() -> None:
     model = model_of("family")
     whole = model(ids(), output_hidden_states=True)
     assert [tuple(state.shape) for state in whole.hidden_states] == [(3, 12, 32)] * 4
@@ -91,7 +91,7 @@ def test_a_text_may_be_read_in_several_calls(mix: str) -> None:
     assert cache_of(second).get_seq_length() == 12
 
 
-def test_padding_inside_of_a_text_that_goes_on_is_refused() -> None:
+def test_padding_after_cached_tokens_is_refused() -> None:
     model = model_of("family")
     begun = cache_of(model(ids(), use_cache=True))
     with pytest.raises(ValueError, match="padding in the middle of a text"):
@@ -112,10 +112,10 @@ PACKED = [(4, 8), (12,), (1, 1, 7, 3)]
 
 
 @every_mix
-def test_texts_that_share_a_row_are_texts_alone(mix: str) -> None:
+def test_packed_texts_give_what_each_gives_alone(mix: str) -> None:
     model, positions = model_of(mix), torch.stack([counted(*lengths) for lengths in PACKED])
     if mix in ("stretching", "reference-reversed"):
-        with pytest.raises(ValueError, match="several texts would not be what its rows"):
+        with pytest.raises(ValueError, match="does not support a row of several texts"):
             model(ids(), position_ids=positions)
         return
     together = logits(model, ids(), position_ids=positions)
@@ -127,7 +127,7 @@ def test_texts_that_share_a_row_are_texts_alone(mix: str) -> None:
 
 
 @pytest.mark.parametrize("side", MASKS)
-def test_texts_share_a_padded_row(side: str) -> None:
+def test_packed_rows_can_be_padded(side: str) -> None:
     model, mask = model_of("family"), torch.tensor(MASKS[side])
     positions = torch.full_like(mask, 1)  # as transformers 4 writes it at padding
     for row, valid in enumerate(mask.bool()):
@@ -140,7 +140,7 @@ def test_texts_share_a_padded_row(side: str) -> None:
 
 
 @pytest.mark.parametrize("mix", ["family", "window", "xl-hidden", "alibi", "xpos"])
-def test_a_row_goes_on_with_its_last_text(mix: str) -> None:
+def test_a_packed_row_continues_its_last_text(mix: str) -> None:
     model = model_of(mix)
     with torch.no_grad():
         cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
@@ -156,7 +156,7 @@ def test_a_row_goes_on_with_its_last_text(mix: str) -> None:
     assert distance(found[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
 
 
-def test_plain_positions_change_nothing() -> None:
+def test_default_position_ids_change_nothing() -> None:
     model = model_of("family", torch.float32)
     plain, mask = logits(model, ids()), torch.tensor(MASKS["left"])
     assert logits(model, ids(), position_ids=torch.arange(12)[None]).equal(plain)
@@ -177,12 +177,12 @@ def test_plain_positions_change_nothing() -> None:
         ([*range(11)], r"must be \[3, 12\], not \[1, 11\]"),
     ],
 )
-def test_positions_that_cannot_be_given_are_refused(positions: list[int], words: str) -> None:
+def test_invalid_position_ids_are_refused(positions: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         model_of("family")(ids(), position_ids=torch.tensor([positions]))
 
 
-def test_positions_must_go_on_where_the_memory_ends() -> None:
+def test_position_ids_must_continue_the_cache() -> None:
     model = model_of("family")
     cache = cache_of(model(ids(), use_cache=True))
     for first in (0, 11, 13):
@@ -205,7 +205,7 @@ def test_positions_must_go_on_where_the_memory_ends() -> None:
         "atention_mask",
     ],
 )
-def test_what_a_call_does_not_know_is_refused(name: str) -> None:
+def test_unknown_arguments_are_refused(name: str) -> None:
     asked = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
     model = model_of("family")
     for one in (model, model.model):
@@ -213,7 +213,7 @@ def test_what_a_call_does_not_know_is_refused(name: str) -> None:
             one(ids(), **{name: asked})
 
 
-def test_what_transformers_passes_along_is_taken() -> None:
+def test_arguments_that_transformers_passes_along_are_accepted() -> None:
     model = model_of("family", torch.float32)
     plain = model(ids(), labels=ids())
     nothing = {
@@ -230,7 +230,7 @@ def test_what_transformers_passes_along_is_taken() -> None:
 
 
 def chosen_slowly(model: Any, prompt: Tensor, tokens: int) -> Tensor:
-    """The likeliest token after all so far, from the whole text at every step."""
+    """Greedy search with a full forward pass at every step."""
     for _ in range(tokens):
         prompt = torch.cat((prompt, logits(model, prompt, use_cache=False)[:, -1:].argmax(-1)), 1)
     return prompt
@@ -256,7 +256,7 @@ def test_the_memory_serves_as_cache(mix: str, search: str) -> None:
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("stretching", "compressing")])
-def test_left_padded_rows_generate_as_alone(mix: str) -> None:
+def test_left_padded_rows_generate_as_each_alone(mix: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS["left"])
     together = generate(model, ids(), attention_mask=mask)
     for row, valid in enumerate(mask.bool()):
@@ -265,19 +265,20 @@ def test_left_padded_rows_generate_as_alone(mix: str) -> None:
         )
 
 
-def test_padded_rows_go_on_until_blocks_would_be_cut_through_their_padding() -> None:
+def test_padded_rows_are_refused_once_a_memory_groups_tokens() -> None:
     model, short = model_of("compressing"), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     # the last is not read
     together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)
     assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
     with pytest.raises(
-        ValueError, match="'compressed' a padded or packed batch of more than 6 tokens cannot go on"
+        ValueError,
+        match="'compressed' cannot continue a padded or packed batch of more than 6 tokens",
     ):
         generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
     generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
 
 
-def test_what_is_kept_is_bounded_by_the_memory() -> None:
+def test_the_cache_is_bounded_by_the_memory_length() -> None:
     model = model_of("short-memory")
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
@@ -290,7 +291,7 @@ def test_what_is_kept_is_bounded_by_the_memory() -> None:
     )
 
 
-def test_generating_in_other_ways() -> None:
+def test_other_generation_modes() -> None:
     class Streamer:
         def __init__(self) -> None:
             self.put_ids: list[int] = []
@@ -311,20 +312,20 @@ def test_generating_in_other_ways() -> None:
     ).equal(plain[:, 12:])
     with pytest.raises(ValueError, match="stateful"):
         generate(model, ids()[:1], prompt_lookup_num_tokens=2)
-    with pytest.raises(ValueError, match="remembers by its own memories"):
+    with pytest.raises(ValueError, match="has a cache of its own"):
         generate(model, ids()[:1], cache_implementation="static")
 
 
 @pytest.mark.skipif(
     transformers.__version__ < "5", reason="generate() does not count given positions on"
 )
-def test_a_row_of_several_texts_generates_as_its_last() -> None:
+def test_a_packed_row_generates_as_its_last_text() -> None:
     model = model_of("family")
     packed = generate(model, ids()[:1], position_ids=counted(5, 7)[None])
     assert packed[:, 12:].equal(generate(model, ids()[:1, 5:])[:, 7:])
 
 
-def test_a_cache_follows_its_rows() -> None:
+def test_cache_rows_can_be_selected_and_repeated() -> None:
     model = model_of("family")
     with torch.no_grad():
         cache = cache_of(model(ids(), use_cache=True))

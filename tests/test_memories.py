@@ -513,5 +513,5 @@ def test_a_plan_of_a_memory_whose_size_goes_up_and_down_ends(
     memory = {"m": {"use": "compressed", "length": length, "slots": slots, "rate": rate}}
     recipe = recipe_of(memory=memory, train={"steps": 1, "seq_len": 8, "precision": "float32"})
     # layers, width, bytes
-    kept = budget(recipe, Registry(), World()).memory.found["memories"] / (2 * 32 * 4)
+    kept = budget(recipe, Registry(), World()).memory.parts["memories"] / (2 * 32 * 4)
     assert length + slots <= kept <= length + slots + rate - 1

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, slow_unless
+from helpers import ROOT
 
 from lswt_core.__main__ import main
 from lswt_core.budget import budget, measure
-from lswt_core.budget.memory import Memory, require_memory
+from lswt_core.budget.memory import MemoryBudget, require_memory
 from lswt_core.budget.speed import ACCELERATORS, tokens_per_second
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
@@ -30,7 +30,6 @@ from lswt_core.train.step import Step, StepContext
 from lswt_core.train.trainer import Plan, Trainer
 
 RECIPES = ROOT / "recipes"
-SIZES = ("tiny", "small", "medium", "large", "xl", "xxl")
 WORLD = World()
 NANO: dict[str, Any] = {
     "model": {"d_model": 16, "n_heads": 2, "n_layers": 7},
@@ -82,7 +81,7 @@ def by_formula(
     return {"forward": forward, "train": train}
 
 
-@pytest.mark.parametrize("size", slow_unless(["small"], SIZES))
+@pytest.mark.parametrize("size", ["tiny", "small", "medium", "large", "xl", "xxl"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_work_is_what_the_shapes_say(size: str, frozen: bool) -> None:
     overrides = ["loss.simctg=false", f"embedding.trainable={str(not frozen).lower()}"]
@@ -128,8 +127,8 @@ def test_the_curvature_is_counted_as_often_as_it_is_looked_at() -> None:
     ahead = sum(shared.flops.forward.values()) + 2 * logits
     assert abs(shared.flops.update_curvature - (plain.train - ahead) // 10) <= 1
     assert (
-        shared.memory.found["gradients"]
-        == 2 * budget(recipe_of(loss={}), Registry(), WORLD).memory.found["gradients"]
+        shared.memory.parts["gradients"]
+        == 2 * budget(recipe_of(loss={}), Registry(), WORLD).memory.parts["gradients"]
     )
     probed = budget(
         recipe_of(loss={}, optimizer={"use": "sophia-h"}, attention={"use": "eager"}),
@@ -172,7 +171,7 @@ def test_shallow_models_tell_what_the_whole_needs(tables: dict[str, Any]) -> Non
         if name.startswith("parameters: ")
     }
     assert found.flops.train == whole["train"] // 16
-    assert found.memory.found == {
+    assert found.memory.parts == {
         name.removeprefix("bytes: "): n for name, n in whole.items() if name.startswith("bytes: ")
     }
 
@@ -181,8 +180,8 @@ def test_weights_and_gradients_are_those_of_the_model() -> None:
     recipe = recipe_of(embedding={**NANO["embedding"], "trainable": False})
     found = budget(recipe, Registry(), WORLD)
     loss = build_model(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
-    assert found.memory.found["weights"] == sum(p.nbytes for p in loss.parameters())
-    assert found.memory.found["gradients"] == sum(
+    assert found.memory.parts["weights"] == sum(p.nbytes for p in loss.parameters())
+    assert found.memory.parts["gradients"] == sum(
         p.nbytes for p in loss.parameters() if p.requires_grad
     )
     assert found.total == sum(p.numel() for p in loss.parameters())
@@ -192,7 +191,7 @@ def test_weights_and_gradients_are_those_of_the_model() -> None:
 def test_memories_are_keys_and_values_of_what_is_kept() -> None:
     found = budget(recipe_of(), Registry(), WORLD).memory
     kept = 7 * 2 * 24 * 16 * 4  # layers, keys and values, tokens, width, bytes
-    assert found.found["memories"] == kept
+    assert found.parts["memories"] == kept
     assert found.of_process(WORLD)["memories"] == 8 * 2 * kept, "of this step and the next"
     assert found.of_process(WORLD._replace(size=2))["memories"] == 4 * 2 * kept, (
         "processes share the rows"
@@ -209,9 +208,7 @@ KEEPERS: dict[str, dict[str, Any]] = {
 
 def storages(state: Any) -> dict[int, int]:
     """Bytes of what tensors lie in, by address."""
-    return {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tree_leaves(state)
-    }
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tree_leaves(state)}
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)
@@ -236,7 +233,7 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
     assert 2 * sum(storages(memory).values()) == planned
     nothing: Any = None
     trainer = Trainer(
-        Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 8)
+        Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 9)
     )
     trainer.memory = memory
     trainer.restore_memory(*trainer.capture_memory())
@@ -308,10 +305,10 @@ def test_the_xl_model_fits_one_gpu_of_141_gb_if_its_moments_are_short() -> None:
 
 @pytest.mark.parametrize(
     ("largest", "advice"),
-    [(4, "train.micro_batch_size=4"), (0, "not even micro-batches of one row fit")],
+    [(4, "train.micro_batch_size=4"), (0, "not even micro-batches of one sequence fit")],
 )
 def test_a_run_that_does_not_fit_is_refused_with_what_would(largest: int, advice: str) -> None:
-    found = Memory(
+    found = MemoryBudget(
         {"weights": 10**12, "memories": 0, "activations": 10**9}, recipe_of(), lambda tokens: 0
     ).of_process(WORLD)
     with pytest.raises(ResourceError, match=advice) as caught:

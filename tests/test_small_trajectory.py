@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
-from lswt_core.hf.import_original import reshape
+from lswt_core.hf.original_weights import convert_layout
 from lswt_core.interfaces import Batch, Horizon, Objective, Optimizer
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
@@ -129,7 +129,8 @@ def gap(trainer: Trainer, run: str) -> float:
     }
     assert {translate(name) for name in golden} == set(found)
     return max(
-        distance(found[translate(name)], reshape(name, tensor)) for name, tensor in golden.items()
+        distance(found[translate(name)], convert_layout(name, tensor))
+        for name, tensor in golden.items()
     )
 
 

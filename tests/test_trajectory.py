@@ -22,7 +22,7 @@ from torch import Tensor
 from lswt_core import Registry
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
-from lswt_core.hf.import_original import reshape
+from lswt_core.hf.original_weights import convert_layout
 from lswt_core.interfaces import Batch, Horizon
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
@@ -144,7 +144,7 @@ def errors(run: str, **changes: Any) -> Errors:
         ).abs(),
         final=torch.cat(
             [
-                (found[translate(name)].detach() - reshape(name, tensor)).abs().flatten()
+                (found[translate(name)].detach() - convert_layout(name, tensor)).abs().flatten()
                 for name, tensor in finals.items()
             ]
         ),

@@ -1,4 +1,4 @@
-"""What cannot be measured without numbers is unknown and said once; commands go on."""
+"""What cannot be measured on the meta device is reported as unknown once; commands continue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def planned(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_goes_on_where_work_depends_on_data(
+def test_a_plan_reports_flops_that_depend_on_data_as_unknown(
     write: Write,  # noqa: F811
     recipe: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
@@ -51,7 +51,7 @@ def test_a_plan_goes_on_where_work_depends_on_data(
     assert "unknown" in told.splitlines()[-1] and told.count("Moe.forward") == 1
 
 
-def test_an_optimizer_that_looks_at_numbers_leaves_its_state_unknown(
+def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
     write: Write,  # noqa: F811
     recipe: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
@@ -67,7 +67,7 @@ def test_an_optimizer_that_looks_at_numbers_leaves_its_state_unknown(
     )
 
 
-def test_an_ablation_goes_on_too_but_matches_no_work_it_does_not_know(
+def test_an_ablation_continues_but_cannot_match_unknown_flops(
     write: Write,  # noqa: F811
     recipe: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
@@ -88,7 +88,7 @@ def test_an_ablation_goes_on_too_but_matches_no_work_it_does_not_know(
     assert main([*words, "--match", "flops"]) == 2
 
 
-def test_a_run_goes_on_too(
+def test_a_run_continues(
     write: Write,  # noqa: F811
     recipe: Path,  # noqa: F811
     tmp_path: Path,
@@ -129,7 +129,7 @@ class Other(AttentionBackend):
 """
 
 
-def test_a_backend_that_is_no_attention_is_measured(
+def test_a_backend_without_softmax_is_run_and_counted(
     write: Write,  # noqa: F811
     recipe: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],

@@ -15,7 +15,7 @@ from hf_parts import config_of, ids, logits, model_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lswt_core.hf.source_bundle import sources
+from lswt_core.hf.source_bundle import bundle_sources
 
 LENGTHS = (1, 63, 64, 80, 500)
 PROJECTIONS = ("query", "key", "value")
@@ -152,7 +152,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The code that goes beside the weights of an exported model, imported by itself."""
     package = tmp_path_factory.mktemp("code") / "exported_lswt"
     package.mkdir()
-    for name, text in {"__init__.py": "", **(sources(config_of("family")) or {})}.items():
+    for name, text in {"__init__.py": "", **(bundle_sources(config_of("family")) or {})}.items():
         package.joinpath(name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)

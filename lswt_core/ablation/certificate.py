@@ -18,7 +18,7 @@ from lswt_core.ablation.recipe_diff import Change, covers, is_covered
 from lswt_core.device import Precision
 from lswt_core.errors import LswtError
 from lswt_core.model.build import build_model
-from lswt_core.model.parameters import parameters_with_components, build_parameter_groups
+from lswt_core.model.parameters import build_parameter_groups, parameters_with_components
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.registry import Registry

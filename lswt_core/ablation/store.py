@@ -21,7 +21,12 @@ import lswt_core
 from lswt_core.ablation.outcome import Outcome
 from lswt_core.data.corpus import fit_tokenizer
 from lswt_core.interfaces import DataSource
-from lswt_core.model.code_fingerprint import CodeFingerprint, fingerprint_component, core_libraries, library_versions
+from lswt_core.model.code_fingerprint import (
+    CodeFingerprint,
+    core_libraries,
+    fingerprint_component,
+    library_versions,
+)
 from lswt_core.model.components import build_component
 from lswt_core.model.embedding_init import load_pretrained
 from lswt_core.plugin_api.atomic_write import write_atomically

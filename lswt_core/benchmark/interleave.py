@@ -1,4 +1,6 @@
-"""Time, taken in turn: A-B-A-B, so that what the machine does meanwhile meets everyone alike."""
+"""Interleaved timing (A-B-B-A rounds), so that changes of the machine affect all contenders
+alike.
+"""
 
 from __future__ import annotations
 
@@ -9,68 +11,69 @@ from typing import NamedTuple
 
 import torch
 
-Turn = Callable[[], object]  # one measured piece of work
-CALLS = 50  # of something short between two waits for a device
+Call = Callable[[], object]  # the work that is timed
+CALLS = 50  # of something short, between two synchronisations
 
 
-class Span(NamedTuple):
-    """A median and its range."""
+class Spread(NamedTuple):
+    """Median and range."""
 
     median: float
-    lowest: float
-    highest: float
+    min: float
+    max: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Span:
-        """Of some values."""
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise values."""
         return cls(median(values), min(values), max(values))
 
 
-def in_turn(
-    turns: Mapping[str, Callable[[], Turn]], rounds: int, device: torch.device
+def time_interleaved(
+    prepare: Mapping[str, Callable[[], Call]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every subject's turn, round by round; every second round goes backwards, so that
-    none always follows the same one. ``turns`` make each turn ready, what it reads on the device
-    included, before its clock starts.
+    """Return seconds by contender and round; every second round runs in reverse order, so that none
+    always follows the same one. ``prepare`` returns the work to time, with its inputs already on
+    the device.
     """
-    taken: dict[str, list[float]] = {name: [] for name in turns}
+    taken: dict[str, list[float]] = {name: [] for name in prepare}
     for number in range(rounds):
-        order = list(turns) if number % 2 == 0 else list(reversed(list(turns)))
+        order = list(prepare)
+        if number % 2:
+            order.reverse()
         for name in order:
-            taken[name].append(seconds(turns[name](), device))
+            taken[name].append(time_call(prepare[name](), device))
     return taken
 
 
-def seconds(turn: Turn, device: torch.device) -> float:
-    """How long a piece of work takes, to the end of what it has put on the device."""
-    settle(device)
+def time_call(call: Call, device: torch.device) -> float:
+    """Return the seconds of a call, until the device has finished."""
+    synchronize(device)
     began = time.perf_counter()
-    turn()
-    settle(device)
+    call()
+    synchronize(device)
     return time.perf_counter() - began
 
 
-def seconds_of_one(function: Turn, device: torch.device, calls: int = CALLS) -> float:
-    """How long one of ``calls`` calls takes that are put on a device at once: neither waiting for
-    it nor the way to it counts, as little as within a step. A CPU has nothing to wait for, and a
-    single call is measured there.
+def time_per_call(function: Call, device: torch.device, calls: int = CALLS) -> float:
+    """Return the seconds per call of ``calls`` calls launched together: as within a step, neither
+    launch nor synchronisation counts. On a CPU a single call is timed.
     """
     if device.type == "cpu":
-        return seconds(function, device)
+        return time_call(function, device)
 
-    def all_of_them() -> None:
+    def all_calls() -> None:
         for _ in range(calls):
             function()
 
-    return seconds(all_of_them, device) / calls
+    return time_call(all_calls, device) / calls
 
 
-def settle(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def ratio(taken: Mapping[str, Sequence[float]], name: str, baseline: str) -> Span:
-    """How many times as long a subject takes as the one beside it, round by round."""
-    return Span.of([a / b for a, b in zip(taken[name], taken[baseline], strict=True)])
+def time_ratio(taken: Mapping[str, Sequence[float]], name: str, baseline: str) -> Spread:
+    """Return the time of a contender relative to its baseline, round by round."""
+    return Spread.of([a / b for a, b in zip(taken[name], taken[baseline], strict=True)])

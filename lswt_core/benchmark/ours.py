@@ -1,4 +1,4 @@
-"""A recipe as a subject: the same modules, step and optimizer as a run of it."""
+"""A recipe as a contender: the same modules, step and optimizer as a run of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lswt_core.benchmark.work import Contender, Work
+from lswt_core.benchmark.work import Contender, Work, optimizer_tensors
 from lswt_core.decode import InferenceEngine
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import Batch, Memory
 from lswt_core.model.build import build_model, materialise
-from lswt_core.model.components import build_optimizer
+from lswt_core.model.components import build_memories, build_optimizer, dims_of
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 from lswt_core.recipe import Recipe
@@ -22,30 +22,29 @@ from lswt_core.train.step import Step, StepContext, clip, gradient_norm, update_
 
 
 def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
-    """The sizes of a recipe's step: one micro-batch, and an update."""
-    from lswt_core.model.components import build_memories, dims_of
-
+    """Return the sizes of a recipe's step on one micro-batch."""
     dims, train = dims_of(recipe), recipe.train
+    memories = build_memories(recipe, registry)
     return Work(
-        rows=train.micro_batch_size or train.batch_size,
+        batch_size=train.micro_batch_size or train.batch_size,
         seq_len=train.seq_len,
-        remembered=max((memory.length for memory in build_memories(recipe, registry)), default=0),
+        memory_length=max((memory.length for memory in memories), default=0),
         vocab_size=recipe.embedding.vocab_size,
         d_vocab=recipe.embedding.d_vocab,
         d_model=dims.d_model,
         n_layers=dims.n_layers,
         n_heads=dims.n_heads,
         d_ffn=dims.d_ffn,
-        trained_table=recipe.embedding.trainable,
+        trainable_embedding=recipe.embedding.trainable,
         precision=Precision.choose(train.precision, device),
         device=device,
     )
 
 
 class Ours(Contender):
-    """A recipe."""
+    """A recipe, trained as a run trains it."""
 
-    keeps_freed = True
+    keeps_freed_memory = True
 
     def __init__(self, work: Work, recipe: Recipe, registry: Registry, name: str) -> None:
         super().__init__(work)
@@ -59,21 +58,22 @@ class Ours(Contender):
             World(device=work.device),
             work.precision,
             recipe.train.seed,
-            range(work.rows),
-            work.rows,
+            range(work.batch_size),
+            work.batch_size,
         )
-        self.state: Any = None  # of training
-        self.read: Any = None  # of evaluation
+        self.state: Any = None  # of the memories in training
+        self.eval_state: Any = None
         self.steps = 0
-        self.remembers = any(isinstance(m, Memory) and m.length for m in self.loss.modules())  # type: ignore[misc]
+        memories = [module for module in self.loss.modules() if isinstance(module, Memory)]
+        self.has_memory = any(memory.length for memory in memories)  # type: ignore[misc]
 
     @property
     def model(self) -> nn.Module:
-        """See Subject."""
+        """See Contender."""
         return self.loss
 
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """A step as a run takes it, curvature included when it is due."""
+        """A step as in a run, with a Hessian estimate when it is due."""
         optimizer, parameters = self.optimizer, trainable_parameters(self.loss)
         due = (
             bool(optimizer.hessian_update_interval)
@@ -98,30 +98,23 @@ class Ours(Contender):
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """A segment of a held-out text, memory carried along."""
+        """Loss of the next segment of a held-out text, with memory."""
         with self.work.precision.autocast(self.work.device):
-            result = self.loss(Batch(inputs, labels), self.read)
-        self.read = detach_state(result.state)
+            result = self.loss(Batch(inputs, labels), self.eval_state)
+        self.eval_state = detach_state(result.state)
         return result.loss
 
-    def prompt(self, ids: Tensor) -> Tensor | None:
-        """See Subject."""
-        self.reader = InferenceEngine(self.loss.decoder, self.work.precision, self.work.seq_len)
-        self.reading = self.reader.begin()
-        states = self.reading(ids)
-        return self.reader.logits(states[:, -1]).argmax(-1, keepdim=True)
+    def prefill(self, ids: Tensor) -> Tensor | None:
+        """See Contender."""
+        engine = InferenceEngine(self.loss.decoder, self.work.precision, self.work.seq_len)
+        self.sequence = engine.start()
+        return self.decode(ids)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """See Subject."""
-        states = self.reading(ids)
-        return self.reader.logits(states[:, -1]).argmax(-1, keepdim=True)
+        """See Contender."""
+        states = self.sequence(ids)
+        return self.sequence.logits(states[:, -1]).argmax(-1, keepdim=True)
 
-    def held(self) -> list[Tensor]:
-        """Moments and memories."""
-        moments = [
-            t
-            for state in self.optimizer.state.values()
-            for t in state.values()
-            if isinstance(t, Tensor)
-        ]
-        return moments + list(tree_leaves(self.state))
+    def state_tensors(self) -> list[Tensor]:
+        """See Contender."""
+        return [*optimizer_tensors(self.optimizer), *tree_leaves(self.state)]

@@ -1,5 +1,5 @@
-"""How long a run takes: work over rates, the rates measured here in a second or taken from a data
-sheet.
+"""Throughput and duration of a run: FLOPs and bytes over rates that are measured here within a
+second, or taken from a data sheet.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from lswt_core.plugin_api.pytree import detach_state
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
-ROWS, ROWS_OF_ACCELERATOR = 512, 8192  # of the matrices that are multiplied to calibrate
-CALLS = 50  # between two waits for an accelerator, whose products take less than a wait
-COPIED = 1 << 26  # bytes copied to calibrate: more than a cache holds
-SPENT = 0.3  # seconds a measurement takes, unless FEWEST calls take longer
-FEWEST = 3
-# bytes moved per token, layer and unit of width, forward and backward, by operations other than
-# matrix products
-ELEMENTWISE = 170
-OPTIMIZER = 34  # bytes moved per parameter and step by gradients and a second-order optimizer
+CPU_ROWS, ACCELERATOR_ROWS = 512, 8192  # of the matrix product that is measured
+ACCELERATOR_CALLS = 50  # between synchronisations, which take longer than one product
+COPY_BYTES = 1 << 26  # more than a cache holds
+MEASURE_SECONDS = 0.3  # per measurement, at least MIN_REPEATS times
+MIN_REPEATS = 3
+# bytes moved per token, layer and unit of width, forward and backward, by elementwise operations
+ELEMENTWISE_BYTES = 170
+OPTIMIZER_BYTES = 34  # moved per parameter and step by gradients and a second-order optimizer
 
 
 class Accelerator(NamedTuple):
-    """A machine's rates."""
+    """A machine's rates (a roofline)."""
 
     name: str
-    flops: float  # dense matrix products in 16 bits, per second
+    flops: float  # dense 16-bit matrix products, per second
     bandwidth: float  # bytes of memory per second
     memory: int  # bytes
-    efficiency: float  # the share of ``flops`` that training reaches in matrix products
+    efficiency: float  # share of ``flops`` that training reaches in matrix products
     source: str
-    called: tuple[str, ...] = ()  # what such devices call themselves
+    device_names: tuple[str, ...] = ()  # what torch calls such devices
 
 
 GIB = 1 << 30
@@ -107,48 +106,53 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
 }
 
 
-def accelerator_called(name: str) -> Accelerator | None:
-    """The accelerator that calls itself so; others of its family have other rates."""
-    return next((one for one in ACCELERATORS.values() if name in one.called), None)
+def find_accelerator(device_name: str) -> Accelerator | None:
+    """Return the accelerator with this exact device name; variants of it have other rates."""
+    for accelerator in ACCELERATORS.values():
+        if device_name in accelerator.device_names:
+            return accelerator
+    return None
 
 
-def here(recipe: Recipe, device: torch.device, memory: int) -> Accelerator:
-    """Rates of this machine: matrix products at the model's width in the run's precision, and
+def measure_machine(recipe: Recipe, device: torch.device, memory: int) -> Accelerator:
+    """Measure this machine: matrix products at the model's width in the run's precision, and
     copies.
     """
     dtype = Precision.choose(recipe.train.precision, device).dtype
-    width, rows = recipe.model.d_model, ROWS if device.type == "cpu" else ROWS_OF_ACCELERATOR
-    a, b = (
-        torch.randn(rows, width, device=device, dtype=dtype),
-        torch.randn(width, 4 * width, device=device, dtype=dtype),
-    )
-    source, target = (
-        torch.empty(COPIED, dtype=torch.uint8, device=device).fill_(1) for _ in range(2)
-    )
-    calls = 1 if device.type == "cpu" else CALLS
-    product = timed(lambda: a @ b, device, calls=calls)
-    copy = timed(lambda: target.copy_(source), device, calls=calls)
+    width, rows, calls = recipe.model.d_model, CPU_ROWS, 1
+    if device.type != "cpu":
+        rows, calls = ACCELERATOR_ROWS, ACCELERATOR_CALLS
+    a = torch.randn(rows, width, device=device, dtype=dtype)
+    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device).fill_(1)
+    product_seconds = median_seconds(lambda: a @ b, device, calls=calls)
+    copy_seconds = median_seconds(lambda: target.copy_(source), device, calls=calls)
     return Accelerator(
         str(device),
-        2 * rows * width * 4 * width / product,
-        2 * COPIED / copy,
+        2 * rows * width * 4 * width / product_seconds,
+        2 * COPY_BYTES / copy_seconds,
         memory,
         1.0,
         "measured just now",
     )
 
 
-def timed(
-    function: Callable[[], object], device: torch.device, times: int = 0, calls: int = 1
+def median_seconds(
+    function: Callable[[], object], device: torch.device, repeats: int = 0, calls: int = 1
 ) -> float:
-    """The median of a function's time in seconds: measured some times, or as often as a moment
-    allows, each time over ``calls`` calls that the device is waited for after.
+    """Return the median seconds of a call. It is measured ``repeats`` times, or (0) for
+    MEASURE_SECONDS, each time over ``calls`` calls and a synchronisation; the first is a warm-up.
     """
     taken: list[float] = []
     began = time.perf_counter()
-    while (
-        len(taken) < times if times else len(taken) < FEWEST or time.perf_counter() - began < SPENT
-    ):
+
+    def is_done() -> bool:
+        if repeats:
+            return len(taken) >= repeats
+        return len(taken) >= MIN_REPEATS and time.perf_counter() - began >= MEASURE_SECONDS
+
+    while not is_done():
         start = time.perf_counter()
         for _ in range(calls):
             function()
@@ -161,43 +165,40 @@ def timed(
 def measured_tokens_per_second(
     recipe: Recipe, registry: Registry, world: World, flops: Flops, micro: int
 ) -> float:
-    """What a warm step of the model reaches on this machine: a micro-batch forward and backward,
-    and an update.
+    """Measure training throughput on this machine: forward and backward of a micro-batch with
+    memories, and an optimizer step.
     """
     precision = Precision.choose(recipe.train.precision, world.device)
     loss = build_model(recipe, registry, device=world.device, dtype=precision.dtype).loss
     materialise(loss, recipe, world.device)
     optimizer = build_optimizer(recipe, registry, loss)
-    ids = torch.randint(
-        recipe.embedding.vocab_size, (micro, recipe.train.seq_len), device=world.device
-    )
+    shape = (micro, recipe.train.seq_len)
+    ids = torch.randint(recipe.embedding.vocab_size, shape, device=world.device)
     batch, state = Batch(ids, ids), None
     for _ in range(2):  # until the memories are full, or nearly
         state = detach_state(loss(batch, state).state)
 
-    def step() -> None:
+    def run_micro_batch() -> None:
         with precision.autocast(world.device):
             result = loss(batch, state)
         result.loss.backward()
 
-    once = timed(step, world.device)
-    update = timed(
-        optimizer.step, world.device, times=min(optimizer.hessian_update_interval or FEWEST, FEWEST)
-    )  # more would ask for a refresh
-    return 1 / (
-        once * (1 + flops.update_curvature / flops.train) / ids.numel()
-        + update / recipe.train.tokens_per_step
-    )
+    passes = median_seconds(run_micro_batch, world.device)
+    # a further step would expect a new Hessian estimate
+    repeats = min(optimizer.hessian_update_interval or MIN_REPEATS, MIN_REPEATS)
+    update = median_seconds(optimizer.step, world.device, repeats=repeats)
+    passes_per_token = passes * (1 + flops.update_curvature / flops.train) / ids.numel()
+    return 1 / (passes_per_token + update / recipe.train.tokens_per_step)
 
 
 def tokens_per_second(
     recipe: Recipe, flops_per_token: int, parameters: int, machine: Accelerator
 ) -> float:
-    """An estimate for one process from a machine's rates: matrix products, elementwise passes and
-    the optimizer's, one after another.
+    """Estimate the throughput of one process from a machine's rates: matrix products, elementwise
+    operations and optimizer step, one after another.
     """
     width, layers = recipe.model.d_model, recipe.model.n_layers
     products = flops_per_token / (machine.flops * machine.efficiency)
-    passes = ELEMENTWISE * width * layers / machine.bandwidth
-    update = OPTIMIZER * parameters / machine.bandwidth / recipe.train.tokens_per_step
-    return 1 / (products + passes + update)
+    elementwise = ELEMENTWISE_BYTES * width * layers / machine.bandwidth
+    update = OPTIMIZER_BYTES * parameters / machine.bandwidth / recipe.train.tokens_per_step
+    return 1 / (products + elementwise + update)

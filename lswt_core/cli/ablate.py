@@ -23,7 +23,7 @@ from lswt_core.ablation.arms import (
 )
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
 from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
-from lswt_core.plugin_api.atomic_write import make_output_directory, write_whole
+from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
 from lswt_core.recipe.loader import find
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def claim(directory: Path, fingerprint: str) -> None:
         raise UsageError(
             f"{directory} holds the report of another ablation\n  fix: choose another --out"
         )
-    write_whole(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+    write_atomically(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
 
 
 def claimed(path: Path) -> str | None:

@@ -71,9 +71,9 @@ def bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
-        from lswt_core.benchmark.text_report import text
+        from lswt_core.benchmark.text_report import format_report
 
-        print(text(found))
+        print(format_report(found))
     return 0
 
 
@@ -82,16 +82,16 @@ def measure(
 ) -> dict[str, Any]:
     """Everything as plain data.
 
-    "work" (the sizes), "machine", "subjects" by name: "training", "evaluation" and "decoding"
-    {seconds {median, lowest, highest}, tokens_per_second, times_as_long {...} of the subject named
-    "beside"}, parameters, held_bytes, step_peak_bytes, waits_per_step, first_step_seconds,
+    "work" (the sizes), "machine", "contenders" by name: "training", "evaluation" and "decoding"
+    {seconds {median, min, max}, tokens_per_second, times_as_long {...} relative to the contender
+    named "baseline"}, parameters, held_bytes, step_peak_bytes, syncs_per_step, first_step_seconds,
     compiled_graphs, graph_breaks, recompiled_later, loss after so many steps of the same text; of
     the recipe itself "ceilings", "utilisation" {necessary, conventional, six_n} of them,
-    "data_sheet" {flops_per_second, source, necessary, conventional, six_n} (None where no data
-    sheet is known) and "pieces".
+    "data_sheet" {flops_per_second, source, necessary, conventional, six_n} (None if no data sheet
+    is known) and "breakdown".
     """
     from lswt_core.benchmark.ours import Ours, work_of
-    from lswt_core.benchmark.runner import Benchmark, Rounds, ceilings_of
+    from lswt_core.benchmark.runner import Benchmark, Rounds, analyse_step
     from lswt_core.budget import budget
     from lswt_core.device import configure_process
     from lswt_core.distributed.world import World
@@ -120,7 +120,7 @@ def measure(
         work, subjects, Rounds(arguments.rounds, arguments.rounds, arguments.tokens), say
     )
     rows = contest.run()
-    say("ceilings and pieces")
+    say("ceilings and breakdown")
     name, ours = next(iter(subjects.items()))
     taken = rows[name]["training"]["seconds"]["median"]
     return {
@@ -131,8 +131,8 @@ def measure(
             if key not in ("precision", "device")
         },
         "machine": machine(work, ours.attention),
-        "subjects": rows,
-        **dict(ceilings_of(ours, budget(first, registry, world), taken)),
+        "contenders": rows,
+        **analyse_step(ours, budget(first, registry, world), taken),
     }
 
 
@@ -173,21 +173,21 @@ def is_recipe(name: str) -> bool:
 
 def remembers(name: str) -> bool:
     """Whether a peer attends to earlier segments (has a memory)."""
-    from lswt_core.benchmark.peers import ORIGINALS, find
+    from lswt_core.benchmark.peers import ORIGINALS, find_peer
 
-    return name in ORIGINALS or bool(find(name).remembers)  # type: ignore[attr-defined]
+    return name in ORIGINALS or find_peer(name).has_memory
 
 
 def peer(name: str, work: Any, ours: list[Any]) -> Any:
     """A peer, built at the work's sizes."""
     from lswt_core.benchmark import original, peers
 
-    kinds = {"original": original.OriginalWay, "original-float32": original.OriginalFloat32}
+    kinds = {"original": original.OriginalCode, "original-float32": original.OriginalFloat32}
     if name in kinds:
-        return original.build(
-            kinds[name], work, next(subject for subject in reversed(ours) if subject.remembers)
+        return original.build_original(
+            kinds[name], work, next(subject for subject in reversed(ours) if subject.has_memory)
         )
-    return peers.find(name)(work)
+    return peers.find_peer(name)(work)
 
 
 def machine(work: Any, attention: str) -> Mapping[str, Any]:

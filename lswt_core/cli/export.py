@@ -33,7 +33,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def export(arguments: argparse.Namespace) -> int:
     """Write a run as a model that anybody can load, and push it if asked."""
     from lswt_core.hf.export import export_run  # slow to import
-    from lswt_core.hf.push import listing, push
+    from lswt_core.hf.push import list_files, push
 
     registry = required_registry(arguments)
     done = export_run(arguments.run, arguments.out, address=arguments.push, registry=registry)
@@ -42,7 +42,7 @@ def export(arguments: argparse.Namespace) -> int:
     print(f"exported to {done.directory}; read back, it gives the run's logits bit for bit")
     if arguments.push and arguments.dry_run:
         print(f"dry run: --push {arguments.push} would upload")
-        print("\n".join(listing(done.directory)))
+        print("\n".join(list_files(done.directory)))
     elif arguments.push:
         print(f"pushed to {push(done.directory, arguments.push, private=arguments.private)}")
     print(next_python(done.directory))

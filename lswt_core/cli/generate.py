@@ -88,13 +88,13 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UsageError(f"tokens = {arguments.tokens}: must be at least 1")
     prompt = arguments.prompt if arguments.prompt != "-" else read_standard_input()
     from lswt_core import decode
+    from lswt_core.cli.load_model import load_model
     from lswt_core.device import configure_process
-    from lswt_core.hf.load import open_model
 
     given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
-    method = decode.method_of(arguments.decode, given)
+    method = decode.build_method(arguments.decode, given)
     configure_process()
-    model = open_model(arguments.model, required_registry(arguments))
+    model = load_model(arguments.model, required_registry(arguments))
     start = [model.tokenizer.bos_id, *encoded(prompt, model.tokenizer)]
     reader = decode.InferenceEngine(model.decoder, model.precision, model.seq_len)
     # polled between tokens: an exception out of a signal could be lost in a callback of torch's
@@ -104,18 +104,18 @@ def generate(arguments: argparse.Namespace) -> int:
             reader,
             start,
             method,
-            tokens=arguments.tokens,
-            end=model.tokenizer.eos_id,
-            stopping=stop,
+            max_new_tokens=arguments.tokens,
+            eos_id=model.tokenizer.eos_id,
+            should_stop=stop,
         )
         if not arguments.json:
-            show(decode.texts(model.tokenizer, start, ids))
+            show(decode.stream_text(model.tokenizer, start, ids))
         found = list(ids)
     if stop():
         raise KeyboardInterrupt
     if not arguments.json:
         return 0
-    text = "".join(decode.texts(model.tokenizer, start, found))
+    text = "".join(decode.stream_text(model.tokenizer, start, found))
     used = {"decode": arguments.decode} | {
         name: getattr(method, name) for name in decode.option_names(type(method))
     }

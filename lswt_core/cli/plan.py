@@ -169,10 +169,10 @@ def work_of(flops: Flops) -> dict[str, Any]:
 
 def machine_of(name: str | None, recipe: Recipe, device: Any, memory: int) -> Any:
     """The machine whose rates are used."""
-    from lswt_core.budget.speed import ACCELERATORS, here
+    from lswt_core.budget.speed import ACCELERATORS, measure_machine
 
     if name is None:
-        return here(recipe, device, memory)
+        return measure_machine(recipe, device, memory)
     if name not in ACCELERATORS:
         guess = nearest(name, list(ACCELERATORS))
         raise UsageError(

@@ -32,7 +32,7 @@ from lswt_core.registry.kinds import KINDS
 )
 def published(subject: Subject) -> None:
     """A model that is saved and loaded as transformers do gives the same logits, bit by bit."""
-    from lswt_core.hf.components import describe_components, tables_of
+    from lswt_core.hf.components import describe_components, model_tables
     from lswt_core.hf.configuration import LswtConfig
     from lswt_core.hf.modeling import LswtForCausalLM
 
@@ -40,7 +40,7 @@ def published(subject: Subject) -> None:
     require_installed(subject)
     recipe = Recipe.from_dict(tables(subject))
     model = LswtForCausalLM(
-        LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe))
+        LswtConfig(recipe=model_tables(recipe), components=describe_components(recipe))
     ).eval()
     ids = tokens(2, 6)
     with TemporaryDirectory() as directory, torch.no_grad(), warnings.catch_warnings():

@@ -1,5 +1,5 @@
-"""Reading a token by operations that were recorded once: a GPU is then told what to do by one call
-instead of hundreds.
+"""Decode steps of a single token as a CUDA graph: one replay instead of hundreds of kernel
+launches.
 """
 
 from __future__ import annotations
@@ -16,56 +16,54 @@ from lswt_core.model.attention import replace_attention_backends
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.attention import reference_attention
 
-# ids [B, 1] and the place of them all [] -> states [B, 1, M]
-Step = Callable[[Tensor, Tensor], Tensor]
-WARM_UP = 2  # calls before a recording: libraries set themselves up in the first
+# ids [B, 1] and their position [] -> hidden states [B, 1, M]
+DecodeStep = Callable[[Tensor, Tensor], Tensor]
+WARM_UP_CALLS = 2  # before capture: libraries initialise themselves in their first call
 
 
 class CudaGraphStep:
-    """A step as a CUDA graph: its operations with their memory, in which ids and place are laid
-    before it is replayed.
-    """
+    """A decode step captured as a CUDA graph, with static tensors for its inputs."""
 
-    def __init__(self, step: Step, ids: Tensor, place: int) -> None:
-        self.ids, self.place = ids.clone(), torch.tensor(place, device=ids.device)
+    def __init__(self, step: DecodeStep, ids: Tensor, position: int) -> None:
+        self.ids, self.position = ids.clone(), torch.tensor(position, device=ids.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            # to the same place in every memory, so that nothing is read twice
-            for _ in range(WARM_UP):
-                step(self.ids, self.place)
+            # every call writes to the same slot of each cache, so the token is stored once
+            for _ in range(WARM_UP_CALLS):
+                step(self.ids, self.position)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.states = step(self.ids, self.place)
+            self.states = step(self.ids, self.position)
 
-    def __call__(self, ids: Tensor, place: int) -> Tensor:
-        """The states [B, 1, M] of ids [B, 1] at a place."""
+    def __call__(self, ids: Tensor, position: int) -> Tensor:
+        """Replay the graph: ids [B, 1] at a position -> hidden states [B, 1, M]."""
         self.ids.copy_(ids)
-        self.place.fill_(place)
+        self.position.fill_(position)
         self.graph.replay()
         return self.states.clone()
 
 
-class OneQuery(nn.Module):
-    """Attention of a single token to rings that may not be full yet: keys at places below the
-    text's beginning are hidden, for which most fused kernels have no way, and a single query has no
-    need of one.
+class SingleQueryAttention(nn.Module):
+    """Attention of one query over a rolling KV cache that may not be full yet: empty slots have
+    positions before the first visible one. Most fused kernels can't mask them, and one query gains
+    nothing from a fused kernel.
     """
 
-    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
         """-> [B, 1, H, D]."""
-        return reference_attention(parts)
+        return reference_attention(blocks)
 
 
 @contextmanager
-def alike(decoder: Decoder, clock: CacheState) -> Iterator[None]:
-    """While it lasts, a token is read by the same operations and in the same memory wherever it
-    stands.
+def fixed_shapes(decoder: Decoder, cache_state: CacheState) -> Iterator[None]:
+    """Run decode steps with the same operations on the same memory at every position, as a CUDA
+    graph requires.
     """
-    clock.alike = True
+    cache_state.use_all_slots = True
     try:
-        with replace_attention_backends(decoder, lambda layer: OneQuery()):
+        with replace_attention_backends(decoder, lambda layer: SingleQueryAttention()):
             yield
     finally:
-        clock.alike = False
+        cache_state.use_all_slots = False

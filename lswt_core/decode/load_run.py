@@ -1,6 +1,4 @@
-"""A trained model from disk, ready to read and write: the decoder and its tokenizer, nothing that
-only training needs.
-"""
+"""Load a run's model and tokenizer for inference, without optimizer and training state."""
 
 from __future__ import annotations
 
@@ -31,78 +29,76 @@ logger = logging.getLogger(__name__)
 
 
 class LoadedModel(NamedTuple):
-    """A model and what is needed to use it."""
+    """A model and what inference needs besides."""
 
-    decoder: Decoder  # on this machine's accelerator if it has one
+    decoder: Decoder  # in eval mode, on this machine's accelerator if it has one
     tokenizer: Tokenizer
-    precision: Precision  # what a forward pass computes in
-    seq_len: int  # how many tokens the model was trained to read at once
+    precision: Precision  # of forward passes
+    seq_len: int  # training sequence length
 
 
 class LoadedRun(NamedTuple):
-    """The model of a run, and where it comes from."""
+    """A run's model, its recipe and its number of updates."""
 
-    model: LoadedModel  # its parameters float32
+    model: LoadedModel  # parameters in float32
     recipe: Recipe
-    step: int  # how many updates it was trained for
+    step: int
 
 
-def is_run(path: Path) -> bool:
-    """Whether a directory looks like a run's."""
+def is_run_directory(path: Path) -> bool:
+    """Return whether a directory has a run's checkpoints."""
     return path.joinpath(CHECKPOINTS).is_dir()
 
 
-def lack(path: Path) -> str:
-    """Why a path is no run directory."""
+def explain_missing_run(path: Path) -> str:
+    """Return why a path is no run directory."""
     if not path.exists():
         return f"there is no such directory (looked from {Path.cwd()})"
     if not path.is_dir():
         return "it is a file"
-    return f"it has no directory {CHECKPOINTS!r}" if any(path.iterdir()) else "it is empty"
+    if any(path.iterdir()):
+        return f"it has no directory {CHECKPOINTS!r}"
+    return "it is empty"
 
 
 def load_run(path: Path, registry: Registry) -> LoadedRun:
-    """The model of a run, as its newest intact checkpoint has it; the recipe is the checkpoint's
-    own. Raises CheckpointError where there is none.
+    """Load the newest intact checkpoint of a run, by the recipe stored in it. Raises
+    CheckpointError if there is none.
     """
-    if not is_run(path):
+    if not is_run_directory(path):
         raise CheckpointError(
-            f"{path} holds no model: {lack(path)}\n  fix: name the directory of a run (what --out"
-            " was, or runs/<recipe>)"
+            f"{path} holds no model: {explain_missing_run(path)}\n"
+            "  fix: name a run directory (--out of the run, or runs/<recipe>)"
         )
-    saved = newest(path)
-    recipe = Recipe.from_dict(
-        saved.document("recipe"), where=str(saved.path / "recipe.json"), registry=registry
-    )
+    saved = newest_checkpoint(path)
+    where = str(saved.path / "recipe.json")
+    recipe = Recipe.from_dict(saved.document("recipe"), where=where, registry=registry)
     device = pick_device(0)
     precision = Precision.choose(recipe.train.precision, device)
-    tokenizer = open_tokenizer(recipe, registry, saved)
+    tokenizer = load_tokenizer(recipe, registry, saved)
     with torch.device("meta"):
         decoder = build_decoder_spec(recipe, registry, device=device, dtype=precision.dtype).build()
-    fill(decoder, saved, recipe, device)
-    return LoadedRun(
-        LoadedModel(decoder.eval(), tokenizer, precision, recipe.train.seq_len), recipe, saved.step
+    load_weights(decoder, saved, recipe, device)
+    model = LoadedModel(decoder.eval(), tokenizer, precision, recipe.train.seq_len)
+    return LoadedRun(model, recipe, saved.step)
+
+
+def newest_checkpoint(path: Path) -> Saved:
+    """Return the newest intact checkpoint of a run directory; raises CheckpointError if none is."""
+    store = Store(path / CHECKPOINTS)
+    saved = store.newest(logger.warning)
+    if saved is not None:
+        return saved
+    why = "it has saved no checkpoint yet"
+    if store.steps():
+        why = "none of its checkpoints is intact (see above)"
+    raise CheckpointError(
+        f"run {path} holds no model: {why}\n  fix: restore a checkpoint, or run its recipe again"
     )
 
 
-def newest(path: Path) -> Saved:
-    """The newest intact checkpoint of a run."""
-    store = Store(path / CHECKPOINTS)
-    saved = store.newest(logger.warning)
-    if saved is None:
-        why = (
-            "none of its checkpoints is intact (see above)"
-            if store.steps()
-            else "it has saved no checkpoint yet"
-        )
-        raise CheckpointError(
-            f"run {path} holds no model: {why}\n  fix: restore one, or run its recipe again"
-        )
-    return saved
-
-
-def open_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenizer:
-    """The tokenizer a run was trained with. Its text is read only if the tokenizer learns from it
+def load_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenizer:
+    """Return the run's tokenizer. The training text is read only if the tokenizer is trained on it
     and is no longer in the cache.
     """
     tokenizer: Tokenizer = build_component(registry, recipe.one("tokenizer"))
@@ -113,18 +109,17 @@ def open_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenize
         check_fingerprint({"data": expected["data"]}, {"data": source.fingerprint()})
         return source.documents("train")
 
-    tokenizer.fit(
-        documents,
-        keyed(expected["data"], recipe.one("data"), recipe.one("tokenizer")),
-        cache_directory(),
-    )
+    key = keyed(expected["data"], recipe.one("data"), recipe.one("tokenizer"))
+    tokenizer.fit(documents, key, cache_directory())
     check_fingerprint({"tokenizer": expected["tokenizer"]}, {"tokenizer": tokenizer.fingerprint()})
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
     return tokenizer
 
 
-def fill(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.device) -> None:
-    """Give a decoder memory on the device, and the checkpoint's numbers."""
+def load_weights(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.device) -> None:
+    """Allocate a meta-device decoder on the device and load the checkpoint's weights; raises
+    ResourceError if they do not fit.
+    """
     needed, free = sum(t.nbytes for t in decoder.state_dict().values()), available_memory(device)
     if needed > free:
         raise ResourceError(
@@ -132,14 +127,14 @@ def fill(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.device) -
             f" {device}"
         )
     decoder.to_empty(device=device)
-    # buffers that no checkpoint holds
+    # buffers that are not saved in checkpoints
     if {name for name, _ in decoder.named_buffers()} - decoder.state_dict().keys():
         initialise(decoder, seed=recipe.train.seed, std=recipe.model.init_std)
     load_model(decoder, decoder_tensors(saved))
 
 
 def decoder_tensors(saved: Saved) -> dict[str, Tensor]:
-    """The decoder's share of a checkpoint's model, which has losses besides."""
+    """Return the decoder's tensors of a checkpoint, which also holds those of the losses."""
     return {
         name.removeprefix("decoder."): t
         for name, t in saved.tensors("model").items()

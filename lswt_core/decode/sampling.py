@@ -1,4 +1,4 @@
-"""How the next token is chosen: the likeliest, one drawn at random, or contrastive search."""
+"""Decoding methods: greedy, sampling (temperature, top-k, top-p) and contrastive search."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from lswt_core.plugin_api.pytree import tree_map
 from lswt_core.registry import nearest
 
 
-class Method(ABC):
-    """A way to go on with a text; its fields are its options."""
+class DecodingMethod(ABC):
+    """A decoding method; its dataclass fields are its options."""
 
     @abstractmethod
     def __call__(
-        self, read: InferenceEngine, prompt: Tensor, pads: Tensor | None = None
+        self, engine: InferenceEngine, prompt: Tensor, pad_lengths: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """What follows prompts [B, T]: ids [B] at a time, without end. Prompts of different length
-        are padded on the left, by ``pads`` [B] ids; raises UsageError where a method cannot read
-        those.
+        """Yield the ids [B] that follow prompts [B, T], without end. Prompts of different length
+        are padded on the left by ``pad_lengths`` [B] ids; raises UsageError if the method does not
+        support padding.
         """
 
 
 @dataclass(frozen=True)
-class Greedy(Method):
-    """Always the likeliest token, the lowest id of equals."""
+class Greedy(DecodingMethod):
+    """Greedy search: the most likely token, the lowest id among equals."""
 
     def __call__(
-        self, read: InferenceEngine, prompt: Tensor, pads: Tensor | None = None
+        self, engine: InferenceEngine, prompt: Tensor, pad_lengths: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """See Method."""
-        return one_at_a_time(read, prompt, pads, lambda logits: logits.argmax(-1))
+        """See DecodingMethod."""
+        return decode_tokens(engine, prompt, pad_lengths, lambda logits: logits.argmax(-1))
 
 
 @dataclass(frozen=True)
-class Sample(Method):
-    """A token drawn from the model's distribution at a ``temperature``, of the ``top_k`` likeliest
-    alone, and of those from the smallest set that has probability ``top_p`` (Holtzman et al. 2020,
-    arXiv 1904.09751). Temperature 0 is greedy.
+class Sample(DecodingMethod):
+    """Sampling at a ``temperature``, of the ``top_k`` most likely tokens, and of those from the
+    smallest set with probability ``top_p`` (nucleus sampling, Holtzman et al. 2020, arXiv
+    1904.09751). Temperature 0 is greedy search.
     """
 
     temperature: float = 0.8
@@ -56,147 +56,158 @@ class Sample(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check("temperature", self.temperature, 0 <= self.temperature < math.inf, "at least 0")
-        check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        check("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1")
-        check("seed", self.seed, 0 <= self.seed < 2**63, "at least 0 and below 2^63")
+        is_temperature = 0 <= self.temperature < math.inf
+        require_option("temperature", self.temperature, is_temperature, "at least 0")
+        require_option("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        require_option("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1")
+        require_option("seed", self.seed, 0 <= self.seed < 2**63, "at least 0 and below 2^63")
 
     def __call__(
-        self, read: InferenceEngine, prompt: Tensor, pads: Tensor | None = None
+        self, engine: InferenceEngine, prompt: Tensor, pad_lengths: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """See Method. Drawn on the CPU, so that a seed means the same on every device."""
+        """See DecodingMethod. Samples on the CPU, so that a seed gives the same on every device."""
         if self.temperature == 0:
-            return Greedy()(read, prompt, pads)
-        stream = torch.Generator().manual_seed(self.seed)
-        return one_at_a_time(read, prompt, pads, lambda logits: self.draw(logits.cpu(), stream))
+            return Greedy()(engine, prompt, pad_lengths)
+        generator = torch.Generator().manual_seed(self.seed)
 
-    def draw(self, logits: Tensor, stream: torch.Generator) -> Tensor:
+        def choose(logits: Tensor) -> Tensor:
+            return self.sample(logits.cpu(), generator)
+
+        return decode_tokens(engine, prompt, pad_lengths, choose)
+
+    def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """Logits [B, V] -> ids [B]."""
         p, ids = (logits / self.temperature).softmax(-1).sort(descending=True, stable=True)
         if self.top_k is not None:
             p = p[:, : self.top_k] / p[:, : self.top_k].sum(-1, keepdim=True)
-        p = p.where(p.cumsum(-1) - p < self.top_p, 0.0)  # the likeliest is always kept
-        return ids.gather(-1, torch.multinomial(p, 1, generator=stream))[:, 0]
+        p = p.where(p.cumsum(-1) - p < self.top_p, 0.0)  # the most likely token always remains
+        return ids.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
 
 
 @dataclass(frozen=True)
-class Contrastive(Method):
+class Contrastive(DecodingMethod):
     """Contrastive search (Su et al. 2022, arXiv 2202.06417, eq. 5; Su and Collier 2022, arXiv
-    2210.14140): of the ``top_k`` likeliest tokens v, the one with the highest
+    2210.14140): of the ``top_k`` most likely tokens v, the one with the highest
 
         (1 - alpha) p(v | x_<t) - alpha max_{j<t} cos(h_v, h_{x_j})
 
-    p is the softmax over the whole vocabulary, h are the states after the output norm (which SimCTG
-    trains), h_v is had by reading v, and x_<t is all that has been read, the prompt included. Of
-    equals the lowest id wins. With alpha 0 or top_k 1 it is greedy. A step is one forward pass of
-    top_k rows.
+    p is the softmax over the whole vocabulary, h are the hidden states after the output norm (which
+    SimCTG trains), h_v is computed by a forward pass over v, and x_<t are all tokens so far, the
+    prompt included. Among equals the lowest id wins. With alpha 0 or top_k 1 it is greedy search. A
+    step is one forward pass of top_k rows.
     """
 
     top_k: int = 4
     alpha: float = 0.6
 
     def __post_init__(self) -> None:
-        check("top_k", self.top_k, self.top_k >= 1, "at least 1")
-        check("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 to 1")
+        require_option("top_k", self.top_k, self.top_k >= 1, "at least 1")
+        require_option("alpha", self.alpha, 0 <= self.alpha <= 1, "from 0 to 1")
 
     def __call__(
-        self, read: InferenceEngine, prompt: Tensor, pads: Tensor | None = None
+        self, engine: InferenceEngine, prompt: Tensor, pad_lengths: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """See Method."""
+        """See DecodingMethod."""
         if self.alpha == 0 or self.top_k == 1:
-            return Greedy()(read, prompt, pads)
-        if pads is not None:
+            return Greedy()(engine, prompt, pad_lengths)
+        if pad_lengths is not None:
             raise UsageError(
-                "contrastive search compares with all that was read, of which pads are no part:"
-                " give it prompts of one length"
+                "contrastive search does not support padding, which it would compare candidates"
+                " with: give it prompts of one length"
             )
-        return self.search(read, prompt)
+        return self.search(engine, prompt)
 
-    def search(self, read: InferenceEngine, prompt: Tensor) -> Iterator[Tensor]:
-        """The same without the shortcut."""
-        states, past = read(prompt)
-        history = directions(states)  # [B, T, M]
+    def search(self, engine: InferenceEngine, prompt: Tensor) -> Iterator[Tensor]:
+        """Yield ids [B] after prompts [B, T], also where greedy search would give the same."""
+        states, cache = engine(prompt)
+        history = unit_vectors(states)  # [B, T, M]
         while True:
-            p, ids = candidates(read.logits(states[:, -1]), self.top_k)  # [B, K]
+            p, ids = top_candidates(engine.logits(states[:, -1]), self.top_k)  # [B, K]
             rows, k = ids.shape
-            # [B*K, 1, M]
-            ahead, pasts = read(ids.reshape(-1, 1), tree_map(partial(repeat, k=k), past))
-            h = directions(ahead).view(rows, k, -1)  # [B, K, M]
+            repeated = tree_map(partial(repeat_rows, k=k), cache)
+            candidate_states, caches = engine(ids.reshape(-1, 1), repeated)  # [B*K, 1, M]
+            h = unit_vectors(candidate_states).view(rows, k, -1)  # [B, K, M]
             similarity = (h @ history.mT).amax(-1)  # [B, K]
-            best = contrast(p, similarity, self.alpha).argmax(-1)  # [B]
+            best = contrastive_score(p, similarity, self.alpha).argmax(-1)  # [B]
             yield ids.gather(-1, best[:, None])[:, 0]
-            chosen = best + k * torch.arange(rows, device=best.device)  # [B] among B*K
-            states, past = (
-                ahead[chosen],
-                tree_map(partial(torch.index_select, dim=0, index=chosen), pasts),
-            )
-            history = torch.cat((history, directions(states)), dim=1)
+            chosen = best + k * torch.arange(rows, device=best.device)  # [B] rows of B*K
+            states = candidate_states[chosen]
+            cache = tree_map(partial(torch.index_select, dim=0, index=chosen), caches)
+            history = torch.cat((history, unit_vectors(states)), dim=1)
 
 
-METHODS: dict[str, type[Method]] = {"sample": Sample, "greedy": Greedy, "contrastive": Contrastive}
+METHODS: dict[str, type[DecodingMethod]] = {
+    "sample": Sample,
+    "greedy": Greedy,
+    "contrastive": Contrastive,
+}
 
 
-def method_of(name: str, options: Mapping[str, Any]) -> Method:
-    """A method by its name; raises UsageError for a name or an option that there is not."""
+def build_method(name: str, options: Mapping[str, Any]) -> DecodingMethod:
+    """Build a decoding method; raises UsageError for an unknown name or option."""
     if name not in METHODS:
         near = nearest(name, METHODS)
-        raise UsageError(
-            f"unknown decoding method {name!r}; "
-            + (f"did you mean {near!r}?" if near else f"choose of {', '.join(METHODS)}")
-        )
+        hint = f"choose from {', '.join(METHODS)}"
+        if near:
+            hint = f"did you mean {near!r}?"
+        raise UsageError(f"unknown decoding method {name!r}; {hint}")
     for option in options:
-        takers = [other for other, method in METHODS.items() if option in option_names(method)]
-        if name not in takers:
+        methods = [other for other, method in METHODS.items() if option in option_names(method)]
+        if name not in methods:
             raise UsageError(
                 f"decoding method {name!r} has no {option}; it is an option of"
-                f" {' and '.join(takers)}"
+                f" {' and '.join(methods)}"
             )
     return METHODS[name](**options)
 
 
-def option_names(method: type[Method]) -> list[str]:
-    """The options of a method."""
-    return [field.name for field in fields(method)]  # type: ignore[arg-type]  # every method is a dataclass
+def option_names(method: type[DecodingMethod]) -> list[str]:
+    """Return the options of a method."""
+    # every method is a dataclass
+    return [field.name for field in fields(method)]  # type: ignore[arg-type]
 
 
-def check(name: str, value: object, valid: bool, range_: str) -> None:
+def require_option(name: str, value: object, is_valid: bool, allowed: str) -> None:
     """Raise UsageError for an option outside of its range."""
-    if not valid:
-        raise UsageError(f"{name} = {value}: must be {range_}")
+    if not is_valid:
+        raise UsageError(f"{name} = {value}: must be {allowed}")
 
 
-def one_at_a_time(
-    read: InferenceEngine, prompt: Tensor, pads: Tensor | None, choose: Callable[[Tensor], Tensor]
+def decode_tokens(
+    engine: InferenceEngine,
+    prompt: Tensor,
+    pad_lengths: Tensor | None,
+    choose: Callable[[Tensor], Tensor],
 ) -> Iterator[Tensor]:
-    """Go on with prompts [B, T] where logits [B, V] are enough to choose ids [B]."""
-    reading = read.begin(pads)
-    states = reading(prompt)
+    """Yield ids [B] after prompts [B, T], each chosen from logits [B, V] alone."""
+    sequence = engine.start(pad_lengths)
+    states = sequence(prompt)
     while True:
-        chosen = choose(read.logits(states[:, -1]))
+        chosen = choose(sequence.logits(states[:, -1]))
         yield chosen
-        states = reading(chosen[:, None].to(prompt.device))
+        states = sequence(chosen[:, None].to(prompt.device))
 
 
-def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Logits [B, V] -> probabilities and ids [B, K] of the k largest, in the order of their ids;
-    the lowest of equals.
+def top_candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Logits [B, V] -> probabilities and ids [B, K] of the k most likely tokens, sorted by id; the
+    lowest ids among equals.
     """
     ids = logits.sort(descending=True, stable=True).indices[:, :k].sort().values
     return logits.softmax(-1).gather(-1, ids), ids
 
 
-def repeat(tensor: Tensor, k: int) -> Tensor:
-    """[B, ...] -> [B*K, ...], every row k times; a single row is not copied."""
+def repeat_rows(tensor: Tensor, k: int) -> Tensor:
+    """[B, ...] -> [B*K, ...], every row k times; a single row is expanded without a copy."""
     return tensor[:, None].expand(-1, k, *tensor.shape[1:]).flatten(0, 1)
 
 
-def directions(states: Tensor) -> Tensor:
-    """States [..., M] at length 1, in float32 at least."""
+def unit_vectors(states: Tensor) -> Tensor:
+    """Hidden states [..., M] at norm 1, at least float32."""
     return normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
 
 
-def contrast(p: Tensor, similarity: Tensor, alpha: float) -> Tensor:
-    """Scores of candidates: probabilities, and their states' largest cosine with what has been
-    read; all [..., K].
+def contrastive_score(p: Tensor, similarity: Tensor, alpha: float) -> Tensor:
+    """Score candidates by their probability and their largest cosine similarity to earlier tokens;
+    all [..., K].
     """
     return (1 - alpha) * p - alpha * similarity

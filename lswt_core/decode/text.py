@@ -1,4 +1,4 @@
-"""Ids as they are chosen, and text as it becomes readable."""
+"""Generate token ids after a prompt, and stream them as text."""
 
 from __future__ import annotations
 
@@ -8,75 +8,81 @@ from itertools import islice
 import torch
 
 from lswt_core.decode.engine import InferenceEngine
-from lswt_core.decode.sampling import Method
+from lswt_core.decode.sampling import DecodingMethod
 from lswt_core.interfaces import Tokenizer
 
-# at the end of a text: a character of which some bytes have yet to come
-UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+# decoded at the end of a text if some bytes of a character have yet to come
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 def generate(
-    read: InferenceEngine,
+    engine: InferenceEngine,
     prompt: Sequence[int],
-    method: Method,
+    method: DecodingMethod,
     *,
-    tokens: int,
-    end: int | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    max_new_tokens: int,
+    eos_id: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
-    """Up to ``tokens`` ids after a prompt of at least one id, until ``end`` or a stop."""
-    for chosen in islice(method(read, torch.tensor([prompt], device=read.device)), tokens):
-        if int(chosen) == end or stopping():
+    """Yield up to ``max_new_tokens`` ids after a prompt of at least one id, until ``eos_id`` or
+    ``should_stop()``.
+    """
+    ids = torch.tensor([prompt], device=engine.device)
+    for chosen in islice(method(engine, ids), max_new_tokens):
+        if int(chosen) == eos_id or should_stop():
             return
         yield int(chosen)
 
 
-def complete(
-    read: InferenceEngine,
+def generate_batch(
+    engine: InferenceEngine,
     prompts: Sequence[Sequence[int]],
-    method: Method,
+    method: DecodingMethod,
     *,
-    tokens: int,
-    end: int | None = None,
+    max_new_tokens: int,
+    eos_id: int | None = None,
 ) -> list[list[int]]:
-    """Up to ``tokens`` ids after each of several prompts, of whatever length, all at once; each
-    ends before its ``end``.
+    """Return up to ``max_new_tokens`` ids after each prompt, before its ``eos_id``. Prompts may
+    differ in length: they are padded on the left.
     """
     longest = max(map(len, prompts))
-    pads = torch.tensor([longest - len(prompt) for prompt in prompts], device=read.device)
-    ids = torch.tensor(
-        [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=read.device
-    )
-    found: list[list[int]] = [[] for _ in prompts]
-    going = set(range(len(prompts)))
-    for chosen in islice(method(read, ids, pads if pads.any() else None), tokens):
-        for row in list(going):
-            if (token := int(chosen[row])) == end:
-                going.discard(row)
+    pad_lengths = torch.tensor([longest - len(prompt) for prompt in prompts], device=engine.device)
+    padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = torch.tensor(padded, device=engine.device)
+    generated: list[list[int]] = [[] for _ in prompts]
+    unfinished = set(range(len(prompts)))
+    for chosen in islice(
+        method(engine, ids, pad_lengths if pad_lengths.any() else None), max_new_tokens
+    ):
+        for row in list(unfinished):
+            token = int(chosen[row])
+            if token == eos_id:
+                unfinished.discard(row)
             else:
-                found[row].append(token)
-        if not going:
+                generated[row].append(token)
+        if not unfinished:
             break
-    return found
+    return generated
 
 
-def texts(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids that follow a prompt, piece by piece, whole characters only.
+def stream_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text of ids that follow a prompt, in pieces of whole characters.
 
-    An id is decoded together with the piece before it: some tokenizers write a token differently
-    where a text begins.
+    New ids are decoded together with the ids of the piece before them: some tokenizers decode a
+    token differently at the beginning of a text.
     """
     before, new = list(prompt), list[int]()
     for chosen in ids:
         new.append(chosen)
-        text = continuation(tokenizer, before, new)
-        if text and not text.endswith(UNREADABLE):
+        text = decode_continuation(tokenizer, before, new)
+        if text and not text.endswith(INCOMPLETE):
             yield text
             before, new = new, []
-    if text := continuation(tokenizer, before, new):
+    text = decode_continuation(tokenizer, before, new)
+    if text:
         yield text
 
 
-def continuation(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
-    """What some ids add to the text of those before them."""
+def decode_continuation(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
+    """Return the text that ids add to that of the ids before them."""
     return tokenizer.decode(before + new)[len(tokenizer.decode(before)) :]

@@ -12,6 +12,7 @@ import inspect
 import typing
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,13 +87,19 @@ def describe(entry: Entry, source: Source, node: ast.ClassDef) -> Offer:
     )
 
 
+@cache
+def parse_source(text: bytes) -> ast.Module:
+    """Parse a source text. The tree is never changed, so that registries share it."""
+    return ast.parse(text)
+
+
 class Source:
     """One parsed file: its top-level imports, definitions and constants by name."""
 
     def __init__(self, module: str, path: Path) -> None:
         self.module, self.path = module, path
         try:
-            body = ast.parse(path.read_bytes()).body
+            body = parse_source(path.read_bytes()).body
         except (OSError, SyntaxError, ValueError, RecursionError) as error:
             raise Unreadable from error
         self.imports: dict[str, str] = {}

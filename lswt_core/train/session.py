@@ -439,9 +439,9 @@ class Session:
             ),
             [corpus.tokenizer.bos_id, *prompt],
             Sample(wanted.temperature, wanted.top_p, seed=self.recipe.train.seed),
-            tokens=wanted.tokens,
-            end=corpus.tokenizer.eos_id,
-            stopping=self.stop,
+            max_new_tokens=wanted.tokens,
+            eos_id=corpus.tokenizer.eos_id,
+            should_stop=self.stop,
         )
         text = f"{corpus.tokenizer.decode(prompt)}⟦model⟧{corpus.tokenizer.decode(list(ids))}"
         write_atomically(self.directory / "sample.txt", (text + "\n").encode())
