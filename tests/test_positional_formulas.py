@@ -306,7 +306,7 @@ def test_the_whole_fraction_is_the_whole_rotation(cls: Any) -> None:
     [
         (partial(PartialRope, fraction=0.4), "0.4 of a head 8 wide are 3; .* for example 2 / 8"),
         (partial(PartialRope, fraction=0.1), "even number, for example 2 / 8"),
-        (partial(HighFrequencyRope, fraction=0.2), "turns no pair of a head 8 wide"),
+        (partial(HighFrequencyRope, fraction=0.2), "rotates no pair of the head width 8"),
         (partial(YarnRope, beta_fast=1.0), "beta_fast = 1.0 must be greater"),
     ],
 )

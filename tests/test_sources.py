@@ -204,7 +204,7 @@ def test_a_path_that_names_nothing_is_an_error(
 ) -> None:
     (tmp_path / "hollow").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"names no .*mend data.paths"):
+    with pytest.raises(DataError, match=r"matches no .*fix data.paths"):
         texts(kind(paths=[path]), "train")
 
 
@@ -245,17 +245,17 @@ def test_jsonl_plain_and_gzipped_are_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a"', r"x\.jsonl:2: no JSON: .* at column 13"),
+        (b'{"text": "a"', r"x\.jsonl:2: not JSON: .* at column 13"),
         (b'{"text": "\xff"}', r"x\.jsonl:2: byte 10 of the line is not UTF-8"),
         (
             b'{"texts": "a", "id": 3}',
             r"x\.jsonl:2: no field 'text' among 'texts', 'id'; set data\.field .*'texts'",
         ),
         (b"{}", r"x\.jsonl:2: no field 'text' among none"),
-        (b'["a"]', r"x\.jsonl:2: a JSON list where an object"),
+        (b'["a"]', r"x\.jsonl:2: a JSON list, not an object"),
         (b'{"text": null}', r"x\.jsonl:2: field 'text' is null, not a string"),
         (b'{"text": "\\ud800"}', r"x\.jsonl:2: .*surrogate"),
-        (b"[" * 100_000, r"x\.jsonl:2: JSON nested too deep"),
+        (b"[" * 100_000, r"x\.jsonl:2: JSON nested too deeply"),
     ],
 )
 def test_a_bad_line_is_an_error_with_its_place(tmp_path: Path, line: bytes, said: str) -> None:
@@ -269,7 +269,7 @@ def test_a_cut_gzip_file_is_an_error(tmp_path: Path) -> None:
         "".join(json.dumps({"text": str(number**9)}) + "\n" for number in range(500)).encode()
     )
     (tmp_path / "x.jsonl.gz").write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=r"x\.jsonl\.gz:\d+: cannot be read.*whole copy"):
+    with pytest.raises(DataError, match=r"x\.jsonl\.gz:\d+: cannot be read.*complete copy"):
         texts(JsonLines(paths=[str(tmp_path)]), "train")
 
 
