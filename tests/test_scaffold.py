@@ -473,7 +473,7 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
         "exists and is not overwritten" in capsys.readouterr().err and list(taken.iterdir()) == []
     )
     assert main([*command, str(tmp_path / "nowhere")]) == 2
-    assert "no directory" in capsys.readouterr().err
+    assert "not a directory" in capsys.readouterr().err
 
     write: Callable[..., int] = Path.write_text
 

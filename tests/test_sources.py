@@ -89,7 +89,7 @@ def test_python_files_tell_their_size_before_they_are_read(
 ) -> None:
     for split in ("train", "valid"):
         size = sum(len(document.text.encode()) for document in kind().documents(split))
-        assert size > 0 and kind().size(split) == pytest.approx(size, rel=0.05)
+        assert size > 0 and kind().n_bytes(split) == pytest.approx(size, rel=0.05)
 
 
 def test_the_split_of_a_file_does_not_depend_on_the_others(installed: Path) -> None:
@@ -181,7 +181,7 @@ def test_text_tells_its_size_before_it_is_read(tmp_path: Path, files: int) -> No
     )
     for split in ("train", "valid"):
         size = sum(len(document.text.encode()) for document in source.documents(split))
-        assert size > 0 and source.size(split) == pytest.approx(
+        assert size > 0 and source.n_bytes(split) == pytest.approx(
             size, rel=1e-9 if files > 1 else 0.2
         )
 
