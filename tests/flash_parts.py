@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-import lswt_flash.generations as generations
+import lswt_flash.versions as versions_module
 import pytest
 import torch
 from torch import Tensor
@@ -186,14 +186,14 @@ PACKAGES: dict[int, Any] = {
 
 def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
     """Have some generations and no others, and try them on the CPU."""
-    monkeypatch.setattr(generations, "searched", {})
-    try_out = generations.find_fault
+    monkeypatch.setattr(versions_module, "selected_versions", {})
+    try_out = versions_module.fault_of
     monkeypatch.setattr(
-        generations,
-        "find_fault",
+        versions_module,
+        "fault_of",
         lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)),
     )
-    for version, home in generations.HOMES.items():
+    for version, home in versions_module.MODULES.items():
         for name in (home.rpartition(".")[0], home.split(".")[0]):
             if name:
                 monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import lswt_blocked
+import lswt_blocked.tiles as tiles
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -144,9 +144,9 @@ def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
 def test_blocks_of_any_size_are_the_whole(
     rows: int, block: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lswt_blocked, "ROWS", rows)
-    monkeypatch.setattr(lswt_blocked, "BLOCK", block)
-    monkeypatch.setattr(lswt_blocked, "KEPT", kept)
+    monkeypatch.setattr(tiles, "TILE_QUERIES", rows)
+    monkeypatch.setattr(tiles, "TILE_SCORES", block)
+    monkeypatch.setattr(tiles, "SAVED_BYTES", kept)
     shape = Shape(2, 16, 11, 3, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
     dims = Dims(64, 2, 8, 1)
     assert (

@@ -356,7 +356,7 @@ def test_backends_compute_one_softmax_over_all_parts(
     backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flash_parts.install(monkeypatch, 2)
-    monkeypatch.setattr(lswt_flash, "WIDTHS", 4)
+    monkeypatch.setattr(lswt_flash, "WIDTH_MULTIPLE", 4)
     has_bias, has_mask = asked["bias"] != "no", asked["documents"] or "window" in asked
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)

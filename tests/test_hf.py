@@ -122,7 +122,7 @@ def test_memory_length_and_attention_can_be_overridden(tmp_path: Path) -> None:
     model_of("family", torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
     assert (
-        loaded.model.decoder.reach == 7
+        loaded.model.decoder.memory_length == 7
         and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
     )
     with pytest.raises(RecipeError, match="length"):
@@ -140,7 +140,7 @@ def test_rotary_positions_can_be_rescaled_for_longer_texts(use: str, tmp_path: P
         config = AutoConfig.from_pretrained(tmp_path, memory_length=256)
         config.recipe["positional"] |= {"use": use, "factor": factor}
         stretched = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
-        assert (stretched.model.decoder.positional.name, stretched.model.decoder.reach) == (
+        assert (stretched.model.decoder.positional.name, stretched.model.decoder.memory_length) == (
             use,
             256,
         )

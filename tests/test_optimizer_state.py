@@ -154,4 +154,4 @@ def test_the_kit_asks_the_files_themselves() -> None:
     found = {str(one): one.result() for one in checks(__name__) if one.rule.name == "resume"}
     assert found["optimizer/nested: resume"].outcome == "ok"
     assert found["optimizer/unsaveable: resume"].outcome == "FAILED"
-    assert "past cannot be saved" in found["optimizer/unsaveable: resume"].told
+    assert "past cannot be saved" in found["optimizer/unsaveable: resume"].message

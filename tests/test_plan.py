@@ -208,7 +208,9 @@ KEEPERS: dict[str, dict[str, Any]] = {
 
 def storages(state: Any) -> dict[int, int]:
     """Bytes of what tensors lie in, by address."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tree_leaves(state)}
+    return {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tree_leaves(state)
+    }
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)

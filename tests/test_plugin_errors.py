@@ -148,11 +148,11 @@ def test_the_components_of_a_file_are_checked_whatever_they_are_called(write: Wr
         one.rule.name: one.result()
         for one in checks(write(body="raise KeyError('mine')", name="swiglu"))
     }
-    assert "KeyError" in found["randomness"].told
+    assert "KeyError" in found["randomness"].message
     found = {one.rule.name: one.result() for one in checks(write(name="swiglu"))}
     assert (
         found["huggingface"].outcome == "skipped"
-        and "another component" in found["huggingface"].told
+        and "another component" in found["huggingface"].message
     )
     assert found["shapes"].outcome == found["causality"].outcome == "ok"
 

@@ -108,7 +108,7 @@ def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
 
 
 def test_t5_refuses_distances_that_its_exact_buckets_cover() -> None:
-    with pytest.raises(Unsupported, match="16 of its 32 buckets"):
+    with pytest.raises(Unsupported, match="16 of t5's 32 buckets"):
         RelativeBuckets(DIMS, max_distance=16)
 
 
@@ -155,7 +155,7 @@ def test_xpos_scales_never_overflow(dtype: torch.dtype, longest: int) -> None:
     assert all(x.isfinite().all() for x in encoded) and all(
         (x[0, -1].abs().max() > 0) for x in encoded
     )
-    with pytest.raises(ValueError, match=f"{longest + 1} tokens at once .* {longest} at most"):
+    with pytest.raises(ValueError, match=f"segment of {longest + 1} tokens .* at most {longest}:"):
         encoding.encode(
             q[:, :1].expand(-1, longest + 1, -1, -1), k, torch.arange(longest + 1), positions
         )
@@ -304,9 +304,9 @@ def test_the_whole_fraction_is_the_whole_rotation(cls: Any) -> None:
 @pytest.mark.parametrize(
     "build, reason",
     [
-        (partial(PartialRope, fraction=0.4), "0.4 of a head 8 wide are 3; .* for example 2 / 8"),
+        (partial(PartialRope, fraction=0.4), "0.4 of the head width 8 is 3; .* for example 2 / 8"),
         (partial(PartialRope, fraction=0.1), "even number, for example 2 / 8"),
-        (partial(HighFrequencyRope, fraction=0.2), "turns no pair of a head 8 wide"),
+        (partial(HighFrequencyRope, fraction=0.2), "rotates no pair of the head width 8"),
         (partial(YarnRope, beta_fast=1.0), "beta_fast = 1.0 must be greater"),
     ],
 )

@@ -471,10 +471,10 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
     taken.mkdir()
     assert main([*command, str(tmp_path)]) == 2
     assert (
-        "exists and is not written over" in capsys.readouterr().err and list(taken.iterdir()) == []
+        "exists and is not overwritten" in capsys.readouterr().err and list(taken.iterdir()) == []
     )
     assert main([*command, str(tmp_path / "nowhere")]) == 2
-    assert "no directory" in capsys.readouterr().err
+    assert "not a directory" in capsys.readouterr().err
 
     write: Callable[..., int] = Path.write_text
 
@@ -486,4 +486,6 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
     taken.rmdir()
     monkeypatch.setattr(Path, "write_text", full)
     assert main([*command, str(tmp_path)]) == 2
-    assert "No space left on device; make room" in capsys.readouterr().err and not taken.exists()
+    assert (
+        "No space left on device; free disk space" in capsys.readouterr().err and not taken.exists()
+    )

@@ -376,7 +376,7 @@ def test_sophia_refuses_to_go_on_as_sign_momentum(build: type[Optimizer], refres
         RuntimeError,
         match=(
             rf"'{build.name}' has taken 3 steps .* hessian_update_interval is 3.*sign"
-            r" momentum.*Call refresh"
+            r" momentum.*Call update_curvature"
         ),
     ):
         feed(resumed, params, gradients_of(4))

@@ -89,7 +89,7 @@ def test_python_files_tell_their_size_before_they_are_read(
 ) -> None:
     for split in ("train", "valid"):
         size = sum(len(document.text.encode()) for document in kind().documents(split))
-        assert size > 0 and kind().size(split) == pytest.approx(size, rel=0.05)
+        assert size > 0 and kind().n_bytes(split) == pytest.approx(size, rel=0.05)
 
 
 def test_the_split_of_a_file_does_not_depend_on_the_others(installed: Path) -> None:
@@ -181,7 +181,7 @@ def test_text_tells_its_size_before_it_is_read(tmp_path: Path, files: int) -> No
     )
     for split in ("train", "valid"):
         size = sum(len(document.text.encode()) for document in source.documents(split))
-        assert size > 0 and source.size(split) == pytest.approx(
+        assert size > 0 and source.n_bytes(split) == pytest.approx(
             size, rel=1e-9 if files > 1 else 0.2
         )
 
@@ -204,7 +204,7 @@ def test_a_path_that_names_nothing_is_an_error(
 ) -> None:
     (tmp_path / "hollow").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"names no .*mend data.paths"):
+    with pytest.raises(DataError, match=r"matches no .*fix data.paths"):
         texts(kind(paths=[path]), "train")
 
 
@@ -245,17 +245,17 @@ def test_jsonl_plain_and_gzipped_are_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a"', r"x\.jsonl:2: no JSON: .* at column 13"),
+        (b'{"text": "a"', r"x\.jsonl:2: not JSON: .* at column 13"),
         (b'{"text": "\xff"}', r"x\.jsonl:2: byte 10 of the line is not UTF-8"),
         (
             b'{"texts": "a", "id": 3}',
             r"x\.jsonl:2: no field 'text' among 'texts', 'id'; set data\.field .*'texts'",
         ),
         (b"{}", r"x\.jsonl:2: no field 'text' among none"),
-        (b'["a"]', r"x\.jsonl:2: a JSON list where an object"),
+        (b'["a"]', r"x\.jsonl:2: a JSON list, not an object"),
         (b'{"text": null}', r"x\.jsonl:2: field 'text' is null, not a string"),
         (b'{"text": "\\ud800"}', r"x\.jsonl:2: .*surrogate"),
-        (b"[" * 100_000, r"x\.jsonl:2: JSON nested too deep"),
+        (b"[" * 100_000, r"x\.jsonl:2: JSON nested too deeply"),
     ],
 )
 def test_a_bad_line_is_an_error_with_its_place(tmp_path: Path, line: bytes, said: str) -> None:
@@ -269,7 +269,7 @@ def test_a_cut_gzip_file_is_an_error(tmp_path: Path) -> None:
         "".join(json.dumps({"text": str(number**9)}) + "\n" for number in range(500)).encode()
     )
     (tmp_path / "x.jsonl.gz").write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=r"x\.jsonl\.gz:\d+: cannot be read.*whole copy"):
+    with pytest.raises(DataError, match=r"x\.jsonl\.gz:\d+: cannot be read.*complete copy"):
         texts(JsonLines(paths=[str(tmp_path)]), "train")
 
 

@@ -70,7 +70,7 @@ def check(tokenizer: Tokenizer) -> None:
 
 def test_bytes() -> None:
     check(Bytes())
-    assert Bytes().encode(["é!"]) == [[0xC3, 0xA9, 0x21]] and Bytes().size == 258
+    assert Bytes().encode(["é!"]) == [[0xC3, 0xA9, 0x21]] and Bytes().vocab_size == 258
     assert Bytes().decode([0xC3, 0x21]) == "\ufffd!"
 
 
@@ -335,7 +335,7 @@ def test_a_text_in_pieces_is_one_document(tmp_path: Path) -> None:
             [tokenizer.bos_id, *ids] for ids in tokenizer.encode([text for text in texts if text])
         ]
         assert made.ids.tolist() == [i for ids in whole for i in ids]
-        assert np.diff(made.first_visible, append=len(made.ids)).tolist() == [
+        assert np.diff(made.document_starts, append=len(made.ids)).tolist() == [
             len(ids) for ids in whole
         ]
         assert made.n_bytes == sum(len(text.encode()) for text in texts) and made.n_empty == 1

@@ -152,7 +152,9 @@ class ProbedAttention(nn.Module):
 
     def forward(self, blocks: list[KVBlock]) -> Tensor:
         """Return what the backend computes of the key blocks."""
-        weights = torch.cat([attention_scores(block) for block in blocks], dim=-1).softmax(-1)  # [B, H, T, N]
+        weights = torch.cat([attention_scores(block) for block in blocks], dim=-1).softmax(
+            -1
+        )  # [B, H, T, N]
         # without the first query, which attends to itself only
         sizes = [block.k.shape[1] for block in blocks]
         shares = weights[:, :, 1:].mean((0, 1, 2)).split(sizes)

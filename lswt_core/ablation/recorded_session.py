@@ -72,7 +72,9 @@ class RecordedRows(Rows):
 class RecordedSession(Session):
     """A session of an ablation's run."""
 
-    def build(self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
+    def build(
+        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
+    ) -> Trainer:
         """Build the trainer, its batches recorded."""
         trainer = super().build(built, corpus, store, saved)
         used = 0

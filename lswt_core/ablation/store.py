@@ -92,7 +92,9 @@ class CacheKeys:
     def code(self, offer: Offer) -> CodeFingerprint:
         """Return the code of a component."""
         about = [offer.kind, offer.qualified, offer.module]
-        code: CodeFingerprint = self.once(about, lambda: fingerprint_component(offer, self.registry))
+        code: CodeFingerprint = self.once(
+            about, lambda: fingerprint_component(offer, self.registry)
+        )
         return code
 
     def libraries(self, names: Iterable[str]) -> dict[str, list[str]]:

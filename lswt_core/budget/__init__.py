@@ -63,7 +63,7 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
     blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}
 
-    def measure_layers(shallow: Blueprint) -> Amounts:
+    def measure_layers(shallow: DecoderSpec) -> Amounts:
         return measure(shallow, recipe, registry, precision, unknown)
 
     amounts = extrapolate_layers(recipe, blueprint, measure_layers)

@@ -76,7 +76,8 @@ def parameter_bytes(loss: TrainModule, optimizer: Optimizer, half: int) -> dict[
     weights = list(loss.parameters())
     return {
         "weights": count_bytes(weights),
-        "gradients": count_bytes(trainable_parameters(loss)) * (2 if optimizer.shares_forward else 1),
+        "gradients": count_bytes(trainable_parameters(loss))
+        * (2 if optimizer.shares_forward else 1),
         # of one micro-batch
         "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),
     }
@@ -125,7 +126,7 @@ def meta_batch(rows: int, length: int) -> Batch:
 def warm_state(loss: TrainModule, batch: Batch) -> State:
     """Return the state of the memories once they are full."""
     state: Any = None
-    for _ in range(1 + loss.decoder.reach // batch.inputs.shape[1]):
+    for _ in range(1 + loss.decoder.memory_length // batch.inputs.shape[1]):
         with torch.no_grad():
             state = detach_state(loss.decoder(batch.inputs, state, batch.first_visible)[1])
     return state

@@ -104,7 +104,7 @@ def as_json(one: Check) -> dict[str, Any]:
         "outcome": result.outcome,
         "seconds": round(result.seconds, 3),
     }
-    return about | {"found": result.told, "why": one.rule.why, "mend": one.rule.mend}
+    return about | {"found": result.message, "why": one.rule.why, "fix": one.rule.fix}
 
 
 def show(chosen: list[Check]) -> None:
@@ -112,10 +112,10 @@ def show(chosen: list[Check]) -> None:
     width = max(len(str(one)) for one in chosen)
     for one in chosen:
         result = one.result()
-        note = f"  {result.told}" if result.outcome == "skipped" else ""
+        note = f"  {result.message}" if result.outcome == "skipped" else ""
         print(f"{one!s:<{width}}  {result.outcome:<7}  {result.seconds:5.1f} s{note}", flush=True)
     outcomes = [one.result().outcome for one in chosen]
-    print("".join(f"\n{one.told()}\n" for one in chosen if one.result().outcome == "FAILED"))
+    print("".join(f"\n{one.report()}\n" for one in chosen if one.result().outcome == "FAILED"))
     print(
         f"{outcomes.count('ok')} ok, {outcomes.count('FAILED')} failed, {outcomes.count('skipped')}"
         " skipped"

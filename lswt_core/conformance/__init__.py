@@ -1,11 +1,11 @@
-"""The conformance kit: what every component promises, asked of yours before anything is trained.
+"""The conformance kit: checks that a plugin's components do what their interfaces promise.
 
 import pytest
 from lswt_core.conformance import checks
 
 @pytest.mark.parametrize("check", checks("lswt_fading"), ids=str)
 def test_conforms(check):
-check()
+    check()
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lswt_core.conformance import attention_checks as parts
-from lswt_core.conformance import common_checks as every  # each registers its rules
-from lswt_core.conformance import cross_entropy_checks as scoring
-from lswt_core.conformance import data_checks as rest
-from lswt_core.conformance import export_checks as hub
-from lswt_core.conformance import model_checks as model
-from lswt_core.conformance import schedules, start
-from lswt_core.conformance import training_checks as training
+# Importing a module registers its rules.
+from lswt_core.conformance import (
+    attention_checks,
+    common_checks,
+    cross_entropy_checks,
+    data_checks,
+    export_checks,
+    initialisation_checks,
+    layer_checks,
+    loss_checks,
+    memory_checks,
+    model_checks,
+    optimizer_checks,
+    positional_checks,
+    schedule_checks,
+    training_checks,
+)
 from lswt_core.conformance.check import Check, Failed, checks_of
 from lswt_core.conformance.subject import Subject
 from lswt_core.errors import PluginError
@@ -34,26 +43,33 @@ from lswt_core.registry.discover import normal
 __all__ = [
     "Check",
     "Failed",
+    "attention_checks",
     "checks",
-    "every",
-    "hub",
-    "model",
-    "parts",
-    "rest",
-    "schedules",
-    "scoring",
-    "start",
-    "training",
+    "common_checks",
+    "cross_entropy_checks",
+    "data_checks",
+    "export_checks",
+    "initialisation_checks",
+    "layer_checks",
+    "loss_checks",
+    "memory_checks",
+    "model_checks",
+    "optimizer_checks",
+    "positional_checks",
+    "schedule_checks",
+    "training_checks",
 ]
 
+Target = str | Path | ModuleType | type[Component]
 
-def checks(target: str | Path | ModuleType | type[Component], **options: Any) -> list[Check]:
+
+def checks(target: Target, **options: Any) -> list[Check]:
     """The checks of every component that a target offers: the name of a package or module, a
     module, the path of a file, or a component class.
 
-    ``options`` are given to the constructors that have them. Calling a check raises Failed, saying
-    what was found, why it matters and how to mend it; unittest.SkipTest where it cannot be asked.
-    Raises PluginError if nothing is offered.
+    ``options`` go to the constructors that have them. Calling a check raises Failed, which says
+    what is wrong, why it matters and how to fix it, or unittest.SkipTest if it cannot run here.
+    Raises PluginError if the target offers no component.
     """
     found = [check for subject in subjects(target, options) for check in checks_of(subject)]
     if not found:
@@ -61,43 +77,33 @@ def checks(target: str | Path | ModuleType | type[Component], **options: Any) ->
     return found
 
 
-def subjects(
-    target: str | Path | ModuleType | type[Component], options: dict[str, Any]
-) -> Iterator[Subject]:
-    """The components of a target."""
-    registry, offers = offered(target)
+def subjects(target: Target, options: dict[str, Any]) -> Iterator[Subject]:
+    """The components of a target, each with the options that it has."""
+    registry, offers = find_offers(target)
     for offer in offers:
         known = {option.name for option in offer.options}
-        yield Subject(
-            offer,
-            registry.load(offer),
-            registry,
-            {name: value for name, value in options.items() if name in known},
-        )
+        own_options = {name: value for name, value in options.items() if name in known}
+        yield Subject(offer, registry.load(offer), registry, own_options)
 
 
-def offered(target: str | Path | ModuleType | type[Component]) -> tuple[Registry, list[Offer]]:
-    """A registry that knows the target besides all that is installed, and what the target offers."""
+def find_offers(target: Target) -> tuple[Registry, list[Offer]]:
+    """The components of a target, and a registry of these and of all installed components. Raises
+    PluginError if the target cannot be imported.
+    """
     if isinstance(target, type):
-        # a class may stand in a file of its package
-        own, package = target.__module__, target.__module__.rpartition(".")[0]
-        registry, offers = offered(
-            import_module(own if hasattr(import_module(own), "lswt_components") else package)
-        )
-        return registry, [offer for offer in offers if registry.load(offer) is target]
+        return find_class(target)
     if isinstance(target, str | Path) and Path(target).suffix == ".py":
         return with_installed(Registry([], files=[Path(target)]))
     if isinstance(target, ModuleType):
         return with_installed(Registry([target]))
-    named = [
+    modules = [
         entry.module
         for entry in Registry().entries
         if normal(entry.distribution) == normal(str(target))
     ]
     try:
-        return with_installed(
-            Registry([import_module(module) for module in named or [str(target)]])
-        )
+        plugins = [import_module(module) for module in modules or [str(target)]]
+        return with_installed(Registry(plugins))
     except ImportError as error:
         raise PluginError(
             f"{target} cannot be imported: {error}\n  fix: give an installed package, its module,"
@@ -105,14 +111,23 @@ def offered(target: str | Path | ModuleType | type[Component]) -> tuple[Registry
         ) from error
 
 
+def find_class(component: type[Component]) -> tuple[Registry, list[Offer]]:
+    """The offer of one component class, by its module or by the package around it."""
+    plugin = component.__module__
+    if not hasattr(import_module(plugin), "lswt_components"):
+        plugin = plugin.rpartition(".")[0]
+    registry, offers = find_offers(import_module(plugin))
+    return registry, [offer for offer in offers if registry.load(offer) is component]
+
+
 def with_installed(own: Registry) -> tuple[Registry, list[Offer]]:
-    """The target's own entry first, then what is installed (partners are found there)."""
+    """Add all installed plugins to a registry, which partner components come from; returns it with
+    its own offers. Raises PluginError if one of its own plugins is broken.
+    """
     offers = own.offers()
     if broken := own.broken():
         raise PluginError(broken[0].cause)
     modules = {offer.module for offer in offers}
-    own.entries = (
-        *own.entries,
-        *(entry for entry in Registry().entries if entry.module not in modules),
-    )
+    installed = [entry for entry in Registry().entries if entry.module not in modules]
+    own.entries = (*own.entries, *installed)
     return own, offers

@@ -1,8 +1,8 @@
-"""What a check is: a named question to a component, why it is asked, and how to mend what fails."""
+"""A conformance check: one property that a component must have, why, and how to fix a violation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import NamedTuple
 from unittest import SkipTest
@@ -10,8 +10,8 @@ from unittest import SkipTest
 from lswt_core.conformance.subject import Subject
 
 
-class Broken(Exception):
-    """What a check found; ``Check`` says besides why it matters and how to mend it."""
+class Violation(Exception):
+    """What a rule found wrong. ``Check`` adds why it matters and how to fix it."""
 
 
 class Failed(AssertionError):
@@ -19,14 +19,13 @@ class Failed(AssertionError):
 
 
 class Rule(NamedTuple):
-    """A check as it is written down: one function for every component of some kinds."""
+    """A check of every component of some kinds."""
 
     name: str
     kinds: frozenset[str]
     why: str
-    mend: str
-    # checks that it presupposes: where one of them fails, this one says nothing
-    after: tuple[str, ...]
+    fix: str
+    after: tuple[str, ...]  # rules that this one presupposes: it is skipped if one of them fails
     function: Callable[[Subject], None]
 
 
@@ -34,42 +33,42 @@ RULES: list[Rule] = []
 
 
 def rule(
-    name: str, kinds: Iterable[str], *, why: str, mend: str, after: Iterable[str] = ()
+    name: str, kinds: Iterable[str], *, why: str, fix: str, after: Iterable[str] = ()
 ) -> Callable[..., Callable[[Subject], None]]:
-    """Register a check for components of some kinds."""
+    """Register a function as the check of components of some kinds."""
 
     def register(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
-        RULES.append(Rule(name, frozenset(kinds), why, mend, tuple(after), function))
+        RULES.append(Rule(name, frozenset(kinds), why, fix, tuple(after), function))
         return function
 
     return register
 
 
-def require(fact: object, told: str) -> None:
-    """Raise Broken, telling what was found, unless something is so."""
-    if not fact:
-        raise Broken(told)
+def require(condition: object, message: str) -> None:
+    """Raise Violation with the message unless the condition holds."""
+    if not condition:
+        raise Violation(message)
 
 
 PRESUPPOSES = "presupposes"
 
 
 class Result(NamedTuple):
-    """What a check came to."""
+    """The result of a check."""
 
     outcome: str  # "ok", "FAILED", "skipped"
-    told: str
+    message: str
     seconds: float = 0.0
 
     @property
     def blocking(self) -> bool:
-        """Whether checks that presuppose this one can say nothing."""
-        return self.outcome == "FAILED" or self.told.startswith(PRESUPPOSES)
+        """Whether checks that presuppose this one are skipped."""
+        return self.outcome == "FAILED" or self.message.startswith(PRESUPPOSES)
 
 
 class Check:
-    """A rule applied to one component. Calling it raises Failed, or unittest.SkipTest with the
-    reason where it cannot be asked.
+    """A rule applied to one component. Calling it raises Failed if the component violates the rule,
+    and unittest.SkipTest, with the reason, if the rule does not apply here.
     """
 
     def __init__(self, rule: Rule, subject: Subject, siblings: dict[str, Check]) -> None:
@@ -80,28 +79,28 @@ class Check:
         return f"{self.subject}: {self.rule.name}"
 
     def __call__(self) -> None:
-        """Ask, and raise what there is to say."""
+        """Run the check; raise Failed or SkipTest unless it passes."""
         result = self.result()
         if result.outcome == "FAILED":
-            raise Failed(self.told())
+            raise Failed(self.report())
         if result.outcome == "skipped":
-            raise SkipTest(result.told)
+            raise SkipTest(result.message)
 
-    def told(self) -> str:
-        """The outcome in full."""
+    def report(self) -> str:
+        """The result with the reason for the rule and how to fix a violation."""
         return (
-            f"{self}\n  found: {self.result().told}\n  why it matters: {self.rule.why}\n  to mend:"
-            f" {self.rule.mend}"
+            f"{self}\n  found: {self.result().message}"
+            f"\n  why it matters: {self.rule.why}\n  fix: {self.rule.fix}"
         )
 
     def result(self) -> Result:
-        """The outcome; asked once, remembered afterwards."""
+        """Run the check at the first call; later calls return the same result."""
         if self._result is None:
-            began = perf_counter()
-            self._result = self._ask()._replace(seconds=perf_counter() - began)
+            start = perf_counter()
+            self._result = self._run()._replace(seconds=perf_counter() - start)
         return self._result
 
-    def _ask(self) -> Result:
+    def _run(self) -> Result:
         for name in self.rule.after:
             if name in self._siblings and self._siblings[name].result().blocking:
                 return Result("skipped", f"{PRESUPPOSES} the check {name!r}, which failed")
@@ -109,8 +108,8 @@ class Check:
             self.rule.function(self.subject)
         except SkipTest as reason:
             return Result("skipped", str(reason))
-        except Broken as found:
-            return Result("FAILED", str(found))
+        except Violation as violation:
+            return Result("FAILED", str(violation))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too
@@ -118,10 +117,10 @@ class Check:
         return Result("ok", "")
 
 
-def checks_of(subject: Subject) -> Iterator[Check]:
-    """All checks of a component, those that others presuppose first."""
-    made: dict[str, Check] = {}
-    for one in RULES:
-        if subject.kind in one.kinds:
-            made[one.name] = Check(one, subject, made)
-    yield from made.values()
+def checks_of(subject: Subject) -> list[Check]:
+    """All checks of a component."""
+    checks: dict[str, Check] = {}
+    for rule in RULES:
+        if subject.kind in rule.kinds:
+            checks[rule.name] = Check(rule, subject, checks)
+    return list(checks.values())

@@ -1,4 +1,4 @@
-"""Checks of cross-entropies: whatever the kernels, they find what the formula finds."""
+"""Checks of cross-entropy implementations against the formula."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from lswt_core.conformance.attention_checks import numbers
-from lswt_core.conformance.check import require, rule
-from lswt_core.conformance.subject import VOCAB, Subject
+from lswt_core.conformance.check import Violation, require, rule
+from lswt_core.conformance.subject import Subject
+from lswt_core.conformance.tensors import VOCAB_SIZE, random_normal
 from lswt_core.interfaces import (
     IGNORE,
     CrossEntropy,
@@ -20,102 +20,100 @@ from lswt_core.interfaces import (
 from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 
 ROWS, LENGTH, WIDTH = 3, 7, 16
-CLOSE = 1e-5  # of the largest number: kernels may compute in float32
+TOLERANCE = 1e-5  # relative to the largest number: kernels may compute in float32
 
 
-def scoring_of(subject: Subject) -> CrossEntropy:
-    """The component; skips where it says that it cannot run on the CPU."""
-    scoring: CrossEntropy = subject.make()
+def build_cross_entropy(subject: Subject) -> CrossEntropy:
+    """The component; raises SkipTest if it does not run on the CPU."""
+    cross_entropy: CrossEntropy = subject.build()
     try:
-        scoring.require("cpu")
+        cross_entropy.require("cpu")
     except Unsupported as reason:
         raise SkipTest(f"it cannot run here: {reason}") from reason
-    return scoring
+    return cross_entropy
 
 
-def question(*, trained: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Z [B, T, d_vocab], a table [V, d_vocab], in half precision where it is not trained, and
-    labels [B, T], some of them ignored.
+def make_inputs(*, trained: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """States z [B, T, d_vocab], an embedding table [V, d_vocab], in float16 if it is not trained,
+    and labels [B, T], some of them IGNORE.
     """
-    table = numbers(VOCAB, WIDTH, seed=1, dtype=torch.float32)
-    labels = torch.randint(VOCAB, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
+    z = random_normal(ROWS, LENGTH, WIDTH, dtype=torch.float32).requires_grad_()
+    table = random_normal(VOCAB_SIZE, WIDTH, seed=1, dtype=torch.float32)
+    labels = torch.randint(VOCAB_SIZE, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
     ignored = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(3)) < 0.3
-    z = numbers(ROWS, LENGTH, WIDTH, dtype=torch.float32).requires_grad_()
-    return (
-        z,
-        table.requires_grad_() if trained else table.half(),
-        labels.masked_fill(ignored, IGNORE),
-    )
+    labels = labels.masked_fill(ignored, IGNORE)
+    if trained:
+        return z, table.requires_grad_(), labels
+    return z, table.half(), labels
 
 
-def near(found: Tensor | None, wanted: Tensor | None, told: str) -> None:
-    """Raise Broken, saying what is off, unless numbers agree."""
-    assert wanted is not None
-    require(
-        found is not None and found.shape == wanted.shape,
-        f"{told} is not told, or of another shape than {list(wanted.shape)}",
-    )
-    assert found is not None
-    off = float((found.detach() - wanted.detach()).abs().max().nan_to_num(torch.inf))
-    require(
-        off <= CLOSE * max(1.0, float(wanted.detach().abs().max())), f"{told} is off by {off:.2g}"
-    )
+def require_close(value: Tensor | None, expected: Tensor, name: str) -> None:
+    """Raise Violation unless a tensor has the expected shape and numbers."""
+    if value is None or value.shape != expected.shape:
+        raise Violation(f"{name} is missing, or its shape is not {list(expected.shape)}")
+    error = float((value.detach() - expected.detach()).abs().max().nan_to_num(torch.inf))
+    scale = max(1.0, float(expected.detach().abs().max()))
+    require(error <= TOLERANCE * scale, f"{name} is off by {error:.2g}")
 
 
-def like(
-    found: CrossEntropyOutput, wanted: CrossEntropyOutput, of: str, given: list[Tensor]
+def require_same_field(
+    out: CrossEntropyOutput, expected: CrossEntropyOutput, field: str, inputs: list[Tensor]
 ) -> None:
-    """Raise Broken unless a field of two scores is the same, and has the same gradients."""
-    value, right_value = getattr(found, of), getattr(wanted, of)
-    near(value, right_value, of)
-    slopes = (torch.autograd.grad(0.37 * one.square().sum(), given) for one in (value, right_value))
-    for own, right in zip(*slopes, strict=True):
-        near(own, right, f"the gradient of {of}")
+    """Raise Violation unless a field of two outputs has the same values and the same gradients."""
+    value, expected_value = getattr(out, field), getattr(expected, field)
+    require_close(value, expected_value, field)
+    gradients = torch.autograd.grad(0.37 * value.square().sum(), inputs)
+    expected_gradients = torch.autograd.grad(0.37 * expected_value.square().sum(), inputs)
+    for own, right in zip(gradients, expected_gradients, strict=True):
+        require_close(own, right, f"the gradient of {field}")
 
 
 @rule(
-    "formula",
+    "reference",
     ("cross_entropy",),
-    why="losses of different recipes are compared, so the way they are computed must not show",
-    mend=(
-        "sum -log softmax(z @ table.T)[label] over the labels that are not IGNORE, softmax and sum"
-        " in float32 at least"
+    why="losses of different recipes are compared, so they must not depend on the implementation",
+    fix=(
+        "compute the sum of -log softmax(z @ table.T)[label] over labels that are not IGNORE,"
+        " softmax and sum in float32 at least"
     ),
 )
-def formula(subject: Subject) -> None:
-    """Total and correct labels are the formula's, with and without gradients, and nothing where
+def matches_the_formula(subject: Subject) -> None:
+    """Total and number of correct labels are the formula's, with and without gradients, and 0 if
     nothing is predicted.
     """
-    scoring, (z, table, labels) = scoring_of(subject), question()
-    for given in (labels, torch.full_like(labels, IGNORE)):
+    cross_entropy = build_cross_entropy(subject)
+    z, table, labels = make_inputs()
+    for some_labels in (labels, torch.full_like(labels, IGNORE)):
         for enabled in (True, False):
             with torch.set_grad_enabled(enabled):
-                found, right = scoring(z, table, given), dense_cross_entropy(z, table, given)
+                out = cross_entropy(z, table, some_labels)
+                expected = dense_cross_entropy(z, table, some_labels)
             require(
-                isinstance(found, CrossEntropyOutput),
-                f"forward returns {type(found).__name__}, not a Score",
+                isinstance(out, CrossEntropyOutput),
+                f"forward returns {type(out).__name__}, not CrossEntropyOutput",
             )
-            near(found.total, right.total, "the total")
-            told = f"{int(found.correct)} labels are said to be right, not {int(right.correct)}"
-            require(int(found.correct) == int(right.correct), told)
+            require_close(out.total, expected.total, "the total")
+            correct, right = int(out.correct), int(expected.correct)
+            require(correct == right, f"{correct} labels are counted as correct, not {right}")
 
 
 @rule(
-    "gradients of labels",
+    "cross-entropy gradients",
     ("cross_entropy",),
-    why="a wrong derivative trains something else than what is reported",
-    mend=(
-        "differentiate the total towards z and, where it learns, the table; a frozen one is float16"
-        " and takes no gradient"
+    why="a wrong derivative minimises another loss than the one that is reported",
+    fix=(
+        "differentiate the total by z and, if it is trained, by the table; a frozen table is"
+        " float16 and takes no gradient"
     ),
-    after=("formula",),
+    after=("reference",),
 )
-def derivatives(subject: Subject) -> None:
-    """Gradients are the formula's, for a table that learns and for a frozen one."""
+def gradients_match(subject: Subject) -> None:
+    """Gradients are the formula's, for a trained table and for a frozen one."""
     for trained in (True, False):
-        scoring, (z, table, labels) = scoring_of(subject), question(trained=trained)
-        like(
-            scoring(z, table, labels),
+        cross_entropy = build_cross_entropy(subject)
+        z, table, labels = make_inputs(trained=trained)
+        require_same_field(
+            cross_entropy(z, table, labels),
             dense_cross_entropy(z, table, labels),
             "total",
             [z, table] if trained else [z],
@@ -123,57 +121,51 @@ def derivatives(subject: Subject) -> None:
 
 
 @rule(
-    "drawn labels",
+    "sampled labels",
     ("cross_entropy",),
     why=(
-        "Sophia-G's curvature is the gradient towards labels that the model draws itself; every"
-        " recipe must draw the same"
+        "Sophia-G estimates the curvature from labels sampled from the model; every implementation"
+        " must sample the same ones"
     ),
-    mend=(
-        "take the first id at which the cumulative softmax exceeds the token's number"
-        " (lswt_core.plugin_api.token_scores.sample_labels), where a label is predicted and for draws.rows"
-        " alone"
+    fix=(
+        "take the first id at which the cumulative softmax exceeds the token's uniform number"
+        " (lswt_core.plugin_api.cross_entropy.draw), for predicted tokens of draws.rows alone"
     ),
-    after=("formula", "gradients of labels"),
+    after=("reference", "cross-entropy gradients"),
 )
-def draws_labels(subject: Subject) -> None:
-    """What is sampled is the formula's, for all rows and for some, and leaves the total as it was."""
+def samples_labels(subject: Subject) -> None:
+    """Loss and gradients for sampled labels are the formula's, for all rows and for some, and the
+    total of the data's labels stays as it was.
+    """
     uniforms = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(4))
     for rows in (None, torch.tensor([True, False, True])):
-        scoring, (z, table, labels), draws = (
-            scoring_of(subject),
-            question(),
-            LabelSampling(uniforms, rows),
-        )
-        like(
-            scoring(z, table, labels, draws),
-            dense_cross_entropy(z, table, labels, draws),
-            "sampled",
-            [z, table],
-        )
-        like(
-            scoring(z, table, labels, draws),
-            dense_cross_entropy(z, table, labels, draws),
-            "total",
-            [z, table],
-        )
+        cross_entropy, draws = build_cross_entropy(subject), LabelSampling(uniforms, rows)
+        z, table, labels = make_inputs()
+        for field in ("sampled", "total"):
+            require_same_field(
+                cross_entropy(z, table, labels, draws),
+                dense_cross_entropy(z, table, labels, draws),
+                field,
+                [z, table],
+            )
 
 
 @rule(
     "logsumexp",
     ("cross_entropy",),
-    why="losses such as the z-loss are computed from every token's logsumexp",
-    mend=(
-        "return log sum exp(logits) of every token, 0 where nothing is predicted, where"
-        " logsumexp=True is asked for"
+    why="losses such as the z-loss are computed from the logsumexp of every token's logits",
+    fix=(
+        "with logsumexp=True return log(sum(exp(logits))) of every token, 0 where nothing is"
+        " predicted"
     ),
-    after=("formula", "gradients of labels"),
+    after=("reference", "cross-entropy gradients"),
 )
-def normalises(subject: Subject) -> None:
-    """Every token's logsumexp is the formula's, and so is its gradient."""
-    scoring, (z, table, labels) = scoring_of(subject), question()
-    like(
-        scoring(z, table, labels, logsumexp=True),
+def logsumexp_matches(subject: Subject) -> None:
+    """The logsumexp of every token and its gradient are the formula's."""
+    cross_entropy = build_cross_entropy(subject)
+    z, table, labels = make_inputs()
+    require_same_field(
+        cross_entropy(z, table, labels, logsumexp=True),
         dense_cross_entropy(z, table, labels, logsumexp=True),
         "logsumexp",
         [z, table],

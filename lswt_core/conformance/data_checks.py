@@ -1,4 +1,4 @@
-"""Checks of sources of text, tokenizers and trackers."""
+"""Checks of data sources, tokenizers and trackers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TEXTS = (
     "",
     "a\n\n\nb   c\t",
 )
-MOST = 200  # documents looked at
+MAX_DOCUMENTS = 200  # read from each split
 
 
-def usable(subject: Subject, *given: Any) -> Any:
-    """The component; skips where it lacks a library, a file or a network and says so."""
+def build_or_skip(subject: Subject, *arguments: Any) -> Any:
+    """The component; raises SkipTest if it lacks a library, a file or a network."""
     try:
-        return subject.make(*given)
+        return subject.build(*arguments)
     except (LswtError, ImportError) as error:
         raise SkipTest(f"it cannot be used here: {error}") from error
 
@@ -35,26 +35,25 @@ def usable(subject: Subject, *given: Any) -> Any:
     "repeatable",
     ("data",),
     why="every epoch and every resumed run reads the documents again, in the same order",
-    mend="begin anew at every call of documents(split), in an order that depends on nothing else",
+    fix="start over at every call of documents(split), in an order that depends on nothing else",
 )
-def repeatable(subject: Subject) -> None:
-    """Documents come again in the same order, splits share none, and the fingerprint stays."""
-    source = usable(subject)
-    first = {split: list(islice(source.documents(split), MOST)) for split in ("train", "valid")}
-    for split, documents in first.items():
-        require(documents, f"split {split!r} has no document")
+def documents_repeat(subject: Subject) -> None:
+    """Documents come again in the same order, splits are disjoint, and the fingerprint stays."""
+    source = build_or_skip(subject)
+    documents = {}
+    for split in ("train", "valid"):
+        first, second = (list(islice(source.documents(split), MAX_DOCUMENTS)) for _ in range(2))
+        require(first, f"split {split!r} has no document")
         require(
-            all(isinstance(d, Document) for d in documents),
+            all(isinstance(document, Document) for document in first),
             "documents() must yield Document(id, text)",
         )
-        require(
-            list(islice(source.documents(split), MOST)) == documents,
-            f"asked again, split {split!r} gives other documents",
-        )
-    shared = set(first["train"]) & set(first["valid"])
+        require(first == second, f"read again, split {split!r} yields other documents")
+        documents[split] = set(first)
+    shared = documents["train"] & documents["valid"]
     require(not shared, f"{len(shared)} documents are in both splits")
     require(
-        source.fingerprint() == subject.make().fingerprint(),
+        source.fingerprint() == subject.build().fingerprint(),
         "two instances have different fingerprints",
     )
 
@@ -63,72 +62,69 @@ def repeatable(subject: Subject) -> None:
     "round trip",
     ("tokenizer",),
     why="perplexity per byte and generated text need the text back",
-    mend="let decode(encode(text)) be the text; unknown characters need a fallback, e.g. to bytes",
+    fix="let decode(encode(text)) be the text; unknown characters need a fallback, e.g. to bytes",
 )
-def round_trip(subject: Subject) -> None:
-    """Text comes back, ids are below size, and two instances agree."""
-    tokenizer = usable(subject)
+def text_survives(subject: Subject) -> None:
+    """Decoding gives the text back, ids are below vocab_size, and two instances agree."""
+    tokenizer = build_or_skip(subject)
+    other = subject.build()
     documents = [Document(str(i), text * 50) for i, text in enumerate(TEXTS)]
     with TemporaryDirectory() as cache:
-        other = subject.make()
-        for one in (tokenizer, other):
-            one.fit(lambda: documents, "test", Path(cache))
+        for instance in (tokenizer, other):
+            instance.fit(lambda: documents, "test", Path(cache))
+    size = tokenizer.vocab_size
     for text, ids in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
         require(
-            all(0 <= i < tokenizer.vocab_size for i in ids),
-            f"ids of {text[:12]!r} are not all below size = {tokenizer.vocab_size}",
+            all(0 <= i < size for i in ids),
+            f"ids of {text[:12]!r} are not all below vocab_size = {size}",
         )
-        require(tokenizer.decode(ids) == text, f"{text!r} comes back as {tokenizer.decode(ids)!r}")
-    require(
-        0 <= tokenizer.bos_id < tokenizer.vocab_size
-        and 0 <= tokenizer.eos_id < tokenizer.vocab_size,
-        "begin or end is not below size",
-    )
+        decoded = tokenizer.decode(ids)
+        require(decoded == text, f"{text!r} is decoded as {decoded!r}")
+    for name in ("bos_id", "eos_id"):
+        require(0 <= getattr(tokenizer, name) < size, f"{name} is not below vocab_size = {size}")
     require(
         tokenizer.fingerprint() == other.fingerprint(), "two instances have different fingerprints"
     )
 
 
 @rule(
-    "pieces",
+    "long texts",
     ("tokenizer",),
-    why="a long text is tokenised piece by piece, and must not become another one by that",
-    mend=(
-        "cut only where nothing is merged across (lswt_core.plugin_api.tokenizers.pieces does), or"
-        " leave pieces() as it is: [text]"
+    why="a long text is tokenised in pieces, which must give the ids of the whole",
+    fix=(
+        "split only where nothing is merged across (lswt_core.plugin_api.tokenizers.split_long_text"
+        " does), or do not override split_long_text"
     ),
     after=("round trip",),
 )
-def in_pieces(subject: Subject) -> None:
-    """The ids of a long text's pieces are its own."""
-    tokenizer, text = usable(subject), "".join(TEXTS) * 5000
+def pieces_give_the_same_ids(subject: Subject) -> None:
+    """The ids of a long text's pieces, one after the other, are the ids of the text."""
+    tokenizer, text = build_or_skip(subject), "".join(TEXTS) * 5000
     with TemporaryDirectory() as cache:
         tokenizer.fit(lambda: [Document("0", text[:5000])], "test", Path(cache))
     pieces = list(tokenizer.split_long_text(text))
     require("".join(pieces) == text, "the pieces of a text are not the text")
-    ids = [i for of_piece in tokenizer.encode(pieces) for i in of_piece]
+    ids = []
+    for piece_ids in tokenizer.encode(pieces):
+        ids.extend(piece_ids)
     require(
         ids == tokenizer.encode([text])[0],
-        f"the ids of a text's {len(pieces)} pieces are not its own",
+        f"the ids of a text's {len(pieces)} pieces are not the text's",
     )
 
 
 @rule(
-    "records",
+    "metrics",
     ("tracker",),
-    why=(
-        "a tracker mirrors a run; it is told of every number, finite or not, also of a run that"
-        " goes on"
-    ),
-    mend="accept any number, write within run.directory, and let close() be called once",
+    why="a tracker mirrors a run: it gets every number, finite or not, also of a resumed run",
+    fix="accept any number, write within run.directory, and let close() be called once",
 )
-def records(subject: Subject) -> None:
-    """It takes numbers of a new run and of one that is resumed."""
+def accepts_metrics(subject: Subject) -> None:
+    """It accepts the numbers of a new run and of a resumed one."""
     with TemporaryDirectory() as directory:
         for resumed in (False, True):
-            tracker = usable(
-                subject, RunInfo("test", Path(directory), {"train": {"steps": 2}}, resumed)
-            )
+            run = RunInfo("test", Path(directory), {"train": {"steps": 2}}, resumed)
+            tracker = build_or_skip(subject, run)
             tracker.log({"loss": 1.5, "eval/loss": math.nan}, 1)
             tracker.log({"loss": math.inf}, 2)
             tracker.close()

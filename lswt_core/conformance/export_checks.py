@@ -1,4 +1,4 @@
-"""The check that a component survives HuggingFace's format."""
+"""The check that a model with the component can be saved and loaded in HuggingFace's format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from unittest import SkipTest
 import torch
 
 from lswt_core.conformance.check import require, rule
-from lswt_core.conformance.subject import DIMS, MODEL_KINDS, VOCAB, Subject, tokens
+from lswt_core.conformance.subject import DIMS, MODEL_KINDS, Subject
+from lswt_core.conformance.tensors import VOCAB_SIZE, random_tokens
 from lswt_core.errors import PluginError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -24,67 +25,64 @@ from lswt_core.registry.kinds import KINDS
         "models are published in HuggingFace's format, which rebuilds them from the recipe's tables"
         " and a state dict"
     ),
-    mend=(
-        "let options say all that the component needs, and keep every learned number in parameters"
-        " or persistent buffers"
+    fix=(
+        "let the options determine all that the component needs, and keep learned numbers in"
+        " parameters or persistent buffers"
     ),
     after=("state dict", "options"),
 )
-def published(subject: Subject) -> None:
-    """A model that is saved and loaded as transformers do gives the same logits, bit by bit."""
+def survives_save_pretrained(subject: Subject) -> None:
+    """save_pretrained and from_pretrained give the same logits, bit by bit."""
     from lswt_core.hf.components import describe_components, model_tables
     from lswt_core.hf.configuration import LswtConfig
     from lswt_core.hf.modeling import LswtForCausalLM
 
-    subject.require_here(torch.float32)
+    subject.require_cpu(torch.float32)
     require_installed(subject)
-    recipe = Recipe.from_dict(tables(subject))
-    model = LswtForCausalLM(
-        LswtConfig(recipe=model_tables(recipe), components=describe_components(recipe))
-    ).eval()
-    ids = tokens(2, 6)
+    recipe = Recipe.from_dict(recipe_tables(subject))
+    config = LswtConfig(recipe=model_tables(recipe), components=describe_components(recipe))
+    model = LswtForCausalLM(config).eval()
+    ids = random_tokens(2, 6)
     with TemporaryDirectory() as directory, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(directory)
         loaded = LswtForCausalLM.from_pretrained(directory).eval()
-        require(
-            torch.equal(model(ids).logits, loaded(ids).logits),
-            "logits differ after saving and loading",
-        )
+        same = torch.equal(model(ids).logits, loaded(ids).logits)
+    require(same, "logits differ after saving and loading")
 
 
 def require_installed(subject: Subject) -> None:
-    """Skip unless the component is what its name stands for among installed plugins, where models
-    look for it.
+    """Raise SkipTest unless the component's name refers to it among installed plugins, where a
+    loaded model looks it up.
     """
     try:
-        found = Registry().find(subject.kind, subject.offer.name)
+        offer = Registry().find(subject.kind, subject.offer.name)
     except PluginError as error:
         raise SkipTest(
             "a model can only be loaded where the component is installed: pip install -e its"
             " package"
         ) from error
-    if found.module != subject.offer.module:
+    if offer.module != subject.offer.module:
         raise SkipTest(
-            f"{subject} is installed from {found.distribution} {found.version}, which is another"
+            f"{subject} is installed from {offer.distribution} {offer.version}, which is another"
             " component"
         )
 
 
-def tables(subject: Subject) -> dict[str, Any]:
-    """A recipe of a tiny model with the component in it."""
-    shape = {
-        "d_model": DIMS.d_model,
-        "n_heads": DIMS.n_heads,
-        "n_layers": DIMS.n_layers,
-        "d_ffn": DIMS.d_ffn,
-    }
-    own = {"use": subject.offer.name, **subject.options}
+def recipe_tables(subject: Subject) -> dict[str, Any]:
+    """The recipe of a tiny model with the component."""
     kind = KINDS[subject.kind]
-    chosen = {kind.table: {"tested": own} if kind.many else own}
+    component: dict[str, Any] = {"use": subject.offer.name, **subject.options}
+    if kind.many:
+        component = {"tested": component}
     return {
-        "model": shape,
-        "embedding": {"vocab_size": VOCAB, "d_vocab": 8},
+        "model": {
+            "d_model": DIMS.d_model,
+            "n_heads": DIMS.n_heads,
+            "n_layers": DIMS.n_layers,
+            "d_ffn": DIMS.d_ffn,
+        },
+        "embedding": {"vocab_size": VOCAB_SIZE, "d_vocab": 8},
         "train": {"steps": 1},
-        **chosen,
+        kind.table: component,
     }

@@ -1,4 +1,4 @@
-"""A component under test: built alone, and in a tiny model among reference partners."""
+"""The component under test: built alone, and in a tiny model with reference components."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from unittest import SkipTest
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lswt_core.conformance.tensors import VOCAB_SIZE
 from lswt_core.errors import PluginError
 from lswt_core.interfaces import (
     AttentionBackend,
@@ -25,12 +26,11 @@ from lswt_core.model.spec import DecoderSpec, LayerSpec
 from lswt_core.registry import REQUIRED, Offer, Registry
 
 DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
-SMALL = Dims(d_model=16, n_heads=2, d_ffn=6, n_layers=1)  # for derivatives by differences
-VOCAB = 29
-REACH = 64  # tokens that memories are to keep: more than any text here has
-# whose components are the partners, also where the plugin under test uses their names
+GRADCHECK_DIMS = Dims(d_model=16, n_heads=2, d_ffn=6, n_layers=1)
+MEMORY_LENGTH = 64  # tokens, more than any test sequence has
+# The distribution of the reference components, also if the plugin under test uses their names.
 CORE = "lswt-core"
-PARTNERS = {  # what a component is tested with, by kind
+REFERENCES = {  # by kind: what a component is tested with
     "positional": "rope",
     "memory": "xl-cache",
     "attention": "eager",
@@ -38,11 +38,11 @@ PARTNERS = {  # what a component is tested with, by kind
     "ffn": "swiglu",
     "norm": "layernorm",
 }
-MODEL_KINDS = tuple(PARTNERS)
+MODEL_KINDS = tuple(REFERENCES)
 
 
 class Subject:
-    """One component class with some options."""
+    """A component class under test, with the options to build it with."""
 
     def __init__(
         self, offer: Offer, component: type[Component], registry: Registry, options: dict[str, Any]
@@ -53,70 +53,78 @@ class Subject:
     def __str__(self) -> str:
         return f"{self.kind}/{self.offer.name}"
 
-    def make(self, *given: Any) -> Any:
-        """The component alone, from what the core gives its constructor."""
+    def build(self, *arguments: Any) -> Any:
+        """Build the component alone; ``arguments`` are what the core passes to the constructor.
+        Raises SkipTest if a required option is missing.
+        """
         missing = [
-            o.name
-            for o in self.offer.options
-            if o.default is REQUIRED and o.name not in self.options
+            option.name
+            for option in self.offer.options
+            if option.default is REQUIRED and option.name not in self.options
         ]
         if missing:
             raise SkipTest(f"it needs {', '.join(missing)}: give --option {missing[0]}=...")
-        return self.component(*given, **self.options)
-
-    def partner(self, kind: str) -> Callable[[Dims], Any]:
-        """A reference component of another kind."""
-        try:
-            found = self.registry.get(kind, f"{CORE}:{PARTNERS[kind]}")
-        except PluginError as error:
-            raise SkipTest(
-                f"the reference {kind} {PARTNERS[kind]!r} is not installed: {error}"
-            ) from error
-        return partial(found, length=REACH) if kind == "memory" else found
-
-    def memories(self, dims: Dims) -> dict[str, Callable[[Dims], Any]]:
-        """What remembers: the component itself if it keeps tokens, with the reference cache beside
-        it if it does not.
-        """
-        if self.kind != "memory":
-            return {"xl": self.partner("memory")}
-        keeps = self.make(dims).length > 0
-        longer = (
-            {"length": REACH}
-            if keeps and "length" not in self.options and self.has_option("length")
-            else {}
-        )
-        own: dict[str, Callable[[Dims], Any]] = {
-            self.offer.name: partial(self.component, **self.options, **longer)
-        }
-        return own if keeps else own | {"xl": self.partner("memory")}
+        return self.component(*arguments, **self.options)
 
     def has_option(self, name: str) -> bool:
         """Whether the component has an option."""
         return any(option.name == name for option in self.offer.options)
 
+    def reference(self, kind: str) -> Callable[[Dims], Any]:
+        """The constructor of the reference component of a kind."""
+        try:
+            component = self.registry.get(kind, f"{CORE}:{REFERENCES[kind]}")
+        except PluginError as error:
+            raise SkipTest(
+                f"the reference {kind} {REFERENCES[kind]!r} is not installed: {error}"
+            ) from error
+        if kind == "memory":
+            return partial(component, length=MEMORY_LENGTH)
+        return component
+
+    def memories(self, dims: Dims) -> dict[str, Callable[[Dims], Any]]:
+        """The memories of the tiny model: the component itself if it is one, and the reference KV
+        cache unless the component keeps tokens.
+        """
+        if self.kind != "memory":
+            return {"xl": self.reference("memory")}
+        keeps_tokens = self.build(dims).length > 0
+        options = dict(self.options)
+        if keeps_tokens and self.has_option("length"):
+            options.setdefault("length", MEMORY_LENGTH)
+        memories = {self.offer.name: partial(self.component, **options)}
+        if not keeps_tokens:
+            memories["xl"] = self.reference("memory")  # type: ignore[assignment]
+        return memories  # type: ignore[return-value]
+
     def blueprint(self, dims: Dims) -> DecoderSpec:
-        """A tiny model of reference components with this one among them."""
+        """The specification of a tiny model: reference components and the one under test."""
         with torch.device("meta"):
-            self.make(dims)  # skips where options are missing, rather than deep inside of a model
-            parts = {
-                kind: self.make if kind == self.kind else self.partner(kind)
+            self.build(dims)  # skips here, rather than deep inside of a model
+            components = {
+                kind: self.build if kind == self.kind else self.reference(kind)
                 for kind in MODEL_KINDS
                 if kind != "memory"
             }
             layer = LayerSpec(
                 None,
                 self.memories(dims),
-                parts["attention"],
-                parts["qk_norm"],
-                parts["ffn"],
-                parts["norm"],
+                components["attention"],
+                components["qk_norm"],
+                components["ffn"],
+                components["norm"],
             )
-            return DecoderSpec(
-                dims, VOCAB, 8, True, parts["positional"], parts["norm"], (layer,) * dims.n_layers
-            )
+        return DecoderSpec(
+            dims,
+            VOCAB_SIZE,
+            8,
+            True,
+            components["positional"],
+            components["norm"],
+            (layer,) * dims.n_layers,
+        )
 
-    def empty(self, dims: Dims = DIMS) -> Decoder:
+    def meta_decoder(self, dims: Dims = DIMS) -> Decoder:
         """The tiny model on the meta device."""
         blueprint = self.blueprint(dims)
         with torch.device("meta"):
@@ -125,77 +133,46 @@ class Subject:
     def decoder(
         self, dims: Dims = DIMS, *, dtype: torch.dtype = torch.float64, seed: int = 0
     ) -> Decoder:
-        """The tiny model with numbers, large enough for attention to be far from uniform."""
-        self.require_here(dtype, dims)
-        decoder = self.empty(dims).to_empty(device="cpu").to(dtype)
+        """The tiny model with initial values large enough for attention to be far from uniform."""
+        self.require_cpu(dtype, dims)
+        decoder = self.meta_decoder(dims).to_empty(device="cpu").to(dtype)
         initialise(decoder, seed=seed, std=0.4)
         return decoder
 
-    def require_here(self, dtype: torch.dtype, dims: Dims = DIMS) -> None:
-        """Skip where an attention backend says that it cannot run on the CPU at this precision."""
+    def require_cpu(self, dtype: torch.dtype, dims: Dims = DIMS) -> None:
+        """Raise SkipTest for an attention backend that does not run on the CPU in a dtype."""
         if self.kind == "attention":
-            backend: AttentionBackend = self.make(dims)
+            backend: AttentionBackend = self.build(dims)
             try:
-                backend.require(
-                    AttentionRequirements(device="cpu", dtype=dtype, d_head=dims.d_head)
-                )
+                backend.require(AttentionRequirements("cpu", dtype, dims.d_head))
             except Unsupported as reason:
                 raise SkipTest(f"it cannot run here: {reason}") from reason
 
-    def layer(self, dims: Dims = DIMS, *, dtype: torch.dtype = torch.float64) -> nn.Module:
-        """The component alone, a module with numbers."""
+    def module(self, dims: Dims = DIMS, *, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """The component alone, initialised."""
         with torch.device("meta"):
-            made: nn.Module = self.make(dims)
-        made = made.to_empty(device="cpu").to(dtype)
-        initialise(made, seed=0, std=0.4)
-        return made
+            module: nn.Module = self.build(dims)
+        module = module.to_empty(device="cpu").to(dtype)
+        initialise(module, seed=0, std=0.4)
+        return module
 
-    def owned(self, decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
-        """The parameters of the model that are the component's own."""
-        own = [
-            name for name, module in decoder.named_modules() if isinstance(module, self.component)
-        ]
-        return [
-            (name, p)
-            for name, p in decoder.named_parameters()
-            if any(name.startswith(f"{path}.") for path in own)
-        ]
+    def own_parameters(self, decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
+        """The model's parameters that belong to the component, with their names."""
+        prefixes = tuple(
+            f"{name}."
+            for name, module in decoder.named_modules()
+            if isinstance(module, self.component)
+        )
+        return [item for item in decoder.named_parameters() if item[0].startswith(prefixes)]
 
     @property
-    def cut_dependent(self) -> str | None:
-        """Why the model's states may depend on how a text is cut into segments; None if they may
-        not.
+    def segment_dependent(self) -> str | None:
+        """Why the model's states may depend on how a text is split into segments; None if they
+        must not.
         """
-        made = self.make(DIMS)
-        if getattr(made, "length_dependent", False):
+        component = self.build(DIMS)
+        if getattr(component, "length_dependent", False):
             return "it depends on how many tokens are attended to (length_dependent)"
-        if isinstance(made, Memory) and getattr(made, "blocks_from", None) is not None:
-            return "what it keeps depends on where in the text tokens stood (blocks_from)"
+        if isinstance(component, Memory) and component.position_dependent_from is not None:
+            return "its state depends on absolute positions (position_dependent_from)"
         return None
-
-
-def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
-    """Ids [rows, length]."""
-    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def stream(decoder: Decoder, ids: Tensor, size: int, state: Any = None) -> tuple[Tensor, Any]:
-    """States [B, T, M] of ids [B, T] read in segments of some size, and what is remembered at the
-    end.
-    """
-    found = []
-    for first in range(0, ids.shape[1], size):
-        states, state = decoder(ids[:, first : first + size], state)
-        found.append(states)
-    return torch.cat(found, dim=1), state
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference; infinite where one is not a number, 0 where there is
-    nothing.
-    """
-    return (
-        0.0
-        if a.numel() == b.numel() == 0
-        else float((a - b).detach().abs().nan_to_num(nan=torch.inf).max())
-    )

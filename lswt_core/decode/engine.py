@@ -156,7 +156,7 @@ class CachedSequence:
         if self.pad_lengths is not None:
             first_visible = self.pad_lengths[:, None]
         # autocast must not cache weights: the cached copies would be gone at replay
-        with self.engine.precision.autocast(self.engine.device, remember=False):
+        with self.engine.precision.autocast(self.engine.device, cache_weights=False):
             states, _ = self.decoder(ids, self.cache, first_visible, position)
         return states
 

@@ -129,7 +129,7 @@ class LswtModel(LswtPreTrainedModel):
                 hidden.append(packing.unpack(x))
 
         last, state = self.decoder.trunk(
-            self.decoder.vocabulary.widen(packing.pack(embedded)),
+            self.decoder.vocabulary.project_in(packing.pack(embedded)),
             None if memory is None else memory.state,
             packing.first_visible,
             visit=collect,
@@ -140,7 +140,7 @@ class LswtModel(LswtPreTrainedModel):
         """Return whether a call returns a cache; never if no memory of the model keeps tokens."""
         if use_cache is None:
             use_cache = not self.training
-        return bool(use_cache and self.decoder.reach)
+        return bool(use_cache and self.decoder.memory_length)
 
     def select_cache(self, given: Any, use_cache: bool | None) -> LswtCache | None:
         """Return the cache to read from: the given one, or a new one if it will be returned."""
@@ -243,7 +243,7 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
                 f"cache_implementation = {implementation!r}: this model has a cache of its own"
                 " memories; leave it out"
             )
-        if not self.model.decoder.reach:
+        if not self.model.decoder.memory_length:
             generation_config.use_cache = model_kwargs["use_cache"] = False
         elif generation_config.use_cache and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = LswtCache()

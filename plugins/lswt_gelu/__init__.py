@@ -1,4 +1,4 @@
-"""The plain feed-forward layer."""
+"""The feed-forward layer without a gate, with GELU."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ class Gelu(FeedForward):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the plain feed-forward layer."""
+    """Offer the GELU layer."""
     return [Gelu]

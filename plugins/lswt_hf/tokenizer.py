@@ -17,11 +17,10 @@ from lswt_core.plugin_api.tokenizers import split_long_text
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Any tokenizer that AutoTokenizer finds under ``path``: a name on the Hub or a local
-    directory.
+    """Any tokenizer that AutoTokenizer loads from ``path``: a name on the Hub or a local directory.
 
-    Documents begin with its beginning-of-sequence and end with its end-of-sequence token (OPT's are
-    the same one). Special tokens that are spelled out in a text are tokenised as plain characters.
+    Documents begin with its BOS and end with its EOS token (OPT's are the same). Special tokens
+    spelled out in a text are tokenised as plain characters.
     """
 
     name = "hf"
@@ -45,45 +44,41 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._special("eos_token")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; texts longer than the tokenizer's model reads are no mistake here."""
-        if not texts:  # which the library cannot take
+        """Ids of each text, without special tokens."""
+        if not texts:  # which the library refuses
             return []
         options = {
             "add_special_tokens": False,
             "split_special_tokens": True,
             "return_attention_mask": False,
-            "verbose": False,
+            "verbose": False,  # no warning about texts longer than the tokenizer's model reads
         }
         return self._tokenizer(list(texts), **options)["input_ids"]
 
     def split_long_text(self, text: str) -> Iterable[str]:
-        """Cut between words, where the tokenizer is one of the `tokenizers` library."""
-        return (
-            split_long_text(self._tokenizer.backend_tokenizer, text)
-            if self._tokenizer.is_fast
-            else [text]
-        )
+        """Split between words, if the tokenizer is a fast one."""
+        if self._tokenizer.is_fast:
+            return split_long_text(self._tokenizer.backend_tokenizer, text)
+        return [text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; special ones have none."""
+        """The text of some ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def fingerprint(self) -> str:
         """A hash of vocabulary, merges and special tokens."""
         rules = self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else ""
-        parts = [
+        fields = [
             type(self._tokenizer).__name__,
             sorted(self._vocabulary.items()),
             rules,
             self.bos_id,
             self.eos_id,
         ]
-        return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        return blake2b(json.dumps(fields).encode(), digest_size=16).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """As the library's own, which from then on takes special tokens in a text for plain
-        characters.
-        """
+        """Write the tokenizer's files, with special tokens in a text tokenised as characters."""
         tokenizer = copy.deepcopy(self._tokenizer)
         tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
         tokenizer.save_pretrained(directory)
@@ -98,7 +93,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """The library's tokenizer; importing the library takes seconds."""
+        """The library's tokenizer, loaded at first use: importing the library takes seconds."""
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
@@ -108,24 +103,20 @@ class HuggingFaceTokenizer(Tokenizer):
             ) from error
         try:
             return AutoTokenizer.from_pretrained(self.path, **hub_options(self.revision))
-        except Exception as error:  # the library's own and its network client's have no common base
-            cure = (
-                "check tokenizer.path; without a network set it to a local directory that holds the"
-                " tokenizer's files"
-            )
-            others = "or take tokenizer.use=bpe (trained on your text) or tokenizer.use=bytes"
+        except Exception as error:  # the library and its network client raise errors of any class
             raise DataError(
-                f"tokenizer {self.path!r} cannot be loaded: {summarise_error(error)}\n  fix: {cure}, {others}"
+                f"tokenizer {self.path!r} cannot be loaded: {summarise_error(error)}\n  fix: check"
+                " tokenizer.path; without a network set it to a local directory with the"
+                " tokenizer's files, or use tokenizer.use=bpe (trained on your text) or"
+                " tokenizer.use=bytes"
             ) from error
 
     def _special(self, role: str) -> int:
         """The id of a special token."""
         value = getattr(self._tokenizer, f"{role}_id")
         if value is None:
-            missing = (
-                f"tokenizer {self.path!r} has no {role}, which documents must begin or end with"
-            )
             raise DataError(
-                f"{missing}: give it one in its tokenizer_config.json, or take another tokenizer"
+                f"tokenizer {self.path!r} has no {role}, which documents must begin or end with:"
+                " set it in its tokenizer_config.json, or use another tokenizer"
             )
         return value

@@ -13,13 +13,13 @@ from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 
 
 class Registers(Memory):
-    """``count`` learned key/value pairs per head and layer, outside of position (the
-    LSWTransformer's registers).
+    """``count`` learned key/value pairs per head and layer, without position (the LSWTransformer's
+    registers).
 
-    The same idea as the persistent vectors of Sukhbaatar et al. 2019 (arXiv 1907.01470); named
-    after the registers of Darcet et al. 2023 (arXiv 2309.16588), which are tokens. Keys and values
-    start as N(0, 1/D). ``weight_decay`` false exempts them from decay, which otherwise pulls them
-    towards a softmax with one added to its denominator.
+    They are the persistent vectors of Sukhbaatar et al. 2019 (arXiv 1907.01470), named after the
+    registers of Darcet et al. 2023 (arXiv 2309.16588), which are tokens. Keys and values start as
+    N(0, 1/D). ``weight_decay`` false exempts them from weight decay, which otherwise pulls them
+    towards softmax-off-by-one.
     """
 
     name = "registers"
@@ -29,7 +29,8 @@ class Registers(Memory):
   journal={arXiv preprint arXiv:2309.16588}, year={2023}}
 @article{sukhbaatar2019augmenting,
   title={Augmenting Self-attention with Persistent Memory},
-  author={Sukhbaatar, Sainbayar and Grave, Edouard and Lample, Guillaume and Jegou, Herve and Joulin, Armand},
+  author={Sukhbaatar, Sainbayar and Grave, Edouard and Lample, Guillaume and Jegou, Herve and
+    Joulin, Armand},
   journal={arXiv preprint arXiv:1907.01470}, year={2019}}"""
 
     def __init__(
@@ -48,17 +49,15 @@ class Registers(Memory):
     def forward(
         self, x: Tensor, positions: Tensor, state: State, project: KVProjection
     ) -> tuple[list[KeyValue], State]:
-        """Add the registers as a sink; nothing is remembered."""
-        segments = project(x, positions)
-        like = segments[-1].k
-        # [B, R, H, D]
-        k, v = (
-            p.to(like.dtype).expand(like.shape[0], -1, -1, -1) for p in (self.keys, self.values)
-        )
-        return [KeyValue(k, v, None), *segments], None
+        """Add the registers as sinks; there is no state."""
+        blocks = project(x, positions)
+        dtype, rows = blocks[-1].k.dtype, blocks[-1].k.shape[0]
+        k = self.keys.to(dtype).expand(rows, -1, -1, -1)  # [B, R, H, D]
+        v = self.values.to(dtype).expand(rows, -1, -1, -1)  # [B, R, H, D]
+        return [KeyValue(k, v, None), *blocks], None
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the registers."""
+    """Offer registers."""
     return [Registers]

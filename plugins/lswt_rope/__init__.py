@@ -1,4 +1,4 @@
-"""Rotary position embedding and its relatives."""
+"""Rotary position embedding (RoPE) and its variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics mirrored to TensorBoard event files in the run directory."""
+"""Metrics as TensorBoard event files in the run directory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TensorBoard(Tracker):
         self._writer: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record some numbers."""
-        # from here on, what a run that is now resumed had logged is computed and shown anew
+        """Record metrics."""
+        # A resumed run replaces what was logged from this step on.
         if self._writer is None:
             self._writer = self._writer_type(
                 str(self.run.directory / "tensorboard"), purge_step=step

@@ -1,4 +1,4 @@
-"""Memories, each wrong in one way."""
+"""Memories with one mistake each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
-from mutants.meant import CITED, meant
+from mutants.expected import CITATION, caught_by
 
 
-@meant("hidden state")
-class Selfish(Memory):
-    """Keeps keys and values on itself."""
+@caught_by("stateless")
+class StateOnModule(Memory):
+    """Keeps keys and values on the module."""
 
-    name, citation = "selfish", CITED
+    name, citation = "state-on-module", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
@@ -35,8 +35,8 @@ class Selfish(Memory):
         return [*others, new], k
 
 
-def keep(new: KeyValue, state: State) -> tuple[list[KeyValue], tuple[Tensor, Tensor]]:
-    """What a right memory does."""
+def remember(new: KeyValue, state: State) -> tuple[list[KeyValue], tuple[Tensor, Tensor]]:
+    """The blocks and the next state of a correct KV cache."""
     k, v = new.k.detach(), new.v.detach()
     if state is None:
         return [new], (k, v)
@@ -44,11 +44,11 @@ def keep(new: KeyValue, state: State) -> tuple[list[KeyValue], tuple[Tensor, Ten
     return [old, new], (torch.cat((state[0], k), 1), torch.cat((state[1], v), 1))
 
 
-@meant("causality")
-class Peeking(Memory):
-    """Every token meets the next one's value."""
+@caught_by("causality")
+class ShiftedValues(Memory):
+    """Pairs every key with the value of the next token."""
 
-    name, citation = "peeking", CITED
+    name, citation = "shifted-values", CITATION
 
     def forward(
         self, x: Tensor, positions: Tensor, state: State, project: KVProjection
@@ -57,11 +57,11 @@ class Peeking(Memory):
         return [*others, new._replace(v=new.v.roll(-1, 1))], None
 
 
-@meant("state")
-class Sideways(Memory):
-    """Puts tokens before rows in its state."""
+@caught_by("memory state")
+class TokensFirst(Memory):
+    """The first dimension of its state is the token, not the row."""
 
-    name, citation = "sideways", CITED
+    name, citation = "tokens-first", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
@@ -71,16 +71,16 @@ class Sideways(Memory):
         self, x: Tensor, positions: Tensor, state: State, project: KVProjection
     ) -> tuple[list[KeyValue], State]:
         *_, new = project(x, positions)
-        upright = None if state is None else tuple(t.transpose(0, 1) for t in state)
-        segments, following = keep(new, upright)
-        return segments, tuple(t.transpose(0, 1) for t in following)
+        rows_first = None if state is None else tuple(t.transpose(0, 1) for t in state)
+        blocks, following = remember(new, rows_first)
+        return blocks, tuple(t.transpose(0, 1) for t in following)
 
 
-@meant("state")
+@caught_by("memory state")
 class Attached(Memory):
-    """Lets gradients into the past."""
+    """Does not detach its state."""
 
-    name, citation = "attached", CITED
+    name, citation = "attached", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
@@ -90,36 +90,18 @@ class Attached(Memory):
         self, x: Tensor, positions: Tensor, state: State, project: KVProjection
     ) -> tuple[list[KeyValue], State]:
         *_, new = project(x, positions)
-        segments, _ = keep(new, state)
-        return segments, (
-            torch.cat([s.k for s in segments], 1),
-            torch.cat([s.v for s in segments], 1),
+        blocks, _ = remember(new, state)
+        return blocks, (
+            torch.cat([block.k for block in blocks], 1),
+            torch.cat([block.v for block in blocks], 1),
         )
 
 
-@meant("state")
-class Numbered(Memory):
-    """Counts its calls in its state."""
+@caught_by("memory state")
+class NumberInState(Memory):
+    """Its state holds a number, not only tensors."""
 
-    name, citation = "numbered", CITED
-
-    def __init__(self, dims: Dims, *, length: int = 64) -> None:
-        super().__init__(dims)
-        self.length = length
-
-    def forward(
-        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
-    ) -> tuple[list[KeyValue], State]:
-        *_, new = project(x, positions)
-        segments, following = keep(new, None if state is None else state[0])
-        return segments, (following, 0 if state is None else state[1] + 1)
-
-
-@meant("streaming")
-class Misplaced(Memory):
-    """Gives remembered tokens coordinates that are one off."""
-
-    name, citation = "misplaced", CITED
+    name, citation = "number-in-state", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
@@ -129,7 +111,25 @@ class Misplaced(Memory):
         self, x: Tensor, positions: Tensor, state: State, project: KVProjection
     ) -> tuple[list[KeyValue], State]:
         *_, new = project(x, positions)
-        segments, following = keep(new, state)
-        return [
-            s if s is new else s._replace(positions=s.positions - 1) for s in segments
-        ], following  # type: ignore[operator]
+        blocks, following = remember(new, None if state is None else state[0])
+        return blocks, (following, 0 if state is None else state[1] + 1)
+
+
+@caught_by("segment invariance")
+class ShiftedPositions(Memory):
+    """The positions of its tokens are one too low."""
+
+    name, citation = "shifted-positions", CITATION
+
+    def __init__(self, dims: Dims, *, length: int = 64) -> None:
+        super().__init__(dims)
+        self.length = length
+
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
+        blocks, following = remember(new, state)
+        *old, _ = blocks
+        shifted = [block._replace(positions=block.positions - 1) for block in old]  # type: ignore[operator]
+        return [*shifted, new], following

@@ -1,5 +1,5 @@
-"""What stands beside the code in a new plugin package: how it is packaged, told and tested. @NAME@
-and the like are filled in.
+"""Templates of the files around the component in a new plugin package, with placeholders such as
+@NAME@.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ py-modules = ["@MODULE@"]
 """
 
 TEST = '''\
-"""What every plugin promises, checked for this one."""
+"""The conformance checks of this plugin."""
 
 import pytest
 
@@ -39,26 +39,27 @@ def test_conforms(check):
 README = """\
 # @DISTRIBUTION@
 
-The @KIND@ `@NAME@` for lswt-core: one class in `@MODULE@.py`. Its docstring says what it computes, the keyword-only parameters of its
-constructor are its options, and the docstring of the method to change says so. What it may rely on is in its interface,
-`lswt_core.interfaces.@INTERFACE@`. Once it implements a paper, `citation` is that paper's BibTeX.
+The @KIND@ `@NAME@` for lswt-core: one class in `@MODULE@.py`. Its docstring says what it computes;
+the keyword-only parameters of its constructor are its options; the docstring of the method to
+change begins with "Change this". Its interface is `lswt_core.interfaces.@INTERFACE@`. If it
+implements a paper, set `citation` to the paper's BibTeX.
 
 ```bash
-# once; edits need no further installation
+# once; edits take effect without reinstalling
 python -m pip install -e .
-# what others see: options, capabilities, citation
+# options, capabilities, citation
 python -m lswt_core plugins describe @KIND@/@NAME@
-# does it keep what its interface promises? python -m pytest asks the same
+# the conformance checks; python -m pytest runs the same
 python -m lswt_core plugins check @MODULE@
 ```
 
-Where recipes are, try it:
+Train with it, in the directory that has `recipes/`:
 
 ```bash
 @USE@
 ```
 
-Without an installation, recipes know it by `--plugin PATH/TO/@MODULE@.py`.
+Without installation: `--plugin PATH/TO/@MODULE@.py`.
 """
 
 RUN = "python -m lswt_core.run recipes/quickstart.toml @OVERRIDES@ --out runs/@NAME@"
@@ -66,8 +67,8 @@ ABLATE = "python -m lswt_core ablate recipes/quickstart.toml --swap @SWAP@ --see
 
 
 class Use(NamedTuple):
-    """How a recipe takes a component up: overrides, and the swap of an ablation where losses of
-    both arms compare.
+    """How a recipe uses a component: overrides, and the swap of an ablation if the losses of both
+    arms are comparable.
     """
 
     overrides: str
@@ -75,7 +76,7 @@ class Use(NamedTuple):
 
 
 USES: dict[str, Use] = {
-    # in the place of quickstart's cache: two would remember the same twice
+    # replaces quickstart's KV cache: at most one memory has a length
     "memory": Use("memory.xl.use=@NAME@", "memory.xl=@NAME@"),
     "loss": Use("loss.@NAME@.weight=0.1", "loss.@NAME@.weight=0.1"),
     "data": Use("data.use=@NAME@"),

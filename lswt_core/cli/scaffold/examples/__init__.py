@@ -1,1 +1,1 @@
-"""One small, complete plugin of every kind: what ``plugins new`` writes, with another name in it."""
+"""One small, complete plugin of every kind; ``plugins new`` writes it under another name."""

@@ -1,4 +1,4 @@
-"""An attention backend: some queries at a time, so that the scores of few are held at once."""
+"""An attention backend: a block of queries at a time, so that the mask is never held whole."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,9 +14,7 @@ from lswt_core.plugin_api.attention import concatenate_blocks
 
 
 class Example(AttentionBackend):
-    """One softmax over all keys, for ``queries`` queries at a time: what every backend computes,
-    with masks no taller than that.
-    """
+    """torch's scaled_dot_product_attention for ``queries`` queries at a time."""
 
     name = "example"
     citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
@@ -26,29 +24,32 @@ class Example(AttentionBackend):
         self.queries = queries
 
     def require(self, need: AttentionRequirements) -> None:
-        """Refuse, while the model is built, what this cannot do."""
+        """Raise Unsupported, while the model is built, for what this backend cannot do."""
         if need.double_backward:
             raise Unsupported(
                 "torch's fused attention has no second derivative; use attention 'eager'"
             )
 
-    def forward(self, parts: Sequence[KVBlock]) -> Tensor:
-        """Change how it is computed, never what. -> [B, T, H, D]."""
-        width = parts[0].v.shape[-1]
-        q, k, v, mask = concatenate_blocks(parts)
-        k, v, out = k.transpose(1, 2), v.transpose(1, 2), []  # [B, H, N, D]
-        for first in range(0, q.shape[1], self.queries):
-            rows = slice(first, first + self.queries)
-            seen = None if mask is None else mask[:, :, rows]  # [B or 1, H or 1, queries, N]
-            out.append(
-                scaled_dot_product_attention(
-                    q[:, rows].transpose(1, 2), k, v, attn_mask=seen, scale=width**-0.5
-                )
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """Change this: one softmax over the keys of all blocks. -> [B, T, H, D]."""
+        d_head = blocks[0].v.shape[-1]
+        q, k, v, mask = concatenate_blocks(blocks)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # [B, H, N, D]
+        outputs = []
+        for start in range(0, q.shape[1], self.queries):
+            rows = slice(start, start + self.queries)
+            attended = scaled_dot_product_attention(
+                q[:, rows].transpose(1, 2),
+                k,
+                v,
+                attn_mask=None if mask is None else mask[:, :, rows],  # [B or 1, H or 1, rows, N]
+                scale=d_head**-0.5,
             )
-        return torch.cat(out, dim=2).transpose(1, 2)[..., :width]
+            outputs.append(attended)
+        return torch.cat(outputs, dim=2).transpose(1, 2)[..., :d_head]
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

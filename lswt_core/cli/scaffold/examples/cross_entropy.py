@@ -1,6 +1,4 @@
-"""A cross-entropy: the formula for some rows at a time, whose logits are forgotten and computed
-again.
-"""
+"""A cross-entropy that recomputes its logits in the backward pass, some rows at a time."""
 
 from typing import Annotated
 
@@ -15,7 +13,7 @@ from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 
 
 class Example(CrossEntropy):
-    """``log sum exp(logits) - logits[label]``, the logits of ``rows`` rows existing at once."""
+    """``logsumexp(logits) - logits[label]``; the logits of ``rows`` rows exist at once."""
 
     name = "example"
     citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
@@ -33,42 +31,44 @@ class Example(CrossEntropy):
         *,
         logsumexp: bool = False,
     ) -> CrossEntropyOutput:
-        """The score of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
-        found = []
+        """Cross-entropy of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
+        outputs = []
         for rows in torch.arange(len(z), device=z.device).split(self.rows):
-            drawing = (
-                None
-                if draws is None
-                else LabelSampling(
-                    draws.uniforms[rows], None if draws.rows is None else draws.rows[rows]
-                )
-            )
-            found.append(
+            some_draws = None
+            if draws is not None:
+                which = None if draws.rows is None else draws.rows[rows]
+                some_draws = LabelSampling(draws.uniforms[rows], which)
+            outputs.append(
                 checkpoint(
-                    self.some, z[rows], table, labels[rows], drawing, logsumexp, use_reentrant=False
+                    self.score_rows,
+                    z[rows],
+                    table,
+                    labels[rows],
+                    some_draws,
+                    logsumexp,
+                    use_reentrant=False,
                 )
             )
-        total, correct, sampled, normalisers, *_ = zip(*found, strict=True)
-        drawn = None if draws is None else torch.stack(sampled).sum()
+        total, correct, sampled, logsumexps, *_ = zip(*outputs, strict=True)
         return CrossEntropyOutput(
             torch.stack(total).sum(),
             torch.stack(correct).sum(),
-            drawn,
-            torch.cat(normalisers) if logsumexp else None,
+            None if draws is None else torch.stack(sampled).sum(),
+            torch.cat(logsumexps) if logsumexp else None,
         )
 
-    def some(
+    def score_rows(
         self, z: Tensor, table: Tensor, labels: Tensor, draws: LabelSampling | None, logsumexp: bool
     ) -> CrossEntropyOutput:
-        """Change this: the score of some rows, softmax and sums in float32 at least."""
+        """Change this: the cross-entropy of some rows, softmax and sums in float32 at least."""
         return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
-        """What a plan of memory must expect at most: it does not know how long rows are."""
+        """An upper bound, for memory estimates: how many rows ``tokens`` are is not known here."""
         return tokens * len(table)
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -1,4 +1,4 @@
-"""A source of text: the files of a directory."""
+"""A data source: the files of a directory."""
 
 import sysconfig
 from collections.abc import Iterator
@@ -14,9 +14,8 @@ from lswt_core.interfaces import DataSource, Document
 
 
 class Example(DataSource):
-    """The UTF-8 files of a ``directory`` that match ``pattern``, a document each; one in
-    ``held_out`` is kept for evaluation. Where no directory is named, it is that of Python's own
-    modules, so that there is something to read.
+    """The UTF-8 files of a ``directory`` that match ``pattern``, one document each; one in
+    ``held_out`` is in the validation set. The default directory is Python's standard library.
     """
 
     name = "example"
@@ -29,31 +28,27 @@ class Example(DataSource):
         pattern: str = "*.py",
         held_out: Annotated[int, Ge(2)] = 20,
     ) -> None:
-        self.directory, self.pattern, self.held_out = (
-            Path(directory or sysconfig.get_path("stdlib")),
-            pattern,
-            held_out,
-        )
+        self.directory = Path(directory or sysconfig.get_path("stdlib"))
+        self.pattern, self.held_out = pattern, held_out
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
-        """Change where documents come from, always in the same order."""
+        """Change this: every document of a split, always in the same order."""
         for number, file in enumerate(sorted(self.directory.glob(self.pattern))):
             if (number % self.held_out == 0) == (split == "valid"):
                 try:
                     yield Document(file.name, file.read_text(encoding="utf-8"))
                 except (OSError, UnicodeDecodeError) as error:
                     raise DataError(
-                        f"{file} cannot be read: {error}; mend data.directory or data.pattern"
+                        f"{file} cannot be read: {error}; fix data.directory or data.pattern"
                     ) from error
 
     def fingerprint(self) -> str:
-        """A hash of everything: another text, another fingerprint."""
-        return blake2b(
-            repr([*self.documents("train"), *self.documents("valid")]).encode()
-        ).hexdigest()
+        """A hash of all documents."""
+        documents = [*self.documents("train"), *self.documents("valid")]
+        return blake2b(repr(documents).encode()).hexdigest()
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

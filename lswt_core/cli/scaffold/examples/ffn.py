@@ -1,4 +1,4 @@
-"""A feed-forward layer: a gated linear unit whose gate opens as sharply as is asked."""
+"""A feed-forward layer: a gated linear unit with a sharper or softer gate."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from lswt_core.interfaces import Dims, FeedForward
 
 
 class Example(FeedForward):
-    """fc2(value * sigmoid(``sharpness`` * gate)), value and gate the halves of fc1(x);
+    """fc2(value * sigmoid(``sharpness`` * gate)), value and gate the two halves of fc1(x);
     ``dims.d_ffn`` is the width after gating.
     """
 
@@ -32,5 +32,5 @@ class Example(FeedForward):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

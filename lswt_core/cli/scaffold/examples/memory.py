@@ -1,4 +1,4 @@
-"""A memory: keys and values of the last tokens, kept from segment to segment."""
+"""A memory: a KV cache of the last tokens."""
 
 from typing import Annotated
 
@@ -11,8 +11,8 @@ from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 
 
 class Example(Memory):
-    """Every layer attends to its last ``length`` keys and values of earlier segments, as they were
-    computed then, without gradient.
+    """Every layer attends to its last ``length`` keys and values of earlier segments, kept as they
+    were computed, without gradient.
     """
 
     name = "example"
@@ -25,21 +25,20 @@ class Example(Memory):
     def forward(
         self, x: Tensor, positions: Tensor, state: State, project: KVProjection
     ) -> tuple[list[KeyValue], State]:
-        """Change what is attended to and what is kept; the state is returned, never stored on
-        ``self``. x [B, T, M], positions [T].
+        """Change this: what is attended to, and the next state, which is returned and never stored
+        on ``self``. x [B, T, M], positions [T].
         """
         *others, new = project(x, positions)
         k, v = new.k.detach(), new.v.detach()  # [B, T, H, D]
         if state is not None:
             old_k, old_v = state["k"].to(k.dtype), state["v"].to(v.dtype)  # [B, N, H, D]
-            others.append(
-                KeyValue(old_k, old_v, torch.arange(-old_k.shape[1], 0, device=positions.device))
-            )
+            old_positions = torch.arange(-old_k.shape[1], 0, device=positions.device)
+            others.append(KeyValue(old_k, old_v, old_positions))
             k, v = torch.cat((old_k, k), dim=1), torch.cat((old_v, v), dim=1)
         return [*others, new], {"k": k[:, -self.length :], "v": v[:, -self.length :]}
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -1,6 +1,4 @@
-"""A normalisation over the model width: root mean square, with a gain that is learned as its
-distance from one.
-"""
+"""A norm over the model width: RMSNorm whose gain is learned as its distance from one."""
 
 from typing import Annotated
 
@@ -24,7 +22,7 @@ class Example(Norm):
         self.weight = nn.Parameter(torch.empty(dims.d_model))  # [M]
 
     def reset_parameters(self) -> None:
-        """Fill the parameters that are this module's own: it is built without memory first."""
+        """Set initial values; the constructor runs on the meta device."""
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,5 +33,5 @@ class Example(Norm):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -11,8 +11,8 @@ from lswt_core.interfaces import Optimizer
 
 
 class Example(Optimizer, torch.optim.NAdam):
-    """torch's NAdam with decoupled weight decay. Any torch optimizer can stand in its place; ``lr``
-    is the peak of the schedule.
+    """torch's NAdam with decoupled weight decay. Any torch optimizer can take its place; ``lr``
+    is the peak learning rate.
     """
 
     name = "example"
@@ -38,5 +38,5 @@ class Example(Optimizer, torch.optim.NAdam):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -1,4 +1,4 @@
-"""A positional encoding: scores fall linearly with distance, in every head at another pace."""
+"""A positional encoding: a bias linear in the distance, with another slope in every head."""
 
 from typing import Annotated
 
@@ -11,13 +11,11 @@ from lswt_core.interfaces import Bias, Dims, PositionalEncoding, SlopeBias
 
 
 class Example(PositionalEncoding):
-    """Head h (0, 1, ...) lowers its scores by ``steepest / 2^h`` for every token between query and
-    key.
-    """
+    """Adds ``-steepest / 2^h * distance`` to the scores of head h (0, 1, ...)."""
 
     name = "example"
-    cacheable_keys = True  # a key that was kept stays right as the stream moves on
-    has_bias = True  # there is a `bias`
+    cacheable_keys = True  # keys in a KV cache stay valid as the stream moves on
+    has_bias = True  # `bias` returns a bias
     citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
 
     def __init__(self, dims: Dims, *, steepest: Annotated[float, Gt(0)] = 0.5) -> None:
@@ -33,5 +31,5 @@ class Example(PositionalEncoding):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -1,4 +1,4 @@
-"""A normalisation of queries and keys: unit length times a learned gain of every head."""
+"""A norm of queries and keys: unit length times a learned gain per head."""
 
 from typing import Annotated
 
@@ -11,8 +11,8 @@ from lswt_core.interfaces import Dims, QKNorm
 
 
 class Example(QKNorm):
-    """``gain[h] * x / |x|`` over the width of every head, the gains starting at ``start``: scores
-    are bounded by the gains' product.
+    """``gain[h] * x / |x|`` over the head width; gains start at ``start``. Scores are bounded by
+    the product of the gains.
     """
 
     name = "example"
@@ -24,7 +24,7 @@ class Example(QKNorm):
         self.gain = nn.Parameter(torch.empty(dims.n_heads))  # [H]
 
     def reset_parameters(self) -> None:
-        """Fill the parameters that are this module's own: it is built without memory first."""
+        """Set initial values; the constructor runs on the meta device."""
         nn.init.constant_(self.gain, self.start)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,5 +35,5 @@ class Example(QKNorm):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -1,4 +1,4 @@
-"""A schedule of the learning rate: a straight line up, a straight line down."""
+"""A learning-rate schedule: linear warm-up, then linear decay."""
 
 from typing import Annotated
 
@@ -9,8 +9,8 @@ from lswt_core.interfaces import Horizon, Schedule
 
 
 class Example(Schedule):
-    """Rises from 0 for the share ``warmup`` of the run, then falls to ``floor``, which it reaches
-    with the last step.
+    """Rises from 0 over the share ``warmup`` of the run, then falls to ``floor``, which the last
+    step reaches.
     """
 
     name = "example"
@@ -27,14 +27,13 @@ class Example(Schedule):
         self.warmup, self.floor = warmup, floor
 
     def factor(self, step: int) -> float:
-        """Change this: the share of the peak learning rate that update ``step`` (1, 2, ...) uses."""
+        """Change this: the share of the peak learning rate in step ``step`` (1, 2, ...)."""
         done = min(step / self.horizon.end, 1.0)
-        return min(
-            done / self.warmup, self.floor + (1 - self.floor) * (1 - done) / (1 - self.warmup)
-        )
+        decayed = self.floor + (1 - self.floor) * (1 - done) / (1 - self.warmup)
+        return min(done / self.warmup, decayed)
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

@@ -1,4 +1,4 @@
-"""A tokenizer: bytes, and characters of your choice as one token each."""
+"""A tokenizer: UTF-8 bytes, and one token each for some characters."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,56 +10,52 @@ from lswt_core.interfaces import Tokenizer
 
 
 class Example(Tokenizer):
-    """Ids 0 to 255 are bytes, 256 begins and 257 ends a document; each of ``characters`` has an id
-    of its own after these. Any text is read and written back unchanged: characters that have no id
-    are their UTF-8 bytes.
+    """Ids 0 to 255 are bytes, 256 is BOS, 257 is EOS; each of ``characters`` has one of the ids
+    after these. Other characters are encoded as their UTF-8 bytes, so any text survives.
     """
 
     name = "example"
     citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
-    begin, end = 256, 257
+    bos_id, eos_id = 256, 257
 
     def __init__(
         self, *, characters: Annotated[str, MinLen(1)] = "äöüßàâçéèêëîïôûñ–—‘’“”…€"
     ) -> None:
-        self.ids = {
-            character: (258 + number,) for number, character in enumerate(dict.fromkeys(characters))
-        }
-        self.spellings = [
-            *(bytes([value]) for value in range(256)),
-            b"",
-            b"",
-            *map(str.encode, self.ids),
-        ]
+        self.ids = {character: i for i, character in enumerate(dict.fromkeys(characters), 258)}
+        # The bytes of every id; BOS and EOS have none.
+        self.spellings = [bytes([value]) for value in range(256)] + [b"", b""]
+        self.spellings += [character.encode() for character in self.ids]
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """The number of ids."""
         return len(self.spellings)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Change how text is cut; ``fit`` may learn it from the training documents."""
-        return [
-            [
-                number
-                for character in text
-                for number in self.ids.get(character) or character.encode()
-            ]
-            for text in texts
-        ]
+        """Change this: the ids of each text. ``fit`` may learn from the training documents."""
+        return [self.encode_text(text) for text in texts]
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of one text."""
+        ids: list[int] = []
+        for character in text:
+            if character in self.ids:
+                ids.append(self.ids[character])
+            else:
+                ids.extend(character.encode())
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; a model may write what is no UTF-8, or an id that no text has."""
-        return b"".join(
-            self.spellings[number] for number in ids if number < self.vocab_size
-        ).decode(errors="replace")
+        """The text of some ids. A model may generate invalid UTF-8, or an id without a token."""
+        spellings = [self.spellings[i] for i in ids if i < self.vocab_size]
+        return b"".join(spellings).decode(errors="replace")
 
     def fingerprint(self) -> str:
-        """Another mapping, another text."""
+        """Identifies the mapping."""
         return f"lswt_example {''.join(self.ids)}"
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

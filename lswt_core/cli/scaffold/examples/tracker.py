@@ -1,4 +1,4 @@
-"""A tracker: a run's numbers in a table that every program reads."""
+"""A tracker: metrics in a CSV file."""
 
 import csv
 from collections.abc import Mapping
@@ -11,9 +11,8 @@ from lswt_core.interfaces import RunInfo, Tracker
 
 
 class Example(Tracker):
-    """A CSV file in the run directory, called as the component is: step, name and value of every
-    number, a line each, of one step in ``every``. A run that is continued appends; of steps that
-    stand twice the later lines count.
+    """Writes step, name and value of every metric to a CSV file in the run directory, a line each,
+    at one step in ``every``. A resumed run appends; of repeated steps the last lines count.
     """
 
     name = "example"
@@ -26,7 +25,7 @@ class Example(Tracker):
             self.path.unlink(missing_ok=True)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Change where the numbers go; ``close`` is called at the end of the run."""
+        """Change this: record metrics. ``close`` is called at the end of the run."""
         if step % self.every == 0:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows((step, name, value) for name, value in metrics.items())
@@ -34,5 +33,5 @@ class Example(Tracker):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """What this plugin offers."""
+    """The components of this plugin."""
     return [Example]

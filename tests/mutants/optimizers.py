@@ -1,4 +1,4 @@
-"""Optimizers and schedules, each wrong in one way."""
+"""Optimizers and schedules with one mistake each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Horizon, Optimizer, Schedule
-from mutants.meant import CITED, meant
+from mutants.expected import CITATION, caught_by
 
 
-class Plain(Optimizer):
-    """A right optimizer for mutants to spoil: momentum, decoupled decay."""
+class SignMomentum(Optimizer):
+    """A correct optimizer, the base of mutants: sign momentum, decoupled weight decay."""
 
-    citation = CITED
+    citation = CITATION
 
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float = 0.02, weight_decay: float = 0.0
@@ -27,7 +27,8 @@ class Plain(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
-                m = state["momentum"] = state.get("momentum", torch.zeros_like(p)).lerp(p.grad, 0.3)
+                m = state.get("momentum", torch.zeros_like(p)).lerp(p.grad, 0.3)
+                state["momentum"] = m
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(self.update(m), alpha=group["lr"])
 
@@ -35,21 +36,21 @@ class Plain(Optimizer):
         return m.sign()
 
 
-@meant("replay")
-class Gambling(Plain, Optimizer):
+@caught_by("determinism")
+class GlobalRandomness(SignMomentum, Optimizer):
     """Draws from the global generator."""
 
-    name = "gambling"
+    name = "global-randomness"
 
     def update(self, m: Tensor) -> Tensor:
         return m.sign() * torch.rand(()) * 2
 
 
-@meant("resume")
-class Amnesic(Plain, Optimizer):
-    """Counts its steps where no checkpoint looks."""
+@caught_by("resume")
+class UnsavedCounter(SignMomentum, Optimizer):
+    """Keeps its step count in an attribute, which checkpoints do not save."""
 
-    name = "amnesic"
+    name = "unsaved-counter"
     calls = 0
 
     def update(self, m: Tensor) -> Tensor:
@@ -57,11 +58,11 @@ class Amnesic(Plain, Optimizer):
         return m.sign() / (1 + 0.01 * self.calls)
 
 
-@meant("learning rate")
-class Headstrong(Plain, Optimizer):
-    """Has a rate of its own."""
+@caught_by("learning rate")
+class IgnoresLearningRate(SignMomentum, Optimizer):
+    """Takes an update with a learning rate of its own."""
 
-    name = "headstrong"
+    name = "ignores-learning-rate"
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -71,11 +72,11 @@ class Headstrong(Plain, Optimizer):
                 p.sub_(p.grad, alpha=0.02)
 
 
-@meant("decay")
-class Levelling(Plain, Optimizer):
-    """Decays all groups alike."""
+@caught_by("weight decay")
+class DecaysEverything(SignMomentum, Optimizer):
+    """Applies weight decay to every parameter group."""
 
-    name = "levelling"
+    name = "decays-everything"
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -85,21 +86,21 @@ class Levelling(Plain, Optimizer):
                 p.mul_(1 - 0.01 * group["lr"])
 
 
-@meant("descent")
-class Climbing(Plain, Optimizer):
-    """Goes uphill."""
+@caught_by("descent")
+class Ascending(SignMomentum, Optimizer):
+    """Steps up the gradient."""
 
-    name = "climbing"
+    name = "ascending"
 
     def update(self, m: Tensor) -> Tensor:
         return -m.sign()
 
 
-@meant("refresh")
-class Restless(Plain, Optimizer):
-    """Moves parameters while it looks at the curvature."""
+@caught_by("curvature update")
+class MovesParameters(SignMomentum, Optimizer):
+    """Changes parameters in its curvature update."""
 
-    name = "restless"
+    name = "moves-parameters"
     hessian_update_interval = 5
 
     @torch.no_grad()
@@ -110,26 +111,26 @@ class Restless(Plain, Optimizer):
                 self.state[p]["seen"] = torch.ones_like(p)
 
 
-@meant("range")
-class Vanishing(Schedule):
-    """Divides by zero at the end."""
+@caught_by("range")
+class NanAtTheEnd(Schedule):
+    """Its last factor is NaN."""
 
-    name = "vanishing"
+    name = "nan-at-the-end"
 
     def factor(self, step: int) -> float:
         return float("nan") if step == self.horizon.steps else 1.0
 
 
-@meant("pure")
-class Ageing(Schedule):
-    """Falls with every question."""
+@caught_by("stateless")
+class CountsCalls(Schedule):
+    """Its factor depends on the number of calls."""
 
-    name = "ageing"
+    name = "counts-calls"
 
     def __init__(self, horizon: Horizon) -> None:
         super().__init__(horizon)
-        self.asked = 0
+        self.calls = 0
 
     def factor(self, step: int) -> float:
-        self.asked += 1
-        return 1 / self.asked
+        self.calls += 1
+        return 1 / self.calls

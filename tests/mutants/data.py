@@ -1,4 +1,4 @@
-"""A source of text, tokenizers and a tracker, each wrong in one way."""
+"""A data source, tokenizers and a tracker with one mistake each."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from lswt_core.interfaces import DataSource, Document, RunInfo, Tokenizer, Tracker
-from mutants.meant import meant
+from mutants.expected import caught_by
 
 
-@meant("repeatable")
-class Once(DataSource):
-    """Can be read once."""
+@caught_by("repeatable")
+class ReadOnce(DataSource):
+    """Its documents can be read once."""
 
-    name = "once"
+    name = "read-once"
 
     def __init__(self) -> None:
-        self.left = {split: iter([Document(split, "text")]) for split in ("train", "valid")}
+        self.iterators = {split: iter([Document(split, "text")]) for split in ("train", "valid")}
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
-        yield from self.left[split]
+        yield from self.iterators[split]
 
     def fingerprint(self) -> str:
-        return "once"
+        return "read-once"
 
 
-@meant("round trip")
-class Lossy(Tokenizer):
-    """Knows no capital letters."""
+@caught_by("round trip")
+class Lowercasing(Tokenizer):
+    """Encodes capital letters as small ones."""
 
-    name = "lossy"
-    size, begin, end = 258, 256, 257
+    name = "lowercasing"
+    vocab_size, bos_id, eos_id = 258, 256, 257
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.lower().encode()) for text in texts]
@@ -39,34 +39,34 @@ class Lossy(Tokenizer):
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def fingerprint(self) -> str:
-        return "lossy"
+        return "lowercasing"
 
 
-@meant("pieces")
-class Marked(Tokenizer):
-    """Marks the beginning of what it is given, also of what is the middle of a text."""
+@caught_by("long texts")
+class MarksPieces(Tokenizer):
+    """Adds a token at the start of every piece of a long text."""
 
-    name = "marked"
-    size, begin, end = 259, 256, 257
+    name = "marks-pieces"
+    vocab_size, bos_id, eos_id = 259, 256, 257
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[258, *text.encode()] for text in texts]
 
     def split_long_text(self, text: str) -> Iterator[str]:
-        return (text[positions : positions + 1000] for positions in range(0, len(text), 1000))
+        return (text[start : start + 1000] for start in range(0, len(text), 1000))
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def fingerprint(self) -> str:
-        return "marked"
+        return "marks-pieces"
 
 
-@meant("records")
-class Fussy(Tracker):
-    """Cannot take what is not finite."""
+@caught_by("metrics")
+class FiniteOnly(Tracker):
+    """Fails on numbers that are not finite."""
 
-    name = "fussy"
+    name = "finite-only"
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
