@@ -53,7 +53,7 @@ class LswtModel(LswtPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding table."""
         vocabulary = self.decoder.vocabulary
-        vocabulary.table, vocabulary.size = value, value.num_embeddings
+        vocabulary.table, vocabulary.vocab_size = value, value.num_embeddings
 
     def forward(
         self,

@@ -242,7 +242,7 @@ CLASSES: dict[tuple[str, str], Any] = {{
 }}
 
 
-def blueprint(config: LswtConfig) -> Blueprint:
+def blueprint(config: LswtConfig) -> DecoderSpec:
     """Return the blueprint of a config's model."""
 
     def builder(kind: str, table: Mapping[str, Any]) -> Builder:
@@ -258,4 +258,4 @@ def blueprint(config: LswtConfig) -> Blueprint:
             options = {{}}
         return lambda dims: CLASSES[kind, use](dims, **options)
 
-    return Blueprint.from_tables(config.recipe, builder)'''
+    return DecoderSpec.from_tables(config.recipe, builder)'''
