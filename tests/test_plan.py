@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -21,13 +22,15 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import RecipeError, ResourceError
 from lswt_core.interfaces import Batch
 from lswt_core.model.build import assemble, assemble_blueprint, materialise
-from lswt_core.model.components import build_optimizer
+from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.plugin_api.pytree import tensors
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
+from lswt_core.reporting.console import Console
+from lswt_core.train.memory_state import capture_memory, restore_memory
 from lswt_core.train.step import Step, StepContext
-from lswt_core.train.trainer import Plan, Trainer
+from lswt_core.train.trainer import Trainer, TrainerComponents
 
 RECIPES = ROOT / "recipes"
 WORLD = World()
@@ -220,23 +223,30 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
     precision = Precision.choose("float32", WORLD.device)
     loss = assemble(recipe, registry, device=WORLD.device, dtype=torch.float32).loss
     materialise(loss, recipe, WORLD.device)
-    setting = StepContext(loss, WORLD, precision, seed=1, rows=range(8), micro_batch_size=4)
+    context = StepContext(loss, WORLD, precision, seed=1, rows=range(8), micro_batch_size=4)
     ids, memory = (
         torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(0)),
         [None, None],
     )
     for number in range(3):
-        step = Step(setting, Batch(ids, ids), memory, number)
+        step = Step(context, Batch(ids, ids), memory, number)
         step.backward("data")
-        memory = step.staged
+        memory = step.next_memory
     planned = budget(recipe, registry, WORLD).memory.of_process(WORLD)["memories"]
     assert 2 * sum(storages(memory).values()) == planned
-    nothing: Any = None
     trainer = Trainer(
-        Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 8)
+        TrainerComponents(
+            recipe.train,
+            context,
+            build_optimizer(recipe, registry, loss),
+            build_schedule(recipe, registry),
+            MagicMock(),
+            MagicMock(),
+            Console(silent=True),
+        )
     )
     trainer.memory = memory
-    trainer.restore_memory(*trainer.capture_memory())
+    restore_memory(trainer, "exact", *capture_memory(trainer, "exact"))
     assert 2 * sum(storages(trainer.memory).values()) == planned
     for found, wanted in zip(tensors(trainer.memory), tensors(memory), strict=True):
         assert found.equal(wanted) and found.stride() == wanted.stride()

@@ -22,7 +22,7 @@ import torch
 from lswt_core.ablation.outcome import Outcome
 from lswt_core.ablation.probes import Measured, measure
 from lswt_core.ablation.store import DIVERGED, OUTCOME, write_json
-from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint import Saved
 from lswt_core.data import Rows
 from lswt_core.data.corpus import Corpus
 from lswt_core.errors import NumericsError, ResourceError
@@ -35,26 +35,19 @@ from lswt_core.registry import Registry
 from lswt_core.reporting.exit_status import guarded
 from lswt_core.reporting.run_report import read_metrics
 from lswt_core.train.session import Session
-from lswt_core.train.trainer import Trainer
 
 START, BATCHES, PEAK = "start.json", "batches.txt", "peak.json"
 SETTLING = 3  # steps whose speed is not counted: memories are still cold, libraries are loaded
 
 
-class Witness(Rows):
-    """Rows that write down a hash of every batch that was used."""
+class RecordedRows:
+    """Rows that record a hash of every batch that was used (implements ``data.Rows``)."""
 
     def __init__(self, rows: Rows, path: Path, used: int) -> None:
-        """``used`` batches were used before; what the file has of later ones is dropped, since they
+        """``used``: number of batches used before; hashes of later ones are dropped, since those
         are read again.
         """
         self.inner = rows
-        self.rows, self.seq_len, self.document_masking, self.identity = (
-            rows.rows,
-            rows.seq_len,
-            rows.document_masking,
-            rows.identity,
-        )
         kept = path.read_text(encoding="utf-8").splitlines()[:used] if path.is_file() else []
         write_whole(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8", buffering=1)
@@ -90,15 +83,13 @@ class Witness(Rows):
 class Observed(Session):
     """A run that leaves a record of what it started with and what it read."""
 
-    def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
-        """Put the run together, its batches witnessed."""
-        trainer = super().build(built, corpus, store, saved)
-        position = saved.document("train") if saved is not None else {"step": 0, "skipped": 0}
-        rows = Witness(
-            trainer.plan.rows, self.directory / BATCHES, position["step"] + position["skipped"]
-        )
-        trainer.plan = trainer.plan._replace(rows=rows)
-        return trainer
+    def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
+        """Training data whose batches are recorded."""
+        used = 0
+        if saved is not None:
+            counters = saved.document("train")
+            used = counters["step"] + counters["skipped"]
+        return RecordedRows(super().open_rows(corpus, rows, saved), self.directory / BATCHES, used)
 
     def write_records(
         self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None
@@ -115,7 +106,7 @@ class Observed(Session):
                 },
             )
 
-    def pictures(self) -> None:
+    def write_report(self) -> None:
         """None: the ablation's report draws the curves of all its runs, and a short run would spend
         half of its time here.
         """

@@ -17,7 +17,7 @@ from lswt_core.conformance.attention_checks import numbers
 from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import DIMS, VOCAB, Subject, distance, tokens
 from lswt_core.interfaces import IGNORE, Batch, LossSum, Objective, Optimizer, Output
-from lswt_core.train.step import update_curvature
+from lswt_core.train.update import SampledObjective, apply_update, hessian_update_is_due
 
 # ---------- losses
 
@@ -238,9 +238,15 @@ class Curvature:
         self.problem, self.step = problem, step
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Add the gradient on other numbers, as for other labels."""
+        """Add the gradient; sampled labels are stood in for by other inputs."""
+        seed = self.step if labels == "data" else self.step + 1000
         with torch.enable_grad():
-            self.problem.loss(self.step + 1000).backward()
+            self.problem.loss(seed).backward()
+
+    @property
+    def sampled(self) -> SampledObjective:
+        """The part of the objective that an optimizer may use that shares the forward pass."""
+        return SampledCurvature(self)
 
     def hessian_vector_product(
         self, params: Sequence[Tensor], vectors: Sequence[Tensor]
@@ -257,6 +263,21 @@ class Curvature:
         return torch.Generator().manual_seed(self.step)
 
     def subset(self, fraction: float) -> Objective:
+        """All of it: it is small."""
+        return self
+
+
+class SampledCurvature:
+    """Sampled gradients alone, for optimizers that share the forward pass."""
+
+    def __init__(self, objective: Curvature) -> None:
+        self.objective, self.tokens = objective, objective.tokens
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Add the sampled gradient."""
+        self.objective.backward("sampled")
+
+    def subset(self, fraction: float) -> SampledObjective:
         """All of it: it is small."""
         return self
 
@@ -278,18 +299,10 @@ def optimizer_of(subject: Subject, problem: Problem, **options: Any) -> Optimize
 def advance(problem: Problem, optimizer: Optimizer, steps: Iterable[int]) -> None:
     """Updates as the trainer makes them, curvature included."""
     for step in steps:
-        due = (
-            bool(optimizer.hessian_update_interval)
-            and step % optimizer.hessian_update_interval == 0
-        )
+        due = hessian_update_is_due(optimizer, step)
         optimizer.zero_grad()
-        problem.loss(step).backward()
-        if due and optimizer.shares_forward:
-            update_curvature(optimizer, Curvature(problem, step), list(problem.parameters()))
-        optimizer.step()
-        optimizer.zero_grad()
-        if due and not optimizer.shares_forward:
-            update_curvature(optimizer, Curvature(problem, step), list(problem.parameters()))
+        objective, params = Curvature(problem, step), list(problem.parameters())
+        apply_update(optimizer, objective, params, update_hessian=due)
 
 
 def values(problem: Problem) -> list[Tensor]:

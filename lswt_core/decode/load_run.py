@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.train_state import check_fingerprint, load_model
-from lswt_core.data import cache_directory, check_vocabulary, keyed
+from lswt_core.data import cache_directory, cache_key, check_vocabulary
 from lswt_core.device import Precision, available_memory, pick_device
 from lswt_core.errors import CheckpointError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
@@ -115,7 +115,7 @@ def open_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenize
 
     tokenizer.fit(
         documents,
-        keyed(expected["data"], recipe.one("data"), recipe.one("tokenizer")),
+        cache_key(expected["data"], recipe.one("data"), recipe.one("tokenizer")),
         cache_directory(),
     )
     check_fingerprint({"tokenizer": expected["tokenizer"]}, {"tokenizer": tokenizer.fingerprint()})
