@@ -86,7 +86,7 @@ def test_a_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     place: Path, edited: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # without its report a run is not finished, and goes on
-    monkeypatch.setattr(Session, "pictures", lambda session: None)
+    monkeypatch.setattr(Session, "write_report", lambda session: None)
     words = ["nano.toml", "--out", "run", "--plugin", "own.py"]
     assert run(words) == 0
     with place.joinpath(edited).open("a") as file:

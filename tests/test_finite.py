@@ -18,7 +18,7 @@ from lswt_core.hooks import hookimpl
 
 
 class Bursting(AdamW):
-    "AdamW whose update number `at` makes one number of a weight or a moment infinite, unless its rate is low."
+    "AdamW whose update `at` makes a weight or moment infinite, unless its rate is low."
 
     name = "bursting"
 
@@ -63,28 +63,23 @@ def test_weights_that_an_update_makes_infinite_are_never_saved(
     recipe: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    positions: int,
+    at: int,
     every: int,
     left: list[int],
 ) -> None:
     assert (
-        inside(
-            monkeypatch, recipe, *WORDS, f"optimizer.at={positions}", f"checkpoint.every={every}"
-        )
-        == 6
+        inside(monkeypatch, recipe, *WORDS, f"optimizer.at={at}", f"checkpoint.every={every}") == 6
     )
     told = capsys.readouterr().err
     assert (
-        f"step {positions} left weights" in told
+        f"step {at} left weights" in told
         and ("--accept-changes" if left else "start again") in told
     )
     run = recipe.parent / "run"
     assert saved_steps(run) == left
     advised = ["--resume", "--accept-changes"] if left else []
     assert (
-        inside(
-            monkeypatch, recipe, *WORDS, f"optimizer.at={positions}", "optimizer.lr=1e-4", *advised
-        )
+        inside(monkeypatch, recipe, *WORDS, f"optimizer.at={at}", "optimizer.lr=1e-4", *advised)
         == 0
     )
     assert all(bool(tensor.isfinite().all()) for tensor in final(run).values())  # type: ignore[attr-defined]

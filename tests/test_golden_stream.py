@@ -28,9 +28,9 @@ ROWS, LENGTH = GIVEN["shards_per_file"], GIVEN["seq_length"]
 
 
 class Letters(Bytes):
-    """The golden run's tokenizer: "a" is 10; 2 begins and ends."""
+    """The golden run's tokenizer: "a" is 10; BOS and EOS are 2."""
 
-    begin = end = 2
+    bos_id = eos_id = 2
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) - 87 for letter in text] for text in texts]
@@ -71,44 +71,41 @@ def rows(document_assignment: Any, texts: Sequence[str], count: int = ROWS) -> S
     )
 
 
-def test_dealing_in_turn_is_the_originals_stream_and_dealing_evenly_is_not() -> None:
+def test_round_robin_is_the_originals_stream_and_least_loaded_is_not() -> None:
     assert GIVEN["lines"][7] == "{not json"
     texts = [text_of(line) for line in GIVEN["lines"]]
-    in_turn, evenly, differ = rows("round-robin", texts), rows("least-loaded", texts), 0
+    round_robin, least_loaded, differ = rows("round-robin", texts), rows("least-loaded", texts), 0
     for x, y in zip(NUMBERS["x"], NUMBERS["y"], strict=True):
-        batch = in_turn.segment()
+        batch = round_robin.segment()
         assert torch.equal(batch.inputs, x) and torch.equal(batch.labels, y)
-        differ += not torch.equal(evenly.segment().inputs, x)
-        in_turn.advance()
-        evenly.advance()
+        differ += not torch.equal(least_loaded.segment().inputs, x)
+        round_robin.advance()
+        least_loaded.advance()
     assert differ  # ours keeps rows equally long, so that none ends early and none is hoarded
 
 
 @pytest.mark.parametrize("document_assignment", ["round-robin", "least-loaded"])
-def test_labels_are_the_originals_whatever_the_dealing(document_assignment: str) -> None:
+def test_labels_are_the_originals_with_either_assignment(document_assignment: str) -> None:
     """x = [begin] + t, y = t + [end]: a label is the next input, or the end where a document begins
     next.
     """
-    (row,) = (
-        rows(document_assignment, [text_of(line) for line in GIVEN["lines"]], 1).segment().inputs
-    )
-    (labels,) = (
-        rows(document_assignment, [text_of(line) for line in GIVEN["lines"]], 1).segment().labels
-    )
-    assert row[0] == 2 and torch.equal(row[1:], labels[:-1])  # begin and end are the same id here
+    texts = [text_of(line) for line in GIVEN["lines"]]
+    batch = rows(document_assignment, texts, 1).segment()
+    (row,), (labels,) = batch.inputs, batch.labels
+    assert row[0] == 2 and torch.equal(row[1:], labels[:-1])  # BOS and EOS are the same id here
 
 
 def test_rows_that_no_document_reaches_are_refused() -> None:
     with pytest.raises(
         DataError,
         match=(
-            "3 documents of data source 'lines', dealt in turn, leave some of 4 rows without text"
+            "3 documents of data source 'lines', assigned round-robin, leave some of 4 rows without"
         ),
     ):
         rows("round-robin", ["abc", "def", "ghi"], 4).segment()
 
 
-def test_dealing_a_text_that_is_cut_into_lanes_is_refused_before_it_is_read() -> None:
+def test_round_robin_assignment_of_a_finite_text_is_refused_before_it_is_read() -> None:
     recipe = Recipe.load(
         GOLDEN.parent.parent / "recipes" / "quickstart.toml",
         ["train.document_assignment='round-robin'"],
@@ -116,7 +113,7 @@ def test_dealing_a_text_that_is_cut_into_lanes_is_refused_before_it_is_read() ->
     with pytest.raises(
         Incompatible,
         match=(
-            r"train.document_assignment = 'round-robin' deals the documents of a stream, but data"
+            r"train.document_assignment = 'round-robin' assigns the documents of a stream, but data"
             r" source 'stdlib'"
         ),
     ):

@@ -26,8 +26,9 @@ from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
+from lswt_core.train.memory_state import capture_memory, restore_memory
 from lswt_core.train.step import Step, StepContext
-from lswt_core.train.trainer import Plan, Trainer
+from lswt_core.train.trainer import Trainer
 
 RECIPES = ROOT / "recipes"
 WORLD = World()
@@ -222,23 +223,22 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
     precision = Precision.choose("float32", WORLD.device)
     loss = build_model(recipe, registry, device=WORLD.device, dtype=torch.float32).loss
     materialise(loss, recipe, WORLD.device)
-    setting = StepContext(loss, WORLD, precision, seed=1, rows=range(8), micro_batch_size=4)
+    context = StepContext(loss, WORLD, precision, seed=1, rows=range(8), micro_batch_size=4)
     ids, memory = (
         torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(0)),
         [None, None],
     )
     for number in range(3):
-        step = Step(setting, Batch(ids, ids), memory, number)
+        step = Step(context, Batch(ids, ids), memory, number)
         step.backward("data")
-        memory = step.staged
+        memory = step.next_memory
     planned = budget(recipe, registry, WORLD).memory.of_process(WORLD)["memories"]
     assert 2 * sum(storages(memory).values()) == planned
-    nothing: Any = None
     trainer = Trainer(
         Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 9)
     )
     trainer.memory = memory
-    trainer.restore_memory(*trainer.capture_memory())
+    restore_memory(trainer, "exact", *capture_memory(trainer, "exact"))
     assert 2 * sum(storages(trainer.memory).values()) == planned
     for found, wanted in zip(tree_leaves(trainer.memory), tree_leaves(memory), strict=True):
         assert found.equal(wanted) and found.stride() == wanted.stride()

@@ -211,7 +211,7 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
 def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from lswt_core.checkpoint import Saved
     from lswt_core.errors import CheckpointError
-    from lswt_core.train.agreement import require_one_checkpoint
+    from lswt_core.train.agreement import require_same_checkpoint
 
     def gathered(world: World, text: str) -> list[str]:
         return ['{"checkpoint": "step-00000004 (0123)"}', text]
@@ -220,10 +220,10 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.Mo
     saved: Any = type(
         "Found", (), {"path": Path("step-00000004"), "manifest": type("M", (), {"sha256": "0123"})}
     )
-    require_one_checkpoint(World(1, 2), saved)
+    require_same_checkpoint(World(1, 2), saved)
     nothing: Saved | None = None
     with pytest.raises(
         CheckpointError,
         match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0",
     ):
-        require_one_checkpoint(World(1, 2), nothing)
+        require_same_checkpoint(World(1, 2), nothing)

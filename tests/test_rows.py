@@ -11,7 +11,7 @@ import torch
 from data_parts import BEGIN, END, TEXTS, Given, laid
 from lswt_bytes import Bytes
 
-from lswt_core.data import ContiguousRows, Prefetched, Rows, StreamingRows, Tokens, tokenise
+from lswt_core.data import ContiguousRows, PrefetchedRows, Rows, StreamingRows, Tokens, tokenise
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch
 
@@ -23,7 +23,7 @@ def tokens(tmp_path: Path) -> Tokens:
     return tokenise(Given(TEXTS), Bytes(), "train", tmp_path)
 
 
-def lanes(
+def contiguous(
     tokens: Tokens,
     global_batch_size: int,
     seq_len: int,
@@ -79,19 +79,19 @@ def read(rows: Rows, count: int) -> tuple[list, list, list]:
 def order(tokens: Tokens, epoch: int, seed: int = 3) -> list[str]:
     """The texts of an epoch as a single row meets them."""
     size = len(tokens.ids)
-    inputs, _, _ = read(lanes(tokens, 1, size, seed=seed), epoch + 1)
+    inputs, _, _ = read(contiguous(tokens, 1, size, seed=seed), epoch + 1)
     joined = inputs[0][epoch * size :]
     borders = [place for place, value in enumerate(joined) if value == BEGIN] + [size]
     return [bytes(joined[a + 1 : b]).decode() for a, b in pairwise(borders)]
 
 
-# ---------- lanes
+# ---------- contiguous rows
 
 
-def test_lanes_without_shuffling_are_the_texts_end_to_end(tokens: Tokens) -> None:
+def test_streams_without_shuffling_are_the_texts_end_to_end(tokens: Tokens) -> None:
     told, length = laid(TEXTS), len(tokens.ids) // 3
     inputs, labels, first_visible = read(
-        lanes(tokens, 3, 5, shuffle=False, document_masking=True), length // 5
+        contiguous(tokens, 3, 5, shuffle=False, document_masking=True), length // 5
     )
     for row in range(3):
         for place in range(length // 5 * 5):
@@ -103,14 +103,14 @@ def test_lanes_without_shuffling_are_the_texts_end_to_end(tokens: Tokens) -> Non
 @pytest.mark.parametrize(
     ("global_batch_size", "seq_len"), [(1, 1), (2, 7), (3, 11), (4, 25), (5, 20)]
 )
-def test_shuffled_lanes_over_three_epochs(
+def test_shuffled_streams_over_three_epochs(
     tokens: Tokens, global_batch_size: int, seq_len: int
 ) -> None:
     length = len(tokens.ids) // global_batch_size
     told = [laid(order(tokens, epoch)) for epoch in range(4)]
     count = 3 * length // seq_len
     inputs, labels, first_visible = read(
-        lanes(tokens, global_batch_size, seq_len, document_masking=True), count
+        contiguous(tokens, global_batch_size, seq_len, document_masking=True), count
     )
     for row in range(global_batch_size):
         for place in range(count * seq_len):
@@ -128,40 +128,40 @@ def test_epochs_differ_in_order_only(tokens: Tokens) -> None:
 
 
 def test_labels_are_the_next_inputs_but_at_the_end_of_a_document(tokens: Tokens) -> None:
-    inputs, labels, _ = read(lanes(tokens, 2, 16), 2)
+    inputs, labels, _ = read(contiguous(tokens, 2, 16), 2)
     for row in range(2):
         for following, label in zip(inputs[row][1:], labels[row], strict=False):
             assert label == (END if following == BEGIN else following)
 
 
 def test_borders_are_not_told_when_carried(tokens: Tokens) -> None:
-    batch = lanes(tokens, 2, 8).segment()
+    batch = contiguous(tokens, 2, 8).segment()
     assert batch.first_visible is None and batch.valid is None
     assert batch.inputs.dtype == batch.labels.dtype == torch.int64 and batch.inputs.shape == (2, 8)
 
 
-def test_one_document_fills_several_lanes(tmp_path: Path) -> None:
+def test_one_document_fills_several_streams(tmp_path: Path) -> None:
     made = tokenise(Given(["abcdefgh"]), Bytes(), "train", tmp_path)
-    inputs, labels, first_visible = read(lanes(made, 3, 3, document_masking=True), 2)
+    inputs, labels, first_visible = read(contiguous(made, 3, 3, document_masking=True), 2)
     assert inputs == [[BEGIN, 97, 98] * 2, [99, 100, 101] * 2, [102, 103, 104] * 2]
-    # a cut lane's last label is the true next token
+    # a cut stream's last label is the true next token
     assert labels == [[97, 98, 99] * 2, [100, 101, 102] * 2, [103, 104, END] * 2]
     assert first_visible == [[0, 0, 0, 3, 3, 3]] * 3
 
 
 def test_a_text_too_short_is_an_error_with_the_numbers(tokens: Tokens) -> None:
     with pytest.raises(DataError, match=f"{len(tokens.ids)} tokens, 4 rows of 100 tokens need 400"):
-        lanes(tokens, 4, 100)
+        contiguous(tokens, 4, 100)
 
 
-# ---------- lanes and streams
+# ---------- contiguous and streamed rows
 
 
 def rows_of(
     kind: str, tokens: Tokens, rows: range | None = None, seq_len: int = 6, **options: object
 ) -> Rows:
-    if kind == "lanes":
-        return lanes(tokens, 4, seq_len, rows, **options)
+    if kind == "contiguous":
+        return contiguous(tokens, 4, seq_len, rows, **options)
     return stream(
         4,
         seq_len,
@@ -171,7 +171,7 @@ def rows_of(
     )
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream", "round-robin"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream", "round-robin"])
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 11, 19])
 def test_any_resume_point_reads_the_same(tokens: Tokens, kind: str, stop: int) -> None:
     whole = read(rows_of(kind, tokens, document_masking=True), 24)
@@ -190,7 +190,7 @@ def test_any_resume_point_reads_the_same(tokens: Tokens, kind: str, stop: int) -
         ], part
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream", "round-robin"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream", "round-robin"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_world_size_reads_the_same(tokens: Tokens, kind: str, world: int) -> None:
     whole, share = read(rows_of(kind, tokens), 20), 4 // world
@@ -204,7 +204,7 @@ def test_any_world_size_reads_the_same(tokens: Tokens, kind: str, world: int) ->
     assert all(rank.state() == ranks[0].state() for rank in ranks)
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream"])
 def test_a_segment_stays_until_it_is_committed(tokens: Tokens, kind: str) -> None:
     rows = rows_of(kind, tokens)
     first, again = rows.segment(), rows.segment()
@@ -214,7 +214,7 @@ def test_a_segment_stays_until_it_is_committed(tokens: Tokens, kind: str) -> Non
     )
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream"])
 @pytest.mark.parametrize(
     ("options", "named"),
     [({"seq_len": 7}, "seq_len was 6 and is 7"), ({"seed": 4}, "seed was 3 and is 4")],
@@ -233,8 +233,8 @@ def test_a_state_of_other_rows_is_refused(
 def test_a_state_of_other_text_is_refused(tokens: Tokens, tmp_path: Path) -> None:
     other = [*TEXTS, "new"]
     with pytest.raises(DataError, match="the text, its tokenizer or its split changed"):
-        lanes(tokenise(Given(other), Bytes(), "train", tmp_path), 4, 6).restore(
-            lanes(tokens, 4, 6).state()
+        contiguous(tokenise(Given(other), Bytes(), "train", tmp_path), 4, 6).restore(
+            contiguous(tokens, 4, 6).state()
         )
     with pytest.raises(DataError, match="the text, its tokenizer or its split changed"):
         stream(4, 6, texts=other).restore(stream(4, 6).state())
@@ -284,13 +284,13 @@ def test_resuming_at_the_end_of_a_source_begins_again() -> None:
 
 def made(kind: str, tokens: Tokens, **options: Any) -> Rows:
     return (
-        lanes(tokens, 2, 9, **options)
-        if kind == "lanes"
+        contiguous(tokens, 2, 9, **options)
+        if kind == "contiguous"
         else stream(2, 9, document_assignment=kind, **options)
     )
 
 
-KINDS = pytest.mark.parametrize("kind", ["lanes", "least-loaded", "round-robin"])
+KINDS = pytest.mark.parametrize("kind", ["contiguous", "least-loaded", "round-robin"])
 
 
 @KINDS
@@ -312,11 +312,11 @@ def test_what_is_read_ahead_is_what_is_read(
 
 @KINDS
 def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
-    plain, ahead = made(kind, tokens), Prefetched(made(kind, tokens), pinned=False)
+    plain, ahead = made(kind, tokens), PrefetchedRows(made(kind, tokens), pin_memory=False)
     assert read(ahead, 12) == read(plain, 12)
     saved = json.loads(json.dumps(ahead.state()))
     wanted = read(plain, 7)
-    again = Prefetched(made(kind, tokens), pinned=False)
+    again = PrefetchedRows(made(kind, tokens), pin_memory=False)
     for rows in (ahead, again):
         rows.restore(saved)
         assert torch.equal(rows.segment().inputs, rows.segment().inputs)
@@ -325,11 +325,11 @@ def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
 
 
 def test_the_next_segment_is_read_while_this_one_is_used() -> None:
-    rows = Prefetched(stream(2, 9), pinned=False)
+    rows = PrefetchedRows(stream(2, 9), pin_memory=False)
     rows.segment()
-    for task in rows.ahead.values():
+    for task in rows.pending.values():
         task.result(timeout=10)
-    assert set(rows.ahead) == {0, 1}
+    assert set(rows.pending) == {0, 1}
     threads = {thread.name for thread in threading.enumerate()}
     assert any(name.startswith("prefetch") for name in threads)
     rows.close()
@@ -348,8 +348,9 @@ class Failing(ContiguousRows):
 
 
 def test_what_goes_wrong_ahead_is_raised_where_it_is_needed(tokens: Tokens) -> None:
-    rows = Prefetched(
-        Failing(tokens, END, global_batch_size=2, rows=range(2), seq_len=9, seed=3), pinned=False
+    rows = PrefetchedRows(
+        Failing(tokens, END, global_batch_size=2, rows=range(2), seq_len=9, seed=3),
+        pin_memory=False,
     )
     for _ in range(2):
         rows.segment()

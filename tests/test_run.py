@@ -290,16 +290,16 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(
 
 CURVED = """
 from lswt_core.hooks import hookimpl
-from lswt_core.train.step import NotFinite
+from lswt_core.train.finite import NotFinite
 from lswt_sophia import SophiaG
 
 
 class Curved(SophiaG):
     name = "curved"
 
-    def refresh(self, objective):
+    def update_curvature(self, objective):
         self.calls = getattr(self, "calls", 0) + 1
-        super().refresh(Unlucky(objective) if self.calls in ({calls}) else objective)
+        super().update_curvature(Unlucky(objective) if self.calls in ({calls}) else objective)
 
 
 class Unlucky:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from lswt_core import Registry
 from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
 from lswt_core.errors import PluginError
-from lswt_core.train.trainer import Trainer
+from lswt_core.train.loop import TrainingLoop
 
 ScheduleFree: Any = Registry().get("optimizer", "schedule-free")
 
@@ -102,11 +101,11 @@ def test_an_evaluation_sees_the_average(monkeypatch: pytest.MonkeyPatch) -> None
     with optimizer.eval_parameters():
         wanted = [p.detach().clone() for p in params]
     monkeypatch.setattr(
-        "lswt_core.train.trainer.evaluate",
+        "lswt_core.train.loop.evaluate",
         lambda *_: seen.extend(p.detach().clone() for p in params) or {},
     )
-    plan = MagicMock(optimizer=optimizer)
-    Trainer.evaluate(SimpleNamespace(plan=plan, step=5))  # type: ignore[arg-type]
+    loop = TrainingLoop(MagicMock(optimizer=optimizer), MagicMock(), MagicMock(), 0, 0, MagicMock())
+    loop.evaluate()
     assert all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
 
 

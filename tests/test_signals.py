@@ -49,6 +49,18 @@ def test_asked_to_stop_it_says_so_and_puts_the_handlers_back(number: signal.Sign
     assert signal.getsignal(number) is before
 
 
+def test_the_first_signal_is_answered_at_once_and_the_second_ctrl_c_leaves(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with StopRequest("stopping soon").listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() and capfd.readouterr().err == "\nstopping soon\n"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_there_is_nothing_to_save_it_stops_where_it_stands(number: signal.Signals) -> None:
     stop, reached = StopRequest(), []

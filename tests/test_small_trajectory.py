@@ -6,8 +6,7 @@ rates and every weight, also of its Sophia, which never saw curvature.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -29,8 +28,10 @@ from lswt_core.hf.original_weights import convert_layout
 from lswt_core.interfaces import Batch, Horizon, Objective, Optimizer
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
+from lswt_core.recipe.schema import Train
+from lswt_core.reporting.console import Console
 from lswt_core.train.step import StepContext
-from lswt_core.train.trainer import Plan, Trainer
+from lswt_core.train.trainer import Trainer, TrainerComponents
 
 FOLDER = GOLDEN / "lswt_small"
 ABOUT = json.loads((FOLDER / "manifest.json").read_text())["trajectory.safetensors"]
@@ -69,17 +70,25 @@ def initial_weights() -> dict[str, Tensor]:
     }
 
 
-class Rows:
-    """The golden batches, as a trainer reads its rows."""
+class GoldenBatches:
+    """The golden batches, as a trainer reads them (implements ``data.BatchStream``)."""
 
     def __init__(self) -> None:
         self.cursor = 0
 
-    def segment(self) -> Batch:
+    def segment(self, ahead: int = 0) -> Batch:
+        assert ahead == 0
         return Batch(NUMBERS["xs"][self.cursor], NUMBERS["ys"][self.cursor])
 
     def advance(self) -> None:
         self.cursor += 1
+
+
+class MetricsLog(list[dict[str, float]]):
+    """Logged metrics, kept in a list."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.append(dict(values))
 
 
 def start(run: str, sink_frame: str = "reference") -> tuple[Trainer, list[dict[str, float]]]:
@@ -93,34 +102,31 @@ def start(run: str, sink_frame: str = "reference") -> tuple[Trainer, list[dict[s
     loss = TrainModule(
         decoder, {"simctg": (SimCtg(DIMS, margin=0.5), 1.0)} if run.endswith("simctg") else {}
     )
-    tokens_per_step, logged = ROWS * LENGTH, list[dict[str, float]]()
-    horizon = Horizon(STEPS, tokens_per_step, ABOUT["common"]["lr_cooldown_tokens"])
-    train = SimpleNamespace(
-        total_steps=STEPS, seq_len=LENGTH, clip=1.0, tokens_per_step=tokens_per_step
+    logged = MetricsLog()
+    horizon = Horizon(STEPS, ROWS * LENGTH, ABOUT["common"]["lr_cooldown_tokens"])
+    context = StepContext(
+        loss,
+        World(),
+        Precision(torch.float32, "nothing is cast; the model itself is float64"),
+        seed=0,
+        rows=range(ROWS),
+        micro_batch_size=ABOUT["common"]["batch_size_step"],
     )
-    precision = Precision(torch.float32, "nothing is cast; the model itself is float64")
-    plan: dict[str, Any] = {
-        "recipe": SimpleNamespace(train=train),
-        "setting": StepContext(
-            loss,
-            World(),
-            precision,
-            seed=0,
-            rows=range(ROWS),
-            micro_batch_size=ABOUT["common"]["batch_size_step"],
-        ),
-        "optimizer": RUNS[run](build_parameter_groups(loss)),
-        "schedule": Cosine(horizon, warmup_steps=3, floor=0.1),
-        "rows": Rows(),
-        "metrics": SimpleNamespace(log=lambda step, values: logged.append(values)),
-        "console": SimpleNamespace(step=lambda *_: None),
-    }
-    return Trainer(Plan(**dict.fromkeys(Plan._fields) | plan)), logged
+    components = TrainerComponents(
+        Train(batch_size=ROWS, seq_len=LENGTH, steps=STEPS, grad_clip=1.0),
+        context,
+        RUNS[run](build_parameter_groups(loss)),
+        Cosine(horizon, warmup_steps=3, floor=0.1),
+        GoldenBatches(),
+        logged,
+        Console(silent=True),
+    )
+    return Trainer(components), logged
 
 
 def gap(trainer: Trainer, run: str) -> float:
     """The largest difference of any weight from the run's last."""
-    found: dict[str, Any] = dict(trainer.plan.setting.loss.decoder.named_parameters())
+    found: dict[str, Any] = dict(trainer.context.loss.decoder.named_parameters())
     prefix = f"{run}/final/"
     golden = {
         name.removeprefix(prefix): tensor
@@ -129,8 +135,7 @@ def gap(trainer: Trainer, run: str) -> float:
     }
     assert {translate(name) for name in golden} == set(found)
     return max(
-        distance(found[translate(name)], convert_layout(name, tensor))
-        for name, tensor in golden.items()
+        distance(found[translate(name)], convert_layout(name, tensor)) for name, tensor in golden.items()
     )
 
 
@@ -157,7 +162,7 @@ def test_a_run_goes_as_the_originals(run: str) -> None:
 
 
 def test_decay_falls_on_what_the_original_decays() -> None:
-    (decayed, _) = start("adamw_simctg")[0].plan.optimizer.param_groups
+    (decayed, _) = start("adamw_simctg")[0].optimizer.param_groups
     assert set(decayed["names"]) == {f"decoder.{translate(name)}" for name in ABOUT["decayed"]}
 
 

@@ -32,7 +32,9 @@ from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, LossSum, Ou
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.plugin_api.pytree import concatenate_rows, split_rows, tree_leaves, tree_map
-from lswt_core.train.step import Interrupted, NotFinite, Step, StepContext, clip, gradient_norm
+from lswt_core.train.finite import NotFinite
+from lswt_core.train.step import Interrupted, Step, StepContext
+from lswt_core.train.update import clip_gradients, gradient_norm
 
 ROWS, LENGTH = 8, 6
 MEMORIES: dict[str, dict[str, Any]] = {
@@ -84,14 +86,14 @@ def step_of(
     own = world.rows(total)
     with torch.no_grad():
         _, warm = loss.decoder(tokens(total, 5, 7, loss.decoder.vocabulary.table.num_embeddings))
-    setting = StepContext(
+    context = StepContext(
         loss, world, precision, seed=1, rows=own, micro_batch_size=micro_batch_size, **more
     )
     mine = batch.map(lambda t: t[own.start : own.stop])
     memory = split_rows(
         tree_map(lambda t: t[own.start : own.stop], warm), len(own), micro_batch_size
     )
-    return Step(setting, mine, memory, number, scale, sampling=sampling)
+    return Step(context, mine, memory, number, scale, sampling=sampling)
 
 
 def gradients(loss: nn.Module) -> dict[str, Tensor]:
@@ -147,9 +149,7 @@ def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> Non
         ]
         assert distance(*sums) < 1e-12
     pairs = zip(
-        tree_leaves(concatenate_rows(whole.staged)),
-        tree_leaves(concatenate_rows(parted.staged)),
-        strict=True,
+        tree_leaves(concatenate_rows(whole.next_memory)), tree_leaves(concatenate_rows(parted.next_memory)), strict=True
     )
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 
@@ -159,7 +159,7 @@ def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> Non
 def test_what_is_remembered_is_alone_in_its_memory(length: int, memory: str) -> None:
     step = step_of(loss_of(memories=MEMORIES[memory]), 4, batch=batch_of(length=length))
     step.backward("data")
-    for tensor in tree_leaves(tuple(step.staged)):
+    for tensor in tree_leaves(tuple(step.next_memory)):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
         assert not tensor.requires_grad
 
@@ -178,13 +178,13 @@ def test_sampled_labels_leave_memory_and_results_alone() -> None:
     loss = loss_of()
     step = step_of(loss, 2)
     step.backward("data")
-    staged, results, memory = (
-        step.staged,
+    next_memory, results, memory = (
+        step.next_memory,
         step.results,
         [t.clone() for t in tree_leaves(step.memory)],
     )
     first = differentiated(loss, step, "sampled")
-    assert step.staged is staged and step.results is results
+    assert step.next_memory is next_memory and step.results is results
     assert all(torch.equal(a, b) for a, b in zip(memory, tree_leaves(step.memory), strict=True))
     assert largest_gap(first, differentiated(loss, step, "sampled")) == 0
     assert largest_gap(first, differentiated(loss, step_of(loss, 2, number=4), "sampled")) > 1e-3
@@ -292,7 +292,7 @@ def test_the_whole_as_a_part_is_the_whole_to_the_bit() -> None:
 
 def test_a_cold_memory_stays_cold_in_a_part() -> None:
     loss, batch = loss_of(), batch_of()
-    step = Step(step_of(loss, 2).setting, batch, [None] * 4, 3)
+    step = Step(step_of(loss, 2).context, batch, [None] * 4, 3)
     found = differentiated(loss, step.subset(0.5), "data")
     loss.zero_grad()
     loss(batch.map(lambda t: t[::2])).loss.backward()
@@ -425,7 +425,7 @@ def test_a_step_stops_between_micro_batches() -> None:
     step = step_of(loss, 2, stopping=lambda: next(answers))
     with pytest.raises(Interrupted):
         step.backward("data")
-    assert not step.staged and not step.results
+    assert not step.next_memory and not step.results
 
 
 # ---------- processes
@@ -491,7 +491,7 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
 def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> None:
     step = step_of(loss_of(), 2, stopping=lambda: True)
     step.backward("sampled")
-    assert gradients(step.setting.loss)
+    assert gradients(step.context.loss)
     with pytest.raises(Interrupted):
         step.backward("data")
 
@@ -563,7 +563,7 @@ def test_gradients_are_clipped_as_torch_clips_them(size: float, bound: float | N
         for p in params[:2]:  # the last has none
             p.grad = size * torch.ones_like(p) / 7**0.5
     norm = gradient_norm(found)
-    clip(found, norm, float(norm), bound)
+    clip_gradients(found, norm, float(norm), bound)
     assert (
         float(torch.nn.utils.clip_grad_norm_(wanted, bound or float("inf")))
         == float(norm)

@@ -136,7 +136,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range(20):
     made = tokenise(Given([*TEXTS, str(number)]), Bytes(), "train", Path({cache!r}))
-    assert len(made.starts) == len(TEXTS) + 1
+    assert len(made.document_starts) == len(TEXTS) + 1
 """
 
 
@@ -187,7 +187,7 @@ def test_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
 
 def test_many_documents_and_wide_ids(tmp_path: Path) -> None:
     class Wide(Bytes):
-        size = 100_000
+        vocab_size = 100_000
 
         def encode(self, texts: list[str]) -> list[list[int]]:
             return [[99_000 + len(text)] for text in texts]

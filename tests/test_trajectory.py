@@ -8,7 +8,7 @@ ours.
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,11 +23,13 @@ from lswt_core import Registry
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.hf.original_weights import convert_layout
-from lswt_core.interfaces import Batch, Horizon
+from lswt_core.interfaces import Batch, Horizon, Schedule
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
+from lswt_core.recipe.schema import Train
+from lswt_core.reporting.console import Console
 from lswt_core.train.step import Step, StepContext
-from lswt_core.train.trainer import Plan, Trainer
+from lswt_core.train.trainer import Trainer, TrainerComponents
 
 CASE = "rev_reg5"
 MANIFEST = json.loads((GOLDEN / "lswt_train" / "manifest.json").read_text())[
@@ -43,24 +45,45 @@ RUNS: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
-class StreamingRows:
-    """The golden batches, as a trainer reads its rows."""
+class GoldenBatches:
+    """The golden batches, as a trainer reads them (implements ``data.BatchStream``)."""
 
     def __init__(self) -> None:
         self.position = 0
 
-    def segment(self) -> Batch:
+    def segment(self, ahead: int = 0) -> Batch:
+        assert ahead == 0
         return Batch(DATA["xs"][self.position], DATA["ys"][self.position])
 
     def advance(self) -> None:
         self.position += 1
 
 
-class Watched(Trainer):
-    """A trainer whose micro-batches and metrics are looked at."""
+class MetricsLog(list[dict[str, float]]):
+    """Logged metrics, kept in a list."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.append(dict(values))
+
+
+class ShiftedSchedule(Schedule):
+    """A schedule that is some steps ahead."""
+
+    name = "shifted"
+
+    def __init__(self, inner: Schedule, skip: int) -> None:
+        super().__init__(inner.horizon)
+        self.inner, self.skip = inner, skip
+
+    def factor(self, step: int) -> float:
+        return self.inner.factor(step + self.skip)
+
+
+class Watched(Trainer):
+    """A trainer that records the cross-entropy of every micro-batch."""
+
+    def __init__(self, components: TrainerComponents) -> None:
+        super().__init__(components)
         self.mle: list[Tensor] = []
 
     def commit(self, step: Step, batch: Batch) -> None:
@@ -79,33 +102,32 @@ def trained(
     if not run.endswith("simctg"):
         loss = TrainModule(loss.decoder, {})
     registry, (name, options) = Registry(), RUNS[run]
-    metrics: list[dict[str, float]] = []
+    metrics = MetricsLog()
     schedule = registry.get("schedule", "cosine")(
         Horizon(8, ROWS * LENGTH), warmup_steps=3, floor=0.1
     )
-    plan: dict[str, Any] = {
-        "recipe": SimpleNamespace(
-            train=SimpleNamespace(
-                total_steps=STEPS, seq_len=LENGTH, clip=clip, tokens_per_step=ROWS * LENGTH
-            )
-        ),
-        "setting": StepContext(
-            loss,
-            World(),
-            Precision(torch.float32, "as the original"),
-            seed=0,
-            rows=range(ROWS),
-            micro_batch_size=2,
-        ),
-        "optimizer": registry.get("optimizer", name)(
-            build_parameter_groups(loss), **({"lr": 1e-2} | options | changes)
-        ),
-        "schedule": SimpleNamespace(factor=lambda step: schedule.factor(step + skip)),
-        "rows": StreamingRows(),
-        "metrics": SimpleNamespace(log=lambda step, values: metrics.append(values)),
-        "console": SimpleNamespace(step=lambda *_: None),
-    }
-    trainer = Watched(Plan(**dict.fromkeys(Plan._fields) | plan))
+    context = StepContext(
+        loss,
+        World(),
+        Precision(torch.float32, "as the original"),
+        seed=0,
+        rows=range(ROWS),
+        micro_batch_size=2,
+    )
+    optimizer = registry.get("optimizer", name)(
+        build_parameter_groups(loss), **({"lr": 1e-2} | options | changes)
+    )
+    trainer = Watched(
+        TrainerComponents(
+            Train(batch_size=ROWS, seq_len=LENGTH, steps=STEPS, grad_clip=clip),
+            context,
+            optimizer,
+            ShiftedSchedule(schedule, skip),
+            GoldenBatches(),
+            metrics,
+            Console(silent=True),
+        )
+    )
     for _ in range(STEPS):
         trainer.advance()
     return trainer, loss, metrics

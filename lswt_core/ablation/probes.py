@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.data import ContiguousRows
-from lswt_core.data.corpus import held_out, open_corpus
+from lswt_core.data.corpus import open_corpus, open_held_out
 from lswt_core.data.held_out import HeldOut
 from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import pick_device
@@ -48,7 +48,7 @@ def evaluate_run(directory: Path, registry: Registry) -> HeldOutResult:
     run = load_run(directory, registry)
     world = World(device=pick_device(0))
     corpus = open_corpus(run.recipe, registry, world, lambda *_: None)
-    text = held_out(run.recipe, corpus, world, math.nan)
+    text = open_held_out(run.recipe, corpus, world, math.nan)
     return HeldOutPass(run.model, text, world.device).result()
 
 

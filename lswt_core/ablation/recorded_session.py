@@ -1,8 +1,8 @@
 """A training session that records what its certificate needs: a hash of every parameter's initial
 value and of every batch.
 
-Of ``Session`` it takes exactly three methods, and overrides them: ``build`` (the batches are
-wrapped), ``write_records`` (initial values are added) and ``pictures`` (nothing is drawn).
+Of ``Session`` it takes exactly three methods, and overrides them: ``open_rows`` (the batches
+are recorded), ``write_records`` (initial values are added) and ``write_report`` (nothing is drawn).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from lswt_core.ablation.run_records import BATCHES, INITIAL_VALUES
 from lswt_core.ablation.store import write_json
-from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint import Saved
 from lswt_core.data import Rows
 from lswt_core.data.corpus import Corpus
 from lswt_core.interfaces import Batch
@@ -24,19 +24,16 @@ from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import parameters_with_components
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.train.session import Session
-from lswt_core.train.trainer import Trainer
 
 
-class RecordedRows(Rows):
-    """Batches of other rows, of which each one that was used leaves a hash in a file."""
+class RecordedRows:
+    """Rows that record a hash of every batch that was used (implements ``data.Rows``)."""
 
     def __init__(self, rows: Rows, path: Path, used: int) -> None:
         """Continue the file after ``used`` batches; later hashes are dropped, since those batches
         are read again.
         """
         self.inner = rows
-        self.rows, self.seq_len = rows.rows, rows.seq_len
-        self.document_masking, self.identity = rows.document_masking, rows.identity
         kept = path.read_text(encoding="utf-8").splitlines()[:used] if path.is_file() else []
         write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8", buffering=1)
@@ -72,18 +69,13 @@ class RecordedRows(Rows):
 class RecordedSession(Session):
     """A session of an ablation's run."""
 
-    def build(
-        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
-    ) -> Trainer:
-        """Build the trainer, its batches recorded."""
-        trainer = super().build(built, corpus, store, saved)
+    def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
+        """Open the training data, its batches recorded."""
         used = 0
         if saved is not None:
-            position = saved.document("train")
-            used = position["step"] + position["skipped"]
-        rows = RecordedRows(trainer.plan.rows, self.directory / BATCHES, used)
-        trainer.plan = trainer.plan._replace(rows=rows)
-        return trainer
+            counters = saved.document("train")
+            used = counters["step"] + counters["skipped"]
+        return RecordedRows(super().open_rows(corpus, rows, saved), self.directory / BATCHES, used)
 
     def write_records(
         self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
@@ -98,7 +90,7 @@ class RecordedSession(Session):
             hashes[name] = hash_parameter(parameter, owner)
         write_json(path, hashes)
 
-    def pictures(self) -> None:
+    def write_report(self) -> None:
         """Draw nothing: the ablation's report has the curves of all runs, and a short run would
         spend half of its time here.
         """

@@ -17,7 +17,7 @@ from lswt_core.benchmark.ours import Ours
 from lswt_core.budget import Budget
 from lswt_core.interfaces import Batch, Output
 from lswt_core.model.parameters import trainable_parameters
-from lswt_core.train.step import clip, gradient_norm
+from lswt_core.train.update import clip_gradients, gradient_norm
 
 REPEATS = 5
 CALLS = 10  # between two synchronisations: within a step there are none
@@ -122,7 +122,7 @@ def time_update(ours: Ours) -> float:
 
     def update() -> None:
         norm = gradient_norm(parameters)
-        clip(parameters, norm, float(norm), 1.0)
+        clip_gradients(parameters, norm, float(norm), 1.0)
         ours.optimizer.step()
 
     for p in parameters:

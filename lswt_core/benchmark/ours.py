@@ -11,6 +11,7 @@ from lswt_core.benchmark.work import Contender, Work, optimizer_tensors
 from lswt_core.decode import InferenceEngine
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
+from lswt_core.errors import NumericsError
 from lswt_core.interfaces import Batch, Memory
 from lswt_core.model.build import build_model, materialise
 from lswt_core.model.components import build_memories, build_optimizer, dims_of
@@ -18,7 +19,8 @@ from lswt_core.model.parameters import trainable_parameters
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.train.step import Step, StepContext, clip, gradient_norm, update_curvature
+from lswt_core.train.step import Step, StepContext
+from lswt_core.train.update import apply_update, hessian_update_is_due
 
 
 def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
@@ -53,7 +55,7 @@ class Ours(Contender):
         self.loss, self.attention = built.loss, built.attention
         materialise(self.loss, recipe, work.device)
         self.optimizer = build_optimizer(recipe, registry, self.loss)
-        self.setting = StepContext(
+        self.context = StepContext(
             self.loss,
             World(device=work.device),
             work.precision,
@@ -74,26 +76,23 @@ class Ours(Contender):
 
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """A step as in a run, with a Hessian estimate when it is due."""
-        optimizer, parameters = self.optimizer, trainable_parameters(self.loss)
-        due = (
-            bool(optimizer.hessian_update_interval)
-            and self.steps % optimizer.hessian_update_interval == 0
-        )
+        optimizer = self.optimizer
+        due = hessian_update_is_due(optimizer, self.steps)
         sampling = optimizer.fraction if due and optimizer.shares_forward else 0.0
         step = Step(
-            self.setting, Batch(inputs, labels), [self.state], self.steps, sampling=sampling
+            self.context, Batch(inputs, labels), [self.state], self.steps, sampling=sampling
         )
-        step.backward("data")
-        norm = gradient_norm(parameters)
-        clip(parameters, norm, float(norm), self.recipe.train.grad_clip)
-        if step.sampled is not None:
-            update_curvature(optimizer, step.sampled, parameters)
-        optimizer.step()
-        optimizer.zero_grad()
-        if due and not optimizer.shares_forward:
-            update_curvature(optimizer, step, parameters)
+        update = apply_update(
+            optimizer,
+            step,
+            trainable_parameters(self.loss),
+            update_hessian=due,
+            grad_clip=self.recipe.train.grad_clip,
+        )
+        if not update.curvature_is_finite:
+            raise NumericsError(f"{self.name}: the curvature estimate is not finite")
         self.steps += 1
-        self.state = step.staged[0]
+        self.state = step.next_memory[0]
         return step.results[0].loss
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import Subject
 from lswt_core.conformance.tensors import max_difference, random_normal
 from lswt_core.interfaces import Objective, Optimizer
-from lswt_core.train.step import update_curvature
+from lswt_core.train.update import SampledObjective, apply_update, hessian_update_is_due
 
 
 class Regression(nn.Module):
@@ -71,9 +71,15 @@ class RegressionObjective:
         self.model, self.step = model, step
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Add the gradient on another batch, as with sampled labels."""
+        """Add the gradient; another batch stands in for sampled labels."""
+        seed = self.step if labels == "data" else self.step + 1000
         with torch.enable_grad():
-            self.model.loss(self.step + 1000).backward()
+            self.model.loss(seed).backward()
+
+    @property
+    def sampled(self) -> SampledObjective:
+        """Sampled gradients alone, for optimizers that share the forward pass."""
+        return SampledRegression(self)
 
     def hessian_vector_product(
         self, params: Sequence[Tensor], vectors: Sequence[Tensor]
@@ -93,6 +99,21 @@ class RegressionObjective:
         return self
 
 
+class SampledRegression:
+    """The sampled gradients of an objective."""
+
+    def __init__(self, objective: RegressionObjective) -> None:
+        self.objective, self.tokens = objective, objective.tokens
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Add the sampled gradient."""
+        self.objective.backward("sampled")
+
+    def subset(self, fraction: float) -> SampledObjective:
+        """The whole batch: it is small."""
+        return self
+
+
 def build_optimizer(subject: Subject, model: Regression, **options: Any) -> Optimizer:
     """The optimizer over the model's parameter groups, with the options that it has; options of
     the subject come first.
@@ -107,19 +128,14 @@ def build_optimizer(subject: Subject, model: Regression, **options: Any) -> Opti
 
 
 def train(model: Regression, optimizer: Optimizer, steps: Iterable[int]) -> None:
-    """Take steps as the trainer does, curvature updates included."""
+    """Make updates as the trainer does, curvature updates included."""
     parameters = list(model.parameters())
-    interval = optimizer.hessian_update_interval
     for step in steps:
-        due = interval > 0 and step % interval == 0
+        due = hessian_update_is_due(optimizer, step)
         optimizer.zero_grad()
-        model.loss(step).backward()
-        if due and optimizer.shares_forward:
-            update_curvature(optimizer, RegressionObjective(model, step), parameters)
-        optimizer.step()
-        optimizer.zero_grad()
-        if due and not optimizer.shares_forward:
-            update_curvature(optimizer, RegressionObjective(model, step), parameters)
+        objective = RegressionObjective(model, step)
+        apply_update(optimizer, objective, parameters, update_hessian=due)
+
 
 
 def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

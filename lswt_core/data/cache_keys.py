@@ -1,4 +1,4 @@
-"""Under what texts and tokenizers are cached."""
+"""Cache keys of tokenised texts and trained tokenizers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from hashlib import blake2b
 from lswt_core.recipe import Chosen
 
 
-def keyed(fingerprint: str, *made_by: Chosen) -> str:
-    """A fingerprint together with the names and options of the components that made what it is of:
-    a component whose fingerprint leaves an option out does not find what it made with another one.
+def cache_key(fingerprint: str, *components: Chosen) -> str:
+    """A hash of a fingerprint and of the names and options of the components it comes from. The
+    options are included because a component's own fingerprint may leave one out.
     """
-    parts = [fingerprint, *([one.kind, one.name, one.options] for one in made_by)]
+    parts: list[object] = [fingerprint]
+    parts += [[chosen.kind, chosen.name, chosen.options] for chosen in components]
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

@@ -1,16 +1,16 @@
-"""The held-out text that a model is evaluated on."""
+"""The validation set of a run."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from lswt_core.data import Rows, Tokens
+from lswt_core.data import ContiguousRows, Tokens
 
 
 class HeldOut(NamedTuple):
-    """What a model is evaluated on."""
+    """A validation set, at its beginning."""
 
     tokens: Tokens
-    rows: Rows  # fresh at every evaluation: its cursor stands at the beginning
-    segments: int  # how many segments of every row are read
-    unigram_perplexity: float  # of the simplest model, for comparison
+    rows: ContiguousRows  # unshuffled
+    segments: int  # number of segments that every row evaluates
+    unigram_perplexity: float  # baseline; NaN for a stream

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.train_state import check_fingerprint, load_model
-from lswt_core.data import cache_directory, check_vocabulary, keyed
+from lswt_core.data import cache_directory, cache_key, check_vocabulary
 from lswt_core.device import Precision, available_memory, pick_device
 from lswt_core.errors import CheckpointError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
@@ -109,7 +109,7 @@ def load_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenize
         check_fingerprint({"data": expected["data"]}, {"data": source.fingerprint()})
         return source.documents("train")
 
-    key = keyed(expected["data"], recipe.one("data"), recipe.one("tokenizer"))
+    key = cache_key(expected["data"], recipe.one("data"), recipe.one("tokenizer"))
     tokenizer.fit(documents, key, cache_directory())
     check_fingerprint({"tokenizer": expected["tokenizer"]}, {"tokenizer": tokenizer.fingerprint()})
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)

@@ -1,5 +1,5 @@
-"""What a number may depend on besides its recipe: components and their versions, device, machine,
-libraries.
+"""environment.json: what a result may depend on besides its recipe, such as versions of components
+and libraries, device and machine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import count_parameters
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 
 
-def environment(
+def run_environment(
     recipe: Recipe, built: BuiltModel, world: World, precision: Precision
 ) -> dict[str, Any]:
-    """A run's surroundings, as plain data."""
-    chosen = recipe.components()
+    """The environment of a run, as JSON data."""
+    components = {}
+    for chosen in recipe.components():
+        offer = chosen.offer
+        components[f"{chosen.kind}.{offer.name}"] = f"{offer.distribution} {offer.version}"
+    libraries = {name: version(name) for name in ("torch", "tokenizers", "safetensors")}
     return {
         "parameters": count_parameters(built.loss),
         "device": str(world.device),
@@ -32,32 +37,31 @@ def environment(
         "precision": str(precision.dtype).removeprefix("torch."),
         "attention": {"backend": built.attention, "notes": list(built.notes)},
         "recipe": {"overlay": recipe.overlay, "fingerprint": recipe.fingerprint()},
-        "components": {
-            f"{one.kind}.{one.offer.name}": f"{one.offer.distribution} {one.offer.version}"
-            for one in chosen
-        },
+        "components": components,
         "machine": {
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
         },
-        "versions": (
-            {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "tokenizers", "safetensors")}
-        ),
+        "versions": {"python": platform.python_version(), **libraries},
     }
 
 
-def recorded(path: Path, key: str, notice: Callable[[str], None]) -> Any:
-    """What a run's earlier part has recorded; None if there is no such record. A part that goes on
-    does not do the work again.
+def write_run_records(directory: Path, recipe: Recipe, path: Path, record: dict[str, Any]) -> None:
+    """Write the resolved recipe to recipe.toml, and a record of the environment to ``path``."""
+    write_atomically(directory / "recipe.toml", recipe.dump().encode())
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
-    A record that cannot be read is named through ``notice``, since it is about to be written anew;
-    what it said is lost, which is what is returned.
+
+def read_recorded(path: Path, key: str, notice: Callable[[str], None]) -> Any:
+    """A value of the record that the run wrote before it was resumed; None if there is no record.
+    If the record is damaged, ``notice`` prints a warning and a remark takes the value's place.
     """
+    if not path.is_file():
+        return None
     try:
-        return read_record(path).get(key) if path.is_file() else None
+        return read_record(path).get(key)
     except ValueError as error:
         notice(
             f"{path} is damaged and will be written anew, without what only it knew ({key}):"
@@ -67,15 +71,15 @@ def recorded(path: Path, key: str, notice: Callable[[str], None]) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record as plain data; raises ValueError where it is damaged."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    """A record's content. Raises ValueError if it is damaged."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
         raise ValueError("it holds no table")
-    return found
+    return content
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a record is there and can be read."""
+    """Whether a record exists and can be read."""
     try:
         return bool(read_record(path))
     except (OSError, ValueError):

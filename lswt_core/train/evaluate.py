@@ -1,4 +1,4 @@
-"""Evaluation: the held-out text read once, in order, with memory, from a cold start."""
+"""Evaluation: one pass over the validation set in order, memory states carried along from cold."""
 
 from __future__ import annotations
 
@@ -23,47 +23,52 @@ def evaluate(
     precision: Precision,
     stopping: Callable[[], bool],
 ) -> dict[str, float]:
-    """Loss per token and what follows from it. Rows are shared by the processes; sums are added up
-    over all of them, so the result is the same for any number, and a process without a row adds
-    nothing. The training run's memories and random streams are not touched.
+    """Evaluation metrics over all ranks. Ranks share the rows, and sums are all-reduced, so that
+    the result does not depend on the world size; a rank may have no rows. Training's memory states
+    and random streams are not touched. Raises Interrupted if a stop is requested.
     """
-    state, correct = None, torch.zeros((), dtype=torch.float64, device=world.device)
-    totals = {
-        name: torch.zeros(2, dtype=torch.float64, device=world.device)
+    device, state = world.device, None
+    correct = torch.zeros((), dtype=torch.float64, device=device)
+    sums = {  # [2] total and count of every loss
+        name: torch.zeros(2, dtype=torch.float64, device=device)
         for name in (CROSS_ENTROPY, *loss.auxiliary)
     }
-    for _ in range(held_out.segments if held_out.rows.rows else 0):
+    segments = held_out.segments if held_out.rows.rows else 0
+    for _ in range(segments):
         if stopping():
             raise Interrupted
-        batch = held_out.rows.segment().map(lambda tensor: tensor.to(world.device))
+        batch = held_out.rows.segment().map(lambda tensor: tensor.to(device))
         held_out.rows.advance()
-        with precision.autocast(world.device):
+        with precision.autocast(device):
             result = loss(batch, state)
         state = detach_state(result.state)
         correct += result.correct
         for name, term in result.terms.items():
-            totals[name] += torch.stack((term.total.double(), term.count.double()))
-        del result  # and with it what its state is a view of
-    sums = {name: world.sum(pair).tolist() for name, pair in totals.items()}
-    return metrics(sums, float(world.sum(correct)), held_out)
+            sums[name] += torch.stack((term.total.double(), term.count.double()))
+        del result  # frees the tensors that its memory state is a view of
+    reduced = {name: world.sum(pair).tolist() for name, pair in sums.items()}
+    return evaluation_metrics(reduced, float(world.sum(correct)), held_out)
 
 
-def metrics(sums: dict[str, list[float]], correct: float, held_out: HeldOut) -> dict[str, float]:
-    """Means over tokens (over pairs, for losses that count pairs), under their full names."""
-    nll, count = sums[CROSS_ENTROPY]
-    mean = nll / count
-    # of the whole held-out text
+def evaluation_metrics(
+    sums: dict[str, list[float]], correct: float, held_out: HeldOut
+) -> dict[str, float]:
+    """Metrics by their full names, from (total, count) of every loss and the number of correct
+    predictions.
+    """
+    total, count = sums[CROSS_ENTROPY]
+    loss = total / count
+    # of the whole validation set
     tokens_per_byte = len(held_out.tokens.ids) / held_out.tokens.n_bytes
-    found = {
-        "eval/loss": mean,
-        "eval/perplexity": math.exp(min(mean, 700.0)),
+    values = {
+        "eval/loss": loss,
+        "eval/perplexity": math.exp(min(loss, 700.0)),
         "eval/accuracy": correct / count,
-        "eval/bits_per_byte": mean / math.log(2) * tokens_per_byte,
+        "eval/bits_per_byte": loss / math.log(2) * tokens_per_byte,
         "eval/unigram_perplexity": held_out.unigram_perplexity,
         "eval/tokens": count,
     }
-    return found | {
-        f"eval/{name}": total / max(number, 1)
-        for name, (total, number) in sums.items()
-        if name != CROSS_ENTROPY
-    }
+    for name, (total, count) in sums.items():
+        if name != CROSS_ENTROPY:
+            values[f"eval/{name}"] = total / max(count, 1)
+    return values

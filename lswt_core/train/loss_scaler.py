@@ -1,49 +1,52 @@
-"""The loss scale of float16: gradients too small for its range are multiplied before they are
-computed, and divided afterwards.
+"""Dynamic loss scaling for float16: the loss is multiplied before the backward pass, so that small
+gradients do not underflow, and gradients are divided afterwards.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-FIRST = 2.0**16
-GROWTH = 2000  # steps without an overflow after which the scale is doubled
+INITIAL_SCALE = 2.0**16
+GROWTH_INTERVAL = 2000  # updates without an overflow after which the scale is doubled
 
 
-class LossScale:
-    """Doubled now and then, halved when a gradient overflows (Micikevicius et al. 2018, arXiv
-    1710.03740; torch.amp.GradScaler's rule).
+class LossScaler:
+    """The loss scale: doubled after GROWTH_INTERVAL good updates, halved when a gradient overflows
+    (Micikevicius et al. 2018, arXiv 1710.03740; the rule of torch.amp.GradScaler).
 
-    A power of two, so that scaling changes no bit of what is in range. 1 and constant for every
-    precision but float16.
+    Always a power of two, so that scaling is exact within float16's range. Constant 1 in every
+    other precision.
     """
 
     def __init__(self, precision: torch.dtype) -> None:
-        self.active = precision == torch.float16
-        self.value = FIRST if self.active else 1.0
-        self.steady = 0  # steps since it last changed
+        self.enabled = precision == torch.float16
+        self.scale = INITIAL_SCALE if self.enabled else 1.0
+        self.growth_tracker = 0  # updates since the scale last changed
 
-    def held(self) -> None:
-        """A step was taken."""
-        self.steady += self.active
-        if self.steady == GROWTH:
-            self.value, self.steady = self.value * 2, 0
+    def update(self, *, found_inf: bool) -> None:
+        """Adjust the scale after an update (``found_inf`` False) or an overflow (True)."""
+        if not self.enabled:
+            return
+        if found_inf:
+            self.scale, self.growth_tracker = self.scale / 2, 0
+            return
+        self.growth_tracker += 1
+        if self.growth_tracker == GROWTH_INTERVAL:
+            self.scale, self.growth_tracker = self.scale * 2, 0
 
-    def can_give_way(self, loss: float) -> bool:
-        """Whether a gradient that is not finite, beside this loss, may be the scale's doing."""
-        return self.active and loss == loss and abs(loss) != float("inf") and self.value > 1
-
-    def give_way(self) -> None:
-        """A gradient overflowed."""
-        self.value, self.steady = self.value / 2, 0
+    def explains_overflow(self, loss: float) -> bool:
+        """Whether the scale may have caused a gradient that is not finite: the loss itself is
+        finite, and the scale can still be lowered.
+        """
+        return self.enabled and math.isfinite(loss) and self.scale > 1
 
     def state(self) -> list[float]:
-        """What a checkpoint holds."""
-        return [self.value, self.steady]
+        """The scale and its growth tracker, for a checkpoint."""
+        return [self.scale, self.growth_tracker]
 
-    def restore(self, state: list[float]) -> None:
-        """Stand where a checkpoint stood; a run that goes on in another precision begins its scale
-        anew.
-        """
-        if self.active and state[0] > 1:
-            self.value, self.steady = state[0], int(state[1])
+    def load_state(self, state: list[float]) -> None:
+        """Restore ``state()``. A run resumed in another precision keeps its initial scale."""
+        if self.enabled and state[0] > 1:
+            self.scale, self.growth_tracker = state[0], int(state[1])

@@ -1,5 +1,5 @@
-"""The numbers of a run: metrics.jsonl, which is the truth, and the trackers it is mirrored to,
-which can never stop the run.
+"""The metrics of a run: metrics.jsonl, which has them all, and trackers, whose failures never stop
+the run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
+from typing import Protocol
 
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Tracker
@@ -19,11 +20,18 @@ from lswt_core.plugin_api.atomic_write import make_directory, write_atomically
 
 QUEUE_LENGTH = 1000  # entries a slow tracker may lag behind
 CLOSE_SECONDS = 5.0  # how long the end of a run waits for its trackers
-POLL_SECONDS = 0.1  # how soon an idle mirror notices the end of the run
+POLL_SECONDS = 0.1  # how soon an idle tracker thread notices the end of the run
+
+
+class MetricsSink(Protocol):
+    """Where a trainer logs its metrics."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of a step."""
 
 
 class Metrics:
-    """A run's metrics.jsonl, one JSON object a line, and its mirrors."""
+    """A run's metrics.jsonl, one JSON object a line, and its trackers."""
 
     def __init__(
         self,
@@ -33,19 +41,21 @@ class Metrics:
         resume_step: int | None = None,
         notice: Callable[[str], None] = print,
     ) -> None:
-        """Continue a file after ``resume_step``; what it has of later steps is dropped, since they
-        are computed again. None: a run from its beginning, of which nothing was written before.
+        """``resume_step``: lines of later steps are dropped, since those are computed again; None:
+        all lines are dropped. ``notice`` prints a warning.
         """
         make_directory(path.parent)
-        self._regular = path.is_file() or not path.exists()  # not os.devnull, say
+        self._regular = path.is_file() or not path.exists()  # False: os.devnull
         if self._regular:
-            _cut(path, -1 if resume_step is None else resume_step, notice)
+            _truncate(path, -1 if resume_step is None else resume_step, notice)
         # one write a line: a killed process leaves at most one torn line, the last
         self._file = path.open("ab", buffering=0)
-        self._mirror = Mirror(trackers, notice) if trackers else None
+        self._trackers = TrackerThread(trackers, notice) if trackers else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the numbers of a step; what is not finite is written as null."""
+        """Append the metrics of a step; infinite and NaN values are written as null. Raises
+        ResourceError.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = (json.dumps({"step": step, **finite}) + "\n").encode()
         try:
@@ -60,13 +70,11 @@ class Metrics:
                 f"{self._file.name} cannot be written: the disk is full; free some space and"
                 " continue the run"
             )
-        if self._mirror:
-            self._mirror.put(step, dict(values))
+        if self._trackers:
+            self._trackers.put(step, dict(values))
 
     def sync(self) -> None:
-        """Force all lines to the disk: a checkpoint that is published promises that those of its
-        steps are there.
-        """
+        """Fsync the file, so that the lines of a checkpoint's steps are on disk before it is."""
         if not self._regular:
             return
         try:
@@ -78,15 +86,15 @@ class Metrics:
             ) from error
 
     def close(self) -> None:
-        """Close the file; wait a few seconds for the trackers."""
+        """Close the file, and the trackers within CLOSE_SECONDS."""
         self._file.close()
-        if self._mirror:
-            self._mirror.close()
+        if self._trackers:
+            self._trackers.close()
 
 
-class Mirror:
-    """Hands metrics to trackers on a thread of its own. A tracker that raises is reported and
-    dropped; one that hangs keeps the others waiting, never the run.
+class TrackerThread:
+    """Passes metrics to trackers in a background thread. A tracker that raises is reported and
+    dropped; one that hangs blocks the other trackers, never the run.
     """
 
     def __init__(self, trackers: Sequence[Tracker], notice: Callable[[str], None]) -> None:
@@ -99,7 +107,7 @@ class Mirror:
         self._thread.start()
 
     def put(self, step: int, values: dict[str, float]) -> None:
-        """Queue an entry; returns at once."""
+        """Queue an entry without blocking; it is dropped if the queue is full."""
         try:
             self._queue.put_nowait((step, values))
         except Full:
@@ -111,7 +119,7 @@ class Mirror:
             self._full = True
 
     def close(self) -> None:
-        """Let the trackers finish, for a few seconds at most."""
+        """Wait up to CLOSE_SECONDS for the trackers to finish."""
         self._closing.set()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
@@ -150,25 +158,31 @@ class Mirror:
         return ", ".join(tracker.name for tracker in self._trackers)
 
 
-def _cut(path: Path, last: int, notice: Callable[[str], None]) -> None:
-    """Drop what is later than a step, and torn lines; the file changes as a whole or not at all.
+def _truncate(path: Path, last: int, notice: Callable[[str], None]) -> None:
+    """Drop lines after a step and damaged lines, atomically.
 
-    A line without an end was torn by the end of the process that wrote it. Any other that cannot be
-    read is named: it held numbers that are now lost.
+    A last line without a newline was torn when its process was killed. Every other damaged line is
+    reported: its metrics are lost.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if line.endswith(b"\n") and _step_of(line) == math.inf:
+    steps = [_step_of(line) for line in lines]
+    for number, (line, step) in enumerate(zip(lines, steps, strict=True), 1):
+        if step is None and line.endswith(b"\n"):
             notice(
                 f"{path}:{number}: this line is damaged and was left out; its numbers are lost:"
                 f" {line[:40]!r}"
             )
-    write_atomically(path, b"".join(line for line in lines if _step_of(line) <= last))
+    kept = [
+        line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last
+    ]
+    write_atomically(path, b"".join(kept))
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line; infinite if the line is torn."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a line; None if the line is damaged."""
+    if not line.endswith(b"\n"):
+        return None
     try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+        return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return math.inf
+        return None

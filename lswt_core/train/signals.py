@@ -1,78 +1,87 @@
-"""Being asked to stop: Ctrl-C, SIGTERM or a closed terminal once lets the run save and leave,
-Ctrl-C twice leaves at once.
+"""Stop requests: Ctrl-C, SIGTERM or a closed terminal lets the run save and stop; a second Ctrl-C
+leaves at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from lswt_core.errors import Preempted
 
-# Windows has no SIGHUP
-SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+STDERR = 2
 
 
 class Stopped(BaseException):
-    """Raised where the program stands, when it is asked to stop and has nothing to save. No
-    Exception: much code catches those.
+    """A stop was requested while there is nothing to save. No Exception, because plugins and
+    libraries catch those.
     """
 
 
 class StopRequest:
-    """Becomes true when a signal arrives; polled between micro-batches."""
+    """A flag set by a signal and polled between micro-batches; calling it reads the flag."""
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._at_once = False
+    def __init__(self, notice: str = "") -> None:
+        """``notice`` is written to stderr when the first signal arrives; empty: nothing is."""
+        self.requested = False
+        self._notice = notice
+        self._raise_at_once = False
+        self._replaced: dict[signal.Signals, Any] = {}  # handlers to put back
 
     def __call__(self) -> bool:
-        """Has anyone asked?"""
-        return self.asked
+        """Whether a stop was requested."""
+        return self.requested
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle SIGINT, SIGTERM and SIGHUP while the block runs, but those that whoever started
-        the process wants ignored (nohup).
+        """Handle SIGINT, SIGTERM and SIGHUP within the block, except those that the parent process
+        set to be ignored (nohup).
         """
-        before: dict[signal.Signals, Any] = {}
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self.asked = True
-            if signal.SIGINT in before:
-                # the second Ctrl-C does not wait
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            if self._at_once:
-                self._at_once = False
-                raise Stopped
-
         try:
-            for wanted in SIGNALS:
-                handler = signal.getsignal(wanted)
-                # None: somebody's who is not Python, and could not be put back
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                # None: a handler that was not installed by Python and cannot be put back
                 if handler not in (signal.SIG_IGN, None):
-                    before[wanted] = handler
-                    signal.signal(wanted, ask)
+                    self._replaced[number] = handler
+                    signal.signal(number, self._handle)
             yield self
         finally:
-            for wanted, handler in before.items():
-                signal.signal(wanted, handler)
+            for number, handler in self._replaced.items():
+                signal.signal(number, handler)
+            self._replaced.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        first, self.requested = not self.requested, True
+        if signal.SIGINT in self._replaced:
+            # the second Ctrl-C raises KeyboardInterrupt
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._raise_at_once:
+            self._raise_at_once = False
+            raise Stopped
+        if first and self._notice:
+            # not print, which must not be entered again if the signal interrupted it
+            with suppress(OSError):
+                os.write(STDERR, f"\n{self._notice}\n".encode())
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While the block runs there is nothing to save: being asked to stop ends it where it
-        stands, with Preempted.
+        """End the block where it stands, with Preempted, when a stop is requested: for what comes
+        before the first step, when there is nothing to save.
         """
-        self._at_once = True
+        self._raise_at_once = True
         try:
-            if self.asked:
+            if self.requested:
                 raise Stopped
             yield
-            self._at_once = False  # within the block: from here on nothing is raised
+            self._raise_at_once = False  # within the block: nothing is raised from here on
         except Stopped:
             raise Preempted("stopped before the first step: there is nothing to save yet") from None
         finally:
-            self._at_once = False
+            self._raise_at_once = False

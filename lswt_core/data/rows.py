@@ -1,0 +1,94 @@
+"""Batches of token segments: what a trainer reads, and how a position in the data is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lswt_core.errors import DataError
+from lswt_core.interfaces import Batch
+
+
+class BatchStream(Protocol):
+    """A stream of batches, in which every row reads on where its last segment ended."""
+
+    def segment(self, ahead: int = 0) -> Batch:
+        """The next segment of every row, [B, T], or the one after ``ahead`` more. Repeated calls
+        return the same tokens until ``advance``.
+        """
+
+    def advance(self) -> None:
+        """Move on to the next segment."""
+
+
+class Rows(BatchStream, Protocol):
+    """A batch stream over some rows of the global batch, with a position that can be saved."""
+
+    def state(self) -> dict[str, Any]:
+        """The position in the data, as JSON data. The same for every choice of rows, so that a run
+        can be resumed with another world size.
+        """
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a position. Raises DataError if it belongs to other data, batch size,
+        sequence length or seed.
+        """
+
+    def close(self) -> None:
+        """Release files and threads."""
+
+
+class RowLayout:
+    """The rows of the global batch that a data-parallel rank reads, and what identifies them in a
+    saved position.
+    """
+
+    def __init__(
+        self,
+        fingerprint: str,
+        *,
+        global_batch_size: int,
+        rows: range,
+        seq_len: int,
+        seed: int,
+        document_masking: bool,
+    ) -> None:
+        assert all(0 <= row < global_batch_size for row in rows), (
+            f"{rows} are not among {global_batch_size} rows"
+        )
+        self.rows, self.seq_len, self.document_masking = rows, seq_len, document_masking
+        self.identity: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "global_batch_size": global_batch_size,
+            "seq_len": seq_len,
+            "seed": seed,
+        }
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise DataError, naming every difference, if a saved position belongs to other rows."""
+        changed = [key for key, value in self.identity.items() if state.get(key) != value]
+        if not changed:
+            return
+        listed = "; ".join(
+            f"{key} was {state.get(key)!r} and is {self.identity[key]!r}" for key in changed
+        )
+        why = "the rows would read other tokens"
+        if "fingerprint" in changed:
+            why = "the text, its tokenizer or its split changed"
+        raise DataError(
+            f"the saved position in the data does not fit ({listed}): {why}; undo the change or"
+            " start a new run"
+        )
+
+    def batch(self, inputs: np.ndarray, labels: np.ndarray, first_visible: np.ndarray) -> Batch:
+        """A batch of int64 arrays [B, T]; ``first_visible`` only with document masking."""
+        visible = None
+        if self.document_masking:
+            visible = torch.from_numpy(first_visible)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(labels), first_visible=visible)
+
+    def close(self) -> None:
+        """Nothing to release."""
