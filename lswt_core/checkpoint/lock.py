@@ -1,4 +1,4 @@
-"""One process to a run directory."""
+"""The lock of a run directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lswt_core.errors import BusyError
 
 
 class RunLock:
-    """Holds a run directory for this process. The kernel lets go of it however the process ends."""
+    """An exclusive lock on a run directory. The kernel releases it however the process ends."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / "lock"
@@ -24,18 +24,15 @@ class RunLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = (
-                self.path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
-            )
+            holder = self.path.read_text(encoding="utf-8", errors="replace").strip()
             self._release()
             raise BusyError(
-                f"{self.path.parent} is in use by {holder}; wait for it, stop it, or choose another"
-                " --out"
+                f"{self.path.parent} is in use by {holder or 'another process'}; wait for it, stop"
+                " it, or choose another --out"
             ) from None
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(
-            self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0
-        )
+        holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+        os.pwrite(self._descriptor, holder.encode(), 0)
         return self
 
     def __exit__(
@@ -47,7 +44,7 @@ class RunLock:
         self._release()
 
     def _release(self) -> None:
-        # The file stays: if it were removed, two processes could each lock a file of this name.
+        # the file is not removed: two processes could then lock different files of this name
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

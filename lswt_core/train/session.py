@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +21,9 @@ from lswt_core.data.corpus import (
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError, PluginError, Preempted
-from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.model.build import Assembled, assemble, materialise
 from lswt_core.model.code_fingerprint import codes_of
-from lswt_core.model.components import build_optimizer, build_schedule, create
+from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.embedding_init import Pretrained, pretrained
 from lswt_core.model.parameters import describe_groups
 from lswt_core.plugin_api.atomic_write import make_output_directory
@@ -49,9 +46,15 @@ from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
 from lswt_core.train.loop import TrainingLoop
-from lswt_core.train.metrics import Metrics
 from lswt_core.train.signals import StopRequest
-from lswt_core.train.start import check_component_code, find_checkpoint, is_finished, warm_start
+from lswt_core.train.start import (
+    check_component_code,
+    find_checkpoint,
+    is_finished,
+    open_metrics,
+    run_command,
+    warm_start,
+)
 from lswt_core.train.step import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
@@ -227,7 +230,7 @@ class Session:
         groups = describe_groups(optimizer.param_groups)
         console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         baseline = unigram_baseline(recipe, corpus)
-        metrics = self.open_metrics(saved)
+        metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
         schedule = build_schedule(recipe, self.registry)
         trainer = Trainer(
@@ -259,22 +262,6 @@ class Session:
     def stopping(self) -> bool:
         """Whether to stop within a step; several ranks can only stop together, between steps."""
         return self.world.size == 1 and self.stop()
-
-    def open_metrics(self, saved: Saved | None) -> Metrics:
-        """The run's metrics, continued after a checkpoint. Only rank 0 writes them."""
-        is_first = self.world.rank == 0
-        return Metrics(
-            self.directory / "metrics.jsonl" if is_first else Path(os.devnull),
-            self.build_trackers(resumed=saved is not None) if is_first else [],
-            resume_step=None if saved is None else saved.step,
-            notice=self.console.warn,
-        )
-
-    def build_trackers(self, *, resumed: bool) -> list[Tracker]:
-        """The recipe's trackers."""
-        info = RunInfo(self.recipe.name, self.directory, self.recipe.resolved(), resumed)
-        chosen = self.recipe.many("tracker").values()
-        return [create(self.registry, one, info) for one in chosen]
 
     @property
     def records(self) -> Path:
@@ -319,12 +306,4 @@ class Session:
 
     def command(self, *more: str) -> str:
         """The command line of this run."""
-        arguments = self.arguments
-        words = ["python", "-m", "lswt_core.run", str(arguments.recipe), *arguments.overrides]
-        for file in arguments.plugin:
-            words += ["--plugin", str(file)]
-        if arguments.out:
-            words += ["--out", str(self.directory)]
-        if arguments.full:
-            words.append("--full")
-        return shlex.join([*words, *more])
+        return run_command(self.arguments, self.directory, *more)
