@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from nano import NANO
 
+from lswt_core.checkpoint.compatibility import check_code
 from lswt_core.checkpoint.saved import Manifest, Saved
-from lswt_core.checkpoint.train_state import check_code
 from lswt_core.data.corpus import open_corpus
 from lswt_core.decode.load_run import load_run
 from lswt_core.distributed.world import World

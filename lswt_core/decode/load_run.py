@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lswt_core.checkpoint import Saved, Store
-from lswt_core.checkpoint.train_state import check_fingerprint, load_model
+from lswt_core.checkpoint.compatibility import check_fingerprint
+from lswt_core.checkpoint.train_state import load_model
 from lswt_core.data import cache_directory, cache_key, check_vocabulary
 from lswt_core.device import Precision, available_memory, pick_device
 from lswt_core.errors import CheckpointError, ResourceError

@@ -17,7 +17,7 @@ import torch
 
 import lswt_core
 from lswt_core.checkpoint import Saved
-from lswt_core.checkpoint.train_state import differences
+from lswt_core.checkpoint.compatibility import differences
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint.compatibility import check_fingerprint
 from lswt_core.checkpoint.train_state import (
-    check_fingerprint,
     load_model,
     model_tensors,
     optimizer_state,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +21,11 @@ from lswt_core.data.corpus import (
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError, PluginError, Preempted
-from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.model.build import BuiltModel, build_model, materialise
-from lswt_core.model.code_fingerprint import fingerprint_components
-from lswt_core.model.components import build_component, build_optimizer, build_schedule
-from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
-from lswt_core.model.parameters import summarise_groups
+from lswt_core.model.build import Assembled, assemble, materialise
+from lswt_core.model.code_fingerprint import codes_of
+from lswt_core.model.components import build_optimizer, build_schedule
+from lswt_core.model.embedding_init import Pretrained, pretrained
+from lswt_core.model.parameters import describe_groups
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -49,9 +46,15 @@ from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
 from lswt_core.train.loop import TrainingLoop
-from lswt_core.train.metrics import Metrics
 from lswt_core.train.signals import StopRequest
-from lswt_core.train.start import check_component_code, find_checkpoint, is_finished, warm_start
+from lswt_core.train.start import (
+    check_component_code,
+    find_checkpoint,
+    is_finished,
+    open_metrics,
+    run_command,
+    warm_start,
+)
 from lswt_core.train.step import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
@@ -156,7 +159,7 @@ class Session:
         built = self.assemble_model(saved)
         embeddings = None
         if saved is None:
-            embeddings = load_pretrained(self.recipe.embedding)
+            embeddings = pretrained(self.recipe.embedding)
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()
@@ -172,14 +175,14 @@ class Session:
         """Whether nothing is left to do after a checkpoint."""
         return is_finished(saved, self.recipe, self.directory / "report.html", self.records)
 
-    def assemble_model(self, saved: Saved | None) -> BuiltModel:
+    def assemble_model(self, saved: Saved | None) -> Assembled:
         """The model on the meta device. Raises CheckpointError if its code is not the checkpoint's,
         and ResourceError if it does not fit into memory.
         """
-        built = build_model(
+        built = assemble(
             self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype
         )
-        self.components = fingerprint_components(self.recipe, self.registry, built.backends)
+        self.components = codes_of(self.recipe, self.registry, built.backends)
         if saved is not None:
             check_component_code(saved, self.components, self.arguments, self.console)
         announce_model(self.console, built, self.world, self.precision)
@@ -188,7 +191,7 @@ class Session:
         warn_of_short_schedule(self.console, schedule, self.recipe)
         return built
 
-    def step_context(self, built: BuiltModel, micro_batch_size: int) -> StepContext:
+    def step_context(self, built: Assembled, micro_batch_size: int) -> StepContext:
         """What all steps share."""
         return StepContext(
             built.loss,
@@ -203,9 +206,9 @@ class Session:
     def start(
         self,
         loop: TrainingLoop,
-        built: BuiltModel,
+        built: Assembled,
         corpus: Corpus,
-        embeddings: PretrainedEmbedding | None,
+        embeddings: Pretrained | None,
         saved: Saved | None,
     ) -> None:
         """Restore or warm-start the model, and write the run's records."""
@@ -224,10 +227,10 @@ class Session:
         recipe, console = self.recipe, self.console
         materialise(context.loss, recipe, self.world.device)
         optimizer = build_optimizer(recipe, self.registry, context.loss)
-        groups = summarise_groups(optimizer.param_groups)
+        groups = describe_groups(optimizer.param_groups)
         console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         baseline = unigram_baseline(recipe, corpus)
-        metrics = self.open_metrics(saved)
+        metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
         schedule = build_schedule(recipe, self.registry)
         trainer = Trainer(
@@ -260,29 +263,13 @@ class Session:
         """Whether to stop within a step; several ranks can only stop together, between steps."""
         return self.world.size == 1 and self.stop()
 
-    def open_metrics(self, saved: Saved | None) -> Metrics:
-        """The run's metrics, continued after a checkpoint. Only rank 0 writes them."""
-        is_first = self.world.rank == 0
-        return Metrics(
-            self.directory / "metrics.jsonl" if is_first else Path(os.devnull),
-            self.build_trackers(resumed=saved is not None) if is_first else [],
-            resume_step=None if saved is None else saved.step,
-            notice=self.console.warn,
-        )
-
-    def build_trackers(self, *, resumed: bool) -> list[Tracker]:
-        """The recipe's trackers."""
-        info = RunInfo(self.recipe.name, self.directory, self.recipe.resolved(), resumed)
-        chosen = self.recipe.many("tracker").values()
-        return [build_component(self.registry, one, info) for one in chosen]
-
     @property
     def records(self) -> Path:
         """The file of everything besides the recipe that a result may depend on."""
         return self.directory / "environment.json"
 
     def write_records(
-        self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
+        self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None
     ) -> None:
         """Write the resolved recipe and the environment of the run."""
         if self.world.rank > 0:
@@ -319,12 +306,4 @@ class Session:
 
     def command(self, *more: str) -> str:
         """The command line of this run."""
-        arguments = self.arguments
-        words = ["python", "-m", "lswt_core.run", str(arguments.recipe), *arguments.overrides]
-        for file in arguments.plugin:
-            words += ["--plugin", str(file)]
-        if arguments.out:
-            words += ["--out", str(self.directory)]
-        if arguments.full:
-            words.append("--full")
-        return shlex.join([*words, *more])
+        return run_command(self.arguments, self.directory, *more)

@@ -1,22 +1,28 @@
-"""How a run starts: from a checkpoint of its directory, from pretrained embeddings, or fresh."""
+"""The parts of a run's start: checkpoint to resume from, pretrained embeddings, metrics."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lswt_core.checkpoint import Saved, Store
-from lswt_core.checkpoint.train_state import check_code, check_recipe
+from lswt_core.checkpoint.compatibility import check_code, check_recipe
 from lswt_core.data.corpus import Corpus
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError
-from lswt_core.model.build import BuiltModel
-from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
+from lswt_core.interfaces import RunInfo, Tracker
+from lswt_core.model.build import Assembled
+from lswt_core.model.components import create
+from lswt_core.model.embedding_init import Pretrained, move_rows
 from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.agreement import require_agreement
 from lswt_core.train.environment import is_intact
+from lswt_core.train.metrics import Metrics
 
 
 def find_checkpoint(
@@ -62,11 +68,43 @@ def is_finished(saved: Saved, recipe: Recipe, report: Path, records: Path) -> bo
 
 
 def warm_start(
-    built: BuiltModel, embeddings: PretrainedEmbedding, corpus: Corpus, world: World, console: Console
+    built: Assembled, embeddings: Pretrained, corpus: Corpus, world: World, console: Console
 ) -> dict[str, Any]:
     """Copy pretrained token embeddings into the model; returns a record of it."""
     require_agreement(world, {"embedding.warm_start": dict(embeddings.facts)})
     table = built.loss.decoder.vocabulary.table.weight
-    moved = copy_rows(embeddings, table, corpus.tokenizer)
+    moved = move_rows(embeddings, table, corpus.tokenizer)
     console.say(moved.text)
     return moved.record
+
+
+def open_metrics(
+    recipe: Recipe,
+    registry: Registry,
+    directory: Path,
+    world: World,
+    saved: Saved | None,
+    console: Console,
+) -> Metrics:
+    """The run's metrics, continued after a checkpoint; only rank 0 writes and tracks them."""
+    resume_step = None if saved is None else saved.step
+    if world.rank > 0:
+        return Metrics(Path(os.devnull), resume_step=resume_step, notice=console.warn)
+    info = RunInfo(recipe.name, directory, recipe.resolved(), resumed=saved is not None)
+    trackers: list[Tracker] = []
+    for chosen in recipe.many("tracker").values():
+        trackers.append(create(registry, chosen, info))
+    path = directory / "metrics.jsonl"
+    return Metrics(path, trackers, resume_step=resume_step, notice=console.warn)
+
+
+def run_command(arguments: Namespace, directory: Path, *more: str) -> str:
+    """The command line that starts or resumes a run."""
+    words = ["python", "-m", "lswt_core.run", str(arguments.recipe), *arguments.overrides]
+    for file in arguments.plugin:
+        words += ["--plugin", str(file)]
+    if arguments.out:
+        words += ["--out", str(directory)]
+    if arguments.full:
+        words.append("--full")
+    return shlex.join([*words, *more])
