@@ -70,9 +70,8 @@ def plan(arguments: argparse.Namespace) -> int:
     print(text(found))
     if arguments.swap:
         print("\n" + comparison({"as it is": found} | found["swaps"]))
-    print(
-        next_commands(f"lswt_core.run {shlex.join([str(arguments.recipe), *arguments.overrides])}")
-    )
+    words = shlex.join([str(arguments.recipe), *arguments.overrides])
+    print(next_commands(f"lswt_core.run {words}"))
     return 0
 
 

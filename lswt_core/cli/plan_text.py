@@ -109,8 +109,8 @@ def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[s
     )
     processes = f" and {run['ranks']} processes" if run["ranks"] > 1 else ""
     estimate = (
-        f"estimated: {taken['tokens_per_second']:,.0f} tokens/s, {format_duration(taken['seconds'])} on"
-        f" {taken['machine']}{processes}"
+        f"estimated: {taken['tokens_per_second']:,.0f} tokens/s,"
+        f" {format_duration(taken['seconds'])} on {taken['machine']}{processes}"
     )
     return [f"  {length}", f"  {estimate}", f"  from {basis}"]
 

@@ -31,7 +31,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CHECK",
-        help="ask this check alone, and what it presupposes",
+        help="run this check alone, and those it depends on",
     )
     parser.add_argument(
         "--option",
@@ -44,7 +44,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Ask all checks; exit code 3 if one fails."""
+    """Run all checks; exit code 3 if one fails."""
     from lswt_core.conformance import checks  # imports torch
 
     options = dict(map(pair, arguments.option))
@@ -79,7 +79,7 @@ def require_options(given: Mapping[str, Any], offers: Sequence[Offer]) -> None:
 
 
 def problems_of(given: Mapping[str, Any], offer: Offer) -> list[Any]:
-    """What is wrong with some options of a component, as pydantic tells it."""
+    """The validation errors of some options of a component, as pydantic reports them."""
     try:
         Registry([]).schema(offer).model_validate(given)
     except ValidationError as error:
@@ -88,7 +88,7 @@ def problems_of(given: Mapping[str, Any], offer: Offer) -> list[Any]:
 
 
 def pair(word: str) -> tuple[str, Any]:
-    """An option and its value."""
+    """Parse KEY=VALUE. Raises UsageError."""
     key, equals, value = word.partition("=")
     if not equals:
         raise UsageError(f"--option {word}: write KEY=VALUE")
@@ -108,7 +108,7 @@ def as_json(one: Check) -> dict[str, Any]:
 
 
 def show(chosen: list[Check]) -> None:
-    """A line a check while they are asked, then in full what failed."""
+    """Print a line for every check as it ends, then the failures in full."""
     width = max(len(str(one)) for one in chosen)
     for one in chosen:
         result = one.result()
