@@ -457,7 +457,7 @@ def test_all_components_of_a_model_fit_into_one_file() -> None:
         if offer.kind in LAYERED and offer.module.split(".")[0] in PLUGINS
     ]
     parts = [
-        bundle.KVBlock(module)
+        bundle.ModuleSource(module)
         for module in bundle.in_order({bundle.MODELING, *(offer.module for offer in offers)})
     ]
     text = bundle.file_of(
