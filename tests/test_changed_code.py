@@ -16,6 +16,7 @@ from lswt_core.checkpoint.saved import Manifest, Saved
 from lswt_core.data.corpus import open_corpus
 from lswt_core.decode.load_run import load_run
 from lswt_core.distributed.world import World
+from lswt_core.model.code_fingerprint import core_libraries
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.run import main as run
