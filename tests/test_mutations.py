@@ -83,16 +83,20 @@ def attend(patch: pytest.MonkeyPatch, *, registers_first: bool, aligned: bool) -
     or to the top left.
     """
 
-    def forward(self: Eager, parts: Sequence[KVBlock]) -> Tensor:
-        parts = sorted(parts, key=lambda part: (part.positions is None) is not registers_first)
+    def forward(self: Eager, blocks: Sequence[KVBlock]) -> Tensor:
+        blocks = sorted(blocks, key=lambda block: (block.positions is None) is not registers_first)
         # [B, H, T, N]
         scores = torch.cat(
-            [part.q.transpose(1, 2) @ part.k.permute(0, 2, 3, 1) for part in parts], -1
+            [block.q.transpose(1, 2) @ block.k.permute(0, 2, 3, 1) for block in blocks], -1
         )
         new, old = scores.shape[-2:]
         seen = torch.ones(new, old, dtype=torch.bool).tril(old - new if aligned else 0)
-        weights = (scores * parts[0].q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
-        return (weights @ torch.cat([part.v for part in parts], 1).transpose(1, 2)).transpose(1, 2)
+        weights = (
+            (scores * blocks[0].q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        )
+        return (weights @ torch.cat([block.v for block in blocks], 1).transpose(1, 2)).transpose(
+            1, 2
+        )
 
     patch.setattr(Eager, "forward", forward)
 
