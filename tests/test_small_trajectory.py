@@ -135,7 +135,8 @@ def gap(trainer: Trainer, run: str) -> float:
     }
     assert {translate(name) for name in golden} == set(found)
     return max(
-        distance(found[translate(name)], convert_layout(name, tensor)) for name, tensor in golden.items()
+        distance(found[translate(name)], convert_layout(name, tensor))
+        for name, tensor in golden.items()
     )
 
 

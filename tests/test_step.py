@@ -149,7 +149,9 @@ def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> Non
         ]
         assert distance(*sums) < 1e-12
     pairs = zip(
-        tree_leaves(concatenate_rows(whole.next_memory)), tree_leaves(concatenate_rows(parted.next_memory)), strict=True
+        tree_leaves(concatenate_rows(whole.next_memory)),
+        tree_leaves(concatenate_rows(parted.next_memory)),
+        strict=True,
     )
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 

@@ -137,7 +137,6 @@ def train(model: Regression, optimizer: Optimizer, steps: Iterable[int]) -> None
         apply_update(optimizer, objective, parameters, update_hessian=due)
 
 
-
 def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """The largest absolute difference of two lists of parameters."""
     return max(map(max_difference, before, after))

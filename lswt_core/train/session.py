@@ -18,14 +18,14 @@ from lswt_core.data.corpus import (
     open_training_rows,
     unigram_baseline,
 )
-from lswt_core.device import Precision
+from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError, PluginError, Preempted
-from lswt_core.model.build import Assembled, assemble, materialise
-from lswt_core.model.code_fingerprint import codes_of
+from lswt_core.model.build import BuiltModel, build_model, materialise
+from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_optimizer, build_schedule
-from lswt_core.model.embedding_init import Pretrained, pretrained
-from lswt_core.model.parameters import describe_groups
+from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
+from lswt_core.model.parameters import summarise_groups
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -70,12 +70,9 @@ class Session:
         """``recipe``: without an overlay; that of the device is applied unless ``--full``."""
         self.arguments, self.registry, self.directory = arguments, registry, directory
         self.world = World.join()
-        self.full, self.recipe = recipe, recipe
-        device = self.world.device.type
-        if device in recipe.overlays and not arguments.full:
-            self.recipe = Recipe.load(
-                arguments.recipe, arguments.overrides, overlay=device, registry=registry
-            )
+        configure_process()
+        self.full = recipe
+        self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         is_first = self.world.rank == 0
         self.console = Console(log_every=self.recipe.train.log_every, silent=not is_first)
@@ -144,7 +141,7 @@ class Session:
         """Check, load and build everything before the first step; None if the run is finished.
         What may be refused comes before what is slow.
         """
-        self.console.say(f"recipe {self.arguments.recipe} -> {self.directory}")
+        self.console.say(f"recipe {recipe.source} -> {self.directory}")
         announce_overlay(self.console, self.recipe, self.full, self.world.device)
         announce_recipe(self.console, self.recipe)
         micro_batch_size = self.world.micro_batch_size(
@@ -159,7 +156,7 @@ class Session:
         built = self.assemble_model(saved)
         embeddings = None
         if saved is None:
-            embeddings = pretrained(self.recipe.embedding)
+            embeddings = load_pretrained(self.recipe.embedding)
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()
@@ -175,14 +172,14 @@ class Session:
         """Whether nothing is left to do after a checkpoint."""
         return is_finished(saved, self.recipe, self.directory / "report.html", self.records)
 
-    def assemble_model(self, saved: Saved | None) -> Assembled:
+    def assemble_model(self, saved: Saved | None) -> BuiltModel:
         """The model on the meta device. Raises CheckpointError if its code is not the checkpoint's,
         and ResourceError if it does not fit into memory.
         """
-        built = assemble(
+        built = build_model(
             self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype
         )
-        self.components = codes_of(self.recipe, self.registry, built.backends)
+        self.components = fingerprint_components(self.recipe, self.registry, built.backends)
         if saved is not None:
             check_component_code(saved, self.components, self.arguments, self.console)
         announce_model(self.console, built, self.world, self.precision)
@@ -191,7 +188,7 @@ class Session:
         warn_of_short_schedule(self.console, schedule, self.recipe)
         return built
 
-    def step_context(self, built: Assembled, micro_batch_size: int) -> StepContext:
+    def step_context(self, built: BuiltModel, micro_batch_size: int) -> StepContext:
         """What all steps share."""
         return StepContext(
             built.loss,
@@ -206,9 +203,9 @@ class Session:
     def start(
         self,
         loop: TrainingLoop,
-        built: Assembled,
+        built: BuiltModel,
         corpus: Corpus,
-        embeddings: Pretrained | None,
+        embeddings: PretrainedEmbedding | None,
         saved: Saved | None,
     ) -> None:
         """Restore or warm-start the model, and write the run's records."""
@@ -227,7 +224,7 @@ class Session:
         recipe, console = self.recipe, self.console
         materialise(context.loss, recipe, self.world.device)
         optimizer = build_optimizer(recipe, self.registry, context.loss)
-        groups = describe_groups(optimizer.param_groups)
+        groups = summarise_groups(optimizer.param_groups)
         console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
@@ -269,7 +266,7 @@ class Session:
         return self.directory / "environment.json"
 
     def write_records(
-        self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None
+        self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
     ) -> None:
         """Write the resolved recipe and the environment of the run."""
         if self.world.rank > 0:

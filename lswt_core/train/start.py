@@ -14,9 +14,9 @@ from lswt_core.data.corpus import Corpus
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError
 from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.model.build import Assembled
-from lswt_core.model.components import create
-from lswt_core.model.embedding_init import Pretrained, move_rows
+from lswt_core.model.build import BuiltModel
+from lswt_core.model.components import build_component
+from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
@@ -68,12 +68,16 @@ def is_finished(saved: Saved, recipe: Recipe, report: Path, records: Path) -> bo
 
 
 def warm_start(
-    built: Assembled, embeddings: Pretrained, corpus: Corpus, world: World, console: Console
+    built: BuiltModel,
+    embeddings: PretrainedEmbedding,
+    corpus: Corpus,
+    world: World,
+    console: Console,
 ) -> dict[str, Any]:
     """Copy pretrained token embeddings into the model; returns a record of it."""
     require_agreement(world, {"embedding.warm_start": dict(embeddings.facts)})
     table = built.loss.decoder.vocabulary.table.weight
-    moved = move_rows(embeddings, table, corpus.tokenizer)
+    moved = copy_rows(embeddings, table, corpus.tokenizer)
     console.say(moved.text)
     return moved.record
 
@@ -93,7 +97,7 @@ def open_metrics(
     info = RunInfo(recipe.name, directory, recipe.resolved(), resumed=saved is not None)
     trackers: list[Tracker] = []
     for chosen in recipe.many("tracker").values():
-        trackers.append(create(registry, chosen, info))
+        trackers.append(build_component(registry, chosen, info))
     path = directory / "metrics.jsonl"
     return Metrics(path, trackers, resume_step=resume_step, notice=console.warn)
 

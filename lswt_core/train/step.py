@@ -215,7 +215,9 @@ class Step:
         if self.sampled is not None and result.sampled is not None:
             self.sampled.accumulate(result.sampled * self.scale)
         (result.loss * self.scale).backward()
-        return result._replace(loss=result.loss.detach(), state=detach_state(result.state), sampled=None)
+        return result._replace(
+            loss=result.loss.detach(), state=detach_state(result.state), sampled=None
+        )
 
     def backward_sampled(self) -> None:
         """Accumulate the gradient against sampled labels, with a forward pass of its own. Part of
