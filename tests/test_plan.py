@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -21,14 +22,15 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import RecipeError, ResourceError
 from lswt_core.interfaces import Batch
 from lswt_core.model.build import build_decoder_spec, build_model, materialise
-from lswt_core.model.components import build_optimizer
+from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
+from lswt_core.reporting.console import Console
 from lswt_core.train.memory_state import capture_memory, restore_memory
 from lswt_core.train.step import Step, StepContext
-from lswt_core.train.trainer import Trainer
+from lswt_core.train.trainer import Trainer, TrainerComponents
 
 RECIPES = ROOT / "recipes"
 WORLD = World()
@@ -235,7 +237,15 @@ def test_memories_take_what_the_plan_says_also_once_restored(keeper: str) -> Non
     planned = budget(recipe, registry, WORLD).memory.of_process(WORLD)["memories"]
     assert 2 * sum(storages(memory).values()) == planned
     trainer = Trainer(
-        Plan(recipe, setting, build_optimizer(recipe, registry, loss), *[nothing] * 9)
+        TrainerComponents(
+            recipe.train,
+            context,
+            build_optimizer(recipe, registry, loss),
+            build_schedule(recipe, registry),
+            MagicMock(),
+            MagicMock(),
+            Console(silent=True),
+        )
     )
     trainer.memory = memory
     restore_memory(trainer, "exact", *capture_memory(trainer, "exact"))

@@ -124,8 +124,8 @@ def load_weights(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.d
     needed, free = sum(t.nbytes for t in decoder.state_dict().values()), available_memory(device)
     if needed > free:
         raise ResourceError(
-            f"the weights of {saved.path} take {format_bytes(needed)}, {format_bytes(free)} are free on"
-            f" {device}"
+            f"the weights of {saved.path} take {format_bytes(needed)}, {format_bytes(free)} are"
+            f" free on {device}"
         )
     decoder.to_empty(device=device)
     # buffers that are not saved in checkpoints

@@ -59,8 +59,10 @@ def announce_overlay(console: Console, recipe: Recipe, full: Recipe, device: tor
         why = "No accelerator was found"
     lines = [
         f"{why}: the recipe's [{recipe.overlay}] overlay applies.",
-        f"The full run: {full.train.total_steps:,} steps of {full.train.tokens_per_step:,} tokens."
-        " --full forces it here.",
+        (
+            f"The full run: {full.train.total_steps:,} steps of {full.train.tokens_per_step:,}"
+            " tokens. --full forces it here."
+        ),
     ]
     for key, before, after in recipe.changes():
         lines.append(f"  {key} = {after!r}  (full: {before!r})")
@@ -98,8 +100,8 @@ def announce_needs(
     if taken.unknown:
         at_least = "at least"
     console.say(
-        f"memory: {at_least} {format_bytes(needs['total'])} needed, {format_bytes(needs['available'])}"
-        " free"
+        f"memory: {at_least} {format_bytes(needs['total'])} needed,"
+        f" {format_bytes(needs['available'])} free"
     )
     for what, why in taken.unknown.items():
         console.say(f"unknown: {what} ({why})")
@@ -116,8 +118,8 @@ def announce_disk(console: Console, size: int, keep: int, directory: Path) -> No
     """
     needed, free = (keep + 1) * size, shutil.disk_usage(directory).free
     text = (
-        f"checkpoints: about {format_bytes(size)} each, {keep} kept, up to {format_bytes(needed)} while"
-        f" saving; {format_bytes(free)} free"
+        f"checkpoints: about {format_bytes(size)} each, {keep} kept, up to {format_bytes(needed)}"
+        f" while saving; {format_bytes(free)} free"
     )
     if needed <= free:
         console.say(text)

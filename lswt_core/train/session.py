@@ -141,7 +141,7 @@ class Session:
         """Check, load and build everything before the first step; None if the run is finished.
         What may be refused comes before what is slow.
         """
-        self.console.say(f"recipe {recipe.source} -> {self.directory}")
+        self.console.say(f"recipe {self.recipe.source} -> {self.directory}")
         announce_overlay(self.console, self.recipe, self.full, self.world.device)
         announce_recipe(self.console, self.recipe)
         micro_batch_size = self.world.micro_batch_size(

@@ -116,8 +116,9 @@ class HuggingFaceData(DataSource):
         except Exception as error:  # the library and its network client raise errors of any class
             subset = f" ({self.subset})" if self.subset else ""
             raise DataError(
-                f"split {split!r} of data set {self.path!r}{subset} cannot be read: {summarise_error(error)}"
-                "\n  fix: check data.path, data.subset and the splits; without a network set"
-                " data.path to a local directory, or use other text: data.use=text (your own files)"
-                " or data.use=stdlib (Python's standard library, always available)"
+                f"split {split!r} of data set {self.path!r}{subset} cannot be read:"
+                f" {summarise_error(error)}\n  fix: check data.path, data.subset and the splits;"
+                " without a network set data.path to a local directory, or use other text:"
+                " data.use=text (your own files) or data.use=stdlib (Python's standard library,"
+                " always available)"
             ) from error
