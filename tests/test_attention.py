@@ -29,7 +29,7 @@ BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
 SMALLEST = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
-}  # per unit of what is compared; bfloat16 is held to what the simple one reaches, within two roundings
+}  # relative; bfloat16 within two roundings of the reference in bfloat16
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -511,7 +511,7 @@ def test_a_run_directory_has_one_owner_until_it_dies(tmp_path: Path) -> None:
 AUDIT = """
 import sys
 found = []
-sys.addaudithook(lambda event, arguments: found.append(event) if event == "pickle.find_class" else None)
+sys.addaudithook(lambda event, _: found.append(event) if event == "pickle.find_class" else None)
 from pathlib import Path
 import torch
 from lswt_core.checkpoint import Store

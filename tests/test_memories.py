@@ -255,7 +255,7 @@ def attend(layer: Attention, memory: Tensor, places: Sequence[int], x: Tensor) -
 
 
 def read(layer: Attention, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Any]:
-    """The last segment's output and the state after it, x [B, T, M] read in segments of ``sizes``."""
+    """Last output and state of x [B, T, M], read in segments of ``sizes``."""
     state: Any = {}
     for part in x.split(list(sizes), 1):
         out, state = layer(part, torch.arange(part.shape[1]), state, None, Rope(DIMS))

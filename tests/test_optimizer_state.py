@@ -1,4 +1,4 @@
-"""An optimizer's nested state through the files of a checkpoint, and what no checkpoint can hold."""
+"""An optimizer's nested state in the files of a checkpoint, and what no checkpoint can hold."""
 
 from __future__ import annotations
 

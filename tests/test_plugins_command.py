@@ -30,7 +30,8 @@ class Waves(PositionalEncoding):
     citation = "@misc{{waves, title={{Waves}}}}"
     has_bias = True
     def __init__(
-        self, dims, *, height: Annotated[float, Interval(gt=0, le=2)], times: Annotated[int, Ge(1)] = 3, calm: bool = False
+        self, dims, *, height: Annotated[float, Interval(gt=0, le=2)],
+        times: Annotated[int, Ge(1)] = 3, calm: bool = False
     ) -> None:
         super().__init__(dims)
     def embed(self, x, at):

@@ -187,7 +187,7 @@ def test_partial_rotation_is_that_of_gpt_neox(fraction: float, width: int, base:
 
 
 def frequencies_of(encoding: Rope, width: int) -> Tensor:
-    """Radians a token, told from where the encoding turns the pair's first dimension at position 1."""
+    """Radians a token, from how the first dimension of a pair is rotated at position 1."""
     one = torch.cat((torch.ones(width // 2), torch.zeros(width // 2))).double()[None, None, None]
     turned = encoding.rotate(one, torch.tensor([1]))[0, 0, 0]
     return torch.atan2(turned[width // 2 :], turned[: width // 2])

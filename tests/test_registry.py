@@ -230,10 +230,12 @@ def test_what_the_text_does_not_tell_is_learned_by_importing(text: str, single: 
 
 def test_every_shape_of_option_reads_alike_from_text_and_from_the_class(tmp_path: Path) -> None:
     options = """
-        self, dims, *, a: int, b: float = 1_000.0, c: bool = True, d: str = "x", e: list[str] | None = None, f: Size = -1,
-        g: Literal["p", "q"] = "p", h: Annotated[float, Ge(0), Lt(1)] = DEFAULT, i: Optional[int] = None,
-        j: typing.Annotated[int, at.Interval(ge=1, le=3)] = 2, k: list[list[int]] = [[1]], l: dict[str, float] = {"x": 1.5},
-        m: Union[int, str] = "x", n: Annotated[list[str], at.MinLen(1)] = ["y"], o: Literal["only"] = "only"
+        self, dims, *, a: int, b: float = 1_000.0, c: bool = True, d: str = "x",
+        e: list[str] | None = None, f: Size = -1, g: Literal["p", "q"] = "p",
+        h: Annotated[float, Ge(0), Lt(1)] = DEFAULT, i: Optional[int] = None,
+        j: typing.Annotated[int, at.Interval(ge=1, le=3)] = 2, k: list[list[int]] = [[1]],
+        l: dict[str, float] = {"x": 1.5}, m: Union[int, str] = "x",
+        n: Annotated[list[str], at.MinLen(1)] = ["y"], o: Literal["only"] = "only"
     """
     head = "import typing\nfrom typing import Annotated, Literal, Optional, Union\n"
     head += "import annotated_types as at\nfrom annotated_types import Ge, Lt\n"

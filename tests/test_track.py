@@ -186,7 +186,9 @@ WANDB_RUN = """
 import socket, sys
 from pathlib import Path
 def refuse(event, arguments):
-    if event == "socket.connect" and arguments[0].family != socket.AF_UNIX and arguments[1][0] not in ("127.0.0.1", "::1", "localhost"):
+    if event != "socket.connect" or arguments[0].family == socket.AF_UNIX:
+        return
+    if arguments[1][0] not in ("127.0.0.1", "::1", "localhost"):
         raise OSError("no network: " + str(arguments[1]))
 sys.addaudithook(refuse)
 from lswt_core.interfaces import RunInfo
@@ -195,7 +197,8 @@ from lswt_wandb import Wandb
 notices = []
 directory = Path(sys.argv[1])
 run = RunInfo("trial", directory, {"train": {"batch_size": 2}})
-metrics = Metrics(directory / "metrics.jsonl", [Wandb(run, tags=["a", "b"])], resume_step=0, notice=notices.append)
+mirrors = [Wandb(run, tags=["a", "b"])]
+metrics = Metrics(directory / "metrics.jsonl", mirrors, resume_step=0, notice=notices.append)
 for step in range(1, 4):
     metrics.log(step, {"loss": 1.0 / step})
 metrics.close()
