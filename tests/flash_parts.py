@@ -187,10 +187,10 @@ PACKAGES: dict[int, Any] = {
 def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
     """Have some generations and no others, and try them on the CPU."""
     monkeypatch.setattr(versions_module, "selected_versions", {})
-    try_out = versions_module.fault_of
+    try_out = versions_module.find_fault
     monkeypatch.setattr(
         versions_module,
-        "fault_of",
+        "find_fault",
         lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)),
     )
     for version, home in versions_module.MODULES.items():
