@@ -35,6 +35,7 @@ def test_logits_are_the_decoders(mix: str) -> None:
     assert distance(logits(model, ids()), model.model.decoder.vocabulary.logits(states)) == 0
 
 
+@pytest.mark.slow
 def test_auto_classes_know_the_models_after_an_explicit_import(tmp_path: Path) -> None:
     config_of("family").save_pretrained(tmp_path)
     program = f"""

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, slow_unless
 
 from lswt_core.__main__ import main
 from lswt_core.budget import budget, measure
@@ -33,6 +33,7 @@ from lswt_core.train.step import Step, StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
 RECIPES = ROOT / "recipes"
+SIZES = ("tiny", "small", "medium", "large", "xl", "xxl")
 WORLD = World()
 NANO: dict[str, Any] = {
     "model": {"d_model": 16, "n_heads": 2, "n_layers": 7},
@@ -84,7 +85,7 @@ def by_formula(
     return {"forward": forward, "train": train}
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "medium", "large", "xl", "xxl"])
+@pytest.mark.parametrize("size", slow_unless(["small"], SIZES))
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_work_is_what_the_shapes_say(size: str, frozen: bool) -> None:
     overrides = ["loss.simctg=false", f"embedding.trainable={str(not frozen).lower()}"]
