@@ -442,7 +442,7 @@ def test_a_push_that_fails_leaves_the_export_and_says_how_to_go_on(
 
 
 def test_readme_shows_the_commands() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / ".github" / "guide.md").read_text()
     for words in (
         "python -m lswt_core export runs/quickstart",
         "--push",

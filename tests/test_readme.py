@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lswt_core import errors
+from lswt_core.__main__ import main
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
 
@@ -83,7 +85,27 @@ def test_every_method_is_cited() -> None:
         key for offer in Registry().offers() for key in re.findall(r"@\w+\{(\w+),", offer.citation)
     }
     assert len(keys) > 12
-    assert sorted(key for key in keys if key not in README) == []
+    citations = (ROOT / ".github" / "citations.bib").read_text()
+    assert sorted(key for key in keys if key not in citations) == []
+
+
+def test_the_table_of_components_is_what_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "list", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() in README
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["tiny", "xxl"])
+def test_sizes_are_what_a_plan_says(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--on", "h100", "--ranks", "8", "--json"]
+    assert main(["plan", str(ROOT / "recipes" / f"{size}.toml"), *words]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    (row,) = re.findall(rf"^\| `recipes/{size}.toml` \| (.*) \|$", README, re.MULTILINE)
+    parameters, *_, memory, time = row.split(" | ")
+    assert parameters == f"{plan['parameters']['total']:,}"
+    assert memory == f"{plan['memory']['total'] / 1e9:.0f}"
+    hours = plan["time"]["seconds"] / 3600
+    assert time == (f"{hours:.1f} h" if hours < 24 else f"{hours / 24:.1f} d")
 
 
 @pytest.mark.parametrize(

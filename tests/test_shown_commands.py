@@ -21,10 +21,9 @@ from lswt_core.cli import bench
 from lswt_core.model.build import build_model
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
-from lswt_core.run import main as run
 from lswt_core.train.session import Session
 
-README = (ROOT / "README.md").read_text()
+PAGES = "".join(path.read_text() for path in (ROOT / "README.md", ROOT / ".github" / "guide.md"))
 ABLATIONS = [path.name for path in shipped_recipes() if path.parent.name == "ablations"]
 BASELINES = {"warm-start.toml": "ablations/random-start.toml"}  # the twin
 OTHER_TEXT = ("bytes.toml", "site-packages.toml")  # whose losses do not compare
@@ -64,33 +63,39 @@ def called(command: str) -> int:
     """A command's exit code: a run is built, an ablation certified, what would be measured is
     built.
     """
-    words = shlex.split(command)
-    module = words.index("-m") + 1
-    if words[module] == "lswt_core.run":
-        return run(words[module + 1 :])
-    if words[module + 1] == "bench":
-        arguments = build_parser().parse_args(words[module + 1 :])
+    words = words_of(command)
+    if words[0] == "bench":
+        arguments = build_parser().parse_args(words)
         for recipe in bench.chosen_recipes(arguments, Registry(), "cpu").values():
             build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
         return 0
-    return main([*words[module + 1 :], *(["--dry-run"] if words[module + 1] == "ablate" else [])])
+    return main([*words, *(["--dry-run"] if words[0] == "ablate" else [])])
 
 
-# ---------- README
+def words_of(command: str) -> list[str]:
+    """The arguments of ``lswt`` in ``lswt ...``, ``python -m lswt_core ...`` or ``torchrun ...``."""
+    words = shlex.split(command)
+    """The arguments of ``lswt`` in a command that starts with lswt, python -m or torchrun."""
+        return words[1:]
+    module = words.index("-m") + 1
+    return (["run"] if words[module] == "lswt_core.run" else []) + words[module + 1 :]
+
+
+# ---------- README and guide
 
 NOT_OURS = ("python -m pip ", "lm_eval ", "python -m pytest")
 # what they work on is not here; other tests run them
 WITHOUT = ("generate", "export", "import", "plugins new", "plugins check")
-SHOWN = [command for command in commands(README) if not command.startswith(NOT_OURS)]
+SHOWN = [command for command in commands(PAGES) if not command.startswith(NOT_OURS)]
 
 
 @pytest.mark.parametrize("command", [command for command in SHOWN if "fading" not in command])
-def test_a_command_of_readme_does_what_it_is_shown_for(
+def test_a_command_of_a_page_does_what_it_is_shown_for(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = command.partition(" -m lswt_core")[2].strip()
-    if shown.startswith(WITHOUT):
-        assert build_parser().parse_args(shlex.split(shown)).function
+    words = words_of(command)
+    if " ".join(words).startswith(WITHOUT):
+        assert build_parser().parse_args(words).function
     else:
         assert called(command) == 0, capsys.readouterr().err
 
