@@ -73,9 +73,9 @@ def called(command: str) -> int:
 
 
 def words_of(command: str) -> list[str]:
-    """The arguments of ``lswt`` in ``lswt ...``, ``python -m lswt_core ...`` or ``torchrun ...``."""
-    words = shlex.split(command)
     """The arguments of ``lswt`` in a command that starts with lswt, python -m or torchrun."""
+    words = shlex.split(command)
+    if words[0] == "lswt":
         return words[1:]
     module = words.index("-m") + 1
     return (["run"] if words[module] == "lswt_core.run" else []) + words[module + 1 :]
