@@ -20,6 +20,8 @@ from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import select, spell
 from lswt_core.registry import Registry
+from lswt_core.reporting.console import Console
+from lswt_core.train.announce import announce_recipe
 
 BASE = """
 [model]
@@ -241,3 +243,9 @@ def test_all_components_are_known(load: Callable[..., Recipe]) -> None:
 def test_a_backend_of_one_layer_must_be_able_too(load: Callable[..., Recipe]) -> None:
     with pytest.raises(Incompatible, match=r"\[attention\] flash cannot be used here"):
         assembled(load('[layers.1.attention]\nuse = "flash"'))
+
+
+def test_a_run_says_what_differs_in_single_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = {"train": {"steps": 1}, "layers": {"0-1": {"ffn": {"use": "gelu"}}}}
+    announce_recipe(Console(), Recipe.from_dict(tables))
+    assert "layers 0-1: ffn.use=gelu" in capsys.readouterr().out

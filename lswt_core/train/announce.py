@@ -16,6 +16,8 @@ from lswt_core.interfaces import Schedule
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import count_parameters
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.layer_selectors import LAYERS
+from lswt_core.recipe.toml_writer import flat
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.reporting.units import format_bytes
@@ -43,6 +45,9 @@ def announce_recipe(console: Console, recipe: Recipe) -> None:
         stacked = ", ".join(chosen.name for chosen in recipe.many(kind).values())
         names.append(f"{kind}={stacked or '-'}")
     console.say("  ".join(names))
+    for layers, tables in recipe.resolved().get(LAYERS, {}).items():
+        changed = "  ".join(f"{key}={value}" for key, value in flat(tables).items())
+        console.say(f"  layers {layers}: {changed}")
     train = recipe.train
     console.say(
         f"{train.total_steps:,} steps of {train.batch_size} rows x {train.seq_len} tokens ="
