@@ -316,7 +316,7 @@ try:
     Recipe.load({str(tmp_path / "bad.toml")!r}, registry=registry)
 except RecipeError as error:
     assert len(error.problems) == 3, error
-    assert not {"torch", "numpy", "transformers"} & set(sys.modules), "imported"
+    assert not set(["torch", "numpy", "transformers"]) & set(sys.modules), "imported"
     print("clean")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

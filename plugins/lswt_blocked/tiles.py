@@ -120,10 +120,10 @@ class TileInputs(NamedTuple):
         separate: list[Tensor] = []
         for block in layout.separate:
             separate.append(scale_queries(queries[layout.query_index[block]]))
-            separate.append(concatenate_blocks([keys[block]]))
+            separate.append(concatenate_tensors([keys[block]]))
             keys[block] = torch.zeros_like(keys[block])
         q = scale_queries(queries[layout.query_index[-1]])
-        return cls(layout, q, concatenate_blocks(keys), concatenate_blocks(values), separate)
+        return cls(layout, q, concatenate_tensors(keys), concatenate_tensors(values), separate)
 
     def separate_blocks(self) -> Iterator[SeparateQueries]:
         """The blocks with separate queries."""
@@ -248,7 +248,7 @@ class TiledAttention(torch.autograd.Function):
         weights = others[ctx.n_separate :]
         n = len(layout.columns)
         gradients = TileGradients.allocate(inputs, ctx.needs_input_grad[1 : 2 * n + 1])
-        out_grad = concatenate_blocks([grad])
+        out_grad = concatenate_tensors([grad])
         for i, tile in enumerate(layout.tiles(out_grad)):
             p = weights[i] if weights else inputs.weights(tile)
             gradients.add_tile(inputs, tile, p, out_grad)
@@ -262,7 +262,7 @@ class TiledAttention(torch.autograd.Function):
         return tuple(results)
 
 
-def concatenate_blocks(tensors: Sequence[Tensor]) -> Tensor:
+def concatenate_tensors(tensors: Sequence[Tensor]) -> Tensor:
     """Several [B, n, H, D] -> one [BH, N, D]."""
     return torch.cat([tensor.transpose(1, 2) for tensor in tensors], dim=2).flatten(0, 1)
 

@@ -26,6 +26,7 @@ class Flash(AttentionBackend):
     """
 
     name = "flash"
+    libraries = ("flash_attn", "flash_attn_interface")
     citation = """@article{dao2023flashattention2,
   title={FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning},
   author={Dao, Tri}, journal={arXiv preprint arXiv:2307.08691}, year={2023}}

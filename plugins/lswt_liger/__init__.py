@@ -29,6 +29,7 @@ class Liger(CrossEntropy):
     """
 
     name = "liger"
+    libraries = ("liger_kernel",)
     citation = """@article{hsu2024liger,
   title={Liger Kernel: Efficient Triton Kernels for LLM Training},
   author={Hsu, Pin-Lun and Dai, Yun and Kothapalli, Vignesh and others},
