@@ -17,7 +17,8 @@ class Example(AttentionBackend):
     """torch's scaled_dot_product_attention for ``queries`` queries at a time."""
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, dims: Dims, *, queries: Annotated[int, Ge(1)] = 256) -> None:
         super().__init__(dims)

@@ -16,7 +16,8 @@ class Example(CrossEntropy):
     """``logsumexp(logits) - logits[label]``; the logits of ``rows`` rows exist at once."""
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, *, rows: Annotated[int, Ge(1)] = 1) -> None:
         super().__init__()

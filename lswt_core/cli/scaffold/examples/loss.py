@@ -18,7 +18,8 @@ class Example(AuxiliaryLoss):
 
     name = "example"
     needs = frozenset({"logits"})  # or "states", "logsumexp"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, dims: Dims, *, temperature: Annotated[float, Gt(0)] = 1.0) -> None:
         super().__init__(dims)

@@ -16,7 +16,8 @@ class Example(Memory):
     """
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1)] = 128) -> None:
         super().__init__(dims)

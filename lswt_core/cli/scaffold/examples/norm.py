@@ -14,7 +14,8 @@ class Example(Norm):
     """``(1 + weight) * x / sqrt(mean(x^2) + eps)``, the weight starting at zero."""
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, dims: Dims, *, eps: Annotated[float, Gt(0)] = 1e-6) -> None:
         super().__init__(dims)

@@ -16,7 +16,8 @@ class Example(Optimizer, torch.optim.NAdam):
     """
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(
         self,

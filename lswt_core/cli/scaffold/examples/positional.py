@@ -16,7 +16,8 @@ class Example(PositionalEncoding):
     name = "example"
     cacheable_keys = True  # keys in a KV cache stay valid as the stream moves on
     has_bias = True  # `bias` returns a bias
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, dims: Dims, *, steepest: Annotated[float, Gt(0)] = 0.5) -> None:
         super().__init__(dims)

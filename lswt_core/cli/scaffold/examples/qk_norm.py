@@ -16,7 +16,8 @@ class Example(QKNorm):
     """
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, dims: Dims, *, start: Annotated[float, Gt(0)] = 4.0) -> None:
         super().__init__(dims)

@@ -14,7 +14,8 @@ class Example(Schedule):
     """
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(
         self,

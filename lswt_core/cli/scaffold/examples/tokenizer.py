@@ -15,7 +15,8 @@ class Example(Tokenizer):
     """
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
     bos_id, eos_id = 256, 257
 
     def __init__(

@@ -16,7 +16,8 @@ class Example(Tracker):
     """
 
     name = "example"
-    citation = "@misc{lswt_example, title={lswt-example}, author={its authors}}"
+    citation = """@misc{lswt_example,
+  title={lswt-example}, author={its authors}}"""
 
     def __init__(self, run: RunInfo, *, every: Annotated[int, Ge(1)] = 1) -> None:
         super().__init__(run)
