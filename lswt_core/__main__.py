@@ -1,48 +1,131 @@
-"""``python -m lswt_core`` (or ``lswt``): all commands. Each imports what it needs when it is called."""
+"""``python -m lswt_core`` (or ``lswt``): all commands. Each imports what it needs when it is
+called.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from lswt_core import __version__, plugins_command, share
-from lswt_core import ablate as ablate_command
-from lswt_core import bench as bench_command
-from lswt_core import explain as explain_command
-from lswt_core import generate as generate_command
-from lswt_core import plan as plan_command
+from lswt_core import __version__
 from lswt_core import run as run_command
-from lswt_core.cli import Entry
-from lswt_core.guard import guarded
+from lswt_core.cli import ablate as ablate_command
+from lswt_core.cli import bench as bench_command
+from lswt_core.cli import explain as explain_command
+from lswt_core.cli import export as export_command
+from lswt_core.cli import generate as generate_command
+from lswt_core.cli import plan as plan_command
+from lswt_core.cli import plugins as plugins_command
+from lswt_core.cli import recipes as recipes_command
+from lswt_core.cli.common import Entry, exit_codes
+from lswt_core.reporting.exit_status import run_guarded
 
 COMMANDS = (
-    Entry("run", run_command.arguments_of, run_command.run, "train what a recipe describes, or go on where it stopped"),
-    Entry("ablate", ablate_command.arguments_of, ablate_command.ablate, "compare a recipe with swaps of its components, honestly"),
-    Entry("generate", generate_command.arguments_of, generate_command.generate, "let a trained model go on with a text"),
-    Entry("export", share.export_arguments, share.export, "write a run as a HuggingFace model, and push it"),
-    Entry("import", share.import_arguments, share.import_original, "turn a checkpoint of the original authors' code into our format"),
     Entry(
-        "plan", plan_command.arguments_of, plan_command.plan, "what a recipe takes: parameters, memory, work and time; allocates nothing"
+        "run",
+        run_command.arguments_of,
+        run_command.run,
+        "train what a recipe describes, or resume it",
     ),
-    Entry("bench", bench_command.arguments_of, bench_command.bench, "how fast a recipe trains, evaluates and decodes, and beside what"),
-    Entry("explain", explain_command.explain_arguments, explain_command.explain, "where a value of a recipe comes from"),
-    Entry("resolve", explain_command.resolve_arguments, explain_command.resolve, "print a recipe with every default written out"),
+    Entry(
+        "ablate",
+        ablate_command.arguments_of,
+        ablate_command.ablate,
+        "compare a recipe with swaps of its components, honestly",
+    ),
+    Entry(
+        "generate",
+        generate_command.arguments_of,
+        generate_command.generate,
+        "generate text with a trained model",
+    ),
+    Entry(
+        "export",
+        export_command.export_arguments,
+        export_command.export,
+        "write a run as a HuggingFace model, and push it",
+    ),
+    Entry(
+        "import",
+        export_command.import_arguments,
+        export_command.import_original,
+        "turn a checkpoint of the original authors' code into our format",
+    ),
+    Entry(
+        "plan",
+        plan_command.arguments_of,
+        plan_command.plan,
+        "parameters, memory, FLOPs and time of a recipe; allocates nothing",
+    ),
+    Entry(
+        "bench",
+        bench_command.arguments_of,
+        bench_command.bench,
+        "throughput of training, evaluation and decoding, against other recipes and libraries",
+    ),
+    Entry(
+        "explain",
+        explain_command.explain_arguments,
+        explain_command.explain,
+        "where a value of a recipe comes from",
+    ),
+    Entry(
+        "resolve",
+        explain_command.resolve_arguments,
+        explain_command.resolve,
+        "print a recipe with every default written out",
+    ),
 )
-GROUPS = {"plugins": ("what is installed, and packages of your own", plugins_command.COMMANDS)}
+
+
+class Group(NamedTuple):
+    """Commands under a common name."""
+
+    name: str
+    summary: str
+    entries: Sequence[Entry]
+    default: str | None = None  # the command that the bare name stands for
+
+
+GROUPS = (
+    Group(
+        "recipes",
+        "what recipes are installed; copy one to start your own",
+        recipes_command.COMMANDS,
+        default="list",
+    ),
+    Group("plugins", "what is installed, and packages of your own", plugins_command.COMMANDS),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
-    parser = argparse.ArgumentParser(prog="lswt", description="Pretrain and ablate language models of the LSWTransformer family.")
+    """The parser of all commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="lswt",
+        description="Pretrain and ablate language models of the LSWTransformer family.",
+        epilog=exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add(commands, COMMANDS)
-    for name, (summary, entries) in GROUPS.items():
-        group = commands.add_parser(name, help=summary, description=summary)
-        add(group.add_subparsers(title="commands", metavar="COMMAND", required=True), entries)
+    for group in GROUPS:
+        add_group(commands, group)
     return parser
+
+
+def add_group(commands: Any, group: Group) -> None:
+    """Give a group of commands its parsers."""
+    parser = commands.add_parser(group.name, help=group.summary, description=group.summary)
+    subcommands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=group.default is None
+    )
+    add(subcommands, group.entries)
+    for entry in group.entries:
+        if entry.name == group.default:
+            parser.set_defaults(**vars(subcommands.choices[entry.name].parse_args([])))
 
 
 def add(commands: Any, entries: Sequence[Entry]) -> None:
@@ -66,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "function"):
         parser.print_help()
         return 0
-    return guarded(arguments.function, arguments)
+    return run_guarded(arguments.function, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one hook by which a package offers components (pluggy)."""
+"""The pluggy hook by which a package offers components."""
 
 from __future__ import annotations
 

@@ -1,9 +1,14 @@
-"""What plugins implement and the values that cross between them and the core. Imports torch only.
+"""The interfaces that plugins implement, and the values that cross between plugins and the core.
 
-Shapes: B rows, T new tokens, N keys of one part, H heads, D head width, M model width, V vocabulary.
-Coordinates ``at`` number tokens from the start of the new segment: 0 is its first token, remembered tokens are negative,
-sinks have none. A component's options are the annotated keyword-only parameters of its constructor; its kind is its base
-class, its name the class attribute ``name``.
+Imports torch only. Shapes: B rows (sequences) of a batch, T new tokens, N keys of one block,
+H heads, D head width, M model width (d_model), V vocabulary.
+
+Positions number tokens from the start of the new segment: 0 is its first token, tokens in memory
+have negative positions, sinks have none. A segment is the T tokens of every row that one forward
+pass reads, as in Transformer-XL.
+
+A component's kind is its base class, its name the class attribute ``name``, and its options are the
+annotated keyword-only parameters of its constructor.
 """
 
 from __future__ import annotations
@@ -17,35 +22,41 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-IGNORE = -100  # a label that predicts nothing; the value torch's own losses ignore
+IGNORE = -100  # the label of a token that is not predicted; ``ignore_index`` of torch's own losses
 
-State: TypeAlias = Any  # what a memory keeps: None, a tensor, or nested dicts (string keys) and tuples of those, batch row first
-Project: TypeAlias = Callable[[Tensor, Tensor], "list[Segment]"]  # (x [B,N,M], at [N]) -> segments, the last one x's own
+# The state of a memory: None, a tensor, or nested dicts (string keys) and tuples of tensors. The
+# first dimension of every tensor is the batch row.
+State: TypeAlias = Any
+
+# (x [B, N, M], positions [N]) -> key/value blocks; the last one holds the keys and values of x.
+KVProjection: TypeAlias = Callable[[Tensor, Tensor], "list[KeyValue]"]
 
 
 class Unsupported(Exception):
-    """A component cannot do what the model needs of it; raised while the model is built, never in a step."""
+    """A component cannot do what the model requires. Raised while the model is built."""
 
 
 class Component:
-    """What every component has: a name for recipes, and the papers it implements."""
+    """Base of all components."""
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # its name in recipes
     citation: ClassVar[str] = ""  # BibTeX
+    # import names of optional packages of which it needs one; () if it needs none
+    libraries: ClassVar[tuple[str, ...]] = ()
 
 
-# ---------------------------------------------------------------------------------------------------------------- values
+# ---------- values
 
 
 class Dims(NamedTuple):
-    """The sizes a component of the model may depend on."""
+    """The sizes that a component of the model may depend on."""
 
     d_model: int
     n_heads: int
     d_ffn: int  # width of the feed-forward's hidden layer, after gating
     n_layers: int
-    layer: int = 0  # which block this component is built for
-    bias: bool = True  # whether attention projections carry biases
+    layer: int = 0  # index of the block that the component is built for
+    bias: bool = True  # whether the attention projections have biases
 
     @property
     def d_head(self) -> int:
@@ -53,80 +64,97 @@ class Dims(NamedTuple):
         return self.d_model // self.n_heads
 
 
-class Segment(NamedTuple):
-    """Keys and values that some memory offers, before any position is applied (but see encoded)."""
+class KeyValue(NamedTuple):
+    """A block of keys and values that a memory offers, without positional encoding unless
+    ``encoded``.
+    """
 
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
-    at: Tensor | None  # [N]; None = a sink: outside of position, visible to every query, never rotated, biased or cached
-    q: Tensor | None = None  # broadcasts to [B, T, H, D]; a sink's alone: what meets its keys in place of the layer's queries
-    encoded: bool = False  # keys are encoded at their place already
+    # [N]. None: sinks, which have no position. They are visible to every query and are never
+    # rotated, biased or cached.
+    positions: Tensor | None
+    # Sinks only, broadcasts to [B, T, H, D]: queries that replace the layer's for these keys.
+    q: Tensor | None = None
+    encoded: bool = False  # whether the positional encoding is applied to k already
 
 
 class Bias(ABC):
-    """Something added to the attention scores. It keeps its structure; the backend picks the form it can use."""
+    """A term added to the attention scores. It keeps its structure, so that a backend can use the
+    form that its kernel takes.
+    """
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The bias as one tensor that broadcasts to [B, H, T, N]."""
+        """The bias as a tensor that broadcasts to [B, H, T, N]."""
 
 
 class DenseBias(Bias):
-    """A bias that has no more structure than its numbers."""
+    """An attention bias without structure."""
 
     def __init__(self, scores: Tensor) -> None:
         self.scores = scores  # broadcasts to [B, H, T, N]
 
     def dense(self) -> Tensor:
-        """The numbers themselves."""
+        """The bias itself."""
         return self.scores
 
 
 class SlopeBias(Bias):
-    """A penalty that grows linearly with distance: ``-slopes[h] * (q_at - k_at)`` (ALiBi, Press et al. 2022, arXiv 2108.12409)."""
+    """A bias linear in the distance, ``-slopes[h] * (q_position - k_position)`` (ALiBi, Press et
+    al. 2022, arXiv 2108.12409).
+    """
 
-    def __init__(self, slopes: Tensor, q_at: Tensor, k_at: Tensor) -> None:
-        self.slopes, self.q_at, self.k_at = slopes, q_at, k_at  # [H], [T], [N]
+    def __init__(self, slopes: Tensor, q_positions: Tensor, k_positions: Tensor) -> None:
+        self.slopes = slopes  # [H]
+        self.q_positions = q_positions  # [T]
+        self.k_positions = k_positions  # [N]
 
     def dense(self) -> Tensor:
-        """The penalty for every head, query and key, [H, T, N]."""
-        distance = (self.q_at[:, None] - self.k_at[None, :]).to(self.slopes.dtype)
+        """The bias of every head, query and key, [H, T, N]."""
+        distance = (self.q_positions[:, None] - self.k_positions[None, :]).to(self.slopes.dtype)
         return -self.slopes[:, None, None] * distance
 
 
-class Part(NamedTuple):
-    """One block of keys for an attention backend, queries and keys already encoded for each other."""
+class KVBlock(NamedTuple):
+    """One block of keys and values with the queries that attend to it, positional encoding applied
+    to both. Attention is one softmax over the union of all blocks of a layer.
+    """
 
-    q: Tensor  # [B, T, H, D]; parts whose queries need no different encoding share one tensor
+    q: Tensor  # [B, T, H, D]; blocks whose queries are encoded alike share one tensor
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
-    causal: bool  # True: the square of the new segment, key j visible to query i iff j <= i; False: every key visible
+    causal: bool  # True: the new segment's own keys (N = T), key j visible to query i iff j <= i
     bias: Bias | None = None
-    at: Tensor | None = None  # [N] coordinates of the keys; None for sinks
-    starts: Tensor | None = None  # [B or 1, T] where what each query sees (its document, a window) starts. None: everything is seen
+    positions: Tensor | None = None  # [N] of the keys; None: sinks
+    # [B or 1, T]: the lowest position that each query sees (the start of its document or of its
+    # window). None: no key is hidden.
+    first_visible: Tensor | None = None
 
     def visible(self) -> Tensor | None:
-        """Which keys each query sees: bool, broadcasts to [B, 1, T, N]; None where every query sees every key."""
-        seen = None
+        """The attention mask: bool, True where a query sees a key, broadcasts to [B, 1, T, N];
+        None if nothing is masked.
+        """
+        mask = None
         if self.causal:
             size = self.q.shape[1]
-            assert self.k.shape[1] == size, "only the square of the new segment is causal"
-            seen = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()[None, None]
-        if self.starts is not None and self.at is not None:
-            same = (self.at[None, None, :] >= self.starts[:, :, None])[:, None]
-            seen = same if seen is None else seen & same
-        return seen
+            assert self.k.shape[1] == size, "a causal block is the square of the new segment"
+            mask = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()[None, None]
+        if self.first_visible is not None and self.positions is not None:
+            near = (self.positions[None, None, :] >= self.first_visible[:, :, None])[:, None]
+            mask = near if mask is None else mask & near
+        return mask
 
 
-class Need(NamedTuple):
-    """What the model asks of an attention backend, known while it is built."""
+class AttentionRequirements(NamedTuple):
+    """What a model requires of an attention backend, known while the model is built."""
 
     device: str  # "cpu", "cuda", ...
-    dtype: torch.dtype  # of queries, keys and values in a step
+    dtype: torch.dtype  # of queries, keys and values
     d_head: int
-    biased: bool = False  # the positional encoding adds to the scores
-    bounded: bool = False  # documents or windows hide earlier keys (Part.starts)
-    twice: bool = False  # second derivatives are taken (Hutchinson's estimate)
+    has_bias: bool = False  # the positional encoding adds a bias to the scores
+    has_mask: bool = False  # document masking or windows hide keys (KVBlock.first_visible)
+    double_backward: bool = False  # second derivatives are taken (Hutchinson's estimator)
 
 
 class Batch(NamedTuple):
@@ -135,45 +163,52 @@ class Batch(NamedTuple):
     inputs: Tensor  # [B, T] int64
     labels: Tensor  # [B, T] int64, IGNORE where nothing is predicted
     valid: Tensor | None = None  # [B, T] bool, False at padding; None: no padding
-    starts: Tensor | None = None  # [B, T] int64, coordinate at which each token's document starts; None: documents are not parted
+    # [B, T] int64: the position at which the document of each token starts; None: no document
+    # masking
+    first_visible: Tensor | None = None
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor replaced by ``function(tensor)``."""
-        inputs, labels, *optional = self
-        return Batch(function(inputs), function(labels), *(None if t is None else function(t) for t in optional))
+        return Batch(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
 
 
 class Output(NamedTuple):
-    """What the decoder made of a batch."""
+    """The decoder's output for a batch. Optional fields are computed only if a loss ``needs``
+    them.
+    """
 
-    states: Tensor  # [B, T, M], after the last norm
-    logits: Tensor | None = None  # [B, T, V]; computed only if a loss needs it
-    normaliser: Tensor | None = None  # [B, T], log of the sum of exp(logits), 0 where nothing is predicted; only if a loss needs it
+    states: Tensor  # [B, T, M], after the output norm
+    logits: Tensor | None = None  # [B, T, V]
+    logsumexp: Tensor | None = None  # [B, T], of the logits; 0 where nothing is predicted
 
 
-class Term(NamedTuple):
-    """A loss as a fraction, so that the trainer alone decides over what it is averaged: micro-batches and ranks add up exactly."""
+class LossSum(NamedTuple):
+    """A loss as a sum and the number of terms in it, so that micro-batches and data-parallel ranks
+    add up exactly to the mean over the global batch.
+    """
 
     total: Tensor  # []
     count: Tensor  # type: ignore[assignment]  # [], hides tuple.count
 
 
-class Draws(NamedTuple):
-    """Labels to be drawn from the model's own distribution, one random number a token."""
+class LabelSampling(NamedTuple):
+    """Labels are sampled from the model's own distribution by inverting its cumulative sum, with
+    one uniform random number a token.
+    """
 
-    uniforms: Tensor  # [B, T] in [0, 1): the label is the first id at which the cumulative softmax exceeds it
-    rows: Tensor | None = None  # [B] bool, for which rows; None: for all
+    uniforms: Tensor  # [B, T] in [0, 1)
+    rows: Tensor | None = None  # [B] bool, the rows to sample for; None: all
 
 
-class Score(NamedTuple):
-    """How well labels were predicted. A token whose label is IGNORE counts for nothing anywhere."""
+class CrossEntropyOutput(NamedTuple):
+    """Cross-entropy of a batch. Tokens whose label is IGNORE count nowhere."""
 
-    total: Tensor  # [] summed negative log-likelihood, natural logarithm; differentiable
-    correct: Tensor  # [] how many labels had the largest logit
-    sampled: Tensor | None = None  # [] the total of the labels that were drawn; differentiable; only if they are asked for
-    normaliser: Tensor | None = None  # [B, T] as Output has it; differentiable; only if it is asked for
-    nll: Tensor | None = None  # [B, T] of each label, where more than the sum is told
-    drawn: Tensor | None = None  # [B, T] the labels that were drawn, where they are told
+    total: Tensor  # [] sum of the negative log-likelihoods, in nats; differentiable
+    correct: Tensor  # [] number of labels that have the largest logit
+    sampled: Tensor | None = None  # [] sum for the sampled labels, if asked for; differentiable
+    logsumexp: Tensor | None = None  # [B, T] as in Output, if asked for; differentiable
+    nll: Tensor | None = None  # [B, T] of each label, if the implementation has it
+    drawn: Tensor | None = None  # [B, T] the sampled labels, if the implementation has them
 
 
 class Document(NamedTuple):
@@ -184,102 +219,130 @@ class Document(NamedTuple):
 
 
 class Horizon(NamedTuple):
-    """How long a run is, for schedules."""
+    """The length of a run, for learning-rate schedules."""
 
     steps: int
     tokens_per_step: int
-    tokens: int | None = None  # where the run's length was given in tokens, which may end within the last step
+    tokens: int | None = None  # if the length was given in tokens; may end within the last step
 
     @property
     def end(self) -> float:
-        """The run's length in steps; the last may be a part of one."""
+        """The length in steps, the last of which may be partial."""
         return self.steps if self.tokens is None else self.tokens / self.tokens_per_step
 
 
 class RunInfo(NamedTuple):
-    """What a tracker is told about the run it follows."""
+    """What a tracker knows about its run."""
 
     name: str
     directory: Path
-    recipe: Mapping[str, Any]  # resolved, every default written out
+    recipe: Mapping[str, Any]  # resolved: every default written out
     resumed: bool = False
 
 
-# ------------------------------------------------------------------------------------------------------------ the model
+# ---------- model
 
 
 class PositionalEncoding(Component, nn.Module):
-    """Where tokens stand. Override what you need; the default is no position at all. Built as ``cls(dims, **options)``."""
+    """Positional encoding. Override what you need; by default there is none. Built as
+    ``cls(dims, **options)``.
+    """
 
-    stationary: ClassVar[bool] = False  # may an encoded key be kept as the stream moves on? (RoPE yes; dynamic NTK, xPos no)
-    biased: ClassVar[bool] = False  # does `bias` return anything?
-    by_length: ClassVar[bool] = False  # do encodings depend on how many tokens are attended to? (dynamic NTK)
-    by_end: bool = False  # does how a query meets sinks depend on where its segment ends?
+    # Whether an encoded key stays valid as the stream moves on, so that a KV cache may hold encoded
+    # keys (RoPE: yes; dynamic NTK and xPos: no).
+    cacheable_keys: ClassVar[bool] = False
+    has_bias: ClassVar[bool] = False  # whether ``bias`` returns a bias
+    # Whether encodings depend on the number of tokens attended to (dynamic NTK).
+    length_dependent: ClassVar[bool] = False
+    by_end: bool = False  # whether ``encode_sink`` depends on where the segment ends
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
-    def embed(self, x: Tensor, at: Tensor) -> Tensor:
-        """Add position to the model's input: x [B, T, M], at [T] -> [B, T, M]."""
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add positions to the model's input: x [B, T, M], positions [T] -> [B, T, M]."""
         return x
 
-    def rotate(self, x: Tensor, at: Tensor) -> Tensor:
-        """Turn queries or keys by their position: x [B, N, H, D], at [N] -> [B, N, H, D]."""
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate queries or keys: x [B, N, H, D], positions [N] -> [B, N, H, D]."""
         return x
 
-    def encode(self, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and keys [B, N, H, D] for each other; coordinates [T] and [N]."""
-        return self.rotate(q, q_at), self.rotate(k, k_at)
+    def encode(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] at positions [T] and keys [B, N, H, D] at [N]. Override this
+        instead of ``rotate`` if the encoding of a query depends on the keys.
+        """
+        return self.rotate(q, q_positions), self.rotate(k, k_positions)
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position; ``oldest`` ([], or [B, T] where documents
-        are parted) is the coordinate of the oldest token a query sees. Left alone, logits do not depend on how a text is cut.
+    def encode_sink(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, oldest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position.
+
+        ``oldest`` is the lowest position that a query sees: [], or [B, T] under document masking.
+        With the default, neither is encoded and logits do not depend on how a text is split into
+        segments.
         """
         return q, k
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias | None:
-        """What to add to the scores of queries [B, T, H, D] against keys at [N]; sinks are never biased."""
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias | None:
+        """The bias on the scores of queries [B, T, H, D] at positions [T] for keys at [N]. Sinks
+        are never biased.
+        """
         return None
 
 
 class Memory(Component, nn.Module, ABC):
-    """Middleware around one layer's key/value projection: what the layer attends to besides the new tokens, and what it keeps. Built
-    as ``cls(dims, **options)``, one a layer; several stack, one of them with a length. State is returned, never kept on the module.
+    """Middleware around the key/value projection of one layer: which keys the layer attends to
+    besides the new tokens, and which state it keeps. Built as ``cls(dims, **options)``, once a
+    layer. Several stack; at most one of them has a ``length``. The state is returned and never
+    stored on the module.
     """
 
-    length: int = 0  # how many tokens back a state reaches; so many are replayed to rebuild it
-    rolling: ClassVar[bool] = False  # is a state {"k", "v"}, the last ``length`` keys and values just as they were projected?
-    window: int | None = None  # how many tokens back any query of the layer sees, itself included; None: all that are offered
-    blocks_from: int | None = None  # once so many tokens were read, what is kept depends on where in the text they stood; None: never
+    length: int = 0  # how many tokens back a state reaches; replaying so many rebuilds it
+    # Whether a state is {"k", "v"}: the last ``length`` keys and values as they were projected.
+    is_kv_cache: ClassVar[bool] = False
+    # Sliding window: how many tokens back a query sees, itself included. None: no window.
+    window: int | None = None
+    # The number of tokens from which on the state depends on absolute positions. None: never.
+    position_dependent_from: int | None = None
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        """Segments to attend to, and the next state.
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        """Return the key/value blocks to attend to, and the next state.
 
-        x [B, T, M] are the normed inputs of the layer, at [T] their coordinates, state what was returned last time (None when
-        cold). The last segment must be the new tokens' own, T long; all earlier ones are visible to every query (but see window).
+        x [B, T, M] are the layer's inputs after its norm, positions [T]; ``state`` is what the last
+        call returned, None at the start of a stream. The last block must be the new segment's own,
+        T long. Earlier blocks are visible to every query, within ``window``.
         """
 
 
 class AttentionBackend(Component, nn.Module, ABC):
-    """One softmax over the union of parts, scale 1/sqrt(D). Built as ``cls(dims, **options)``."""
+    """Softmax attention over the union of key/value blocks, scale 1/sqrt(D). Built as
+    ``cls(dims, **options)``.
+    """
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        """Attend: -> [B, T, H, D]."""
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """Attend with every block's queries to its keys, one softmax over all: -> [B, T, H, D]."""
 
-    def require(self, need: Need) -> str | None:
-        """Raise Unsupported, with the reason, if this backend cannot do what is needed; it may return how it will, to be printed."""
+    def require(self, need: AttentionRequirements) -> str | None:
+        """Raise Unsupported, with the reason, if this backend cannot meet the requirements. May
+        return a note on how it meets them (the kernel), to be printed and recorded.
+        """
 
 
 class FeedForward(Component, nn.Module, ABC):
-    """The position-wise layer of a block. Built as ``cls(dims, **options)``."""
+    """The position-wise feed-forward layer of a block. Built as ``cls(dims, **options)``."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -289,8 +352,10 @@ class FeedForward(Component, nn.Module, ABC):
         """[B, T, M] -> [B, T, M]."""
 
 
-class HeadNorm(Component, nn.Module, ABC):
-    """Normalisation of queries and keys before they are encoded, one instance each a layer. Built as ``cls(dims, **options)``."""
+class QKNorm(Component, nn.Module, ABC):
+    """Normalisation of queries and of keys before the positional encoding, one instance each a
+    layer. Built as ``cls(dims, **options)``.
+    """
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -311,114 +376,162 @@ class Norm(Component, nn.Module, ABC):
         """[..., M] -> [..., M]."""
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ---------- training
 
 
 class CrossEntropy(Component, nn.Module, ABC):
-    """How states are scored against the vocabulary: how fast, and in how much memory. What is found is the same, up to rounding. Built
-    as ``cls(**options)``.
+    """An implementation of cross-entropy over the vocabulary. Implementations differ in speed and
+    memory; results agree up to rounding. Built as ``cls(**options)``.
     """
 
     def __init__(self) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
-        """The score, against labels [B, T], of the logits z @ table.T; z [B, T, d_vocab], table [V, d_vocab], of any precision."""
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        """Cross-entropy of the logits ``z @ table.T`` against labels [B, T].
+
+        z is [B, T, d_vocab], table [V, d_vocab], of any dtype. With ``draws``, labels are sampled
+        and scored as well; with ``logsumexp``, the logsumexp of the logits is returned.
+        """
 
     @abstractmethod
-    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
-        """How many logits exist at once for so many tokens, for plans of memory; the table [V, d_vocab] may be without numbers."""
+    def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
+        """The number of logits that exist at once for so many tokens, for memory estimates. The
+        table [V, d_vocab] may be on the meta device.
+        """
 
     def require(self, device: str) -> None:
-        """Raise Unsupported, with the reason, where this cannot run."""
+        """Raise Unsupported, with the reason, if this cannot run on a device."""
 
-    def fuse(self) -> None:
-        """Compile what pays; called once, after `require`, where the model's blocks are compiled."""
+    def compile_kernels(self) -> None:
+        """Compile with torch.compile what gains from it. Called once, after ``require``, if the
+        model's blocks are compiled.
+        """
 
 
 class AuxiliaryLoss(Component, nn.Module, ABC):
-    """A loss beside cross-entropy. Built as ``cls(dims, **options)``; its weight is the recipe's ``weight`` key."""
+    """A loss beside cross-entropy. Built as ``cls(dims, **options)``; its weight is the recipe's
+    key ``weight``.
+    """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"states"})  # of {"states", "logits", "normaliser"}: the rest of Output is None
+    # Which fields of Output it reads, of {"states", "logits", "logsumexp"}; the others are None.
+    needs: ClassVar[frozenset[str]] = frozenset({"states"})
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, out: Output, batch: Batch) -> Term:
-        """The loss as total and count; total / count is its mean over this batch."""
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        """The loss as a sum and a count; total / count is its mean over this batch."""
 
     def count(self, batch: Batch) -> Tensor:
-        """What ``forward`` will count, told from the batch alone, so that any split is averaged exactly; by default predicted labels."""
+        """The count that ``forward`` will return, computed from the batch alone; by default the
+        number of predicted labels. The global count must be known before the first micro-batch is
+        differentiated.
+        """
         return (batch.labels != IGNORE).sum()
 
 
 class Objective(Protocol):
-    """A step's micro-batches, ready to be differentiated (again) at the current weights and memories."""
+    """The loss of one step's global batch, to be differentiated at the current weights. The states
+    of memories are read and never advanced.
+    """
 
     @property
     def tokens(self) -> int:
-        """Labels predicted, over all micro-batches and ranks."""
+        """The number of predicted labels over all micro-batches and data-parallel ranks."""
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Add the gradient of the mean loss to every ``p.grad``. "sampled" draws labels from the model's own distribution and
-        takes the cross-entropy alone; memories are read, never advanced.
+        """Add the gradient of the mean loss to every ``p.grad``. "sampled": the cross-entropy
+        against labels sampled from the model (the Gauss-Newton-Bartlett estimator), without
+        auxiliary losses.
         """
 
-    def hessian_vector(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """The Hessian of the mean training loss times ``vectors``; touches no ``p.grad``."""
+    def hessian_vector_product(
+        self, params: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The Hessian of the mean training loss times ``vectors``. Leaves ``p.grad`` alone."""
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A CPU generator that depends on run seed, step and purpose only."""
+        """A CPU generator seeded by run seed, step and purpose."""
 
-    def part(self, fraction: float) -> Objective:
-        """The same over a share of the rows, spread evenly over the whole batch; its means and ``tokens`` are of that part."""
+    def subset(self, fraction: float) -> Objective:
+        """The objective over a fraction of the rows, spread evenly over the global batch; means and
+        ``tokens`` are those of the subset.
+        """
 
 
 class Optimizer(Component, torch.optim.Optimizer):
-    """Any torch optimizer qualifies: ``class Mine(Optimizer, torch.optim.Mine)``. Built as ``cls(groups, **options)`` with the
-    parameter groups of the model; options include ``lr`` (the peak) and, where decay is meant, ``weight_decay``.
+    """An optimizer: ``class Mine(Optimizer, torch.optim.Mine)`` makes a component of any torch
+    optimizer. Built as ``cls(groups, **options)`` with the model's parameter groups; options
+    include ``lr``, the peak learning rate, and usually ``weight_decay``.
     """
 
-    takes_hessian_vectors: ClassVar[bool] = False  # calls Objective.hessian_vector, for which attention must also run in float32
-    refresh_every: int = 0  # call `refresh` with the first update and every so many from there; 0 = never
-    shares_forward: bool = False  # call it before the update, with "sampled" gradients from the forward pass of the data's, not after it
-    fraction: float = 1.0  # the share of a step's rows that `refresh` looks at (Objective.part)
+    # Whether it calls Objective.hessian_vector_product; attention must then also run in float32.
+    needs_hessian_vector_products: ClassVar[bool] = False
+    # ``update_curvature`` is called every so many steps, beginning with the first; 0: never.
+    hessian_update_interval: int = 0
+    # Whether it is called before the update, with sampled gradients from the forward pass that also
+    # gives the gradients of the data; else after the update, with a forward pass of its own.
+    shares_forward: bool = False
+    fraction: float = 1.0  # of a step's rows, for ``update_curvature`` (Objective.subset)
 
-    def __getstate__(self) -> dict[str, Any]:  # copies hold attributes too, where options may be; torch's hooks are made anew
-        return {k: v for k, v in vars(self).items() if k != "step" and not k.startswith("_optimizer_")} | super().__getstate__()
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for copies and pickles, with the attributes that options may be stored in.
+        torch's own hooks and its wrapped ``step`` are made anew.
+        """
+        own = {
+            key: value
+            for key, value in vars(self).items()
+            if key != "step" and not key.startswith("_optimizer_")
+        }
+        return own | super().__getstate__()
 
-    def refresh(self, objective: Objective) -> None:
-        """Re-estimate the curvature (second-order methods). Gradients are clear before; what it leaves in them is dropped."""
+    def update_curvature(self, objective: Objective) -> None:
+        """Update the Hessian estimate of a second-order method. Gradients are clear before the
+        call; what it leaves in them is dropped.
+        """
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """While it lasts, parameters are those to be used and saved, not trained (an average); what goes on is as if it had not been."""
+    def eval_parameters(self) -> AbstractContextManager[None]:
+        """A context in which the parameters hold the values to evaluate and save, such as a weight
+        average; on exit training goes on with the trained values.
+        """
         return nullcontext()
 
     def statistics(self) -> dict[str, Tensor]:
-        """Numbers worth logging about the last step, as scalar tensors."""
+        """Scalar tensors about the last step, to be logged."""
         return {}
 
 
 class Schedule(Component, ABC):
-    """The learning rate over a run. Built as ``cls(horizon, **options)``; raises ValueError for a run it cannot serve."""
+    """A learning-rate schedule. Built as ``cls(horizon, **options)``; raises ValueError for a run
+    that it cannot serve.
+    """
 
     def __init__(self, horizon: Horizon) -> None:
         self.horizon = horizon
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """The share of the peak learning rate that update number ``step`` uses; the first update is number 1."""
+        """The learning rate of update ``step`` as a fraction of the peak. The first update is 1."""
 
 
-# ---------------------------------------------------------------------------------------------------------- data, tracking
+# ---------- data, tracking
 
 
 class DataSource(Component, ABC):
-    """Where documents come from. Built as ``cls(**options)``; reading starts only when asked."""
+    """A source of documents. Built as ``cls(**options)``; nothing is read before it is asked."""
 
-    streaming: bool = False  # True: too large to tokenise beforehand; documents are tokenised as they are read
+    streaming: bool = False  # True: tokenised while it is read, instead of once beforehand
 
     @abstractmethod
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
@@ -426,43 +539,46 @@ class DataSource(Component, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the content (or, for a stream, of what identifies it): another text gives another hash."""
+        """A hash of the content, or of what identifies a stream: another text has another hash."""
 
-    def size(self, split: Literal["train", "valid"]) -> int | None:
-        """About how many bytes of text a split has, for a bar of progress; None where that is not known before it is read."""
+    def n_bytes(self, split: Literal["train", "valid"]) -> int | None:
+        """The approximate size of a split in bytes, for a progress bar; None if not known."""
         return None
 
 
 class Tokenizer(Component, ABC):
     """Text to token ids and back. Built as ``cls(**options)``."""
 
-    def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
-        """Learn from (or load for) a source's training documents; most tokenizers have nothing to learn. What was learned is
-        kept under ``cache``, keyed by the fingerprint, which tells source and options, and by what it depends on besides.
+    def fit(
+        self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path
+    ) -> None:
+        """Train on the training documents, or load what was trained before; most tokenizers do
+        nothing here. Files go to ``cache``, under a name derived from ``fingerprint`` (of the
+        source and of all options) and from whatever else they depend on.
         """
 
     @property
     @abstractmethod
-    def size(self) -> int:
-        """Number of ids; every id is below it."""
+    def vocab_size(self) -> int:
+        """The number of ids; every id is below it."""
 
     @property
     @abstractmethod
-    def begin(self) -> int:
-        """The id every document's inputs begin with."""
+    def bos_id(self) -> int:
+        """The id that the inputs of every document begin with."""
 
     @property
     @abstractmethod
-    def end(self) -> int:
-        """The id every document's labels end with."""
+    def eos_id(self) -> int:
+        """The id that the labels of every document end with."""
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
+        """The ids of each text, without special tokens."""
 
-    def pieces(self, text: str) -> Iterable[str]:
-        """A long text in pieces whose ids, one after the other, are its own; this one leaves it whole (``lswt_core.fast`` helps). Asked
-        while another thread may encode.
+    def split_long_text(self, text: str) -> Iterable[str]:
+        """Split a text into pieces whose ids, concatenated, are the ids of the whole; by default
+        one piece. See ``lswt_core.plugin_api.tokenizers``. May run while another thread encodes.
         """
         return [text]
 
@@ -472,22 +588,24 @@ class Tokenizer(Component, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the mapping: another tokenizer gives another hash."""
+        """A hash of the mapping: another tokenizer has another hash."""
 
     def save(self, directory: Path) -> None:
-        """Write the files from which transformers' AutoTokenizer makes the same mapping (``lswt_core.fast`` helps)."""
-        raise Unsupported(f"tokenizer {self.name!r} does not say how it is written for transformers (Tokenizer.save)")
+        """Write files from which transformers' AutoTokenizer makes the same tokenizer. See
+        ``lswt_core.plugin_api.tokenizers``.
+        """
+        raise Unsupported(f"tokenizer {self.name!r} has no export to transformers (Tokenizer.save)")
 
-    def tokens(self) -> Mapping[str, int] | None:
-        """Every token and its id, spelled as byte-level or SentencePiece vocabularies do ("Ġthe", "▁the"), so that pretrained word
-        embeddings find their rows; None if there is no such list, and they can then only be taken from a table without one.
+    def vocab(self) -> Mapping[str, int] | None:
+        """Every token with its id, spelled as in byte-level or SentencePiece vocabularies ("Ġthe",
+        "▁the"). Pretrained embeddings are matched by these. None: there is no such list.
         """
         return None
 
 
 class Tracker(Component, ABC):
-    """A place that run metrics are mirrored to. Built as ``cls(run, **options)``. The local metrics.jsonl is the truth: what a
-    tracker raises is reported once and never stops the run.
+    """A mirror of a run's metrics. Built as ``cls(run, **options)``. The local metrics.jsonl is
+    complete without it; an exception of a tracker is reported once and never stops the run.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -495,7 +613,7 @@ class Tracker(Component, ABC):
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record some numbers."""
+        """Record the metrics of a step."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""

@@ -20,7 +20,9 @@ class Given(DataSource):
 
     def documents(self, split: str) -> Iterator[Document]:
         self.reads += 1
-        yield from (Document(f"{split}/{number}", text) for number, text in enumerate(self.texts[split]))
+        yield from (
+            Document(f"{split}/{number}", text) for number, text in enumerate(self.texts[split])
+        )
 
     def fingerprint(self) -> str:
         return json.dumps(self.texts)
@@ -31,5 +33,8 @@ def laid(texts: list[str]) -> list[tuple[int, int, int]]:
     told: list[tuple[int, int, int]] = []
     for text in texts:
         begin, ids = len(told), list(text.encode())
-        told += [(value, following, begin) for value, following in zip([BEGIN, *ids], [*ids, END], strict=True)]
+        told += [
+            (value, following, begin)
+            for value, following in zip([BEGIN, *ids], [*ids, END], strict=True)
+        ]
     return told

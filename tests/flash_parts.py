@@ -1,4 +1,6 @@
-"""Stand-ins for the generations of the flash-attn package, with the signatures that it has and plain arithmetic inside."""
+"""Stand-ins for the generations of the flash-attn package, with the signatures that it has and
+plain arithmetic inside.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-import lswt_flash.generations as generations
+import lswt_flash.versions as versions_module
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,16 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tupl
     return torch.einsum("bhij,bjhd->bihd", (scores - total[..., None]).exp(), v).contiguous(), total
 
 
-def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, scale: float, causal: bool) -> Three:
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    total: Tensor,
+    scale: float,
+    causal: bool,
+) -> Three:
     """Gradients from whatever output and sums it is given, as the kernels have them."""
     size, keys = q.shape[1], k.shape[1]
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
@@ -39,7 +50,16 @@ def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: 
     )
 
 
-def forward_4(q: Tensor, k: Tensor, v: Tensor, qv: Any = None, *, softmax_scale: float, causal: bool, return_lse: bool) -> tuple[Any, ...]:
+def forward_4(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qv: Any = None,
+    *,
+    softmax_scale: float,
+    causal: bool,
+    return_lse: bool,
+) -> tuple[Any, ...]:
     """flash_attn/cute/interface.py."""
     out, total = forward(q, k, v, softmax_scale, causal)
     return out, total if return_lse else None, None, None
@@ -62,7 +82,15 @@ def backward_4(
     return backward(dout, q, k, v, out, lse, softmax_scale, causal)
 
 
-def forward_3(q: Tensor, k: Tensor, v: Tensor, k_new: Any = None, *, softmax_scale: float, causal: bool = False) -> tuple[Tensor, ...]:
+def forward_3(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_new: Any = None,
+    *,
+    softmax_scale: float,
+    causal: bool = False,
+) -> tuple[Tensor, ...]:
     """hopper/flash_attn_interface.py."""
     return (*forward(q, k, v, softmax_scale, causal), torch.tensor([]), torch.tensor([]))
 
@@ -100,7 +128,14 @@ def forward_2(
     return_softmax: bool,
 ) -> tuple[Tensor, ...]:
     """flash_attn/flash_attn_interface.py."""
-    assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes, return_softmax) == (0.0, -1, -1, 0.0, None, False)
+    assert (
+        dropout_p,
+        window_size_left,
+        window_size_right,
+        softcap,
+        alibi_slopes,
+        return_softmax,
+    ) == (0.0, -1, -1, 0.0, None, False)
     return (*forward(q, k, v, softmax_scale, causal), torch.tensor([]), torch.tensor([]))
 
 
@@ -125,7 +160,13 @@ def backward_2(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """The same."""
-    assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes) == (0.0, -1, -1, 0.0, None)
+    assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes) == (
+        0.0,
+        -1,
+        -1,
+        0.0,
+        None,
+    )
     return written(backward(dout, q, k, v, out, softmax_lse, softmax_scale, causal), dq, dk, dv)
 
 
@@ -145,10 +186,14 @@ PACKAGES: dict[int, Any] = {
 
 def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
     """Have some generations and no others, and try them on the CPU."""
-    monkeypatch.setattr(generations, "searched", {})
-    try_out = generations.fault_of
-    monkeypatch.setattr(generations, "fault_of", lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)))
-    for version, home in generations.HOMES.items():
+    monkeypatch.setattr(versions_module, "selected_versions", {})
+    try_out = versions_module.find_fault
+    monkeypatch.setattr(
+        versions_module,
+        "find_fault",
+        lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)),
+    )
+    for version, home in versions_module.MODULES.items():
         for name in (home.rpartition(".")[0], home.split(".")[0]):
             if name:
                 monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))

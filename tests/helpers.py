@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lswt_eager import Eager
 from lswt_norms import LayerNorm
@@ -15,12 +17,14 @@ from lswt_rope import Rope
 from lswt_swiglu import SwiGlu
 from torch import Tensor
 
-from lswt_core.blueprint import Blueprint, Layer
 from lswt_core.interfaces import Component, Dims, Memory
-from lswt_core.kinds import KIND_OF_INTERFACE
-from lswt_core.model import Decoder, initialise
+from lswt_core.model.decoder import Decoder
+from lswt_core.model.initialise import initialise
+from lswt_core.model.spec import DecoderSpec, LayerSpec
+from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
-torch.set_num_threads(1)  # tiny tensors are slower on many threads, and sums would depend on their number
+# tiny tensors are slower on many threads, and sums would depend on their number
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,6 +32,23 @@ PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init_
 DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
 VOCAB = 29
 MemoryBuilder = Callable[[Dims], Memory]
+
+
+def shipped_recipes() -> list[Path]:
+    """Return the project's recipes: in a checkout those that git tracks, not a user's own."""
+    command = ["git", "ls-files", "-z", "recipes/**.toml"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return sorted(paths or (ROOT / "recipes").rglob("*.toml"))
+
+
+def slow_unless(kept: Collection[object], values: Iterable[object]) -> list[Any]:
+    """Return the parameters of a sweep, all but the kept ones marked slow."""
+    parameters = []
+    for value in values:
+        marks = () if value in kept else pytest.mark.slow
+        parameters.append(pytest.param(value, marks=marks))
+    return parameters
 
 
 def offered(*kinds: str) -> list[Any]:
@@ -38,7 +59,11 @@ def offered(*kinds: str) -> list[Any]:
 
 def kind_of_class(cls: type) -> str:
     """The kind whose interface a component class implements."""
-    return next(KIND_OF_INTERFACE[base.__name__] for base in cls.__mro__ if base.__name__ in KIND_OF_INTERFACE)
+    return next(
+        KIND_OF_INTERFACE[base.__name__]
+        for base in cls.__mro__
+        if base.__name__ in KIND_OF_INTERFACE
+    )
 
 
 def build(
@@ -54,9 +79,9 @@ def build(
     d_vocab: int = 8,
 ) -> Decoder:
     """A decoder on the meta device."""
-    layer = Layer(None, memories or {}, attention, qk_norm, ffn, norm)
+    layer = LayerSpec(None, memories or {}, attention, qk_norm, ffn, norm)
     with torch.device("meta"):
-        return Blueprint(
+        return DecoderSpec(
             dims=dims,
             vocab_size=vocab_size,
             d_vocab=d_vocab,
@@ -67,7 +92,9 @@ def build(
         ).build()
 
 
-def tiny(*, dtype: torch.dtype = torch.float64, seed: int = 0, std: float = 0.4, **parts: Any) -> Decoder:
+def tiny(
+    *, dtype: torch.dtype = torch.float64, seed: int = 0, std: float = 0.4, **parts: Any
+) -> Decoder:
     """A decoder with numbers; ``std`` is large enough for attention to be far from uniform."""
     decoder = build(**parts).to_empty(device="cpu").to(dtype)
     initialise(decoder, seed=seed, std=std)
@@ -79,11 +106,11 @@ def tokens(rows: int, length: int, seed: int = 0, size: int = VOCAB) -> Tensor:
     return torch.randint(size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def stream(decoder: Decoder, ids: Tensor, size: int, starts: Tensor | None = None) -> Tensor:
+def stream(decoder: Decoder, ids: Tensor, size: int, first_visible: Tensor | None = None) -> Tensor:
     """States [B, T, M] of ids [B, T] read in segments of ``size``, memories carried along."""
     state, found = None, []
     for first in range(0, ids.shape[1], size):
-        borders = None if starts is None else starts[:, first : first + size] - first
+        borders = None if first_visible is None else first_visible[:, first : first + size] - first
         states, state = decoder(ids[:, first : first + size], state, borders)
         found.append(states)
     return torch.cat(found, dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lswt_core import LswtConfig, LswtForCausalLM, Recipe
-from lswt_core.hf.components import describe_components, tables_of
-from lswt_core.model import initialise
+from lswt_core.hf.components import describe_components, model_tables
+from lswt_core.model.initialise import initialise
 
 NANO: dict[str, Any] = {
     "model": {"d_model": 32, "n_heads": 2, "n_layers": 2},
@@ -24,12 +26,22 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "short-memory": {"memory": {"registers": {"count": 3}, "xl": {"use": "xl-cache", "length": 5}}},
     "no-memory": {"memory": {"registers": {"count": 2}}},
     "window": {"memory": {"registers": {"count": 3}, "xl": {"use": "window", "length": 5}}},
-    "xl-hidden": {"memory": {"xl": {"use": "xl-hidden", "length": 64}, "sink": {"use": "sink-logit"}}},
-    "compressed": {"memory": {"sink": {"use": "softmax-off-by-one"}, "xl": {"use": "compressed", "length": 64}}},
+    "xl-hidden": {
+        "memory": {"xl": {"use": "xl-hidden", "length": 64}, "sink": {"use": "sink-logit"}}
+    },
+    "compressed": {
+        "memory": {"sink": {"use": "softmax-off-by-one"}, "xl": {"use": "compressed", "length": 64}}
+    },
     "compressing": {"memory": {"xl": {"use": "compressed", "length": 4, "slots": 2, "rate": 3}}},
     "reference-reversed": {"positional": {"use": "rope", "sink_frame": "reference"}},
-    "reference-forward": {"positional": {"use": "rope", "reversed": False, "sink_frame": "reference"}},
-    "no-position": {"positional": {"use": "none"}, "norm": {"use": "rmsnorm"}, "ffn": {"use": "gelu"}},
+    "reference-forward": {
+        "positional": {"use": "rope", "reversed": False, "sink_frame": "reference"}
+    },
+    "no-position": {
+        "positional": {"use": "none"},
+        "norm": {"use": "rmsnorm"},
+        "ffn": {"use": "gelu"},
+    },
     "other-layers": {
         "qk_norm": {"use": "rms"},
         "ffn": {"use": "glu", "activation": "relu"},
@@ -39,7 +51,11 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "eager": {"attention": {"use": "eager"}},
     "by-layer": {
         "layers": {
-            "0": {"ffn": {"use": "gelu"}, "memory": {"registers": False}, "norm": {"use": "rmsnorm"}},
+            "0": {
+                "ffn": {"use": "gelu"},
+                "memory": {"registers": False},
+                "norm": {"use": "rmsnorm"},
+            },
             "1": {
                 "positional": {"use": "none"},
                 "memory": {"xl": {"length": 40}},
@@ -51,25 +67,45 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}
-        for name in ("alibi", "t5", "xpos", "rope-partial", "p-rope", "rope-pi", "rope-ntk", "rope-yarn")
+        for name in (
+            "alibi",
+            "t5",
+            "xpos",
+            "rope-partial",
+            "p-rope",
+            "rope-pi",
+            "rope-ntk",
+            "rope-yarn",
+        )
     },
 }
-CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory", "compressing")  # logits depend on how the text is cut into calls
+# logits depend on how the text is cut into calls
+CUT_DEPENDENT = ("reference-reversed", "stretching", "short-memory", "compressing")
 every_mix = pytest.mark.parametrize("mix", MIXES)
+
+
+@cache
+def _config_of(mix: str) -> LswtConfig:
+    recipe = Recipe.from_dict(NANO | MIXES[mix])
+    ids = {"bos_token_id": 2, "eos_token_id": 60, "pad_token_id": 1}
+    return LswtConfig(recipe=model_tables(recipe), components=describe_components(recipe), **ids)
 
 
 def config_of(mix: str) -> LswtConfig:
     """The config of a mix of components."""
-    recipe = Recipe.from_dict(NANO | MIXES[mix])
-    ids = {"bos_token_id": 2, "eos_token_id": 60, "pad_token_id": 1}
-    return LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), **ids)
+    return copy.deepcopy(_config_of(mix))
+
+
+@cache
+def _model_of(mix: str, dtype: torch.dtype) -> LswtForCausalLM:
+    model = LswtForCausalLM(config_of(mix)).to(dtype).eval()
+    initialise(model.model.decoder, seed=3, std=0.4)
+    return model
 
 
 def model_of(mix: str, dtype: torch.dtype = torch.float64) -> LswtForCausalLM:
     """A model whose attention is far from uniform."""
-    model = LswtForCausalLM(config_of(mix)).to(dtype).eval()
-    initialise(model.model.decoder, seed=3, std=0.4)
-    return model
+    return copy.deepcopy(_model_of(mix, dtype))
 
 
 def ids(rows: int = 3, length: int = 12) -> Tensor:
@@ -89,4 +125,8 @@ def logits(model: Any, *given: Any, **more: Any) -> Tensor:
 
 def generate(model: Any, given: Tensor, **more: Any) -> Tensor:
     """Ten more tokens; none of them ends a text."""
-    return model.generate(given, **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1} | more)
+    return model.generate(
+        given,
+        **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+        | more,
+    )

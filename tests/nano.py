@@ -1,4 +1,6 @@
-"""The beginning of the recipes that whole runs are tested with: a model so small that a step takes a hundredth of a second."""
+"""The beginning of the recipes that whole runs are tested with: a model so small that a step takes
+a hundredth of a second.
+"""
 
 NANO = """
 [model]

@@ -19,13 +19,24 @@ def filled(cls: Any, dims: Dims = DIMS, dtype: torch.dtype = torch.float64, **op
     return encoding
 
 
-def drawn(size: int, seed: int, dtype: torch.dtype = torch.float64, width: int = DIMS.d_head) -> Tensor:
+def drawn(
+    size: int, seed: int, dtype: torch.dtype = torch.float64, width: int = DIMS.d_head
+) -> Tensor:
     """Queries or keys [2, N, H, D]."""
-    return torch.randn(2, size, DIMS.n_heads, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(
+        2,
+        size,
+        DIMS.n_heads,
+        width,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
+    ).to(dtype)
 
 
-def scores(encoding: PositionalEncoding, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> Tensor:
+def scores(
+    encoding: PositionalEncoding, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+) -> Tensor:
     """Products of queries and keys [B, H, T, N] and what is added to them."""
-    encoded = torch.einsum("bihd,bjhd->bhij", *encoding.encode(q, k, q_at, k_at))
-    bias = encoding.bias(q, q_at, k_at)
+    encoded = torch.einsum("bihd,bjhd->bhij", *encoding.encode(q, k, q_positions, k_positions))
+    bias = encoding.bias(q, q_positions, k_positions)
     return encoded if bias is None else encoded + bias.dense()

@@ -1,13 +1,16 @@
-"""``run(module, ...)``: what ``subprocess.run`` does with ``python -m module ...``, sooner. The process is forked from one that has
-imported torch and matplotlib, and nothing of ours: half of the time of a run of twelve steps are their imports. All else is a
-process's own: its environment, directory, signals, exit code. Where something may depend on how Python itself starts (hashing,
-what is imported), tests start real ones.
+"""``run(module, ...)``: what ``subprocess.run`` does with ``python -m module ...``, sooner. The
+process is forked from one that has imported the libraries, the core and the plugins, which take
+longer than a run of twelve steps. All else is a process's own: its environment, directory, signals,
+exit code. Where something may depend on how Python itself starts (hashing, what is imported), tests
+start real processes.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -17,27 +20,63 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-PRELOADED = ("torch", "torch._dynamo", "matplotlib.figure", "matplotlib.projections", "matplotlib.backends.backend_agg", "scipy.stats")
+PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "matplotlib.figure",
+    "matplotlib.projections",
+    "matplotlib.backends.backend_agg",
+    "scipy.stats",
+    "lswt_core.train.session",
+    "lswt_core.ablation.study",
+)
 REQUEST = 2**20  # bytes of a request at most
 Done = subprocess.CompletedProcess[str]
 
 
 def run(
-    module: str, *words: object, cwd: Path, input: str | None = None, timeout: float = 280, pictures: bool = True, **settings: object
+    module: str,
+    *words: object,
+    cwd: Path,
+    input: str | None = None,
+    timeout: float = 280,
+    pictures: bool = True,
+    **settings: object,
 ) -> Done:
-    """``python -m module words`` in ``cwd`` with more environment variables; what it printed is captured as text. Without ``pictures``
-    matplotlib is as if it were not installed, which saves a third of a short run's time.
+    """``python -m module words`` in ``cwd`` with more environment variables; what it printed is
+    captured as text. Without ``pictures`` matplotlib is as if it were not installed, which saves a
+    third of a short run's time.
     """
     surroundings = environment(**settings)
     command = [sys.executable, "-m", module, *map(str, words)]
     if sys.platform != "linux":  # forking after torch was imported is not safe elsewhere
-        return subprocess.run(command, cwd=cwd, env=surroundings, input=input, capture_output=True, text=True, timeout=timeout)
-    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=surroundings,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    with (
+        tempfile.TemporaryFile("w+") as given,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
         given.write(input or "")
         given.seek(0)
-        request = json.dumps({"words": command[2:], "cwd": str(cwd), "environment": surroundings, "pictures": pictures}).encode()
+        request = json.dumps(
+            {
+                "words": command[2:],
+                "cwd": str(cwd),
+                "environment": surroundings,
+                "pictures": pictures,
+            }
+        ).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
             line.settimeout(timeout)
             line.connect(server())
@@ -55,24 +94,32 @@ def run(
 
 def environment(**settings: object) -> dict[str, str]:
     """This process's environment and more, for one thread."""
-    return os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in settings.items()}
+    return (
+        os.environ
+        | {"OMP_NUM_THREADS": "1"}
+        | {name: str(value) for name, value in settings.items()}
+    )
 
 
 @functools.cache
 def server() -> str:
-    """The address of this process's server, which ends when this process does and its pipe closes."""
+    """Start this process's server and return its address. It ends when this process ends."""
     directory = tempfile.TemporaryDirectory(prefix="lswt-")
     atexit.register(directory.cleanup)
     address = str(Path(directory.name) / "socket")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, __file__, address], env=environment(), text=True, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, __file__, address], env=environment(), text=True, **pipes
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     atexit.register(process.communicate)
     return address
 
 
 def serve(address: str) -> list[str]:
-    """Answer requests while standard input is open. Returns in processes that were asked for, with the words each was asked to run."""
+    """Answer requests while standard input is open. Returns in processes that were asked for, with
+    the words each was asked to run.
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(address)
     listening.listen()
@@ -108,7 +155,9 @@ def become(request: dict[str, object], files: list[int]) -> list[str]:
     for stream, file in enumerate(files):
         os.dup2(file, stream)
         os.close(file)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    sys.stdin = open(0)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     os.chdir(str(request["cwd"]))
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[call-overload]
@@ -117,12 +166,19 @@ def become(request: dict[str, object], files: list[int]) -> list[str]:
     return list(request["words"])  # type: ignore[call-overload]
 
 
-if __name__ == "__main__":
+def preload() -> None:
+    """Import what processes will need, except for the modules that are run as scripts."""
     for name in PRELOADED:
-        try:
-            __import__(name)
-        except ImportError:  # an extra that is not installed
-            continue
+        with suppress(ImportError):  # an extra that is not installed
+            importlib.import_module(name)
+    registry = importlib.import_module("lswt_core.registry").Registry()
+    for offer in registry.offers():
+        registry.load(offer)
+    gc.freeze()  # what was imported stays shared between the processes
+
+
+if __name__ == "__main__":
+    preload()
     module, *arguments = serve(sys.argv[1])
     sys.argv, sys.path[0] = [module, *arguments], str(Path.cwd())
     runpy.run_module(module, run_name="__main__", alter_sys=True)

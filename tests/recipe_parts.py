@@ -1,4 +1,6 @@
-"""A single-file plugin with a component of every kind, for tests of recipes. It is read as text and never imported."""
+"""A single-file plugin with a component of every kind, for tests of recipes. It is read as text and
+never imported.
+"""
 
 from typing import Annotated, Literal
 
@@ -7,7 +9,17 @@ from annotated_types import Ge, Gt
 
 from lswt_core import interfaces
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, AuxiliaryLoss, DataSource, Dims, FeedForward, HeadNorm, Memory, Norm, Optimizer
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AuxiliaryLoss,
+    DataSource,
+    Dims,
+    FeedForward,
+    Memory,
+    Norm,
+    Optimizer,
+    QKNorm,
+)
 from lswt_core.interfaces import PositionalEncoding as Positional
 
 Size = Annotated[int, Ge(1)]
@@ -19,7 +31,9 @@ class Rope(Positional):
     name = "rope"
     citation = "@article{rope}"
 
-    def __init__(self, dims: Dims, *, base: Annotated[float, Gt(1)] = 500_000.0, reversed: bool = True) -> None: ...
+    def __init__(
+        self, dims: Dims, *, base: Annotated[float, Gt(1)] = 500_000.0, reversed: bool = True
+    ) -> None: ...
 
 
 class Slopes(Positional):
@@ -57,7 +71,9 @@ class Sdpa(AttentionBackend):
 
     name = "sdpa"
 
-    def __init__(self, dims: Dims, *, method: Literal["auto", "split", "joint"] = "auto") -> None: ...
+    def __init__(
+        self, dims: Dims, *, method: Literal["auto", "split", "joint"] = "auto"
+    ) -> None: ...
 
 
 class SwiGlu(FeedForward):
@@ -76,7 +92,7 @@ class Gelu(FeedForward):
     def __init__(self, dims: Dims, *, bias: bool = True, approximate: bool = False) -> None: ...
 
 
-class NoHeadNorm(HeadNorm):
+class NoHeadNorm(QKNorm):
     """None."""
 
     name = "none"
@@ -109,7 +125,9 @@ class AdamW(Optimizer):
 
     name = "adamw"
 
-    def __init__(self, groups: list, *, lr: Annotated[float, Gt(0)] = 1e-3, betas: list[float] | None = None) -> None: ...
+    def __init__(
+        self, groups: list, *, lr: Annotated[float, Gt(0)] = 1e-3, betas: list[float] | None = None
+    ) -> None: ...
 
 
 class Cosine(interfaces.Schedule):
@@ -117,7 +135,9 @@ class Cosine(interfaces.Schedule):
 
     name = "cosine"
 
-    def __init__(self, horizon: interfaces.Horizon, *, warmup_steps: Annotated[int, Ge(0)] = 10) -> None: ...
+    def __init__(
+        self, horizon: interfaces.Horizon, *, warmup_steps: Annotated[int, Ge(0)] = 10
+    ) -> None: ...
 
 
 class Stdlib(DataSource):

@@ -23,22 +23,22 @@ length = 24
 [optimizer]
 use = "sophia-g"
 lr = 2e-3
-refresh_every = 3
+hessian_update_interval = 3
 [schedule]
 warmup_steps = 4
 [tokenizer]
 use = "bytes"
 [train]
-rows = 4
-context = 16
-micro_rows = 2
+batch_size = 4
+seq_len = 16
+micro_batch_size = 2
 precision = "float32"
 steps = 12
 log_every = 1
 [evaluate]
 every = 5
 tokens = 256
-rows = 1
+batch_size = 1
 [checkpoint]
 every = 4
 [sample]
@@ -52,7 +52,11 @@ def write_recipe(directory: Path) -> Path:
     corpus.mkdir()
     words = random.Random(0)
     for i in range(12):
-        corpus.joinpath(f"{i}.txt").write_text(" ".join(words.choice(["sense", "and", "sensibility", "pride", "."]) for _ in range(200)))
+        corpus.joinpath(f"{i}.txt").write_text(
+            " ".join(
+                words.choice(["sense", "and", "sensibility", "pride", "."]) for _ in range(200)
+            )
+        )
     path = directory / "nano.toml"
     path.write_text(RECIPE.format(corpus=corpus))
     return path
@@ -70,7 +74,14 @@ def surroundings(recipe: Path) -> dict[str, str]:
 
 def start(recipe: Path, *more: str, pictures: bool = False) -> Done:
     """The command, from its beginning to its end."""
-    return run("lswt_core.run", recipe, *more, cwd=recipe.parent, pictures=pictures, LSWT_CACHE_DIR=recipe.parent / "cache")
+    return run(
+        "lswt_core.run",
+        recipe,
+        *more,
+        cwd=recipe.parent,
+        pictures=pictures,
+        LSWT_CACHE_DIR=recipe.parent / "cache",
+    )
 
 
 def final(directory: Path) -> dict[str, object]:
@@ -89,11 +100,15 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 
 def lines(directory: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in directory.joinpath("metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in directory.joinpath("metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def inside(monkeypatch: pytest.MonkeyPatch, recipe: Path, *more: object) -> int:
-    """The command within this process, without pictures and sample: its exit code. Half a second, where ``start`` takes two."""
+    """The command within this process, without pictures and sample: its exit code. Half a second,
+    where ``start`` takes two.
+    """
     monkeypatch.chdir(recipe.parent)
     monkeypatch.setenv("LSWT_CACHE_DIR", str(recipe.parent / "cache"))
     for name in ("matplotlib", "matplotlib.figure"):
@@ -103,4 +118,7 @@ def inside(monkeypatch: pytest.MonkeyPatch, recipe: Path, *more: object) -> int:
 
 def saved_steps(directory: Path) -> list[int]:
     """The steps of a run's published checkpoints."""
-    return sorted(int(path.name.removeprefix("step-")) for path in directory.joinpath("checkpoints").glob("step-????????"))
+    return sorted(
+        int(path.name.removeprefix("step-"))
+        for path in directory.joinpath("checkpoints").glob("step-????????")
+    )

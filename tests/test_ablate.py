@@ -1,4 +1,6 @@
-"""Ablations as a researcher runs them: arms, certificates, matched budgets, runs that fail or are killed, and what the report says."""
+"""Ablations as a researcher runs them: arms, certificates, matched budgets, runs that fail or are
+killed, and what the report says.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,22 @@ import torch
 from nano import NANO
 from processes import Done, environment, run
 
-from lswt_core.ablate import read_arms
-from lswt_core.ablation.arms import Variant, axis_of, laid_out
-from lswt_core.ablation.certificate import Change, Start, axes_of, flaws_of_start
-from lswt_core.ablation.compare import report
-from lswt_core.ablation.kernels import shared_attention
-from lswt_core.ablation.match import match
-from lswt_core.ablation.matrix import Workers
-from lswt_core.ablation.outcome import Arm, Outcome, Study
-from lswt_core.ablation.page import html
+from lswt_core.ablation.arms import ArmSpec, axis_of_swap, lay_out_arms
+from lswt_core.ablation.build_arms import AblationSpec
+from lswt_core.ablation.certificate import RunRecord, check_records
+from lswt_core.ablation.compare import make_report
+from lswt_core.ablation.html_page import render_page
+from lswt_core.ablation.match import match_size
+from lswt_core.ablation.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.publish import publish
-from lswt_core.ablation.study import Ablation, Asked
-from lswt_core.ablation.words import markdown, summary, terminal
+from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
+from lswt_core.ablation.report_text import render_markdown, render_terminal, summarize
+from lswt_core.ablation.runner import Workers
+from lswt_core.ablation.shared_attention import share_attention
+from lswt_core.ablation.study import Ablation
+from lswt_core.cli.ablate import read_arms
+from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, RecipeError, UsageError
-from lswt_core.parallel import World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -51,14 +55,14 @@ warmup_steps = 2
 [tokenizer]
 use = "bytes"
 [train]
-rows = 4
-context = 16
+batch_size = 4
+seq_len = 16
 precision = "float32"
 steps = 12
 [evaluate]
 every = 6
 tokens = 1024
-rows = 2
+batch_size = 2
 [checkpoint]
 every = 2
 [sample]
@@ -75,7 +79,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = directory / "texts"
     texts.mkdir()
     for i in range(40):
-        texts.joinpath(f"{i}.txt").write_text("".join(words.choice("the cat sat on a mat, ") for _ in range(600)))
+        texts.joinpath(f"{i}.txt").write_text(
+            "".join(words.choice("the cat sat on a mat, ") for _ in range(600))
+        )
     directory.joinpath("nano.toml").write_text(RECIPE.format(corpus=texts))
     return directory
 
@@ -94,46 +100,67 @@ def read(directory: Path) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------- a whole ablation
+# ---------- a whole ablation
 
 
 @pytest.fixture(scope="module")
 def ablation(place: Path) -> tuple[Path, str]:
     """Three arms, one of which diverges, and two seeds; what was printed."""
-    done = start(place, "--swap", "ffn=gelu", "--swap", "optimizer.lr=1e30", "--seeds", 2, "--out", "out")
+    done = start(
+        place, "--swap", "ffn=gelu", "--swap", "optimizer.lr=1e30", "--seeds", 2, "--out", "out"
+    )
     assert done.returncode == 8, done.stdout + done.stderr
     return place / "out", done.stdout
 
 
+@pytest.mark.slow
 def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     found = read(ablation[0])
     baseline, gelu, _ = found["arms"]
     assert [arm["name"] for arm in found["arms"]] == ["baseline", "ffn=gelu", "optimizer.lr=1e30"]
     assert [arm["swap"] for arm in found["arms"]] == ["", "ffn=gelu", "optimizer.lr=1e30"]
-    assert baseline["parameters"] > gelu["parameters"] and baseline["flops_per_token"] > gelu["flops_per_token"]
+    assert (
+        baseline["parameters"] > gelu["parameters"]
+        and baseline["flops_per_token"] > gelu["flops_per_token"]
+    )
     assert baseline["tokens_per_second"] > 0 and baseline["peak_bytes"] > 10**7
     values = baseline["final_loss"]["values"]
-    assert len(values) == 2 and values[0] != values[1] and baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
+    assert (
+        len(values) == 2
+        and values[0] != values[1]
+        and baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
+    )
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
     one, lost = found["comparisons"]
     assert (one["arm"], one["baseline"], one["seeds"]) == ("ffn=gelu", "baseline", 2)
-    assert one["delta"] == pytest.approx(gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"])
+    assert one["delta"] == pytest.approx(
+        gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"]
+    )
     assert one["ci95"][0] < one["delta"] < one["ci95"][1] and 0 < one["p"] <= one["p_holm"] <= 1
-    assert one["verdict"] in ("better", "worse", "equivalent", "not resolved") and one["documents_ci95"] is not None
+    assert (
+        one["verdict"] in ("better", "worse", "equivalent", "not resolved")
+        and one["documents_ci95"] is not None
+    )
     assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
 
 
+@pytest.mark.slow
 def test_a_diverged_arm_is_reported_and_sinks_nothing(ablation: tuple[Path, str]) -> None:
     found = read(ablation[0])
     failures = found["arms"][2]["failures"]
-    assert [one["seed"] for one in failures] == [0, 1] and all(one["why"].startswith("diverged") for one in failures)
+    assert [one["seed"] for one in failures] == [0, 1] and all(
+        one["why"].startswith("diverged") for one in failures
+    )
     assert "FAILED: diverged" in ablation[1]
     assert "optimizer.lr=1e30, seed 1" in (ablation[0] / "report.md").read_text()
     assert "--resume" not in ablation[1], "advice for a run that stands alone"
 
 
-def test_the_loss_is_that_of_the_runs_own_evaluation(ablation: tuple[Path, str], place: Path) -> None:
+@pytest.mark.slow
+def test_the_loss_is_that_of_the_runs_own_evaluation(
+    ablation: tuple[Path, str], place: Path
+) -> None:
     value = read(ablation[0])["arms"][0]["final_loss"]["values"][0]
     logged = [
         json.loads(line)
@@ -144,6 +171,7 @@ def test_the_loss_is_that_of_the_runs_own_evaluation(ablation: tuple[Path, str],
     assert min(abs(entry["eval/loss"] - value) for entry in logged if entry["step"] == 12) < 1e-6
 
 
+@pytest.mark.slow
 def test_what_is_shared_starts_equal_and_reads_the_same(ablation: tuple[Path, str]) -> None:
     gelu, diverged = read(ablation[0])["certificate"]
     assert gelu["status"] == "certified" and gelu["axes"] == ["ffn"]
@@ -153,24 +181,43 @@ def test_what_is_shared_starts_equal_and_reads_the_same(ablation: tuple[Path, st
     assert diverged["runs"][0]["bitwise_equal"] == diverged["runs"][0]["shared_parameters"]
 
 
+@pytest.mark.slow
 def test_the_page_opens_alone(ablation: tuple[Path, str]) -> None:
     text = (ablation[0] / "report.html").read_text()
     assert Checked.whole(text) and "https://" not in text.replace("https://arxiv.org", "")
-    for word in ("verdict", "Certificate", "Every seed", "What it costs", "Failures", "data:image/png;base64"):
+    for word in (
+        "verdict",
+        "Certificate",
+        "Every seed",
+        "What it costs",
+        "Failures",
+        "data:image/png;base64",
+    ):
         assert word in text
     assert (ablation[0] / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_runs_are_found_again_by_what_they_depend_on(ablation: tuple[Path, str], place: Path) -> None:
-    again = start(place, "--swap", "ffn=gelu", "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "other")
+@pytest.mark.slow
+def test_runs_are_found_again_by_what_they_depend_on(
+    ablation: tuple[Path, str], place: Path
+) -> None:
+    again = start(
+        place, "--swap", "ffn=gelu", "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "other"
+    )
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("found, held-out loss") == 4 and again.stdout.count("done, held-out loss") == 2
+    assert (
+        again.stdout.count("found, held-out loss") == 4
+        and again.stdout.count("done, held-out loss") == 2
+    )
     before, after = read(ablation[0]), read(place / "other")
     assert before["arms"][:2] == after["arms"][:2]
     assert before["comparisons"][0]["delta"] == after["comparisons"][0]["delta"]
 
 
-def test_another_question_does_not_overwrite_a_report(ablation: tuple[Path, str], place: Path) -> None:
+@pytest.mark.slow
+def test_another_question_does_not_overwrite_a_report(
+    ablation: tuple[Path, str], place: Path
+) -> None:
     done = start(place, "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "out")
     assert done.returncode == 2 and "holds the report of another ablation" in done.stderr
 
@@ -180,29 +227,54 @@ def test_another_question_does_not_overwrite_a_report(ablation: tuple[Path, str]
 def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     ablation: tuple[Path, str], place: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    asked = ["--swap", "ffn=gelu", "--seeds", "2", "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    asked = [
+        "--swap",
+        "ffn=gelu",
+        "--seeds",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+        "--store",
+        str(tmp_path / "store"),
+    ]
     command = [sys.executable, "-m", *words(place, *asked)]
     surroundings = environment(LSWT_CACHE_DIR=place / "cache")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=place, env=surroundings) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=place, env=surroundings
+    ) as process:
         assert process.stdout is not None
         assert any("done, held-out loss" in line for line in process.stdout)
         until(lambda: any(under_way(directory) for directory in (tmp_path / "store").iterdir()))
         process.send_signal(number)
-        process.communicate()
+        printed, _ = process.communicate()
+    assert ("missing seeds" in printed) == (number == signal.SIGINT)
     assert process.returncode == (75 if number == signal.SIGINT else -signal.SIGKILL)
     done = start(place, *asked)
     assert done.returncode == 0, done.stdout + done.stderr
     whole, found = read(ablation[0]), read(tmp_path / "out")
-    assert [arm["final_loss"] for arm in found["arms"]] == [arm["final_loss"] for arm in whole["arms"][:2]]
+    assert [arm["final_loss"] for arm in found["arms"]] == [
+        arm["final_loss"] for arm in whole["arms"][:2]
+    ]
     assert found["certificate"][0]["status"] == "certified"
-    assert all(run["batches_equal"] == run["batches"] == 12 for run in found["certificate"][0]["runs"])
+    assert all(
+        run["batches_equal"] == run["batches"] == 12 for run in found["certificate"][0]["runs"]
+    )
 
 
+@pytest.mark.slow
 def test_a_run_reads_no_input_and_ends_with_whoever_started_it(place: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "long.toml"
     recipe.write_text((place / "nano.toml").read_text().replace("steps = 12", "steps = 1000000"))
     end, parent = os.pipe()
-    command = [sys.executable, "-m", "lswt_core.ablation.worker", str(recipe), str(tmp_path / "run"), "--parent", str(end)]
+    command = [
+        sys.executable,
+        "-m",
+        "lswt_core.ablation.worker",
+        str(recipe),
+        str(tmp_path / "run"),
+        "--parent",
+        str(end),
+    ]
     surroundings = environment(LSWT_CACHE_DIR=place / "cache")
     silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command, pass_fds=[end], env=surroundings, **silent) as process:
@@ -226,14 +298,28 @@ def until(condition: Any) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_renamed_rotations_are_never_told_apart(place: Path) -> None:
-    """Without registers, reversed rotary positions are ordinary ones under another name (test_components.py shows it in float64)."""
-    done = start(place, "memory.registers=false", "--swap", "positional.reversed=false", "--seeds", 2, "--margin", 0.05, "--out", "aa")
+    """Without registers, reversed rotary positions are ordinary ones under another name
+    (test_components.py shows it in float64).
+    """
+    done = start(
+        place,
+        "memory.registers=false",
+        "--swap",
+        "positional.reversed=false",
+        "--seeds",
+        2,
+        "--margin",
+        0.05,
+        "--out",
+        "aa",
+    )
     assert done.returncode == 0, done.stderr
     assert read(place / "aa")["comparisons"][0]["verdict"] in ("equivalent", "not resolved")
 
 
-# ----------------------------------------------------------------------------------------------------- arms and certificates
+# ---------- arms and certificates
 
 
 def arms(place: Path, *more: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -244,18 +330,20 @@ def arms(place: Path, *more: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 def test_swaps_become_arms() -> None:
     path, swaps = Path("r.toml"), ["ffn=gelu", "ffn=geglu", "memory.xl=false"]
-    single = laid_out("one-at-a-time", path, swaps, (), "here")
-    assert [arm.name for arm in single] == ["baseline", *swaps] and [arm.axes for arm in single[1:]] == [("ffn",), ("ffn",), ("memory.xl",)]
-    every = laid_out("factorial", path, swaps, (), "here")
+    single = lay_out_arms("one-at-a-time", path, swaps, (), "here")
+    assert [arm.name for arm in single] == ["baseline", *swaps] and [
+        arm.axes for arm in single[1:]
+    ] == [("ffn",), ("ffn",), ("memory.xl",)]
+    every = lay_out_arms("factorial", path, swaps, (), "here")
     assert len(every) == 3 * 2 and every[-1].axes == ("ffn", "memory.xl")
-    added = laid_out("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
+    added = lay_out_arms("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
     assert added[0].overrides == ("ffn.use=gelu", "memory.xl=false")
     assert [(arm.name, arm.overrides) for arm in added[1:]] == [
         ("without ffn=gelu", ("memory.xl=false",)),
         ("without memory.xl=false", ("ffn.use=gelu",)),
     ]
     with pytest.raises(RecipeError, match='two of them are about "ffn"'):
-        laid_out("add-one-in", path, swaps, (), "here")
+        lay_out_arms("add-one-in", path, swaps, (), "here")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +358,7 @@ def test_swaps_become_arms() -> None:
     ],
 )
 def test_a_swap_is_about_one_thing(swap: str, axis: str) -> None:
-    assert axis_of(swap) == axis
+    assert axis_of_swap(swap) == axis
 
 
 FILE = """recipe = "nano.toml"
@@ -289,9 +377,17 @@ def test_an_ablation_file_says_all_of_it(place: Path) -> None:
     (place / "study.toml").write_text(FILE)
     name, found, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
     assert name == "study"
-    assert [arm.name for arm in found] == ["baseline", "ffn=gelu", "ffn=geglu", "memory.xl=false", "small lr"]
+    assert [arm.name for arm in found] == [
+        "baseline",
+        "ffn=gelu",
+        "ffn=geglu",
+        "memory.xl=false",
+        "small lr",
+    ]
     assert all(arm.overrides[0] == "train.steps=8" for arm in found)
-    assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, "the command line wins"
+    assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
+        "the command line wins"
+    )
     done = start(place, "--dry-run")
     assert done.returncode == 2 and "there is nothing to compare" in done.stderr
 
@@ -302,10 +398,16 @@ def test_an_ablation_file_says_all_of_it(place: Path) -> None:
         ('recipe = "nano.toml"\nsedes = 3', "study.toml:2", "sedes"),
         ('recipe = "nano.toml"\nseeds = 0', "study.toml:2", "greater than or equal to 1"),
         ('recipe = "nano.toml"\n[arm.x]\naxis = ["ffn"]', "study.toml:2", "it changes nothing"),
-        ('recipe = "nano.toml"\n[swap]\nffn = "gelu"\n[arm."ffn=gelu"]\nset = ["ffn.use=gelu"]', "study.toml:4", "two arms are called"),
+        (
+            'recipe = "nano.toml"\n[swap]\nffn = "gelu"\n[arm."ffn=gelu"]\nset = ["ffn.use=gelu"]',
+            "study.toml:4",
+            "two arms are called",
+        ),
     ],
 )
-def test_a_wrong_ablation_file_is_answered_with_the_line(place: Path, text: str, where: str, what: str) -> None:
+def test_a_wrong_ablation_file_is_answered_with_the_line(
+    place: Path, text: str, where: str, what: str
+) -> None:
     (place / "study.toml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         arms(place, str(place / "study.toml"))
@@ -313,11 +415,15 @@ def test_a_wrong_ablation_file_is_answered_with_the_line(place: Path, text: str,
 
 
 def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: Path) -> None:
-    (place / "gelu.toml").write_text('extends = "nano.toml"\n[ffn]\nuse = "gelu"\n[optimizer]\nlr = 1e-3\n')
+    (place / "gelu.toml").write_text(
+        'extends = "nano.toml"\n[ffn]\nuse = "gelu"\n[optimizer]\nlr = 1e-3\n'
+    )
     done = start(place, "--arm", "gelu.toml", "--dry-run")
     assert done.returncode == 2
     assert (
-        "optimizer.lr is 0.001 instead of 0.002" in done.stderr and "gelu.toml:5" in done.stderr and "--allow optimizer.lr" in done.stderr
+        "optimizer.lr is 0.001 instead of 0.002" in done.stderr
+        and "gelu.toml:5" in done.stderr
+        and "--allow optimizer.lr" in done.stderr
     )
     allowed = start(place, "--arm", "gelu.toml", "--allow", "optimizer.lr", "--dry-run")
     assert allowed.returncode == 0 and "allowed: optimizer.lr" in allowed.stdout
@@ -325,7 +431,11 @@ def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: 
 
 def test_losses_on_other_texts_are_not_compared(place: Path) -> None:
     swapped = start(place, "--swap", "evaluate.tokens=512", "--dry-run")
-    assert swapped.returncode == 2 and "they do not compare" in swapped.stderr and "--allow data" in swapped.stderr
+    assert (
+        swapped.returncode == 2
+        and "they do not compare" in swapped.stderr
+        and "--allow data" in swapped.stderr
+    )
 
 
 def recipes(place: Path, **arms: list[str]) -> dict[str, Recipe]:
@@ -336,49 +446,119 @@ CPU = torch.device("cpu")
 
 
 def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path) -> None:
-    found = shared_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
-    assert found is not None and found.name == found.alone == "blocked" and not found.text()
-    found = shared_attention(recipes(place, base=[], biased=["positional.use=alibi"], own=["attention.use=eager"]), Registry(), CPU)
-    assert found is not None and (found.name, found.alone) == ("sdpa", "blocked") and "arm biased cannot take blocked" in found.text()
-    assert found.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), "a named backend stays"
-    assert shared_attention(recipes(place, base=["attention.use=eager"], biased=["positional.use=alibi"]), Registry(), CPU) is None
+    found = share_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
+    assert (
+        found is not None and found.name == found.baseline_choice == "blocked" and not found.note()
+    )
+    found = share_attention(
+        recipes(place, base=[], biased=["positional.use=alibi"], own=["attention.use=eager"]),
+        Registry(),
+        CPU,
+    )
+    assert (
+        found is not None
+        and (found.name, found.baseline_choice) == ("sdpa", "blocked")
+        and "arm biased cannot take blocked" in found.note()
+    )
+    assert found.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), (
+        "a named backend stays"
+    )
+    assert (
+        share_attention(
+            recipes(place, base=["attention.use=eager"], biased=["positional.use=alibi"]),
+            Registry(),
+            CPU,
+        )
+        is None
+    )
     narrow = 'attention.prefer=["blocked"]'
     with pytest.raises(Incompatible, match="arm biased cannot take blocked"):
-        shared_attention(recipes(place, base=[narrow], biased=[narrow, "positional.use=alibi"]), Registry(), CPU)
+        share_attention(
+            recipes(place, base=[narrow], biased=[narrow, "positional.use=alibi"]),
+            Registry(),
+            CPU,
+        )
 
 
 @pytest.mark.parametrize(
     "layers",
-    ['attention.prefer=["blocked", "sdpa"]', 'layers."every 2".attention={prefer=["blocked", "sdpa"]}', 'layers.0.attention.use="sdpa"'],
+    [
+        'attention.prefer=["blocked", "sdpa"]',
+        'layers."every 2".attention={prefer=["blocked", "sdpa"]}',
+        'layers.0.attention.use="sdpa"',
+    ],
 )
 def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, layers: str) -> None:
     more = {"baseline": (layers,), "biased": (layers, "positional.use=alibi")}
-    variants = [Variant(name, (name,), place / "nano.toml", words, ("positional",)) for name, words in more.items()]
-    asked = Asked("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
+    variants = [
+        ArmSpec(name, (name,), place / "nano.toml", words, ("positional",))
+        for name, words in more.items()
+    ]
+    asked = AblationSpec("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
     ablation = Ablation(asked, Registry(), World.join(), print)
     ablation.build()
-    assert [one.structure.kernels["attention"] for one in ablation.built] == ["sdpa", "sdpa"]
+    assert [one.structure.kernels["attention"] for one in ablation.arms] == ["sdpa", "sdpa"]
     settings = ablation.settings(Workers(1, 1, [], []))
-    assert settings["attention"] == "sdpa" and "attention is sdpa in every arm" in settings["notes"][0]
+    assert (
+        settings["attention"] == "sdpa" and "attention is sdpa in every arm" in settings["notes"][0]
+    )
     told = study(arm("baseline", [3.0]), arm("x", [2.9]))
-    assert settings["notes"][0] in summary(report(replace(told, settings=told.settings | settings)))[-2]
+    assert (
+        settings["notes"][0]
+        in summarize(make_report(replace(told, settings=told.settings | settings)))[-2]
+    )
+
+
+def test_a_value_that_only_the_baseline_writes_is_located_in_the_baseline(place: Path) -> None:
+    text = (place / "nano.toml").read_text()
+    (place / "other.toml").write_text(
+        text.replace('[memory.xl]\nuse = "xl-cache"\nlength = 16', "")
+    )
+    baseline, arm = (Recipe.load(place / name) for name in ("nano.toml", "other.toml"))
+    line = text.splitlines().index("[memory.xl]") + 1
+    places = {change.key: change.where for change in diff_recipes(baseline, arm)}
+    assert places == {
+        "memory.xl.use": f"{place / 'nano.toml'}:{line + 1}",
+        "memory.xl.length": f"{place / 'nano.toml'}:{line + 2}",
+    }
 
 
 def test_what_a_swap_is_about() -> None:
     def change(key: str, before: object, after: object, where: str = "command line") -> Change:
         return Change(key, before, after, where)
 
-    loss = [change("loss.new.use", None, "new"), change("loss.new.weight", None, 0.1), change("loss.new.power", None, 2)]
-    assert axes_of(loss, ("loss.new.weight",)) == ("loss.new",), "whoever sets the weight of a new loss adds it"
-    assert axes_of([change(one.key, one.after, one.before) for one in loss], ("loss.new.weight",)) == ("loss.new",)
-    assert axes_of([change("loss.old.weight", 1.0, 0.1)], ("loss.old.weight",)) == ("loss.old.weight",)
-    steps = [change("schedule.use", "cosine", "constant", "a.toml:5"), change("schedule.floor", 0.1, None, "a.toml:5")]
-    steps += [change("optimizer.use", "sophia-g", "lion", "b.toml:4"), change("train.clip", 1.0, 2.0, "b.toml:6")]
-    assert axes_of(steps, None, ["a.toml", "b.toml"]) == ("schedule", "optimizer"), "one of each file that leads to the arm"
-    assert axes_of(steps, None) == ("schedule",)
+    loss = [
+        change("loss.new.use", None, "new"),
+        change("loss.new.weight", None, 0.1),
+        change("loss.new.power", None, 2),
+    ]
+    assert resolve_axes(loss, ("loss.new.weight",)) == ("loss.new",), (
+        "whoever sets the weight of a new loss adds it"
+    )
+    assert resolve_axes(
+        [change(one.key, one.after, one.before) for one in loss], ("loss.new.weight",)
+    ) == ("loss.new",)
+    assert resolve_axes([change("loss.old.weight", 1.0, 0.1)], ("loss.old.weight",)) == (
+        "loss.old.weight",
+    )
+    steps = [
+        change("schedule.use", "cosine", "constant", "a.toml:5"),
+        change("schedule.floor", 0.1, None, "a.toml:5"),
+    ]
+    steps += [
+        change("optimizer.use", "sophia-g", "lion", "b.toml:4"),
+        change("train.grad_clip", 1.0, 2.0, "b.toml:6"),
+    ]
+    assert resolve_axes(steps, None, ["a.toml", "b.toml"]) == ("schedule", "optimizer"), (
+        "one of each file that leads to the arm"
+    )
+    assert resolve_axes(steps, None) == ("schedule",)
 
 
-@pytest.mark.parametrize("swap", ["attention=eager", "train.precision=bfloat16", "memory.registers=false", "model.d_ffn=48"])
+@pytest.mark.parametrize(
+    "swap",
+    ["attention=eager", "train.precision=bfloat16", "memory.registers=false", "model.d_ffn=48"],
+)
 def test_a_clean_swap_passes(place: Path, swap: str) -> None:
     done = start(place, "--swap", swap, "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -403,17 +583,24 @@ def parameter(value: str, owner: str = "attention") -> dict[str, str]:
 
 
 def test_a_start_that_is_not_shared_is_seen() -> None:
-    one = Start({"a": parameter("x"), "f": parameter("y", "ffn.gelu")}, ["1", "2", "3"])
-    other = Start({"a": parameter("z"), "f": parameter("w", "ffn.swiglu")}, ["1", "5", "3"])
-    common, flaws = flaws_of_start(one, other, ["ffn"])
+    one = RunRecord({"a": parameter("x"), "f": parameter("y", "ffn.gelu")}, ["1", "2", "3"])
+    other = RunRecord({"a": parameter("z"), "f": parameter("w", "ffn.swiglu")}, ["1", "5", "3"])
+    common, flaws = check_records(one, other, ["ffn"])
     assert (common.shared_parameters, common.bitwise_equal, common.batches_equal) == (1, 0, 2)
-    assert [flaw.about for flaw in flaws] == ["initialisation", "data"] and "from batch 2 on" in flaws[1].text
-    assert not flaws_of_start(one, one, ["ffn"])[1]
-    assert not flaws_of_start(one, Start(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"])[1]
-    assert not flaws_of_start(one, Start(one.parameters, ["1", "2"]), ["ffn"])[1], "a run that diverged has read less"
+    assert [flaw.about for flaw in flaws] == [
+        "initialisation",
+        "data",
+    ] and "from batch 2 on" in flaws[1].text
+    assert not check_records(one, one, ["ffn"])[1]
+    assert not check_records(
+        one, RunRecord(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"]
+    )[1]
+    assert not check_records(one, RunRecord(one.parameters, ["1", "2"]), ["ffn"])[1], (
+        "a run that diverged has read less"
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- matched budgets
+# ---------- matched budgets
 
 
 @pytest.mark.parametrize("what", ["params", "flops"])
@@ -421,24 +608,30 @@ def test_budgets_are_matched_by_a_free_size(place: Path, what: str) -> None:
     done = start(place, "--swap", "ffn=gelu", "--match", what, "--dry-run")
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "matched by" in line)
-    assert "model.d_ffn=19" in line and abs(float(line.rpartition(" ")[2].rstrip("%"))) < 1.0  # 3/2 of 128: two matrices for three
+    # 3/2 of 128: two matrices for three
+    assert "model.d_ffn=19" in line and abs(float(line.rpartition(" ")[2].rstrip("%"))) < 1.0
 
 
 def test_a_budget_that_the_swap_itself_decides_is_refused(place: Path) -> None:
     done = start(place, "--swap", "model.d_ffn=48", "--match", "params", "--dry-run")
-    assert done.returncode == 2 and "the swap is about it" in done.stderr and "--knob n_layers" in done.stderr
+    assert (
+        done.returncode == 2
+        and "the swap is about it" in done.stderr
+        and "--knob n_layers" in done.stderr
+    )
 
 
 def test_the_solver_finds_the_nearest_size() -> None:
-    assert match("x", "k", 100, 10_007, lambda size: 7 * size + 7).size == 1429  # exact only without rounding to eights
-    assert match("x", "k", 100, 80_008, lambda size: 100 * size + 8).size == 800
+    # exact only without rounding to eights
+    assert match_size("x", "k", 100, 10_007, lambda size: 7 * size + 7).size == 1429
+    assert match_size("x", "k", 100, 80_008, lambda size: 100 * size + 8).size == 800
     with pytest.raises(UsageError, match="cannot be matched"):
-        match("x", "k", 10, 1000, lambda size: 900 * size)
+        match_size("x", "k", 10, 1000, lambda size: 900 * size)
     with pytest.raises(UsageError, match="no size is small enough"):
-        match("x", "k", 10, 10, lambda size: 900 * size)
+        match_size("x", "k", 10, 10, lambda size: 900 * size)
 
 
-# ------------------------------------------------------------------------------------------------------------------ reports
+# ---------- reports
 
 
 class Checked(HTMLParser):
@@ -453,7 +646,11 @@ class Checked(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open += [] if tag in self.VOID else [tag]
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href") and not (value or "").startswith("data:")]
+        self.loads += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href") and not (value or "").startswith("data:")
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -481,22 +678,39 @@ def outcome(seed: int, loss: float, **more: Any) -> Outcome:
     return Outcome(seed, **(given | more))
 
 
-def arm(name: str, losses: list[float | None]) -> Arm:
-    outcomes = [Outcome.failed(i, "out of memory <b>") if loss is None else outcome(i, loss) for i, loss in enumerate(losses)]
-    return Arm(name, name, [], 1000, 1000, 6000, 1280, {"ffn": 1000}, [], outcomes)
+def arm(name: str, losses: list[float | None]) -> ArmResult:
+    outcomes = [
+        Outcome.failed(i, "out of memory <b>") if loss is None else outcome(i, loss)
+        for i, loss in enumerate(losses)
+    ]
+    return ArmResult(name, name, [], 1000, 1000, 6000, 1280, {"ffn": 1000}, [], outcomes)
 
 
-def study(*arms: Arm, margin: float = 0.01) -> Study:
-    settings = {"seeds": list(range(len(arms[0].outcomes))), "confidence": 0.95, "margin": margin, "steps": 20, "tokens": 1280}
+def study(*arms: ArmResult, margin: float = 0.01) -> Study:
+    settings = {
+        "seeds": list(range(len(arms[0].outcomes))),
+        "confidence": 0.95,
+        "margin": margin,
+        "steps": 20,
+        "tokens": 1280,
+    }
     return Study("study <1>", list(arms), settings, [], {}, "[model]\n", "ablate")
 
 
 STUDIES = {
     "one seed": study(arm("baseline", [3.0]), arm("x", [2.9])),
     "no noise": study(arm("baseline", [3.0, 3.1]), arm("x", [3.0, 3.1])),
-    "lost": study(arm("baseline", [3.0, 3.1, 3.2]), arm("x", [None, 3.0, 3.1]), arm("y", [None, None, None])),
+    "lost": study(
+        arm("baseline", [3.0, 3.1, 3.2]), arm("x", [None, 3.0, 3.1]), arm("y", [None, None, None])
+    ),
     "twelve": study(
-        *(arm("baseline" if i == 0 else f"a very long name of an arm, number {i}", [3.0, 3.1, 3.3 + i / 9]) for i in range(12))
+        *(
+            arm(
+                "baseline" if i == 0 else f"a very long name of an arm, number {i}",
+                [3.0, 3.1, 3.3 + i / 9],
+            )
+            for i in range(12)
+        )
     ),
     "no baseline": study(arm("baseline", [None, None]), arm("x", [3.0, 3.1])),
 }
@@ -506,7 +720,10 @@ STUDIES = {
 def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
     printed = publish(STUDIES[name], tmp_path)
     found = read(tmp_path)
-    assert len(found["arms"]) == len(STUDIES[name].arms) and len(found["comparisons"]) == len(found["arms"]) - 1
+    assert (
+        len(found["arms"]) == len(STUDIES[name].arms)
+        and len(found["comparisons"]) == len(found["arms"]) - 1
+    )
     text = (tmp_path / "report.html").read_text()
     assert Checked.whole(text) and "<b>" not in text and "study &lt;1&gt;" in text
     for one in found["comparisons"]:
@@ -518,22 +735,29 @@ def verdicts(found: dict[str, Any]) -> list[str]:
 
 
 def test_verdicts_say_no_more_than_is_known() -> None:
-    assert verdicts(report(STUDIES["one seed"])) == ["not resolved"]
-    assert verdicts(report(STUDIES["no noise"])) == ["equivalent"]
-    assert verdicts(report(STUDIES["lost"])) == ["not resolved", "failed"]
-    assert report(STUDIES["lost"])["comparisons"][0]["lost"] == 1
-    assert verdicts(report(STUDIES["no baseline"])) == ["failed"]
+    assert verdicts(make_report(STUDIES["one seed"])) == ["not resolved"]
+    assert verdicts(make_report(STUDIES["no noise"])) == ["equivalent"]
+    assert verdicts(make_report(STUDIES["lost"])) == ["not resolved", "failed"]
+    assert make_report(STUDIES["lost"])["comparisons"][0]["lost"] == 1
+    assert verdicts(make_report(STUDIES["no baseline"])) == ["failed"]
     base = arm("baseline", [3.0, 3.1, 3.2, 3.05])
     clear = arm("clear", [2.9, 3.0, 3.11, 2.95])
     tiny = arm("tiny", [3.001, 3.101, 3.2011, 3.0509])
     noisy = arm("noisy", [2.8, 3.3, 3.1, 3.0])
-    found = report(study(base, clear, tiny, noisy))
+    found = make_report(study(base, clear, tiny, noisy))
     assert verdicts(found) == ["better", "equivalent", "not resolved"]
     assert "though the difference is resolved" in found["comparisons"][1]["why"]
-    assert found["comparisons"][2]["seeds_needed"] > 4 and "would have been seen with a chance" in found["comparisons"][2]["why"]
+    assert (
+        found["comparisons"][2]["seeds_needed"] > 4
+        and "would have been seen with a chance" in found["comparisons"][2]["why"]
+    )
 
 
-BASE, LOW, HIGH = [3.0, 3.1, 3.2, 3.05, 3.1], [2.9, 3.0, 3.11, 2.95, 3.0], [3.1, 3.2, 3.31, 3.15, 3.2]
+BASE, LOW, HIGH = (
+    [3.0, 3.1, 3.2, 3.05, 3.1],
+    [2.9, 3.0, 3.11, 2.95, 3.0],
+    [3.1, 3.2, 3.31, 3.15, 3.2],
+)
 
 
 def failing(losses: list[float], times: int) -> list[float | None]:
@@ -554,8 +778,12 @@ def failing(losses: list[float], times: int) -> list[float | None]:
         (2, 0, BASE, "not resolved"),
     ],
 )
-def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(of_baseline: int, of_arm: int, losses: list[float], wanted: str) -> None:
-    found = report(study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm))))
+def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
+    of_baseline: int, of_arm: int, losses: list[float], wanted: str
+) -> None:
+    found = make_report(
+        study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm)))
+    )
     assert verdicts(found) == [wanted]
     assert found["comparisons"][0]["failed"] == {"arm": of_arm, "baseline": of_baseline}
     assert [len(one["failures"]) for one in found["arms"]] == [of_baseline, of_arm]
@@ -565,29 +793,51 @@ def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(of_baseline: 
 
 def forms(found: dict[str, Any]) -> tuple[str, str, str]:
     """A report as it is printed, as Markdown and as a page."""
-    return terminal(found), markdown(found), html(found, b"", None)
+    return render_terminal(found), render_markdown(found), render_page(found, b"", None)
 
 
-STATISTICS = ("paired", "equivalence", "power", "seeds_needed", "correlation", "over_documents", "fmean", "stdev", "median")
+STATISTICS = (
+    "paired_test",
+    "equivalence_test",
+    "power",
+    "seeds_needed",
+    "correlation",
+    "bootstrap_documents",
+    "fmean",
+    "stdev",
+    "median",
+)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize("result", [float("nan"), ValueError("it does not converge")], ids=["nan", "raises"])
-def test_a_statistic_that_fails_costs_no_report(statistic: str, result: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "result", [float("nan"), ValueError("it does not converge")], ids=["nan", "raises"]
+)
+def test_a_statistic_that_fails_costs_no_report(
+    statistic: str, result: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> object:
         if isinstance(result, Exception):
             raise result
         return result
 
     monkeypatch.setattr(f"lswt_core.ablation.compare.{statistic}", broken)
-    found = report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
-    reasons = [why for one in (*found["comparisons"], *found["arms"]) for why in one["unknown"].values()]
-    assert reasons and {*verdicts(found)} <= {"better", "worse", "not resolved"} and json.dumps(found, allow_nan=False)
+    found = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
+    reasons = [
+        why for one in (*found["comparisons"], *found["arms"]) for why in one["unknown"].values()
+    ]
+    assert (
+        reasons
+        and {*verdicts(found)} <= {"better", "worse", "not resolved"}
+        and json.dumps(found, allow_nan=False)
+    )
     assert all("unknown" in text and reasons[0] in text for text in forms(found))
 
 
-def test_a_study_whose_test_fails_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lswt_core.ablation.compare.paired", lambda *_: (math.inf,))
+def test_a_study_whose_test_fails_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lswt_core.ablation.compare.paired_test", lambda *_: (math.inf,))
     publish(study(arm("baseline", BASE), arm("x", LOW)), tmp_path)
     assert verdicts(read(tmp_path)) == ["not resolved"] and (tmp_path / "report.html").is_file()
 

@@ -1,8 +1,13 @@
-"""A study from its command to its exit code, in this process: arms are built and certified, and what their runs came to is given."""
+"""A study from its command to its exit code, in this process: arms are built and certified, and
+what their runs came to is given.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +16,14 @@ import pytest
 from runs import write_recipe
 
 from lswt_core.__main__ import main
-from lswt_core.ablation.certificate import Start, flaws_of_start
-from lswt_core.ablation.matrix import Job, Matrix
+from lswt_core.ablation.certificate import RunRecord, check_records
 from lswt_core.ablation.outcome import Outcome
+from lswt_core.ablation.progress import Job, Progress
+from lswt_core.ablation.runner import Runner, RunsStopped, Workers
+from lswt_core.ablation.store import RunStore, write_json
 from lswt_core.errors import UsageError
 from lswt_core.hf.directory import written_whole
+from lswt_core.recipe import Recipe
 
 Runs = Callable[[Job], Outcome]
 
@@ -23,16 +31,24 @@ Runs = Callable[[Job], Outcome]
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_recipe(tmp_path_factory.mktemp("study"))
-    path.write_text(path.read_text().replace('"sophia-g"', '"adamw"').replace("refresh_every = 3\n", ""))
+    path.write_text(
+        path.read_text()
+        .replace('"sophia-g"', '"adamw"')
+        .replace("hessian_update_interval = 3\n", "")
+    )
     return path
 
 
 @pytest.fixture
-def study(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
-    """``study(runs, words)``: ablate, with these outcomes; its exit code and the directory of its report."""
+def study(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, Path]]:
+    """``study(runs, words)``: ablate, with these outcomes; its exit code and the directory of its
+    report.
+    """
 
     def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
-        monkeypatch.setattr(Matrix, "run", lambda self: {job.key: runs(job) for job in self.jobs})
+        monkeypatch.setattr(Runner, "run", lambda self: {job.key: runs(job) for job in self.jobs})
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 
@@ -42,13 +58,19 @@ def study(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 def places(directory: Path, words: Sequence[str]) -> list[str]:
     """Where the study goes, unless its words say so."""
     told = {"--store": directory / "store", "--out": directory / "out"}
-    return [word for option, path in told.items() if option not in words for word in (option, str(path))]
+    return [
+        word for option, path in told.items() if option not in words for word in (option, str(path))
+    ]
 
 
-def finished(job: Job, documents: Sequence[tuple[str, float, int]] = (("a", 300.0, 100), ("b", 90.0, 28))) -> Outcome:
+def finished(
+    job: Job, documents: Sequence[tuple[str, float, int]] = (("a", 300.0, 100), ("b", 90.0, 28))
+) -> Outcome:
     train = job.recipe.train
     tokens = train.total_steps * train.tokens_per_step
-    return Outcome(job.seed, loss=3.0 + job.seed / 10, documents=list(documents), curve=[(tokens, 3.1)])
+    return Outcome(
+        job.seed, loss=3.0 + job.seed / 10, documents=list(documents), curve=[(tokens, 3.1)]
+    )
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -56,50 +78,81 @@ def read(directory: Path) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------- budgets
+# ---------- budgets
 
 
-BUDGETS = ("train.steps=24", "train.rows=8", "train.context=32", "train.documents=reset", "train.tokens=768", "train.dealing=in-turn")
+BUDGETS = (
+    "train.steps=24",
+    "train.batch_size=8",
+    "train.seq_len=32",
+    "train.document_masking=true",
+    "train.tokens=768",
+    "train.document_assignment=round-robin",
+)
 
 
 @pytest.mark.parametrize("swap", BUDGETS)
-def test_another_budget_is_no_swap(recipe: Path, swap: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_budget_is_no_swap(
+    recipe: Path, swap: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["ablate", str(recipe), "--swap", swap, "--dry-run"]) == 2
     assert f"--allow {swap.partition('=')[0]}\n" in capsys.readouterr().err
 
 
-def test_another_budget_passes_by_its_name(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_budget_passes_by_its_name(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keys = [swap.partition("=")[0] for swap in BUDGETS]
-    words = [word for swap, key in zip(BUDGETS, keys, strict=True) for word in ("--swap", swap, "--allow", key)]
+    words = [
+        word
+        for swap, key in zip(BUDGETS, keys, strict=True)
+        for word in ("--swap", swap, "--allow", key)
+    ]
     assert main(["ablate", str(recipe), *words, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert all(f"allowed: {key} is" in printed for key in keys)
 
 
-def test_a_budget_that_an_arm_says_it_is_about_is_refused_too(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_that_an_arm_says_it_is_about_is_refused_too(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = recipe.with_name("longer.toml")
-    file.write_text('recipe = "nano.toml"\n[arm.longer]\naxis = ["train"]\nset = ["train.steps=24", "train.clip=2.0"]\n')
+    file.write_text(
+        'recipe = "nano.toml"\n[arm.longer]\naxis = ["train"]\nset = ["train.steps=24",'
+        ' "train.grad_clip=2.0"]\n'
+    )
     assert main(["ablate", str(file), "--dry-run"]) == 2
     assert "--allow train.steps\n" in capsys.readouterr().err
 
 
-def test_the_work_of_the_whole_training_is_shown(study: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_work_of_the_whole_training_is_shown(
+    study: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out = study(finished, "--swap", "train.steps=24", "--allow", "train.steps")
     assert code == 0
     baseline, arm = read(out)["arms"]
     assert (baseline["tokens"], arm["tokens"]) == (12 * 64, 24 * 64)
     assert baseline["flops_per_token"] == arm["flops_per_token"]
-    assert arm["training_flops"] == 2 * baseline["training_flops"] == 24 * 64 * arm["flops_per_token"]
+    assert (
+        arm["training_flops"] == 2 * baseline["training_flops"] == 24 * 64 * arm["flops_per_token"]
+    )
     assert [one["evaluated"] for one in (baseline, arm)] == [{"tokens": 128, "documents": 2}] * 2
     assert read(out)["certificate"][0]["status"] == "allowed"
     printed = capsys.readouterr().out
     assert "+100.00%" in printed, "in the table before the runs"
-    assert all("+100.0%" in text for text in (printed, (out / "report.md").read_text(), (out / "report.html").read_text()))
+    assert all(
+        "+100.0%" in text
+        for text in (printed, (out / "report.md").read_text(), (out / "report.html").read_text())
+    )
 
 
-@pytest.mark.parametrize("documents", [[("a", 300.0, 100), ("b", 90.0, 20)], [("a", 300.0, 100), ("c", 90.0, 28)]])
+@pytest.mark.parametrize(
+    "documents", [[("a", 300.0, 100), ("b", 90.0, 20)], [("a", 300.0, 100), ("c", 90.0, 28)]]
+)
 def test_runs_that_were_measured_on_other_text_are_not_compared(
-    study: Callable[..., tuple[int, Path]], documents: Sequence[tuple[str, float, int]], capsys: pytest.CaptureFixture[str]
+    study: Callable[..., tuple[int, Path]],
+    documents: Sequence[tuple[str, float, int]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def runs(job: Job) -> Outcome:
         return finished(job) if job.arm == "baseline" else finished(job, documents)
@@ -110,7 +163,9 @@ def test_runs_that_were_measured_on_other_text_are_not_compared(
     assert code == 0 and read(out)["certificate"][0]["status"] == "allowed"
 
 
-def test_runs_that_trained_on_other_amounts_are_not_compared(study: Callable[..., tuple[int, Path]]) -> None:
+def test_runs_that_trained_on_other_amounts_are_not_compared(
+    study: Callable[..., tuple[int, Path]],
+) -> None:
     def runs(job: Job) -> Outcome:
         return Outcome(job.seed, loss=3.0, curve=[(768 if job.arm == "baseline" else 700, 3.1)])
 
@@ -118,21 +173,28 @@ def test_runs_that_trained_on_other_amounts_are_not_compared(study: Callable[...
     assert study(runs, "--swap", "ffn=gelu", "--allow", "tokens")[0] == 0
 
 
-def test_a_matched_arm_does_the_baselines_work_in_all(study: Callable[..., tuple[int, Path]]) -> None:
+def test_a_matched_arm_does_the_baselines_work_in_all(
+    study: Callable[..., tuple[int, Path]],
+) -> None:
     words = ("--swap", "train.steps=10", "--allow", "train.steps", "--match", "flops")
     code, out = study(finished, *words)
     assert code == 0
     baseline, arm = read(out)["arms"]
-    assert arm["training_flops"] == pytest.approx(baseline["training_flops"], rel=0.01) and arm["tokens"] < baseline["tokens"]
+    assert (
+        arm["training_flops"] == pytest.approx(baseline["training_flops"], rel=0.01)
+        and arm["tokens"] < baseline["tokens"]
+    )
 
 
 def test_batches_differ_where_the_batch_was_allowed_to() -> None:
-    one, other = Start({}, ["1", "2"]), Start({}, ["3", "4"])
-    assert [flaw.about for flaw in flaws_of_start(one, other, ["train"], ["train.clip"])[1]] == ["data"]
-    assert not flaws_of_start(one, other, ["ffn"], ["ffn.use", "train.rows"])[1]
+    one, other = RunRecord({}, ["1", "2"]), RunRecord({}, ["3", "4"])
+    assert [
+        flaw.about for flaw in check_records(one, other, ["train"], ["train.grad_clip"])[1]
+    ] == ["data"]
+    assert not check_records(one, other, ["ffn"], ["ffn.use", "train.batch_size"])[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------- exit codes
+# ---------- exit codes
 
 
 def lost(job: Job) -> Outcome:
@@ -150,12 +212,17 @@ def lost(job: Job) -> Outcome:
     ids=["every run", "an arm", "a run", "none"],
 )
 def test_a_study_with_failures_has_a_report_and_says_so(
-    study: Callable[..., tuple[int, Path]], fails: Callable[[Job], bool], code: int, capsys: pytest.CaptureFixture[str]
+    study: Callable[..., tuple[int, Path]],
+    fails: Callable[[Job], bool],
+    code: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given, out = study(lambda job: lost(job) if fails(job) else finished(job), "--swap", "ffn=gelu")
     assert given == code
     failed = sum(len(arm["failures"]) for arm in read(out)["arms"])
-    assert (out / "report.html").is_file() and (f"{failed} of 4 runs failed" in capsys.readouterr().err) == bool(failed)
+    assert (out / "report.html").is_file() and (
+        f"{failed} of 4 runs failed" in capsys.readouterr().err
+    ) == bool(failed)
 
 
 def never(job: Job) -> Outcome:
@@ -168,10 +235,16 @@ def a_file(directory: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("place", [a_file, lambda _: Path("/proc/lswt"), lambda directory: a_file(directory) / "below"])
+@pytest.mark.parametrize(
+    "place", [a_file, lambda _: Path("/proc/lswt"), lambda directory: a_file(directory) / "below"]
+)
 @pytest.mark.parametrize("option", ["--out", "--store"])
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_runs(
-    study: Callable[..., tuple[int, Path]], place: Callable[[Path], Path], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Callable[..., tuple[int, Path]],
+    place: Callable[[Path], Path],
+    option: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = place(tmp_path)
     assert study(never, "--swap", "ffn=gelu", option, str(path))[0] == 2
@@ -199,3 +272,103 @@ def test_other_commands_refuse_such_a_place_too(
         pass
     assert main(["plugins", "new", "fading", "--kind", "positional", "--in", str(path)]) == 2
     assert capsys.readouterr().err.count(str(path)) == 2
+
+
+# ---------- stopping, progress
+
+
+def stopped_after(count: int) -> Callable[[Runner], dict[str, Outcome]]:
+    """A runner that is asked to stop after some runs."""
+
+    def run(runner: Runner) -> dict[str, Outcome]:
+        jobs = runner.jobs[:count]
+        raise RunsStopped({job.key: finished(job) for job in jobs}, len(runner.jobs))
+
+    return run
+
+
+def test_a_stopped_ablation_prints_what_is_finished_and_what_is_missing(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Runner, "run", stopped_after(3))
+    words = ["--swap", "ffn=gelu", "--seeds", "2", *places(tmp_path, [])]
+    assert main(["ablate", str(recipe), *words]) == 75
+    _, table = capsys.readouterr().out.split("finished so far")
+    header, baseline, arm = (line.split() for line in table.splitlines()[1:4])
+    assert header[-2:] == ["missing", "seeds"]
+    assert baseline == ["baseline", "3.0500", "2", "of", "2", "0", "none"]
+    assert arm == ["ffn=gelu", "3.0000", "+0.0000", "1", "of", "2", "0", "1"]
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_progress_shows_every_arm_and_the_time_left(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Recipe.load(recipe)
+    jobs = [Job(arm, seed, f"{arm}{seed}", steps) for seed in (0, 1) for arm in ("baseline", "x")]
+    progress = Progress(jobs, RunStore(tmp_path))
+    clock = progress.began
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    assert not progress.is_due()
+    progress.start(jobs[0])
+    assert "seed 0: starting" in progress.text({}, ["baseline0"])
+    assert progress.time_left(0, ["baseline0"]) == ""
+    (tmp_path / "baseline0").mkdir()
+    (tmp_path / "baseline0" / "metrics.jsonl").write_text(
+        '{"step": 6, "loss": 3.5}\n{"step": 6, "eval/loss": 3.4}\n{"step": 7, "lo'
+    )
+    clock += 60  # half of the first of four runs
+    assert progress.is_due() and not progress.is_due()
+    lines = progress.text({}, ["baseline0"]).splitlines()
+    assert lines[0] == "progress: 0 of 4 runs finished, about 7 min 00 s left"
+    assert lines[2].split(maxsplit=4)[1:4] == ["0", "of", "2"]
+    assert lines[2].endswith("seed 0: step 6/12, loss 3.5000")
+    progress.finish(jobs[0])
+    clock += 60
+    assert progress.time_left(1, []) == "about 6 min 00 s left"
+
+
+class FakeProcess:
+    """A process that has ended, or runs until it is terminated."""
+
+    def __init__(self, code: int | None) -> None:
+        self.code, self.terminated = code, False
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def wait(self, timeout: float) -> int:
+        assert self.terminated
+        return 75
+
+
+def test_asked_to_stop_the_runner_ends_its_processes_and_keeps_what_is_finished(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job("baseline", seed, str(seed), Recipe.load(recipe)) for seed in range(3)]
+    processes: list[FakeProcess] = []
+    said: list[str] = []
+
+    def launch(runner: Runner, path: Path, directory: Path, device: str) -> FakeProcess:
+        ends = not processes
+        if ends:
+            write_json(directory / "outcome.json", finished(jobs[0]).to_json())
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        processes.append(FakeProcess(0 if ends else None))
+        return processes[-1]
+
+    monkeypatch.setattr(Runner, "launch", launch)
+    runner = Runner(jobs, RunStore(tmp_path), Workers(1, 1, [], []), said.append)
+    with pytest.raises(RunsStopped) as stopped:
+        runner.run()
+    assert [*stopped.value.outcomes] == ["0"] and stopped.value.exit_code == 75
+    assert processes[1].terminated and len(processes) == 2
+    assert "done, held-out loss 3.0000" in said[1]
+    assert said[-1].startswith("stopping: 1 runs save their state")

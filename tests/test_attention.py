@@ -1,4 +1,6 @@
-"""Fast attention against the simple one, on shapes drawn at random: outputs and gradients, in every precision."""
+"""Fast attention against the simple one, on shapes drawn at random: outputs and gradients, in every
+precision.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import lswt_blocked
+import lswt_blocked.tiles as tiles
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +18,8 @@ from lswt_eager import Eager
 from lswt_sdpa import Sdpa
 from torch import Tensor
 
-from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
-from lswt_core.parts import scores, whole
+from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
+from lswt_core.plugin_api.attention import attention_scores, reference_attention
 
 BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
     "split": partial(Sdpa, method="split"),
@@ -27,7 +29,7 @@ BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
 SMALLEST = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
-}  # per unit of what is compared; bfloat16 is held to what the simple one reaches, within two roundings
+}  # relative; bfloat16 within two roundings of the reference in bfloat16
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -59,8 +61,10 @@ shapes = st.builds(
 )
 
 
-def question(shape: Shape, dtype: torch.dtype) -> tuple[list[Part], list[Tensor], Tensor]:
-    """Parts, their leaves and a cotangent, the same numbers in any precision: those that bfloat16 holds."""
+def question(shape: Shape, dtype: torch.dtype) -> tuple[list[KVBlock], list[Tensor], Tensor]:
+    """Parts, their leaves and a cotangent, the same numbers in any precision: those that bfloat16
+    holds.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def draw(size: int, learned: bool = True) -> Tensor:
@@ -70,9 +74,11 @@ def question(shape: Shape, dtype: torch.dtype) -> tuple[list[Part], list[Tensor]
     q, k, v = (draw(shape.tokens) for _ in range(3))
     sink = [draw(shape.tokens), draw(shape.registers), draw(shape.registers)]
     old = [draw(shape.remembered, shape.learned) for _ in range(2)]
-    parts = [Part(sink[0] if shape.own_queries else q, sink[1], sink[2], causal=False)] * (shape.registers > 0)
-    parts += [Part(q, *old, causal=False)] * (shape.remembered > 0)
-    parts.append(Part(q, k, v, causal=True))
+    parts = [KVBlock(sink[0] if shape.own_queries else q, sink[1], sink[2], causal=False)] * (
+        shape.registers > 0
+    )
+    parts += [KVBlock(q, *old, causal=False)] * (shape.remembered > 0)
+    parts.append(KVBlock(q, k, v, causal=True))
     leaves = [t for part in parts for t in part[:3] if t.requires_grad]  # type: ignore[union-attr]
     return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False)
 
@@ -85,57 +91,94 @@ def answer(backend: AttentionBackend, shape: Shape, dtype: torch.dtype) -> list[
 
 
 def errors(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
-    """Relative errors in the norm; numbers are of the order of 1, and what cancels to less is held to that."""
-    return [float((a - b).norm() / b.norm().clamp_min(0.1 * b.numel() ** 0.5)) for a, b in zip(found, wanted, strict=True)]
+    """Relative errors in the norm; numbers are of the order of 1, and what cancels to less is held
+    to that.
+    """
+    return [
+        float((a - b).norm() / b.norm().clamp_min(0.1 * b.numel() ** 0.5))
+        for a, b in zip(found, wanted, strict=True)
+    ]
 
 
 def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
-    """What output and gradients may be off by if the output is kept in bfloat16, as fused kernels keep it: the gradient of a score is
-    p (g . v - g . out), and g . out is off by as much as 2^-9 of the terms that it sums.
+    """What output and gradients may be off by if the output is kept in bfloat16, as fused kernels
+    keep it: the gradient of a score is p (g . v - g . out), and g . out is off by as much as 2^-9
+    of the terms that it sums.
     """
     parts, leaves, cotangent = question(shape, torch.float64)
-    found = torch.cat([scores(part) for part in parts], -1)  # [B, H, T, N]
-    off = 2**-9 * (whole(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]  # [B, H, T, 1]
+    found = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
+    # [B, H, T, 1]
+    off = 2**-9 * (reference_attention(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]
     seen = found.masked_fill(found.isinf(), 0.0)
-    gradients = torch.autograd.grad((found.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        (found.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True
+    )
     return [torch.zeros_like(cotangent), *gradients]
 
 
 @every_backend
 @given(shape=shapes)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
     dims = Dims(shape.heads * shape.width, shape.heads, 8, 1)
-    found, wanted = answer(BACKENDS[backend](dims), shape, shape.dtype), answer(Eager(dims), shape, torch.float64)
-    allowed: Sequence[float] = [SMALLEST[shape.dtype]] * len(wanted) if shape.dtype in SMALLEST else []
+    found, wanted = (
+        answer(BACKENDS[backend](dims), shape, shape.dtype),
+        answer(Eager(dims), shape, torch.float64),
+    )
+    allowed: Sequence[float] = (
+        [SMALLEST[shape.dtype]] * len(wanted) if shape.dtype in SMALLEST else []
+    )
     if not allowed:
         simple = errors(answer(Eager(dims), shape, shape.dtype), wanted)
-        rounded = errors([a + b for a, b in zip(wanted, missed_by_rounded_outputs(shape), strict=True)], wanted)
+        rounded = errors(
+            [a + b for a, b in zip(wanted, missed_by_rounded_outputs(shape), strict=True)], wanted
+        )
         allowed = [2 * error + more + 2**-7 for error, more in zip(simple, rounded, strict=True)]
     assert all(error <= most for error, most in zip(errors(found, wanted), allowed, strict=True))
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 30])
 @pytest.mark.parametrize(("rows", "block"), [(1, 1), (3, 100), (16, 1 << 30), (5, 700)])
-def test_blocks_of_any_size_are_the_whole(rows: int, block: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lswt_blocked, "ROWS", rows)
-    monkeypatch.setattr(lswt_blocked, "BLOCK", block)
-    monkeypatch.setattr(lswt_blocked, "KEPT", kept)
+def test_blocks_of_any_size_are_the_whole(
+    rows: int, block: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TILE_QUERIES", rows)
+    monkeypatch.setattr(tiles, "TILE_SCORES", block)
+    monkeypatch.setattr(tiles, "SAVED_BYTES", kept)
     shape = Shape(2, 16, 11, 3, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
     dims = Dims(64, 2, 8, 1)
-    assert max(errors(answer(Blocked(dims), shape, torch.float64), answer(Eager(dims), shape, torch.float64))) < 1e-12
+    assert (
+        max(
+            errors(
+                answer(Blocked(dims), shape, torch.float64),
+                answer(Eager(dims), shape, torch.float64),
+            )
+        )
+        < 1e-12
+    )
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [({"device": "cuda"}, "CPU"), ({"biased": True}, "biases"), ({"twice": True}, "second derivative")]
+    ("change", "reason"),
+    [
+        ({"device": "cuda"}, "CPU"),
+        ({"has_bias": True}, "biases"),
+        ({"double_backward": True}, "second derivative"),
+    ],
 )
 def test_what_blocks_cannot_do_is_said(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
-        Blocked(Dims(64, 2, 8, 1)).require(Need("cpu", torch.bfloat16, 32)._replace(**change))
+        Blocked(Dims(64, 2, 8, 1)).require(
+            AttentionRequirements("cpu", torch.bfloat16, 32)._replace(**change)
+        )
 
 
 def test_what_is_remembered_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of the backward pass: the gradients of weights, queries, and the new tokens' keys and values."""
+    """Products of the backward pass: the gradients of weights, queries, and the new tokens' keys
+    and values.
+    """
     products: list[tuple[int, ...]] = []
     multiply = torch.bmm
 

@@ -1,4 +1,6 @@
-"""Code that is edited while a run waits to go on, and texts that are cached: neither is taken for what it was."""
+"""Code that is edited while a run waits to go on, and texts that are cached: neither is taken for
+what it was.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,16 @@ from typing import Any
 import pytest
 from nano import NANO
 
+from lswt_core.checkpoint.compatibility import check_code
 from lswt_core.checkpoint.saved import Manifest, Saved
-from lswt_core.corpus import open_corpus
-from lswt_core.opened import open_run
-from lswt_core.parallel import World
+from lswt_core.data.corpus import open_corpus
+from lswt_core.decode.load_run import load_run
+from lswt_core.distributed.world import World
+from lswt_core.model.code_fingerprint import core_libraries
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.resume import check_code
 from lswt_core.run import main as run
-from lswt_core.session import Session
+from lswt_core.train.session import Session
 
 RECIPE = (
     NANO
@@ -27,12 +30,12 @@ use = "bytes"
 [ffn]
 use = "own"
 [train]
-rows = 2
-context = 16
+batch_size = 2
+seq_len = 16
 steps = 3
 [evaluate]
 tokens = 64
-rows = 2
+batch_size = 2
 [checkpoint]
 every = 1
 [sample]
@@ -56,10 +59,16 @@ def lswt_components():
 """
 
 
+def test_the_libraries_of_the_training_code_are_found() -> None:
+    assert {"torch", "numpy"} <= core_libraries()
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a recipe, a text, and a plugin whose module imports another."""
-    tmp_path.joinpath("corpus.txt").write_text("It is a truth universally acknowledged, that a single man needs a wife.\n" * 60)
+    tmp_path.joinpath("corpus.txt").write_text(
+        "It is a truth universally acknowledged, that a single man needs a wife.\n" * 60
+    )
     tmp_path.joinpath("nano.toml").write_text(RECIPE.format(corpus=tmp_path / "corpus.txt"))
     tmp_path.joinpath("own.py").write_text(f"# {tmp_path}\n{OWN}")  # a module of its own
     tmp_path.joinpath("multiplier.py").write_text("FACTOR = 1.0\n")
@@ -70,21 +79,26 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# ----------------------------------------------------------------------------------------------------- code of components
+# ---------- code of components
 
 
 @pytest.mark.parametrize("edited", ["own.py", "multiplier.py"])
 def test_a_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     place: Path, edited: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Session, "pictures", lambda session: None)  # without its report a run is not finished, and goes on
+    # without its report a run is not finished, and goes on
+    monkeypatch.setattr(Session, "write_report", lambda session: None)
     words = ["nano.toml", "--out", "run", "--plugin", "own.py"]
     assert run(words) == 0
     with place.joinpath(edited).open("a") as file:
         file.write("# edited\n")
     assert run(words) == 5
     told = capsys.readouterr().err
-    assert "ffn/own: file" in told and "restore it; or --accept-changes" in told and "norm/layernorm" not in told
+    assert (
+        "ffn/own: file" in told
+        and "restore it; or --accept-changes" in told
+        and "norm/layernorm" not in told
+    )
     assert run([*words, "--accept-changes"]) == 0
     assert "continuing with other code of ffn/own" in "".join(capsys.readouterr())
 
@@ -94,7 +108,7 @@ def test_a_checkpoint_that_does_not_know_its_code_says_so(tmp_path: Path) -> Non
     assert "cannot be told" in note
 
 
-# ------------------------------------------------------------------------------------------------------------------ caches
+# ---------- caches
 
 CONSTANT = """
 from lswt_bytes import Bytes
@@ -140,13 +154,26 @@ def lswt_components():
 
 def corpus(place: Path, word: str, shift: int) -> Any:
     registry = Registry(files=[place / "constant.py"])
-    asked = ["ffn.use=gelu", "data.use=words", f"data.word={word}", "tokenizer.use=shifted", f"tokenizer.shift={shift}"]
-    return open_corpus(Recipe.load("nano.toml", asked, registry=registry), registry, World.join(), lambda *told: None)
+    asked = [
+        "ffn.use=gelu",
+        "data.use=words",
+        f"data.word={word}",
+        "tokenizer.use=shifted",
+        f"tokenizer.shift={shift}",
+    ]
+    return open_corpus(
+        Recipe.load("nano.toml", asked, registry=registry),
+        registry,
+        World.join(),
+        lambda *told: None,
+    )
 
 
 def test_a_constant_fingerprint_gives_no_text_of_other_options(place: Path) -> None:
     place.joinpath("constant.py").write_text(f"# {place}\n{CONSTANT}")
-    place.joinpath("nano.toml").write_text(RECIPE.format(corpus="").replace('use = "text"\npaths = [""]', 'use = "words"'))
+    place.joinpath("nano.toml").write_text(
+        RECIPE.format(corpus="").replace('use = "text"\npaths = [""]', 'use = "words"')
+    )
     for word, shift in (("a", 0), ("b", 0), ("b", 1), ("a", 0)):
         found = corpus(place, word, shift)
         assert found.tokenizer.learned == f"{shift} {word}"
@@ -154,6 +181,19 @@ def test_a_constant_fingerprint_gives_no_text_of_other_options(place: Path) -> N
 
 
 def test_a_run_finds_what_its_tokenizer_learned(place: Path) -> None:
-    assert run(["nano.toml", "ffn.use=gelu", "train.steps=1", "tokenizer.use=bpe", "tokenizer.vocab_size=270", "--out", "run"]) == 0
+    assert (
+        run(
+            [
+                "nano.toml",
+                "ffn.use=gelu",
+                "train.steps=1",
+                "tokenizer.use=bpe",
+                "tokenizer.vocab_size=270",
+                "--out",
+                "run",
+            ]
+        )
+        == 0
+    )
     place.joinpath("corpus.txt").unlink()
-    assert open_run(place / "run", Registry()).model.tokenizer.size <= 270
+    assert load_run(place / "run", Registry()).model.tokenizer.vocab_size <= 270

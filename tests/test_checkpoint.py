@@ -1,4 +1,6 @@
-"""A save is all or nothing, a damaged checkpoint is never used, and two processes never share a run."""
+"""A save is all or nothing, a damaged checkpoint is never used, and two processes never share a
+run.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ torch.set_num_threads(1)
 def state(step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
     """A small state that differs from step to step."""
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6) + step
-    return {"model": {"w": base, "tied": base}, "optimizer": {"w/step": torch.tensor(step)}}, {"train": {"step": step}}
+    return {"model": {"w": base, "tied": base}, "optimizer": {"w/step": torch.tensor(step)}}, {
+        "train": {"step": step}
+    }
 
 
 def save(store: Store, *steps: int) -> None:
@@ -48,7 +52,7 @@ def no_notice(text: str) -> None:
     raise AssertionError(f"unexpected notice: {text}")
 
 
-# --------------------------------------------------------------------------------------------------------- round trips
+# ---------- round trips
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -71,16 +75,32 @@ def test_every_tensor_comes_back_bit_for_bit_and_saving_changes_nothing(tmp_path
         "flags": torch.tensor([True, False, True]),
         "scalar": torch.tensor(-7),
     }
-    kinds = (torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+    kinds = (
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
     members |= {f"kind/{kind}": (base * 10).abs().to(kind) for kind in kinds}
-    before = {name: hashlib.sha256(bits(tensor.detach())).digest() for name, tensor in members.items()}
+    before = {
+        name: hashlib.sha256(bits(tensor.detach())).digest() for name, tensor in members.items()
+    }
     store = Store(tmp_path)
     store.save(1, {"model": members, "nothing": {}}, {})
     saved = store.newest(no_notice)
     found = saved.tensors("model")
-    assert {name: hashlib.sha256(bits(tensor.detach())).digest() for name, tensor in members.items()} == before
+    assert {
+        name: hashlib.sha256(bits(tensor.detach())).digest() for name, tensor in members.items()
+    } == before
     assert {name: hashlib.sha256(bits(tensor)).digest() for name, tensor in found.items()} == before
-    assert all(found[name].shape == tensor.shape and found[name].dtype == tensor.dtype for name, tensor in members.items())
+    assert all(
+        found[name].shape == tensor.shape and found[name].dtype == tensor.dtype
+        for name, tensor in members.items()
+    )
     assert members["alias"] is members["shared"] and not members["transposed"].is_contiguous()
     assert saved.tensors("nothing") == {}
 
@@ -98,7 +118,12 @@ def test_what_is_loaded_lives_without_the_file(tmp_path: Path) -> None:
 
 
 def test_documents_come_back_and_unknown_names_list_the_known(tmp_path: Path) -> None:
-    document = {"text": "ä\n", "number": 0.1 + 0.2, "big": 2**70, "nested": [{"a": [None, True]}, []]}
+    document = {
+        "text": "ä\n",
+        "number": 0.1 + 0.2,
+        "big": 2**70,
+        "nested": [{"a": [None, True]}, []],
+    }
     store = Store(tmp_path)
     store.save(1, {}, {"data": document})
     saved = store.newest(no_notice)
@@ -110,21 +135,31 @@ def test_documents_come_back_and_unknown_names_list_the_known(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("tensors", "documents", "message"),
     [
-        ({"model": {"w": torch.zeros(2, dtype=torch.complex64)}}, {}, "tensor 'w' of 'model' cannot be saved"),
-        ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, {}, "tensor 'w' of 'model' cannot be saved"),
+        (
+            {"model": {"w": torch.zeros(2, dtype=torch.complex64)}},
+            {},
+            "tensor 'w' of 'model' cannot be saved",
+        ),
+        (
+            {"model": {"w": torch.zeros(2, 2).to_sparse()}},
+            {},
+            "tensor 'w' of 'model' cannot be saved",
+        ),
         ({"../model": {}}, {}, "cannot name a file"),
         ({}, {"MANIFEST": {}}, "the name of the manifest"),
         ({}, {"train": float("nan")}, "document 'train' cannot be saved as JSON"),
         ({}, {"train": {1, 2}}, "document 'train' cannot be saved as JSON"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path: Path, tensors: dict, documents: dict, message: str) -> None:
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(
+    tmp_path: Path, tensors: dict, documents: dict, message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         Store(tmp_path / "checkpoints").save(1, tensors, documents)
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------------------------------------------- crashes and faults
+# ---------- crashes and faults
 
 
 class Crash(BaseException):
@@ -132,12 +167,33 @@ class Crash(BaseException):
 
 
 class Faulty(Files):
-    """Counts operations; from number ``at`` on fails, either half-way through it or right after it."""
+    """Counts operations; from number ``positions`` on fails, either half-way through it or right
+    after it.
+    """
 
-    def __init__(self, at: int = 10**9, error: BaseException | None = None, *, after: bool = False, once: bool = False) -> None:
-        self.at, self.error, self.after, self.once, self.calls = at, error or Crash(), after, once, []
+    def __init__(
+        self,
+        at: int = 10**9,
+        error: BaseException | None = None,
+        *,
+        after: bool = False,
+        once: bool = False,
+    ) -> None:
+        self.at, self.error, self.after, self.once, self.calls = (
+            at,
+            error or Crash(),
+            after,
+            once,
+            [],
+        )
 
-    def _call(self, operation: str, path: Path, act: Callable[[], object], half: Callable[[], object] = lambda: None) -> object:
+    def _call(
+        self,
+        operation: str,
+        path: Path,
+        act: Callable[[], object],
+        half: Callable[[], object] = lambda: None,
+    ) -> object:
         number = len(self.calls)
         self.calls.append((operation, path.name))
         if number < self.at or (self.once and number > self.at):
@@ -152,11 +208,21 @@ class Faulty(Files):
 
     def write_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> Written:
         write = super().write_tensors
-        return self._call("write", path, lambda: write(path, tensors), lambda: (write(path, tensors), self._half(path)))
+        return self._call(
+            "write",
+            path,
+            lambda: write(path, tensors),
+            lambda: (write(path, tensors), self._half(path)),
+        )
 
     def write_bytes(self, path: Path, content: bytes) -> Written:
         write = super().write_bytes
-        return self._call("write", path, lambda: write(path, content), lambda: write(path, content[: len(content) // 2]))
+        return self._call(
+            "write",
+            path,
+            lambda: write(path, content),
+            lambda: write(path, content[: len(content) // 2]),
+        )
 
     def fsync(self, path: Path) -> None:
         self._call("fsync", path, lambda: Files.fsync(self, path))
@@ -172,7 +238,12 @@ class Faulty(Files):
 
     def remove_tree(self, path: Path) -> None:
         victims = sorted(file for file in path.rglob("*") if file.is_file())[:1]
-        self._call("remove_tree", path, lambda: Files.remove_tree(self, path), lambda: [victim.unlink() for victim in victims])
+        self._call(
+            "remove_tree",
+            path,
+            lambda: Files.remove_tree(self, path),
+            lambda: [victim.unlink() for victim in victims],
+        )
 
 
 def operations(tmp_path: Path, before: tuple[int, ...]) -> list[tuple[str, str]]:
@@ -199,7 +270,9 @@ def test_files_reach_the_disk_before_their_names_do_and_old_ones_go_last(tmp_pat
 
 @pytest.mark.parametrize("after", [False, True], ids=["half-way", "right after"])
 @pytest.mark.parametrize("before", [(), (1,), (1, 2), (1, 2, 3)], ids=len)
-def test_a_crash_at_any_operation_loses_nothing(tmp_path: Path, before: tuple[int, ...], after: bool) -> None:
+def test_a_crash_at_any_operation_loses_nothing(
+    tmp_path: Path, before: tuple[int, ...], after: bool
+) -> None:
     step = max(before, default=0) + 1
     calls = operations(tmp_path, before)
     assert len(calls) >= 12
@@ -250,7 +323,7 @@ def test_a_disk_that_fails_at_any_operation_leaves_the_old_and_no_rubbish(
         assert store.steps()[-2:] == [3, 4]
 
 
-# ------------------------------------------------------------------------------------------------------------- damage
+# ---------- damage
 
 
 def flip(path: Path) -> None:
@@ -276,9 +349,13 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "train.json", MANIFEST])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "train.json", MANIFEST]
+)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_skipped_left_alone_and_survived(tmp_path: Path, kind: str, name: str) -> None:
+def test_damage_is_named_skipped_left_alone_and_survived(
+    tmp_path: Path, kind: str, name: str
+) -> None:
     save(Store(tmp_path), 1, 2)
     broken = tmp_path / "step-00000002"
     DAMAGE[kind](broken / name)
@@ -309,13 +386,18 @@ def reseal(path: Path, **changes: object) -> None:
         ({"format": "1"}, "has format '1'"),
         ({"step": 7}, "belongs to step 7"),
         ({"step": None}, "not a checkpoint's manifest"),
-        ({"files": {"../step-00000001/train.json": {"bytes": 1, "sha256": ""}}}, "not a checkpoint's manifest"),
+        (
+            {"files": {"../step-00000001/train.json": {"bytes": 1, "sha256": ""}}},
+            "not a checkpoint's manifest",
+        ),
         ({"files": {"/etc/hostname": {"bytes": 1, "sha256": ""}}}, "not a checkpoint's manifest"),
         ({"files": []}, "not a checkpoint's manifest"),
         ({"files": {"train.json": {"bytes": -1, "sha256": ""}}}, "not a checkpoint's manifest"),
     ],
 )
-def test_a_forged_or_foreign_manifest_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+def test_a_forged_or_foreign_manifest_is_refused(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
     save(Store(tmp_path), 1, 2)
     reseal(tmp_path / "step-00000002", **changes)
     notices: list[str] = []
@@ -332,7 +414,17 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes) -> N
     assert len(notices) == 1
 
 
-@pytest.mark.parametrize("name", ["step-00000009-tmp", "step-9", "xstep-00000009", "step-00000009.old", ".tmp-9-aa", "step-000000009"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step-00000009-tmp",
+        "step-9",
+        "xstep-00000009",
+        "step-00000009.old",
+        ".tmp-9-aa",
+        "step-000000009",
+    ],
+)
 def test_only_whole_names_are_checkpoints(tmp_path: Path, name: str) -> None:
     save(Store(tmp_path), 1)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
@@ -341,7 +433,7 @@ def test_only_whole_names_are_checkpoints(tmp_path: Path, name: str) -> None:
     assert_holds(Store(tmp_path).newest(no_notice), 1)
 
 
-# ----------------------------------------------------------------------------------------------------- what is kept
+# ---------- what is kept
 
 
 def test_nothing_yet(tmp_path: Path) -> None:
@@ -378,11 +470,13 @@ def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
     assert store.save(1, *state(1)) == tmp_path / "step-00000001"
 
 
-# ----------------------------------------------------------------------------------------------------------- processes
+# ---------- processes
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
 
 
 HOLD = """
@@ -400,7 +494,10 @@ def test_a_run_directory_has_one_owner_until_it_dies(tmp_path: Path) -> None:
     with python(HOLD, run) as holder:
         assert holder.stdout.readline() == "held\n"
         for _ in range(2):
-            with pytest.raises(BusyError, match=rf"in use by process {holder.pid} on ") as caught, RunLock(run):
+            with (
+                pytest.raises(BusyError, match=rf"in use by process {holder.pid} on ") as caught,
+                RunLock(run),
+            ):
                 pass
         assert caught.value.exit_code == 73
         holder.send_signal(signal.SIGKILL)
@@ -414,7 +511,7 @@ def test_a_run_directory_has_one_owner_until_it_dies(tmp_path: Path) -> None:
 AUDIT = """
 import sys
 found = []
-sys.addaudithook(lambda event, arguments: found.append(event) if event == "pickle.find_class" else None)
+sys.addaudithook(lambda event, _: found.append(event) if event == "pickle.find_class" else None)
 from pathlib import Path
 import torch
 from lswt_core.checkpoint import Store
@@ -427,6 +524,7 @@ print(saved.tensors("model")["w"].sum().item(), saved.document("train"), len(fou
 """
 
 
+@pytest.mark.slow
 def test_no_pickle(tmp_path: Path) -> None:
     with python(AUDIT, tmp_path) as process:
         assert process.communicate(timeout=60)[0] == "3.0 {} 0\n"

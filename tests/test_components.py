@@ -1,5 +1,5 @@
-"""Components of the model together: memories and streams, what attention backends agree on, parameters and their groups. What each
-promises by itself is asked in test_conformance.py.
+"""Components of the model together: memories and streams, what attention backends agree on,
+parameters and their groups. What each promises by itself is asked in test_conformance.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import flash_parts
 import lswt_flash
 import pytest
 import torch
-from helpers import DIMS, GOLDEN, build, distance, stream, tiny, tokens
+from helpers import DIMS, GOLDEN, build, distance, slow_unless, stream, tiny, tokens
 from lswt_blocked import Blocked
 from lswt_eager import Eager
 from lswt_flash import Flash
@@ -30,13 +30,20 @@ from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lswt_core.assemble import parameter_groups
+from lswt_core.device import compile_blocks
 from lswt_core.errors import PluginError
-from lswt_core.interfaces import DenseBias, Dims, Need, Part, SlopeBias, Unsupported
-from lswt_core.loss import Loss
-from lswt_core.merge import fault_of, first_sound
-from lswt_core.parallel import compile_each
-from lswt_core.tree import tensors, tree_map
+from lswt_core.interfaces import (
+    AttentionRequirements,
+    DenseBias,
+    Dims,
+    KVBlock,
+    SlopeBias,
+    Unsupported,
+)
+from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.train_module import TrainModule
+from lswt_core.plugin_api.attention_merge import find_fault, first_verified
+from lswt_core.plugin_api.pytree import tree_leaves, tree_map
 
 XL = {"xl": partial(XlCache, length=32)}
 REGISTERS = {"registers": partial(Registers, count=3)}
@@ -51,44 +58,60 @@ COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-# -------------------------------------------------------------------------------------------------------------- memories
+# ---------- memories
 
 
 def test_the_cache_keeps_no_more_than_its_length_and_only_the_newest() -> None:
     decoder, ids = tiny(memories={"xl": partial(XlCache, length=5)}), tokens(1, 12)
     _, short = decoder(ids[:, :3])
-    assert {tensor.shape[1] for tensor in tensors(short)} == {3}
+    assert {tensor.shape[1] for tensor in tree_leaves(short)} == {3}
     state: Any = None
     for first in range(0, 12, 3):
         _, state = decoder(ids[:, first : first + 3], state)
-    assert {tensor.shape[1] for tensor in tensors(state)} == {5}
+    assert {tensor.shape[1] for tensor in tree_leaves(state)} == {5}
     newest = decoder(ids)[1][0]["xl"]  # the first layer's keys depend on their own token alone
     assert distance(state[0]["xl"]["k"], newest["k"]) < 1e-12
 
 
 @every_backend
 def test_what_was_remembered_in_another_precision_is_still_understood(backend: str) -> None:
-    decoder, ids = tiny(memories=XL | REGISTERS, attention=BACKENDS[backend], dtype=torch.float32), tokens(2, 8)
+    decoder, ids = (
+        tiny(memories=XL | REGISTERS, attention=BACKENDS[backend], dtype=torch.float32),
+        tokens(2, 8),
+    )
     _, kept = decoder(ids[:, :4])
     wanted, _ = decoder(ids[:, 4:], kept)
     found, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
     assert (found - wanted).norm() / wanted.norm() < 0.02
-    assert {tensor.dtype for tensor in tensors(following)} == {torch.float32}
+    assert {tensor.dtype for tensor in tree_leaves(following)} == {torch.float32}
 
 
-# ------------------------------------------------------------------------------------------------------------- streaming
+# ---------- streaming
 
 
 @every_backend
-@pytest.mark.parametrize("memories", [XL, XL | REGISTERS, REGISTERS | XL], ids=["xl", "xl-registers", "registers-xl"])
-@pytest.mark.parametrize("positional", [Rope, partial(Rope, reversed=False), NoPosition], ids=["reversed", "forward", "none"])
-def test_a_text_means_the_same_however_it_is_cut(backend: str, memories: dict[str, Any], positional: Any) -> None:
-    decoder, ids = tiny(positional=positional, memories=memories, attention=BACKENDS[backend]), tokens(2, 17)
+@pytest.mark.parametrize(
+    "memories", [XL, XL | REGISTERS, REGISTERS | XL], ids=["xl", "xl-registers", "registers-xl"]
+)
+@pytest.mark.parametrize(
+    "positional",
+    [Rope, partial(Rope, reversed=False), NoPosition],
+    ids=["reversed", "forward", "none"],
+)
+def test_a_text_means_the_same_however_it_is_cut(
+    backend: str, memories: dict[str, Any], positional: Any
+) -> None:
+    decoder, ids = (
+        tiny(positional=positional, memories=memories, attention=BACKENDS[backend]),
+        tokens(2, 17),
+    )
     whole = decoder(ids)[0]
     assert max(distance(stream(decoder, ids, size), whole) for size in (1, 7, 17)) < 1e-12
 
 
-def test_without_sinks_reversed_rotation_is_forward_rotation_with_half_of_every_head_negated() -> None:
+def test_without_sinks_reversed_rotation_is_forward_rotation_with_half_of_every_head_negated() -> (
+    None
+):
     forward, backward = (tiny(positional=partial(Rope, reversed=flag)) for flag in (False, True))
     sign = torch.ones(DIMS.n_heads, 2, DIMS.d_head // 2, dtype=torch.float64)
     sign[:, 1] = -1
@@ -104,22 +127,30 @@ def test_without_sinks_reversed_rotation_is_forward_rotation_with_half_of_every_
 def test_parted_documents_do_not_see_each_other(backend: str, size: int) -> None:
     decoder, ids = tiny(memories=XL | REGISTERS, attention=BACKENDS[backend]), tokens(2, 20)
     borders = ([0, 5, 13], [0, 11])  # where each row's documents start
-    starts = torch.tensor([[max(b for b in row if b <= i) for i in range(20)] for row in borders])
-    found = stream(decoder, ids, size, starts)
+    first_visible = torch.tensor(
+        [[max(b for b in row if b <= i) for i in range(20)] for row in borders]
+    )
+    found = stream(decoder, ids, size, first_visible)
     for row, firsts in enumerate(borders):
         for first, last in zip(firsts, [*firsts[1:], 20], strict=True):
             alone = decoder(ids[row : row + 1, first:last])[0]
             assert distance(found[row, first:last], alone[0]) < 1e-12
 
 
-# -------------------------------------------------------------------------------------------------------------- backends
+# ---------- backends
 
 
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_blocks_that_are_run_again_give_the_same_gradient_from_less(backend: str, dtype: torch.dtype) -> None:
+def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
+    backend: str, dtype: torch.dtype
+) -> None:
     decoder, ids = (
-        tiny(memories=XL | REGISTERS, attention=BACKENDS[backend], dtype=torch.float32 if dtype == torch.bfloat16 else dtype),
+        tiny(
+            memories=XL | REGISTERS,
+            attention=BACKENDS[backend],
+            dtype=torch.float32 if dtype == torch.bfloat16 else dtype,
+        ),
         tokens(2, 12),
     )
     _, state = decoder(ids)
@@ -138,24 +169,37 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(backend: str
             torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
         ):
             states, following = decoder(ids, tree_map(Tensor.detach, state))
-        found.append((torch.autograd.grad(states.square().sum(), list(decoder.parameters()), allow_unused=True), tensors(following), kept))
+        found.append(
+            (
+                torch.autograd.grad(
+                    states.square().sum(), list(decoder.parameters()), allow_unused=True
+                ),
+                tree_leaves(following),
+                kept,
+            )
+        )
     (gradients, memories, much), (others, same, little) = found
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(memories, same, strict=True)) and little < much / 3
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
-def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", slow_unless(["blocked"], [*BACKENDS, "flash"]))
+def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch._dynamo.reset()
     counters.clear()
     flash_parts.install(monkeypatch, 2)
     attention = (BACKENDS | {"flash": Flash})[backend]
     memories = {"xl": partial(XlCache, length=16), **REGISTERS}
-    plain, compiled = (tiny(dims=DIMS._replace(n_layers=4), memories=memories, attention=attention) for _ in range(2))
+    plain, compiled = (
+        tiny(dims=DIMS._replace(n_layers=4), memories=memories, attention=attention)
+        for _ in range(2)
+    )
     compiler = torch.nn.Module.compile  # the tracing alone: no compiler of C++ is needed
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiler, backend="aot_eager"))
-    compile_each(compiled.blocks)
+    compile_blocks(compiled.blocks)
     states: Any = [None, None]
     for step in range(5):  # the memory of 16 tokens is full after two segments of 8
         ids = tokens(2, 8, seed=step)
@@ -163,22 +207,29 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(backend: str, m
         for i, decoder in enumerate((plain, compiled)):
             out, states[i] = decoder(ids, states[i])
             states[i] = tree_map(Tensor.detach, states[i])
-            found.append([out, *torch.autograd.grad(out.square().sum(), list(decoder.blocks.parameters()))])
+            found.append(
+                [out, *torch.autograd.grad(out.square().sum(), list(decoder.blocks.parameters()))]
+            )
         assert max(distance(a, b) for a, b in zip(*found, strict=True)) < 1e-9
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 3  # cold, filling, full
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where recipes are benched side by side; the ninth is asked for in a thread, as a GPU's backward pass runs in one."""
+    """As where recipes are benched side by side; the ninth is asked for in a thread, as a GPU's
+    backward pass runs in one.
+    """
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager")
+    )
     dims = DIMS._replace(n_layers=1)
     makes = [tiny(dims=dims), tiny(dims=dims, ffn=Gelu)]
     for decoder in makes:
-        compile_each(decoder.blocks)
+        compile_blocks(decoder.blocks)
     with torch.no_grad(), ThreadPoolExecutor(1) as aside:
         for rows in range(1, 5):
             for decoder in makes:
@@ -188,47 +239,96 @@ def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.Monkey
 
 
 def question(
-    sinks: bool, memory: bool, bias: str, documents: bool, own_queries: bool = True, window: bool = False
-) -> tuple[list[Part], list[Tensor]]:
-    """Random parts and the tensors they are made of; head width 4, three queries of two rows and two heads."""
+    sinks: bool,
+    memory: bool,
+    bias: str,
+    documents: bool,
+    own_queries: bool = True,
+    window: bool = False,
+) -> tuple[list[KVBlock], list[Tensor]]:
+    """Random parts and the tensors they are made of; head width 4, three queries of two rows and
+    two heads.
+    """
     generator = torch.Generator().manual_seed(5)
     leaves: list[Tensor] = []
 
     def draw(size: int) -> Tensor:
-        leaves.append((2 * torch.randn(2, size, 2, 4, dtype=torch.float64, generator=generator)).requires_grad_())
+        leaves.append(
+            (
+                2 * torch.randn(2, size, 2, 4, dtype=torch.float64, generator=generator)
+            ).requires_grad_()
+        )
         return leaves[-1]
 
-    at, past = torch.arange(3), torch.arange(-4, 0)
-    starts = torch.tensor([[-2, -2, 1], [-4, 1, 2]]) if documents else at[None] - 2 if window else None
+    positions, past = torch.arange(3), torch.arange(-4, 0)
+    first_visible = (
+        torch.tensor([[-2, -2, 1], [-4, 1, 2]])
+        if documents
+        else positions[None] - 2
+        if window
+        else None
+    )
     q, parts = draw(3), []
 
-    def bias_over(k_at: Tensor) -> Any:
+    def bias_over(k_positions: Tensor) -> Any:
         if bias == "slopes":
-            return SlopeBias(torch.tensor([0.5, 0.25], dtype=torch.float64), at, k_at)
-        drawn = torch.randn(2, 2, 3, len(k_at), dtype=torch.float64, generator=generator)
+            return SlopeBias(torch.tensor([0.5, 0.25], dtype=torch.float64), positions, k_positions)
+        drawn = torch.randn(2, 2, 3, len(k_positions), dtype=torch.float64, generator=generator)
         return DenseBias(drawn) if bias == "dense" else None
 
     if sinks:
-        parts.append(Part(draw(3) if own_queries else q, draw(2), draw(2), causal=False))
+        parts.append(KVBlock(draw(3) if own_queries else q, draw(2), draw(2), causal=False))
     if memory:
-        parts.append(Part(q, draw(4), draw(4), causal=False, bias=bias_over(past), at=past, starts=starts))
-    parts.append(Part(q, draw(3), draw(3), causal=True, bias=bias_over(at), at=at, starts=starts))
+        parts.append(
+            KVBlock(
+                q,
+                draw(4),
+                draw(4),
+                causal=False,
+                bias=bias_over(past),
+                positions=past,
+                first_visible=first_visible,
+            )
+        )
+    parts.append(
+        KVBlock(
+            q,
+            draw(3),
+            draw(3),
+            causal=True,
+            bias=bias_over(positions),
+            positions=positions,
+            first_visible=first_visible,
+        )
+    )
     return parts, leaves
 
 
-def one_by_one(parts: Sequence[Part]) -> Tensor:
+def one_by_one(parts: Sequence[KVBlock]) -> Tensor:
     """Attention by the definition: for every query the list of keys it may see."""
     rows, length, heads, width = parts[0].q.shape
     out = torch.zeros(rows, length, heads, width, dtype=torch.float64)
-    for b, i, h in torch.cartesian_prod(torch.arange(rows), torch.arange(length), torch.arange(heads)).tolist():
+    for b, i, h in torch.cartesian_prod(
+        torch.arange(rows), torch.arange(length), torch.arange(heads)
+    ).tolist():
         scores, values = [], []
         for part in parts:
             for j in range(part.k.shape[1]):
-                at = None if part.at is None else int(part.at[j])
-                starts = None if at is None or part.starts is None else part.starts.expand(rows, length)
-                hidden = (part.causal and j > i) or (starts is not None and at < int(starts[b, i]))
+                positions = None if part.positions is None else int(part.positions[j])
+                first_visible = (
+                    None
+                    if positions is None or part.first_visible is None
+                    else part.first_visible.expand(rows, length)
+                )
+                hidden = (part.causal and j > i) or (
+                    first_visible is not None and positions < int(first_visible[b, i])
+                )
                 if not hidden:
-                    dense = 0.0 if part.bias is None else part.bias.dense().expand(rows, heads, length, -1)[b, h, i, j]
+                    dense = (
+                        0.0
+                        if part.bias is None
+                        else part.bias.dense().expand(rows, heads, length, -1)[b, h, i, j]
+                    )
                     scores.append(part.q[b, i, h] @ part.k[b, j, h] / width**0.5 + dense)
                     values.append(part.v[b, j, h])
         out[b, i, h] = torch.stack(scores).softmax(0) @ torch.stack(values)
@@ -248,22 +348,36 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items()))
+@pytest.mark.parametrize(
+    "asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items())
+)
 @pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
-def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_compute_one_softmax_over_all_parts(
+    backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flash_parts.install(monkeypatch, 2)
-    monkeypatch.setattr(lswt_flash, "WIDTHS", 4)
-    biased, bounded = asked["bias"] != "no", asked["documents"] or "window" in asked
+    monkeypatch.setattr(lswt_flash, "WIDTH_MULTIPLE", 4)
+    has_bias, has_mask = asked["bias"] != "no", asked["documents"] or "window" in asked
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
-    need = Need("cuda" if flash else "cpu", torch.bfloat16 if flash else torch.float64, 4, biased, bounded)
-    if ((biased or bounded) and backend in ("split", "flash")) or (biased and backend == "blocked"):
+    need = AttentionRequirements(
+        "cuda" if flash else "cpu",
+        torch.bfloat16 if flash else torch.float64,
+        4,
+        has_bias,
+        has_mask,
+    )
+    if ((has_bias or has_mask) and backend in ("split", "flash")) or (
+        has_bias and backend == "blocked"
+    ):
         with pytest.raises(Unsupported):
             computer.require(need)
         return
     computer.require(need)
     parts, leaves = question(**asked)
-    weights = torch.randn(2, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    weights = torch.randn(
+        2, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
+    )
     found, wanted = computer(parts), one_by_one(parts)
     assert distance(found, wanted) < 1e-12
     gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in (found, wanted)]
@@ -277,27 +391,36 @@ def test_backends_compute_one_softmax_over_all_parts(backend: str, asked: dict[s
         ({"dtype": torch.float32}, "precision"),
         ({"d_head": 264}, "256"),
         ({"d_head": 36}, "multiples of 8"),
-        ({"bounded": True}, "window"),
-        ({"twice": True}, "second"),
+        ({"has_mask": True}, "window"),
+        ({"double_backward": True}, "second"),
     ],
 )
 def test_flash_says_what_it_cannot_do(change: dict[str, Any], reason: str) -> None:
-    need = Need("cuda", torch.bfloat16, 64)._replace(**change)
+    need = AttentionRequirements("cuda", torch.bfloat16, 64)._replace(**change)
     with pytest.raises(Unsupported, match=reason):
         Flash(DIMS).require(need)
 
 
-def test_the_newest_sound_generation_of_flash_attn_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    need = Need("cuda", torch.bfloat16, 64)
+def test_the_newest_sound_generation_of_flash_attn_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need = AttentionRequirements("cuda", torch.bfloat16, 64)
     with pytest.raises(Unsupported, match=r"pip install.*version 4: .*version 3: .*version 2: "):
         Flash(DIMS).require(need)
     for versions in ((2,), (3, 2), (4, 3, 2)):
         flash_parts.install(monkeypatch, *versions)
         assert Flash(DIMS).require(need).startswith(f"flash-attn version {versions[0]}")
-    monkeypatch.setitem(flash_parts.PACKAGES, 3, SimpleNamespace(**vars(flash_parts.PACKAGES[3]) | {"_flash_attn_backward": wrong}))
+    monkeypatch.setitem(
+        flash_parts.PACKAGES,
+        3,
+        SimpleNamespace(**vars(flash_parts.PACKAGES[3]) | {"_flash_attn_backward": wrong}),
+    )
     flash_parts.install(monkeypatch, 3, 2)
     said = Flash(DIMS).require(need)
-    assert said.startswith("flash-attn version 2; not version 4: ") and "not version 3: its gradient of queries is off by" in said
+    assert (
+        said.startswith("flash-attn version 2; not version 4: ")
+        and "not version 3: its gradient of queries is off by" in said
+    )
 
 
 def wrong(*_: Any, dq: Tensor, dk: Tensor, dv: Tensor, **options: Any) -> Tensor:
@@ -327,30 +450,46 @@ def test_flash_refuses_to_ignore_what_hides_keys(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "memory-efficient"])
 @pytest.mark.parametrize(("tokens", "keys"), [(33, 33), (64, 129)])
-def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(kernel: str, tokens: int, keys: int) -> None:
-    q, k, v = (torch.empty(2, size, 3, 64, dtype=torch.bfloat16, device="meta") for size in (tokens, keys, keys))
-    out, total = KERNELS[kernel].attend(q, k, v, tokens == keys)  # torch checks types and shapes, and computes nothing
+def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
+    kernel: str, tokens: int, keys: int
+) -> None:
+    q, k, v = (
+        torch.empty(2, size, 3, 64, dtype=torch.bfloat16, device="meta")
+        for size in (tokens, keys, keys)
+    )
+    # torch checks types and shapes, and computes nothing
+    out, total = KERNELS[kernel].forward(q, k, v, tokens == keys)
     assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
-    found = KERNELS[kernel].differentiate(torch.empty_like(out), q, k, v, out, total, tokens == keys)
+    found = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
     assert [gradient.shape for gradient in found] == [q.shape, k.shape, v.shape]
 
 
 def test_kernels_are_tried_before_they_are_used() -> None:
-    need = Need("cpu", torch.float32, 32)
-    assert fault_of(KERNELS["cpu"], need) is None
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):  # wherever it is first asked for
-        assert fault_of(KERNELS["cpu"], need) is None
+    need = AttentionRequirements("cpu", torch.float32, 32)
+    assert find_fault(KERNELS["cpu"], need) is None
+    # wherever it is first asked for
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert find_fault(KERNELS["cpu"], need) is None
 
     class Deaf(type(KERNELS["cpu"])):  # type: ignore[misc]
         """Looks at its own part alone."""
 
-        def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, causal: bool) -> Any:
-            return super().differentiate(grad, q, k, v, *self.attend(q, k, v, causal), causal)
+        def backward(
+            self,
+            grad: Tensor,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            out: Tensor,
+            total: Tensor,
+            causal: bool,
+        ) -> Any:
+            return super().backward(grad, q, k, v, *self.forward(q, k, v, causal), causal)
 
-    assert "off by" in str(fault_of(Deaf(), need))
-    assert fault_of(KERNELS["cudnn"], need)  # it does not run here, and says so
-    assert first_sound({"deaf": Deaf(), "sound": KERNELS["cpu"]}, need)[0] == "sound"
-    assert first_sound({"deaf": Deaf()}, need)[0] is None
+    assert "off by" in str(find_fault(Deaf(), need))
+    assert find_fault(KERNELS["cudnn"], need)  # it does not run here, and says so
+    assert first_verified({"deaf": Deaf(), "sound": KERNELS["cpu"]}, need)[0] == "sound"
+    assert first_verified({"deaf": Deaf()}, need)[0] is None
 
 
 OnCpu: type[Any] = type(KERNELS["cpu"])
@@ -362,8 +501,8 @@ class NotFinite(OnCpu):
     def __init__(self, which: int) -> None:
         self.which = which
 
-    def differentiate(self, *given: Any) -> Any:
-        found = list(super().differentiate(*given))
+    def backward(self, *given: Any) -> Any:
+        found = list(super().backward(*given))
         found[self.which] = found[self.which].index_fill(1, torch.tensor([0]), torch.nan)
         return tuple(found)
 
@@ -371,15 +510,17 @@ class NotFinite(OnCpu):
 class TakesForDense(OnCpu):
     """Reads values as if they lay side by side in memory."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Any:
-        return super().attend(q, k, v.as_strided(v.shape, torch.empty(v.shape).stride()) if v.stride(0) else v, causal)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Any:
+        return super().forward(
+            q, k, v.as_strided(v.shape, torch.empty(v.shape).stride()) if v.stride(0) else v, causal
+        )
 
 
 class Shared(OnCpu):
     """Gives every row the first one's gradient where all rows share their keys."""
 
-    def differentiate(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        dq, dk, dv = super().differentiate(grad, q, k, v, *rest)
+    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+        dq, dk, dv = super().backward(grad, q, k, v, *rest)
         return (dq, dk[:1].expand_as(dk), dv) if k.stride(0) == 0 else (dq, dk, dv)
 
 
@@ -389,7 +530,7 @@ class Refuses(OnCpu):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def attend(self, *_: Any) -> Any:
+    def forward(self, *_: Any) -> Any:
         raise self.error
 
 
@@ -400,22 +541,27 @@ class DslError(Exception):
 @pytest.mark.parametrize(
     ("kernel", "reason"),
     [
-        *((NotFinite(which), f"gradient of {name} is off by nan") for which, name in enumerate(("queries", "keys", "values"))),
+        *(
+            (NotFinite(which), f"gradient of {name} is off by nan")
+            for which, name in enumerate(("queries", "keys", "values"))
+        ),
         (TakesForDense(), "output is off"),
         (Shared(), "gradient of sinks' keys is off"),
         (Refuses(ValueError("no such tile\nand more")), "no such tile"),
         (Refuses(DslError()), "DslError"),
     ],
 )
-def test_a_kernel_that_fails_where_models_would_use_it_is_not_used(kernel: Any, reason: str) -> None:
-    need = Need("cpu", torch.float32, 32)
-    assert reason in str(fault_of(kernel, need))
-    assert first_sound({"planted": kernel, "sound": KERNELS["cpu"]}, need)[0] == "sound"
+def test_a_kernel_that_fails_where_models_would_use_it_is_not_used(
+    kernel: Any, reason: str
+) -> None:
+    need = AttentionRequirements("cpu", torch.float32, 32)
+    assert reason in str(find_fault(kernel, need))
+    assert first_verified({"planted": kernel, "sound": KERNELS["cpu"]}, need)[0] == "sound"
 
 
 def test_fused_kernels_say_that_they_have_no_second_derivative() -> None:
     with pytest.raises(Unsupported, match="second derivative"):
-        Sdpa(DIMS).require(Need("cpu", torch.float32, 8, twice=True))
+        Sdpa(DIMS).require(AttentionRequirements("cpu", torch.float32, 8, double_backward=True))
 
 
 def test_rotation_needs_pairs() -> None:
@@ -423,16 +569,25 @@ def test_rotation_needs_pairs() -> None:
         Rope(Dims(9, 3, 4, 1))
 
 
-# ------------------------------------------------------------------------------------------------------------ parameters
+# ---------- parameters
 
 
-@pytest.mark.parametrize("arm", [{"memories": XL | REGISTERS}, {"ffn": Gelu}, {"positional": NoPosition, "memories": XL}])
+@pytest.mark.parametrize(
+    "arm", [{"memories": XL | REGISTERS}, {"ffn": Gelu}, {"positional": NoPosition, "memories": XL}]
+)
 def test_an_exchanged_component_moves_no_other_parameter(arm: dict[str, Any]) -> None:
     control, other = tiny(memories=XL).state_dict(), tiny(**({"memories": XL} | arm)).state_dict()
-    shared = [name for name in control if name in other and control[name].shape == other[name].shape]
-    assert len(shared) > len(control) / 2 and {name for name in control if ".ffn." not in name} <= set(shared)
+    shared = [
+        name for name in control if name in other and control[name].shape == other[name].shape
+    ]
+    assert len(shared) > len(control) / 2 and {
+        name for name in control if ".ffn." not in name
+    } <= set(shared)
     assert all(torch.equal(control[name], other[name]) for name in shared)
-    assert not torch.equal(control["blocks.0.attention.query.weight"], tiny(seed=1).state_dict()["blocks.0.attention.query.weight"])
+    assert not torch.equal(
+        control["blocks.0.attention.query.weight"],
+        tiny(seed=1).state_dict()["blocks.0.attention.query.weight"],
+    )
 
 
 class Unfilled(LayerNorm):
@@ -450,7 +605,9 @@ def test_a_parameter_that_nobody_fills_is_told() -> None:
 
 def test_registers_may_be_exempt_from_decay() -> None:
     for decays in (True, False):
-        groups = parameter_groups(build(memories={"registers": partial(Registers, weight_decay=decays)}))
+        groups = build_parameter_groups(
+            build(memories={"registers": partial(Registers, weight_decay=decays)})
+        )
         decayed, undecayed = (set(group["names"]) for group in groups)
         assert groups[1]["weight_decay"] == 0
         assert ("blocks.0.attention.memory.registers.keys" in decayed) is decays
@@ -461,8 +618,15 @@ VARIANTS: dict[str, Callable[[Dims], dict[str, Any]]] = {
     "default_reg16_frozen": lambda dims: {"dims": dims, "memories": {"registers": Registers}},
     "reg16_trainable": lambda dims: {"dims": dims, "memories": {"registers": Registers}},
     "reg0_trainable": lambda dims: {"dims": dims},
-    "reg16_nobias_trainable": lambda dims: {"dims": dims._replace(bias=False), "memories": {"registers": Registers}},
-    "reg16_gelu_trainable": lambda dims: {"dims": dims, "memories": {"registers": Registers}, "ffn": Gelu},
+    "reg16_nobias_trainable": lambda dims: {
+        "dims": dims._replace(bias=False),
+        "memories": {"registers": Registers},
+    },
+    "reg16_gelu_trainable": lambda dims: {
+        "dims": dims,
+        "memories": {"registers": Registers},
+        "ffn": Gelu,
+    },
 }
 
 
@@ -471,10 +635,15 @@ VARIANTS: dict[str, Callable[[Dims], dict[str, Any]]] = {
 def test_parameters_are_as_many_as_the_originals(size: str, variant: str) -> None:
     golden = COUNTS[size]
     dims = Dims(golden["d_model"], golden["n_heads"], golden["d_ffn"], golden["n_layers"])
-    decoder = build(**VARIANTS[variant](dims), vocab_size=golden["vocab_size"], d_vocab=golden["d_vocab"])
+    decoder = build(
+        **VARIANTS[variant](dims), vocab_size=golden["vocab_size"], d_vocab=golden["d_vocab"]
+    )
     decoder.vocabulary.table.requires_grad_(not variant.endswith("frozen"))
     wanted = golden["variants"][variant]
-    decayed, undecayed = (sum(p.numel() for p in group["params"]) for group in parameter_groups(Loss(decoder, {})))
+    decayed, undecayed = (
+        sum(p.numel() for p in group["params"])
+        for group in build_parameter_groups(TrainModule(decoder, {}))
+    )
     assert (decayed, undecayed) == (wanted["decayed"], wanted["not_decayed"])
     assert sum(p.numel() for p in decoder.parameters()) == wanted["total"]
     assert len(list(decoder.parameters())) == wanted["n_tensors"]

@@ -1,4 +1,6 @@
-"""What a run leaves beside its checkpoints survives a loss of power too, and what is damaged all the same stops nothing."""
+"""What a run leaves beside its checkpoints survives a loss of power too, and what is damaged all
+the same stops nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +13,42 @@ from pathlib import Path
 import pytest
 from runs import inside, lines, saved_steps, write_recipe
 
-from lswt_core.ablate import claim
+from lswt_core.ablation.run_records import read_environment
 from lswt_core.ablation.store import RunStore
-from lswt_core.ablation.study import environment_of
 from lswt_core.checkpoint import Files
-from lswt_core.durable import write_whole
+from lswt_core.cli.ablate import claim
 from lswt_core.errors import CheckpointError, ResourceError, UsageError
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 
 PLAIN = ("optimizer.use=adamw", "checkpoint.every=6", "--out", "run")
 
 
 class Disk:
-    """What is known to have reached the disk: the length of files by inode, and directories' names since the last change."""
+    """What is known to have reached the disk: the length of files by inode, and directories' names
+    since the last change.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lengths: dict[int, int] = {}
         self.renamed: dict[Path, bool] = {}  # by directory: is a rename in it still to be written?
-        self.published: list[tuple[int, int]] = []  # metrics.jsonl at every checkpoint: bytes it had, bytes on the disk
+        # metrics.jsonl at every checkpoint: bytes it had, bytes on the disk
+        self.published: list[tuple[int, int]] = []
         fsync, replace, publish = os.fsync, os.replace, Files.rename
 
         def watched_fsync(descriptor: int) -> None:
             fsync(descriptor)
             found = os.fstat(descriptor)
             self.lengths[found.st_ino] = found.st_size
-            self.renamed = {path: late and path.stat().st_ino != found.st_ino for path, late in self.renamed.items()}
+            self.renamed = {
+                path: late and path.stat().st_ino != found.st_ino
+                for path, late in self.renamed.items()
+            }
 
         def watched_replace(source: Path, target: Path) -> None:
-            assert self.whole(Path(source)), f"{source} was renamed before its content was on the disk"
+            assert self.whole(Path(source)), (
+                f"{source} was renamed before its content was on the disk"
+            )
             replace(source, target)
             self.renamed[Path(target).resolve().parent] = True
 
@@ -46,7 +56,9 @@ class Disk:
             metrics = target.parents[1] / "metrics.jsonl"
             found = metrics.stat()
             self.published.append((found.st_size, self.lengths.get(found.st_ino, 0)))
-            assert not self.renamed[metrics.resolve().parent], "metrics.jsonl may still lack its name"
+            assert not self.renamed[metrics.resolve().parent], (
+                "metrics.jsonl may still lack its name"
+            )
             publish(files, source, target)
 
         monkeypatch.setattr(os, "fsync", watched_fsync)
@@ -75,29 +87,45 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_whatever_a_checkpoint_stands_on_is_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_a_checkpoint_stands_on_is_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = write_recipe(tmp_path)
     disk = Disk(monkeypatch)
     assert inside(monkeypatch, recipe, *PLAIN) == 0
     assert len(disk.published) == 2 and all(had == kept > 0 for had, kept in disk.published)
     run = tmp_path / "run"
-    assert [path.name for path in run.iterdir() if path.is_file() and not disk.whole(path)] == ["lock"]
+    assert [path.name for path in run.iterdir() if path.is_file() and not disk.whole(path)] == [
+        "lock"
+    ]
     assert not any(disk.renamed.values())
-    assert {run.stat().st_ino, tmp_path.stat().st_ino} <= disk.lengths.keys(), "the run's own directory has its name on the disk"
+    assert {run.stat().st_ino, tmp_path.stat().st_ino} <= disk.lengths.keys(), (
+        "the run's own directory has its name on the disk"
+    )
 
 
 @pytest.mark.parametrize(
-    ("content", "ended"), [(b"", False), (b'{"parameters": {', False), (b"null", False), (b"\0\0\0", False), (b"", True)]
+    ("content", "ended"),
+    [(b"", False), (b'{"parameters": {', False), (b"null", False), (b"\0\0\0", False), (b"", True)],
 )
 def test_a_damaged_record_is_named_and_written_anew(
-    recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes, ended: bool
+    recipe: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    ended: bool,
 ) -> None:
     if not ended:
         shutil.rmtree(run / "checkpoints" / "step-00000012")
     run.joinpath("environment.json").write_bytes(content)
     assert inside(monkeypatch, recipe, *PLAIN[:-1], run) == 0
     told = capsys.readouterr().out
-    assert [line for line in told.splitlines() if line.startswith("warning") and "environment.json" in line]
+    assert [
+        line
+        for line in told.splitlines()
+        if line.startswith("warning") and "environment.json" in line
+    ]
     record = json.loads(run.joinpath("environment.json").read_text())
     assert record["device"] == "cpu" and "damaged" in record["warm_start"]
     assert saved_steps(run)[-1] == 12
@@ -105,7 +133,9 @@ def test_a_damaged_record_is_named_and_written_anew(
     assert "warning" not in capsys.readouterr().out
 
 
-def test_a_finished_run_whose_report_is_empty_writes_it_again(recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_whose_report_is_empty_writes_it_again(
+    recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.joinpath("report.html").write_bytes(b"")
     assert inside(monkeypatch, recipe, *PLAIN[:-1], run) == 0
     assert "Evaluations" in run.joinpath("report.html").read_text()
@@ -120,22 +150,32 @@ def test_damaged_lines_of_steps_that_were_saved_are_named(
     written[2] = b"\0" * (len(written[2]) - 1) + b"\n"
     metrics.write_bytes(b"".join(written) + b'{"step": 12, "lo')
     assert inside(monkeypatch, recipe, *PLAIN[:-1], run) == 0
-    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning") and "metrics.jsonl" in line]
+    warned = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("warning") and "metrics.jsonl" in line
+    ]
     assert len(warned) == 1 and "metrics.jsonl:3:" in warned[0]
     assert [line["step"] for line in lines(run) if "loss" in line] == [1, 2, *range(4, 13)]
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "record.json"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match=r"record\.json cannot be written: No space left on device"):
-        write_whole(path, b"new")
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("record.json", b"old")]
+    with pytest.raises(
+        ResourceError, match=r"record\.json cannot be written: No space left on device"
+    ):
+        write_atomically(path, b"new")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        ("record.json", b"old")
+    ]
 
 
 def test_an_export_says_how_a_lost_record_is_made_again(run: Path) -> None:
@@ -154,7 +194,7 @@ def test_what_an_ablation_keeps_may_be_damaged_too(
     store.directory("a").joinpath("outcome.json").write_bytes(b"")
     assert store.outcome("a") is None and "outcome.json is damaged" in caplog.text
     store.directory("a").joinpath("environment.json").write_bytes(b"")
-    assert environment_of(store, ["a"]) == {"device": "cpu"}
+    assert read_environment(store, ["a"]) == {"device": "cpu"}
     tmp_path.joinpath("ablation.json").write_bytes(b"")
     claim(tmp_path, "mine")
     assert "ablation.json is damaged" in capsys.readouterr().out

@@ -37,9 +37,15 @@ def test_a_layer_is_its_papers_formula(name: str, hidden: Callable[..., float], 
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     x = torch.randn(2, 3, SIZES.d_model, generator=generator, dtype=torch.float64)
-    first = x @ layer.fc1.weight.T + (layer.fc1.bias if bias else 0)  # [B, T, d_ffn], twice as wide if gated
-    inner = [[[hidden(*numbers) for numbers in zip(*halves(row), strict=True)] for row in text] for text in first.tolist()]
-    wanted = torch.tensor(inner, dtype=torch.float64) @ layer.fc2.weight.T + (layer.fc2.bias if bias else 0)
+    # [B, T, d_ffn], twice as wide if gated
+    first = x @ layer.fc1.weight.T + (layer.fc1.bias if bias else 0)
+    inner = [
+        [[hidden(*numbers) for numbers in zip(*halves(row), strict=True)] for row in text]
+        for text in first.tolist()
+    ]
+    wanted = torch.tensor(inner, dtype=torch.float64) @ layer.fc2.weight.T + (
+        layer.fc2.bias if bias else 0
+    )
     assert distance(layer(x), wanted) < 1e-12
 
 
@@ -48,9 +54,17 @@ def halves(row: list[float]) -> list[list[float]]:
     return [row[start : start + SIZES.d_ffn] for start in range(0, len(row), SIZES.d_ffn)]
 
 
-@pytest.mark.parametrize("name, generic, activation", [("geglu", "glu", "gelu"), ("reglu", "glu", "relu"), ("relu2", "mlp", "relu2")])
-def test_a_named_layer_is_the_generic_one_with_an_activation(name: str, generic: str, activation: str) -> None:
-    registry, x = Registry(), torch.randn(2, 3, SIZES.d_model, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(
+    "name, generic, activation",
+    [("geglu", "glu", "gelu"), ("reglu", "glu", "relu"), ("relu2", "mlp", "relu2")],
+)
+def test_a_named_layer_is_the_generic_one_with_an_activation(
+    name: str, generic: str, activation: str
+) -> None:
+    registry, x = (
+        Registry(),
+        torch.randn(2, 3, SIZES.d_model, generator=torch.Generator().manual_seed(1)),
+    )
     named: Any = registry.get("ffn", name)(SIZES)
     other: Any = registry.get("ffn", generic)(SIZES, activation=activation)
     other.load_state_dict(named.state_dict())

@@ -1,4 +1,6 @@
-"""Numbers that an update makes infinite or not a number end the run before they are saved, and the advised command goes on."""
+"""Numbers that an update makes infinite or not a number end the run before they are saved, and the
+advised command goes on.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from lswt_core.hooks import hookimpl
 
 
 class Bursting(AdamW):
-    "AdamW whose update number `at` makes one number of a weight or a moment infinite, unless its rate is low."
+    "AdamW whose update `at` makes a weight or moment infinite, unless its rate is low."
 
     name = "bursting"
 
@@ -58,15 +60,28 @@ WORDS = ("--plugin", "bursting.py", "optimizer.use=bursting", "--out", "run")
     ],
 )
 def test_weights_that_an_update_makes_infinite_are_never_saved(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: int, every: int, left: list[int]
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
+    every: int,
+    left: list[int],
 ) -> None:
-    assert inside(monkeypatch, recipe, *WORDS, f"optimizer.at={at}", f"checkpoint.every={every}") == 6
+    assert (
+        inside(monkeypatch, recipe, *WORDS, f"optimizer.at={at}", f"checkpoint.every={every}") == 6
+    )
     told = capsys.readouterr().err
-    assert f"step {at} left weights" in told and ("--accept-changes" if left else "start again") in told
+    assert (
+        f"step {at} left weights" in told
+        and ("--accept-changes" if left else "start again") in told
+    )
     run = recipe.parent / "run"
     assert saved_steps(run) == left
     advised = ["--resume", "--accept-changes"] if left else []
-    assert inside(monkeypatch, recipe, *WORDS, f"optimizer.at={at}", "optimizer.lr=1e-4", *advised) == 0
+    assert (
+        inside(monkeypatch, recipe, *WORDS, f"optimizer.at={at}", "optimizer.lr=1e-4", *advised)
+        == 0
+    )
     assert all(bool(tensor.isfinite().all()) for tensor in final(run).values())  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,6 @@
-"""FlexAttention against attention by its definition and the original's numbers, as far as it runs on a CPU: without gradients."""
+"""FlexAttention against attention by its definition and the original's numbers, as far as it runs
+on a CPU: without gradients.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,25 @@ from helpers import DIMS, distance
 from lswt_flex import Flex
 from test_components import QUESTIONS, one_by_one, question
 
-from lswt_core.interfaces import Need, Unsupported
+from lswt_core.interfaces import AttentionRequirements, Unsupported
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # on CUDA it is compiled
+# on CUDA it is compiled
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
-@pytest.mark.parametrize("asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items()))
+@pytest.mark.parametrize(
+    "asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items())
+)
 def test_it_is_one_softmax_over_all_parts(asked: dict[str, Any]) -> None:
     parts, _ = question(**asked)
-    parts = [part._replace(q=part.q.detach(), k=part.k.detach(), v=part.v.detach()) for part in parts]
+    parts = [
+        part._replace(q=part.q.detach(), k=part.k.detach(), v=part.v.detach()) for part in parts
+    ]
     shared = {id(part.q): parts[-1].q for part in parts if part.q.equal(parts[-1].q)}
     parts = [part._replace(q=shared.get(id(part.q), part.q)) for part in parts]
     with torch.no_grad():
-        assert distance(Flex(DIMS)(parts), one_by_one(parts)) < 1e-6  # its CPU kernel sums in float32
+        # its CPU kernel sums in float32
+        assert distance(Flex(DIMS)(parts), one_by_one(parts)) < 1e-6
 
 
 @pytest.mark.parametrize("case", original.SEED_CASES)
@@ -32,7 +40,13 @@ def test_logits_are_the_originals(case: str, monkeypatch: pytest.MonkeyPatch) ->
     assert max(original.seed_errors(case, torch.float32, "flex").values()) <= 2e-5
 
 
-@pytest.mark.parametrize("change, reason", [({"device": "cpu"}, "no backward pass on cpu"), ({"twice": True}, "second derivative")])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"device": "cpu"}, "no backward pass on cpu"),
+        ({"double_backward": True}, "second derivative"),
+    ],
+)
 def test_it_says_what_it_cannot_do(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
-        Flex(DIMS).require(Need("cuda", torch.bfloat16, 64)._replace(**change))
+        Flex(DIMS).require(AttentionRequirements("cuda", torch.bfloat16, 64)._replace(**change))

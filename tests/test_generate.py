@@ -16,7 +16,7 @@ from processes import environment, run
 from safetensors.torch import load_file
 
 from lswt_core.__main__ import main
-from lswt_core.opened import open_run
+from lswt_core.decode.load_run import load_run
 from lswt_core.registry import Registry
 
 RECIPE = (
@@ -33,12 +33,12 @@ warmup_steps = 2
 [tokenizer]
 use = "{tokenizer}"
 [train]
-rows = 2
-context = 16
+batch_size = 2
+seq_len = 16
 steps = 4
 [evaluate]
 tokens = 64
-rows = 2
+batch_size = 2
 [checkpoint]
 every = 2
 [sample]
@@ -59,9 +59,15 @@ class Trained:
         self.run, self.corpus, self.cache = root / "run", root / "corpus", root / "cache"
         self.corpus.mkdir(parents=True)
         for i in range(12):
-            self.corpus.joinpath(f"{i}.txt").write_text(" ".join(f"sense {i} and sensibility {i * j}" for j in range(60)))
+            self.corpus.joinpath(f"{i}.txt").write_text(
+                " ".join(f"sense {i} and sensibility {i * j}" for j in range(60))
+            )
         recipe = root / "nano.toml"
-        recipe.write_text(RECIPE.format(corpus=self.corpus, tokenizer=tokenizer).replace('"bpe"', '"bpe"\nvocab_size = 300'))
+        recipe.write_text(
+            RECIPE.format(corpus=self.corpus, tokenizer=tokenizer).replace(
+                '"bpe"', '"bpe"\nvocab_size = 300'
+            )
+        )
         done = run("lswt_core.run", recipe, "--out", self.run, cwd=root, LSWT_CACHE_DIR=self.cache)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -78,7 +84,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture
-def write(trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Write:
+def write(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Write:
     """Call the command: exit code, standard output, standard error."""
     monkeypatch.setenv("LSWT_CACHE_DIR", str(trained.cache))
 
@@ -96,19 +104,36 @@ def words_of(run: Path, *more: str) -> list[str]:
 
 
 def test_it_writes_what_the_run_wrote(trained: Trained, write: Write) -> None:
-    _, sample = trained.run.joinpath("sample.txt").read_bytes().decode().split("⟦model⟧")  # a carriage return stays one
-    assert write(trained.run, *PROMPT, "--tokens", 40, "--temperature", 1.3, "--top-p", 0.9) == (0, sample, "")
-    assert write(trained.run, *PROMPT, "--tokens", 40, "--temperature", 1.3, "--top-p", 0.9, "--seed", 1)[1] != sample
+    # a carriage return stays one
+    _, sample = trained.run.joinpath("sample.txt").read_bytes().decode().split("⟦model⟧")
+    assert write(trained.run, *PROMPT, "--tokens", 40, "--temperature", 1.3, "--top-p", 0.9) == (
+        0,
+        sample,
+        "",
+    )
+    assert (
+        write(
+            trained.run, *PROMPT, "--tokens", 40, "--temperature", 1.3, "--top-p", 0.9, "--seed", 1
+        )[1]
+        != sample
+    )
 
 
-def test_the_weights_are_the_newest_checkpoints(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_are_the_newest_checkpoints(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(trained.cache))
-    opened = open_run(trained.run, Registry())
+    opened = load_run(trained.run, Registry())
     saved = load_file(trained.run / "checkpoints" / "step-00000004" / "model.safetensors")
     held = opened.model.decoder.state_dict()
     assert {f"decoder.{name}" for name in held} == saved.keys()
     assert all(tensor.equal(saved[f"decoder.{name}"]) for name, tensor in held.items())
-    assert opened.model.context == 16 and opened.step == 4 and opened.recipe.train.rows == 2 and not opened.model.decoder.training
+    assert (
+        opened.model.seq_len == 16
+        and opened.step == 4
+        and opened.recipe.train.batch_size == 2
+        and not opened.model.decoder.training
+    )
 
 
 @pytest.mark.parametrize("method", ["sample", "greedy", "contrastive"])
@@ -117,29 +142,62 @@ def test_every_method_writes_the_same_again(trained: Trained, write: Write, meth
     found = json.loads(printed)
     assert code == 0 and found["decode"] == method and found["prompt"] == "sense and"
     assert len(found["ids"]) == 30 and not found["ended"]
-    assert write(trained.run, *PROMPT, "--decode", method, "--tokens", 30) == (0, found["text"] + "\n", "")
+    assert write(trained.run, *PROMPT, "--decode", method, "--tokens", 30) == (
+        0,
+        found["text"] + "\n",
+        "",
+    )
 
 
 def test_without_a_penalty_contrastive_search_is_greedy(trained: Trained, write: Write) -> None:
     texts = [
         write(trained.run, *PROMPT, "--tokens", 40, "--decode", *more)[1]
-        for more in (["greedy"], ["contrastive", "--alpha", "0"], ["contrastive", "--top-k", "1"], ["contrastive", "--alpha", "0.9"])
+        for more in (
+            ["greedy"],
+            ["contrastive", "--alpha", "0"],
+            ["contrastive", "--top-k", "1"],
+            ["contrastive", "--alpha", "0.9"],
+        )
     ]
     assert texts[0] == texts[1] == texts[2] != texts[3]
 
 
+@pytest.mark.slow
 def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -> None:
-    words = [sys.executable, "-m", "lswt_core", "generate", str(trained.run), "--prompt", "-", "--tokens", "9"]
-    piped = subprocess.run(words, input=b"sense and", env=trained.environment(), capture_output=True)
+    words = [
+        sys.executable,
+        "-m",
+        "lswt_core",
+        "generate",
+        str(trained.run),
+        "--prompt",
+        "-",
+        "--tokens",
+        "9",
+    ]
+    piped = subprocess.run(
+        words, input=b"sense and", env=trained.environment(), capture_output=True
+    )
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.decode() == write(trained.run, *PROMPT, "--tokens", 9)[1]
-    foreign = subprocess.run(words, input="naïve".encode("latin-1"), env=trained.environment(), capture_output=True)
-    assert foreign.returncode == 2 and b"not UTF-8" in foreign.stderr and b"Traceback" not in foreign.stderr
+    foreign = subprocess.run(
+        words, input="naïve".encode("latin-1"), env=trained.environment(), capture_output=True
+    )
+    assert (
+        foreign.returncode == 2
+        and b"not UTF-8" in foreign.stderr
+        and b"Traceback" not in foreign.stderr
+    )
 
 
+@pytest.mark.slow
 def test_it_begins_at_once(trained: Trained) -> None:
-    slow = {"torch._dynamo", "torch._inductor", "transformers", "datasets", "matplotlib"}  # seconds to import, and of no use here
-    script = f"import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); print(sorted({slow} & set(sys.modules)))"
+    # seconds to import, and of no use here
+    slow = {"torch._dynamo", "torch._inductor", "transformers", "datasets", "matplotlib"}
+    script = (
+        f"import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); print(sorted({slow}"
+        " & set(sys.modules)))"
+    )
     words = [sys.executable, "-c", script, "generate", str(trained.run), *PROMPT, "--tokens", "3"]
     done = subprocess.run(words, env=trained.environment(), capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
@@ -150,6 +208,7 @@ def endless(trained: Trained) -> list[str]:
     return words_of(trained.run, "--tokens", "100000000", "--decode", "greedy")
 
 
+@pytest.mark.slow
 def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -> None:
     with subprocess.Popen(
         words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),
@@ -165,6 +224,7 @@ def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -
     assert rest.endswith(b"\n") and said == b"interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_it_quietly(trained: Trained) -> None:
     with subprocess.Popen(
         words_of(trained.run, "--tokens", "100000000", "--decode", "greedy"),
@@ -190,16 +250,25 @@ def test_a_reader_that_leaves_ends_it_quietly(trained: Trained) -> None:
         (["--prompt", "\udcff"], "not UTF-8"),
     ],
 )
-def test_what_cannot_be_done_is_refused(trained: Trained, write: Write, words: list[str], said: str) -> None:
+def test_what_cannot_be_done_is_refused(
+    trained: Trained, write: Write, words: list[str], said: str
+) -> None:
     code, printed, error = write(trained.run, *PROMPT, *words)
     assert (code, printed) == (2, "") and said in error
 
 
-def test_a_directory_without_a_model_is_refused(trained: Trained, write: Write, tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_refused(
+    trained: Trained, write: Write, tmp_path: Path
+) -> None:
     for name in ("empty", "foreign", "young/checkpoints"):
         tmp_path.joinpath(name).mkdir(parents=True)
     tmp_path.joinpath("foreign", "config.json").write_text("{}")
-    reasons = {"nowhere": "no such directory", "empty": "is empty", "foreign": "no model that can be opened", "young": "no checkpoint yet"}
+    reasons = {
+        "nowhere": "no such directory",
+        "empty": "is empty",
+        "foreign": "no model that can be loaded",
+        "young": "no checkpoint yet",
+    }
     for name, said in (reasons | {"foreign/config.json": "is a file"}).items():
         code, printed, error = write(tmp_path / name, *PROMPT)
         assert (code, printed) == (5, "") and said in error and str(tmp_path / name) in error
@@ -221,7 +290,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert code == 5 and "intact" in error
 
 
-def test_training_text_is_read_only_to_train_a_lost_tokenizer_again(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_text_is_read_only_to_train_a_lost_tokenizer_again(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = Trained(tmp_path, "bpe")
     monkeypatch.setenv("LSWT_CACHE_DIR", str(own.cache))
     _, expected, _ = write(own.run, *PROMPT)
@@ -236,10 +307,13 @@ def test_training_text_is_read_only_to_train_a_lost_tokenizer_again(tmp_path: Pa
     own.corpus.joinpath("3.txt").write_text("another text")
     code, _, error = write(own.run, *PROMPT)
     assert code == 5 and "not what this run was trained on" in error
-    assert not list(own.cache.glob("bpe-*"))  # and no wrong tokenizer is kept under the right one's name
+    # and no wrong tokenizer is kept under the right one's name
+    assert not list(own.cache.glob("bpe-*"))
 
 
-def test_a_tokenizer_that_learns_nothing_needs_no_training_text(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_learns_nothing_needs_no_training_text(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = Trained(tmp_path, "bytes")
     shutil.rmtree(own.corpus)
     shutil.rmtree(own.cache)

@@ -1,4 +1,6 @@
-"""The original's token stream, and how ours differs (tests/golden/lswt_train/manifest.json says how it was made)."""
+"""The original's token stream, and how ours differs (tests/golden/lswt_train/manifest.json says how
+it was made).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from helpers import GOLDEN
 from lswt_bytes import Bytes
 from safetensors.torch import load_file
 
-from lswt_core.corpus import open_corpus
-from lswt_core.data import Stream
+from lswt_core.data import StreamingRows
+from lswt_core.data.corpus import open_corpus
+from lswt_core.distributed.world import World
 from lswt_core.errors import DataError, Incompatible
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.parallel import World
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -26,16 +28,18 @@ ROWS, LENGTH = GIVEN["shards_per_file"], GIVEN["seq_length"]
 
 
 class Letters(Bytes):
-    """The golden run's tokenizer: "a" is 10; 2 begins and ends."""
+    """The golden run's tokenizer: "a" is 10; BOS and EOS are 2."""
 
-    begin = end = 2
+    bos_id = eos_id = 2
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) - 87 for letter in text] for text in texts]
 
 
 class Lines(DataSource):
-    """The golden run's lines. One is no JSON: the original drops it but counts it, as ours do empty documents."""
+    """The golden run's lines. One is no JSON: the original drops it but counts it, as ours do empty
+    documents.
+    """
 
     name, streaming = "lines", True
 
@@ -54,38 +58,63 @@ def text_of(line: str) -> str:
     return json.loads(line)["text"] if line.endswith("}") else ""
 
 
-def rows(dealing: Any, texts: Sequence[str], count: int = ROWS) -> Stream:
+def rows(document_assignment: Any, texts: Sequence[str], count: int = ROWS) -> StreamingRows:
     """Our rows over some texts."""
-    return Stream(Lines(texts), Letters(), rows_total=count, rows=range(count), context=LENGTH, seed=0, dealing=dealing)
+    return StreamingRows(
+        Lines(texts),
+        Letters(),
+        global_batch_size=count,
+        rows=range(count),
+        seq_len=LENGTH,
+        seed=0,
+        document_assignment=document_assignment,
+    )
 
 
-def test_dealing_in_turn_is_the_originals_stream_and_dealing_evenly_is_not() -> None:
+def test_round_robin_is_the_originals_stream_and_least_loaded_is_not() -> None:
     assert GIVEN["lines"][7] == "{not json"
     texts = [text_of(line) for line in GIVEN["lines"]]
-    in_turn, evenly, differ = rows("in-turn", texts), rows("evenly", texts), 0
+    round_robin, least_loaded, differ = rows("round-robin", texts), rows("least-loaded", texts), 0
     for x, y in zip(NUMBERS["x"], NUMBERS["y"], strict=True):
-        batch = in_turn.segment()
+        batch = round_robin.segment()
         assert torch.equal(batch.inputs, x) and torch.equal(batch.labels, y)
-        differ += not torch.equal(evenly.segment().inputs, x)
-        in_turn.advance()
-        evenly.advance()
+        differ += not torch.equal(least_loaded.segment().inputs, x)
+        round_robin.advance()
+        least_loaded.advance()
     assert differ  # ours keeps rows equally long, so that none ends early and none is hoarded
 
 
-@pytest.mark.parametrize("dealing", ["in-turn", "evenly"])
-def test_labels_are_the_originals_whatever_the_dealing(dealing: str) -> None:
-    """x = [begin] + t, y = t + [end]: a label is the next input, or the end where a document begins next."""
-    (row,) = rows(dealing, [text_of(line) for line in GIVEN["lines"]], 1).segment().inputs
-    (labels,) = rows(dealing, [text_of(line) for line in GIVEN["lines"]], 1).segment().labels
-    assert row[0] == 2 and torch.equal(row[1:], labels[:-1])  # begin and end are the same id here
+@pytest.mark.parametrize("document_assignment", ["round-robin", "least-loaded"])
+def test_labels_are_the_originals_with_either_assignment(document_assignment: str) -> None:
+    """x = [begin] + t, y = t + [end]: a label is the next input, or the end where a document begins
+    next.
+    """
+    texts = [text_of(line) for line in GIVEN["lines"]]
+    batch = rows(document_assignment, texts, 1).segment()
+    (row,), (labels,) = batch.inputs, batch.labels
+    assert row[0] == 2 and torch.equal(row[1:], labels[:-1])  # BOS and EOS are the same id here
 
 
 def test_rows_that_no_document_reaches_are_refused() -> None:
-    with pytest.raises(DataError, match="3 documents of data source 'lines', dealt in turn, leave some of 4 rows without text"):
-        rows("in-turn", ["abc", "def", "ghi"], 4).segment()
+    with pytest.raises(
+        DataError,
+        match=(
+            "3 documents of data source 'lines', assigned round-robin, leave some of 4 rows without"
+        ),
+    ):
+        rows("round-robin", ["abc", "def", "ghi"], 4).segment()
 
 
-def test_dealing_a_text_that_is_cut_into_lanes_is_refused_before_it_is_read() -> None:
-    recipe = Recipe.load(GOLDEN.parent.parent / "recipes" / "quickstart.toml", ["train.dealing='in-turn'"])
-    with pytest.raises(Incompatible, match=r"train.dealing = 'in-turn' deals the documents of a stream, but data source 'stdlib'"):
+def test_round_robin_assignment_of_a_finite_text_is_refused_before_it_is_read() -> None:
+    recipe = Recipe.load(
+        GOLDEN.parent.parent / "recipes" / "quickstart.toml",
+        ["train.document_assignment='round-robin'"],
+    )
+    with pytest.raises(
+        Incompatible,
+        match=(
+            r"train.document_assignment = 'round-robin' assigns the documents of a stream, but data"
+            r" source 'stdlib'"
+        ),
+    ):
         open_corpus(recipe, Registry(), World(), lambda *_: pytest.fail("too late"))

@@ -17,16 +17,19 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core.cross_entropy import dense, draw, first_largest
-from lswt_core.head import Vocabulary
-from lswt_core.interfaces import IGNORE, CrossEntropy, Draws
-from lswt_core.model import initialise
+from lswt_core.interfaces import IGNORE, CrossEntropy, LabelSampling
+from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.model.initialise import initialise
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
+from lswt_core.plugin_api.token_scores import max_with_index, sample_labels
 
 VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
 
 
 class Way(NamedTuple):
-    """A component, the precision in which it computes and how far it may then be off: absolutely in float64, else relatively."""
+    """A component, the precision in which it computes and how far it may then be off: absolutely in
+    float64, else relatively.
+    """
 
     build: Callable[[], CrossEntropy]
     dtype: torch.dtype = torch.float64
@@ -35,9 +38,11 @@ class Way(NamedTuple):
     def near(self, found: Tensor | None, wanted: Tensor) -> bool:
         """Whether numbers are the same."""
         assert found is not None
-        return distance(found, wanted) < self.off * (1 if self.dtype == torch.float64 else max(1.0, float(wanted.detach().abs().max())))
+        return distance(found, wanted) < self.off * (
+            1 if self.dtype == torch.float64 else max(1.0, float(wanted.detach().abs().max()))
+        )
 
-    def vocabulary(self, *, trainable: bool = True) -> Vocabulary:
+    def vocabulary(self, *, trainable: bool = True) -> TiedEmbedding:
         """A small table and its projections."""
         owner = vocabulary(self.dtype)
         owner.table.requires_grad_(trainable)
@@ -49,17 +54,25 @@ class Way(NamedTuple):
         return states.detach().to(self.dtype).requires_grad_(), labels
 
 
-CHUNKS = {f"chunks of {size}": Way(partial(Chunked, chunk=size)) for size in (1, 7, 13, 39, 0)}  # 39 tokens: some divide them
+# 39 tokens: some divide them
+CHUNKS = {f"chunks of {size}": Way(partial(Chunked, chunk=size)) for size in (1, 7, 13, 39, 0)}
 WAYS = CHUNKS | {"dense": Way(Dense), "liger": Way(Liger, torch.float32, 1e-5)}
-missing = pytest.mark.skipif(find_spec("liger_kernel") is None or find_spec("triton") is None, reason="liger-kernel is not installed")
+missing = pytest.mark.skipif(
+    find_spec("liger_kernel") is None or find_spec("triton") is None,
+    reason="liger-kernel is not installed",
+)
 every_way = pytest.mark.parametrize(
-    "way", [pytest.param(way, id=name, marks=missing if name == "liger" else ()) for name, way in WAYS.items()]
+    "way",
+    [
+        pytest.param(way, id=name, marks=missing if name == "liger" else ())
+        for name, way in WAYS.items()
+    ],
 )
 
 
-def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> Vocabulary:
+def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> TiedEmbedding:
     """A small table and its projections, with numbers."""
-    found = Vocabulary(size, D_VOCAB, D_MODEL)
+    found = TiedEmbedding(size, D_VOCAB, D_MODEL)
     initialise(found, seed=0, std=0.8)
     return found.to(dtype)
 
@@ -67,32 +80,50 @@ def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> Vocabul
 def question(rows: int = 3, length: int = 13, ignored: bool = True) -> tuple[Tensor, Tensor]:
     """States [B, T, M] that want a gradient, and labels [B, T], some of them ignored."""
     generator = torch.Generator().manual_seed(1)
-    states = torch.randn(rows, length, D_MODEL, dtype=torch.float64, generator=generator).requires_grad_()
+    states = torch.randn(
+        rows, length, D_MODEL, dtype=torch.float64, generator=generator
+    ).requires_grad_()
     labels = torch.randint(VOCAB, (rows, length), generator=generator)
-    return states, labels.masked_fill(torch.rand(rows, length, generator=generator) < 0.3, IGNORE) if ignored else labels
+    return states, labels.masked_fill(
+        torch.rand(rows, length, generator=generator) < 0.3, IGNORE
+    ) if ignored else labels
 
 
-def formula(owner: Vocabulary, states: Tensor, labels: Tensor) -> Tensor:
+def formula(owner: TiedEmbedding, states: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of every token [B*T] by torch."""
-    return cross_entropy(owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return cross_entropy(
+        owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    )
 
 
-def gradients(owner: Vocabulary, states: Tensor, total: Tensor, keep: bool = False) -> list[Tensor]:
+def gradients(
+    owner: TiedEmbedding, states: Tensor, total: Tensor, keep: bool = False
+) -> list[Tensor]:
     """Of the states, the output projection and, where it learns, the table."""
-    wanted = [states, owner.output.weight, *([owner.table.weight] if owner.table.weight.requires_grad else [])]
+    wanted = [
+        states,
+        owner.output.weight,
+        *([owner.table.weight] if owner.table.weight.requires_grad else []),
+    ]
     return list(torch.autograd.grad(total, wanted, retain_graph=keep))
 
 
 @every_way
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_value_and_gradients_are_those_of_the_formula(way: Way, ignored: bool, trainable: bool) -> None:
+def test_value_and_gradients_are_those_of_the_formula(
+    way: Way, ignored: bool, trainable: bool
+) -> None:
     owner, (states, labels) = way.vocabulary(trainable=trainable), way.question(ignored=ignored)
     score, wanted = owner.score(states, labels, by=way.build()), formula(owner, states, labels)
     assert score.nll is None or way.near(score.nll.flatten(), wanted)
     assert way.near(score.total, wanted.sum())
     assert int(score.correct) == int((owner.logits(states).argmax(-1) == labels).sum())
-    for found, expected in zip(gradients(owner, states, 0.37 * score.total), gradients(owner, states, 0.37 * wanted.sum()), strict=True):
+    for found, expected in zip(
+        gradients(owner, states, 0.37 * score.total),
+        gradients(owner, states, 0.37 * wanted.sum()),
+        strict=True,
+    ):
         assert way.near(found, expected)
 
 
@@ -107,11 +138,18 @@ def test_without_gradients_every_token_is_told(way: Way) -> None:
 @every_way
 def test_nothing_but_ignored_labels_is_no_loss(way: Way) -> None:
     owner, (states, labels) = way.vocabulary(), way.question()
-    draws = Draws(torch.rand(labels.shape))
-    score = owner.score(states, torch.full_like(labels, IGNORE), draws, by=way.build(), normaliser=True)
-    assert score.sampled is not None and score.normaliser is not None
-    assert not score.total.any() and not score.correct.any() and not score.sampled.any() and not score.normaliser.any()
-    for total in (score.total, score.sampled, score.normaliser.sum()):
+    draws = LabelSampling(torch.rand(labels.shape))
+    score = owner.score(
+        states, torch.full_like(labels, IGNORE), draws, by=way.build(), logsumexp=True
+    )
+    assert score.sampled is not None and score.logsumexp is not None
+    assert (
+        not score.total.any()
+        and not score.correct.any()
+        and not score.sampled.any()
+        and not score.logsumexp.any()
+    )
+    for total in (score.total, score.sampled, score.logsumexp.sum()):
         assert not any(gradient.any() for gradient in gradients(owner, states, total, keep=True))
 
 
@@ -121,7 +159,10 @@ def test_bfloat16_states_are_scored_in_float32(way: Way) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         score = owner.score(states.float(), labels, by=way.build())
     assert score.total.dtype == torch.float32
-    assert distance(score.total, formula(owner, states.float(), labels).sum()) < 0.01 * score.total.detach()
+    assert (
+        distance(score.total, formula(owner, states.float(), labels).sum())
+        < 0.01 * score.total.detach()
+    )
     score.total.backward()
     assert owner.table.weight.grad is not None and owner.table.weight.grad.dtype == torch.float32
 
@@ -130,7 +171,8 @@ def test_without_gradients_none_is_computed() -> None:
     owner, (states, labels) = vocabulary(), question()
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         owner.score(states, labels)
-    assert counted.get_total_flops() == 2 * labels.numel() * D_VOCAB * (D_MODEL + VOCAB)  # the projection and the logits
+    # the projection and the logits
+    assert counted.get_total_flops() == 2 * labels.numel() * D_VOCAB * (D_MODEL + VOCAB)
 
 
 class Largest(TorchDispatchMode):
@@ -138,11 +180,15 @@ class Largest(TorchDispatchMode):
 
     elements = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.elements = max(
+                    self.elements, tensor.untyped_storage().nbytes() // tensor.element_size()
+                )
         return out
 
 
@@ -150,13 +196,17 @@ class Largest(TorchDispatchMode):
 def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
     owner, (states, labels) = vocabulary(size=100), question(4, 50)
     way = Chunked(chunk=8)
-    assert way.logits_at_once("cpu", 4 * 50, owner.table.weight) == 8 * 100
-    assert Dense().logits_at_once("cpu", 4 * 50, owner.table.weight) == 4 * 50 * 100
-    draws = Draws(torch.rand(4, 50), torch.tensor([True, False, True, True])) if sampled else None
+    assert way.peak_logits("cpu", 4 * 50, owner.table.weight) == 8 * 100
+    assert Dense().peak_logits("cpu", 4 * 50, owner.table.weight) == 4 * 50 * 100
+    draws = (
+        LabelSampling(torch.rand(4, 50), torch.tensor([True, False, True, True]))
+        if sampled
+        else None
+    )
     with Largest() as found:
-        score = owner.score(states, labels, draws, by=way, normaliser=True)
-        assert score.normaliser is not None
-        total = score.total + score.normaliser.square().sum()
+        score = owner.score(states, labels, draws, by=way, logsumexp=True)
+        assert score.logsumexp is not None
+        total = score.total + score.logsumexp.square().sum()
         (total if score.sampled is None else total + score.sampled).backward()
     with Largest() as whole:
         formula(owner, states, labels).sum().backward()
@@ -166,13 +216,24 @@ def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
 
 @pytest.mark.parametrize("words", [VOCAB, 1100])
 @pytest.mark.parametrize("size", [13, 0])  # of 39 tokens: equal chunks, and a single one
-def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))  # traced, not generated
+def test_a_compiled_chunk_is_one_graph_and_finds_the_same(
+    size: int, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # traced, not generated
+    monkeypatch.setattr(
+        torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True)
+    )
     owner, (states, labels) = vocabulary(size=words), question()
-    plain, fused, draws = Chunked(chunk=size), Chunked(chunk=size), Draws(torch.rand(labels.shape))
-    fused.fuse()
-    wanted, found = (owner.score(states, labels, draws, by=by, normaliser=True) for by in (plain, fused))
-    for field in ("total", "sampled", "normaliser"):
+    plain, fused, draws = (
+        Chunked(chunk=size),
+        Chunked(chunk=size),
+        LabelSampling(torch.rand(labels.shape)),
+    )
+    fused.compile_kernels()
+    wanted, found = (
+        owner.score(states, labels, draws, by=by, logsumexp=True) for by in (plain, fused)
+    )
+    for field in ("total", "sampled", "logsumexp"):
         values = [getattr(score, field) for score in (found, wanted)]
         assert distance(*values) < 1e-12
         slopes = (gradients(owner, states, value.square().sum(), keep=True) for value in values)
@@ -184,19 +245,23 @@ def test_a_compiled_chunk_is_one_graph_and_finds_the_same(size: int, words: int,
 def test_a_vocabulary_of_many_blocks_is_scored_as_by_the_formula(size: int) -> None:
     owner, (states, _) = vocabulary(size=size), question()
     likeliest = owner.logits(states).argmax(-1)
-    labels = likeliest.where(torch.arange(likeliest.shape[1]) % 2 == 0, size - 1)  # every second one is right
+    # every second one is right
+    labels = likeliest.where(torch.arange(likeliest.shape[1]) % 2 == 0, size - 1)
     score, wanted = owner.score(states, labels, by=Chunked(chunk=5)), formula(owner, states, labels)
     assert int(score.correct) == int((likeliest == labels).sum()) >= labels.numel() // 2
     assert score.nll is not None and distance(score.nll.flatten(), wanted) < 1e-12
-    pairs = zip(gradients(owner, states, score.total), gradients(owner, states, wanted.sum()), strict=True)
+    pairs = zip(
+        gradients(owner, states, score.total), gradients(owner, states, wanted.sum()), strict=True
+    )
     assert all(distance(a, b) < 1e-11 for a, b in pairs)
 
 
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 1024, 1500])
 def test_the_first_of_the_largest_is_found(size: int) -> None:
     for seed in range(30):
-        rows = torch.randint(0, 9, (7, size), generator=torch.Generator().manual_seed(seed)).float()  # the largest is there many times
-        largest, place = first_largest(rows)
+        # the largest is there many times
+        rows = torch.randint(0, 9, (7, size), generator=torch.Generator().manual_seed(seed)).float()
+        largest, place = max_with_index(rows)
         assert largest.equal(rows.amax(-1)) and place.equal(rows.argmax(-1))
 
 
@@ -205,12 +270,15 @@ def test_drawn_labels_follow_the_softmax() -> None:
     states, _ = question(1, 1)
     many = states.detach().expand(1, draws, -1)
     uniforms = torch.rand(1, draws, generator=torch.Generator().manual_seed(2))
-    labels = owner.score(many, torch.zeros(1, draws, dtype=torch.int64), Draws(uniforms)).drawn
+    labels = owner.score(
+        many, torch.zeros(1, draws, dtype=torch.int64), LabelSampling(uniforms)
+    ).drawn
     assert labels is not None
     wanted = draws * owner.logits(states)[0, 0].softmax(-1)
     chi_square = ((labels.flatten().bincount(minlength=VOCAB) - wanted).square() / wanted).sum()
     assert wanted.min() > 5
-    assert chi_square < 29.59  # 99.9 % of a chi-square distribution with 10 degrees of freedom lie below
+    # 99.9 % of a chi-square distribution with 10 degrees of freedom lie below
+    assert chi_square < 29.59
 
 
 SOME = torch.tensor([True, False, True])  # rows
@@ -219,20 +287,34 @@ SOME = torch.tensor([True, False, True])  # rows
 @every_way
 @pytest.mark.parametrize("rows", [None, SOME], ids=["all rows", "some rows"])
 @pytest.mark.parametrize("trainable", [False, True])
-def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(way: Way, rows: Tensor | None, trainable: bool) -> None:
+def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(
+    way: Way, rows: Tensor | None, trainable: bool
+) -> None:
     owner, (states, labels) = way.vocabulary(trainable=trainable), way.question()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
-    score = owner.score(states, labels, Draws(uniforms, rows), by=way.build())
-    kept = (labels if rows is None else labels.masked_fill(~rows[:, None], IGNORE)).flatten() != IGNORE
+    score = owner.score(states, labels, LabelSampling(uniforms, rows), by=way.build())
+    kept = (
+        labels if rows is None else labels.masked_fill(~rows[:, None], IGNORE)
+    ).flatten() != IGNORE
     with torch.no_grad():
         cumulative = owner.logits(states).flatten(0, 1).softmax(-1).cumsum(-1)
-        wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)  # how many ids lie below the number
-    assert score.sampled is not None and score.drawn is not None and score.drawn.flatten()[kept].equal(wanted[kept])
+        # how many ids lie below the number
+        wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)
+    assert (
+        score.sampled is not None
+        and score.drawn is not None
+        and score.drawn.flatten()[kept].equal(wanted[kept])
+    )
     drawn = formula(owner, states, wanted).sum()
     assert way.near(score.sampled, drawn)
-    pairs = zip(gradients(owner, states, score.sampled, keep=True), gradients(owner, states, drawn), strict=True)
+    pairs = zip(
+        gradients(owner, states, score.sampled, keep=True),
+        gradients(owner, states, drawn),
+        strict=True,
+    )
     assert all(way.near(a, b) for a, b in pairs)
-    data = formula(owner, states, labels).sum()  # the data's labels are scored as if nothing was drawn
+    # the data's labels are scored as if nothing was drawn
+    data = formula(owner, states, labels).sum()
     assert way.near(score.total, data)
     pairs = zip(gradients(owner, states, score.total), gradients(owner, states, data), strict=True)
     assert all(way.near(a, b) for a, b in pairs)
@@ -244,15 +326,22 @@ def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(way
 def test_the_normaliser_has_its_own_gradient(way: Way, trainable: bool, together: bool) -> None:
     owner, (states, labels) = way.vocabulary(trainable=trainable), way.question()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
-    score, kept = owner.score(states, labels, Draws(uniforms), by=way.build(), normaliser=True), labels != IGNORE
-    normaliser = owner.logits(states).logsumexp(-1) * kept
-    assert score.normaliser is not None and way.near(score.normaliser, normaliser)
+    score, kept = (
+        owner.score(states, labels, LabelSampling(uniforms), by=way.build(), logsumexp=True),
+        labels != IGNORE,
+    )
+    logsumexp = owner.logits(states).logsumexp(-1) * kept
+    assert score.logsumexp is not None and way.near(score.logsumexp, logsumexp)
     assert score.sampled is not None and score.drawn is not None
-    found, wanted = score.normaliser.square().sum(), normaliser.square().sum()
+    found, wanted = score.logsumexp.square().sum(), logsumexp.square().sum()
     if together:
         drawn = score.drawn.masked_fill(~kept, IGNORE)
         found = found + 0.3 * score.total + 0.7 * score.sampled
-        wanted = wanted + 0.3 * formula(owner, states, labels).sum() + 0.7 * formula(owner, states, drawn).sum()
+        wanted = (
+            wanted
+            + 0.3 * formula(owner, states, labels).sum()
+            + 0.7 * formula(owner, states, drawn).sum()
+        )
     pairs = zip(gradients(owner, states, found), gradients(owner, states, wanted), strict=True)
     assert all(way._replace(off=10 * way.off).near(a, b) for a, b in pairs)
 
@@ -260,12 +349,14 @@ def test_the_normaliser_has_its_own_gradient(way: Way, trainable: bool, together
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
 def test_labels_without_probability_are_never_drawn(number: float) -> None:
     p = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
-    assert int(draw(p, torch.tensor([number]))) == (1 if number == 0 else 2)
+    assert int(sample_labels(p, torch.tensor([number]))) == (1 if number == 0 else 2)
 
 
 def test_the_dense_score_has_right_second_derivatives() -> None:
     owner, (states, labels) = vocabulary(), question(1, 3)
-    assert torch.autograd.gradgradcheck(lambda states: owner.score(states, labels, by=dense).total, [states])
+    assert torch.autograd.gradgradcheck(
+        lambda states: owner.score(states, labels, by=dense_cross_entropy).total, [states]
+    )
 
 
 def test_the_chunked_score_refuses_a_second_derivative() -> None:
@@ -275,7 +366,9 @@ def test_the_chunked_score_refuses_a_second_derivative() -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(precision: torch.dtype) -> None:
+def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
+    precision: torch.dtype,
+) -> None:
     frozen, wide = vocabulary(torch.float32), vocabulary(torch.float32)
     frozen.freeze()
     wide.table.weight.data = frozen.table.weight.float()
@@ -287,8 +380,8 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         for score in (
             lambda owner: owner.score(states, labels),
-            lambda owner: owner.score(states, labels, Draws(uniforms)),
-            lambda owner: owner.score(states, labels, by=dense),
+            lambda owner: owner.score(states, labels, LabelSampling(uniforms)),
+            lambda owner: owner.score(states, labels, by=dense_cross_entropy),
         ):
             found, wanted = score(frozen), score(wide)
             assert (
@@ -298,7 +391,14 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
                 and int(found.correct) == int(wanted.correct)
             )
             assert all(
-                a.equal(b) for a, b in zip(gradients(frozen, states, found.total), gradients(wide, states, wanted.total), strict=True)
+                a.equal(b)
+                for a, b in zip(
+                    gradients(frozen, states, found.total),
+                    gradients(wide, states, wanted.total),
+                    strict=True,
+                )
             )
-        assert frozen.embed(ids).equal(wide.embed(ids)) and frozen.logits(states).equal(wide.logits(states))
+        assert frozen.embed(ids).equal(wide.embed(ids)) and frozen.logits(states).equal(
+            wide.logits(states)
+        )
         assert frozen.embed(ids).dtype == precision

@@ -1,4 +1,6 @@
-"""Exported models among transformers' own: what they are, saved and loaded, whatever their components."""
+"""Model classes of transformers: construction, saving, loading and bundled code, for many mixes of
+components.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,60 +20,81 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 import lswt_core
 from lswt_core import LswtConfig, LswtForCausalLM, Recipe
 from lswt_core.errors import PluginError, RecipeError
-from lswt_core.hf.components import describe_components, tables_of
+from lswt_core.hf.components import describe_components, model_tables
 from lswt_core.hf.save import save_model
-from lswt_core.model import initialise
+from lswt_core.model.initialise import initialise
 
-# ------------------------------------------------------------------------------------------------------------ what it is
+# ---------- what it is
 
 
 @every_mix
 @torch.no_grad()
-def test_it_is_the_decoder(mix: str) -> None:
+def test_logits_are_the_decoders(mix: str) -> None:
     model = model_of(mix)
     states, _ = model.model.decoder(ids())
     assert distance(logits(model, ids()), model.model.decoder.vocabulary.logits(states)) == 0
 
 
-def test_importing_the_library_is_quick_and_still_announces_the_models(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_auto_classes_know_the_models_after_an_explicit_import(tmp_path: Path) -> None:
     config_of("family").save_pretrained(tmp_path)
-    program = (
-        "import sys, lswt_core; assert not {'torch', 'transformers'} & set(sys.modules); "
-        f"from transformers import AutoConfig; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
-    )
-    turned = f"from transformers import AutoConfig; import lswt_core; print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)"
-    for order in (program, turned):
-        done = subprocess.run([sys.executable, "-c", order], capture_output=True, text=True)
-        assert done.stdout.strip() == "lswt_core.hf.configuration", done.stderr
+    program = f"""
+import sys
+import lswt_core
+assert not {{"torch", "transformers"}} & set(sys.modules)
+import lswt_core.cli.load_model
+assert "transformers" not in sys.modules, "generate on a run does not need transformers"
+from transformers import AutoConfig
+import lswt_core.hf
+print(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "lswt_core.hf.configuration", done.stderr
 
 
-def test_the_front_door_offers_what_it_names() -> None:
+def test_lswt_core_exports_what_it_names() -> None:
     for name in lswt_core.__all__:
         assert getattr(lswt_core, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Registri'"):
         lswt_core.Registri  # noqa: B018
 
 
-def test_the_config_says_what_the_model_is() -> None:
+def test_the_config_describes_the_model() -> None:
     config = config_of("family")
-    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (61, 32, 2, 2)
+    assert (
+        config.vocab_size,
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+    ) == (61, 32, 2, 2)
     assert config.memory_length == 64 and config.attention == "auto"
     assert config.recipe["ffn"] == {"use": "swiglu", "bias": True}, "every default is written out"
     told = config.components["positional/rope"]
-    assert told["distribution"] == "lswt-core" and told["version"] == lswt_core.__version__ and len(told["sha256"]) == 64
+    assert (
+        told["distribution"] == "lswt-core"
+        and told["version"] == lswt_core.__version__
+        and len(told["sha256"]) == 64
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- saving, loading
+# ---------- saving, loading
 
 
 @every_mix
-def test_saved_and_loaded_it_is_the_same(mix: str, tmp_path: Path) -> None:
+def test_saving_and_loading_keeps_the_model(mix: str, tmp_path: Path) -> None:
     model = model_of(mix, torch.float32)
     model.save_pretrained(tmp_path)
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is LswtForCausalLM and not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert loaded.config.recipe == model.config.recipe and loaded.config.components == model.config.components
-    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert type(loaded) is LswtForCausalLM and not any(
+        found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    assert (
+        loaded.config.recipe == model.config.recipe
+        and loaded.config.components == model.config.components
+    )
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
     assert logits(loaded, ids()).equal(logits(model, ids()))
     backbone = AutoModel.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -80,25 +102,30 @@ def test_saved_and_loaded_it_is_the_same(mix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_it_loads_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_model_loads_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     model = model_of("frozen", torch.float32)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert {p.dtype for p in loaded.parameters()} == {dtype} and not loaded.get_input_embeddings().weight.requires_grad
+    assert {p.dtype for p in loaded.parameters()} == {
+        dtype
+    } and not loaded.get_input_embeddings().weight.requires_grad
     assert distance(logits(loaded, ids()).double(), logits(model.to(dtype), ids()).double()) == 0
 
 
-def test_large_models_are_saved_in_pieces(tmp_path: Path) -> None:
+def test_large_models_are_saved_in_shards(tmp_path: Path) -> None:
     model = model_of("family", torch.float32)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids()).equal(logits(model, ids()))
 
 
-def test_a_model_can_be_loaded_with_another_memory_and_another_backend(tmp_path: Path) -> None:
+def test_memory_length_and_attention_can_be_overridden(tmp_path: Path) -> None:
     model_of("family", torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
-    assert loaded.model.decoder.reach == 7 and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
+    assert (
+        loaded.model.decoder.memory_length == 7
+        and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
+    )
     with pytest.raises(RecipeError, match="length"):
         AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=0)
     model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
@@ -107,21 +134,22 @@ def test_a_model_can_be_loaded_with_another_memory_and_another_backend(tmp_path:
 
 
 @pytest.mark.parametrize("use", ["rope-pi", "rope-ntk", "rope-yarn"])
-def test_a_trained_rotation_can_be_stretched_as_readme_says(use: str, tmp_path: Path) -> None:
+def test_rotary_positions_can_be_rescaled_for_longer_texts(use: str, tmp_path: Path) -> None:
     model, found = model_of("reference-reversed", torch.float32), {}
     model.save_pretrained(tmp_path)
     for factor in (1.0, 4.0):
         config = AutoConfig.from_pretrained(tmp_path, memory_length=256)
         config.recipe["positional"] |= {"use": use, "factor": factor}
         stretched = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
-        assert (stretched.model.decoder.positional.name, stretched.model.decoder.reach) == (use, 256)
+        assert (stretched.model.decoder.positional.name, stretched.model.decoder.memory_length) == (
+            use,
+            256,
+        )
         found[factor] = logits(stretched, ids())
     assert found[1.0].equal(logits(model, ids())) and distance(found[4.0], found[1.0]) > 1e-3
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert 'config.recipe["positional"] |= {"use": "rope-yarn", "factor":' in readme
 
 
-def test_the_table_can_be_resized() -> None:
+def test_embeddings_can_be_resized() -> None:
     model = model_of("family", torch.float32)
     before = logits(model, ids())
     model.resize_token_embeddings(70, mean_resizing=False)
@@ -130,12 +158,16 @@ def test_the_table_can_be_resized() -> None:
     assert after.shape[-1] == 70 and after[..., :61].equal(before)
 
 
-def test_only_what_is_missing_is_drawn_anew(tmp_path: Path) -> None:
+def test_only_missing_weights_are_initialised(tmp_path: Path) -> None:
     model = model_of("family", torch.float32)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     gone = [name for name in weights if name.endswith((".query.bias", ".registers.keys"))]
-    save_file({name: tensor for name, tensor in weights.items() if name not in gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name not in gone},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert set(found["missing_keys"]) == set(gone)
     for name, tensor in loaded.state_dict().items():
@@ -144,34 +176,50 @@ def test_only_what_is_missing_is_drawn_anew(tmp_path: Path) -> None:
     assert 0.1 < float(drawn.std()) < 0.6, "N(0, 1/D), D = 16"
 
 
-def test_a_fresh_model_starts_as_a_run_does() -> None:
+def test_a_new_model_is_initialised_as_in_training() -> None:
     model = LswtForCausalLM(config_of("family"))
     block = model.model.decoder.blocks[0]
-    assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1) and not block.ffn.fc1.bias.any()
-    assert block.ffn_norm.norm.weight.eq(1).all() and float(block.attention.memory["registers"].keys.detach().std()) == pytest.approx(
-        0.25, rel=0.3
+    assert (
+        float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+        and not block.ffn.fc1.bias.any()
     )
+    assert block.ffn_norm.norm.weight.eq(1).all() and float(
+        block.attention.memory["registers"].keys.detach().std()
+    ) == pytest.approx(0.25, rel=0.3)
 
 
-# ------------------------------------------------------------------------------------------------------------- components
+# ---------- components
 
 
 def test_a_component_that_is_not_installed_is_named_with_the_command_that_installs_it() -> None:
     config = config_of("family")
-    config.components["positional/spiral"] = {"distribution": "lswt-spiral", "version": "1.2", "sha256": "0"}
-    with pytest.raises(PluginError, match=r'positional/spiral of lswt-spiral 1\.2\n  fix: python -m pip install "lswt-spiral==1\.2"'):
+    config.components["positional/spiral"] = {
+        "distribution": "lswt-spiral",
+        "version": "1.2",
+        "sha256": "0",
+    }
+    with pytest.raises(
+        PluginError,
+        match=(
+            r"positional/spiral of lswt-spiral 1\.2\n  fix: python -m pip install"
+            r' "lswt-spiral==1\.2"'
+        ),
+    ):
         LswtForCausalLM(config)
 
 
-def test_another_source_of_a_component_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_source_of_a_component_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     config = config_of("family")
     config.components["ffn/swiglu"] |= {"version": "0.0.9", "sha256": "0"}
     with caplog.at_level(logging.WARNING):
         LswtForCausalLM(config)
-    assert f"ffn/swiglu is not what the model was made with (lswt-core 0.0.9 then, lswt-core {lswt_core.__version__} here)" in caplog.text
+    assert (
+        "ffn/swiglu: its source has changed since the model was exported (lswt-core 0.0.9 then,"
+        f" lswt-core {lswt_core.__version__} here)" in caplog.text
+    )
 
 
-def test_options_of_a_config_are_checked() -> None:
+def test_options_of_a_config_are_validated() -> None:
     config = config_of("family")
     config.recipe["positional"]["bass"] = 3
     with pytest.raises(RecipeError, match=r'unknown key "positional\.bass"'):
@@ -179,7 +227,7 @@ def test_options_of_a_config_are_checked() -> None:
 
 
 STRANGER = '''
-"""A stranger's positional encoding, with a buffer that is not saved."""
+"""A third-party positional encoding, with a buffer that is not saved."""
 import torch
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import PositionalEncoding
@@ -204,7 +252,7 @@ def lswt_components() -> list[type]:
 
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed distribution of somebody else's."""
+    """An installed third-party distribution."""
     facts = tmp_path / "site" / "lswt_waves-1.0.dist-info"
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: lswt-waves\nVersion: 1.0\n")
@@ -213,12 +261,16 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path / "site")
 
 
-def test_a_strangers_component_is_exported_too(stranger: None, tmp_path: Path) -> None:
+def test_a_third_party_component_is_exported(stranger: None, tmp_path: Path) -> None:
     recipe = Recipe.from_dict(NANO | {"positional": {"use": "waves", "amplitude": 0.3}})
-    model = LswtForCausalLM(LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe))).eval()
+    model = LswtForCausalLM(
+        LswtConfig(recipe=model_tables(recipe), components=describe_components(recipe))
+    ).eval()
     initialise(model.model.decoder, seed=3, std=0.4)
     assert not save_model(model, tmp_path / "saved"), "its code stays with its package"
-    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map")
+    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(
+        AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map"
+    )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.config.components["positional/waves"]["distribution"] == "lswt-waves"
     buffers = dict(loaded.named_buffers())
@@ -247,17 +299,23 @@ for name in sys.argv[2:]:
     model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
     ids = load_file(f"{path}/ids.safetensors")["ids"]
     with torch.no_grad():
-        found = {"logits": model(ids).logits, "states": AutoModel.from_pretrained(path, trust_remote_code=True)(ids).last_hidden_state}
-        model.save_pretrained(f"{path}-again")
-        found["again"] = AutoModelForCausalLM.from_pretrained(f"{path}-again", trust_remote_code=True)(ids).logits
-        found["text"] = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=1)
+        backbone = AutoModel.from_pretrained(path, trust_remote_code=True)
+        found = {"logits": model(ids).logits, "states": backbone(ids).last_hidden_state}
+        again = f"{path}-again"
+        model.save_pretrained(again)
+        reloaded = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+        found["again"] = reloaded(ids).logits
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+        found["text"] = model.generate(ids, max_new_tokens=5, **options)
     save_file(found, f"{path}/found.safetensors")
 assert not [name for name in sys.modules if name.startswith("lswt_")]
 """
 
 
 @pytest.mark.slow
-def test_models_of_our_own_components_load_without_this_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_our_own_components_load_without_this_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     models: dict[str, LswtForCausalLM] = {}
     for mix in MIXES:
@@ -265,33 +323,52 @@ def test_models_of_our_own_components_load_without_this_library(tmp_path: Path, 
         assert save_model(models[mix], tmp_path / mix)
         save_file({"ids": ids()}, tmp_path / mix / "ids.safetensors")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(tmp_path), *models], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path), *models],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
     for mix, model in models.items():
         found = load_file(tmp_path / mix / "found.safetensors")
-        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(found["logits"]), mix
+        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(
+            found["logits"]
+        ), mix
         with torch.no_grad():
             assert found["states"].equal(model.model(ids()).last_hidden_state)
         assert found["text"].equal(generate(model, ids(), max_new_tokens=5))
 
 
-def test_with_this_library_no_foreign_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_code_is_not_run_if_the_library_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     save_model(model_of("family", torch.float32), tmp_path / "saved")
-    tmp_path.joinpath("saved", "modeling_lswt.py").write_text("raise AssertionError('this was run')")
+    tmp_path.joinpath("saved", "modeling_lswt.py").write_text(
+        "raise AssertionError('this was run')"
+    )
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")) is LswtForCausalLM
-    assert json.loads(tmp_path.joinpath("saved", "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_lswt.LswtModel"
+    assert (
+        json.loads(tmp_path.joinpath("saved", "config.json").read_text())["auto_map"]["AutoModel"]
+        == "modeling_lswt.LswtModel"
+    )
 
 
 def test_every_component_of_the_model_can_be_bundled() -> None:
-    from lswt_core.hf.bundle import Part
-    from lswt_core.layers import LAYERED
+    from lswt_core.hf.source_bundle import ModuleSource
+    from lswt_core.recipe.layer_selectors import LAYERED
     from lswt_core.registry import Registry
 
-    check: Callable[[str], Part] = Part  # raises where a module renames what it imports
-    modules = sorted({offer.module for offer in Registry().offers() if offer.kind in LAYERED and offer.distribution == "lswt-core"})
+    modules = sorted(
+        {
+            offer.module
+            for offer in Registry().offers()
+            if offer.kind in LAYERED and offer.distribution == "lswt-core"
+        }
+    )
     owners: dict[str, str] = {}
     for module in modules:
-        for name in check(module).names:
-            assert owners.setdefault(name, module) == module, f"{name} is defined by {owners[name]} and {module}"
+        for name in ModuleSource(module).names:  # raises for an import under another name
+            assert owners.setdefault(name, module) == module, (
+                f"{name} is defined by {owners[name]} and {module}"
+            )

@@ -1,4 +1,4 @@
-"""Exported models called as transformers calls its own: padded, with memory, generated from."""
+"""Forward passes and ``generate`` of the transformers classes: padding, packing, cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from helpers import distance
 from hf_parts import CUT_DEPENDENT, MIXES, cache_of, every_mix, generate, ids, logits, model_of
 from torch import Tensor
 
-from lswt_core.tree import tensors
+from lswt_core.plugin_api.pytree import tree_leaves
 
-# --------------------------------------------------------------------------------------------------------------- forward
+# ---------- forward
 
 
 MASKS = {
@@ -26,10 +26,10 @@ MASKS = {
 
 @every_mix
 @pytest.mark.parametrize("side", MASKS)
-def test_a_padded_batch_is_its_rows_alone(mix: str, side: str) -> None:
+def test_a_padded_batch_gives_what_each_row_gives_alone(mix: str, side: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS[side])
     if mix == "stretching":
-        with pytest.raises(ValueError, match="a padded batch would not be what its rows are alone"):
+        with pytest.raises(ValueError, match="does not support a padded batch"):
             model(ids(), attention_mask=mask)
         return
     together = logits(model, ids(), attention_mask=mask)
@@ -42,24 +42,34 @@ def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
     model, labels = model_of(mix, torch.float32), ids().clone()
     labels[0, :6] = -100
     out = model(ids(), labels=labels)
-    wanted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    wanted = torch.nn.functional.cross_entropy(
+        out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    )
     assert distance(out.loss, wanted) < 1e-5
     out.loss.backward()
     table = model.get_input_embeddings().weight
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad) and (table.grad is None) == (
-        mix == "frozen"
-    )
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in model.parameters()
+        if p.requires_grad
+    ) and (table.grad is None) == (mix == "frozen")
 
 
-def test_the_ways_to_ask() -> None:
+def test_arguments_of_forward() -> None:
     model = model_of("family")
     whole = model(ids(), output_hidden_states=True)
     assert [tuple(state.shape) for state in whole.hidden_states] == [(3, 12, 32)] * 4
     assert whole.hidden_states[-1].equal(model.model(ids()).last_hidden_state)
     assert logits(model, inputs_embeds=model.get_input_embeddings()(ids())).equal(whole.logits)
     assert distance(logits(model, ids(), logits_to_keep=2), whole.logits[:, -2:]) < 1e-12
-    assert distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]]) < 1e-12
-    assert model(ids(), return_dict=False)[0].equal(whole.logits) and cache_of(model(ids(), use_cache=False)) is None
+    assert (
+        distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]])
+        < 1e-12
+    )
+    assert (
+        model(ids(), return_dict=False)[0].equal(whole.logits)
+        and cache_of(model(ids(), use_cache=False)) is None
+    )
     for given in ({}, {"input_ids": ids(), "inputs_embeds": torch.zeros(3, 12, 24)}):
         with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
             model(**given)
@@ -81,14 +91,16 @@ def test_a_text_may_be_read_in_several_calls(mix: str) -> None:
     assert cache_of(second).get_seq_length() == 12
 
 
-def test_padding_inside_of_a_text_that_goes_on_is_refused() -> None:
+def test_padding_after_cached_tokens_is_refused() -> None:
     model = model_of("family")
     begun = cache_of(model(ids(), use_cache=True))
     with pytest.raises(ValueError, match="padding in the middle of a text"):
-        model(ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun)
+        model(
+            ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------- packed
+# ---------- packed
 
 
 def counted(*lengths: int) -> Tensor:
@@ -100,10 +112,10 @@ PACKED = [(4, 8), (12,), (1, 1, 7, 3)]
 
 
 @every_mix
-def test_texts_that_share_a_row_are_texts_alone(mix: str) -> None:
+def test_packed_texts_give_what_each_gives_alone(mix: str) -> None:
     model, positions = model_of(mix), torch.stack([counted(*lengths) for lengths in PACKED])
     if mix in ("stretching", "reference-reversed"):
-        with pytest.raises(ValueError, match="several texts would not be what its rows"):
+        with pytest.raises(ValueError, match="does not support a row of several texts"):
             model(ids(), position_ids=positions)
         return
     together = logits(model, ids(), position_ids=positions)
@@ -115,7 +127,7 @@ def test_texts_that_share_a_row_are_texts_alone(mix: str) -> None:
 
 
 @pytest.mark.parametrize("side", MASKS)
-def test_texts_share_a_padded_row(side: str) -> None:
+def test_packed_rows_can_be_padded(side: str) -> None:
     model, mask = model_of("family"), torch.tensor(MASKS[side])
     positions = torch.full_like(mask, 1)  # as transformers 4 writes it at padding
     for row, valid in enumerate(mask.bool()):
@@ -128,25 +140,30 @@ def test_texts_share_a_padded_row(side: str) -> None:
 
 
 @pytest.mark.parametrize("mix", ["family", "window", "xl-hidden", "alibi", "xpos"])
-def test_a_row_goes_on_with_its_last_text(mix: str) -> None:
+def test_a_packed_row_continues_its_last_text(mix: str) -> None:
     model = model_of(mix)
     with torch.no_grad():
         cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
         states = [copy.deepcopy(cache) for _ in range(4)]
         told = (None, counted(10)[None, 7:], counted(15)[None, 12:], torch.tensor([[7, 0, 1]]))
-        found = [logits(model, ids()[1:2, :3], position_ids=at, past_key_values=one) for at, one in zip(told, states, strict=True)]
+        found = [
+            logits(model, ids()[1:2, :3], position_ids=positions, past_key_values=one)
+            for positions, one in zip(told, states, strict=True)
+        ]
     wanted = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
     assert all(distance(one, wanted) < 1e-12 for one in found[:3])
     assert distance(found[3][:, :1], wanted[:, :1]) < 1e-12
     assert distance(found[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
 
 
-def test_plain_positions_change_nothing() -> None:
+def test_default_position_ids_change_nothing() -> None:
     model = model_of("family", torch.float32)
     plain, mask = logits(model, ids()), torch.tensor(MASKS["left"])
     assert logits(model, ids(), position_ids=torch.arange(12)[None]).equal(plain)
     told = (mask.cumsum(1) - 1).clamp_min(0)
-    assert logits(model, ids(), attention_mask=mask, position_ids=told).equal(logits(model, ids(), attention_mask=mask))
+    assert logits(model, ids(), attention_mask=mask, position_ids=told).equal(
+        logits(model, ids(), attention_mask=mask)
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,21 +177,35 @@ def test_plain_positions_change_nothing() -> None:
         ([*range(11)], r"must be \[3, 12\], not \[1, 11\]"),
     ],
 )
-def test_positions_that_cannot_be_given_are_refused(positions: list[int], words: str) -> None:
+def test_invalid_position_ids_are_refused(positions: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         model_of("family")(ids(), position_ids=torch.tensor([positions]))
 
 
-def test_positions_must_go_on_where_the_memory_ends() -> None:
+def test_position_ids_must_continue_the_cache() -> None:
     model = model_of("family")
     cache = cache_of(model(ids(), use_cache=True))
     for first in (0, 11, 13):
         with pytest.raises(ValueError, match=f"begin at {first}, not 12"):
-            model(ids(3, 2), position_ids=torch.arange(first, first + 2)[None], past_key_values=copy.deepcopy(cache))
+            model(
+                ids(3, 2),
+                position_ids=torch.arange(first, first + 2)[None],
+                past_key_values=copy.deepcopy(cache),
+            )
 
 
-@pytest.mark.parametrize("name", ["token_type_ids", "head_mask", "cu_seq_lens_q", "output_attentions", "is_causal", "atention_mask"])
-def test_what_a_call_does_not_know_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "token_type_ids",
+        "head_mask",
+        "cu_seq_lens_q",
+        "output_attentions",
+        "is_causal",
+        "atention_mask",
+    ],
+)
+def test_unknown_arguments_are_refused(name: str) -> None:
     asked = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
     model = model_of("family")
     for one in (model, model.model):
@@ -182,19 +213,24 @@ def test_what_a_call_does_not_know_is_refused(name: str) -> None:
             one(ids(), **{name: asked})
 
 
-def test_what_transformers_passes_along_is_taken() -> None:
+def test_arguments_that_transformers_passes_along_are_accepted() -> None:
     model = model_of("family", torch.float32)
     plain = model(ids(), labels=ids())
-    nothing = {"output_attentions": False, "is_causal": True, "cache_position": torch.arange(12), "head_mask": None}
+    nothing = {
+        "output_attentions": False,
+        "is_causal": True,
+        "cache_position": torch.arange(12),
+        "head_mask": None,
+    }
     found = model(ids(), labels=ids(), num_items_in_batch=torch.tensor(66), **nothing)
     assert found.logits.equal(plain.logits) and distance(found.loss, plain.loss / 2) < 1e-6
 
 
-# -------------------------------------------------------------------------------------------------------------- generate
+# ---------- generate
 
 
 def chosen_slowly(model: Any, prompt: Tensor, tokens: int) -> Tensor:
-    """The likeliest token after all so far, from the whole text at every step."""
+    """Greedy search with a full forward pass at every step."""
     for _ in range(tokens):
         prompt = torch.cat((prompt, logits(model, prompt, use_cache=False)[:, -1:].argmax(-1)), 1)
     return prompt
@@ -220,32 +256,42 @@ def test_the_memory_serves_as_cache(mix: str, search: str) -> None:
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("stretching", "compressing")])
-def test_left_padded_rows_generate_as_alone(mix: str) -> None:
+def test_left_padded_rows_generate_as_each_alone(mix: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS["left"])
     together = generate(model, ids(), attention_mask=mask)
     for row, valid in enumerate(mask.bool()):
-        assert together[row, 12:].equal(generate(model, ids()[row : row + 1, valid])[0, int(valid.sum()) :])
+        assert together[row, 12:].equal(
+            generate(model, ids()[row : row + 1, valid])[0, int(valid.sum()) :]
+        )
 
 
-def test_padded_rows_go_on_until_blocks_would_be_cut_through_their_padding() -> None:
+def test_padded_rows_are_refused_once_a_memory_groups_tokens() -> None:
     model, short = model_of("compressing"), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)  # the last is not read
+    # the last is not read
+    together = generate(model, ids(2, 4), attention_mask=short, max_new_tokens=3)
     assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
-    with pytest.raises(ValueError, match="'compressed' a padded or packed batch of more than 6 tokens cannot go on"):
+    with pytest.raises(
+        ValueError,
+        match="'compressed' cannot continue a padded or packed batch of more than 6 tokens",
+    ):
         generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
     generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
 
 
-def test_what_is_kept_is_bounded_by_the_memory() -> None:
+def test_the_cache_is_bounded_by_the_memory_length() -> None:
     model = model_of("short-memory")
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
-    assert cache.get_seq_length() == 31 and {tensor.shape[1] for tensor in tensors(cache.state)} == {5}
+    assert cache.get_seq_length() == 31 and {
+        tensor.shape[1] for tensor in tree_leaves(cache.state)
+    } == {5}
     prompt = cache_of(model(ids(1, 80), use_cache=True))
-    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors(prompt.state))
+    assert all(
+        tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tree_leaves(prompt.state)
+    )
 
 
-def test_generating_in_other_ways() -> None:
+def test_other_generation_modes() -> None:
     class Streamer:
         def __init__(self) -> None:
             self.put_ids: list[int] = []
@@ -261,21 +307,25 @@ def test_generating_in_other_ways() -> None:
     generate(model, ids()[:1], streamer=streamer)
     assert streamer.put_ids == [*plain[0].tolist(), -1]
     embeds = model.get_input_embeddings()(ids()[:1])
-    assert model.generate(inputs_embeds=embeds, max_new_tokens=10, do_sample=False, eos_token_id=None).equal(plain[:, 12:])
+    assert model.generate(
+        inputs_embeds=embeds, max_new_tokens=10, do_sample=False, eos_token_id=None
+    ).equal(plain[:, 12:])
     with pytest.raises(ValueError, match="stateful"):
         generate(model, ids()[:1], prompt_lookup_num_tokens=2)
-    with pytest.raises(ValueError, match="remembers by its own memories"):
+    with pytest.raises(ValueError, match="has a cache of its own"):
         generate(model, ids()[:1], cache_implementation="static")
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="generate() does not count given positions on")
-def test_a_row_of_several_texts_generates_as_its_last() -> None:
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="generate() does not count given positions on"
+)
+def test_a_packed_row_generates_as_its_last_text() -> None:
     model = model_of("family")
     packed = generate(model, ids()[:1], position_ids=counted(5, 7)[None])
     assert packed[:, 12:].equal(generate(model, ids()[:1, 5:])[:, 7:])
 
 
-def test_a_cache_follows_its_rows() -> None:
+def test_cache_rows_can_be_selected_and_repeated() -> None:
     model = model_of("family")
     with torch.no_grad():
         cache = cache_of(model(ids(), use_cache=True))

@@ -1,4 +1,6 @@
-"""How parameters start: what a module says in ``reset_parameters`` of itself and of its children stands."""
+"""How parameters start: what a module says in ``reset_parameters`` of itself and of its children
+stands.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from lswt_core import LswtForCausalLM
 from lswt_core.interfaces import Dims, FeedForward
-from lswt_core.model import initialise
+from lswt_core.model.initialise import initialise
 
 
 class Identity(nn.Linear):
@@ -42,8 +44,15 @@ class Residual(FeedForward):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
-        self.fc1, self.fc2 = nn.Linear(dims.d_model, dims.d_ffn), nn.Linear(dims.d_ffn, dims.d_model)
-        self.turn, self.table, self.tagged = Identity(4, 4), Narrow(3, 2), Tagged(dims.d_model, dims.d_model)
+        self.fc1, self.fc2 = (
+            nn.Linear(dims.d_model, dims.d_ffn),
+            nn.Linear(dims.d_ffn, dims.d_model),
+        )
+        self.turn, self.table, self.tagged = (
+            Identity(4, 4),
+            Narrow(3, 2),
+            Tagged(dims.d_model, dims.d_model),
+        )
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.fc2.weight)
@@ -56,14 +65,20 @@ class Residual(FeedForward):
 def test_what_a_module_says_about_its_children_stands() -> None:
     ffn = tiny(ffn=Residual).blocks[0].ffn
     assert not ffn.fc2.weight.any() and (ffn.fc1.bias > 0).any() and not ffn.fc2.bias.any()
-    assert ffn.turn.weight.equal(torch.eye(4).double()) and ffn.turn.bias.equal(torch.ones(4).double())
+    assert ffn.turn.weight.equal(torch.eye(4).double()) and ffn.turn.bias.equal(
+        torch.ones(4).double()
+    )
     assert (ffn.table.weight == 0.5).all()
 
 
 def test_what_it_leaves_alone_starts_as_ever() -> None:
     plain, other = tiny().state_dict(), tiny(ffn=Residual).state_dict()
     assert all(plain[name].equal(other[name]) for name in plain if ".ffn." not in name)
-    assert other["blocks.0.ffn.fc1.weight"].std() > 0.2 and other["blocks.0.ffn.tagged.weight"].std() > 0.2  # of 0.4
+    # of 0.4
+    assert (
+        other["blocks.0.ffn.fc1.weight"].std() > 0.2
+        and other["blocks.0.ffn.tagged.weight"].std() > 0.2
+    )
 
 
 def test_draws_of_a_module_are_its_own() -> None:
@@ -92,7 +107,9 @@ def test_the_outermost_has_the_last_word() -> None:
 
 
 @torch.no_grad()
-def test_a_model_of_transformers_starts_so_too_and_keeps_what_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_transformers_starts_so_too_and_keeps_what_it_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def reset_parameters(self: SwiGlu) -> None:
         self.fc2.weight.zero_()
 
@@ -102,4 +119,6 @@ def test_a_model_of_transformers_starts_so_too_and_keeps_what_it_loads(tmp_path:
     assert not weight.any() and model.model.decoder.blocks[0].ffn.fc1.weight.any()
     weight.fill_(3)
     model.save_pretrained(tmp_path)
-    assert (LswtForCausalLM.from_pretrained(tmp_path).model.decoder.blocks[0].ffn.fc2.weight == 3).all()
+    assert (
+        LswtForCausalLM.from_pretrained(tmp_path).model.decoder.blocks[0].ffn.fc2.weight == 3
+    ).all()

@@ -1,4 +1,6 @@
-"""A plugin that leaves the process instead of returning ends a command as a broken plugin does, by name."""
+"""A plugin that leaves the process instead of returning ends a command as a broken plugin does, by
+name.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import pytest
 from runs import inside, saved_steps, write_recipe
 
 from lswt_core.__main__ import main
+from lswt_core.conformance import checks
 from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.testing import checks
-from lswt_core.track import Metrics
+from lswt_core.train.metrics import Metrics
 
 LEAVING = """
 import sys
@@ -76,7 +78,9 @@ def write(folder: Path, how: str = "sys.exit(0)", about: str = "") -> Path:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_in_the_middle_of_a_run(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str) -> None:
+def test_in_the_middle_of_a_run(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
     words = ("--plugin", write(recipe.parent, how), "optimizer.use=leaving", "--out", "run")
     assert inside(monkeypatch, recipe, *words) == 3
     told = capsys.readouterr().err
@@ -85,7 +89,9 @@ def test_in_the_middle_of_a_run(recipe: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize("table", ["schedule", "data"])
-def test_while_a_run_is_put_together(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: str) -> None:
+def test_while_a_run_is_put_together(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
     more = [f"data.paths=['{recipe.parent / 'corpus'}']"] if table == "data" else []
     words = ("--plugin", write(recipe.parent), f"{table}.use=leaving", *more, "--out", "run")
     assert inside(monkeypatch, recipe, *words) == 3
@@ -93,9 +99,13 @@ def test_while_a_run_is_put_together(recipe: Path, monkeypatch: pytest.MonkeyPat
     assert "leaving.py:" in told and f"{table}/leaving" in told
 
 
-def test_when_it_is_imported(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_when_it_is_imported(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(recipe.parent, about="sys.exit(0)")
-    assert inside(monkeypatch, recipe, "--plugin", path, "optimizer.use=leaving", "--out", "run") == 3
+    assert (
+        inside(monkeypatch, recipe, "--plugin", path, "optimizer.use=leaving", "--out", "run") == 3
+    )
     assert "leaving" in capsys.readouterr().err
 
 
@@ -108,7 +118,11 @@ def test_in_other_commands(recipe: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_in_a_check(tmp_path: Path) -> None:
     write(tmp_path)
-    outcomes = {one.result().outcome for one in checks(tmp_path / "leaving.py") if one.subject.kind == "schedule"}
+    outcomes = {
+        one.result().outcome
+        for one in checks(tmp_path / "leaving.py")
+        if one.subject.kind == "schedule"
+    }
     assert "FAILED" in outcomes
 
 
@@ -136,4 +150,9 @@ def test_in_a_tracker_costs_the_others_nothing(tmp_path: Path) -> None:
     for step in range(3):
         metrics.log(step, {"loss": 1.0})
     metrics.close()
-    assert seen == [0, 1, 2] and len(notices) == 1 and "'gone' failed" in notices[0] and "SystemExit" in notices[0]
+    assert (
+        seen == [0, 1, 2]
+        and len(notices) == 1
+        and "'gone' failed" in notices[0]
+        and "SystemExit" in notices[0]
+    )

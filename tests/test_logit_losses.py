@@ -1,4 +1,6 @@
-"""Losses of logits against ten plain lines in float64, and what padding, documents and micro-batches may not change."""
+"""Losses of logits against ten plain lines in float64, and what padding, documents and
+micro-batches may not change.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,31 @@ from test_step import ROWS, batch_of, differentiated, gradients, largest_gap, lo
 from torch import Tensor
 
 from lswt_core import Registry
-from lswt_core.interfaces import IGNORE, Batch, Output, Term
-from lswt_core.loss import Loss
+from lswt_core.interfaces import IGNORE, Batch, LossSum, Output
+from lswt_core.model.train_module import TrainModule
 
 NAMES = ("z-loss", "unlikelihood")
 every_loss = pytest.mark.parametrize("name", NAMES)
 
 
-def term_of(name: str, logits: Tensor, batch: Batch) -> Term:
+def term_of(name: str, logits: Tensor, batch: Batch) -> LossSum:
     """The loss of logits [B, T, V]."""
     loss: Any = Registry().get("loss", name)(DIMS)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return loss(Output(logits[..., :1], logits, wide.logsumexp(-1).masked_fill(batch.labels == IGNORE, 0.0)), batch)
+    return loss(
+        Output(
+            logits[..., :1], logits, wide.logsumexp(-1).masked_fill(batch.labels == IGNORE, 0.0)
+        ),
+        batch,
+    )
 
 
 def drawn(rows: int, length: int, size: int = VOCAB) -> Tensor:
     """Random logits in float64."""
     generator = torch.Generator().manual_seed(8)
-    return (3 * torch.randn(rows, length, size, dtype=torch.float64, generator=generator)).requires_grad_()
+    return (
+        3 * torch.randn(rows, length, size, dtype=torch.float64, generator=generator)
+    ).requires_grad_()
 
 
 def plain(name: str, logits: Tensor, batch: Batch) -> Tensor:
@@ -40,8 +49,12 @@ def plain(name: str, logits: Tensor, batch: Batch) -> Tensor:
         if name == "z-loss":
             total = total + logits[b, t].exp().sum().log() ** 2
             continue
-        first = 0 if batch.starts is None else max(0, int(batch.starts[b, t]))
-        said = {int(batch.inputs[b, j]) for j in range(first, t + 1) if batch.valid is None or batch.valid[b, j]}
+        first = 0 if batch.first_visible is None else max(0, int(batch.first_visible[b, t]))
+        said = {
+            int(batch.inputs[b, j])
+            for j in range(first, t + 1)
+            if batch.valid is None or batch.valid[b, j]
+        }
         p = logits[b, t].exp() / logits[b, t].exp().sum()
         for candidate in said - {int(batch.labels[b, t])}:
             total = total - torch.log(torch.clamp(1 - p[candidate], min=1e-5))
@@ -49,11 +62,15 @@ def plain(name: str, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def batches() -> list[Batch]:
-    """Without padding; with scattered padding and ignored labels; with parted documents. Few words, so that they return."""
+    """Without padding; with scattered padding and ignored labels; with parted documents. Few words,
+    so that they return.
+    """
     whole = Batch(tokens(3, 9, 1, 5), tokens(3, 9, 2, 5))
     borders = ([0, 4], [0, 3, 7], [-2])
-    starts = torch.tensor([[max(border for border in row if border <= t) for t in range(9)] for row in borders])
-    return [whole, batch_of(size=5), whole._replace(starts=starts)]
+    first_visible = torch.tensor(
+        [[max(border for border in row if border <= t) for t in range(9)] for row in borders]
+    )
+    return [whole, batch_of(size=5), whole._replace(first_visible=first_visible)]
 
 
 @every_loss
@@ -61,14 +78,18 @@ def batches() -> list[Batch]:
 def test_loss_and_gradient_are_the_papers(name: str, batch: Batch) -> None:
     logits = drawn(*batch.inputs.shape, 7)
     term, wanted = term_of(name, logits, batch), plain(name, logits, batch)
-    assert distance(term.total, wanted) < 1e-10 and int(term.count) == int((batch.labels != IGNORE).sum())
+    assert distance(term.total, wanted) < 1e-10 and int(term.count) == int(
+        (batch.labels != IGNORE).sum()
+    )
     found, expected = (torch.autograd.grad(total, logits)[0] for total in (term.total, wanted))
     assert distance(found, expected) < 1e-10
 
 
 def test_the_normaliser_of_equal_logits_is_their_number() -> None:
     ids = tokens(1, 1)
-    assert float(term_of("z-loss", torch.zeros(1, 1, 50, dtype=torch.float64), Batch(ids, ids)).total) == pytest.approx(math.log(50) ** 2)
+    assert float(
+        term_of("z-loss", torch.zeros(1, 1, 50, dtype=torch.float64), Batch(ids, ids)).total
+    ) == pytest.approx(math.log(50) ** 2)
 
 
 def test_a_token_said_twice_is_one_candidate_and_the_label_is_none() -> None:
@@ -82,7 +103,8 @@ def test_a_certain_repetition_costs_a_finite_sum_and_has_no_gradient() -> None:
     logits = torch.tensor([[[100.0, 0.0]]], requires_grad=True)
     term = term_of("unlikelihood", logits, Batch(ids, ids + 1))
     term.total.backward()
-    assert term.total.item() == pytest.approx(-math.log(1e-5), rel=1e-3)  # 1 - 1e-5 is rounded in float32
+    # 1 - 1e-5 is rounded in float32
+    assert term.total.item() == pytest.approx(-math.log(1e-5), rel=1e-3)
     assert logits.grad is not None and not logits.grad.any()
 
 
@@ -109,18 +131,27 @@ def test_nothing_predicted_is_no_loss(name: str) -> None:
 @every_loss
 def test_fractions_of_rows_add_up_to_the_batch(name: str) -> None:
     batch, logits = batch_of(size=5), drawn(ROWS, 6)
-    rows = [term_of(name, logits[i : i + 1], batch.each(itemgetter(slice(i, i + 1)))) for i in range(ROWS)]
+    rows = [
+        term_of(name, logits[i : i + 1], batch.map(itemgetter(slice(i, i + 1))))
+        for i in range(ROWS)
+    ]
     whole = term_of(name, logits, batch)
     assert sum(int(term.count) for term in rows) == int(whole.count)
     assert distance(torch.stack([term.total for term in rows]).sum(), whole.total) < 1e-10
 
 
 @every_loss
-@pytest.mark.parametrize("micro_rows", [1, 4])
-def test_micro_batches_change_no_gradient(name: str, micro_rows: int) -> None:
-    loss = Loss(loss_of().decoder, {name: (Registry().get("loss", name)(DIMS), 0.5)})
-    whole, parted = step_of(loss, ROWS, batch=batch_of()), step_of(loss, micro_rows, batch=batch_of())
-    assert largest_gap(differentiated(loss, whole, "data"), differentiated(loss, parted, "data")) < 1e-12
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_micro_batches_change_no_gradient(name: str, micro_batch_size: int) -> None:
+    loss = TrainModule(loss_of().decoder, {name: (Registry().get("loss", name)(DIMS), 0.5)})
+    whole, parted = (
+        step_of(loss, ROWS, batch=batch_of()),
+        step_of(loss, micro_batch_size, batch=batch_of()),
+    )
+    assert (
+        largest_gap(differentiated(loss, whole, "data"), differentiated(loss, parted, "data"))
+        < 1e-12
+    )
     parted.check_counts()
     assert gradients(loss)
 
@@ -130,11 +161,19 @@ def test_micro_batches_change_no_gradient(name: str, micro_rows: int) -> None:
 def test_a_model_is_trained_by_the_papers_loss(name: str, trainable: bool) -> None:
     decoder, batch = loss_of().decoder, batch_of()
     decoder.vocabulary.table.requires_grad_(trainable)
-    term = Loss(decoder, {name: (Registry().get("loss", name)(DIMS), 1.0)})(batch).terms[name]
+    term = TrainModule(decoder, {name: (Registry().get("loss", name)(DIMS), 1.0)})(batch).terms[
+        name
+    ]
     wanted = plain(name, decoder.vocabulary.logits(decoder(batch.inputs)[0]), batch)
     assert distance(term.total, wanted) < 1e-10
     weights = [p for p in decoder.parameters() if p.requires_grad]
-    pairs = zip(*(torch.autograd.grad(total, weights, materialize_grads=True) for total in (term.total, wanted)), strict=True)
+    pairs = zip(
+        *(
+            torch.autograd.grad(total, weights, materialize_grads=True)
+            for total in (term.total, wanted)
+        ),
+        strict=True,
+    )
     assert max(distance(a, b) for a, b in pairs) < 1e-10
 
 

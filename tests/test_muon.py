@@ -1,4 +1,6 @@
-"""Muon: torch's two optimizers bit for bit, orthogonal steps, which tensor goes where, and resuming."""
+"""Muon: torch's two optimizers bit for bit, orthogonal steps, which tensor goes where, and
+resuming.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from lswt_registers import Registers
 from torch import nn
 
 from lswt_core import Registry
-from lswt_core.assemble import parameter_groups
-from lswt_core.resume import optimizer_state, restore_optimizer
+from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
+from lswt_core.model.parameters import build_parameter_groups
 
 Muon: Any = Registry().get("optimizer", "muon")
 
@@ -36,39 +38,72 @@ def train(decoder: Any, optimizers: list[Any], steps: range) -> None:
 
 def is_hidden(name: str) -> bool:
     """A weight of the blocks' linear layers, spelled out."""
-    ends = ("query.weight", "key.weight", "value.weight", "output.weight", "fc1.weight", "fc2.weight")
+    ends = (
+        "query.weight",
+        "key.weight",
+        "value.weight",
+        "output.weight",
+        "fc1.weight",
+        "fc2.weight",
+    )
     return name.startswith("blocks.") and name.endswith(ends)
 
 
 def test_hidden_matrices_are_muons_and_everything_else_is_adamws() -> None:
-    optimizer = Muon(parameter_groups(model()), lr=0.05, adamw_lr=0.01)
+    optimizer = Muon(build_parameter_groups(model()), lr=0.05, adamw_lr=0.01)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
-    assert rates == {name: 0.05 if is_hidden(name) else 0.01 for name, _ in model().named_parameters()}
+    assert rates == {
+        name: 0.05 if is_hidden(name) else 0.01 for name, _ in model().named_parameters()
+    }
 
 
 @pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
 def test_both_halves_are_torchs_bit_for_bit(scale: str) -> None:
     ours, theirs = model(), model()
-    train(ours, [Muon(parameter_groups(ours), scale=scale, weight_decay=0.2)], range(5))
+    train(ours, [Muon(build_parameter_groups(ours), scale=scale, weight_decay=0.2)], range(5))
     muons = [p for name, p in theirs.named_parameters() if is_hidden(name)]
     undecayed = {name for name, p in theirs.named_parameters() if p.ndim < 2 or "table" in name}
-    undecayed |= set(next(g["names"] for g in parameter_groups(theirs) if g["name"] == "undecayed"))
+    undecayed |= set(
+        next(g["names"] for g in build_parameter_groups(theirs) if g["name"] == "undecayed")
+    )
     rest = [
         {
-            "params": [p for name, p in theirs.named_parameters() if not is_hidden(name) and (name in undecayed) is flag],
+            "params": [
+                p
+                for name, p in theirs.named_parameters()
+                if not is_hidden(name) and (name in undecayed) is flag
+            ],
             "weight_decay": decay,
         }
         for flag, decay in ((True, 0.0), (False, 0.2))
     ]
-    muon = torch.optim.Muon(muons, lr=0.02, weight_decay=0.2, momentum=0.95, eps=1e-8, adjust_lr_fn=scale)
-    train(theirs, [muon, torch.optim.AdamW([g for g in rest if g["params"]], lr=3e-4, betas=(0.9, 0.95), eps=1e-8)], range(5))
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    muon = torch.optim.Muon(
+        muons, lr=0.02, weight_decay=0.2, momentum=0.95, eps=1e-8, adjust_lr_fn=scale
+    )
+    train(
+        theirs,
+        [
+            muon,
+            torch.optim.AdamW(
+                [g for g in rest if g["params"]], lr=3e-4, betas=(0.9, 0.95), eps=1e-8
+            ),
+        ],
+        range(5),
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
 
 
 def test_a_first_step_is_nearly_orthogonal() -> None:
     """Its singular vectors are the gradient's, its singular values lie near 1."""
     p = nn.Parameter(torch.zeros(6, 4))
-    optimizer = Muon([{"name": "all", "params": [p], "names": ["w"], "matrices": ["w"]}], lr=1.0, weight_decay=0.0, scale="match_rms_adamw")
+    optimizer = Muon(
+        [{"name": "all", "params": [p], "names": ["w"], "matrices": ["w"]}],
+        lr=1.0,
+        weight_decay=0.0,
+        scale="match_rms_adamw",
+    )
     p.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(p.grad, full_matrices=False)
     optimizer.step()
@@ -79,13 +114,19 @@ def test_a_first_step_is_nearly_orthogonal() -> None:
 
 def test_a_checkpoint_continues_bit_for_bit() -> None:
     whole = model()
-    optimizer = Muon(parameter_groups(whole))
+    optimizer = Muon(build_parameter_groups(whole))
     train(whole, [optimizer], range(3))
     twin = model()
     twin.load_state_dict(whole.state_dict())
-    resumed = Muon(parameter_groups(twin))
+    resumed = Muon(build_parameter_groups(twin))
     tensors, document = optimizer_state(optimizer)
-    restore_optimizer(resumed, {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(document)))
+    restore_optimizer(
+        resumed,
+        {name: tensor.clone() for name, tensor in tensors.items()},
+        json.loads(json.dumps(document)),
+    )
     train(whole, [optimizer], range(3, 6))
     train(twin, [resumed], range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), twin.parameters(), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""Deliberate mistakes, each of which the comparisons with other authors' numbers must notice (Sophia's are in test_sophia.py)."""
+"""Deliberate mistakes, each of which the comparisons with other authors' numbers must notice
+(Sophia's are in test_sophia.py).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from original import seed_errors, small_errors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lswt_core.interfaces import Batch, Dims, Output, Part
+from lswt_core.interfaces import Batch, Dims, KVBlock, Output
 
 
 def logits() -> float:
@@ -35,7 +37,9 @@ def simctg() -> float:
     """The comparison of the contrastive loss where pads are scattered."""
     golden = load_file(GOLDEN / "simctg" / "simctg.safetensors")
     ids = golden["scattered/input_ids"]
-    term = lswt_simctg.SimCtg(DIMS, margin=0.5)(Output(golden["hidden"].double()), Batch(ids, ids, valid=ids != 1))
+    term = lswt_simctg.SimCtg(DIMS, margin=0.5)(
+        Output(golden["hidden"].double()), Batch(ids, ids, valid=ids != 1)
+    )
     return distance(term.total / term.count, golden["scattered/m0.5/lswt/cl_f64"])
 
 
@@ -75,15 +79,24 @@ def raise_base(patch: pytest.MonkeyPatch) -> None:
 
 
 def attend(patch: pytest.MonkeyPatch, *, registers_first: bool, aligned: bool) -> None:
-    """Attention as one causal call over all keys side by side, its mask aligned to the bottom right or to the top left."""
+    """Attention as one causal call over all keys side by side, its mask aligned to the bottom right
+    or to the top left.
+    """
 
-    def forward(self: Eager, parts: Sequence[Part]) -> Tensor:
-        parts = sorted(parts, key=lambda part: (part.at is None) is not registers_first)
-        scores = torch.cat([part.q.transpose(1, 2) @ part.k.permute(0, 2, 3, 1) for part in parts], -1)  # [B, H, T, N]
+    def forward(self: Eager, blocks: Sequence[KVBlock]) -> Tensor:
+        blocks = sorted(blocks, key=lambda block: (block.positions is None) is not registers_first)
+        # [B, H, T, N]
+        scores = torch.cat(
+            [block.q.transpose(1, 2) @ block.k.permute(0, 2, 3, 1) for block in blocks], -1
+        )
         new, old = scores.shape[-2:]
         seen = torch.ones(new, old, dtype=torch.bool).tril(old - new if aligned else 0)
-        weights = (scores * parts[0].q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
-        return (weights @ torch.cat([part.v for part in parts], 1).transpose(1, 2)).transpose(1, 2)
+        weights = (
+            (scores * blocks[0].q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        )
+        return (weights @ torch.cat([block.v for block in blocks], 1).transpose(1, 2)).transpose(
+            1, 2
+        )
 
     patch.setattr(Eager, "forward", forward)
 
@@ -94,7 +107,9 @@ def call_as_the_original(patch: pytest.MonkeyPatch) -> None:
 
 
 def append_registers(patch: pytest.MonkeyPatch) -> None:
-    """Registers after the tokens, where a causal mask hides them and shows tokens that are still to come."""
+    """Registers after the tokens, where a causal mask hides them and shows tokens that are still to
+    come.
+    """
     attend(patch, registers_first=False, aligned=True)
 
 
@@ -105,19 +120,23 @@ def align_top_left(patch: pytest.MonkeyPatch) -> None:
 
 def leak_one_token(patch: pytest.MonkeyPatch) -> None:
     """A causal mask one diagonal too wide."""
-    plain = Part.visible
+    plain = KVBlock.visible
 
-    def visible(self: Part) -> Tensor | None:
+    def visible(self: KVBlock) -> Tensor | None:
         seen = plain(self)
         size = self.q.shape[1]
-        return torch.ones(size, size, dtype=torch.bool).tril(1) if self.causal and size > 1 else seen
+        return (
+            torch.ones(size, size, dtype=torch.bool).tril(1) if self.causal and size > 1 else seen
+        )
 
-    patch.setattr(Part, "visible", visible)
+    patch.setattr(KVBlock, "visible", visible)
 
 
 def count_the_diagonal(patch: pytest.MonkeyPatch) -> None:
     """Pairs of a token with itself in SimCTG's denominator."""
-    patch.setattr(lswt_simctg.SimCtg, "count", lambda self, batch: self.valid(batch).sum(-1).square().sum())
+    patch.setattr(
+        lswt_simctg.SimCtg, "count", lambda self, batch: self.valid(batch).sum(-1).square().sum()
+    )
 
 
 MISTAKES = [
@@ -132,9 +151,14 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("compare, tolerance, mutate", MISTAKES, ids=lambda given: getattr(given, "__name__", ""))
+@pytest.mark.parametrize(
+    "compare, tolerance, mutate", MISTAKES, ids=lambda given: getattr(given, "__name__", "")
+)
 def test_a_comparison_notices_a_mistake(
-    compare: Callable[[], float], tolerance: float, mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    compare: Callable[[], float],
+    tolerance: float,
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert compare() <= tolerance
     mutate(monkeypatch)

@@ -1,4 +1,6 @@
-"""Our optimizers have the habits of torch's own: copied, pickled, given groups later or names, refusing what makes no sense."""
+"""Our optimizers have the habits of torch's own: copied, pickled, given groups later or names,
+refusing what makes no sense.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,23 @@ from torch import Tensor
 from lswt_core.interfaces import Optimizer
 
 EVERY = pytest.mark.parametrize("build", offered("optimizer"), ids=described)
-OTHER = {"lr": 0.03, "beta": 0.6, "beta1": 0.6, "momentum": 0.6, "refresh_every": 3, "clip_estimate": 0.5, "probe": "rademacher"}
+OTHER = {
+    "lr": 0.03,
+    "beta": 0.6,
+    "beta1": 0.6,
+    "momentum": 0.6,
+    "hessian_update_interval": 3,
+    "clip_estimate": 0.5,
+    "probe": "rademacher",
+}
 
 
 def made(build: Any, params: Any) -> Optimizer:
     """The optimizer with options that are not its defaults."""
     names = build.__init__.__kwdefaults__
-    found: Optimizer = build(params, **{name: value for name, value in OTHER.items() if name in names})
+    found: Optimizer = build(
+        params, **{name: value for name, value in OTHER.items() if name in names}
+    )
     return found
 
 
@@ -43,7 +55,9 @@ def pickled(optimizer: Optimizer) -> Optimizer:
 @EVERY
 @pytest.mark.parametrize("again", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("steps", [0, 4])
-def test_a_copy_goes_on_as_the_original(build: Any, again: Callable[[Optimizer], Optimizer], steps: int) -> None:
+def test_a_copy_goes_on_as_the_original(
+    build: Any, again: Callable[[Optimizer], Optimizer], steps: int
+) -> None:
     params = small_model()
     optimizer = made(build, grouped(params))
     drive(optimizer, params, range(steps))
@@ -97,7 +111,7 @@ BAD = {
     "adamw_beta1": 1.0,
     "rho": 0.0,
     "gamma": -1.0,
-    "refresh_every": 0,
+    "hessian_update_interval": 0,
     "fraction": 1.5,
     "clip_estimate": -1.0,
 }
@@ -113,7 +127,11 @@ def test_values_that_make_no_sense_are_refused(build: Any) -> None:
                 build(small_model(), **{name: value})
 
 
-@pytest.mark.parametrize("build", [cls for cls in offered("optimizer") if cls.name in ("lion", "sophia-g")], ids=described)
+@pytest.mark.parametrize(
+    "build",
+    [cls for cls in offered("optimizer") if cls.name in ("lion", "sophia-g")],
+    ids=described,
+)
 def test_an_option_of_all_parameters_is_refused_by_group(build: Any) -> None:
     optimizer = build(small_model()[:1])
     with pytest.raises(ValueError, match="one beta1 for all parameters"):

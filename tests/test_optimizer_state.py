@@ -1,4 +1,4 @@
-"""An optimizer's nested state through the files of a checkpoint, and what no checkpoint can hold."""
+"""An optimizer's nested state in the files of a checkpoint, and what no checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lswt_core.budget.memory import optimizer_bytes
 from lswt_core.checkpoint import Store, verify
+from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
+from lswt_core.conformance import checks
 from lswt_core.errors import CheckpointError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.resume import optimizer_state, restore_optimizer
-from lswt_core.testing import checks
 
 
 class Nested(Optimizer):
@@ -34,7 +34,11 @@ class Nested(Optimizer):
         """The state of a parameter."""
         return {
             "Q": [torch.zeros_like(p), None, [torch.ones(2, dtype=torch.float64), torch.arange(3)]],
-            "by": {"half": torch.zeros_like(p, dtype=torch.bfloat16), 7: {"a/b": torch.tensor(True)}, "none": {}},
+            "by": {
+                "half": torch.zeros_like(p, dtype=torch.bfloat16),
+                7: {"a/b": torch.tensor(True)},
+                "none": {},
+            },
             "pair": (torch.zeros(()), 3),
             "a~/b": torch.zeros_like(p),
             "best": math.inf,
@@ -64,7 +68,9 @@ class Nested(Optimizer):
         state["count"] += 1
         state["best"] = min(state["best"], float(momentum.norm()))
         state["ready"] = state["mode"] == "warm"
-        scale = state["best"] / (state["count"] + len(group["past"]) + int(state["Q"][2][1].sum()) + float(group["seen"]))
+        scale = state["best"] / (
+            state["count"] + len(group["past"]) + int(state["Q"][2][1].sum()) + float(group["seen"])
+        )
         p.sub_(momentum + state["a~/b"], alpha=group["lr"] * scale)
 
 
@@ -104,11 +110,16 @@ def test_a_nested_state_is_saved_and_restored_to_the_bit(tmp_path: Path) -> None
     optimizer = built(params)
     drive(optimizer, params, range(7))
     tensors, document = optimizer_state(optimizer)
-    saved = verify(Store(tmp_path / "checkpoints").save(7, {"optimizer": tensors}, {"optimizer": document}))
+    saved = verify(
+        Store(tmp_path / "checkpoints").save(7, {"optimizer": tensors}, {"optimizer": document})
+    )
     twins = [p.detach().clone().requires_grad_() for p in params]
     resumed = built(twins)
     restore_optimizer(resumed, saved.tensors("optimizer"), saved.document("optimizer"))
-    assert all(same(dict(optimizer.state[p]), dict(resumed.state[q])) for p, q in zip(params, twins, strict=True))
+    assert all(
+        same(dict(optimizer.state[p]), dict(resumed.state[q]))
+        for p, q in zip(params, twins, strict=True)
+    )
     assert same(optimizer.param_groups[0]["past"], resumed.param_groups[0]["past"])
     assert same(optimizer.param_groups[0]["seen"], resumed.param_groups[0]["seen"])
     drive(optimizer, params, range(7, 12))
@@ -128,7 +139,9 @@ def test_what_cannot_be_saved_is_refused_by_name() -> None:
         optimizer_state(other)
 
 
-def test_a_plan_counts_nested_tensors_and_refuses_what_no_checkpoint_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_counts_nested_tensors_and_refuses_what_no_checkpoint_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Nested, "move", lambda *_: None)  # which looks at numbers
     params = small_model(device="meta")
     numbers = sum(p.numel() for p in params)
@@ -141,4 +154,4 @@ def test_the_kit_asks_the_files_themselves() -> None:
     found = {str(one): one.result() for one in checks(__name__) if one.rule.name == "resume"}
     assert found["optimizer/nested: resume"].outcome == "ok"
     assert found["optimizer/unsaveable: resume"].outcome == "FAILED"
-    assert "past cannot be saved" in found["optimizer/unsaveable: resume"].told
+    assert "past cannot be saved" in found["optimizer/unsaveable: resume"].message

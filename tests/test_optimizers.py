@@ -1,4 +1,6 @@
-"""Optimizers against replays of the authors' programs, closed forms, and what a run asks of every one of them."""
+"""Optimizers against replays of the authors' programs, closed forms, and what a run asks of every
+one of them.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,37 @@ from collections.abc import Sequence
 import pytest
 import torch
 from helpers import described, offered
-from optimizer_parts import NAMES, TOLERANCE, assert_all_close, at, drive, feed, golden_model, gradients_of, load, scalar, small_model
+from optimizer_parts import (
+    NAMES,
+    TOLERANCE,
+    assert_all_close,
+    at,
+    drive,
+    feed,
+    golden_model,
+    gradients_of,
+    load,
+    scalar,
+    small_model,
+)
 from torch import Tensor
 
-from lswt_core import Registry, moments
+from lswt_core import Registry
+from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer
-from lswt_core.resume import optimizer_state, restore_optimizer
+from lswt_core.plugin_api import optimizer as moments
+from lswt_core.plugin_api.optimizer import BucketOptimizer
 
 AdamW, LaProp, SignMomentum, Lion, Muon, ScheduleFree = (
-    Registry().get("optimizer", name) for name in ("adamw", "laprop", "sign-momentum", "lion", "muon", "schedule-free")
+    Registry().get("optimizer", name)
+    for name in ("adamw", "laprop", "sign-momentum", "lion", "muon", "schedule-free")
 )
 ALL = pytest.mark.parametrize("build", offered("optimizer"), ids=described)
-OURS = pytest.mark.parametrize("build", [cls for cls in offered("optimizer") if cls not in (AdamW, Muon, ScheduleFree)], ids=described)
+OURS = pytest.mark.parametrize(
+    "build",
+    [cls for cls in offered("optimizer") if cls not in (AdamW, Muon, ScheduleFree)],
+    ids=described,
+)
 
 
 # Replays of programs by other authors
@@ -47,9 +67,19 @@ def test_laprop_replays_the_original_with_a_changing_rate(dtype: torch.dtype) ->
         feed(optimizer, params, at(data, "grad", step), lr)
         assert_all_close(params, at(data, "laprop", step), 1e-6)
     states = [optimizer.state[p] for p in params]
-    assert_all_close([state["momentum"] for state in states], [data[f"laprop_exp_avg/{name}"] for name in NAMES], 1e-8)
-    assert_all_close([state["square"] for state in states], [data[f"laprop_exp_avg_sq/{name}"] for name in NAMES], 1e-8)
-    assert [state["rate"] for state in states] == pytest.approx(data["laprop_exp_avg_lr"].tolist(), rel=1e-12)
+    assert_all_close(
+        [state["momentum"] for state in states],
+        [data[f"laprop_exp_avg/{name}"] for name in NAMES],
+        1e-8,
+    )
+    assert_all_close(
+        [state["square"] for state in states],
+        [data[f"laprop_exp_avg_sq/{name}"] for name in NAMES],
+        1e-8,
+    )
+    assert [state["rate"] for state in states] == pytest.approx(
+        data["laprop_exp_avg_lr"].tolist(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -78,7 +108,13 @@ def test_adamw_is_torchs_bit_for_bit(fused: bool) -> None:
 # Closed forms and plain lines
 
 
-def plain_laprop(p: Tensor, gradients: Sequence[Tensor], rates: Sequence[float], decay: float = 0.1, eps: float = 1e-8) -> Tensor:
+def plain_laprop(
+    p: Tensor,
+    gradients: Sequence[Tensor],
+    rates: Sequence[float],
+    decay: float = 0.1,
+    eps: float = 1e-8,
+) -> Tensor:
     """LaProp as its docstring says it, in float64."""
     p, m, n, rate = p.detach().double(), torch.zeros(p.shape), torch.zeros(p.shape), 0.0
     for t, (g, lr) in enumerate(zip(gradients, rates, strict=True), 1):
@@ -90,9 +126,14 @@ def plain_laprop(p: Tensor, gradients: Sequence[Tensor], rates: Sequence[float],
     return p
 
 
-@pytest.mark.parametrize("rates", [[1e-2] * 6, [0.0, 0.0, 3e-3, 1e-2, 5e-3, 0.0]], ids=["constant", "from 0 to 0"])
+@pytest.mark.parametrize(
+    "rates", [[1e-2] * 6, [0.0, 0.0, 3e-3, 1e-2, 5e-3, 0.0]], ids=["constant", "from 0 to 0"]
+)
 def test_laprop_is_a_few_plain_lines(rates: list[float]) -> None:
-    start, steps = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), [gradients_of(i)[1] for i in range(6)]
+    start, steps = (
+        torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+        [gradients_of(i)[1] for i in range(6)],
+    )
     p = start.clone().requires_grad_()
     optimizer = LaProp([p])
     for g, lr in zip(steps, rates, strict=True):
@@ -108,7 +149,9 @@ def test_laprop_without_a_rate_does_not_move() -> None:
     assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
 
 
-def test_a_parameter_that_gets_its_first_gradient_late_is_corrected_from_its_own_first_step() -> None:
+def test_a_parameter_that_gets_its_first_gradient_late_is_corrected_from_its_own_first_step() -> (
+    None
+):
     early, late, alone = (torch.ones(3, requires_grad=True) for _ in range(3))
     together, single = LaProp([early, late], lr=1e-2), LaProp([alone], lr=1e-2)
     early.grad = torch.ones(3)
@@ -150,9 +193,13 @@ def test_lion_by_hand() -> None:
 @pytest.mark.parametrize("build", [SignMomentum, Lion], ids=described)
 def test_signs_step_by_the_rate_and_decay_apart(build: type[Optimizer]) -> None:
     decayed, plain = (torch.tensor([2.0, -1.0, 4.0], requires_grad=True) for _ in range(2))
-    optimizer = build([{"params": [decayed]}, {"params": [plain], "weight_decay": 0.0}], lr=0.1, weight_decay=0.5)
+    optimizer = build(
+        [{"params": [decayed]}, {"params": [plain], "weight_decay": 0.0}], lr=0.1, weight_decay=0.5
+    )
     feed(optimizer, [decayed, plain], [torch.tensor([3.0, -4.0, 0.0])] * 2)
-    torch.testing.assert_close(decayed.detach(), torch.tensor([2 * 0.95 - 0.1, -0.95 + 0.1, 4 * 0.95]))
+    torch.testing.assert_close(
+        decayed.detach(), torch.tensor([2 * 0.95 - 0.1, -0.95 + 0.1, 4 * 0.95])
+    )
     torch.testing.assert_close(plain.detach(), torch.tensor([1.9, -0.9, 4.0]))
 
 
@@ -165,13 +212,18 @@ def test_a_saved_state_continues_bit_for_bit(build: type[Optimizer], cut: int) -
     whole = small_model()
     optimizer = build(whole)
     drive(optimizer, whole, range(cut))
-    halves, saved = [p.detach().clone().requires_grad_() for p in whole], copy.deepcopy(optimizer.state_dict())
+    halves, saved = (
+        [p.detach().clone().requires_grad_() for p in whole],
+        copy.deepcopy(optimizer.state_dict()),
+    )
     drive(optimizer, whole, range(cut, 25))
     resumed = build(halves)
     resumed.load_state_dict(saved)
     drive(resumed, halves, range(cut, 25))
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
-    assert {k: v.item() for k, v in optimizer.statistics().items()} == {k: v.item() for k, v in resumed.statistics().items()}
+    assert {k: v.item() for k, v in optimizer.statistics().items()} == {
+        k: v.item() for k, v in resumed.statistics().items()
+    }
 
 
 @ALL
@@ -219,7 +271,11 @@ def test_the_state_can_be_measured_on_the_meta_device(build: type[Optimizer]) ->
         p.grad = torch.empty_like(p)
     optimizer.step()
     for p in params:
-        moments = [value for value in optimizer.state[p].values() if isinstance(value, Tensor) and value.shape == p.shape]
+        moments = [
+            value
+            for value in optimizer.state[p].values()
+            if isinstance(value, Tensor) and value.shape == p.shape
+        ]
         assert {(value.dtype, value.device.type) for value in moments} == {(torch.float32, "meta")}
 
 
@@ -249,18 +305,28 @@ def test_a_checkpoint_holds_the_whole_state(build: type[Optimizer]) -> None:
     twins = [p.detach().clone().requires_grad_() for p in params]
     resumed = named(twins)
     tensors, document = optimizer_state(optimizer)
-    restore_optimizer(resumed, {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(document)))
+    restore_optimizer(
+        resumed,
+        {name: tensor.clone() for name, tensor in tensors.items()},
+        json.loads(json.dumps(document)),
+    )
     drive(optimizer, params, range(7, 14))
     drive(resumed, twins, range(7, 14))
     assert all(torch.equal(a, b) for a, b in zip(params, twins, strict=True))
 
 
-BUCKETED = pytest.mark.parametrize("build", [cls for cls in offered("optimizer") if issubclass(cls, BucketOptimizer)], ids=described)
+BUCKETED = pytest.mark.parametrize(
+    "build",
+    [cls for cls in offered("optimizer") if issubclass(cls, BucketOptimizer)],
+    ids=described,
+)
 
 
 @BUCKETED
 @pytest.mark.parametrize("size", [1, 5, 12])
-def test_parameters_in_stretches_are_the_whole(build: type[Optimizer], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_in_stretches_are_the_whole(
+    build: type[Optimizer], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, cut = small_model(), small_model()
     drive(build(whole), whole, range(4))
     monkeypatch.setattr(moments, "BUCKET_CPU", size)
@@ -286,5 +352,7 @@ def test_moments_may_be_kept_in_half_the_memory(name: str) -> None:
     other = build(again, lr=1e-2, moments="bfloat16")
     other.load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
     assert all(
-        torch.equal(other.state[p][key], optimizers[1].state[q][key]) for p, q in zip(again, narrow, strict=True) for key in ("momentum",)
+        torch.equal(other.state[p][key], optimizers[1].state[q][key])
+        for p, q in zip(again, narrow, strict=True)
+        for key in ("momentum",)
     )

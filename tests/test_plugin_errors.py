@@ -1,4 +1,6 @@
-"""Whose mistake it is: errors in the code of plugins are named, and what a command cannot use is refused."""
+"""Whose mistake it is: errors in the code of plugins are named, and what a command cannot use is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lswt_core import LswtForCausalLM
 from lswt_core.__main__ import main
+from lswt_core.conformance import checks
 from lswt_core.errors import PluginError
-from lswt_core.testing import checks
 
 PLUGIN = '''
 from typing import Annotated
@@ -48,7 +50,9 @@ Write = Callable[..., Path]
 def write(tmp_path: Path) -> Write:
     """Writes a single-file plugin with something in one place."""
 
-    def written(before: str = "", init: str = "pass", body: str = "pass", name: str = "moe") -> Path:
+    def written(
+        before: str = "", init: str = "pass", body: str = "pass", name: str = "moe"
+    ) -> Path:
         path = tmp_path / "mine.py"
         path.write_text(PLUGIN.format(before=before, init=init, body=body, name=name))
         return path
@@ -64,15 +68,23 @@ def recipe(tmp_path: Path) -> Path:
     for i in range(12):
         corpus.joinpath(f"{i}.txt").write_text("sense and sensibility. " * 20)
     path = tmp_path / "nano.toml"
-    more = '[tokenizer]\nuse = "bytes"\n[train]\nsteps = 1\nrows = 2\ncontext = 16\nprecision = "float32"\n[schedule]\nwarmup_steps = 0\n'
-    more += "[evaluate]\ntokens = 32\nrows = 1\n[sample]\ntokens = 2\n"
+    more = (
+        '[tokenizer]\nuse = "bytes"\n[train]\nsteps = 1\nbatch_size = 2\nseq_len = 16\nprecision ='
+        ' "float32"\n[schedule]\nwarmup_steps = 0\n'
+    )
+    more += "[evaluate]\ntokens = 32\nbatch_size = 1\n[sample]\ntokens = 2\n"
     path.write_text(NANO.format(corpus=corpus) + more)
     return path
 
 
 @pytest.mark.parametrize("place", ["init", "body"])
 def test_an_error_in_a_plugins_code_names_it(
-    place: str, write: Write, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str,
+    write: Write,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -82,17 +94,25 @@ def test_an_error_in_a_plugins_code_names_it(
     method = "Moe.__init__" if place == "init" else "Moe.forward"
     line = 1 + file.read_text().splitlines().index("        torch.ones(2) @ torch.ones(3)")
     last = told.rpartition("\nerror: ")[2]
-    assert "ffn/moe of plugin 'mine' of file" in last and f"{method} raised RuntimeError" in last and f"{file}:{line}" in last
+    assert (
+        "ffn/moe of plugin 'mine' of file" in last
+        and f"{method} raised RuntimeError" in last
+        and f"{file}:{line}" in last
+    )
     assert "Traceback" in told and "this is a bug" not in told
 
 
-def test_an_error_of_the_core_is_a_bug_still(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("lswt_core.plan.text", lambda found: 1 / 0)
+def test_an_error_of_the_core_is_a_bug_still(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lswt_core.cli.plan.text", lambda found: 1 / 0)
     assert main(["plan", str(recipe), "--on", "h100"]) == 70
     assert "this is a bug" in capsys.readouterr().err
 
 
-def test_options_that_no_constructor_takes_are_the_plugins_fault(write: Write, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_no_constructor_takes_are_the_plugins_fault(
+    write: Write, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write()
     file.write_text(file.read_text().replace("(self, dims, *,", "(self, dims, more, *,"))
     assert main(["plan", str(recipe), "--on", "h100", "--plugin", str(file), "ffn.use=moe"]) == 3
@@ -108,25 +128,41 @@ def test_a_file_that_cannot_be_imported_is_refused_although_it_is_not_used(
     after = ["--swap", "ffn=gelu"] if command == "ablate" else []
     assert main([command, *before, str(recipe), "--plugin", str(file), *after]) == 3
     told = capsys.readouterr().err
-    assert "ValueError: not today" in told and f"{file}:" in told and not tmp_path.joinpath("runs").exists()
+    assert (
+        "ValueError: not today" in told
+        and f"{file}:" in told
+        and not tmp_path.joinpath("runs").exists()
+    )
 
 
 @pytest.mark.parametrize("option", ["nonsense=3", "scale=-1", "scale=wide"])
-def test_options_that_nothing_takes_are_refused(option: str, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_nothing_takes_are_refused(
+    option: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plugins", "check", str(write()), "--only", "citation", "--option", option]) == 2
     assert option.partition("=")[0] in capsys.readouterr().err
 
 
 def test_the_components_of_a_file_are_checked_whatever_they_are_called(write: Write) -> None:
-    found = {one.rule.name: one.result() for one in checks(write(body="raise KeyError('mine')", name="swiglu"))}
-    assert "KeyError" in found["randomness"].told
+    found = {
+        one.rule.name: one.result()
+        for one in checks(write(body="raise KeyError('mine')", name="swiglu"))
+    }
+    assert "KeyError" in found["randomness"].message
     found = {one.rule.name: one.result() for one in checks(write(name="swiglu"))}
-    assert found["huggingface"].outcome == "skipped" and "another component" in found["huggingface"].told
+    assert (
+        found["huggingface"].outcome == "skipped"
+        and "another component" in found["huggingface"].message
+    )
     assert found["shapes"].outcome == found["causality"].outcome == "ok"
 
 
 def test_a_run_with_a_file_is_exported_with_the_file(
-    write: Write, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write: Write,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
     file, run, out = write(), tmp_path / "run", tmp_path / "out"
@@ -136,7 +172,9 @@ def test_a_run_with_a_file_is_exported_with_the_file(
     assert main(["export", str(run), str(out)]) != 0
     assert main(["export", str(run), str(out), "--plugin", str(file)]) == 0, capsys.readouterr().err
     assert "class Moe(FeedForward)" in out.joinpath("modeling_lswt.py").read_text()
-    loaded = get_class_from_dynamic_module("modeling_lswt.LswtForCausalLM", out).from_pretrained(out)
+    loaded = get_class_from_dynamic_module("modeling_lswt.LswtForCausalLM", out).from_pretrained(
+        out
+    )
     assert type(loaded.model.decoder.blocks[0].ffn).__name__ == "Moe"
     with pytest.raises(PluginError, match="trust_remote_code"):
         LswtForCausalLM.from_pretrained(out)

@@ -1,16 +1,19 @@
-"""``plugins list`` and ``plugins describe``: what they say of components, installed or not, importable or not."""
+"""``plugins list`` and ``plugins describe``: what they say of components, installed or not,
+importable or not.
+"""
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lswt_core.__main__ import main
-from lswt_core.kinds import KINDS
 from lswt_core.registry import Registry
+from lswt_core.registry.kinds import KINDS
 
 FILE = """
 print("a plugin that talks")
@@ -25,15 +28,16 @@ class Waves(PositionalEncoding):
     And again.'''
     name = "waves"
     citation = "@misc{{waves, title={{Waves}}}}"
-    biased = True
+    has_bias = True
     def __init__(
-        self, dims, *, height: Annotated[float, Interval(gt=0, le=2)], times: Annotated[int, Ge(1)] = 3, calm: bool = False
+        self, dims, *, height: Annotated[float, Interval(gt=0, le=2)],
+        times: Annotated[int, Ge(1)] = 3, calm: bool = False
     ) -> None:
         super().__init__(dims)
     def embed(self, x, at):
         return x
     @property
-    def by_length(self):
+    def length_dependent(self):
         return False
 
 @hookimpl
@@ -44,7 +48,9 @@ def lswt_components():
 
 @pytest.fixture(params=["read", "imported"])
 def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A single-file plugin, offering a literal list that can be read from its text, or one that cannot."""
+    """A single-file plugin, offering a literal list that can be read from its text, or one that
+    cannot.
+    """
     path = tmp_path / "waves.py"
     text = FILE.format(extra="")
     path.write_text(text if request.param == "read" else text.replace("[Waves]", "list((Waves,))"))
@@ -55,7 +61,9 @@ def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def broken(tmp_path: Path) -> Path:
     """One that reads well and cannot be imported."""
     path = tmp_path / "broken.py"
-    path.write_text(FILE.replace('"waves"', '"sunken"').format(extra="import a_module_that_is_missing"))
+    path.write_text(
+        FILE.replace('"waves"', '"sunken"').format(extra="import a_module_that_is_missing")
+    )
     return path
 
 
@@ -74,37 +82,72 @@ def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
     assert listed.keys() >= {(offer.kind, offer.name) for offer in Registry().offers()}
     assert {kind for kind, _ in listed} == {*KINDS}
     ours, rope = listed["positional", "waves"], listed["positional", "rope"]
-    assert (ours["distribution"], ours["source"], ours["imports"], ours["cause"]) == ("file", str(plugin), True, None)
+    assert (ours["distribution"], ours["source"], ours["imports"], ours["cause"]) == (
+        "file",
+        str(plugin),
+        True,
+        None,
+    )
     assert (
         (rope["distribution"], rope["imports"]) == ("lswt-core", True)
         and rope["version"]
         and rope["source"].endswith("lswt_rope/rotary.py")
     )
     sunken = listed["positional", "sunken"]
-    assert sunken["imports"] is False and "broken.py" in sunken["cause"] and "a_module_that_is_missing" in sunken["cause"]
+    assert (
+        sunken["imports"] is False
+        and "broken.py" in sunken["cause"]
+        and "a_module_that_is_missing" in sunken["cause"]
+    )
 
     lines = asked(capsys, "list", *files).splitlines()
-    columns = [lines[0].index(title) for title in ("name", "distribution", "imports", "source", "what it is")]
+    columns = [
+        lines[0].index(title)
+        for title in ("name", "distribution", "imports", "source", "what it is")
+    ]
     rows = {
-        tuple(line[: columns[1]].split()): [line[a:b].strip() for a, b in zip(columns[1:], [*columns[2:], None], strict=True)]
+        tuple(line[: columns[1]].split()): [
+            line[a:b].strip() for a, b in zip(columns[1:], [*columns[2:], None], strict=True)
+        ]
         for line in lines
     }
-    assert rows["positional", "waves"] == [f"file {ours['version']}", "yes", str(plugin), "Up and down."]
-    assert rows["positional", "sunken"][1] == "no" and "a_module_that_is_missing" in rows["positional", "sunken"][3]
+    assert rows["positional", "waves"] == [
+        f"file {ours['version']}",
+        "yes",
+        str(plugin),
+        "Up and down.",
+    ]
+    assert (
+        rows["positional", "sunken"][1] == "no"
+        and "a_module_that_is_missing" in rows["positional", "sunken"][3]
+    )
     assert len(lines) == 1 + len(found["components"]) + len(found["broken"])
 
 
-def test_a_plugin_that_cannot_even_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plugin_that_cannot_even_be_read_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "torn.py"
     path.write_text("def broken(:")
     (torn,) = json.loads(asked(capsys, "list", "--plugin", path, "--json"))["broken"]
-    assert (torn["entry"], torn["distribution"]) == ("torn", "file") and "SyntaxError" in torn["cause"]
-    assert any(line.split()[:3] == ["broken", "torn", "file"] for line in asked(capsys, "list", "--plugin", path).splitlines())
+    assert (torn["entry"], torn["distribution"]) == ("torn", "file") and "SyntaxError" in torn[
+        "cause"
+    ]
+    assert any(
+        line.split()[:3] == ["broken", "torn", "file"]
+        for line in asked(capsys, "list", "--plugin", path).splitlines()
+    )
 
 
-def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_description_tells_options_with_bounds_and_capabilities(
+    plugin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json.loads(asked(capsys, "describe", "positional/waves", "--plugin", plugin, "--json"))
-    assert (found["doc"], found["citation"], found["imports"]) == ("Up and down.\n\nAnd again.", "@misc{waves, title={Waves}}", True)
+    assert (found["doc"], found["citation"], found["imports"]) == (
+        "Up and down.\n\nAnd again.",
+        "@misc{waves, title={Waves}}",
+        True,
+    )
     assert found["options"] == {
         "height": {
             "type": "float",
@@ -113,13 +156,25 @@ def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, 
             "default": None,
             "required": True,
         },
-        "times": {"type": "int", "bounds": {"ge": 1}, "means": "a whole number, at least 1", "default": 3, "required": False},
-        "calm": {"type": "bool", "bounds": {}, "means": "true or false", "default": False, "required": False},
+        "times": {
+            "type": "int",
+            "bounds": {"ge": 1},
+            "means": "a whole number, at least 1",
+            "default": 3,
+            "required": False,
+        },
+        "calm": {
+            "type": "bool",
+            "bounds": {},
+            "means": "true or false",
+            "default": False,
+            "required": False,
+        },
     }
     assert found["capabilities"] == {
-        "stationary": {"value": False, "of": "class"},
-        "biased": {"value": True, "of": "class"},
-        "by_length": {"value": None, "of": "instance"},
+        "cacheable_keys": {"value": False, "of": "class"},
+        "has_bias": {"value": True, "of": "class"},
+        "length_dependent": {"value": None, "of": "instance"},
         "by_end": {"value": False, "of": "instance"},
         "overrides": {"value": ["embed"], "of": "class"},
     }
@@ -127,7 +182,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, 
     for line in (
         "  height: a number, greater than 0, at most 2 (required)",
         "  calm: true or false (default false)",
-        "  biased: true",
+        "  has_bias: true",
         "  overrides: embed",
         '  in a recipe: [positional] use = "waves"',
         "And again.",
@@ -141,23 +196,35 @@ def test_a_description_tells_options_with_bounds_and_capabilities(plugin: Path, 
     [
         ("memory/xl-cache", {"length": {"value": 0, "of": "instance"}}),
         ("loss/simctg", {"needs": {"value": ["states"], "of": "class"}}),
-        ("optimizer/sophia-h", {"takes_hessian_vectors": {"value": True, "of": "class"}}),
+        ("optimizer/sophia-h", {"needs_hessian_vector_products": {"value": True, "of": "class"}}),
         ("data/text", {"streaming": {"value": False, "of": "instance"}}),
-        ("tokenizer/bytes", {"overrides": {"value": ["pieces", "save"], "of": "class"}}),
+        ("tokenizer/bytes", {"overrides": {"value": ["split_long_text", "save"], "of": "class"}}),
     ],
 )
-def test_capabilities_are_those_the_interface_declares(component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_capabilities_are_those_the_interface_declares(
+    component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json.loads(asked(capsys, "describe", component, "--json"))
     assert found["capabilities"] | wanted == found["capabilities"]
     assert found["many"] is KINDS[component.partition("/")[0]].many
 
 
-def test_what_cannot_be_imported_is_described_all_the_same(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_imported_is_described_all_the_same(
+    broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["describe", "positional/sunken", "--plugin", broken]
     found = json.loads(asked(capsys, *words, "--json"))
-    assert found["imports"] is False and found["capabilities"] is None and found["options"]["times"]["default"] == 3
+    assert (
+        found["imports"] is False
+        and found["capabilities"] is None
+        and found["options"]["times"]["default"] == 3
+    )
     text = asked(capsys, *words)
-    assert "imports: no: " in text and "a_module_that_is_missing" in text and "capabilities" not in text
+    assert (
+        "imports: no: " in text
+        and "a_module_that_is_missing" in text
+        and "capabilities" not in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +235,63 @@ def test_what_cannot_be_imported_is_described_all_the_same(broken: Path, capsys:
         ("positional/rpe", 3, ['did you mean "rope"?']),
     ],
 )
-def test_what_is_not_there_is_told(component: str, code: int, fragments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_there_is_told(
+    component: str, code: int, fragments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plugins", "describe", component]) == code
     told = capsys.readouterr().err
     assert all(fragment in told for fragment in fragments), told
+
+
+LIBRARIES = """
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Norm
+
+class There(Norm):
+    name = "there"
+    libraries = ("a_package_that_is_missing", "json")
+
+class Missing(Norm):
+    name = "missing"
+    libraries = ("a_package_that_is_missing",)
+
+@hookimpl
+def lswt_components():
+    return [There, Missing]
+"""
+
+
+def test_a_component_without_its_library_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "libraries.py"
+    path.write_text(LIBRARIES)
+    found = json.loads(asked(capsys, "list", "--plugin", path, "--json"))
+    listed = {(one["kind"], one["name"]): one for one in found["components"]}
+    assert listed["norm", "there"]["imports"] is True
+    assert listed["norm", "missing"]["imports"] is False
+    assert "a_package_that_is_missing" in listed["norm", "missing"]["cause"]
+    for kind, name, library in (
+        ("attention", "flash", "flash_attn"),
+        ("cross_entropy", "liger", "liger_kernel"),
+        ("tracker", "wandb", "wandb"),
+    ):
+        one = listed[kind, name]
+        assert one["imports"] == (find_spec(library) is not None)
+        assert one["imports"] or library in one["cause"]
+
+
+def test_the_markdown_table_has_every_kind_and_marks_defaults(
+    plugin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, rule, *rows = asked(capsys, "list", "--markdown", "--plugin", plugin).splitlines()
+    assert header.count("|") == rule.count("|") == 4
+    table = {cells[1].strip(): cells for row in rows if (cells := row.split("|"))}
+    assert list(table) == list(KINDS)
+    assert table["memory"][2].strip() == "`[memory.NAME]`"
+    names = {kind: cells[3].strip().split(", ") for kind, cells in table.items()}
+    assert {"**rope**", "alibi", "waves"} <= set(names["positional"])
+    assert "**auto**" in names["attention"]
+    offered = {(offer.kind, offer.name) for offer in Registry().offers()}
+    shown = {(kind, name.strip("*")) for kind in names for name in names[kind]}
+    assert shown == offered | {("attention", "auto"), ("positional", "waves")}

@@ -21,43 +21,58 @@ from position_parts import drawn, filled, scores
 from processes import run
 from torch import Tensor
 
-from lswt_core.interfaces import Segment
-from lswt_core.model import encode
+from lswt_core.interfaces import KeyValue
+from lswt_core.model.attention import encode_positions
 
 BACKENDS = {"eager": Eager, "sdpa": Sdpa}
-FIXED = [cls for cls in offered("positional") if not cls.by_length]
+FIXED = [cls for cls in offered("positional") if not cls.length_dependent]
 ROTARY = [cls for cls in FIXED if issubclass(cls, Rope)]
 MEMORIES = {"registers": partial(Registers, count=3), "xl": partial(XlCache, length=1024)}
-STRETCHED = {"xpos": {"scale_base": 3.0}, "t5": {"buckets": 6, "max_distance": 9}, "rope-yarn": {"trained_length": 40, "factor": 5.0}}
+STRETCHED = {
+    "xpos": {"scale_base": 3.0},
+    "t5": {"buckets": 6, "max_distance": 9},
+    "rope-yarn": {"trained_length": 40, "factor": 5.0},
+}
 every = pytest.mark.parametrize("cls", FIXED, ids=lambda cls: cls.name)
 every_rotary = pytest.mark.parametrize("cls", ROTARY, ids=lambda cls: cls.name)
 
 
-# ------------------------------------------------------------------------------------------------------------ every one
+# ---------- every one
 
 
 @every
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_text_means_the_same_however_it_is_cut(cls: Any, backend: str) -> None:
     ids = tokens(2, 45)
-    decoder = tiny(positional=partial(cls, **STRETCHED.get(cls.name, {})), memories=MEMORIES, attention=BACKENDS[backend])
+    decoder = tiny(
+        positional=partial(cls, **STRETCHED.get(cls.name, {})),
+        memories=MEMORIES,
+        attention=BACKENDS[backend],
+    )
     whole = decoder(ids)[0]
     assert max(distance(stream(decoder, ids, size), whole) for size in (1, 7, 45)) < 1e-12
 
 
 @every
 def test_a_memory_may_be_far_longer_than_the_segment(cls: Any) -> None:
-    ids, decoder = tokens(1, 700), tiny(positional=partial(cls, **STRETCHED.get(cls.name, {})), memories=MEMORIES)
+    ids, decoder = (
+        tokens(1, 700),
+        tiny(positional=partial(cls, **STRETCHED.get(cls.name, {})), memories=MEMORIES),
+    )
     _, state = decoder(ids[:, :697])
     assert distance(decoder(ids[:, 697:], state)[0], decoder(ids)[0][:, 697:]) < 1e-12
 
 
 @every
 def test_scores_are_finite_and_right_in_single_precision_however_far_a_key(cls: Any) -> None:
-    encoding, q_at, k_at = filled(cls, **STRETCHED.get(cls.name, {})), torch.arange(4), torch.arange(-200_000, 4, 997)
-    q, k = drawn(4, 1), drawn(len(k_at), 2)
-    wanted = scores(encoding, q, k, q_at, k_at)
-    found = scores(encoding.float(), q.float(), k.float(), q_at, k_at)
+    encoding, q_positions, k_positions = (
+        filled(cls, **STRETCHED.get(cls.name, {})),
+        torch.arange(4),
+        torch.arange(-200_000, 4, 997),
+    )
+    q, k = drawn(4, 1), drawn(len(k_positions), 2)
+    wanted = scores(encoding, q, k, q_positions, k_positions)
+    found = scores(encoding.float(), q.float(), k.float(), q_positions, k_positions)
     assert ((found - wanted) / (1 + wanted.abs())).abs().max() < 1e-5
 
 
@@ -65,72 +80,109 @@ def test_scores_are_finite_and_right_in_single_precision_however_far_a_key(cls: 
 @pytest.mark.parametrize("by", [1, 1000, 100_000])
 def test_scores_depend_on_distances_alone(cls: Any, by: int) -> None:
     encoding, q, k = filled(cls), drawn(4, 1), drawn(9, 2)
-    q_at, k_at = torch.arange(4), torch.arange(-5, 4)
-    assert distance(scores(encoding, q, k, q_at + by, k_at + by), scores(encoding, q, k, q_at, k_at)) < 1e-9
+    q_positions, k_positions = torch.arange(4), torch.arange(-5, 4)
+    assert (
+        distance(
+            scores(encoding, q, k, q_positions + by, k_positions + by),
+            scores(encoding, q, k, q_positions, k_positions),
+        )
+        < 1e-9
+    )
 
 
 @every
 def test_sinks_are_neither_rotated_nor_biased(cls: Any) -> None:
     encoding, q, sink, new = filled(cls), drawn(4, 1), drawn(2, 2), drawn(4, 3)
-    at, temperature = torch.arange(4), getattr(encoding, "temperature", 1.0)
-    first, last = encode(q, [Segment(sink, sink, None), Segment(new, new, at)], at, None, encoding)
+    positions, temperature = torch.arange(4), getattr(encoding, "temperature", 1.0)
+    first, last = encode_positions(
+        q, [KeyValue(sink, sink, None), KeyValue(new, new, positions)], positions, None, encoding
+    )
     assert first.bias is None and first.v is sink and first.q is q
     assert first.k.equal(sink * temperature) and last.causal and not first.causal
 
 
 @every
 def test_gradients_are_right(cls: Any) -> None:
-    encoding, k_at = filled(cls, **STRETCHED.get(cls.name, {})), torch.arange(-2, 3)
-    given = [drawn(3, 1)[:1, :, :1].requires_grad_(), drawn(5, 2)[:1, :, :1].requires_grad_(), *encoding.parameters()]
-    assert torch.autograd.gradcheck(lambda q, k, *_: scores(encoding, q, k, k_at[2:], k_at), given)
+    encoding, k_positions = filled(cls, **STRETCHED.get(cls.name, {})), torch.arange(-2, 3)
+    given = [
+        drawn(3, 1)[:1, :, :1].requires_grad_(),
+        drawn(5, 2)[:1, :, :1].requires_grad_(),
+        *encoding.parameters(),
+    ]
+    assert torch.autograd.gradcheck(
+        lambda q, k, *_: scores(encoding, q, k, k_positions[2:], k_positions), given
+    )
 
 
 @every
 def test_low_precision_around_it_does_not_reach_its_angles_and_biases(cls: Any) -> None:
-    encoding, q, k = filled(cls, dtype=torch.float32), drawn(2, 1, torch.float32), drawn(2, 2, torch.float32)
-    q_at = torch.tensor([131_071, 131_072])
-    k_at = q_at - 5
+    encoding, q, k = (
+        filled(cls, dtype=torch.float32),
+        drawn(2, 1, torch.float32),
+        drawn(2, 2, torch.float32),
+    )
+    q_positions = torch.tensor([131_071, 131_072])
+    k_positions = q_positions - 5
 
     def seen() -> list[Tensor]:
-        bias = encoding.bias(q, q_at, k_at)
-        return [*encoding.encode(q, k, q_at, k_at), *([] if bias is None else [bias.dense()])]
+        bias = encoding.bias(q, q_positions, k_positions)
+        return [
+            *encoding.encode(q, k, q_positions, k_positions),
+            *([] if bias is None else [bias.dense()]),
+        ]
 
     plain = seen()
     for low in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", low):
             assert all(a.equal(b) for a, b in zip(seen(), plain, strict=True))
     encoding.double()
-    wide = encoding.encode(q.double(), k.double(), q_at, k_at)
+    wide = encoding.encode(q.double(), k.double(), q_positions, k_positions)
     assert max(distance(a, b) for a, b in zip(plain[:2], wide, strict=True)) < 1e-5
 
 
 @every
 def test_it_compiles_as_one_graph(cls: Any) -> None:
-    encoding, q, k, q_at, k_at = filled(cls), drawn(3, 1), drawn(7, 2), torch.arange(3), torch.arange(-4, 3)
+    encoding, q, k, q_positions, k_positions = (
+        filled(cls),
+        drawn(3, 1),
+        drawn(7, 2),
+        torch.arange(3),
+        torch.arange(-4, 3),
+    )
     torch._dynamo.reset()
     compiled = torch.compile(partial(scores, encoding), backend="eager", fullgraph=True)
-    assert compiled(q, k, q_at, k_at).equal(scores(encoding, q, k, q_at, k_at))
+    assert compiled(q, k, q_positions, k_positions).equal(
+        scores(encoding, q, k, q_positions, k_positions)
+    )
 
 
 @every_rotary
 def test_a_token_without_distance_is_seen_as_it_is(cls: Any) -> None:
-    encoding, q, k, at = filled(cls), drawn(1, 1), drawn(1, 2), torch.tensor([77])
+    encoding, q, k, positions = filled(cls), drawn(1, 1), drawn(1, 2), torch.tensor([77])
     plain = torch.einsum("bihd,bjhd->bhij", q, k) * getattr(encoding, "temperature", 1.0)
-    assert distance(scores(encoding, q, k, at, at), plain) < 1e-12
+    assert distance(scores(encoding, q, k, positions, positions), plain) < 1e-12
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # on CUDA it is compiled
-@pytest.mark.parametrize("cls", [cls for cls in FIXED if cls.biased], ids=lambda cls: cls.name)
+# on CUDA it is compiled
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("cls", [cls for cls in FIXED if cls.has_bias], ids=lambda cls: cls.name)
 def test_flex_attention_takes_the_same_biases(cls: Any) -> None:
-    encoding, at, past = filled(cls, dtype=torch.float32), torch.arange(5), torch.arange(-6, 0)
-    segments = [Segment(drawn(2, 4).float(), drawn(2, 5).float(), None)]
-    segments += [Segment(drawn(len(places), 6).float(), drawn(len(places), 7).float(), places) for places in (past, at)]
+    encoding, positions, past = (
+        filled(cls, dtype=torch.float32),
+        torch.arange(5),
+        torch.arange(-6, 0),
+    )
+    segments = [KeyValue(drawn(2, 4).float(), drawn(2, 5).float(), None)]
+    segments += [
+        KeyValue(drawn(len(places), 6).float(), drawn(len(places), 7).float(), places)
+        for places in (past, positions)
+    ]
     with torch.no_grad():
-        parts = encode(drawn(5, 3).float(), segments, at, None, encoding)
+        parts = encode_positions(drawn(5, 3).float(), segments, positions, None, encoding)
         assert distance(Flex(DIMS)(parts), Eager(DIMS)(parts)) < 1e-5
 
 
-# --------------------------------------------------------------------------------------------------------------- in a run
+# ---------- in a run
 
 
 RECIPE = (
@@ -149,13 +201,13 @@ warmup_steps = 1
 [tokenizer]
 use = "bytes"
 [train]
-rows = 2
-context = 16
+batch_size = 2
+seq_len = 16
 steps = 8
 log_every = 1
 [evaluate]
 tokens = 64
-rows = 2
+batch_size = 2
 [sample]
 tokens = 4
 """
@@ -165,14 +217,25 @@ tokens = 4
 @pytest.mark.parametrize("use", ["alibi", "t5"])
 def test_it_is_planned_and_trains(use: str, tmp_path: Path) -> None:
     tmp_path.joinpath("corpus").mkdir()
-    tmp_path.joinpath("corpus", "text.txt").write_text("It is a truth universally acknowledged. " * 200)
+    tmp_path.joinpath("corpus", "text.txt").write_text(
+        "It is a truth universally acknowledged. " * 200
+    )
     tmp_path.joinpath("nano.toml").write_text(RECIPE.format(corpus="corpus", use=use))
     found = []
-    for command in (["lswt_core", "plan", "nano.toml", "--json"], ["lswt_core.run", "nano.toml", "--out", "run"]):
+    for command in (
+        ["lswt_core", "plan", "nano.toml", "--json"],
+        ["lswt_core.run", "nano.toml", "--out", "run"],
+    ):
         done = run(*command, cwd=tmp_path, pictures=False, LSWT_CACHE_DIR=tmp_path / "cache")
         assert done.returncode == 0, done.stdout + done.stderr
         found.append(done.stdout)
-    assert json.loads(found[0])["parameters"]["by_component"].get(f"positional.{use}", 0) == {"alibi": 0, "t5": 32 * 2}[use]
-    losses = [json.loads(line) for line in tmp_path.joinpath("run", "metrics.jsonl").read_text().splitlines()]
+    assert (
+        json.loads(found[0])["parameters"]["by_component"].get(f"positional.{use}", 0)
+        == {"alibi": 0, "t5": 32 * 2}[use]
+    )
+    losses = [
+        json.loads(line)
+        for line in tmp_path.joinpath("run", "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [line["loss"] for line in losses if "loss" in line]
     assert len(steps) == 8 and steps[-1] < steps[0] - 0.1

@@ -1,4 +1,6 @@
-"""Several processes of one run: who each of them is, what they share, and that they refuse to be two runs."""
+"""Several processes of one run: who each of them is, what they share, and that they refuse to be
+two runs.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import Done, run
 from runs import write_recipe
 
-from lswt_core import parallel
+from lswt_core.device import configure_process
+from lswt_core.distributed import world as parallel
+from lswt_core.distributed.launch import ProcessRank, read_launcher
+from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, ResourceError
-from lswt_core.launch import Launched, launched
-from lswt_core.parallel import World
 
 MET = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
@@ -26,14 +30,20 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
         port = taken.getsockname()[1]
 
     def rank(number: int) -> Done:
-        told = {"WORLD_SIZE": 2, "RANK": number, "LOCAL_RANK": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        told = {
+            "WORLD_SIZE": 2,
+            "RANK": number,
+            "LOCAL_RANK": number,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": port,
+        }
         return run(*commands[number], cwd=cwd, timeout=60, pictures=False, **told, **settings)  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(2) as both:
         return list(both.map(rank, range(2)))
 
 
-# ------------------------------------------------------------------------------------------------------- who a process is
+# ---------- who a process is
 
 
 @pytest.mark.parametrize(
@@ -43,14 +53,15 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
         ({"LOCAL_RANK": "3"}, 4, 3),
         ({"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2", "SLURM_LOCALID": "1"}, 4, 2),
         ({"WORLD_SIZE": "4", "RANK": "2", "SLURM_LOCALID": "1"}, 4, 1),
-        ({"WORLD_SIZE": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}, 1, 0),  # a device of its own for every process
+        # a device of its own for every process
+        ({"WORLD_SIZE": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}, 1, 0),
         ({"WORLD_SIZE": "4", "RANK": "2"}, 1, 0),
         ({"WORLD_SIZE": "4", "RANK": "2"}, 0, 0),  # a CPU
         ({"SLURM_LOCALID": "1"}, 4, 0),  # a run of one process within a larger job
     ],
 )
 def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, number: int) -> None:
-    found = launched(told | MET)
+    found = read_launcher(told | MET)
     assert found.device_number(visible) == number
     assert (found.rank, found.size) == ((2, 4) if "WORLD_SIZE" in told else (0, 1))
 
@@ -67,34 +78,51 @@ def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, n
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE = 'four'"),
     ],
 )
-def test_a_process_that_does_not_know_its_accelerator_is_refused(told: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_know_its_accelerator_is_refused(
+    told: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", *MET):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "visible_devices", lambda: 2)
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
         World.join()
 
 
+def test_only_configure_process_changes_settings_of_the_process() -> None:
+    denormal = torch.tensor([1e-40])
+    World.join()
+    assert float(denormal * 1) > 0
+    configure_process()
+    assert float(denormal * 1) == 0
+
+
 def test_a_launched_process_is_alone_by_itself() -> None:
-    assert launched({}) == Launched(0, 1)
+    assert read_launcher({}) == ProcessRank(0, 1)
 
 
-# --------------------------------------------------------------------------------------------------------- what they share
+# ---------- what they share
 
 
 @pytest.mark.parametrize(
-    ("rows", "micro", "named"), [(9, None, "train.rows = 9"), (2, None, "train.rows = 2"), (12, 2, "train.micro_rows = 2")]
+    ("rows", "micro", "named"),
+    [
+        (9, None, "train.batch_size = 9"),
+        (2, None, "train.batch_size = 2"),
+        (12, 2, "train.micro_batch_size = 2"),
+    ],
 )
-def test_rows_that_processes_cannot_share_are_refused_by_name(rows: int, micro: int | None, named: str) -> None:
+def test_rows_that_processes_cannot_share_are_refused_by_name(
+    rows: int, micro: int | None, named: str
+) -> None:
     with pytest.raises(ResourceError, match=named):
-        World(1, 4).micro_rows(rows, micro)
+        World(1, 4).micro_batch_size(rows, micro)
 
 
 @pytest.mark.parametrize(("micro", "found"), [(None, 6), (3, 3), (6, 6), (12, 6)])
 def test_a_process_runs_as_many_rows_at_a_time_as_it_has(micro: int | None, found: int) -> None:
-    assert World(1, 2).micro_rows(12, micro) == found
+    assert World(1, 2).micro_batch_size(12, micro) == found
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 4), (8, 3), (6, 6), (5, 1)])
@@ -107,9 +135,10 @@ def test_held_out_rows_are_each_some_process(rows: int, size: int) -> None:
 WAITING = """
 import time
 from datetime import timedelta
-from lswt_core import parallel
+from lswt_core.device import configure_process
+from lswt_core.distributed import world as parallel
 
-parallel.EXCHANGE = timedelta(seconds=1)
+parallel.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
 world = parallel.World.join()
 if world.rank == 0:
     time.sleep(1.5)  # as it prepares a text
@@ -119,13 +148,14 @@ world.leave()
 """
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_another_longer_than_within_a_step(tmp_path: Path) -> None:
     tmp_path.joinpath("waiting.py").write_text(WAITING)
     for done in pair(("waiting",), ("waiting",), cwd=tmp_path):
         assert done.returncode == 0 and done.stdout == "['', 'ö']\n", done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------------- one run
+# ---------- one run
 
 PLUGIN = """
 from lswt_gelu import Gelu
@@ -142,13 +172,25 @@ def lswt_components():
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_path: Path) -> None:
     recipe, words = write_recipe(tmp_path), []
     for name, more in (("one", ()), ("two", ("train.seed=1",))):
         plugin = tmp_path / name / "own.py"
         plugin.parent.mkdir()
         plugin.write_text(PLUGIN.format(name))
-        words.append(("lswt_core.run", recipe, "ffn.use=own", "--plugin", plugin, "--out", tmp_path / name / "run", *more))
+        words.append(
+            (
+                "lswt_core.run",
+                recipe,
+                "ffn.use=own",
+                "--plugin",
+                plugin,
+                "--out",
+                tmp_path / name / "run",
+                *more,
+            )
+        )
     for done in pair(*words, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache"):
         assert done.returncode == 5, done.stdout + done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("  process 1: ")]
@@ -157,22 +199,31 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
             "code.ffn own",
             "run directory",
         ]
-        assert str(tmp_path / "one" / "run") in told[-1] and str(tmp_path / "two" / "run") in told[-1]
-    left = [path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()]
+        assert (
+            str(tmp_path / "one" / "run") in told[-1] and str(tmp_path / "two" / "run") in told[-1]
+        )
+    left = [
+        path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()
+    ]
     assert left == ["lock"] and not tmp_path.joinpath("cache").exists()
 
 
 def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lswt_core.agreement import require_one_checkpoint
     from lswt_core.checkpoint import Saved
     from lswt_core.errors import CheckpointError
+    from lswt_core.train.agreement import require_same_checkpoint
 
     def gathered(world: World, text: str) -> list[str]:
         return ['{"checkpoint": "step-00000004 (0123)"}', text]
 
     monkeypatch.setattr(World, "gather_texts", gathered)
-    saved: Any = type("Found", (), {"path": Path("step-00000004"), "manifest": type("M", (), {"sha256": "0123"})})
-    require_one_checkpoint(World(1, 2), saved)
+    saved: Any = type(
+        "Found", (), {"path": Path("step-00000004"), "manifest": type("M", (), {"sha256": "0123"})}
+    )
+    require_same_checkpoint(World(1, 2), saved)
     nothing: Saved | None = None
-    with pytest.raises(CheckpointError, match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0"):
-        require_one_checkpoint(World(1, 2), nothing)
+    with pytest.raises(
+        CheckpointError,
+        match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0",
+    ):
+        require_same_checkpoint(World(1, 2), nothing)

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import tomli
 import torch
+from helpers import shipped_recipes
 from processes import run
 
-from lswt_core.assemble import assemble, build_optimizer, build_schedule, count_parameters, dimensions, parameter_groups
+from lswt_core.model.build import build_model
+from lswt_core.model.components import build_optimizer, build_schedule, dims_of
+from lswt_core.model.parameters import build_parameter_groups, count_parameters
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -27,7 +30,11 @@ SIZES = {
     "xl": 7_298_322_432,
     "xxl": 12_939_452_416,
 }
-SHIPPED = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.toml") if path.parent.name != "family")
+SHIPPED = sorted(
+    path.relative_to(RECIPES).as_posix()
+    for path in shipped_recipes()
+    if path.parent.name != "family"
+)
 ABLATIONS = [name for name in SHIPPED if name.startswith("ablations/")]
 
 
@@ -41,12 +48,14 @@ def test_it_resolves_to_what_it_did(name: str, update_golden: bool) -> None:
     assert resolved == golden.read_text(), "if this is meant: pytest --update-golden"
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in ("large.toml", "xl.toml", "xxl.toml")])
+@pytest.mark.parametrize(
+    "name", [name for name in SHIPPED if name not in ("large.toml", "xl.toml", "xxl.toml")]
+)
 def test_it_builds(name: str) -> None:
     registry = Registry()
     for overlay in (None, "cpu"):
         recipe = Recipe.load(RECIPES / name, overlay=overlay, registry=registry)
-        built = assemble(recipe, registry, device=torch.device("cpu"), dtype=torch.float32)
+        built = build_model(recipe, registry, device=torch.device("cpu"), dtype=torch.float32)
         assert all(parameter.is_meta for parameter in built.loss.parameters())
         assert build_optimizer(recipe, registry, built.loss).param_groups
         assert 0 < build_schedule(recipe, registry).factor(1) <= 1
@@ -67,21 +76,26 @@ COUNTS = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())
 def test_the_sizes_have_the_parameters_of_the_original(size: str, variant: str) -> None:
     registry, original = Registry(), COUNTS[size]["variants"][variant]
     recipe = Recipe.load(RECIPES / f"{size}.toml", VARIANTS[variant], registry=registry)
-    loss = assemble(recipe, registry, device=torch.device("cpu"), dtype=torch.float32).loss
+    loss = build_model(recipe, registry, device=torch.device("cpu"), dtype=torch.float32).loss
     found = count_parameters(loss)
     assert (found["total"], found["trainable"]) == (original["total"], original["trainable"])
     assert found["by_component"]["embedding"] == original["embedding_table"]
     assert found["by_component"]["projections"] == original["in_out_projections"]
     assert found["by_component"].get("memory.registers", 0) == original["registers"]
-    groups = {group["name"]: sum(p.numel() for p in group["params"]) for group in parameter_groups(loss)}
+    groups = {
+        group["name"]: sum(p.numel() for p in group["params"])
+        for group in build_parameter_groups(loss)
+    }
     assert groups == {"decayed": original["decayed"], "undecayed": original["not_decayed"]}
     if variant == "reg16_trainable":
-        assert dimensions(recipe).d_ffn == 4 * recipe.model.d_model and found["total"] == SIZES[size]
+        assert dims_of(recipe).d_ffn == 4 * recipe.model.d_model and found["total"] == SIZES[size]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_data_set_of_the_hub_has_the_subset_it_is_asked_for(name: str) -> None:
-    """A recipe that takes another data set inherits the subset of its parent's, unless it says otherwise."""
+    """A recipe that takes another data set inherits the subset of its parent's, unless it says
+    otherwise.
+    """
     options = Recipe.load(RECIPES / name).one("data").options
     subsets = {"HuggingFaceFW/fineweb-edu": "sample-100BT", "monology/pile-uncopyrighted": ""}
     assert options.get("subset", "") == subsets.get(options.get("path", ""), "")
@@ -94,8 +108,23 @@ def test_an_ablation_is_one_swap(name: str) -> None:
 
 
 def test_every_kind_of_component_has_an_ablation() -> None:
-    swapped = {next(key for key in tomli.loads((RECIPES / name).read_text()) if key != "extends") for name in ABLATIONS}
-    assert {"positional", "memory", "attention", "qk_norm", "ffn", "norm", "loss", "optimizer", "schedule", "data", "tokenizer"} <= swapped
+    swapped = {
+        next(key for key in tomli.loads((RECIPES / name).read_text()) if key != "extends")
+        for name in ABLATIONS
+    }
+    assert {
+        "positional",
+        "memory",
+        "attention",
+        "qk_norm",
+        "ffn",
+        "norm",
+        "loss",
+        "optimizer",
+        "schedule",
+        "data",
+        "tokenizer",
+    } <= swapped
 
 
 def test_a_plan_is_one_json_object() -> None:
@@ -105,22 +134,33 @@ def test_a_plan_is_one_json_object() -> None:
     need = found["memory"]
     assert need["weights"] == need["gradients"] == 4 * SIZES["small"]
     assert need["optimizer"] == pytest.approx(8 * SIZES["small"], rel=1e-3)
-    assert need["memories"] == 2 * 480 * 18 * 2 * 2048 * 1024 * (4 if found["precision"] == "float32" else 2)
-    assert need["total"] == sum(size for part, size in need.items() if part not in ("total", "available", "largest_micro"))
+    assert need["memories"] == 2 * 480 * 18 * 2 * 2048 * 1024 * (
+        4 if found["precision"] == "float32" else 2
+    )
+    assert need["total"] == sum(
+        size for part, size in need.items() if part not in ("total", "available", "largest_micro")
+    )
 
 
 def test_a_frozen_table_takes_half_the_bytes_and_nothing_to_train() -> None:
     words = ["embedding.trainable=false", "train.precision=float32", "--json"]
     found = json.loads(run("lswt_core", "plan", "small.toml", *words, cwd=RECIPES).stdout)
-    original = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())["small"]["variants"]["default_reg16_frozen"]
+    original = json.loads((GOLDEN / "param_counts" / "param_counts.json").read_text())["small"][
+        "variants"
+    ]["default_reg16_frozen"]
     table = 50_272 * 768
     trained = SIZES["small"] - table
-    assert found["parameters"]["trainable"] == trained == original["decayed"] + original["not_decayed"]
+    assert (
+        found["parameters"]["trainable"] == trained == original["decayed"] + original["not_decayed"]
+    )
     assert found["memory"]["weights"] == 4 * trained + 2 * table
-    assert found["memory"]["gradients"] == 4 * trained and found["memory"]["cast_weights"] == 4 * table
+    assert (
+        found["memory"]["gradients"] == 4 * trained and found["memory"]["cast_weights"] == 4 * table
+    )
     assert found["memory"]["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_planning_and_listing_import_nothing_slow() -> None:
     program = (
         "import sys; from lswt_core.__main__ import main; main(sys.argv[1:]); "
@@ -133,5 +173,7 @@ def test_planning_and_listing_import_nothing_slow() -> None:
         (["resolve", str(RECIPES / "tiny.toml")], []),
         (["plan", str(RECIPES / "quickstart.toml")], ["torch"]),
     ):
-        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
+        )
         assert done.stdout.splitlines()[-1] == str(allowed), words

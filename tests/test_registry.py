@@ -1,4 +1,6 @@
-"""Finding plugins: what is installed, what each offers, and what is said about the ones that are broken or clash."""
+"""Finding plugins: what is installed, what each offers, and what is said about the ones that are
+broken or clash.
+"""
 
 import subprocess
 import sys
@@ -33,7 +35,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(site))
 
     def installed(name: str, points: str | dict[str, str], **modules: str) -> None:
-        lines = points if isinstance(points, str) else "".join(f"{key} = {value}\n" for key, value in points.items())
+        lines = (
+            points
+            if isinstance(points, str)
+            else "".join(f"{key} = {value}\n" for key, value in points.items())
+        )
         folder = site / f"{name.replace('-', '_')}-1.2.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
@@ -61,9 +67,22 @@ def test_an_installed_plugin_is_found_read_and_loaded(install: Any) -> None:
     registry = Registry()
     offer = registry.find("ffn", "zebra")
     assert "acme_zebra_a" not in sys.modules
-    assert offer == registry.find("ffn", "acme-zebra:zebra") == registry.find("ffn", "Acme_Zebra:zebra")
-    assert (offer.distribution, offer.version, offer.module, offer.qualified) == ("acme-zebra", "1.2", "acme_zebra_a", "acme-zebra:zebra")
-    assert (offer.doc, Path(offer.source).name, offer.options) == ("Striped.", "acme_zebra_a.py", (("stripes", int, 3),))
+    assert (
+        offer
+        == registry.find("ffn", "acme-zebra:zebra")
+        == registry.find("ffn", "Acme_Zebra:zebra")
+    )
+    assert (offer.distribution, offer.version, offer.module, offer.qualified) == (
+        "acme-zebra",
+        "1.2",
+        "acme_zebra_a",
+        "acme-zebra:zebra",
+    )
+    assert (offer.doc, Path(offer.source).name, offer.options) == (
+        "Striped.",
+        "acme_zebra_a.py",
+        (("stripes", int, 3),),
+    )
     component = registry.load(offer)
     assert component is sys.modules["acme_zebra_a"].Zebra
     assert registry.schema(offer)(stripes=4).model_dump() == {"stripes": 4}
@@ -80,20 +99,36 @@ def test_a_broken_plugin_hurts_nobody_who_does_not_name_it(install: Any, tmp_pat
     assert registry.load(registry.find("ffn", "zebra")).name == "zebra"
     with pytest.raises(NotOffered) as caught:
         registry.find("ffn", "gnu")
-    for fragment in ("acme-broken 1.2 (gnu)", "a_module_that_is_missing", "offered:", "zebra", "plugins list"):
+    for fragment in (
+        "acme-broken 1.2 (gnu)",
+        "a_module_that_is_missing",
+        "offered:",
+        "zebra",
+        "plugins list",
+    ):
         assert fragment in str(caught.value)
-    assert {"acme-broken", "acme-lines", "acme-bytes", "acme-lost"} <= {broken.distribution for broken in registry.broken()}
+    assert {"acme-broken", "acme-lines", "acme-bytes", "acme-lost"} <= {
+        broken.distribution for broken in registry.broken()
+    }
     assert "zebra" in {offer.name for offer in registry.offers()}
 
 
 def test_a_plugin_that_reads_well_but_cannot_be_imported_fails_when_loaded(install: Any) -> None:
     install("acme-zebra", {"zebra": "acme_zebra_c"}, acme_zebra_c=f"{PLUGIN}\nraise KeyError('x')")
     registry = Registry()
-    with pytest.raises(PluginError, match=r"acme-zebra 1.2 \(acme_zebra_c\) cannot be imported: KeyError: 'x'"):
+    with pytest.raises(
+        PluginError, match=r"acme-zebra 1.2 \(acme_zebra_c\) cannot be imported: KeyError: 'x'"
+    ):
         registry.load(registry.find("ffn", "zebra"))
 
 
-@pytest.mark.parametrize("points", [({"zebra": "acme_one"}, {"zebra": "acme_two"}), ({"zebra": "acme_one"}, {"horses": "acme_two"})])
+@pytest.mark.parametrize(
+    "points",
+    [
+        ({"zebra": "acme_one"}, {"zebra": "acme_two"}),
+        ({"zebra": "acme_one"}, {"horses": "acme_two"}),
+    ],
+)
 def test_a_clash_names_both_and_can_be_settled(points: Any, install: Any) -> None:
     install("acme-one", points[0], acme_one=PLUGIN)
     install("acme-two", points[1], acme_two=PLUGIN)
@@ -119,11 +154,15 @@ def test_a_module_listed_twice_counts_once(install: Any) -> None:
     assert Registry().find("ffn", "zebra").module == "acme_five"
 
 
-def test_components_are_found_behind_other_names_and_in_packages(install: Any, tmp_path: Path) -> None:
+def test_components_are_found_behind_other_names_and_in_packages(
+    install: Any, tmp_path: Path
+) -> None:
     package = tmp_path / "site" / "acme_package"
     package.mkdir()
     (package / "layers.py").write_text(HEAD + ZEBRA)
-    (package / "__init__.py").write_text("from lswt_core.hooks import hookimpl\nfrom .layers import Zebra\n" + HOOK)
+    (package / "__init__.py").write_text(
+        "from lswt_core.hooks import hookimpl\nfrom .layers import Zebra\n" + HOOK
+    )
     install("acme-package", {"animals": "acme_package"})
     registry = Registry()
     assert Path(registry.find("ffn", "zebra").source) == package / "layers.py"
@@ -133,14 +172,23 @@ def test_components_are_found_behind_other_names_and_in_packages(install: Any, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEAD + ZEBRA + HOOK.replace("components", "componets"), "there is no hook 'lswt_componets'; the nearest is 'lswt_components'"),
+        (
+            HEAD + ZEBRA + HOOK.replace("components", "componets"),
+            "there is no hook 'lswt_componets'; the nearest is 'lswt_components'",
+        ),
         (HEAD + ZEBRA, "it has no hook; define a function lswt_components"),
         (HEAD + ZEBRA + HOOK.replace("()", "(animal)"), "must take no arguments"),
         (HEAD + ZEBRA + HOOK.replace("[Zebra]", "3"), "must return a list of classes, not 3"),
         (HEAD + ZEBRA + HOOK.replace("[Zebra]", "[3]"), "must return a list of classes"),
         (HEAD + ZEBRA + HOOK.replace("[Zebra]", "[int]"), "int must derive from exactly one"),
-        (HEAD + ZEBRA + HOOK.replace("return [Zebra]", "raise KeyError('x')"), "raised KeyError: 'x'"),
-        (HEAD + ZEBRA + HOOK.replace("return [Zebra]", "raise SystemExit(3)"), "raised SystemExit: 3"),
+        (
+            HEAD + ZEBRA + HOOK.replace("return [Zebra]", "raise KeyError('x')"),
+            "raised KeyError: 'x'",
+        ),
+        (
+            HEAD + ZEBRA + HOOK.replace("return [Zebra]", "raise SystemExit(3)"),
+            "raised SystemExit: 3",
+        ),
         (PLUGIN.replace("[Zebra]", "[Zebra, Zebra]"), "offers ffn 'zebra' twice"),
         (PLUGIN.replace('name = "zebra"', ""), "needs a class attribute 'name'"),
         (PLUGIN.replace('"zebra"', '"ze:bra"'), "needs a class attribute 'name'"),
@@ -172,20 +220,29 @@ def test_broken_plugins_are_told_what_is_wrong(text: str, message: str, single: 
 )
 def test_what_the_text_does_not_tell_is_learned_by_importing(text: str, single: Any) -> None:
     (offer,) = single(text).offers()
-    assert (offer.kind, offer.name, offer.options, offer.doc) == ("ffn", "zebra", (("stripes", int, 3),), "Striped.")
+    assert (offer.kind, offer.name, offer.options, offer.doc) == (
+        "ffn",
+        "zebra",
+        (("stripes", int, 3),),
+        "Striped.",
+    )
 
 
 def test_every_shape_of_option_reads_alike_from_text_and_from_the_class(tmp_path: Path) -> None:
     options = """
-        self, dims, *, a: int, b: float = 1_000.0, c: bool = True, d: str = "x", e: list[str] | None = None, f: Size = -1,
-        g: Literal["p", "q"] = "p", h: Annotated[float, Ge(0), Lt(1)] = DEFAULT, i: Optional[int] = None,
-        j: typing.Annotated[int, at.Interval(ge=1, le=3)] = 2, k: list[list[int]] = [[1]], l: dict[str, float] = {"x": 1.5},
-        m: Union[int, str] = "x", n: Annotated[list[str], at.MinLen(1)] = ["y"], o: Literal["only"] = "only"
+        self, dims, *, a: int, b: float = 1_000.0, c: bool = True, d: str = "x",
+        e: list[str] | None = None, f: Size = -1, g: Literal["p", "q"] = "p",
+        h: Annotated[float, Ge(0), Lt(1)] = DEFAULT, i: Optional[int] = None,
+        j: typing.Annotated[int, at.Interval(ge=1, le=3)] = 2, k: list[list[int]] = [[1]],
+        l: dict[str, float] = {"x": 1.5}, m: Union[int, str] = "x",
+        n: Annotated[list[str], at.MinLen(1)] = ["y"], o: Literal["only"] = "only"
     """
     head = "import typing\nfrom typing import Annotated, Literal, Optional, Union\n"
     head += "import annotated_types as at\nfrom annotated_types import Ge, Lt\n"
     head += "Size: typing.TypeAlias = Annotated[int, Ge(-2)]\nDEFAULT = 0.5\nCITATION = 'Someone'\n"
-    body = ZEBRA.replace("self, dims, *, stripes: int = 3", options).replace("name =", "citation = CITATION\n    name =")
+    body = ZEBRA.replace("self, dims, *, stripes: int = 3", options).replace(
+        "name =", "citation = CITATION\n    name ="
+    )
     path = tmp_path / "many_options.py"
     path.write_text("from __future__ import annotations\n" + HEAD + head + body + HOOK)
     registry = Registry([], files=[path])
@@ -193,7 +250,11 @@ def test_every_shape_of_option_reads_alike_from_text_and_from_the_class(tmp_path
     component = registry.load(static)
     (live,) = Registry([sys.modules[component.__module__]]).offers()
     assert live._replace(distribution="file", version=static.version) == static
-    assert static.options[0].default is REQUIRED and static.options[7].default == 0.5 and static.citation == "Someone"
+    assert (
+        static.options[0].default is REQUIRED
+        and static.options[7].default == 0.5
+        and static.citation == "Someone"
+    )
     registry.schema(static).model_validate({"a": 1, "j": 3, "e": ["x"], "m": 4})
 
 
@@ -217,7 +278,11 @@ def test_load_checks_the_name(single: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fragments"),
-    [("zebr", ['did you mean "zebra"?']), ("other:zebra", ['"other:zebra"']), ("nothing-like-it", ["offered: zebra", "plugins list"])],
+    [
+        ("zebr", ['did you mean "zebra"?']),
+        ("other:zebra", ['"other:zebra"']),
+        ("nothing-like-it", ["offered: zebra", "plugins list"]),
+    ],
 )
 def test_not_offered(name: str, fragments: list[str], single: Any) -> None:
     with pytest.raises(NotOffered) as caught:
@@ -227,17 +292,24 @@ def test_not_offered(name: str, fragments: list[str], single: Any) -> None:
 
 def test_a_schema_that_cannot_be_built_names_the_component(single: Any) -> None:
     registry = single(PLUGIN.replace("stripes: int = 3", "stripes: FeedForward = None"))
-    with pytest.raises(PluginError, match=r"the options of ffn 'zebra' \(file .*plugin\.py\) cannot be checked.*use bool, int"):
+    with pytest.raises(
+        PluginError,
+        match=r"the options of ffn 'zebra' \(file .*plugin\.py\) cannot be checked.*use bool, int",
+    ):
         registry.schema(registry.find("ffn", "zebra"))
 
 
 def test_first_party_plugins_read_alike_from_text_and_from_the_class(tmp_path: Path) -> None:
-    folders = sorted(path.parent for path in (Path(__file__).parents[1] / "plugins").glob("lswt_*/__init__.py"))
+    folders = sorted(
+        path.parent for path in (Path(__file__).parents[1] / "plugins").glob("lswt_*/__init__.py")
+    )
     assert folders
     site = tmp_path / "first_party-1.dist-info"
     site.mkdir()
     (site / "METADATA").write_text("Metadata-Version: 2.1\nName: first-party\nVersion: 1\n")
-    (site / "entry_points.txt").write_text("[lswt]\n" + "".join(f"{folder.name} = {folder.name}\n" for folder in folders))
+    (site / "entry_points.txt").write_text(
+        "[lswt]\n" + "".join(f"{folder.name} = {folder.name}\n" for folder in folders)
+    )
     code = f"""
 import importlib, sys
 sys.path[:0] = [{str(tmp_path)!r}, {str(folders[0].parent)!r}, {str(folders[0].parents[1])!r}]

@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 
 from lswt_core.errors import DataError
-from lswt_core.report import ReportUnavailable, duration, read_metrics, smooth, write_curves, write_report
+from lswt_core.reporting.curves import ReportUnavailable, write_curves
+from lswt_core.reporting.metrics_log import read_metrics, smooth
+from lswt_core.reporting.run_report import write_report
+from lswt_core.reporting.tables import Table
+from lswt_core.reporting.units import format_bytes, format_duration
 
 HOSTILE = '</pre><script src="https://evil.example/x.js"></script> & "quoted" ⟦model⟧ <img src=x>'
 
@@ -34,24 +38,33 @@ def training(step: int, **more: float | None) -> dict[str, Any]:
 
 
 def evaluation(step: int, loss: float | None, **more: float | None) -> dict[str, Any]:
-    return {"step": step, "eval/loss": loss, "eval/perplexity": loss and math.exp(loss), "eval/unigram_perplexity": 500.0, **more}
+    return {
+        "step": step,
+        "eval/loss": loss,
+        "eval/perplexity": loss and math.exp(loss),
+        "eval/unigram_perplexity": 500.0,
+        **more,
+    }
 
 
-WHOLE = [training(step, **{"loss/simctg": 0.1, "optimizer/unclipped_share": 0.4}) for step in range(1, 101)] + [
-    evaluation(100, math.log(25))
-]
+WHOLE = [
+    training(step, **{"loss/simctg": 0.1, "optimizer/unclipped_share": 0.4})
+    for step in range(1, 101)
+] + [evaluation(100, math.log(25))]
 
 
 def make_run(directory: Path, entries: list[dict[str, Any]] | None) -> Path:
     run = directory / "trial & error"
     run.mkdir()
     if entries is not None:
-        (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"step": 101, "lo')
+        (run / "metrics.jsonl").write_text(
+            "".join(json.dumps(entry) + "\n" for entry in entries) + '{"step": 101, "lo'
+        )
     return run
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags that are never closed, addresses that are fetched, the text."""
+    """A page as a browser sees it: unclosed tags, addresses that are fetched, the text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -61,7 +74,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.addresses += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
@@ -77,7 +92,12 @@ def test_the_page_tells_all_and_fetches_nothing(tmp_path: Path) -> None:
     (run / "sample.txt").write_text(HOSTILE, encoding="utf-8")
     (run / "recipe.toml").write_text('[data]\nname = "<b>"\n', encoding="utf-8")
     parameters = {"total": 1000, "trainable": 750, "by_component": {"ffn": 750, "embedding": 250}}
-    environment = {"parameters": parameters, "versions": {"torch": "2.x"}, "notes": ["<one>", {"two": None}], "url": "https://x.example"}
+    environment = {
+        "parameters": parameters,
+        "versions": {"torch": "2.x"},
+        "notes": ["<one>", {"two": None}],
+        "url": "https://x.example",
+    }
     (run / "environment.json").write_text(json.dumps(environment))
     write_curves(run)
     page = Page(write_report(run))
@@ -87,7 +107,10 @@ def test_the_page_tells_all_and_fetches_nothing(tmp_path: Path) -> None:
     assert not re.search(r"@import|url\(", (run / "report.html").read_text(encoding="utf-8"))
     for text in (
         "trial & error",
-        "Held-out perplexity 25.00 (loss 3.2189) at step 100, 20.0 times lower than the unigram baseline (500.0).",
+        (
+            "Held-out perplexity 25.00 (loss 3.2189) at step 100, 20.0 times lower than the unigram"
+            " baseline (500.0)."
+        ),
         "100 steps, 102,400 tokens, 2 min 30 s of training; last training loss 3.0600.",
         HOSTILE,
         'name = "<b>"',
@@ -106,16 +129,24 @@ def test_the_page_tells_all_and_fetches_nothing(tmp_path: Path) -> None:
         ([], "Nothing was logged yet."),
         (
             [training(1)],
-            "The model was not evaluated on held-out text. 1 steps, 1,024 tokens, 1.5 s of training; last training loss 9.0000.",
+            (
+                "The model was not evaluated on held-out text. 1 steps, 1,024 tokens, 1.5 s of"
+                " training; last training loss 9.0000."
+            ),
         ),
         ([training(1, loss=None, grad_norm=None)], "last training loss not finite."),
         ([evaluation(0, 7.0)], "not below the unigram baseline (500.0)."),
         ([evaluation(0, None)], "Nothing was logged yet."),
-        ([evaluation(1, 2.0), evaluation(2, None)], "Held-out perplexity 7.39 (loss 2.0000) at step 1, 67.7 times lower"),
+        (
+            [evaluation(1, 2.0), evaluation(2, None)],
+            "Held-out perplexity 7.39 (loss 2.0000) at step 1, 67.7 times lower",
+        ),
         ([{"step": 3, "eval/loss": 2.0}], "Held-out perplexity 7.39 (loss 2.0000) at step 3."),
     ],
 )
-def test_whatever_there_is_becomes_a_page(tmp_path: Path, entries: list[dict[str, Any]] | None, verdict: str) -> None:
+def test_whatever_there_is_becomes_a_page(
+    tmp_path: Path, entries: list[dict[str, Any]] | None, verdict: str
+) -> None:
     run = make_run(tmp_path, entries)
     assert write_curves(run) == (run / "curves.png" if entries else None)
     assert verdict in Page(write_report(run)).text
@@ -128,7 +159,9 @@ def test_curves_are_the_same_file_for_the_same_run(tmp_path: Path) -> None:
     assert write_curves(run).read_bytes() == first
 
 
-def test_without_matplotlib_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_way_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path, WHOLE)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ReportUnavailable, match=r"pip install 'lswt-core\[report\]'"):
@@ -156,12 +189,58 @@ def test_smoothing_keeps_lines_straight_and_averages_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (61, "1 min 01 s"), (3599.6, "1 h 00 min"), (3.6e6, "1,000 h 00 min")]
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (61, "1 min 01 s"),
+        (3599.6, "1 h 00 min"),
+        (3.6e6, "42 days"),
+        (1.0e8, "3.2 years"),
+    ],
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_reports_need_no_torch() -> None:
-    code = "import sys, lswt_core.report; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"
+    code = (
+        "import sys, lswt_core.reporting.run_report;"
+        " print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False False\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 KB"), (2e6, "2.0 MB"), (3.2e12, "3,200.00 GB")],
+)
+def test_sizes_have_decimal_units(size: float, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+def test_a_table_is_written_as_text_markdown_and_html() -> None:
+    table = Table(["arm", "loss"], [["a|b <c>", "3.1"], ["d", "12.25"]])
+    assert table.text(indent="  ") == "  arm       loss\n  a|b <c>    3.1\n  d        12.25"
+    lines = table.markdown().splitlines()
+    assert lines[:3] == ["| arm | loss |", "| --- | ---: |", "| a\\|b <c> | 3.1 |"]
+    page = table.html()
+    assert '<td class="text">a|b &lt;c&gt;</td><td>3.1</td>' in page
+    assert page.startswith('<div class="wide"><table>')
+
+
+def test_pages_are_readable_on_narrow_and_dark_screens(tmp_path: Path) -> None:
+    run = make_run(tmp_path, WHOLE)
+    write_curves(run)
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "width=device-width" in text and "prefers-color-scheme: dark" in text
+    tables, boxes = text.count("<table><thead>"), text.count('<div class="wide"><table>')
+    assert tables == boxes > 0, "every table of numbers scrolls in a box of its own"
+    (alt,) = re.findall(r'<img alt="([^"]+)"', text)
+    assert "Held-out perplexity 25.00" in alt

@@ -11,7 +11,7 @@ import torch
 from data_parts import BEGIN, END, TEXTS, Given, laid
 from lswt_bytes import Bytes
 
-from lswt_core.data import Lanes, Prefetched, Rows, Stream, Tokens, tokenise
+from lswt_core.data import ContiguousRows, PrefetchedRows, Rows, StreamingRows, Tokens, tokenise
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch
 
@@ -23,60 +23,101 @@ def tokens(tmp_path: Path) -> Tokens:
     return tokenise(Given(TEXTS), Bytes(), "train", tmp_path)
 
 
-def lanes(tokens: Tokens, rows_total: int, context: int, rows: range | None = None, **options: object) -> Lanes:
-    return Lanes(tokens, END, rows_total=rows_total, rows=rows or range(rows_total), context=context, **{"seed": 3, **options})
+def contiguous(
+    tokens: Tokens,
+    global_batch_size: int,
+    seq_len: int,
+    rows: range | None = None,
+    **options: object,
+) -> ContiguousRows:
+    return ContiguousRows(
+        tokens,
+        END,
+        global_batch_size=global_batch_size,
+        rows=rows or range(global_batch_size),
+        seq_len=seq_len,
+        **{"seed": 3, **options},
+    )
 
 
-def stream(rows_total: int, context: int, rows: range | None = None, texts: list[str] = TEXTS, **options: object) -> Stream:
-    return Stream(Given(texts), Bytes(), rows_total=rows_total, rows=rows or range(rows_total), context=context, seed=3, **options)
+def stream(
+    global_batch_size: int,
+    seq_len: int,
+    rows: range | None = None,
+    texts: list[str] = TEXTS,
+    **options: object,
+) -> StreamingRows:
+    return StreamingRows(
+        Given(texts),
+        Bytes(),
+        global_batch_size=global_batch_size,
+        rows=rows or range(global_batch_size),
+        seq_len=seq_len,
+        seed=3,
+        **options,
+    )
 
 
 def read(rows: Rows, count: int) -> tuple[list, list, list]:
-    """The next segments joined, one list a row: inputs, labels, starts as places in the row's whole reading."""
+    """The next segments joined, one list a row: inputs, labels, starts as places in the row's whole
+    reading.
+    """
     parts = []
     for number in range(count):
         batch = rows.segment()
-        starts = torch.zeros_like(batch.inputs) if batch.starts is None else batch.starts + number * batch.inputs.shape[1]
-        parts.append(torch.stack((batch.inputs, batch.labels, starts)))
+        first_visible = (
+            torch.zeros_like(batch.inputs)
+            if batch.first_visible is None
+            else batch.first_visible + number * batch.inputs.shape[1]
+        )
+        parts.append(torch.stack((batch.inputs, batch.labels, first_visible)))
         rows.advance()
-    inputs, labels, starts = torch.cat(parts, dim=2).tolist()
-    return inputs, labels, starts
+    inputs, labels, first_visible = torch.cat(parts, dim=2).tolist()
+    return inputs, labels, first_visible
 
 
 def order(tokens: Tokens, epoch: int, seed: int = 3) -> list[str]:
     """The texts of an epoch as a single row meets them."""
     size = len(tokens.ids)
-    inputs, _, _ = read(lanes(tokens, 1, size, seed=seed), epoch + 1)
+    inputs, _, _ = read(contiguous(tokens, 1, size, seed=seed), epoch + 1)
     joined = inputs[0][epoch * size :]
     borders = [place for place, value in enumerate(joined) if value == BEGIN] + [size]
     return [bytes(joined[a + 1 : b]).decode() for a, b in pairwise(borders)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- lanes
+# ---------- contiguous rows
 
 
-def test_lanes_without_shuffling_are_the_texts_end_to_end(tokens: Tokens) -> None:
+def test_streams_without_shuffling_are_the_texts_end_to_end(tokens: Tokens) -> None:
     told, length = laid(TEXTS), len(tokens.ids) // 3
-    inputs, labels, starts = read(lanes(tokens, 3, 5, shuffle=False, documents="reset"), length // 5)
+    inputs, labels, first_visible = read(
+        contiguous(tokens, 3, 5, shuffle=False, document_masking=True), length // 5
+    )
     for row in range(3):
         for place in range(length // 5 * 5):
             value, following, begin = told[row * length + place]
             assert inputs[row][place] == value and labels[row][place] == following
-            assert starts[row][place] == max(begin - row * length, 0)
+            assert first_visible[row][place] == max(begin - row * length, 0)
 
 
-@pytest.mark.parametrize(("rows_total", "context"), [(1, 1), (2, 7), (3, 11), (4, 25), (5, 20)])
-def test_shuffled_lanes_over_three_epochs(tokens: Tokens, rows_total: int, context: int) -> None:
-    length = len(tokens.ids) // rows_total
+@pytest.mark.parametrize(
+    ("global_batch_size", "seq_len"), [(1, 1), (2, 7), (3, 11), (4, 25), (5, 20)]
+)
+def test_shuffled_streams_over_three_epochs(
+    tokens: Tokens, global_batch_size: int, seq_len: int
+) -> None:
+    length = len(tokens.ids) // global_batch_size
     told = [laid(order(tokens, epoch)) for epoch in range(4)]
-    count = 3 * length // context
-    inputs, labels, starts = read(lanes(tokens, rows_total, context, documents="reset"), count)
-    for row in range(rows_total):
-        for place in range(count * context):
+    count = 3 * length // seq_len
+    inputs, labels, first_visible = read(
+        contiguous(tokens, global_batch_size, seq_len, document_masking=True), count
+    )
+    for row in range(global_batch_size):
+        for place in range(count * seq_len):
             epoch, offset = divmod(place, length)
             value, following, begin = told[epoch][row * length + offset]
             assert (inputs[row][place], labels[row][place]) == (value, following)
-            assert starts[row][place] == max(begin - row * length, 0) + epoch * length
+            assert first_visible[row][place] == max(begin - row * length, 0) + epoch * length
 
 
 def test_epochs_differ_in_order_only(tokens: Tokens) -> None:
@@ -87,78 +128,100 @@ def test_epochs_differ_in_order_only(tokens: Tokens) -> None:
 
 
 def test_labels_are_the_next_inputs_but_at_the_end_of_a_document(tokens: Tokens) -> None:
-    inputs, labels, _ = read(lanes(tokens, 2, 16), 2)
+    inputs, labels, _ = read(contiguous(tokens, 2, 16), 2)
     for row in range(2):
         for following, label in zip(inputs[row][1:], labels[row], strict=False):
             assert label == (END if following == BEGIN else following)
 
 
 def test_borders_are_not_told_when_carried(tokens: Tokens) -> None:
-    batch = lanes(tokens, 2, 8).segment()
-    assert batch.starts is None and batch.valid is None
+    batch = contiguous(tokens, 2, 8).segment()
+    assert batch.first_visible is None and batch.valid is None
     assert batch.inputs.dtype == batch.labels.dtype == torch.int64 and batch.inputs.shape == (2, 8)
 
 
-def test_one_document_fills_several_lanes(tmp_path: Path) -> None:
+def test_one_document_fills_several_streams(tmp_path: Path) -> None:
     made = tokenise(Given(["abcdefgh"]), Bytes(), "train", tmp_path)
-    inputs, labels, starts = read(lanes(made, 3, 3, documents="reset"), 2)
+    inputs, labels, first_visible = read(contiguous(made, 3, 3, document_masking=True), 2)
     assert inputs == [[BEGIN, 97, 98] * 2, [99, 100, 101] * 2, [102, 103, 104] * 2]
-    assert labels == [[97, 98, 99] * 2, [100, 101, 102] * 2, [103, 104, END] * 2]  # a cut lane's last label is the true next token
-    assert starts == [[0, 0, 0, 3, 3, 3]] * 3
+    # a cut stream's last label is the true next token
+    assert labels == [[97, 98, 99] * 2, [100, 101, 102] * 2, [103, 104, END] * 2]
+    assert first_visible == [[0, 0, 0, 3, 3, 3]] * 3
 
 
 def test_a_text_too_short_is_an_error_with_the_numbers(tokens: Tokens) -> None:
     with pytest.raises(DataError, match=f"{len(tokens.ids)} tokens, 4 rows of 100 tokens need 400"):
-        lanes(tokens, 4, 100)
+        contiguous(tokens, 4, 100)
 
 
-# ---------------------------------------------------------------------------------------------------- lanes and streams
+# ---------- contiguous and streamed rows
 
 
-def rows_of(kind: str, tokens: Tokens, rows: range | None = None, context: int = 6, **options: object) -> Rows:
-    if kind == "lanes":
-        return lanes(tokens, 4, context, rows, **options)
-    return stream(4, context, rows, dealing="in-turn" if kind == "in-turn" else "evenly", **options)
+def rows_of(
+    kind: str, tokens: Tokens, rows: range | None = None, seq_len: int = 6, **options: object
+) -> Rows:
+    if kind == "contiguous":
+        return contiguous(tokens, 4, seq_len, rows, **options)
+    return stream(
+        4,
+        seq_len,
+        rows,
+        document_assignment="round-robin" if kind == "round-robin" else "least-loaded",
+        **options,
+    )
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream", "in-turn"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream", "round-robin"])
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 11, 19])
 def test_any_resume_point_reads_the_same(tokens: Tokens, kind: str, stop: int) -> None:
-    whole = read(rows_of(kind, tokens, documents="reset"), 24)
-    first = rows_of(kind, tokens, documents="reset")
+    whole = read(rows_of(kind, tokens, document_masking=True), 24)
+    first = rows_of(kind, tokens, document_masking=True)
     for _ in range(stop):
         first.advance()
     first.segment()  # looked at, not committed
     state = json.loads(json.dumps(first.state()))
-    second = rows_of(kind, tokens, documents="reset")
+    second = rows_of(kind, tokens, document_masking=True)
     second.restore(state)
     rest = read(second, 24 - stop)
     for complete, resumed, part in zip(whole, rest, ("inputs", "labels", "starts"), strict=True):
         moved = stop * 6 if part == "starts" else 0
-        assert [row[stop * 6 :] for row in complete] == [[value + moved for value in row] for row in resumed], part
+        assert [row[stop * 6 :] for row in complete] == [
+            [value + moved for value in row] for row in resumed
+        ], part
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream", "in-turn"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream", "round-robin"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_world_size_reads_the_same(tokens: Tokens, kind: str, world: int) -> None:
     whole, share = read(rows_of(kind, tokens), 20), 4 // world
-    ranks = [rows_of(kind, tokens, range(rank * share, (rank + 1) * share)) for rank in range(world)]
+    ranks = [
+        rows_of(kind, tokens, range(rank * share, (rank + 1) * share)) for rank in range(world)
+    ]
     read_by = [read(rank, 20) for rank in ranks]
-    assert [list(chain.from_iterable(part[index] for part in read_by)) for index in range(3)] == list(whole)
+    assert [
+        list(chain.from_iterable(part[index] for part in read_by)) for index in range(3)
+    ] == list(whole)
     assert all(rank.state() == ranks[0].state() for rank in ranks)
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream"])
+@pytest.mark.parametrize("kind", ["contiguous", "stream"])
 def test_a_segment_stays_until_it_is_committed(tokens: Tokens, kind: str) -> None:
     rows = rows_of(kind, tokens)
     first, again = rows.segment(), rows.segment()
     rows.advance()
-    assert torch.equal(first.inputs, again.inputs) and not torch.equal(first.inputs, rows.segment().inputs)
+    assert torch.equal(first.inputs, again.inputs) and not torch.equal(
+        first.inputs, rows.segment().inputs
+    )
 
 
-@pytest.mark.parametrize("kind", ["lanes", "stream"])
-@pytest.mark.parametrize(("options", "named"), [({"context": 7}, "context was 6 and is 7"), ({"seed": 4}, "seed was 3 and is 4")])
-def test_a_state_of_other_rows_is_refused(tokens: Tokens, kind: str, options: dict, named: str) -> None:
+@pytest.mark.parametrize("kind", ["contiguous", "stream"])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"seq_len": 7}, "seq_len was 6 and is 7"), ({"seed": 4}, "seed was 3 and is 4")],
+)
+def test_a_state_of_other_rows_is_refused(
+    tokens: Tokens, kind: str, options: dict, named: str
+) -> None:
     state = rows_of(kind, tokens).state()
     if kind == "stream" and "seed" in options:
         state, named = {**state, "seed": 2}, "seed was 2 and is 3"
@@ -170,27 +233,34 @@ def test_a_state_of_other_rows_is_refused(tokens: Tokens, kind: str, options: di
 def test_a_state_of_other_text_is_refused(tokens: Tokens, tmp_path: Path) -> None:
     other = [*TEXTS, "new"]
     with pytest.raises(DataError, match="the text, its tokenizer or its split changed"):
-        lanes(tokenise(Given(other), Bytes(), "train", tmp_path), 4, 6).restore(lanes(tokens, 4, 6).state())
+        contiguous(tokenise(Given(other), Bytes(), "train", tmp_path), 4, 6).restore(
+            contiguous(tokens, 4, 6).state()
+        )
     with pytest.raises(DataError, match="the text, its tokenizer or its split changed"):
         stream(4, 6, texts=other).restore(stream(4, 6).state())
 
 
-# ---------------------------------------------------------------------------------------------------------------- stream
+# ---------- stream
 
 
 def test_documents_are_dealt_to_the_shortest_row() -> None:
-    context, told, dealt = 8, [[], [], []], 0
+    seq_len, told, dealt = 8, [[], [], []], 0
     texts = ["aaaa", "b" * 20, "", "c", "dd", "eeeeeee", "f" * 9]
-    inputs, labels, starts = read(stream(3, context, texts=texts, documents="reset"), 9)
+    inputs, labels, first_visible = read(stream(3, seq_len, texts=texts, document_masking=True), 9)
     for segment in range(9):  # the rule, told naively: deal while a row has no whole segment left
-        while min(len(row) for row in told) < (segment + 1) * context:
+        while min(len(row) for row in told) < (segment + 1) * seq_len:
             row = min(range(3), key=lambda index: len(told[index]))
             text, dealt = texts[dealt % len(texts)], dealt + 1
             if text:
-                told[row] += [(value, following, len(told[row]) + begin) for value, following, begin in laid([text])]
+                told[row] += [
+                    (value, following, len(told[row]) + begin)
+                    for value, following, begin in laid([text])
+                ]
     for row in range(3):
-        for place in range(9 * context):
-            assert (inputs[row][place], labels[row][place], starts[row][place]) == told[row][place]
+        for place in range(9 * seq_len):
+            assert (inputs[row][place], labels[row][place], first_visible[row][place]) == told[row][
+                place
+            ]
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
@@ -209,33 +279,44 @@ def test_resuming_at_the_end_of_a_source_begins_again() -> None:
     assert read(again, 2) == read(rows, 2)
 
 
-# ---------------------------------------------------------------------------------------------------------- read ahead
+# ---------- read ahead
 
 
 def made(kind: str, tokens: Tokens, **options: Any) -> Rows:
-    return lanes(tokens, 2, 9, **options) if kind == "lanes" else stream(2, 9, dealing=kind, **options)
+    return (
+        contiguous(tokens, 2, 9, **options)
+        if kind == "contiguous"
+        else stream(2, 9, document_assignment=kind, **options)
+    )
 
 
-KINDS = pytest.mark.parametrize("kind", ["lanes", "evenly", "in-turn"])
+KINDS = pytest.mark.parametrize("kind", ["contiguous", "least-loaded", "round-robin"])
 
 
 @KINDS
-@pytest.mark.parametrize("documents", ["carry", "reset"])
-def test_what_is_read_ahead_is_what_is_read(kind: str, documents: str, tokens: Tokens) -> None:
-    plain, ahead = made(kind, tokens, documents=documents), made(kind, tokens, documents=documents)
+@pytest.mark.parametrize("document_masking", [False, True])
+def test_what_is_read_ahead_is_what_is_read(
+    kind: str, document_masking: bool, tokens: Tokens
+) -> None:
+    plain, ahead = (
+        made(kind, tokens, document_masking=document_masking),
+        made(kind, tokens, document_masking=document_masking),
+    )
     later = [ahead.segment(2 - i) for i in range(3)][::-1]
     for batch in later:
-        assert all(torch.equal(a, b) for a, b in zip(plain.segment(), batch, strict=True) if a is not None)
+        assert all(
+            torch.equal(a, b) for a, b in zip(plain.segment(), batch, strict=True) if a is not None
+        )
         plain.advance()
 
 
 @KINDS
 def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
-    plain, ahead = made(kind, tokens), Prefetched(made(kind, tokens), pinned=False)
+    plain, ahead = made(kind, tokens), PrefetchedRows(made(kind, tokens), pin_memory=False)
     assert read(ahead, 12) == read(plain, 12)
     saved = json.loads(json.dumps(ahead.state()))
     wanted = read(plain, 7)
-    again = Prefetched(made(kind, tokens), pinned=False)
+    again = PrefetchedRows(made(kind, tokens), pin_memory=False)
     for rows in (ahead, again):
         rows.restore(saved)
         assert torch.equal(rows.segment().inputs, rows.segment().inputs)
@@ -244,28 +325,33 @@ def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
 
 
 def test_the_next_segment_is_read_while_this_one_is_used() -> None:
-    rows = Prefetched(stream(2, 9), pinned=False)
+    rows = PrefetchedRows(stream(2, 9), pin_memory=False)
     rows.segment()
-    for task in rows.ahead.values():
+    for task in rows.pending.values():
         task.result(timeout=10)
-    assert set(rows.ahead) == {0, 1}
+    assert set(rows.pending) == {0, 1}
     threads = {thread.name for thread in threading.enumerate()}
     assert any(name.startswith("prefetch") for name in threads)
     rows.close()
-    assert not any(thread.name.startswith("prefetch") and thread.is_alive() for thread in rows.thread._threads)
+    assert not any(
+        thread.name.startswith("prefetch") and thread.is_alive() for thread in rows.thread._threads
+    )
 
 
-class Failing(Lanes):
+class Failing(ContiguousRows):
     """Rows that cannot be read from their third segment on."""
 
     def segment(self, ahead: int = 0) -> Batch:
-        if self.cursor + ahead * self.context >= 2 * self.context:
+        if self.cursor + ahead * self.seq_len >= 2 * self.seq_len:
             raise DataError("the line is dead")
         return super().segment(ahead)
 
 
 def test_what_goes_wrong_ahead_is_raised_where_it_is_needed(tokens: Tokens) -> None:
-    rows = Prefetched(Failing(tokens, END, rows_total=2, rows=range(2), context=9, seed=3), pinned=False)
+    rows = PrefetchedRows(
+        Failing(tokens, END, global_batch_size=2, rows=range(2), seq_len=9, seed=3),
+        pin_memory=False,
+    )
     for _ in range(2):
         rows.segment()
         rows.advance()

@@ -1,4 +1,6 @@
-"""Whole runs, as a user starts them: what they print, write and exit with, and that stopping them changes no bit."""
+"""Whole runs, as a user starts them: what they print, write and exit with, and that stopping them
+changes no bit.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +40,45 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
-    for name in ("recipe.toml", "metrics.jsonl", "report.html", "curves.png", "sample.txt", "environment.json"):
+    for name in (
+        "recipe.toml",
+        "metrics.jsonl",
+        "report.html",
+        "curves.png",
+        "sample.txt",
+        "environment.json",
+    ):
         assert whole.joinpath(name).stat().st_size > 0, name
     printed = whole.joinpath("printed.txt").read_text()
-    for text in ("memory.registers", "trainable", "attention blocked", "precision float32", "weight decay", "unigram", "saved", "sample"):
+    for text in (
+        "memory.registers",
+        "trainable",
+        "attention blocked",
+        "precision float32",
+        "weight decay",
+        "unigram",
+        "saved",
+        "sample",
+    ):
         assert text in printed, text
     assert len(list(whole.joinpath("checkpoints").glob("step-????????"))) == 2
     trained = [line for line in lines(whole) if "loss" in line]
     assert [line["step"] for line in trained] == list(range(1, 13))
-    assert {"step", "tokens", "loss", "lr", "tokens_per_second", "loss/simctg", "optimizer/unclipped_share"} <= trained[-1].keys()
+    assert {
+        "step",
+        "tokens",
+        "loss",
+        "lr",
+        "tokens_per_second",
+        "loss/simctg",
+        "optimizer/unclipped_share",
+    } <= trained[-1].keys()
     assert trained[-1]["tokens"] == 12 * 4 * 16
-    shares = [line["optimizer/unclipped_share"] for line in trained]  # of the last refresh: after updates 1, 4, 7 and 10
-    assert [len(set(shares[first : first + 3])) for first in (0, 3, 6, 9)] == [1] * 4 and len(set(shares)) > 1
+    # of the last refresh: after updates 1, 4, 7 and 10
+    shares = [line["optimizer/unclipped_share"] for line in trained]
+    assert [len(set(shares[first : first + 3])) for first in (0, 3, 6, 9)] == [1] * 4 and len(
+        set(shares)
+    ) > 1
     assert [line["step"] for line in lines(whole) if "eval/loss" in line] == [5, 10, 12]
     again = start(recipe, "--out", "whole")
     assert again.returncode == 0 and "finished" in again.stdout
@@ -61,44 +90,71 @@ def test_the_resolved_recipe_is_the_run(whole: Path, out: Path, recipe: Path) ->
     assert_same_bits(whole, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["exact", "replay"])
-def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(recipe: Path, whole: Path, tmp_path: Path, memory: str) -> None:
+def test_killed_at_any_instant_and_resumed_ends_with_the_same_bits(
+    recipe: Path, whole: Path, tmp_path: Path, memory: str
+) -> None:
     option, killed = f"checkpoint.memory={memory}", tmp_path / "killed"
     if memory == "replay":
         whole = tmp_path / "whole"
         assert start(recipe, option, "--out", str(whole)).returncode == 0
     instants = random.Random(memory)
-    for sign in (b"step  2/12", b"saved", b"step  7/12", b"step 11/12"):  # each is reached again, wherever the last kill struck
+    # each is reached again, wherever the last kill struck
+    for sign in (b"step  2/12", b"saved", b"step  7/12", b"step 11/12"):
         words = command(recipe, option, "--out", str(killed))
-        with subprocess.Popen(words, env=surroundings(recipe), cwd=recipe.parent, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            words, env=surroundings(recipe), cwd=recipe.parent, stdout=subprocess.PIPE
+        ) as process:
             assert process.stdout is not None
             assert any(line.startswith(sign) for line in process.stdout)
-            time.sleep(instants.random() * 0.01)  # about a step: the next sign must still lie ahead of the last checkpoint
+            # about a step: the next sign must still lie ahead of the last checkpoint
+            time.sleep(instants.random() * 0.01)
             process.kill()
         assert process.returncode == -signal.SIGKILL
     assert start(recipe, option, "--out", str(killed)).returncode == 0
     assert_same_bits(whole, killed)
-    assert [line["loss"] for line in lines(killed) if "loss" in line] == [line["loss"] for line in lines(whole) if "loss" in line]
+    assert [line["loss"] for line in lines(killed) if "loss" in line] == [
+        line["loss"] for line in lines(whole) if "loss" in line
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("memory", "kept"), [("window", "exact"), ("xl-hidden", "exact"), ("compressed", "exact"), ("compressed", "replay")]
+    ("memory", "kept"),
+    [
+        ("window", "exact"),
+        ("xl-hidden", "exact"),
+        ("compressed", "exact"),
+        ("compressed", "replay"),
+    ],
 )
-def test_whatever_the_memory_a_resumed_run_ends_with_the_same_bits(recipe: Path, tmp_path: Path, memory: str, kept: str) -> None:
-    options = [f"memory.xl.use={memory}", "memory.xl.length=7", f"checkpoint.memory={kept}", "sample.tokens=0"]
+def test_whatever_the_memory_a_resumed_run_ends_with_the_same_bits(
+    recipe: Path, tmp_path: Path, memory: str, kept: str
+) -> None:
+    options = [
+        f"memory.xl.use={memory}",
+        "memory.xl.length=7",
+        f"checkpoint.memory={kept}",
+        "sample.tokens=0",
+    ]
     options += ["memory.xl.slots=3", "memory.sink.use=sink-logit"] if memory == "compressed" else []
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert start(recipe, *options, "--out", str(whole)).returncode == 0
     shutil.copytree(whole, parted)
     shutil.rmtree(max(parted.joinpath("checkpoints").glob("step-????????")))
     resumed = start(recipe, *options, "--out", str(parted))
-    assert resumed.returncode == 0 and "continuing from" in resumed.stdout, resumed.stdout + resumed.stderr
+    assert resumed.returncode == 0 and "continuing from" in resumed.stdout, (
+        resumed.stdout + resumed.stderr
+    )
     assert_same_bits(whole, parted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(recipe: Path, whole: Path, out: Path, number: signal.Signals) -> None:
+def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(
+    recipe: Path, whole: Path, out: Path, number: signal.Signals
+) -> None:
     words = command(recipe, "--out", str(out))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, env=surroundings(recipe), cwd=recipe.parent, **streams) as process:  # type: ignore[call-overload]
@@ -115,10 +171,11 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(recipe: Path, who
 
 
 def test_micro_batches_do_not_change_the_result(recipe: Path, whole: Path, out: Path) -> None:
-    assert start(recipe, "train.micro_rows=4", "--out", str(out)).returncode == 0
+    assert start(recipe, "train.micro_batch_size=4", "--out", str(out)).returncode == 0
     assert_close(whole, out)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(recipe: Path, whole: Path, out: Path) -> None:
     torchrun = [
         sys.executable,
@@ -132,10 +189,19 @@ def test_two_processes_give_what_one_gives(recipe: Path, whole: Path, out: Path)
         "--out",
         str(out),
     ]
-    done = subprocess.run(torchrun, env=surroundings(recipe), cwd=recipe.parent, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        torchrun,
+        env=surroundings(recipe),
+        cwd=recipe.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_close(whole, out)
-    one, two = ([line["eval/loss"] for line in lines(run) if "eval/loss" in line] for run in (whole, out))
+    one, two = (
+        [line["eval/loss"] for line in lines(run) if "eval/loss" in line] for run in (whole, out)
+    )
     assert two == pytest.approx(one, abs=1e-4)
 
 
@@ -153,7 +219,11 @@ def test_a_changed_recipe_is_refused_with_what_changed(recipe: Path, out: Path) 
     first = start(recipe, *short, "train.steps=3")
     assert first.returncode == 0 and "gets to 75% of the learning rate" in first.stdout
     longer = start(recipe, *short, "train.steps=8")
-    assert longer.returncode == 5 and "train.steps: 3 in the checkpoint, 8 now" in longer.stderr and "--accept-changes" in longer.stderr
+    assert (
+        longer.returncode == 5
+        and "train.steps: 3 in the checkpoint, 8 now" in longer.stderr
+        and "--accept-changes" in longer.stderr
+    )
     wider = start(recipe, *short, "train.steps=8", "model.d_model=64", "--accept-changes")
     assert wider.returncode == 5 and "model.d_model" in wider.stderr and "--out" in wider.stderr
     accepted = start(recipe, *short, "train.steps=8", "--accept-changes")
@@ -164,7 +234,9 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     assert start(recipe, "--out", "run", "train.steps=4", "schedule.warmup_steps=2").returncode == 0
     recipe.parent.joinpath("corpus", "0.txt").write_text("another text " * 100)
-    changed = start(recipe, "--out", "run", "train.steps=8", "schedule.warmup_steps=2", "--accept-changes")
+    changed = start(
+        recipe, "--out", "run", "train.steps=8", "schedule.warmup_steps=2", "--accept-changes"
+    )
     assert changed.returncode == 5 and "not what this run was trained on" in changed.stderr
 
 
@@ -181,7 +253,9 @@ def test_changed_data_is_refused_on_resume(tmp_path: Path) -> None:
         ("model.d_model=65536", 7, "memory"),
     ],
 )
-def test_what_cannot_run_says_so_before_it_starts(recipe: Path, out: Path, override: str, code: int, text: str) -> None:
+def test_what_cannot_run_says_so_before_it_starts(
+    recipe: Path, out: Path, override: str, code: int, text: str
+) -> None:
     failed = start(recipe, *override.split(), "--out", str(out))
     assert failed.returncode == code, failed.stdout + failed.stderr
     assert text in failed.stderr and "Traceback" not in failed.stderr
@@ -194,26 +268,38 @@ def test_a_directory_in_use_is_left_alone(recipe: Path, out: Path) -> None:
     assert second.returncode == 73 and re.search(rf"\b{os.getpid()}\b", second.stderr)
 
 
-def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(recipe: Path, out: Path) -> None:
-    words = ("schedule.use=constant", "train.clip=1e30", "checkpoint.every=1", "--out", str(out))
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(
+    recipe: Path, out: Path
+) -> None:
+    words = (
+        "schedule.use=constant",
+        "train.grad_clip=1e30",
+        "checkpoint.every=1",
+        "--out",
+        str(out),
+    )
     assert start(recipe, *words, "train.steps=2").returncode == 0
     failed = start(recipe, *words, "optimizer.lr=1e30", "--accept-changes")
-    assert failed.returncode == 6 and "not finite" in failed.stderr and "step 2 is intact" in failed.stderr
+    assert (
+        failed.returncode == 6
+        and "not finite" in failed.stderr
+        and "step 2 is intact" in failed.stderr
+    )
     assert final(out).keys() and all(bool(t.isfinite().all()) for t in final(out).values())  # type: ignore[attr-defined]
 
 
 CURVED = """
 from lswt_core.hooks import hookimpl
-from lswt_core.step import NotFinite
+from lswt_core.train.finite import NotFinite
 from lswt_sophia import SophiaG
 
 
 class Curved(SophiaG):
     name = "curved"
 
-    def refresh(self, objective):
+    def update_curvature(self, objective):
         self.calls = getattr(self, "calls", 0) + 1
-        super().refresh(Unlucky(objective) if self.calls in ({calls}) else objective)
+        super().update_curvature(Unlucky(objective) if self.calls in ({calls}) else objective)
 
 
 class Unlucky:
@@ -231,26 +317,42 @@ def lswt_components():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_curvature_that_is_not_finite_is_taken_with_the_next_update(recipe: Path, tmp_path: Path, shared: bool) -> None:
+def test_a_curvature_that_is_not_finite_is_taken_with_the_next_update(
+    recipe: Path, tmp_path: Path, shared: bool
+) -> None:
     module, words = (
         tmp_path / "curved.py",
-        ["optimizer.use=curved", "optimizer.refresh_every=3", f"optimizer.shared_forward={str(shared).lower()}"],
+        [
+            "optimizer.use=curved",
+            "optimizer.hessian_update_interval=3",
+            f"optimizer.shared_forward={str(shared).lower()}",
+        ],
     )
     module.write_text(CURVED.format(calls="2, 3"))
     done = start(recipe, *words, "--plugin", str(module), "--out", str(tmp_path / "run"))
-    assert done.returncode == 0 and done.stdout.count("curvature estimate is not finite") + done.stderr.count("not finite") == 2, (
-        done.stderr
-    )
+    assert (
+        done.returncode == 0
+        and done.stdout.count("curvature estimate is not finite") + done.stderr.count("not finite")
+        == 2
+    ), done.stderr
     module.write_text(CURVED.format(calls="2, 3, 4"))
     done = start(recipe, *words, "--plugin", str(module), "--out", str(tmp_path / "other"))
     assert done.returncode == 6 and "3 estimates of the curvature in a row" in done.stderr
 
 
-def test_a_shared_forward_pass_is_the_same_in_micro_batches_and_processes_of_its_own(recipe: Path, tmp_path: Path) -> None:
-    words = ["optimizer.shared_forward=true", "optimizer.fraction=0.5", "checkpoint.every=5", "sample.tokens=0"]
+@pytest.mark.slow
+def test_a_shared_forward_pass_is_the_same_in_micro_batches_and_processes_of_its_own(
+    recipe: Path, tmp_path: Path
+) -> None:
+    words = [
+        "optimizer.shared_forward=true",
+        "optimizer.fraction=0.5",
+        "checkpoint.every=5",
+        "sample.tokens=0",
+    ]
     one, other, parted = (tmp_path / name for name in ("one", "other", "parted"))
     assert start(recipe, *words, "--out", str(one)).returncode == 0
-    assert start(recipe, *words, "train.micro_rows=1", "--out", str(other)).returncode == 0
+    assert start(recipe, *words, "train.micro_batch_size=1", "--out", str(other)).returncode == 0
     assert_close(one, other)
     shutil.copytree(one, parted)
     shutil.rmtree(max(parted.joinpath("checkpoints").glob("step-????????")))
@@ -266,11 +368,19 @@ def test_damaged_checkpoints_are_named_and_never_written_over(recipe: Path, out:
     newest.joinpath("model.safetensors").write_bytes(content)
     again = start(recipe, "--out", str(out), "train.steps=8")
     assert again.returncode == 0, again.stderr
-    assert f"{newest.name}" in again.stdout and "model.safetensors" in again.stdout and f"continuing from {earlier}" in again.stdout
+    assert (
+        f"{newest.name}" in again.stdout
+        and "model.safetensors" in again.stdout
+        and f"continuing from {earlier}" in again.stdout
+    )
 
     for checkpoint in out.joinpath("checkpoints").glob("step-????????"):
         checkpoint.joinpath("MANIFEST.json").write_text("")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"}
+    before = {
+        path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"
+    }
     refused = start(recipe, "--out", str(out), "train.steps=8")
     assert refused.returncode == 5 and "none is intact" in refused.stderr
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"} == before
+    assert {
+        path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"
+    } == before

@@ -1,4 +1,6 @@
-"""``plugins new``: packages it writes are complete, right, short and work at once; names and places it cannot use are refused."""
+"""``plugins new``: packages it writes are complete, right, short and work at once; names and places
+it cannot use are refused.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,29 @@ from typing import Any
 import pytest
 import tomli
 import torch
-from helpers import DIMS, ROOT, distance, stream, tiny, tokens
+from helpers import DIMS, ROOT, distance, slow_unless, stream, tiny, tokens
 from lswt_eager import Eager
 from lswt_registers import Registers
 from lswt_rope import Rope
 from nano import NANO
 
 from lswt_core.__main__ import main
-from lswt_core.interfaces import IGNORE, Batch, Horizon, Need, Output, RunInfo, Unsupported
-from lswt_core.kinds import KINDS
+from lswt_core.interfaces import (
+    IGNORE,
+    AttentionRequirements,
+    Batch,
+    Horizon,
+    Output,
+    RunInfo,
+    Unsupported,
+)
+from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
+from lswt_core.registry.kinds import KINDS
 from lswt_core.run import main as run
-from lswt_core.swap import override_of
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-MOST = 20  # lines of code of a component
+MOST = 24  # statements of an example: about as many lines
 RECIPE = (
     NANO
     + """
@@ -45,13 +55,13 @@ warmup_steps = 2
 [tokenizer]
 use = "bytes"
 [train]
-rows = 2
-context = 16
+batch_size = 2
+seq_len = 16
 precision = "float32"
 steps = 3
 [evaluate]
 tokens = 64
-rows = 2
+batch_size = 2
 [sample]
 tokens = 4
 """
@@ -60,7 +70,7 @@ tokens = 4
 
 def example(kind: str) -> Any:
     """The example class of a kind."""
-    return importlib.import_module(f"lswt_core.scaffold.examples.{kind}").Example
+    return importlib.import_module(f"lswt_core.cli.scaffold.examples.{kind}").Example
 
 
 def new(name: str, kind: str, where: Path) -> tuple[Path, str]:
@@ -77,58 +87,86 @@ def offer_of(module: Path) -> Any:
     return offer
 
 
-# ------------------------------------------------------------------------------------------------------------- packages
+# ---------- packages
 
 
 @every_kind
 def test_what_is_written_is_all_a_package_needs(kind: str, tmp_path: Path) -> None:
     folder, printed = new("my-own", kind, tmp_path)
-    assert {path.name for path in folder.iterdir()} == {"pyproject.toml", "lswt_my_own.py", "test_lswt_my_own.py", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        "pyproject.toml",
+        "lswt_my_own.py",
+        "test_lswt_my_own.py",
+        "README.md",
+    }
     project = tomli.loads((folder / "pyproject.toml").read_text())
-    assert project["project"]["name"] == "lswt-my-own" and project["project"]["entry-points"]["lswt"] == {"my-own": "lswt_my_own"}
+    assert project["project"]["name"] == "lswt-my-own" and project["project"]["entry-points"][
+        "lswt"
+    ] == {"my-own": "lswt_my_own"}
     readme = (folder / "README.md").read_text()
     for text in (readme, printed):
-        assert "plugins check lswt_my_own" in text and "--out runs/my-own" in text and "@" not in text.replace("@misc", "")
-    assert f"pip install -e {folder}\n" in printed and f"--plugin {folder}/lswt_my_own.py" in printed
+        assert (
+            "plugins check lswt_my_own" in text
+            and "--out runs/my-own" in text
+            and "@" not in text.replace("@misc", "")
+        )
+    assert (
+        f"pip install -e {folder}\n" in printed and f"--plugin {folder}/lswt_my_own.py" in printed
+    )
     assert 'checks("lswt_my_own")' in (folder / "test_lswt_my_own.py").read_text()
-    assert ("ablate" in readme) == ("ablate" in printed) == (kind not in ("data", "tokenizer", "tracker"))
-    uses, swaps = re.findall(r"quickstart.toml (\S+) --out", readme), re.findall(r"--swap (\S+)", readme)
+    assert (
+        ("ablate" in readme)
+        == ("ablate" in printed)
+        == (kind not in ("data", "tokenizer", "tracker"))
+    )
+    uses, swaps = (
+        re.findall(r"quickstart.toml (\S+) --out", readme),
+        re.findall(r"--swap (\S+)", readme),
+    )
     assert [override_of(swap) for swap in swaps] == uses[: len(swaps)] and len(uses) == 1
 
 
 @every_kind
-def test_a_component_says_everything_about_itself_without_being_imported(kind: str, tmp_path: Path) -> None:
+def test_a_component_says_everything_about_itself_without_being_imported(
+    kind: str, tmp_path: Path
+) -> None:
     module = new("my-own", kind, tmp_path)[0] / "lswt_my_own.py"
     registry = Registry([], files=[module])
     offer = offer_of(module)
     assert offer.module not in sys.modules
-    assert (offer.kind, offer.name) == (kind, "my-own") and offer.doc and offer.citation.startswith("@misc{lswt_my_own,")
-    assert all("Annotated" in str(option.annotation) or option.name in ("directory", "pattern") for option in offer.options)
+    assert (
+        (offer.kind, offer.name) == (kind, "my-own")
+        and offer.doc
+        and offer.citation.startswith("@misc{lswt_my_own,")
+    )
+    assert all(
+        "Annotated" in str(option.annotation) or option.name in ("directory", "pattern")
+        for option in offer.options
+    )
     component = registry.load(offer)
     (live,) = Registry([sys.modules[component.__module__]]).offers()
     assert live._replace(distribution="file", version=offer.version) == offer
     assert component.__name__ == "MyOwn" and "xample" not in module.read_text()
 
 
-def lines_of_code(node: ast.AST, text: str) -> int:
-    """Lines of a class without blank ones, comments and docstrings."""
-    silent: set[int] = set()
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(inner):
-            silent |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))  # type: ignore[operator]
-    rows = enumerate(text.splitlines(), 1)
-    inside = [(number, row.strip()) for number, row in rows if node.lineno <= number <= node.end_lineno]  # type: ignore[attr-defined]
-    return sum(bool(row) and not row.startswith("#") and number not in silent for number, row in inside)
+def statements_of(component: ast.ClassDef) -> int:
+    """The number of statements of a class, docstrings not counted."""
+    return sum(
+        isinstance(node, ast.stmt)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in ast.walk(component)
+    )
 
 
 @every_kind
 def test_what_an_author_changes_is_short(kind: str, tmp_path: Path) -> None:
     text = (new("my-own", kind, tmp_path)[0] / "lswt_my_own.py").read_text()
     (component,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
-    assert lines_of_code(component, text) <= MOST
-    assert "Change" in text or "stand in its place" in text
+    assert statements_of(component) <= MOST
+    assert "Change" in text or "take its place" in text
 
 
+@pytest.mark.slow
 def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
     pytest.importorskip("ruff")
     for kind in KINDS:
@@ -136,29 +174,44 @@ def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
             new(name, kind, tmp_path)[0].rename(tmp_path / f"{kind}-{len(name)}")
     ruff = [sys.executable, "-m", "ruff"]
     config = ["--config", str(ROOT / "pyproject.toml"), "--no-cache", str(tmp_path)]
-    ignored = ["--config", 'lint.per-file-ignores={"test_*.py" = ["D"]}']  # as the project's own tests have it
+    # as the project's own tests have it
+    ignored = ["--config", 'lint.per-file-ignores={"test_*.py" = ["D"]}']
     for command in ([*ruff, "check", *ignored, *config], [*ruff, "format", "--check", *config]):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------------- runs
+# ---------- runs
 
 
-@every_kind
+@pytest.mark.parametrize("kind", slow_unless(["memory", "loss", "data", "tokenizer"], KINDS))
 def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "corpus.txt").write_text("It is a truth universally acknowledged, that a single man needs a wife.\n" * 60)
+    (tmp_path / "corpus.txt").write_text(
+        "It is a truth universally acknowledged, that a single man needs a wife.\n" * 60
+    )
     (tmp_path / "nano.toml").write_text(RECIPE.format(corpus=tmp_path / "corpus.txt"))
     module = new("my-own", kind, tmp_path)[0] / "lswt_my_own.py"
     printed = new("my-other", kind, tmp_path)[1]
     (use,) = set(re.findall(r"quickstart.toml (.*?) --out", printed))
     small = ["data.directory=.", "data.pattern=*.txt", "data.held_out=2"] if kind == "data" else []
-    (tmp_path / "other.txt").write_text("However little known the feelings of such a man may be. " * 20)
-    words = ["nano.toml", "--out", "run", "--plugin", str(module), *use.replace("my-other", "my-own").split(), *small]
+    (tmp_path / "other.txt").write_text(
+        "However little known the feelings of such a man may be. " * 20
+    )
+    words = [
+        "nano.toml",
+        "--out",
+        "run",
+        "--plugin",
+        str(module),
+        *use.replace("my-other", "my-own").split(),
+        *small,
+    ]
     assert run(words) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 3 and all(isinstance(loss, float) for loss in losses)
     components = json.loads((tmp_path / "run" / "environment.json").read_text())["components"]
@@ -167,18 +220,26 @@ def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.M
     assert kind != "tracker" or "3,loss," in (tmp_path / "run" / "my-own.csv").read_text()
 
 
-# ---------------------------------------------------------------------------------------------- what the examples compute
+# ---------- what the examples compute
 
 
 def test_the_positional_encoding_is_a_slope_per_head_and_streams() -> None:
-    bias = example("positional")(DIMS, steepest=0.25).bias(torch.zeros(1, 1, 2, 8), torch.tensor([3]), torch.tensor([-2, 3]))
+    bias = example("positional")(DIMS, steepest=0.25).bias(
+        torch.zeros(1, 1, 2, 8), torch.tensor([3]), torch.tensor([-2, 3])
+    )
     assert bias.dense().tolist() == [[[-1.25, 0.0]], [[-0.625, 0.0]]]
-    decoder = tiny(positional=example("positional"), memories={"kept": lambda dims: example("memory")(dims, length=32)})
+    decoder = tiny(
+        positional=example("positional"),
+        memories={"kept": lambda dims: example("memory")(dims, length=32)},
+    )
     assert distance(stream(decoder, tokens(2, 17), 5), decoder(tokens(2, 17))[0]) < 1e-12
 
 
 def test_the_memory_streams_and_keeps_no_more_than_its_length() -> None:
-    decoder, ids = tiny(memories={"kept": lambda dims: example("memory")(dims, length=32)}), tokens(2, 17)
+    decoder, ids = (
+        tiny(memories={"kept": lambda dims: example("memory")(dims, length=32)}),
+        tokens(2, 17),
+    )
     assert max(distance(stream(decoder, ids, size), decoder(ids)[0]) for size in (1, 7)) < 1e-12
     short = tiny(memories={"kept": lambda dims: example("memory")(dims, length=3)})
     state: Any = None
@@ -192,19 +253,32 @@ def test_the_memory_streams_and_keeps_no_more_than_its_length() -> None:
 def test_the_attention_is_everybodys(queries: int, positional: str) -> None:
     parts = {"memories": {"registers": Registers, "kept": example("memory")}}
     parts |= {"positional": example("positional") if positional == "slopes" else Rope}
-    ids, starts = tokens(2, 10), torch.tensor([[0] * 4 + [4] * 6, [0] * 10])
-    found = stream(tiny(attention=lambda dims: example("attention")(dims, queries=queries), **parts), ids, 5, starts)
-    assert distance(found, stream(tiny(attention=Eager, **parts), ids, 5, starts)) < 1e-12
+    ids, first_visible = tokens(2, 10), torch.tensor([[0] * 4 + [4] * 6, [0] * 10])
+    found = stream(
+        tiny(attention=lambda dims: example("attention")(dims, queries=queries), **parts),
+        ids,
+        5,
+        first_visible,
+    )
+    assert distance(found, stream(tiny(attention=Eager, **parts), ids, 5, first_visible)) < 1e-12
     with pytest.raises(Unsupported, match="second derivative"):
-        example("attention")(DIMS).require(Need("cpu", torch.float32, 8, twice=True))
+        example("attention")(DIMS).require(
+            AttentionRequirements("cpu", torch.float32, 8, double_backward=True)
+        )
 
 
 def test_the_norms_are_what_they_say() -> None:
     x = torch.randn(2, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    heads, whole = example("qk_norm")(DIMS, start=3.0).double(), example("norm")(DIMS, eps=0.5).double()
+    heads, whole = (
+        example("qk_norm")(DIMS, start=3.0).double(),
+        example("norm")(DIMS, eps=0.5).double(),
+    )
     heads.reset_parameters()
     whole.reset_parameters()
-    assert distance(heads(x).norm(dim=-1), torch.full((2, 3, 2), 3.0)) < 1e-12 and distance(heads(x), heads(7 * x)) < 1e-12
+    assert (
+        distance(heads(x).norm(dim=-1), torch.full((2, 3, 2), 3.0)) < 1e-12
+        and distance(heads(x), heads(7 * x)) < 1e-12
+    )
     wide = x.flatten(-2)  # [2, 3, 16]
     assert distance(whole(wide), torch.nn.functional.rms_norm(wide, (16,), eps=0.5)) < 1e-12
 
@@ -214,16 +288,25 @@ def test_the_feed_forward_layer_is_gated() -> None:
     x = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = x @ layer.fc1.weight.T + layer.fc1.bias
     gate = 1 / (1 + (-2 * hidden[..., 24:]).exp())
-    assert distance(layer(x), (hidden[..., :24] * gate) @ layer.fc2.weight.T + layer.fc2.bias) < 1e-12
+    assert (
+        distance(layer(x), (hidden[..., :24] * gate) @ layer.fc2.weight.T + layer.fc2.bias) < 1e-12
+    )
 
 
 def test_the_loss_is_what_the_predictions_lack_in_entropy() -> None:
     logits = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1, IGNORE, 2], [IGNORE, IGNORE, 0]])
-    term = example("loss")(DIMS, temperature=2.0)(Output(torch.zeros(2, 3, 4), logits), Batch(labels, labels))
-    entropies = [torch.distributions.Categorical(logits=logits[b, t] / 2).entropy() for b, t in ((0, 0), (0, 2), (1, 2))]
+    term = example("loss")(DIMS, temperature=2.0)(
+        Output(torch.zeros(2, 3, 4), logits), Batch(labels, labels)
+    )
+    entropies = [
+        torch.distributions.Categorical(logits=logits[b, t] / 2).entropy()
+        for b, t in ((0, 0), (0, 2), (1, 2))
+    ]
     assert distance(term.total, 3 * math.log(5) - sum(entropies)) < 1e-12 and int(term.count) == 3
-    flat = example("loss")(DIMS)(Output(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), Batch(labels, labels))
+    flat = example("loss")(DIMS)(
+        Output(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)), Batch(labels, labels)
+    )
     assert float(flat.total) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -231,7 +314,11 @@ def test_the_optimizer_is_torchs() -> None:
     results = []
     for build in (example("optimizer"), torch.optim.NAdam):
         p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        more: dict[str, Any] = {"betas": (0.9, 0.95), "decoupled_weight_decay": True} if build is torch.optim.NAdam else {}
+        more: dict[str, Any] = (
+            {"betas": (0.9, 0.95), "decoupled_weight_decay": True}
+            if build is torch.optim.NAdam
+            else {}
+        )
         optimizer = build([{"params": [p]}], lr=0.1, weight_decay=0.5, **more)
         for _ in range(3):
             p.grad = 2 * p.detach()
@@ -241,15 +328,21 @@ def test_the_optimizer_is_torchs() -> None:
 
 
 def test_the_schedule_rises_and_falls_in_straight_lines() -> None:
-    factor = example("schedule")(Horizon(steps=100, tokens_per_step=1), warmup=0.2, floor=0.5).factor
-    assert [factor(step) for step in (10, 20, 60, 100, 120)] == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.5])
+    factor = example("schedule")(
+        Horizon(steps=100, tokens_per_step=1), warmup=0.2, floor=0.5
+    ).factor
+    assert [factor(step) for step in (10, 20, 60, 100, 120)] == pytest.approx(
+        [0.5, 1.0, 0.75, 0.5, 0.5]
+    )
 
 
 def test_the_data_source_reads_a_directory(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(f"text {number}")
     source = example("data")(directory=str(tmp_path), pattern="*.txt", held_out=3)
-    assert [[document.text for document in source.documents(split)] for split in ("train", "valid")] == [
+    assert [
+        [document.text for document in source.documents(split)] for split in ("train", "valid")
+    ] == [
         ["text 1", "text 2", "text 4"],
         ["text 0", "text 3"],
     ]
@@ -267,8 +360,12 @@ def test_the_data_source_reads_a_directory(tmp_path: Path) -> None:
 def test_the_tokenizer_loses_nothing(text: str) -> None:
     tokenizer = example("tokenizer")(characters="ä—ä")
     (ids,) = tokenizer.encode([text])
-    assert tokenizer.decode([256, *ids, 257, 9999]) == text and all(number < tokenizer.size == 260 for number in ids)
-    assert len(ids) == sum(1 if character in "ä—" else len(character.encode()) for character in text)
+    assert tokenizer.decode([256, *ids, 257, 9999]) == text and all(
+        number < tokenizer.vocab_size == 260 for number in ids
+    )
+    assert len(ids) == sum(
+        1 if character in "ä—" else len(character.encode()) for character in text
+    )
     assert tokenizer.fingerprint() != example("tokenizer")(characters="ä").fingerprint()
 
 
@@ -282,7 +379,7 @@ def test_the_tracker_writes_a_table(tmp_path: Path) -> None:
         assert list(csv.reader(file)) == [["2", "loss", "0.5"], ["2", "lr", "0.001"]] * 2
 
 
-# ------------------------------------------------------------------------------------------------------ names and places
+# ---------- names and places
 
 
 @pytest.mark.parametrize(
@@ -293,11 +390,19 @@ def test_the_tracker_writes_a_table(tmp_path: Path) -> None:
         ("2nd", "ffn", ["'2nd'", "e.g. my-variant"]),
         ("x" * 33, "ffn", ["at most 32 characters"]),
         ("true", "ffn", ["as a value", "my-true"]),
-        ("swiglu", "ffn", ['the ffn "swiglu" exists already', "lswt-core", "lswt_swiglu", "choose another name"]),
+        (
+            "swiglu",
+            "ffn",
+            ['the ffn "swiglu" exists already', "lswt-core", "lswt_swiglu", "choose another name"],
+        ),
         ("auto", "attention", ['the attention "auto" exists already', "lswt-core"]),
         ("rope", "ffn", ["lswt_rope", "exists already", "lswt-core", "my-rope"]),
         ("core", "ffn", ["lswt_core", "exists already", "my-core"]),
-        ("fine", "memroy", ['no kind of component "memroy"', 'did you mean "memory"?', "positional, memory"]),
+        (
+            "fine",
+            "memroy",
+            ['no kind of component "memroy"', 'did you mean "memory"?', "positional, memory"],
+        ),
         ("fine", "zzzz", ['"zzzz"', "The kinds: positional"]),
     ],
 )
@@ -319,17 +424,36 @@ def test_a_name_that_cannot_be_used_is_refused(
         ("x1-y2", "ffn", "X1Y2"),
     ],
 )
-def test_a_class_hides_no_name_that_its_file_uses(name: str, kind: str, called: str, tmp_path: Path) -> None:
+def test_a_class_hides_no_name_that_its_file_uses(
+    name: str, kind: str, called: str, tmp_path: Path
+) -> None:
     module = new(name, kind, tmp_path)[0] / f"lswt_{name.replace('-', '_')}.py"
     registry = Registry([], files=[module])
     assert registry.load(registry.find(kind, name)).__name__ == called
 
 
-def test_a_component_that_is_known_by_a_file_clashes_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_component_that_is_known_by_a_file_clashes_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = new("my-own", "ffn", tmp_path)[0] / "lswt_my_own.py"
     other = tmp_path / "elsewhere"
     other.mkdir()
-    assert main(["plugins", "new", "my-own", "--kind", "ffn", "--in", str(other), "--plugin", str(module)]) == 2
+    assert (
+        main(
+            [
+                "plugins",
+                "new",
+                "my-own",
+                "--kind",
+                "ffn",
+                "--in",
+                str(other),
+                "--plugin",
+                str(module),
+            ]
+        )
+        == 2
+    )
     assert 'the ffn "my-own" exists already, in file' in capsys.readouterr().err
 
 
@@ -340,9 +464,11 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
     taken = tmp_path / "lswt-my-own"
     taken.mkdir()
     assert main([*command, str(tmp_path)]) == 2
-    assert "exists and is not written over" in capsys.readouterr().err and list(taken.iterdir()) == []
+    assert (
+        "exists and is not overwritten" in capsys.readouterr().err and list(taken.iterdir()) == []
+    )
     assert main([*command, str(tmp_path / "nowhere")]) == 2
-    assert "no directory" in capsys.readouterr().err
+    assert "not a directory" in capsys.readouterr().err
 
     write: Callable[..., int] = Path.write_text
 
@@ -354,4 +480,6 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
     taken.rmdir()
     monkeypatch.setattr(Path, "write_text", full)
     assert main([*command, str(tmp_path)]) == 2
-    assert "No space left on device; make room" in capsys.readouterr().err and not taken.exists()
+    assert (
+        "No space left on device; free disk space" in capsys.readouterr().err and not taken.exists()
+    )

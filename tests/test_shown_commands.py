@@ -1,4 +1,6 @@
-"""Commands that README, recipes and ``plugins new`` show do what they are shown for: each is run as it is printed, its length aside."""
+"""Commands that README, recipes and ``plugins new`` show do what they are shown for: each is run as
+it is printed, its length aside.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, shipped_recipes
 
-from lswt_core import bench
 from lswt_core.__main__ import build_parser, main
-from lswt_core.ablation import study
-from lswt_core.assemble import assemble
+from lswt_core.ablation import build_arms
 from lswt_core.budget import Budget, budget
-from lswt_core.kinds import KINDS
+from lswt_core.cli import bench
+from lswt_core.model.build import build_model
 from lswt_core.registry import Registry
-from lswt_core.run import main as run
-from lswt_core.session import Session
+from lswt_core.registry.kinds import KINDS
+from lswt_core.train.session import Session
 
-README = (ROOT / "README.md").read_text()
-ABLATIONS = sorted(path.name for path in (ROOT / "recipes" / "ablations").glob("*.toml"))
+PAGES = "".join(path.read_text() for path in (ROOT / "README.md", ROOT / ".github" / "guide.md"))
+ABLATIONS = [path.name for path in shipped_recipes() if path.parent.name == "ablations"]
 BASELINES = {"warm-start.toml": "ablations/random-start.toml"}  # the twin
 OTHER_TEXT = ("bytes.toml", "site-packages.toml")  # whose losses do not compare
 
@@ -47,52 +48,65 @@ def cost(*about: Any) -> Budget:
 
 def build_alone(session: Session) -> int:
     """A run that ends where its training would begin."""
-    assemble(session.recipe, session.registry, device=torch.device("cpu"), dtype=torch.float32)
+    build_model(session.recipe, session.registry, device=torch.device("cpu"), dtype=torch.float32)
     return 0
 
 
 @pytest.fixture(autouse=True)
 def without_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "budget", cost)
+    monkeypatch.setattr(build_arms, "budget", cost)
     monkeypatch.setattr(Session, "run", build_alone)
     monkeypatch.chdir(ROOT)
 
 
 def called(command: str) -> int:
-    """A command's exit code: a run is built, an ablation certified, what would be measured is built."""
-    words = shlex.split(command)
-    module = words.index("-m") + 1
-    if words[module] == "lswt_core.run":
-        return run(words[module + 1 :])
-    if words[module + 1] == "bench":
-        arguments = build_parser().parse_args(words[module + 1 :])
+    """A command's exit code: a run is built, an ablation certified, what would be measured is
+    built.
+    """
+    words = words_of(command)
+    if words[0] == "bench":
+        arguments = build_parser().parse_args(words)
         for recipe in bench.chosen_recipes(arguments, Registry(), "cpu").values():
-            assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
+            build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
         return 0
-    return main([*words[module + 1 :], *(["--dry-run"] if words[module + 1] == "ablate" else [])])
+    return main([*words, *(["--dry-run"] if words[0] == "ablate" else [])])
 
 
-# ---------------------------------------------------------------------------------------------------------------- README
+def words_of(command: str) -> list[str]:
+    """The arguments of ``lswt`` in a command that starts with lswt, python -m or torchrun."""
+    words = shlex.split(command)
+    if words[0] == "lswt":
+        return words[1:]
+    module = words.index("-m") + 1
+    return (["run"] if words[module] == "lswt_core.run" else []) + words[module + 1 :]
+
+
+# ---------- README and guide
 
 NOT_OURS = ("python -m pip ", "lm_eval ", "python -m pytest")
-WITHOUT = ("generate", "export", "import", "plugins new", "plugins check")  # what they work on is not here; other tests run them
-SHOWN = [command for command in commands(README) if not command.startswith(NOT_OURS)]
+# what they work on is not here; other tests run them
+WITHOUT = ("generate", "export", "import", "plugins new", "plugins check")
+SHOWN = [command for command in commands(PAGES) if not command.startswith(NOT_OURS)]
 
 
 @pytest.mark.parametrize("command", [command for command in SHOWN if "fading" not in command])
-def test_a_command_of_readme_does_what_it_is_shown_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = command.partition(" -m lswt_core")[2].strip()
-    if shown.startswith(WITHOUT):
-        assert build_parser().parse_args(shlex.split(shown)).function
+def test_a_command_of_a_page_does_what_it_is_shown_for(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(command)
+    if " ".join(words).startswith(WITHOUT):
+        assert build_parser().parse_args(words).function
     else:
         assert called(command) == 0, capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------- new plugins
+# ---------- new plugins
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str, str], list[str]]:
+def installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str, str], list[str]]:
     """Write a package of a kind and install it; returns the commands that were printed."""
 
     def install(name: str, kind: str) -> list[str]:
@@ -101,34 +115,49 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         folder, module = tmp_path / f"lswt-{name}", f"lswt_{name.replace('-', '_')}"
         facts = folder / f"{module}-0.1.0.dist-info"
         facts.mkdir()
-        facts.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: lswt-{name}\nVersion: 0.1.0\n")
+        facts.joinpath("METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: lswt-{name}\nVersion: 0.1.0\n"
+        )
         facts.joinpath("entry_points.txt").write_text(f"[lswt]\n{name} = {module}\n")
         monkeypatch.syspath_prepend(folder)
-        return [line.strip() for line in printed.partition("or, without")[0].splitlines() if line.startswith("  python")]
+        return [
+            line.strip()
+            for line in printed.partition("or, without")[0].splitlines()
+            if line.startswith("  python")
+        ]
 
     return install
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_new_plugin_prints_works(kind: str, installed: Callable[[str, str], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_new_plugin_prints_works(
+    kind: str, installed: Callable[[str, str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     install, check, *uses = installed(f"my-{kind.replace('_', '-')}", kind)
-    assert install.startswith("python -m pip install -e ") and " plugins check lswt_my_" in check  # asked of every example elsewhere
-    assert [command.split()[2:4] for command in uses][:1] == [["lswt_core.run", "recipes/quickstart.toml"]]
+    # asked of every example elsewhere
+    assert install.startswith("python -m pip install -e ") and " plugins check lswt_my_" in check
+    assert [command.split()[2:4] for command in uses][:1] == [
+        ["lswt_core.run", "recipes/quickstart.toml"]
+    ]
     for command in uses:
         assert called(command) == 0, capsys.readouterr().err
 
 
-def test_the_plugin_in_five_minutes_is_certified(installed: Callable[[str, str], list[str]]) -> None:
+def test_the_plugin_in_five_minutes_is_certified(
+    installed: Callable[[str, str], list[str]],
+) -> None:
     printed = installed("fading", "positional")
     shown = [command for command in SHOWN if "fading" in command and "plugins new" not in command]
     assert shown == printed[1:]
 
 
-# --------------------------------------------------------------------------------------------------------- shipped arms
+# ---------- shipped arms
 
 
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "random-start.toml"])
 def test_a_shipped_arm_is_certified(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = ROOT / "recipes" / BASELINES.get(name, "quickstart.toml")
     command = f"python -m lswt_core ablate {baseline} --arm {ROOT / 'recipes' / 'ablations' / name}"
-    assert called(f"{command}{' --allow data' if name in OTHER_TEXT else ''}") == 0, capsys.readouterr().err
+    assert called(f"{command}{' --allow data' if name in OTHER_TEXT else ''}") == 0, (
+        capsys.readouterr().err
+    )

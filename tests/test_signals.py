@@ -1,4 +1,6 @@
-"""Being asked to stop: at once while there is nothing to save, between steps afterwards, and never against an inherited wish."""
+"""Being asked to stop: at once while there is nothing to save, between steps afterwards, and never
+against an inherited wish.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 from runs import inside, saved_steps, write_recipe
 
 from lswt_core.errors import Preempted
-from lswt_core.signals import StopRequest
+from lswt_core.train.signals import StopRequest
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -45,6 +47,18 @@ def test_asked_to_stop_it_says_so_and_puts_the_handlers_back(number: signal.Sign
         os.kill(os.getpid(), number)
         assert stop()
     assert signal.getsignal(number) is before
+
+
+def test_the_first_signal_is_answered_at_once_and_the_second_ctrl_c_leaves(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with StopRequest("stopping soon").listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() and capfd.readouterr().err == "\nstopping soon\n"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -101,7 +115,10 @@ def test_a_signal_ends_a_run_that_is_still_being_put_together(
 ) -> None:
     recipe = write_recipe(tmp_path)
     tmp_path.joinpath("slow.py").write_text(SLOW)
-    assert inside(monkeypatch, recipe, "--plugin", "slow.py", "schedule.use=slow", "--out", "run") == 75
+    assert (
+        inside(monkeypatch, recipe, "--plugin", "slow.py", "schedule.use=slow", "--out", "run")
+        == 75
+    )
     assert "--resume" in capsys.readouterr().out
     assert saved_steps(tmp_path / "run") == []
 
@@ -109,6 +126,7 @@ def test_a_signal_ends_a_run_that_is_still_being_put_together(
 def test_a_run_of_very_many_steps_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = write_recipe(tmp_path)
     asked = StopRequest.__call__
-    monkeypatch.setattr(StopRequest, "__call__", lambda stop: asked(stop) or True)  # stops before its first step
+    # stops before its first step
+    monkeypatch.setattr(StopRequest, "__call__", lambda stop: asked(stop) or True)
     words = ("train.steps=1000000000", "schedule.use=wsd", "--out", "run")
     assert inside(monkeypatch, recipe, *words) == 75

@@ -1,4 +1,6 @@
-"""Sinks without a value, against softmax1 written out and against gpt-oss's attention in transformers."""
+"""Sinks without a value, against softmax1 written out and against gpt-oss's attention in
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ from lswt_xl_cache import XlCache, XlHidden
 from torch import Tensor, nn
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from lswt_core.assemble import assemble, parameter_groups
 from lswt_core.interfaces import AttentionBackend, Dims, Memory
-from lswt_core.model import Attention, initialise
+from lswt_core.model.attention import Attention
+from lswt_core.model.build import build_model
+from lswt_core.model.initialise import initialise
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -47,9 +51,13 @@ def flash_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     flash_parts.install(monkeypatch, 2)
 
 
-def layer_of(*sinks: Callable[[Dims], Memory], backend: Callable[[Dims], AttentionBackend] = Eager) -> Attention:
+def layer_of(
+    *sinks: Callable[[Dims], Memory], backend: Callable[[Dims], AttentionBackend] = Eager
+) -> Attention:
     """One layer that remembers, in float64, with sink logits that are not 0."""
-    memories: dict[str, Memory] = {"xl": XlCache(DIMS, length=16)} | {f"sink{i}": sink(DIMS) for i, sink in enumerate(sinks)}
+    memories: dict[str, Memory] = {"xl": XlCache(DIMS, length=16)} | {
+        f"sink{i}": sink(DIMS) for i, sink in enumerate(sinks)
+    }
     attention = Attention(DIMS, memories, backend(DIMS)).double()
     initialise(attention, seed=0, std=0.4)
     for module in attention.modules():
@@ -59,7 +67,9 @@ def layer_of(*sinks: Callable[[Dims], Memory], backend: Callable[[Dims], Attenti
 
 
 def inputs() -> Tensor:
-    return torch.randn(2, 9, DIMS.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        2, 9, DIMS.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def read(layer: Attention, x: Tensor, positional: Any = None) -> Tensor:
@@ -74,9 +84,13 @@ def read(layer: Attention, x: Tensor, positional: Any = None) -> Tensor:
 
 def heads(layer: Attention, x: Tensor) -> list[Tensor]:
     """Rotated queries and keys, and values, [B, H, T, D]."""
-    q, k, v = (part(x).unflatten(-1, (DIMS.n_heads, -1)) for part in (layer.query, layer.key, layer.value))
-    rope, at = Rope(DIMS), torch.arange(x.shape[1])
-    return [part.transpose(1, 2) for part in (rope.rotate(q, at), rope.rotate(k, at), v)]
+    q, k, v = (
+        part(x).unflatten(-1, (DIMS.n_heads, -1)) for part in (layer.query, layer.key, layer.value)
+    )
+    rope, positions = Rope(DIMS), torch.arange(x.shape[1])
+    return [
+        part.transpose(1, 2) for part in (rope.rotate(q, positions), rope.rotate(k, positions), v)
+    ]
 
 
 def hidden(size: int) -> Tensor:
@@ -88,14 +102,18 @@ def softmax1(layer: Attention, x: Tensor) -> Tensor:
     """Miller 2023: exp(s) / (1 + sum of exp(s))."""
     q, k, v = heads(layer, x)
     exponentials = (q @ k.mT / DIMS.d_head**0.5 + hidden(x.shape[1])).exp()
-    return layer.output((exponentials / (1 + exponentials.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2))
+    return layer.output(
+        (exponentials / (1 + exponentials.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+    )
 
 
 def gpt_oss(layer: Attention, x: Tensor) -> Tensor:
     """The attention of gpt-oss, by its authors' code in transformers."""
     (sink,) = (module for module in layer.modules() if isinstance(module, SinkLogit))
     module = SimpleNamespace(num_key_value_groups=1, sinks=sink.logits, training=False)
-    out, _ = eager_attention_forward(module, *heads(layer, x), hidden(x.shape[1]), DIMS.d_head**-0.5)
+    out, _ = eager_attention_forward(
+        module, *heads(layer, x), hidden(x.shape[1]), DIMS.d_head**-0.5
+    )
     return layer.output(out.flatten(2))
 
 
@@ -111,11 +129,22 @@ DEFINITIONS = {SoftmaxOffByOne: softmax1, SinkLogit: gpt_oss}
 @every_sink
 def test_it_is_its_definition(backend: str, sink: Any) -> None:
     x = inputs()
-    assert distance(read(layer_of(sink, backend=BACKENDS[backend]), x), DEFINITIONS[sink](layer_of(sink), x)) < 1e-12
+    assert (
+        distance(
+            read(layer_of(sink, backend=BACKENDS[backend]), x), DEFINITIONS[sink](layer_of(sink), x)
+        )
+        < 1e-12
+    )
     layer = layer_of(sink, backend=BACKENDS[backend])
-    at = torch.arange(9)
-    found, wanted = gradients(layer, layer(x, at, {}, None, Rope(DIMS))[0]), gradients(layer, DEFINITIONS[sink](layer, x))
-    assert len(found) == 8 + (sink is SinkLogit) and max(distance(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-12
+    positions = torch.arange(9)
+    found, wanted = (
+        gradients(layer, layer(x, positions, {}, None, Rope(DIMS))[0]),
+        gradients(layer, DEFINITIONS[sink](layer, x)),
+    )
+    assert (
+        len(found) == 8 + (sink is SinkLogit)
+        and max(distance(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-12
+    )
     assert all(gradient.any() for gradient in found)
 
 
@@ -124,7 +153,8 @@ def test_it_is_its_definition(backend: str, sink: Any) -> None:
 @torch.no_grad()
 def test_it_is_its_definition_in_one_kernel_without_a_mask(sink: Any) -> None:
     found = read(layer_of(sink, backend=Flex), inputs())
-    assert distance(found, DEFINITIONS[sink](layer_of(sink), inputs())) < 1e-5  # its CPU kernel sums in float32
+    # its CPU kernel sums in float32
+    assert distance(found, DEFINITIONS[sink](layer_of(sink), inputs())) < 1e-5
 
 
 class Nothing(Registers, Memory):
@@ -161,12 +191,23 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
             "train": {"steps": 1},
         }
     )
-    loss = assemble(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32).loss
+    loss = build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32).loss
     decoder = loss.decoder.to_empty(device="cpu")
     initialise(decoder, seed=0, std=0.02)
-    logits = {name: parameter for name, parameter in decoder.named_parameters() if name.endswith("sink.logits")}
-    assert len(logits) == 2 and all(parameter.shape == (2,) and not parameter.any() for parameter in logits.values())
-    undecayed = {name for group in parameter_groups(decoder) if group["name"] == "undecayed" for name in group["names"]}
+    logits = {
+        name: parameter
+        for name, parameter in decoder.named_parameters()
+        if name.endswith("sink.logits")
+    }
+    assert len(logits) == 2 and all(
+        parameter.shape == (2,) and not parameter.any() for parameter in logits.values()
+    )
+    undecayed = {
+        name
+        for group in build_parameter_groups(decoder)
+        if group["name"] == "undecayed"
+        for name in group["names"]
+    }
     assert logits.keys() <= undecayed
 
 
@@ -175,7 +216,11 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
 @pytest.mark.parametrize("order", ["sink-registers-xl", "xl-sink-registers", "registers-xl-sink"])
 def test_sinks_stack_in_any_order(backend: str, keeper: Any, order: str) -> None:
     """Outside and inside of what keeps tokens, beside sinks that the layer's own queries meet."""
-    parts = {"sink": SinkLogit, "registers": partial(Registers, count=3), "xl": partial(keeper, length=32)}
+    parts = {
+        "sink": SinkLogit,
+        "registers": partial(Registers, count=3),
+        "xl": partial(keeper, length=32),
+    }
     memories, ids = {name: parts[name] for name in order.split("-")}, tokens(2, 17)
     decoder = tiny(memories=memories, attention=BACKENDS[backend])
     other = tiny(memories=parts)
@@ -190,14 +235,24 @@ def test_sinks_stack_in_any_order(backend: str, keeper: Any, order: str) -> None
 @every_sink
 @pytest.mark.parametrize("reversed", [True, False])
 def test_no_frame_of_positions_touches_it(sink: Any, reversed: bool) -> None:
-    """Registers in the original's frame depend on where a text is cut; a key that is zero, or met by its own query, does not."""
+    """Registers in the original's frame depend on where a text is cut; a key that is zero, or met
+    by its own query, does not.
+    """
     framed = Rope(DIMS, reversed=reversed, sink_frame="reference")
-    assert distance(read(layer_of(sink), inputs(), framed), read(layer_of(sink), inputs(), Rope(DIMS, reversed=reversed))) < 1e-12
+    assert (
+        distance(
+            read(layer_of(sink), inputs(), framed),
+            read(layer_of(sink), inputs(), Rope(DIMS, reversed=reversed)),
+        )
+        < 1e-12
+    )
 
 
 @every_sink
 def test_a_head_may_attend_to_nothing(sink: Any) -> None:
-    """Where all values are ones, the output is the weight of all tokens: less than one, the first token's too, which sees itself alone."""
+    """Where all values are ones, the output is the weight of all tokens: less than one, the first
+    token's too, which sees itself alone.
+    """
     layer = layer_of(sink)
     layer.output = nn.Identity()  # type: ignore[assignment]
     with torch.no_grad():
@@ -223,10 +278,14 @@ def test_gradients_are_right(sink: Any) -> None:
     names, values = zip(*layer.named_parameters(), strict=True)
 
     def out(x: Tensor, *given: Tensor) -> Tensor:
-        at = torch.arange(x.shape[1])
-        return torch.func.functional_call(layer, dict(zip(names, given, strict=True)), (x, at, {}, None, Rope(DIMS)))[0]
+        positions = torch.arange(x.shape[1])
+        return torch.func.functional_call(
+            layer, dict(zip(names, given, strict=True)), (x, positions, {}, None, Rope(DIMS))
+        )[0]
 
-    assert torch.autograd.gradcheck(out, (inputs()[:, :4].requires_grad_(), *values), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        out, (inputs()[:, :4].requires_grad_(), *values), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("sinks", [[], ["registers"], ["registers", "sink-logit"]])
@@ -240,5 +299,5 @@ def test_sinks_with_queries_of_their_own_make_no_head_wider(sinks: list[str]) ->
             "train": {"steps": 1},
         }
     )
-    built = assemble(recipe, Registry(), device=torch.device("cuda"), dtype=torch.bfloat16)
+    built = build_model(recipe, Registry(), device=torch.device("cuda"), dtype=torch.bfloat16)
     assert "flash-attn version 2" in built.notes[1]

@@ -1,4 +1,6 @@
-"""One update's work: the same whatever the micro-batches and processes, second derivatives, and what is refused."""
+"""One update's work: the same whatever the micro-batches and processes, second derivatives, and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lswt_core import Registry
-from lswt_core.assemble import parameter_groups
+from lswt_core.device import Precision
+from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, Output, Term
-from lswt_core.loss import CROSS_ENTROPY, Loss
-from lswt_core.parallel import Precision, World
-from lswt_core.step import Interrupted, NotFinite, Setting, Step, clip, gradient_norm
-from lswt_core.tree import join_rows, split_rows, tensors, tree_map
+from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, LossSum, Output
+from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
+from lswt_core.plugin_api.pytree import concatenate_rows, split_rows, tree_leaves, tree_map
+from lswt_core.train.finite import NotFinite
+from lswt_core.train.step import Interrupted, Step, StepContext
+from lswt_core.train.update import clip_gradients, gradient_norm
 
 ROWS, LENGTH = 8, 6
 MEMORIES: dict[str, dict[str, Any]] = {
@@ -44,10 +49,10 @@ HALF = Precision(torch.bfloat16, "as on an accelerator")
 SMALLEST = Dims(d_model=4, n_heads=1, d_ffn=3, n_layers=1)
 
 
-def loss_of(**parts: Any) -> Loss:
+def loss_of(**parts: Any) -> TrainModule:
     """A tiny decoder that remembers, with SimCTG."""
     parts = {"memories": MEMORIES["xl-cache"]} | parts
-    return Loss(tiny(**parts), {"simctg": (SimCtg(DIMS, margin=0.9), 0.7)})
+    return TrainModule(tiny(**parts), {"simctg": (SimCtg(DIMS, margin=0.9), 0.7)})
 
 
 def batch_of(rows: int = ROWS, length: int = LENGTH, size: int = VOCAB) -> Batch:
@@ -56,12 +61,16 @@ def batch_of(rows: int = ROWS, length: int = LENGTH, size: int = VOCAB) -> Batch
     share = torch.linspace(0.1, 0.8, rows)[:, None]
     valid = torch.rand(rows, length, generator=generator) > share
     ignored = torch.rand(rows, length, generator=generator) < share
-    return Batch(tokens(rows, length, 1, size), tokens(rows, length, 2, size).masked_fill(ignored, IGNORE), valid)
+    return Batch(
+        tokens(rows, length, 1, size),
+        tokens(rows, length, 2, size).masked_fill(ignored, IGNORE),
+        valid,
+    )
 
 
 def step_of(
-    loss: Loss,
-    micro_rows: int,
+    loss: TrainModule,
+    micro_batch_size: int,
     *,
     world: World | None = None,
     batch: Batch | None = None,
@@ -77,10 +86,14 @@ def step_of(
     own = world.rows(total)
     with torch.no_grad():
         _, warm = loss.decoder(tokens(total, 5, 7, loss.decoder.vocabulary.table.num_embeddings))
-    setting = Setting(loss, world, precision, seed=1, rows=own, micro_rows=micro_rows, **more)
-    mine = batch.each(lambda t: t[own.start : own.stop])
-    memory = split_rows(tree_map(lambda t: t[own.start : own.stop], warm), len(own), micro_rows)
-    return Step(setting, mine, memory, number, scale, sampling=sampling)
+    context = StepContext(
+        loss, world, precision, seed=1, rows=own, micro_batch_size=micro_batch_size, **more
+    )
+    mine = batch.map(lambda t: t[own.start : own.stop])
+    memory = split_rows(
+        tree_map(lambda t: t[own.start : own.stop], warm), len(own), micro_batch_size
+    )
+    return Step(context, mine, memory, number, scale, sampling=sampling)
 
 
 def gradients(loss: nn.Module) -> dict[str, Tensor]:
@@ -94,14 +107,14 @@ def largest_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(distance(a[name], b[name]) for name in a)
 
 
-def differentiated(loss: Loss, step: Step, labels: Any) -> dict[str, Tensor]:
+def differentiated(loss: TrainModule, step: Step, labels: Any) -> dict[str, Tensor]:
     """The gradients of a step."""
     loss.zero_grad()
     step.backward(labels)
     return {name: gradient.clone() for name, gradient in gradients(loss).items()}
 
 
-# ------------------------------------------------------------------------------------------------------- micro-batches
+# ---------- micro-batches
 
 
 @every_memory
@@ -110,7 +123,7 @@ def test_a_step_has_the_gradient_of_the_mean_loss(memory: str) -> None:
     step = step_of(loss, 2)
     found = differentiated(loss, step, "data")
     loss.zero_grad()
-    result = loss(batch, join_rows(step.memory))
+    result = loss(batch, concatenate_rows(step.memory))
     result.loss.backward()
     assert largest_gap(found, gradients(loss)) < 1e-12
     assert distance(torch.stack([part.loss for part in step.results]).sum(), result.loss) < 1e-12
@@ -119,17 +132,27 @@ def test_a_step_has_the_gradient_of_the_mean_loss(memory: str) -> None:
 
 
 @every_memory
-@pytest.mark.parametrize("micro_rows", [1, 2, 4])
-def test_micro_batches_change_nothing(micro_rows: int, memory: str) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> None:
     loss = loss_of(memories=MEMORIES[memory])
-    whole, parted = step_of(loss, ROWS), step_of(loss, micro_rows)
+    whole, parted = step_of(loss, ROWS), step_of(loss, micro_batch_size)
     for labels in ("data", "sampled"):
-        assert largest_gap(differentiated(loss, whole, labels), differentiated(loss, parted, labels)) < 1e-12
+        assert (
+            largest_gap(differentiated(loss, whole, labels), differentiated(loss, parted, labels))
+            < 1e-12
+        )
     for name in whole.counts:
         assert int(whole.counts[name]) == int(parted.counts[name])
-        sums = [torch.stack([result.terms[name].total for result in step.results]).sum() for step in (whole, parted)]
+        sums = [
+            torch.stack([result.terms[name].total for result in step.results]).sum()
+            for step in (whole, parted)
+        ]
         assert distance(*sums) < 1e-12
-    pairs = zip(tensors(join_rows(whole.staged)), tensors(join_rows(parted.staged)), strict=True)
+    pairs = zip(
+        tree_leaves(concatenate_rows(whole.next_memory)),
+        tree_leaves(concatenate_rows(parted.next_memory)),
+        strict=True,
+    )
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
 
 
@@ -138,7 +161,7 @@ def test_micro_batches_change_nothing(micro_rows: int, memory: str) -> None:
 def test_what_is_remembered_is_alone_in_its_memory(length: int, memory: str) -> None:
     step = step_of(loss_of(memories=MEMORIES[memory]), 4, batch=batch_of(length=length))
     step.backward("data")
-    for tensor in tensors(tuple(step.staged)):
+    for tensor in tree_leaves(tuple(step.next_memory)):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
         assert not tensor.requires_grad
 
@@ -146,25 +169,34 @@ def test_what_is_remembered_is_alone_in_its_memory(length: int, memory: str) -> 
 def test_the_originals_mean_of_micro_batch_means_is_another_number() -> None:
     step = step_of(loss_of(), 4)
     step.backward("data")
-    totals, counts = torch.tensor([[float(part.detach()) for part in result.terms[CROSS_ENTROPY]] for result in step.results]).T
-    assert distance((totals / counts).mean(), totals.sum() / counts.sum()) > 1e-3  # labels are ignored unevenly
+    totals, counts = torch.tensor(
+        [[float(part.detach()) for part in result.terms[CROSS_ENTROPY]] for result in step.results]
+    ).T
+    # labels are ignored unevenly
+    assert distance((totals / counts).mean(), totals.sum() / counts.sum()) > 1e-3
 
 
 def test_sampled_labels_leave_memory_and_results_alone() -> None:
     loss = loss_of()
     step = step_of(loss, 2)
     step.backward("data")
-    staged, results, memory = step.staged, step.results, [t.clone() for t in tensors(step.memory)]
+    next_memory, results, memory = (
+        step.next_memory,
+        step.results,
+        [t.clone() for t in tree_leaves(step.memory)],
+    )
     first = differentiated(loss, step, "sampled")
-    assert step.staged is staged and step.results is results
-    assert all(torch.equal(a, b) for a, b in zip(memory, tensors(step.memory), strict=True))
+    assert step.next_memory is next_memory and step.results is results
+    assert all(torch.equal(a, b) for a, b in zip(memory, tree_leaves(step.memory), strict=True))
     assert largest_gap(first, differentiated(loss, step, "sampled")) == 0
     assert largest_gap(first, differentiated(loss, step_of(loss, 2, number=4), "sampled")) > 1e-3
 
 
 def test_sampled_gradients_estimate_the_gauss_newton_diagonal() -> None:
-    """With labels from the model, tokens times the squared gradient of the mean has the Fisher information as its mean."""
-    loss = Loss(tiny(dims=SMALLEST, vocab_size=5, d_vocab=3), {})
+    """With labels from the model, tokens times the squared gradient of the mean has the Fisher
+    information as its mean.
+    """
+    loss = TrainModule(tiny(dims=SMALLEST, vocab_size=5, d_vocab=3), {})
     batch = batch_of(2, 4, 5)
     kept = (batch.labels != IGNORE).flatten().nonzero()[:, 0].tolist()
     fisher = torch.zeros(())
@@ -172,44 +204,62 @@ def test_sampled_gradients_estimate_the_gauss_newton_diagonal() -> None:
         states, _ = loss.decoder(batch.inputs)
         log_p = loss.decoder.vocabulary.logits(states).flatten(0, 1)[token].log_softmax(-1)
         for one in log_p:
-            slopes = torch.autograd.grad(one, list(loss.parameters()), retain_graph=True, allow_unused=True)
-            fisher = fisher + one.detach().exp() * sum(g.square().sum() for g in slopes if g is not None) / len(kept)
+            slopes = torch.autograd.grad(
+                one, list(loss.parameters()), retain_graph=True, allow_unused=True
+            )
+            fisher = fisher + one.detach().exp() * sum(
+                g.square().sum() for g in slopes if g is not None
+            ) / len(kept)
     draws = 250
-    means, squares = {name: torch.zeros_like(p) for name, p in loss.named_parameters()}, torch.zeros(())
+    means, squares = (
+        {name: torch.zeros_like(p) for name, p in loss.named_parameters()},
+        torch.zeros(()),
+    )
     for number in range(draws):
         found = differentiated(loss, step_of(loss, 1, batch=batch, number=number), "sampled")
         squares = squares + len(kept) * sum(g.square().sum() for g in found.values()) / draws
         means = {name: means[name] + g / draws for name, g in found.items()}
     assert float(squares / fisher) == pytest.approx(1, abs=0.1)
-    bias = sum(float(mean.square().sum()) for mean in means.values())  # the gradient itself has mean zero
+    # the gradient itself has mean zero
+    bias = sum(float(mean.square().sum()) for mean in means.values())
     assert bias * len(kept) * draws / float(fisher) == pytest.approx(1, abs=0.9)
 
 
-# ------------------------------------------------------------------------------------------------- a share of the rows
+# ---------- a share of the rows
 
 
-@pytest.mark.parametrize(("fraction", "rows"), [(1.0, [*range(8)]), (0.5, [0, 2, 4, 6]), (0.4, [0, 2, 5]), (0.1, [0])])
-@pytest.mark.parametrize("micro_rows", [1, 2, ROWS])
-def test_a_part_is_a_step_over_some_of_the_rows(fraction: float, rows: list[int], micro_rows: int) -> None:
+@pytest.mark.parametrize(
+    ("fraction", "rows"), [(1.0, [*range(8)]), (0.5, [0, 2, 4, 6]), (0.4, [0, 2, 5]), (0.1, [0])]
+)
+@pytest.mark.parametrize("micro_batch_size", [1, 2, ROWS])
+def test_a_part_is_a_step_over_some_of_the_rows(
+    fraction: float, rows: list[int], micro_batch_size: int
+) -> None:
     loss, batch = loss_of(), batch_of()
     whole = step_of(loss, ROWS)
     memory, labels = tree_map(lambda t: t[rows], whole.memory[0]), batch.labels[rows]
-    part = step_of(loss, micro_rows).part(fraction)
+    part = step_of(loss, micro_batch_size).subset(fraction)
     assert part.tokens == int((labels != IGNORE).sum())
     found = differentiated(loss, part, "data")
     loss.zero_grad()
-    loss(batch.each(lambda t: t[rows]), memory).loss.backward()
+    loss(batch.map(lambda t: t[rows]), memory).loss.backward()
     assert largest_gap(found, gradients(loss)) < 1e-12
 
 
-@pytest.mark.parametrize("micro_rows", [1, 2, 4])
-def test_micro_batches_do_not_change_a_part(micro_rows: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_micro_batches_do_not_change_a_part(micro_batch_size: int) -> None:
     loss = loss_of()
     params = list(loss.parameters())
-    one, other = step_of(loss, ROWS).part(0.4), step_of(loss, micro_rows).part(0.4)
-    assert largest_gap(differentiated(loss, one, "sampled"), differentiated(loss, other, "sampled")) < 1e-12
+    one, other = step_of(loss, ROWS).subset(0.4), step_of(loss, micro_batch_size).subset(0.4)
+    assert (
+        largest_gap(differentiated(loss, one, "sampled"), differentiated(loss, other, "sampled"))
+        < 1e-12
+    )
     ones = [torch.ones_like(p) for p in params]
-    products = [{str(i): t for i, t in enumerate(part.hessian_vector(params, ones))} for part in (one, other)]
+    products = [
+        {str(i): t for i, t in enumerate(part.hessian_vector_product(params, ones))}
+        for part in (one, other)
+    ]
     assert largest_gap(*products) < 1e-10
 
 
@@ -218,31 +268,46 @@ def test_a_row_draws_the_same_labels_in_a_part_as_in_the_whole() -> None:
     only = torch.zeros(ROWS, 1, dtype=torch.bool)
     only[[0, 4]] = True
     batch = batch_of()
-    batch = batch._replace(labels=batch.labels.masked_fill(~only, IGNORE))  # the other rows say nothing
+    # the other rows say nothing
+    batch = batch._replace(labels=batch.labels.masked_fill(~only, IGNORE))
     step = step_of(loss, 2, batch=batch)
-    assert largest_gap(differentiated(loss, step, "sampled"), differentiated(loss, step.part(0.25), "sampled")) < 1e-12
+    assert (
+        largest_gap(
+            differentiated(loss, step, "sampled"),
+            differentiated(loss, step.subset(0.25), "sampled"),
+        )
+        < 1e-12
+    )
 
 
 def test_the_whole_as_a_part_is_the_whole_to_the_bit() -> None:
     loss = loss_of()
     step = step_of(loss, 2)
     for labels in ("data", "sampled"):
-        assert largest_gap(differentiated(loss, step, labels), differentiated(loss, step.part(1.0), labels)) == 0
+        assert (
+            largest_gap(
+                differentiated(loss, step, labels), differentiated(loss, step.subset(1.0), labels)
+            )
+            == 0
+        )
 
 
 def test_a_cold_memory_stays_cold_in_a_part() -> None:
     loss, batch = loss_of(), batch_of()
-    step = Step(step_of(loss, 2).setting, batch, [None] * 4, 3)
-    found = differentiated(loss, step.part(0.5), "data")
+    step = Step(step_of(loss, 2).context, batch, [None] * 4, 3)
+    found = differentiated(loss, step.subset(0.5), "data")
     loss.zero_grad()
-    loss(batch.each(lambda t: t[::2])).loss.backward()
+    loss(batch.map(lambda t: t[::2])).loss.backward()
     assert largest_gap(found, gradients(loss)) < 1e-12
 
 
 @pytest.mark.parametrize("fraction", [0.05, 1.2])
 def test_a_part_without_rows_is_refused(fraction: float) -> None:
-    with pytest.raises(Incompatible, match=rf"fraction = {fraction} of 8 rows is \d+ rows: choose a fraction from 0.125 to 1"):
-        step_of(loss_of(), 2).part(fraction)
+    with pytest.raises(
+        Incompatible,
+        match=rf"fraction = {fraction} of 8 rows is \d+ rows: choose a fraction from 0.125 to 1",
+    ):
+        step_of(loss_of(), 2).subset(fraction)
 
 
 @pytest.mark.parametrize("name", ["sophia-g", "sophia-h"])
@@ -252,50 +317,66 @@ def test_the_curvature_of_a_fraction_is_that_of_its_rows(name: str, fraction: fl
     loss = loss_of()
     params = list(loss.parameters())
     optimizer = Registry().get("optimizer", name)(params, beta2=0.0, fraction=fraction)
-    optimizer.refresh(step_of(loss, 2))
-    part = step_of(loss, ROWS).part(fraction)
+    optimizer.update_curvature(step_of(loss, 2))
+    part = step_of(loss, ROWS).subset(fraction)
     if name == "sophia-g":
-        wanted = {key: part.tokens * g.square() for key, g in differentiated(loss, part, "sampled").items()}
+        wanted = {
+            key: part.tokens * g.square()
+            for key, g in differentiated(loss, part, "sampled").items()
+        }
     else:
         draws = part.generator("hutchinson")
         probes = [torch.randn(p.shape, generator=draws).double() for p in params]
-        products = part.hessian_vector(params, probes)
-        wanted = {key: u * hu for (key, _), u, hu in zip(loss.named_parameters(), probes, products, strict=True)}
-    found = {key: optimizer.state[p]["curvature"] for key, p in loss.named_parameters() if key in wanted}
+        products = part.hessian_vector_product(params, probes)
+        wanted = {
+            key: u * hu
+            for (key, _), u, hu in zip(loss.named_parameters(), probes, products, strict=True)
+        }
+    found = {
+        key: optimizer.state[p]["curvature"] for key, p in loss.named_parameters() if key in wanted
+    }
     assert largest_gap(found, wanted) < 1e-10
 
 
-# -------------------------------------------------------------------------------------------------- second derivatives
+# ---------- second derivatives
 
 
-def question() -> tuple[Loss, list[Tensor], list[Tensor]]:
+def question() -> tuple[TrainModule, list[Tensor], list[Tensor]]:
     """A model small enough for its whole Hessian, its parameters and a direction."""
-    loss = Loss(tiny(dims=SMALLEST, vocab_size=5, d_vocab=3), {"simctg": (SimCtg(SMALLEST, margin=0.9), 0.7)})
+    loss = TrainModule(
+        tiny(dims=SMALLEST, vocab_size=5, d_vocab=3),
+        {"simctg": (SimCtg(SMALLEST, margin=0.9), 0.7)},
+    )
     params: list[Tensor] = list(loss.parameters())
     generator = torch.Generator().manual_seed(2)
     return loss, params, [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in params]
 
 
-@pytest.mark.parametrize("micro_rows", [1, 4])
-def test_the_exact_hessian_product_is_that_of_the_whole_hessian(micro_rows: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_the_exact_hessian_product_is_that_of_the_whole_hessian(micro_batch_size: int) -> None:
     loss, params, vectors = question()
     batch = batch_of(4, 4, 5)
     names, sizes = [name for name, _ in loss.named_parameters()], [p.numel() for p in params]
 
     def mean_loss(flat: Tensor) -> Tensor:
-        given = {name: part.view_as(p) for name, part, p in zip(names, flat.split(sizes), params, strict=True)}
-        return torch.func.functional_call(loss, given, (batch,), {"twice": True}).loss
+        given = {
+            name: part.view_as(p)
+            for name, part, p in zip(names, flat.split(sizes), params, strict=True)
+        }
+        return torch.func.functional_call(loss, given, (batch,), {"create_graph": True}).loss
 
     def flattened(parts: list[Tensor]) -> Tensor:
         return torch.cat([part.detach().flatten() for part in parts])
 
     hessian = torch.autograd.functional.hessian(mean_loss, flattened(params))
-    found = step_of(loss, micro_rows, batch=batch).hessian_vector(params, vectors)
+    found = step_of(loss, micro_batch_size, batch=batch).hessian_vector_product(params, vectors)
     assert distance(flattened(found), hessian @ flattened(vectors)) < 1e-10
     assert not gradients(loss)
 
 
-@pytest.mark.parametrize("dtype, precision", [(torch.float64, PLAIN), (torch.float32, PLAIN), (torch.float32, HALF)])
+@pytest.mark.parametrize(
+    "dtype, precision", [(torch.float64, PLAIN), (torch.float32, PLAIN), (torch.float32, HALF)]
+)
 def test_where_kernels_have_no_second_derivative_differences_come_close_and_weights_return(
     dtype: torch.dtype, precision: Precision
 ) -> None:
@@ -303,8 +384,8 @@ def test_where_kernels_have_no_second_derivative_differences_come_close_and_weig
     params, generator = list(fused.parameters()), torch.Generator().manual_seed(2)
     vectors = [torch.randn(p.shape, generator=generator).to(dtype) for p in params]
     before = [p.detach().clone() for p in params]
-    found = step_of(fused, 2, precision=precision).hessian_vector(params, vectors)
-    wanted = step_of(exact, 2).hessian_vector(list(exact.parameters()), vectors)
+    found = step_of(fused, 2, precision=precision).hessian_vector_product(params, vectors)
+    wanted = step_of(exact, 2).hessian_vector_product(list(exact.parameters()), vectors)
     size = torch.cat([tensor.flatten() for tensor in wanted]).norm()
     gap = torch.cat([(a - b).flatten() for a, b in zip(found, wanted, strict=True)]).norm()
     assert gap / size < 1e-4
@@ -312,7 +393,7 @@ def test_where_kernels_have_no_second_derivative_differences_come_close_and_weig
     assert not gradients(fused)
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# ---------- refusals
 
 
 class Miscounted(AuxiliaryLoss):
@@ -320,14 +401,14 @@ class Miscounted(AuxiliaryLoss):
 
     name = "miscounted"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
-        return Term(out.states.square().sum(), torch.tensor(batch.inputs.numel()))
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        return LossSum(out.states.square().sum(), torch.tensor(batch.inputs.numel()))
 
 
-@pytest.mark.parametrize("micro_rows", [2, ROWS])
-def test_a_loss_that_counts_something_else_than_it_announced_is_told(micro_rows: int) -> None:
-    loss = Loss(tiny(), {"miscounted": (Miscounted(DIMS), 1.0)})
-    step = step_of(loss, micro_rows)
+@pytest.mark.parametrize("micro_batch_size", [2, ROWS])
+def test_a_loss_that_counts_something_else_than_it_announced_is_told(micro_batch_size: int) -> None:
+    loss = TrainModule(tiny(), {"miscounted": (Miscounted(DIMS), 1.0)})
+    step = step_of(loss, micro_batch_size)
     step.backward("data")
     with pytest.raises(TypeError, match=r"'miscounted' averaged over 48 items.*count\(batch\)"):
         step.check_counts()
@@ -346,28 +427,44 @@ def test_a_step_stops_between_micro_batches() -> None:
     step = step_of(loss, 2, stopping=lambda: next(answers))
     with pytest.raises(Interrupted):
         step.backward("data")
-    assert not step.staged and not step.results
+    assert not step.next_memory and not step.results
 
 
-# ------------------------------------------------------------------------------------------------------------ processes
+# ---------- processes
 
 
 def everything(world: World) -> dict[str, Tensor]:
-    """Both gradients, a Hessian product and the counts of one step, as a process of ``world`` finds them."""
+    """Both gradients, a Hessian product and the counts of one step, as a process of ``world`` finds
+    them.
+    """
     loss = loss_of()
     step = step_of(loss, 2, world=world)
-    found = {f"{labels}.{name}": g for labels in ("data", "sampled") for name, g in differentiated(loss, step, labels).items()}
+    found = {
+        f"{labels}.{name}": g
+        for labels in ("data", "sampled")
+        for name, g in differentiated(loss, step, labels).items()
+    }
     params = list(loss.parameters())
-    products = step.hessian_vector(params, [torch.ones_like(p) for p in params])
+    products = step.hessian_vector_product(params, [torch.ones_like(p) for p in params])
     for fraction in (0.4, 0.1):  # with a tenth, one of two processes has no row
-        part = step.part(fraction)
-        found |= {f"{fraction}.{name}": g for name, g in differentiated(loss, part, "sampled").items()}
-        found |= {f"{fraction}.hessian.{i}": t for i, t in enumerate(part.hessian_vector(params, [torch.ones_like(p) for p in params]))}
+        part = step.subset(fraction)
+        found |= {
+            f"{fraction}.{name}": g for name, g in differentiated(loss, part, "sampled").items()
+        }
+        found |= {
+            f"{fraction}.hessian.{i}": t
+            for i, t in enumerate(
+                part.hessian_vector_product(params, [torch.ones_like(p) for p in params])
+            )
+        }
         found[f"{fraction}.tokens"] = torch.tensor(part.tokens)
         shared = step_of(loss, 2, world=world, sampling=fraction)
         differentiated(loss, shared, "data")
         assert shared.sampled is not None and shared.sampled.tokens == part.tokens
-        found |= {f"{fraction}.shared.{name}": g for name, g in differentiated(loss, shared.sampled, "sampled").items()}  # type: ignore[arg-type]
+        found |= {
+            f"{fraction}.shared.{name}": g
+            for name, g in differentiated(loss, shared.sampled, "sampled").items()
+        }  # type: ignore[arg-type]
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}
@@ -377,7 +474,9 @@ def everything(world: World) -> dict[str, Tensor]:
 def process(rank: int, directory: Path) -> None:
     """One of two processes: leaves what it found in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2
+    )
     save_file(everything(World(rank, 2)), directory / f"{rank}.safetensors")
     dist.destroy_process_group()
 
@@ -394,28 +493,36 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
 def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> None:
     step = step_of(loss_of(), 2, stopping=lambda: True)
     step.backward("sampled")
-    assert gradients(step.setting.loss)
+    assert gradients(step.context.loss)
     with pytest.raises(Interrupted):
         step.backward("data")
 
 
-# ------------------------------------------------------------------------------------------------- a forward pass that is shared
+# ---------- a forward pass that is shared
 
 
 @every_memory
-@pytest.mark.parametrize("micro_rows", [1, 2, ROWS])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, ROWS])
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
 @pytest.mark.parametrize("trained", [True, False], ids=["trained table", "frozen table"])
-def test_gradients_of_one_forward_pass_are_those_of_two(memory: str, micro_rows: int, fraction: float, trained: bool) -> None:
+def test_gradients_of_one_forward_pass_are_those_of_two(
+    memory: str, micro_batch_size: int, fraction: float, trained: bool
+) -> None:
     loss = loss_of(memories=MEMORIES[memory])
     loss.decoder.vocabulary.table.requires_grad_(trained)
-    apart, shared = step_of(loss, micro_rows), step_of(loss, micro_rows, sampling=fraction)
-    data, drawn = differentiated(loss, apart, "data"), differentiated(loss, apart.part(fraction), "sampled")
+    apart, shared = (
+        step_of(loss, micro_batch_size),
+        step_of(loss, micro_batch_size, sampling=fraction),
+    )
+    data, drawn = (
+        differentiated(loss, apart, "data"),
+        differentiated(loss, apart.subset(fraction), "sampled"),
+    )
     assert largest_gap(data, differentiated(loss, shared, "data")) == 0
     assert shared.sampled is not None
-    assert shared.sampled.tokens == apart.part(fraction).tokens and shared.tokens == apart.tokens
+    assert shared.sampled.tokens == apart.subset(fraction).tokens and shared.tokens == apart.tokens
     loss.zero_grad()
-    shared.sampled.part(fraction).backward("sampled")
+    shared.sampled.subset(fraction).backward("sampled")
     assert largest_gap(drawn, gradients(loss)) < 1e-12
 
 
@@ -450,13 +557,20 @@ def test_activation_checkpointing_changes_no_shared_gradient() -> None:
 @pytest.mark.parametrize("size", [0.5, 0.99995, 1.0, 1.00005, 7.0])
 @pytest.mark.parametrize("bound", [None, 0.0, 1.0])
 def test_gradients_are_clipped_as_torch_clips_them(size: float, bound: float | None) -> None:
-    found, wanted = ([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))] for _ in range(2))
+    found, wanted = (
+        [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))]
+        for _ in range(2)
+    )
     for params in (found, wanted):
         for p in params[:2]:  # the last has none
             p.grad = size * torch.ones_like(p) / 7**0.5
     norm = gradient_norm(found)
-    clip(found, norm, float(norm), bound)
-    assert float(torch.nn.utils.clip_grad_norm_(wanted, bound or float("inf"))) == float(norm) == pytest.approx(size)
+    clip_gradients(found, norm, float(norm), bound)
+    assert (
+        float(torch.nn.utils.clip_grad_norm_(wanted, bound or float("inf")))
+        == float(norm)
+        == pytest.approx(size)
+    )
     for a, b in zip(found[:2], wanted[:2], strict=True):
         assert a.grad is not None and b.grad is not None and a.grad.equal(b.grad)
 
@@ -471,31 +585,40 @@ def test_a_curvature_that_is_not_finite_is_told() -> None:
         step.sampled.backward("sampled")
 
 
-# ---------------------------------------------------------------------------------------------------------- a frozen table
+# ---------- a frozen table
 
 
 @pytest.mark.parametrize("attention", [Eager, Sdpa], ids=["exact products", "differenced products"])
 @pytest.mark.parametrize("optimizer", [AdamW, SophiaG, SophiaH])
 @pytest.mark.parametrize("precision", [PLAIN, HALF], ids=["float32", "bfloat16"])
-def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(attention: Any, optimizer: Any, precision: Precision) -> None:
+def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(
+    attention: Any, optimizer: Any, precision: Precision
+) -> None:
     frozen, wide = (loss_of(dtype=torch.float32, attention=attention) for _ in range(2))
     frozen.decoder.vocabulary.freeze()
-    wide.decoder.vocabulary.table.requires_grad_(False).weight.copy_(frozen.decoder.vocabulary.table.weight)
+    wide.decoder.vocabulary.table.requires_grad_(False).weight.copy_(
+        frozen.decoder.vocabulary.table.weight
+    )
     before = frozen.decoder.vocabulary.table.weight.clone()
     ends = []
     for loss in (frozen, wide):
         start = {name: p.clone() for name, p in loss.named_parameters()}
-        updates = optimizer(parameter_groups(loss), lr=1e-2)
+        updates = optimizer(build_parameter_groups(loss), lr=1e-2)
         for number in range(2):
             step = step_of(loss, 4, precision=precision, number=number)
             step.backward("data")
             updates.step()
             updates.zero_grad()
-            updates.refresh(step)
+            updates.update_curvature(step)
             updates.zero_grad()
-        assert "decoder.vocabulary.table.weight" not in [name for group in updates.param_groups for name in group["names"]]
+        assert "decoder.vocabulary.table.weight" not in [
+            name for group in updates.param_groups for name in group["names"]
+        ]
         ends.append({name: p.detach().float() for name, p in loss.named_parameters()})
         moved = {name for name, p in loss.named_parameters() if not p.equal(start[name])}
         assert moved == set(start) - {"decoder.vocabulary.table.weight"}
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
-    assert frozen.decoder.vocabulary.table.weight.dtype == torch.float16 and frozen.decoder.vocabulary.table.weight.equal(before)
+    assert (
+        frozen.decoder.vocabulary.table.weight.dtype == torch.float16
+        and frozen.decoder.vocabulary.table.weight.equal(before)
+    )

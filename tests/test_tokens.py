@@ -25,12 +25,12 @@ def tokens(tmp_path: Path) -> Tokens:
     return tokenise(Given(TEXTS), Bytes(), "train", tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------- tokens
+# ---------- tokens
 
 
 def test_tokens_are_the_documents_each_after_begin(tokens: Tokens) -> None:
     assert tokens.ids.tolist() == [value for value, _, _ in laid(TEXTS)]
-    assert [tokens.ids[start] for start in tokens.starts] == [BEGIN] * len(TEXTS)
+    assert [tokens.ids[start] for start in tokens.document_starts] == [BEGIN] * len(TEXTS)
     assert tokens.n_bytes == sum(len(text.encode()) for text in TEXTS)
     assert tokens.names == [f"train/{number}" for number in range(len(TEXTS))]
     assert tokens.ids.dtype == np.uint16 and isinstance(tokens.ids, np.memmap)
@@ -41,7 +41,11 @@ def test_a_second_time_nothing_is_read(tmp_path: Path) -> None:
     first = tokenise(source, Bytes(), "train", tmp_path, lambda *told: seen.append(told))
     again = tokenise(source, Bytes(), "train", tmp_path)
     assert source.reads == 1 and seen == [(len(TEXTS), first.n_bytes, None)]
-    assert np.array_equal(first.ids, again.ids) and first.names == again.names and first.fingerprint == again.fingerprint
+    assert (
+        np.array_equal(first.ids, again.ids)
+        and first.names == again.names
+        and first.fingerprint == again.fingerprint
+    )
     assert [path.suffix for path in tmp_path.iterdir()] == [".bin"]
 
 
@@ -58,7 +62,13 @@ def test_groups_are_tokenised_ahead_in_their_order_one_at_a_time(tmp_path: Path)
             return found
 
     seen: list[int] = []
-    made = tokenise(Given(texts), Watched(), "train", tmp_path, lambda documents, size, total: seen.append(documents))
+    made = tokenise(
+        Given(texts),
+        Watched(),
+        "train",
+        tmp_path,
+        lambda documents, size, total: seen.append(documents),
+    )
     assert made.ids.tolist() == [value for value, _, _ in laid(texts)] and seen == [256, 512, 700]
 
 
@@ -69,7 +79,9 @@ def test_what_goes_wrong_in_a_tokenizer_leaves_nothing_behind(tmp_path: Path) ->
 
     with pytest.raises(ValueError, match="no such letter"):
         tokenise(Given(TEXTS), Broken(), "train", tmp_path)
-    assert not list(tmp_path.iterdir()) and not [t for t in threading.enumerate() if t.name.startswith("tokenise")]
+    assert not list(tmp_path.iterdir()) and not [
+        t for t in threading.enumerate() if t.name.startswith("tokenise")
+    ]
 
 
 def test_other_text_split_or_tokenizer_is_another_file(tmp_path: Path) -> None:
@@ -78,23 +90,37 @@ def test_other_text_split_or_tokenizer_is_another_file(tmp_path: Path) -> None:
             return "other"
 
     source = Given(TEXTS, held=["x"])
-    made = [tokenise(source, Bytes(), "train", tmp_path), tokenise(source, Bytes(), "valid", tmp_path)]
-    made += [tokenise(source, Other(), "train", tmp_path), tokenise(Given([*TEXTS, "g"]), Bytes(), "train", tmp_path)]
+    made = [
+        tokenise(source, Bytes(), "train", tmp_path),
+        tokenise(source, Bytes(), "valid", tmp_path),
+    ]
+    made += [
+        tokenise(source, Other(), "train", tmp_path),
+        tokenise(Given([*TEXTS, "g"]), Bytes(), "train", tmp_path),
+    ]
     assert len({one.fingerprint for one in made}) == 4 == len(list(tmp_path.iterdir()))
 
 
 @pytest.mark.parametrize("place", [0, 100, -1, -10, -60, -200])
 @pytest.mark.parametrize("damage", ["flip", "cut", "zero"])
-def test_a_damaged_file_is_made_again(tokens: Tokens, tmp_path: Path, place: int, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_made_again(
+    tokens: Tokens, tmp_path: Path, place: int, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     broken = bytearray(whole)
     if damage == "flip":
         broken[place] ^= 1
-    path.write_bytes({"flip": bytes(broken), "cut": whole[:place], "zero": b"\0" * len(whole)}[damage])
+    path.write_bytes(
+        {"flip": bytes(broken), "cut": whole[:place], "zero": b"\0" * len(whole)}[damage]
+    )
     source = Given(TEXTS)
     again = tokenise(source, Bytes(), "train", tmp_path)
-    assert source.reads == 1 and again.ids.tolist() == [value for value, _, _ in laid(TEXTS)] and path.read_bytes() == whole
+    assert (
+        source.reads == 1
+        and again.ids.tolist() == [value for value, _, _ in laid(TEXTS)]
+        and path.read_bytes() == whole
+    )
     assert path.name in caplog.text
 
 
@@ -110,13 +136,19 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range(20):
     made = tokenise(Given([*TEXTS, str(number)]), Bytes(), "train", Path({cache!r}))
-    assert len(made.starts) == len(TEXTS) + 1
+    assert len(made.document_starts) == len(TEXTS) + 1
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     code = PROCESS.format(path=[str(Path(__file__).parent), *sys.path], cache=str(tmp_path))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -126,31 +158,45 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    assert len(list(tmp_path.iterdir())) == 20 and {path.suffix for path in tmp_path.iterdir()} == {".bin"}
+    assert len(list(tmp_path.iterdir())) == 20 and {path.suffix for path in tmp_path.iterdir()} == {
+        ".bin"
+    }
 
 
-@pytest.mark.parametrize(("held", "counted"), [([], "not one document"), (["", ""], "2 documents, all of them empty")])
-def test_a_split_without_text_is_an_error_and_leaves_nothing(tmp_path: Path, held: list[str], counted: str) -> None:
-    with pytest.raises(DataError, match=rf"the valid split of data source 'given' has no text: {counted}"):
+@pytest.mark.parametrize(
+    ("held", "counted"), [([], "not one document"), (["", ""], "2 documents, all of them empty")]
+)
+def test_a_split_without_text_is_an_error_and_leaves_nothing(
+    tmp_path: Path, held: list[str], counted: str
+) -> None:
+    with pytest.raises(
+        DataError, match=rf"the valid split of data source 'given' has no text: {counted}"
+    ):
         tokenise(Given(TEXTS, held), Bytes(), "valid", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
     made = tokenise(Given(["", "a", "", "b"]), Bytes(), "train", tmp_path)
-    assert made.n_empty == 2 and made.names == ["train/1", "train/3"] and made.ids.tolist() == [BEGIN, 97, BEGIN, 98]
+    assert (
+        made.n_empty == 2
+        and made.names == ["train/1", "train/3"]
+        and made.ids.tolist() == [BEGIN, 97, BEGIN, 98]
+    )
 
 
 def test_many_documents_and_wide_ids(tmp_path: Path) -> None:
     class Wide(Bytes):
-        size = 100_000
+        vocab_size = 100_000
 
         def encode(self, texts: list[str]) -> list[list[int]]:
             return [[99_000 + len(text)] for text in texts]
 
     texts = ["x" * (number % 7 + 1) for number in range(600)]
     made = tokenise(Given(texts), Wide(), "train", tmp_path)
-    assert made.ids.dtype == np.uint32 and made.ids[1::2].tolist() == [99_000 + len(text) for text in texts]
+    assert made.ids.dtype == np.uint32 and made.ids[1::2].tolist() == [
+        99_000 + len(text) for text in texts
+    ]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -166,7 +212,7 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert cache_directory() == Path.home() / ".cache" / "lswt"
 
 
-# -------------------------------------------------------------------------------------------------------------- measures
+# ---------- measures
 
 
 def test_unigram_perplexity_against_counting(tmp_path: Path) -> None:
@@ -174,7 +220,9 @@ def test_unigram_perplexity_against_counting(tmp_path: Path) -> None:
     train, valid = (tokenise(source, Bytes(), split, tmp_path) for split in ("train", "valid"))
     seen = Counter([97, 97, 98, END, 97, 98, END])
     losses = [-math.log((seen[label] + 1) / (7 + 300)) for label in [97, 98, 122, END]]
-    assert unigram_perplexity(train, valid, END, 300) == pytest.approx(math.exp(sum(losses) / 4), rel=1e-12)
+    assert unigram_perplexity(train, valid, END, 300) == pytest.approx(
+        math.exp(sum(losses) / 4), rel=1e-12
+    )
 
 
 def test_unigram_perplexity_where_begin_is_end(tmp_path: Path) -> None:
@@ -184,10 +232,15 @@ def test_unigram_perplexity_where_begin_is_end(tmp_path: Path) -> None:
     source = Given(["aab", "ab"], held=["ab"])
     train, valid = (tokenise(source, Same(), split, tmp_path) for split in ("train", "valid"))
     losses = [-math.log((count + 1) / (7 + 257)) for count in (3, 2, 2)]
-    assert unigram_perplexity(train, valid, 256, 257) == pytest.approx(math.exp(sum(losses) / 3), rel=1e-12)
+    assert unigram_perplexity(train, valid, 256, 257) == pytest.approx(
+        math.exp(sum(losses) / 3), rel=1e-12
+    )
 
 
 def test_vocabulary_must_fit() -> None:
     check_vocabulary(Bytes(), 258)
-    with pytest.raises(DataError, match=r"258 ids, the embedding table 257 rows: set embedding.vocab_size to at least 258"):
+    with pytest.raises(
+        DataError,
+        match=r"258 ids, the embedding table 257 rows: set embedding.vocab_size to at least 258",
+    ):
         check_vocabulary(Bytes(), 257)

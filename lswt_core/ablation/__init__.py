@@ -1,1 +1,3 @@
-"""Ablations: arms that differ from a baseline in one thing, several seeds each, and what can honestly be said of them."""
+"""Ablations: arms that differ from a baseline in one swap, trained with several seeds each, and the
+statistics of their paired differences.
+"""

@@ -1,5 +1,5 @@
-"""What an ablation compares: a baseline and arms, each a recipe with some swaps, told on the command line or in a TOML file. Imports
-no torch.
+"""The arms of an ablation: a baseline and recipes that differ from it by swaps, given on the
+command line or in a TOML file. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,42 +13,43 @@ from annotated_types import Ge, Gt
 from pydantic import Field, ValidationError
 
 from lswt_core.errors import Problem, RecipeError
-from lswt_core.layers import LAYERS
-from lswt_core.recipe.files import File, find, read, read_chain
-from lswt_core.recipe.lines import parse_key
-from lswt_core.recipe.tree import Origin
-from lswt_core.recipe.write import flat
-from lswt_core.recipe.write import value as toml
-from lswt_core.settings import Table
-from lswt_core.swap import override_of
+from lswt_core.recipe.layer_selectors import LAYERS
+from lswt_core.recipe.loader import File, find, read, read_chain
+from lswt_core.recipe.provenance import Origin
+from lswt_core.recipe.schema import Table
+from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.toml_lines import parse_key
+from lswt_core.recipe.toml_writer import flat
+from lswt_core.recipe.toml_writer import value as toml_value
 
-PLACE = "command line"
+COMMAND_LINE = "command line"
 BASELINE = "baseline"
 Layout = Literal["one-at-a-time", "leave-one-out", "add-one-in", "factorial"]
 Match = Literal["none", "params", "flops"]
 
 
-class Variant(NamedTuple):
-    """One recipe of an ablation."""
+class ArmSpec(NamedTuple):
+    """One arm, or the baseline: a recipe with overrides."""
 
     name: str
-    swaps: tuple[str, ...]  # as they were asked for, e.g. "ffn=gelu"; none: the baseline
-    path: Path  # of the recipe file
+    swaps: tuple[str, ...]  # as the user wrote them, e.g. "ffn=gelu"; empty: the baseline
+    path: Path  # of the recipe
     overrides: tuple[str, ...] = ()
-    axes: tuple[str, ...] | None = ()  # tables and keys in which it may differ from the baseline; None: one, whichever it is
-    where: str = PLACE  # where it was asked for
+    # tables and keys in which it may differ from the baseline; None: the one in which it does
+    axes: tuple[str, ...] | None = ()
+    where: str = COMMAND_LINE  # file:line of the arm
 
 
 class ArmTable(Table):
-    """[arm.NAME] of an ablation file: a recipe of its own, or overrides, and where they may differ from the baseline."""
+    """[arm.NAME] of an ablation file: a recipe, or overrides, and the axes of the arm."""
 
     recipe: str | None = None  # a path, relative to this file
     set: list[str] = Field(default_factory=list)
-    axis: list[str] | None = None  # none: one table or key, whichever it is
+    axis: list[str] | None = None  # None: the one table or key in which it differs
 
 
-class Ablation(Table):
-    """An ablation file."""
+class AblationFile(Table):
+    """The schema of an ablation file."""
 
     recipe: str  # the baseline's, a path relative to this file
     seeds: Annotated[int, Ge(1)] = 5
@@ -61,116 +62,159 @@ class Ablation(Table):
     arm: Mapping[str, ArmTable] = Field(default_factory=dict)
 
 
-def read_ablation(path: Path) -> tuple[Ablation, File] | None:
-    """An ablation file, checked; None if the file is a recipe (it names no ``recipe``)."""
+def read_ablation_file(path: Path) -> tuple[AblationFile, File] | None:
+    """Read and validate an ablation file; None if the file is a recipe (it has no ``recipe``)."""
     file = read(find(path), str(path), Origin(str(path), ""))
     if "recipe" not in file.tables:
         return None
     try:
-        return Ablation.model_validate(file.tables), file
+        return AblationFile.model_validate(file.tables), file
     except ValidationError as error:
-        raise RecipeError([wrong(file, detail["loc"], detail["msg"]) for detail in error.errors(include_url=False)]) from error
+        details = error.errors(include_url=False)
+        problems = [describe_problem(file, one["loc"], one["msg"]) for one in details]
+        raise RecipeError(problems) from error
 
 
-def wrong(file: File, place: Sequence[Any], why: str) -> Problem:
-    """A key of an ablation file that cannot be used."""
+def describe_problem(file: File, place: Sequence[Any], why: str) -> Problem:
+    """Return the problem of an invalid key of an ablation file."""
     origin = file.locate(tuple(map(str, place)))
-    keys = ", ".join(ArmTable.model_fields if place[0] == "arm" else Ablation.model_fields)
-    return Problem(f'cannot use "{".".join(map(str, place))}"', origin.where, why, f"an ablation has the keys {keys}", origin.text)
+    model = ArmTable if place[0] == "arm" else AblationFile
+    return Problem(
+        f'cannot use "{".".join(map(str, place))}"',
+        origin.where,
+        why,
+        f"an ablation has the keys {', '.join(model.model_fields)}",
+        origin.text,
+    )
 
 
-def swaps_in(tables: Mapping[str, Any]) -> list[str]:
-    """The swaps of a table [swap]: every value, and every member of a list, is one."""
-    words = []
-    for key, given in flat(tables).items():
-        words += [f"{key}={plain(value)}" for value in (given if isinstance(given, list) else [given])]
-    return words
+def list_swaps(tables: Mapping[str, Any]) -> list[str]:
+    """Return the swaps of a table [swap]: each value is one, and each member of a list."""
+    swaps = []
+    for key, entry in flat(tables).items():
+        values = entry if isinstance(entry, list) else [entry]
+        swaps += [f"{key}={format_value(value)}" for value in values]
+    return swaps
 
 
-def plain(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    return value if isinstance(value, str) and value.isidentifier() else toml(value)
+def format_value(value: Any) -> str:
+    """Return a value as one writes it on the command line."""
+    if isinstance(value, str) and value.isidentifier():
+        return value
+    return toml_value(value)
 
 
-def axis_of(swap: str) -> str:
-    """The table or key that a swap is about: "ffn=gelu" -> "ffn", "positional.base=10000" -> "positional.base"."""
+def axis_of_swap(swap: str) -> str:
+    """Return the table or key that a swap changes: "ffn=gelu" -> "ffn",
+    "positional.base=10000" -> "positional.base".
+    """
     key = override_of(swap).partition("=")[0].strip()
-    parts = parse_key(key) or (key,)
-    return LAYERS if parts[0] == LAYERS else key.removesuffix(".use")
+    path = parse_key(key) or (key,)
+    if path[0] == LAYERS:
+        return LAYERS
+    return key.removesuffix(".use")
 
 
-def laid_out(layout: Layout, path: Path, swaps: Sequence[str], overrides: tuple[str, ...], where: str) -> list[Variant]:
-    """Baseline and arms for some swaps.
+def lay_out_arms(
+    layout: Layout, path: Path, swaps: Sequence[str], overrides: tuple[str, ...], where: str
+) -> list[ArmSpec]:
+    """Return baseline and arms for some swaps.
 
-    "one-at-a-time" (or "leave-one-out", where swaps take parts away): the recipe, and the recipe with each swap. "add-one-in": the
-    recipe with all swaps, and each swap undone. "factorial": every combination of the values of all axes.
+    "one-at-a-time" (or "leave-one-out", where swaps remove components): the recipe, and the recipe
+    with each swap. "add-one-in": the recipe with all swaps, and each swap undone. "factorial":
+    every combination of the values of all axes.
     """
 
-    def arm(name: str, made: Sequence[str], axes: Sequence[str]) -> Variant:
-        return Variant(name, tuple(made), path, (*overrides, *map(override_of, made)), tuple(dict.fromkeys(axes)), where)
+    def make_arm(name: str, chosen: Sequence[str], axes: Iterable[str]) -> ArmSpec:
+        all_overrides = (*overrides, *map(override_of, chosen))
+        return ArmSpec(name, tuple(chosen), path, all_overrides, tuple(dict.fromkeys(axes)), where)
 
     if layout == "add-one-in":
-        refuse_contradictions(swaps, where)
-        others = [[other for other in swaps if other is not swap] for swap in swaps]
-        arms = [arm(f"without {swap}", left, [axis_of(swap)]) for swap, left in zip(swaps, others, strict=True)]
-        return [arm(BASELINE, swaps, []), *arms]
-    chosen = factorial(swaps) if layout == "factorial" else [(swap,) for swap in swaps]
-    return [arm(BASELINE, [], []), *(arm(" + ".join(made), made, list(map(axis_of, made))) for made in chosen)]
+        require_distinct_axes(swaps, where)
+        arms = [make_arm(BASELINE, swaps, [])]
+        for swap in swaps:
+            others = [other for other in swaps if other is not swap]
+            arms.append(make_arm(f"without {swap}", others, [axis_of_swap(swap)]))
+        return arms
+    combinations: Iterable[tuple[str, ...]] = [(swap,) for swap in swaps]
+    if layout == "factorial":
+        combinations = combine_swaps(swaps)
+    arms = [make_arm(BASELINE, [], [])]
+    for chosen in combinations:
+        arms.append(make_arm(" + ".join(chosen), chosen, map(axis_of_swap, chosen)))
+    return arms
 
 
-def factorial(swaps: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Every combination that takes at most one swap of each axis, and at least one."""
-    axes: dict[str, list[str | None]] = {}
+def combine_swaps(swaps: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield every combination that has at most one swap of each axis, and at least one swap."""
+    choices: dict[str, list[str | None]] = {}
     for swap in swaps:
-        axes.setdefault(axis_of(swap), [None]).append(swap)
-    for choice in product(*axes.values()):
-        if made := tuple(swap for swap in choice if swap is not None):
-            yield made
+        choices.setdefault(axis_of_swap(swap), [None]).append(swap)
+    for combination in product(*choices.values()):
+        chosen = tuple(swap for swap in combination if swap is not None)
+        if chosen:
+            yield chosen
 
 
-def refuse_contradictions(swaps: Sequence[str], where: str) -> None:
-    """Swaps that are made together must be about different things."""
-    axes = list(map(axis_of, swaps))
-    if twice := next((axis for axis in axes if axes.count(axis) > 1), None):
-        why = f'all swaps are made at once, and two of them are about "{twice}"'
-        raise RecipeError([Problem("cannot add one in", where, why, "leave one of them out, or choose the plan one-at-a-time")])
+def require_distinct_axes(swaps: Sequence[str], where: str) -> None:
+    """Raise RecipeError if two swaps that are made together change the same axis."""
+    axis = find_duplicate(list(map(axis_of_swap, swaps)))
+    if axis is None:
+        return
+    why = f'all swaps are made at once, and two of them are about "{axis}"'
+    fix = "leave one of them out, or choose the plan one-at-a-time"
+    raise RecipeError([Problem("cannot add one in", where, why, fix)])
 
 
-def arms_of_file(ablation: Ablation, file: File) -> Iterator[Variant]:
-    """The arms an ablation file tells one by one."""
+def find_duplicate(values: Sequence[str]) -> str | None:
+    """Return the first value that occurs twice."""
+    return next((value for value in values if values.count(value) > 1), None)
+
+
+def arms_of_file(ablation: AblationFile, file: File) -> Iterator[ArmSpec]:
+    """Yield the arms of the tables [arm.NAME]."""
     for name, table in ablation.arm.items():
-        path = file.path.parent / (table.recipe or ablation.recipe)
-        overrides = (*ablation.set, *table.set)
         origin = file.locate(("arm", name))
         if table.recipe is None and not table.set:
+            what, why = f'arm "{name}" is the baseline', "it changes nothing"
             fix = 'give it recipe = "FILE", or set = ["key=value"]'
-            raise RecipeError([Problem(f'arm "{name}" is the baseline', origin.where, "it changes nothing", fix, origin.text)])
-        axes = None if table.axis is None else tuple(table.axis)
-        yield Variant(name, tuple(table.set) or (f"recipe {table.recipe}",), path, overrides, axes, origin.where)
+            raise RecipeError([Problem(what, origin.where, why, fix, origin.text)])
+        yield ArmSpec(
+            name,
+            tuple(table.set) or (f"recipe {table.recipe}",),
+            find(table.recipe or ablation.recipe, file.path.parent),
+            (*ablation.set, *table.set),
+            None if table.axis is None else tuple(table.axis),
+            origin.where,
+        )
 
 
-def arms_of_recipes(paths: Iterable[Path], overrides: tuple[str, ...]) -> Iterator[Variant]:
-    """Arms that are recipe files of their own."""
+def arms_of_recipes(paths: Iterable[Path], overrides: tuple[str, ...]) -> Iterator[ArmSpec]:
+    """Yield an arm for each recipe file."""
     for path in paths:
-        yield Variant(path.stem, (f"recipe {path}",), path, overrides, None)
+        yield ArmSpec(path.stem, (f"recipe {path}",), path, overrides, None)
 
 
-def steps_between(baseline: Path, arm: Path) -> list[str]:
-    """The files that lead from a baseline's recipe to an arm's, each extending the one before it, as they are shown; empty if the arm
-    does not extend the baseline.
+def files_between(baseline: Path, arm: Path) -> list[str]:
+    """Return the files by which an arm's recipe extends the baseline's, as they are shown in
+    errors, the nearest to the baseline first; empty if it does not extend it.
     """
     chain, start = read_chain(arm), find(baseline)
     paths = [file.path for file in chain]
-    return [file.shown for file in chain[paths.index(start) + 1 :]] if start in paths else []
+    if start not in paths:
+        return []
+    return [file.shown for file in chain[paths.index(start) + 1 :]]
 
 
-def distinct(arms: Sequence[Variant]) -> list[Variant]:
-    """The arms, if all names differ and there is something to compare."""
-    names = [arm.name for arm in arms]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        where = next(arm.where for arm in reversed(arms) if arm.name == twice)
-        raise RecipeError([Problem(f'two arms are called "{twice}"', where, "the report tells arms by their names", "leave one out")])
+def require_arms(arms: Sequence[ArmSpec]) -> list[ArmSpec]:
+    """Return the arms; raises RecipeError if two share a name, or the baseline is alone."""
+    name = find_duplicate([arm.name for arm in arms])
+    if name is not None:
+        where = next(arm.where for arm in reversed(arms) if arm.name == name)
+        what, why = f'two arms are called "{name}"', "the report names arms by these"
+        raise RecipeError([Problem(what, where, why, "leave one out")])
     if len(arms) < 2:
+        what, why = "there is nothing to compare", "the ablation has no arm but the baseline"
         fix = "add e.g. --swap ffn=gelu, --arm FILE, or a table [swap] to the ablation file"
-        raise RecipeError([Problem("there is nothing to compare", arms[0].where, "the ablation has no arm but the baseline", fix)])
+        raise RecipeError([Problem(what, arms[0].where, why, fix)])
     return list(arms)

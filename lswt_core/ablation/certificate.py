@@ -1,163 +1,126 @@
-"""The one-swap certificate: whether an arm differs from the baseline in what it is meant to, and in nothing else.
+"""The one-swap certificate: the statement that an arm differs from the baseline in its axes and in
+nothing else.
 
-Checked before anything is trained: recipes key by key, parameters, parameter groups, kernels and precision. Checked from what runs
-recorded: the values that shared parameters started with, and every batch.
+Checked before training: recipes key by key, parameters, parameter groups, attention backend and
+precision. Checked from what runs recorded: the initial values of shared parameters, every batch,
+and the text that losses were measured on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lswt_core.ablation.outcome import Outcome
-from lswt_core.assemble import assemble, owners, parameter_groups
-from lswt_core.errors import LswtError, RecipeError
-from lswt_core.kinds import KIND_OF_TABLE
-from lswt_core.layers import LAYERS
-from lswt_core.parallel import Precision
+from lswt_core.ablation.recipe_diff import Change, covers, is_covered
+from lswt_core.device import Precision
+from lswt_core.errors import LswtError
+from lswt_core.model.build import build_model
+from lswt_core.model.parameters import build_parameter_groups, parameters_with_components
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.write import flat
+from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.registry import Registry
+from lswt_core.registry.kinds import KIND_OF_TABLE
 
-# What --allow may name besides keys of a recipe.
-ALLOWANCES = ("parameters", "groups", "kernels", "initialisation", "data", "tokens")
 SHAPES = ("model", "embedding", LAYERS)  # tables that may change any parameter
-RESHAPED = {"model.d_ffn": "ffn", "model.bias": "attention"}  # keys of those that change the parameters of one owner
-STARTS = ("model.init_std", "embedding.warm_start", "train.seed")  # keys that change the values parameters start with
-# Keys that change how many tokens are trained on, how they are batched, or what of a document a token sees: never part of a swap.
-BUDGET = (
+# keys of SHAPES that change the parameters of one component only
+SHAPES_OF_COMPONENT = {"model.d_ffn": "ffn", "model.bias": "attention"}
+# keys that change initial values
+INITIALISATION_KEYS = ("model.init_std", "embedding.warm_start", "train.seed")
+# Keys that change how many tokens are trained on, how they are batched, or which tokens of a
+# document are visible: never part of a swap.
+BUDGET_KEYS = (
     "train.steps",
     "train.tokens",
-    "train.rows",
-    "train.context",
-    "train.documents",
-    "train.dealing",
+    "train.batch_size",
+    "train.seq_len",
+    "train.document_masking",
+    "train.document_assignment",
 )
-READS = ("data", "tokenizer", "train.seed", *BUDGET)  # tables and keys that change what is read
-MEASURED_ON = ("data", "tokenizer", "evaluate")  # tables that change what losses are measured on
+DATA_KEYS = ("data", "tokenizer", "train.seed", *BUDGET_KEYS)  # that change the batches
+HELD_OUT_KEYS = ("data", "tokenizer", "evaluate")  # that change the held-out text
 KERNEL_KEYS = {"attention": "attention", "precision": "train.precision", "device": "device"}
 
 
-class Change(NamedTuple):
-    """A value of a recipe that is not the baseline's."""
-
-    key: str
-    before: Any
-    after: Any
-    where: str  # file:line
-
-
 class Structure(NamedTuple):
-    """What a recipe's model and optimizer are, before they have numbers."""
+    """Parameters, parameter groups and kernels of a recipe."""
 
-    parameters: dict[str, tuple[str, str, bool]]  # by name: shape and type, owner, trainable
+    parameters: dict[str, tuple[str, str, bool]]  # by name: shape and dtype, owner, trainable
     groups: dict[str, str]  # by name of a trainable parameter
-    kernels: dict[str, str]
+    kernels: dict[str, str]  # attention, precision, device
 
 
 class Flaw(NamedTuple):
     """A difference outside of the axes."""
 
-    about: str  # a key of a recipe, or one of ALLOWANCES
+    about: str  # a recipe key, or parameters, groups, kernels, initialisation, data, tokens
     text: str
 
 
 class Uncertified(LswtError):
-    """An arm differs from the baseline in more than it is meant to."""
+    """An arm differs from the baseline in more than its axes."""
 
     exit_code = 2
 
 
-def changes(baseline: Recipe, arm: Recipe) -> list[Change]:
-    """Every value that differs, in the arm's order."""
-    before, after = flat(baseline.resolved()), flat(arm.resolved())
-    keys = [key for key in {**after, **before} if before.get(key) != after.get(key)]
-    return [Change(key, before.get(key), after.get(key), place_of(key, baseline, arm)) for key in keys]
+class RunRecord(NamedTuple):
+    """Initial values and batches of a run, as hashes."""
+
+    parameters: dict[str, dict[str, str]]  # by name: shape, owner, sha256 of the initial values
+    batches: list[str]  # a hash of every batch, in order
 
 
-def place_of(key: str, baseline: Recipe, arm: Recipe) -> str:
-    """Where the difference was written: the arm's own line, or the one that replaced the table, or else the baseline's."""
-    table = key
-    while table:
-        for recipe, asked in ((arm, table), (arm, f"{table}.use")):
-            try:
-                *_, (_, origin) = recipe.explain(asked)
-            except (RecipeError, ValueError):
-                continue
-            if origin.where != "default" or table != key:
-                return origin.where
-        table = table.rpartition(".")[0]
-    return "default"
+class SharedCounts(NamedTuple):
+    """What the runs of an arm and of the baseline at one seed have in common."""
+
+    shared_parameters: int  # of one name and shape, not on an axis
+    bitwise_equal: int
+    batches: int
+    batches_equal: int
 
 
-def axes_of(found: Sequence[Change], axes: tuple[str, ...] | None, steps: Sequence[str] = ()) -> tuple[str, ...]:
-    """What an arm may differ in. A named key of a component that only one side has stands for that component: whoever sets the weight
-    of a new loss adds the loss.
-
-    An arm that names no axis is about the one component or key in which it differs. If it extends the baseline by other files
-    (``steps``), it is about one of each.
-    """
-    if axes is not None:
-        return tuple(dict.fromkeys(added(axis, found) or axis for axis in axes))
-    homes = [(home_of(change.key, found), change.where.rpartition(":")[0]) for change in found]
-    first = {file: next((home for home, where in homes if where == file), None) for file in steps}
-    return tuple(dict.fromkeys(filter(None, first.values()))) or tuple(home for home, _ in homes[:1])
-
-
-def added(axis: str, found: Sequence[Change]) -> str | None:
-    """The table of a stacking component that an axis lies in, if the component is not in both recipes."""
-    table = ".".join(axis.split(".")[:2])
-    one_sided = any(change.key == f"{table}.use" and None in (change.before, change.after) for change in found)
-    return table if one_sided else None
-
-
-def home_of(key: str, found: Sequence[Change]) -> str:
-    """The component a key belongs to if the component itself was exchanged, else the key."""
-    parts = key.split(".")
-    kind = KIND_OF_TABLE.get(parts[0])
-    table = ".".join(parts[: 2 if kind and kind.many else 1])
-    exchanged = any(change.key in (table, f"{table}.use") for change in found)
-    return LAYERS if parts[0] == LAYERS else table if kind and exchanged else key
-
-
-def covers(axis: str, key: str) -> bool:
-    """Whether a key is an axis or inside of it."""
-    return key == axis or key.startswith(f"{axis}.")
-
-
-def is_any(key: str, places: Iterable[str]) -> bool:
-    """Whether a key is one of some tables and keys, or inside of one."""
-    return any(covers(place, key) for place in places)
-
-
-def structure(recipe: Recipe, registry: Registry, device: torch.device) -> Structure:
-    """Parameters, parameter groups and kernels of a recipe, without memory."""
+def describe_structure(recipe: Recipe, registry: Registry, device: torch.device) -> Structure:
+    """Build a recipe on the meta device and return its structure."""
     precision = Precision.choose(recipe.train.precision, device)
-    built = assemble(recipe, registry, device=device, dtype=precision.dtype)
-    found = {name: (f"{list(p.shape)} {p.dtype}".replace("torch.", ""), owner, p.requires_grad) for name, owner, p in owners(built.loss)}
-    groups = {name: group["name"] for group in parameter_groups(built.loss) for name in group["names"]}
-    kernels = {"attention": built.attention, "precision": str(precision.dtype).removeprefix("torch."), "device": device.type}
-    return Structure(found, groups, kernels)
+    built = build_model(recipe, registry, device=device, dtype=precision.dtype)
+    parameters = {}
+    for name, owner, parameter in parameters_with_components(built.loss):
+        shape = f"{list(parameter.shape)} {parameter.dtype}".replace("torch.", "")
+        parameters[name] = (shape, owner, parameter.requires_grad)
+    groups = {}
+    for group in build_parameter_groups(built.loss):
+        groups.update(dict.fromkeys(group["names"], group["name"]))
+    kernels = {
+        "attention": built.attention,
+        "precision": str(precision.dtype).removeprefix("torch."),
+        "device": device.type,
+    }
+    return Structure(parameters, groups, kernels)
 
 
-def flaws_of_recipe(found: Sequence[Change], axes: Iterable[str]) -> list[Flaw]:
-    """Values that differ outside of the axes, and another budget wherever it was asked for."""
-    axes = tuple(axes)
-    outside = [change for change in found if is_any(change.key, BUDGET) or not is_any(change.key, axes)]
-    flaws = [Flaw(change.key, f"{change.key} is {change.after!r} instead of {change.before!r}  --> {change.where}") for change in outside]
-    measured = [axis for axis in axes if any(covers(table, axis) for table in MEASURED_ON)]
-    return flaws + [Flaw("data", f"{axis} changes the text that losses are measured on: they do not compare") for axis in measured]
+def check_recipe(changes: Sequence[Change], axes: Sequence[str]) -> list[Flaw]:
+    """Return values that differ outside of the axes; the token budget is outside of any axis."""
+    flaws = []
+    for change in changes:
+        if is_covered(change.key, BUDGET_KEYS) or not is_covered(change.key, axes):
+            values = f"{change.after!r} instead of {change.before!r}"
+            flaws.append(Flaw(change.key, f"{change.key} is {values}  --> {change.where}"))
+    for axis in axes:
+        if is_covered(axis, HELD_OUT_KEYS):
+            text = f"{axis} changes the text that losses are measured on: they do not compare"
+            flaws.append(Flaw("data", text))
+    return flaws
 
 
-def freed(axes: Iterable[str]) -> set[str] | None:
-    """The owners whose parameters an arm may change; None: any."""
+def find_free_components(axes: Iterable[str]) -> set[str] | None:
+    """Return the kinds of components whose parameters an arm may change; None: all."""
     kinds: set[str] = set()
     for axis in axes:
         table = axis.partition(".")[0]
-        if axis in RESHAPED:
-            kinds.add(RESHAPED[axis])
+        if axis in SHAPES_OF_COMPONENT:
+            kinds.add(SHAPES_OF_COMPONENT[axis])
         elif table in SHAPES:
             return None
         elif table in KIND_OF_TABLE:
@@ -165,100 +128,124 @@ def freed(axes: Iterable[str]) -> set[str] | None:
     return kinds
 
 
-def flaws_of_structure(baseline: Structure, arm: Structure, axes: Iterable[str]) -> list[Flaw]:
-    """Parameters, groups and kernels that differ although no axis is about them."""
-    axes = tuple(axes)
-    found = [
-        Flaw("parameters", f"parameter {name}: {told(baseline, name)} becomes {told(arm, name)}")
-        for name in {**baseline.parameters, **arm.parameters}
-        if baseline.parameters.get(name) != arm.parameters.get(name) and not on_axis(name, (baseline, arm), freed(axes))
+def check_structure(baseline: Structure, arm: Structure, axes: Sequence[str]) -> list[Flaw]:
+    """Return parameters, parameter groups and kernels that differ outside of the axes."""
+    return [
+        *check_parameters(baseline, arm, find_free_components(axes)),
+        *check_groups(baseline, arm, axes),
+        *check_kernels(baseline, arm, axes),
     ]
-    if not any(covers("optimizer", axis) for axis in axes):
-        moved = [name for name in baseline.groups.keys() & arm.groups.keys() if baseline.groups[name] != arm.groups[name]]
-        found += [Flaw("groups", f"{name}: parameter group {baseline.groups[name]} becomes {arm.groups[name]}") for name in sorted(moved)]
-    for kernel, before in baseline.kernels.items():
-        if before != arm.kernels[kernel] and not any(covers(KERNEL_KEYS[kernel], axis) for axis in axes):
-            found.append(Flaw("kernels", f"{kernel} {before} becomes {arm.kernels[kernel]}"))
-    return found
 
 
-def on_axis(name: str, structures: Sequence[Structure], kinds: set[str] | None) -> bool:
-    """Whether a parameter belongs to what may change."""
-    if kinds is None:
-        return True
-    return any(one.parameters[name][1].partition(".")[0] in kinds for one in structures if name in one.parameters)
+def check_parameters(baseline: Structure, arm: Structure, free: set[str] | None) -> list[Flaw]:
+    """Return parameters that differ and belong to no ``free`` component."""
+    flaws = []
+    for name in {**baseline.parameters, **arm.parameters}:
+        before, after = baseline.parameters.get(name), arm.parameters.get(name)
+        kinds = {owner.partition(".")[0] for _, owner, _ in filter(None, (before, after))}
+        if before != after and free is not None and kinds.isdisjoint(free):
+            shapes = " becomes ".join(one[0] if one else "absent" for one in (before, after))
+            flaws.append(Flaw("parameters", f"parameter {name}: {shapes}"))
+    return flaws
 
 
-def told(one: Structure, name: str) -> str:
-    """A parameter in words."""
-    return one.parameters[name][0] if name in one.parameters else "absent"
-
-
-class Start(NamedTuple):
-    """What a run recorded of its beginning and its data."""
-
-    parameters: dict[str, dict[str, str]]  # by name: shape, owner, and sha256 of the values it started with
-    batches: list[str]  # a hash of every batch, in order
-
-
-class Common(NamedTuple):
-    """What two runs had in common, for the record."""
-
-    shared_parameters: int  # of one name and shape, not on the axis
-    bitwise_equal: int
-    batches: int
-    batches_equal: int
-
-
-def flaws_of_start(baseline: Start, arm: Start, axes: Iterable[str], changed: Iterable[str] = ()) -> tuple[Common, list[Flaw]]:
-    """Shared parameters that did not start bitwise equal, and batches that were not the same although no key that was ``changed`` is
-    about what is read.
+def check_groups(baseline: Structure, arm: Structure, axes: Sequence[str]) -> list[Flaw]:
+    """Return parameters of both that are in another parameter group, unless the optimizer is an
+    axis.
     """
-    axes = tuple(axes)
-    kinds, found = freed(axes), list[Flaw]()
-    shared = [name for name, told in arm.parameters.items() if baseline.parameters.get(name, {}).get("shape") == told["shape"]]
-    compared = [name for name in shared if kinds is None or arm.parameters[name]["owner"].partition(".")[0] not in kinds]
-    unequal = [name for name in compared if baseline.parameters[name]["sha256"] != arm.parameters[name]["sha256"]]
-    if unequal and not any(covers(axis, key) for axis in axes for key in STARTS):
-        text = f"{len(unequal)} of {len(compared)} shared parameters start with other values, the first is {unequal[0]}"
-        found.append(Flaw("initialisation", text))
-    same = [one == other for one, other in zip(baseline.batches, arm.batches, strict=False)]  # one of them may have discarded a few
-    if not all(same) and not any(is_any(key, READS) for key in changed):
-        found.append(Flaw("data", f"the batches differ from batch {same.index(False) + 1} on"))
-    return Common(len(compared), len(compared) - len(unequal), len(arm.batches), sum(same)), found
+    if any(covers("optimizer", axis) for axis in axes):
+        return []
+    flaws = []
+    for name in sorted(baseline.groups.keys() & arm.groups.keys()):
+        before, after = baseline.groups[name], arm.groups[name]
+        if before != after:
+            flaws.append(Flaw("groups", f"{name}: parameter group {before} becomes {after}"))
+    return flaws
 
 
-def flaws_of_amounts(baseline: Outcome, arm: Outcome, changed: Iterable[str]) -> list[Flaw]:
-    """What two runs of one seed that came to an end were trained and measured on, where it is not the same."""
-    found = []
-    trained = [one.curve[-1][0] if one.curve else 0 for one in (arm, baseline)]
-    if trained[0] != trained[1] and not any(is_any(key, BUDGET) for key in changed):
-        found.append(Flaw("tokens", f"runs were trained on {trained[0]:,} tokens instead of {trained[1]:,}"))
-    texts = [[(name, tokens) for name, _, tokens in one.documents] for one in (arm, baseline)]
-    if texts[0] != texts[1]:
-        told = [f"{sum(tokens for _, tokens in text):,} tokens of {len(text):,} documents" for text in texts]
-        other = f"{told[0]} instead of {told[1]}" if told[0] != told[1] else f"{told[0]}, but of other ones"
-        found.append(Flaw("data", f"losses were measured on {other}"))
-    return found
+def check_kernels(baseline: Structure, arm: Structure, axes: Sequence[str]) -> list[Flaw]:
+    """Return attention backend, precision or device if they differ outside of the axes."""
+    flaws = []
+    for kernel, before in baseline.kernels.items():
+        after, key = arm.kernels[kernel], KERNEL_KEYS[kernel]
+        if before != after and not any(covers(key, axis) for axis in axes):
+            flaws.append(Flaw("kernels", f"{kernel} {before} becomes {after}"))
+    return flaws
 
 
-def allowed(flaw: Flaw, allowances: Sequence[str]) -> bool:
-    """Whether the user has asked to let a difference pass."""
-    return any(covers(allowance, flaw.about) for allowance in allowances)
+def check_records(
+    baseline: RunRecord, arm: RunRecord, axes: Sequence[str], changed: Iterable[str] = ()
+) -> tuple[SharedCounts, list[Flaw]]:
+    """Compare what two runs recorded.
+
+    Flaws are shared parameters whose initial values are not bitwise equal, and batches that differ
+    although no ``changed`` key is about the data.
+    """
+    free = find_free_components(axes)
+    compared = []
+    for name, one in arm.parameters.items():
+        is_shared = baseline.parameters.get(name, {}).get("shape") == one["shape"]
+        if is_shared and (free is None or one["owner"].partition(".")[0] not in free):
+            compared.append(name)
+    hashes = [(baseline.parameters[n]["sha256"], arm.parameters[n]["sha256"]) for n in compared]
+    unequal = [n for n, (one, other) in zip(compared, hashes, strict=True) if one != other]
+    # not strict: a run that diverged has read fewer batches
+    same = [one == other for one, other in zip(baseline.batches, arm.batches, strict=False)]
+    flaws = []
+    if unequal and not any(covers(axis, key) for axis in axes for key in INITIALISATION_KEYS):
+        count = f"{len(unequal)} of {len(compared)} shared parameters"
+        text = f"{count} start with other values, the first is {unequal[0]}"
+        flaws.append(Flaw("initialisation", text))
+    if not all(same) and not any(is_covered(key, DATA_KEYS) for key in changed):
+        flaws.append(Flaw("data", f"the batches differ from batch {same.index(False) + 1} on"))
+    equal = len(compared) - len(unequal)
+    return SharedCounts(len(compared), equal, len(arm.batches), sum(same)), flaws
 
 
-def refuse(name: str, axes: Sequence[str], flaws: Sequence[Flaw]) -> None:
-    """Raise Uncertified, naming every difference that was not allowed."""
+def check_outcomes(baseline: Outcome, arm: Outcome, changed: Iterable[str]) -> list[Flaw]:
+    """Return how two finished runs of one seed differ in tokens trained on or held-out text."""
+    flaws = []
+    before, after = (one.curve[-1][0] if one.curve else 0 for one in (baseline, arm))
+    if before != after and not any(is_covered(key, BUDGET_KEYS) for key in changed):
+        text = f"runs were trained on {after:,} tokens instead of {before:,}"
+        flaws.append(Flaw("tokens", text))
+    if held_out_documents(baseline) != held_out_documents(arm):
+        was, now = describe_held_out(baseline), describe_held_out(arm)
+        difference = f"{now}, but of other ones" if was == now else f"{now} instead of {was}"
+        flaws.append(Flaw("data", f"losses were measured on {difference}"))
+    return flaws
+
+
+def held_out_documents(outcome: Outcome) -> list[tuple[str, int]]:
+    """Return name and number of tokens of every held-out document."""
+    return [(name, tokens) for name, _, tokens in outcome.documents]
+
+
+def describe_held_out(outcome: Outcome) -> str:
+    """Return the size of a held-out text in words."""
+    documents = held_out_documents(outcome)
+    return f"{sum(tokens for _, tokens in documents):,} tokens of {len(documents):,} documents"
+
+
+def is_allowed(flaw: Flaw, allowed: Sequence[str]) -> bool:
+    """Whether --allow names a difference."""
+    return is_covered(flaw.about, allowed)
+
+
+def require_clean(name: str, axes: Sequence[str], flaws: Sequence[Flaw]) -> None:
+    """Raise Uncertified, naming every flaw, if there is one."""
     if not flaws:
         return
     listed = "\n".join(f"  - {flaw.text}" for flaw in flaws)
     raise Uncertified(
-        f'arm "{name}" is no clean swap: beside {", ".join(axes) or "its axis"} it differs from the baseline in\n{listed}\n'
-        "  why: the difference in loss could not be ascribed to the swap\n"
-        f"  fix: undo these differences, or let them pass knowingly: {allowances(flaw.about for flaw in flaws)}"
+        f'arm "{name}" is no clean swap: besides {", ".join(axes) or "its axis"} it differs from'
+        f" the baseline in\n{listed}\n"
+        "  why: the difference in loss could not be attributed to the swap\n"
+        "  fix: undo these differences, or allow them:"
+        f" {format_allow_options(flaw.about for flaw in flaws)}"
     )
 
 
-def allowances(about: Iterable[str]) -> str:
-    """The words that would let these differences pass."""
+def format_allow_options(about: Iterable[str]) -> str:
+    """Return the options that allow some differences."""
     return " ".join(f"--allow {one}" for one in sorted(set(about)))

@@ -1,4 +1,6 @@
-"""Matched budgets: one free size of an arm, chosen so that it costs what the baseline costs."""
+"""Matched budgets: one size of an arm, chosen so that the arm has the baseline's parameters or
+FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +8,88 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
-from lswt_core.ablation.certificate import covers
+from lswt_core.ablation.recipe_diff import covers
 from lswt_core.errors import UsageError
-from lswt_core.recipe import Recipe
 
 KNOBS = {"d_ffn": "model.d_ffn", "n_layers": "model.n_layers"}
-ROUND = 8  # sizes that are multiples of it are fast on every machine; others only where those do not match
-GOOD = 0.001  # a residual that needs no finer size
-ENOUGH = 0.01  # the largest residual that still counts as matched
-
-Rebuild = Callable[[int], Recipe]  # the arm with the knob at a size
+# Sizes are multiples of this, which is fast on every machine, unless only others match.
+MULTIPLE = 8
+GOOD_RESIDUAL = 0.001  # needs no finer size
+MAX_RESIDUAL = 0.01  # still counts as matched
 
 
 class Matched(NamedTuple):
-    """A size that was found."""
+    """A size that matches an arm's cost to the baseline's."""
 
     key: str
     size: int
-    residual: float  # (arm - baseline) / baseline of what is matched
+    residual: float  # (arm - baseline) / baseline
 
     @property
     def override(self) -> str:
-        """The size as a word of the command line."""
+        """The size as an override of the recipe."""
         return f"{self.key}={self.size}"
 
 
-def free_knob(knob: str, axes: Iterable[str], what: str) -> str:
-    """The key of a knob; raises UsageError if the arm's swap is about it."""
+def choose_knob(knob: str, axes: Iterable[str], what: str) -> str:
+    """Return the key of a knob; raises UsageError if the arm's swap is about it."""
     key = KNOBS[knob]
     if any(covers(axis, key) or covers(key, axis) for axis in axes):
-        others = [name for name in KNOBS if name != knob]
-        raise UsageError(f"--match {what} cannot turn {key}: the swap is about it\n  fix: --knob {others[0]}, or --match none")
+        other = next(name for name in KNOBS if name != knob)
+        raise UsageError(
+            f"--match {what} cannot change {key}: the swap is about it\n"
+            f"  fix: --knob {other}, or --match none"
+        )
     return key
 
 
-def match(name: str, key: str, start: int, target: int, cost: Callable[[int], int]) -> Matched:
-    """The size at which an arm's ``cost`` (growing with the size) is nearest to the target; raises UsageError if none is near."""
+def match_size(arm: str, key: str, start: int, target: int, cost: Callable[[int], int]) -> Matched:
+    """Return the size at which an arm's ``cost``, which grows with the size, is nearest to the
+    target.
+
+    The search begins at ``start``. Raises UsageError if no size is within MAX_RESIDUAL.
+    """
     cost = cache(cost)
-    size = nearest(cost, target, start, ROUND)
-    if size is None or abs(cost(size) - target) > GOOD * target:
-        size = nearest(cost, target, size or start, 1)
-    residual = None if size is None else (cost(size) - target) / target
-    if size is None or residual is None or abs(residual) > ENOUGH:
-        best = "no size is small enough" if size is None else f"the best is {key} = {size}, which is off by {residual:+.2%}"
-        raise UsageError(f'arm "{name}" cannot be matched to the baseline by {key}: {best}\n  fix: --knob, or --match none')
+    size = find_nearest(cost, target, start, MULTIPLE)
+    if size is None or abs(cost(size) - target) > GOOD_RESIDUAL * target:
+        size = find_nearest(cost, target, size or start, 1)
+    if size is None:
+        raise unmatched(arm, key, "no size is small enough")
+    residual = (cost(size) - target) / target
+    if abs(residual) > MAX_RESIDUAL:
+        raise unmatched(arm, key, f"the best is {key} = {size}, which is off by {residual:+.2%}")
     return Matched(key, size, residual)
 
 
-def nearest(cost: Callable[[int], int], target: int, start: int, step: int) -> int | None:
-    """The multiple of ``step`` whose cost is nearest to the target; None if even the smallest costs more than double."""
+def unmatched(arm: str, key: str, why: str) -> UsageError:
+    """Return the error of an arm that cannot be matched."""
+    return UsageError(
+        f'arm "{arm}" cannot be matched to the baseline by {key}: {why}\n'
+        "  fix: --knob, or --match none"
+    )
+
+
+def find_nearest(cost: Callable[[int], int], target: int, start: int, step: int) -> int | None:
+    """Return the multiple of ``step`` whose cost is nearest to the target, by bisection; None if
+    even the smallest costs more than twice the target.
+    """
     low, high = 1, max(1, round(start / step))
     while cost(high * step) < target:
         low, high = high, high * 2
     while high - low > 1:
-        middle = guess(cost(low * step), cost(high * step), target, low, high)
-        low, high = (middle, high) if cost(middle * step) < target else (low, middle)
+        middle = interpolate(cost(low * step), cost(high * step), target, low, high)
+        if cost(middle * step) < target:
+            low = middle
+        else:
+            high = middle
     best = min((low, high), key=lambda count: abs(cost(count * step) - target))
-    return best * step if cost(best * step) <= 2 * target else None
+    if cost(best * step) > 2 * target:
+        return None
+    return best * step
 
 
-def guess(at_low: int, at_high: int, target: int, low: int, high: int) -> int:
-    """Where the target lies between two sizes if costs grow evenly; strictly between them."""
-    slope = (at_high - at_low) / (high - low)
-    return min(max(low + round((target - at_low) / slope) if slope else (low + high) // 2, low + 1), high - 1)
+def interpolate(cost_low: int, cost_high: int, target: int, low: int, high: int) -> int:
+    """Return where the target lies if the cost is linear, strictly between ``low`` and ``high``."""
+    slope = (cost_high - cost_low) / (high - low)
+    guess = low + round((target - cost_low) / slope) if slope else (low + high) // 2
+    return min(max(guess, low + 1), high - 1)

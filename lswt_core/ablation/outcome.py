@@ -1,4 +1,6 @@
-"""What an ablation's runs leave behind, as plain data: one outcome a run, its arms, and the whole study."""
+"""The results of an ablation as plain data: the outcome of each run, the results of each arm, and
+the whole study.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +11,52 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of one arm came to."""
+    """The result of one run of one arm."""
 
     seed: int
-    failure: str | None = None  # None: finished; else "diverged: ...", "killed by signal 9 ..."
+    failure: str | None = (
+        None  # None: finished without failure; else "diverged: ...", "killed by signal 9 ..."
+    )
     loss: float | None = None  # held-out cross-entropy at the end, nats per token
-    documents: list[tuple[str, float, int]] = field(default_factory=list)  # held-out document, summed loss in nats, tokens
+    # held-out document, summed loss in nats, tokens
+    documents: list[tuple[str, float, int]] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)  # tokens trained on, training loss
-    evaluations: list[tuple[int, float]] = field(default_factory=list)  # tokens trained on, held-out loss
-    positions: list[tuple[int, float, int]] = field(default_factory=list)  # tokens of the document read before (from), mean loss, tokens
-    probes: dict[str, float] = field(default_factory=dict)  # "isotropy", "attention_first_token", "attention_registers", ...
+    # tokens trained on, held-out loss
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    # preceding tokens of the document (lower edge of a bucket), mean loss, tokens
+    positions: list[tuple[int, float, int]] = field(default_factory=list)
+    # "isotropy", "attention_first_token", "attention_registers", ...
+    probes: dict[str, float] = field(default_factory=dict)
     tokens_per_second: float | None = None
     peak_bytes: int | None = None
     seconds: float = 0.0  # of training
 
     @classmethod
     def failed(cls, seed: int, why: str) -> Outcome:
-        """A run that left nothing."""
+        """Return the outcome of a run that left no results."""
         return cls(seed, why)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the outcome as plain data."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Outcome:
-        """From plain data."""
-        values: dict[str, Any] = {one.name: found[one.name] for one in fields(cls) if one.name in found}
-        rows = {name: [tuple(row) for row in value] for name, value in values.items() if isinstance(value, list)}
-        return cls(**(values | rows))
+    def from_json(cls, document: Mapping[str, Any]) -> Outcome:
+        """Return the outcome that ``to_json`` gave; keys that are unknown are ignored."""
+        values: dict[str, Any] = {}
+        for field_ in fields(cls):
+            if field_.name not in document:
+                continue
+            value = document[field_.name]
+            if isinstance(value, list):
+                value = [tuple(row) for row in value]
+            values[field_.name] = value
+        return cls(**values)
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm with its runs."""
+class ArmResult:
+    """An arm, or the baseline, with the outcomes of its runs."""
 
     name: str
     swap: str  # "" for the baseline
@@ -50,24 +64,25 @@ class Arm:
     parameters: int
     trainable: int
     flops_per_token: int | None  # of training; None: unknown
-    tokens: int  # that every run is trained on
+    tokens: int  # that each run is trained on
     by_component: dict[str, int]  # parameters
     components: list[dict[str, str]]  # kind, name, distribution, version, citation
     outcomes: list[Outcome]  # in the order of the study's seeds
 
     @property
     def training_flops(self) -> int | None:
-        """The work of a whole run's training; None: unknown."""
+        """FLOPs of the training of one run; None: unknown."""
         return None if self.flops_per_token is None else self.flops_per_token * self.tokens
 
 
 @dataclass(frozen=True)
 class Study:
-    """An ablation that was run."""
+    """The results of an ablation."""
 
     name: str
-    arms: list[Arm]  # the baseline first
-    settings: dict[str, Any]  # seeds, confidence, margin (nats per token), steps, tokens, match, ...
+    arms: list[ArmResult]  # the baseline first
+    # seeds, confidence, margin (nats per token), steps, tokens, match, ...
+    settings: dict[str, Any]
     certificate: list[dict[str, Any]]
     environment: dict[str, Any]
     recipe: str  # the baseline's, resolved

@@ -1,171 +1,186 @@
-"""The figures of an ablation: differences with their intervals, curves with bands over seeds, loss by how much was read."""
+"""The figures of an ablation: paired differences with confidence intervals, training curves with
+bands over seeds, loss by position.
+"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from lswt_core.ablation.outcome import Arm, Study
-from lswt_core.report import smooth
+from lswt_core.ablation.outcome import ArmResult, Outcome, Study
+from lswt_core.reporting.curves import new_figure, render_png, set_title
+from lswt_core.reporting.metrics_log import smooth
 
-# Okabe and Ito's colours, told apart by colour-blind people; lines differ in their dashes besides. The baseline is black.
+# The palette of Okabe and Ito, for colour-blind readers; dashes distinguish lines besides. The
+# baseline is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
-MARKS = {"better": "v", "worse": "^", "equivalent": "s", "not resolved": "o"}
-WIDTH = 11.0  # inches
-CURVES_SHOWN = 8  # arms; more would not be told apart
-Rows = Sequence[tuple[float, float]]
+MARKERS = {"better": "v", "worse": "^", "equivalent": "s", "not resolved": "o"}
+MAX_CURVES = 8  # arms in a plot of curves; more could not be distinguished
+Curve = Sequence[tuple[float, float]]
 
 
-def overview(study: Study, report: dict[str, Any]) -> bytes:
-    """The picture of the whole: differences above, curves and loss by position below."""
-    rows = len(report["comparisons"])
-    figure = new_figure(2.2 + 0.45 * rows + 3.6)
-    grid = figure.add_gridspec(2, 2, height_ratios=[1.2 + 0.45 * rows, 3.6])
-    draw_differences(figure.add_subplot(grid[0, :]), report)
-    draw_curves(figure.add_subplot(grid[1, 0]), study, training, "training loss (nats per token)")
-    draw_positions(figure.add_subplot(grid[1, 1]), study)
-    seeds, steps = len(report["settings"]["seeds"]), report["settings"]["steps"]
-    figure.suptitle(f"{report['name']}: {seeds} seeds, {steps:,} steps", x=0.012, ha="left", fontsize=13, fontweight="bold")
-    return png(figure)
+def plot_overview(study: Study, report: dict[str, Any]) -> bytes:
+    """Return a PNG: differences above, training curves and loss by position below."""
+    height = 1.2 + 0.45 * len(report["comparisons"])
+    figure = new_figure(height + 4.2)
+    # subfigures: the names of arms above do not push the curves below to the right
+    upper, lower = figure.subfigures(2, 1, height_ratios=[height, 3.2])
+    draw_differences(upper.add_subplot(), report)
+    label = "training loss (nats per token)"
+    draw_curves(lower.add_subplot(1, 2, 1), study, training_curves, label)
+    draw_positions(lower.add_subplot(1, 2, 2), study)
+    settings = report["settings"]
+    set_title(
+        figure, f"{report['name']}: {len(settings['seeds'])} seeds, {settings['steps']:,} steps"
+    )
+    return render_png(figure)
 
 
-def held_out(study: Study) -> bytes | None:
-    """Held-out loss over the run, as the difference to the baseline at the same seed; None where it was tested once only."""
+def plot_held_out(study: Study) -> bytes | None:
+    """Return a PNG of held-out loss less the baseline's at the same seed, over the run; None if
+    runs were evaluated only once.
+    """
     baseline, *others = study.arms
     if not any(len(one.evaluations) > 1 for one in baseline.outcomes):
         return None
-    figure = new_figure(3.4)
+    figure = new_figure(3.2)
     axes = figure.add_subplot()
     axes.axhline(0, color=COLOURS[0], linewidth=1.2, label="baseline")
-    for number, arm in enumerate(others[: CURVES_SHOWN - 1], 1):
-        draw_band(axes, differences(baseline, arm), number, arm.name)
+    for number, arm in enumerate(others[: MAX_CURVES - 1], 1):
+        draw_band(axes, held_out_differences(baseline, arm), number, arm.name)
     axes.set_xlabel("tokens")
     axes.set_ylabel("held-out loss - baseline's (nats)")
-    legend(axes)
-    return png(figure)
+    draw_legend(axes)
+    return render_png(figure)
 
 
-def differences(baseline: Arm, arm: Arm) -> list[Rows]:
-    """Per seed at which both finished: tokens, and held-out loss less the baseline's."""
-    found: list[Rows] = []
+def held_out_differences(baseline: ArmResult, arm: ArmResult) -> list[Curve]:
+    """Return, for each seed at which both finished, held-out loss less the baseline's by tokens."""
+    curves: list[Curve] = []
     for one, other in zip(baseline.outcomes, arm.outcomes, strict=True):
-        if one.failure is other.failure is None:
-            before = dict(one.evaluations)
-            found.append([(tokens, loss - before[tokens]) for tokens, loss in other.evaluations if tokens in before])
-    return found
+        if one.failure is not None or other.failure is not None:
+            continue
+        before, after = dict(one.evaluations), other.evaluations
+        curves.append([(at, loss - before[at]) for at, loss in after if at in before])
+    return curves
 
 
-def done(arm: Arm) -> list[Any]:
-    """The runs that came to an end."""
+def finished_runs(arm: ArmResult) -> list[Outcome]:
+    """Return the runs that finished without failure."""
     return [one for one in arm.outcomes if one.failure is None]
 
 
-def training(arm: Arm) -> list[Rows]:
-    """The training curves of an arm's runs."""
-    return [smoothed(one.curve) for one in done(arm)]
+def training_curves(arm: ArmResult) -> list[Curve]:
+    """Return the smoothed training curves of an arm's runs."""
+    curves: list[Curve] = []
+    for one in finished_runs(arm):
+        losses = smooth([loss for _, loss in one.curve])
+        tokens = [tokens for tokens, _ in one.curve]
+        curves.append(list(zip(tokens, losses, strict=True)))
+    return curves
 
 
-def by_position(arm: Arm) -> list[Rows]:
-    """Loss by tokens read before, none of them a little left of one."""
-    return [[(max(at, 0.5), loss) for at, loss, _ in one.positions] for one in done(arm)]
-
-
-def smoothed(curve: Rows) -> Rows:
-    """A curve's running mean."""
-    return list(zip([tokens for tokens, _ in curve], smooth([loss for _, loss in curve]), strict=True))
+def position_curves(arm: ArmResult) -> list[Curve]:
+    """Return held-out loss by preceding tokens; 0 is drawn at 0.5: the axis is logarithmic."""
+    curves: list[Curve] = []
+    for one in finished_runs(arm):
+        curves.append([(max(position, 0.5), loss) for position, loss, _ in one.positions])
+    return curves
 
 
 def draw_differences(axes: Any, report: dict[str, Any]) -> None:
-    """A forest plot: every arm's difference in loss, its interval, every seed, and the margin within which it does not matter."""
+    """Draw a forest plot: each arm's difference in loss, its confidence interval, its seeds, and
+    the margin of equivalence.
+    """
     margin, comparisons = report["settings"]["margin"], report["comparisons"]
     axes.axvspan(-margin, margin, color="#56B4E9", alpha=0.18, linewidth=0)
     axes.axvline(0, color="#000000", linewidth=1)
     for height, one in enumerate(reversed(comparisons)):
-        if one["delta"] is None:
-            axes.annotate("  failed" if not one["seeds"] else "  unknown", (0, height), va="center", fontsize=9, color="#666666")
-            continue
-        axes.plot(one["values"], [height - 0.22] * len(one["values"]), "|", color="#7F7F7F", markersize=7, markeredgewidth=1.2)
-        if one["ci95"] is not None:
-            axes.plot(one["ci95"], [height] * 2, color="#0072B2", linewidth=2.4, solid_capstyle="butt")
-        axes.plot(one["delta"], height, MARKS[one["verdict"]], color="#0072B2", markersize=7.5)
-    axes.set_yticks(range(len(comparisons)), [label(one) for one in reversed(comparisons)])
+        draw_difference(axes, height, one)
+    labels = [label_comparison(one) for one in reversed(comparisons)]
+    axes.set_yticks(range(len(comparisons)), labels)
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
     axes.set_xlabel(
-        f"held-out loss - baseline's (nats per token; left is better; bar: 95 % interval, ticks: seeds, band: margin {margin:g})"
+        "held-out loss - baseline's (nats per token; left is better)\n"
+        f"bar: 95 % interval, ticks: seeds, band: margin {margin:g}"
     )
-    tidy(axes)
+    tidy_axes(axes)
 
 
-def label(one: dict[str, Any]) -> str:
-    """An arm's name and verdict, for an axis."""
-    failed = one["failed"]["arm"]
-    lost = f", {failed} of {one['seeds'] + one['lost']} failed" if failed else ""
-    return f"{shorten(one['arm'])}\n{one['verdict']}{lost}"
+def draw_difference(axes: Any, height: float, one: dict[str, Any]) -> None:
+    """Draw one arm of the forest plot."""
+    if one["delta"] is None:
+        text = "  unknown" if one["seeds"] else "  failed"
+        axes.annotate(text, (0, height), va="center", fontsize=9, color="#666666")
+        return
+    seeds = {"color": "#7F7F7F", "markersize": 7, "markeredgewidth": 1.2}
+    axes.plot(one["values"], [height - 0.22] * len(one["values"]), "|", **seeds)
+    if one["ci95"] is not None:
+        bar = {"linewidth": 2.4, "solid_capstyle": "butt"}
+        axes.plot(one["ci95"], [height] * 2, color="#0072B2", **bar)
+    axes.plot(one["delta"], height, MARKERS[one["verdict"]], color="#0072B2", markersize=7.5)
 
 
-def shorten(name: str, most: int = 34) -> str:
-    """A name that fits."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def label_comparison(one: dict[str, Any]) -> str:
+    """Return an arm's name and verdict, for an axis."""
+    label, failed = f"{shorten(one['arm'])}\n{one['verdict']}", one["failed"]["arm"]
+    if failed:
+        label += f", {failed} of {one['seeds'] + one['lost']} failed"
+    return label
 
 
-def draw_curves(axes: Any, study: Study, curves: Callable[[Arm], list[Rows]], title: str) -> None:
-    """One line an arm, with a band from the lowest to the highest seed."""
-    for number, arm in enumerate(study.arms[:CURVES_SHOWN]):
+def shorten(name: str, length: int = 30) -> str:
+    """Return a name, cut to a length."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def draw_curves(
+    axes: Any, study: Study, curves: Callable[[ArmResult], list[Curve]], label: str
+) -> None:
+    """Draw one line per arm, with a band over its seeds."""
+    for number, arm in enumerate(study.arms[:MAX_CURVES]):
         draw_band(axes, curves(arm), number, arm.name)
     axes.set_xlabel("tokens")
-    axes.set_ylabel(title)
-    legend(axes)
+    axes.set_ylabel(label)
+    draw_legend(axes)
 
 
-def draw_band(axes: Any, runs: list[Rows], number: int, name: str) -> None:
-    """The mean of some runs over the tokens that all of them reached, and what lies between them."""
-    runs = [run for run in runs if run]
+def draw_band(axes: Any, curves: list[Curve], number: int, name: str) -> None:
+    """Draw the mean of an arm's curves where all of them have values, and a band from the lowest
+    to the highest.
+    """
+    runs = [dict(curve) for curve in curves if curve]
     if not runs:
         return
-    shared = [dict(run) for run in runs]
-    at = [tokens for tokens, _ in runs[0] if all(tokens in run for run in shared)]
-    values = [[run[tokens] for run in shared] for tokens in at]
-    style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-    axes.plot(at, list(map(fmean, values)), linewidth=1.7, label=shorten(name, 26), **style)
+    at = [x for x in runs[0] if all(x in run for run in runs)]
+    values = [[run[x] for run in runs] for x in at]
+    colour = COLOURS[number % len(COLOURS)]
+    style = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.7}
+    axes.plot(at, list(map(fmean, values)), label=shorten(name, 26), **style)
     if len(runs) > 1:
-        axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=style["color"], alpha=0.15, linewidth=0)
+        low, high = list(map(min, values)), list(map(max, values))
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def draw_positions(axes: Any, study: Study) -> None:
-    """Loss by how many tokens of its document a token could look back on."""
-    draw_curves(axes, study, by_position, "held-out loss (nats per token)")
+    """Draw loss by the number of preceding tokens of the document."""
+    draw_curves(axes, study, position_curves, "held-out loss (nats per token)")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "0")
-    axes.set_xlabel("tokens of its document read before, from")
+    axes.set_xlabel("preceding tokens of the document, from")
 
 
-def legend(axes: Any) -> None:
-    """Names of the lines."""
+def draw_legend(axes: Any) -> None:
+    """Draw the names of lines, if there are any."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8.5)
-    tidy(axes)
+    tidy_axes(axes)
 
 
-def tidy(axes: Any) -> None:
-    """Quiet axes."""
+def tidy_axes(axes: Any) -> None:
+    """Draw a light frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="both", color="#000000", alpha=0.08, linewidth=0.8)
     axes.tick_params(labelsize=9)
-
-
-def new_figure(height: float) -> Any:
-    """An empty figure, drawn without a screen."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return Figure(figsize=(WIDTH, height), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-
-
-def png(figure: Any) -> bytes:
-    """A figure as the content of a file; the same figure gives the same bytes."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()

@@ -1,7 +1,9 @@
-"""The statistics of paired runs: what a few seeds can and cannot tell. Pure functions of arrays.
+"""Statistics of paired runs: t test, equivalence test, power, Holm-Bonferroni correction and
+bootstrap. Pure functions of arrays.
 
-A pair is an arm and the baseline at one seed: same data in the same order, and equal initial values where they share parameters. The
-run is the unit: documents and tokens tell how well one model was measured, not how another run would have come out.
+A pair is the arm and the baseline at one seed: the same batches in the same order, and equal
+initial values of shared parameters. The sampling unit is the run: documents and tokens say how
+precisely one model was evaluated, not how much another seed would differ.
 """
 
 from __future__ import annotations
@@ -16,64 +18,71 @@ from scipy import special, stats
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
-CELLS = 10_000_000  # numbers held at once while resampling
-MOST = 10_000  # seeds; a plan of more is none
+CHUNK_NUMBERS = 10_000_000  # in memory at a time while resampling
+MAX_SEEDS = 10_000  # more are out of reach
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
-REACH = 9.0  # standard deviations beyond which a normal variable is not looked for
+REACH = 9.0  # standard deviations; a normal variable is beyond with probability below 1e-16
 TINY = 1e-16
 
 
-class Paired(NamedTuple):
-    """What the differences of pairs say about the mean difference."""
+class PairedTest(NamedTuple):
+    """The paired t test of the mean difference."""
 
     pairs: int
     delta: float  # mean of arm - baseline
     std: float | None  # of the differences; None for one pair
-    ci: tuple[float, float] | None
+    ci: tuple[float, float] | None  # confidence interval of the mean
     p: float | None  # two-sided, of no difference (Student's t)
 
 
-class Equivalence(NamedTuple):
-    """Two one-sided tests (Schuirmann 1987): is the mean difference within +-margin?"""
+class EquivalenceTest(NamedTuple):
+    """Two one-sided tests (TOST, Schuirmann 1987) that the mean difference is within +-margin."""
 
     margin: float
     p: float | None  # the larger of the two; None for one pair
 
 
-def paired(differences: Sequence[float], confidence: float = 0.95) -> Paired:
-    """The paired t test and its interval. Differences that are all equal (runs that agree bitwise, say) leave no doubt."""
-    found = np.asarray(differences, dtype=np.float64)
-    delta = float(found.mean())
-    if len(found) < 2:
-        return Paired(len(found), delta, None, None, None)
-    std = spread(found)
+def paired_test(differences: Sequence[float], confidence: float = 0.95) -> PairedTest:
+    """Return the paired t test and its confidence interval.
+
+    Differences that are all equal (of runs that agree bitwise, say) have p 0, or 1 if they are 0.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    delta = float(values.mean())
+    if len(values) < 2:
+        return PairedTest(len(values), delta, None, None, None)
+    std = sample_std(values)
     if std == 0.0:
-        return Paired(len(found), delta, 0.0, (delta, delta), 1.0 if delta == 0.0 else 0.0)
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(found) - 1)) * std / math.sqrt(len(found))
-    p = float(2 * stats.t.sf(abs(delta) / std * math.sqrt(len(found)), len(found) - 1))
-    return Paired(len(found), delta, std, (delta - half, delta + half), p)
+        return PairedTest(len(values), delta, 0.0, (delta, delta), 1.0 if delta == 0.0 else 0.0)
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * std / math.sqrt(len(values))
+    p = float(2 * stats.t.sf(abs(delta) / std * math.sqrt(len(values)), len(values) - 1))
+    return PairedTest(len(values), delta, std, (delta - half, delta + half), p)
 
 
-def spread(found: Floats) -> float:
-    """The sample's standard deviation; what is only rounding counts as none."""
-    std = float(found.std(ddof=1))
-    return 0.0 if std <= 1e-12 * float(np.abs(found).max()) else std
+def sample_std(values: Floats) -> float:
+    """Return the sample standard deviation; 0 if it is of the size of rounding errors."""
+    std = float(values.std(ddof=1))
+    return 0.0 if std <= 1e-12 * float(np.abs(values).max()) else std
 
 
-def equivalence(differences: Sequence[float], margin: float) -> Equivalence:
-    """Whether the mean difference is within +-margin, by two one-sided t tests."""
-    found = np.asarray(differences, dtype=np.float64)
-    if len(found) < 2:
-        return Equivalence(margin, None)
-    delta, std, degrees = float(found.mean()), spread(found), len(found) - 1
+def equivalence_test(differences: Sequence[float], margin: float) -> EquivalenceTest:
+    """Return the p value of the null hypothesis that the mean difference is outside of +-margin."""
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) < 2:
+        return EquivalenceTest(margin, None)
+    delta, std, degrees = float(values.mean()), sample_std(values), len(values) - 1
     if std == 0.0:
-        return Equivalence(margin, 0.0 if abs(delta) < margin else 1.0)
-    error = std / math.sqrt(len(found))
-    return Equivalence(margin, float(max(stats.t.sf((margin - delta) / error, degrees), stats.t.sf((margin + delta) / error, degrees))))
+        return EquivalenceTest(margin, 0.0 if abs(delta) < margin else 1.0)
+    error = std / math.sqrt(len(values))
+    upper = stats.t.sf((margin - delta) / error, degrees)
+    lower = stats.t.sf((margin + delta) / error, degrees)
+    return EquivalenceTest(margin, float(max(upper, lower)))
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values adjusted so that the chance of any false finding among all stays bounded (Holm 1979); None stays None."""
+def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p values adjusted by Holm-Bonferroni (Holm 1979), which bounds the family-wise error
+    rate; None stays None.
+    """
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     reached = 0.0
@@ -84,7 +93,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
-    """The chance that a two-sided paired t test finds a true mean difference: P(|T| > c), T noncentral t."""
+    """Return the power of a two-sided paired t test at a true mean difference: P(|T| > c), T
+    noncentral t.
+    """
     if pairs < 2:
         return 0.0
     degrees = pairs - 1
@@ -93,11 +104,12 @@ def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
 
 
 def upper_tail(critical: float, shift: float, degrees: int) -> float:
-    """P(T > c) of a noncentral t variable (Z + shift) / S with c > 0, where S^2 is a chi squared variable over its degrees of freedom:
-    the mean of Phi(shift - c S), by Gauss-Legendre quadrature. (The series of ``scipy.stats.nct`` gives NaN for many arguments.)
+    """Return P(T > c) of a noncentral t variable (Z + shift) / S with c > 0, where S^2 is a chi
+    squared variable over its degrees of freedom: the mean of Phi(shift - c S), by Gauss-Legendre
+    quadrature. (The series of ``scipy.stats.nct`` gives NaN for many arguments.)
 
-    The chi variable is within 9 of sqrt(degrees) but for a chance below 1e-16, and Phi rises over 9 / c to both sides of shift / c:
-    between these edges the integrand is smooth.
+    The chi variable is within REACH of sqrt(degrees), except with probability below 1e-16, and Phi
+    rises over REACH / c on both sides of shift / c: between these edges the integrand is smooth.
     """
     low, high = max(1 - REACH / math.sqrt(degrees), TINY), 1 + REACH / math.sqrt(degrees)
     middle, slope = shift / critical, REACH / critical
@@ -110,31 +122,41 @@ def upper_tail(critical: float, shift: float, degrees: int) -> float:
     return float((weights * special.ndtr(shift - critical * s)).sum() / weights.sum())
 
 
-def seeds_needed(delta: float, std: float | None, wanted: float = 0.8, alpha: float = 0.05) -> int | None:
-    """How many pairs find a difference with the ``wanted`` chance; None where nothing is known of the noise or MOST would not do."""
+def seeds_needed(
+    delta: float, std: float | None, wanted: float = 0.8, alpha: float = 0.05
+) -> int | None:
+    """Return how many pairs detect a difference with power ``wanted``; None if the noise is unknown
+    or MAX_SEEDS are too few.
+    """
     if std is None or delta == 0.0:
         return None
     if std == 0.0:
         return 2
-    if power(delta, std, MOST, alpha) < wanted:
+    if power(delta, std, MAX_SEEDS, alpha) < wanted:
         return None
-    low, high = 1, MOST
+    low, high = 1, MAX_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if power(delta, std, middle, alpha) < wanted else (low, middle)
+        if power(delta, std, middle, alpha) < wanted:
+            low = middle
+        else:
+            high = middle
     return high
 
 
-def over_documents(baseline: Floats, arm: Floats, tokens: Floats, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean difference per token over other held-out texts of the same kind: documents are drawn anew.
+def bootstrap_documents(
+    baseline: Floats, arm: Floats, tokens: Floats, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Return the bootstrap confidence interval of the mean difference per token over other held-out
+    documents of the same kind.
 
-    Summed losses [seeds, documents] of both, tokens [documents]. Seeds are not drawn anew: this is the uncertainty that the choice of
-    text adds, for these very models.
+    Summed losses [seeds, documents] of both, tokens [documents]. Documents are resampled, seeds are
+    not: this is the uncertainty from the choice of text, for these very models.
     """
     differences = (arm - baseline).mean(0)  # [documents]
     draw, even = np.random.default_rng(seed), np.full(len(tokens), 1 / len(tokens))
     means: list[Floats] = []
-    for _ in range(0, RESAMPLES, chunk := max(1, min(RESAMPLES, CELLS // len(tokens)))):
+    for _ in range(0, RESAMPLES, chunk := max(1, min(RESAMPLES, CHUNK_NUMBERS // len(tokens)))):
         counts = draw.multinomial(len(tokens), even, size=chunk)  # [chunk, documents]
         means.append((counts @ differences) / (counts @ tokens))
     low, high = np.quantile(np.concatenate(means), [0.5 - confidence / 2, 0.5 + confidence / 2])
@@ -142,10 +164,12 @@ def over_documents(baseline: Floats, arm: Floats, tokens: Floats, confidence: fl
 
 
 def correlation(baseline: Sequence[float], arm: Sequence[float]) -> float | None:
-    """How much of the seeds' noise two arms share (Pearson); None where it cannot be told."""
+    """Return Pearson's correlation of the losses of two arms over seeds; None if there are fewer
+    than three, or one of them does not vary.
+    """
     if len(baseline) < 3:
         return None
     one, other = np.asarray(baseline), np.asarray(arm)
-    if spread(one) == 0.0 or spread(other) == 0.0:
+    if sample_std(one) == 0.0 or sample_std(other) == 0.0:
         return None
     return float(np.corrcoef(one, other)[0, 1])

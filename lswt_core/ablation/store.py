@@ -1,5 +1,7 @@
-"""Where the runs of ablations are kept: under a hash of everything their numbers depend on, so that a run is made once, whichever
-ablation asks for it, and an ablation that was stopped goes on where it was.
+"""The store of ablation runs: a directory of runs, each named by its cache key.
+
+The key is a hash of everything the run's numbers depend on. So a run is made once, whichever
+ablation needs it, and an ablation that was stopped continues.
 """
 
 from __future__ import annotations
@@ -17,133 +19,154 @@ import torch
 
 import lswt_core
 from lswt_core.ablation.outcome import Outcome
-from lswt_core.assemble import create
-from lswt_core.corpus import fit_tokenizer
-from lswt_core.durable import write_whole
+from lswt_core.data.corpus import fit_tokenizer
 from lswt_core.interfaces import DataSource
-from lswt_core.provenance import Code, code_of, core_libraries, versions_of
+from lswt_core.model.code_fingerprint import (
+    CodeFingerprint,
+    core_libraries,
+    fingerprint_component,
+    library_versions,
+)
+from lswt_core.model.components import build_component
+from lswt_core.model.embedding_init import load_pretrained
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Offer, Registry
-from lswt_core.warm_start import pretrained
 
 logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
-DIVERGED = "diverged"  # how the failure of a run begins that would fail again
+DIVERGED = "diverged"  # prefix of failures that a second try would repeat
 
 
 class Surroundings(NamedTuple):
-    """What a run's numbers depend on besides its recipe."""
+    """The part of the machine that a run's numbers depend on."""
 
-    device: str  # the CPU's instructions, or the accelerator's name and the libraries that come with it
+    device: str  # the CPU's instruction set, or the accelerator's name and its libraries
     threads: int
 
     @classmethod
     def here(cls, device: torch.device, threads: int) -> Surroundings:
-        """Those of this machine."""
+        """Return those of this machine."""
         if device.type != "cuda":
             return cls(f"{device.type} {torch.backends.cpu.get_cpu_capability()}", threads)
-        return cls(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}", threads)
+        cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
+        name = torch.cuda.get_device_name(device)
+        return cls(f"{name}, CUDA {cuda}, cuDNN {cudnn}", threads)
 
 
-class Keys:
-    """The keys of runs: hashes of everything their numbers depend on. What runs have in common is looked at once."""
+class CacheKeys:
+    """Cache keys of runs; what runs have in common is hashed once."""
 
     def __init__(self, registry: Registry, surroundings: Surroundings) -> None:
         self.registry, self.surroundings = registry, surroundings
-        self.known: dict[str, Any] = {}
+        self.memo: dict[str, Any] = {}
 
     def of(self, recipe: Recipe, backends: Iterable[str]) -> str:
-        """The key of a run whose attention some backends compute, which a recipe with "auto" does not name.
+        """Return the key of a run; ``backends`` are its attention backends, which a recipe with
+        "auto" does not name.
 
-        Hashed are the resolved recipe; the sources of its components, of what they derive from and import, and of the core; the
-        libraries that these import; the text, the tokenizer and the pretrained word embeddings; and the machine.
+        Hashed are the resolved recipe; the sources of its components, of their base classes and
+        imports, and of the core; the versions of imported libraries; the text, the tokenizer and
+        the pretrained word embeddings; and the machine.
         """
-        offers = [one.offer for one in recipe.components() if one.offer.source]  # "auto" is no component
+        # "auto" is no component and has no source
+        offers = [chosen.offer for chosen in recipe.components() if chosen.offer.source]
         offers += [self.registry.find("attention", name) for name in backends]
-        codes = {f"{one.kind}/{one.qualified}": self.code(one) for one in offers}
+        codes = {f"{offer.kind}/{offer.qualified}": self.code(offer) for offer in offers}
+        libraries = core_libraries().union(*(code.libraries for code in codes.values()))
         resolved = recipe.resolved()
         parts = {
             "recipe": recipe.fingerprint(),
             "components": {name: code.sha256 for name, code in codes.items()},
-            "core": core_digest(),
-            "libraries": self.libraries(core_libraries().union(*(code.libraries for code in codes.values()))),
-            "text": self.once([resolved["data"], resolved["tokenizer"]], lambda: text_of(recipe, self.registry)),
-            "embeddings": self.once(resolved["embedding"], lambda: embeddings_of(recipe)),
+            "core": hash_core(),
+            "libraries": self.libraries(libraries),
+            "text": self.once(
+                [resolved["data"], resolved["tokenizer"]],
+                lambda: fingerprint_text(recipe, self.registry),
+            ),
+            "embeddings": self.once(resolved["embedding"], lambda: fingerprint_embeddings(recipe)),
             "surroundings": [*self.surroundings, platform.machine(), platform.python_version()],
         }
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def code(self, offer: Offer) -> Code:
-        """The code of a component."""
-        found: Code = self.once([offer.kind, offer.qualified, offer.module], lambda: code_of(offer, self.registry))
-        return found
+    def code(self, offer: Offer) -> CodeFingerprint:
+        """Return the code of a component."""
+        about = [offer.kind, offer.qualified, offer.module]
+        code: CodeFingerprint = self.once(
+            about, lambda: fingerprint_component(offer, self.registry)
+        )
+        return code
 
     def libraries(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """The versions of what is installed."""
-        found: dict[str, list[str]] = self.once(sorted(names), lambda: versions_of(names))
-        return found
+        """Return the versions of installed libraries."""
+        versions: dict[str, list[str]] = self.once(sorted(names), lambda: library_versions(names))
+        return versions
 
-    def once(self, about: Any, make: Callable[[], Any]) -> Any:
-        """What is made of something, made only once."""
+    def once(self, about: Any, compute: Callable[[], Any]) -> Any:
+        """Return the result of ``compute``, which is called once for each JSON value ``about``."""
         key = json.dumps(about, sort_keys=True)
-        if key not in self.known:
-            self.known[key] = make()
-        return self.known[key]
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
 
 
-def text_of(recipe: Recipe, registry: Registry) -> list[str]:
-    """What a recipe reads, and as which tokens."""
-    source: DataSource = create(registry, recipe.one("data"))
+def fingerprint_text(recipe: Recipe, registry: Registry) -> list[str]:
+    """Return the fingerprints of a recipe's text and tokenizer."""
+    source: DataSource = build_component(registry, recipe.one("data"))
     return [source.fingerprint(), fit_tokenizer(recipe, registry, source).fingerprint()]
 
 
-def embeddings_of(recipe: Recipe) -> list[str | None]:
-    """The pretrained word embeddings that a recipe starts from, and the tokens they are of; nothing if it starts at random."""
-    found = pretrained(recipe.embedding)
-    if found is None:
+def fingerprint_embeddings(recipe: Recipe) -> list[str | None]:
+    """Return hashes of the pretrained word embeddings that a recipe starts from and of their
+    vocabulary; empty if it starts from random values.
+    """
+    embeddings = load_pretrained(recipe.embedding)
+    if embeddings is None:
         return []
-    return [found.facts["sha256"], sha256(json.dumps(found.tokens and dict(found.tokens), sort_keys=True).encode()).hexdigest()]
+    vocabulary = json.dumps(embeddings.tokens and dict(embeddings.tokens), sort_keys=True)
+    return [embeddings.facts["sha256"], sha256(vocabulary.encode()).hexdigest()]
 
 
 @cache
-def core_digest() -> str:
-    """A hash of this library's own code."""
-    found = sha256()
+def hash_core() -> str:
+    """Return a hash of the core's own code."""
+    digest = sha256()
     for path in sorted(Path(lswt_core.__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class RunStore:
-    """A directory of run directories, named by their keys."""
+    """A directory of run directories, named by their cache keys."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def directory(self, key: str) -> Path:
-        """A run's directory."""
+        """Return a run's directory."""
         return self.root / key
 
     def outcome(self, key: str) -> Outcome | None:
-        """What a run came to; None if it has not ended, or failed in a way that another try may not."""
-        found = self.read(key)
-        return found if found and (found.failure is None or found.failure.startswith(DIVERGED)) else None
+        """Return the outcome of a run that need not be made again: it finished, or diverged."""
+        outcome = self.read(key)
+        if outcome is None or outcome.failure is None or outcome.failure.startswith(DIVERGED):
+            return outcome
+        return None
 
     def read(self, key: str) -> Outcome | None:
-        """What a run last wrote of how it ended; None if it wrote nothing, or nothing that can be read, which is told."""
+        """Return the outcome that a run wrote last; None if it wrote none. A damaged one counts as
+        none, with a warning.
+        """
         path = self.directory(key) / OUTCOME
+        if not path.is_file():
+            return None
         try:
-            return Outcome.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+            return Outcome.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             logger.warning("%s is damaged, the run is taken up again: %s", path, error)
             return None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a document that appears whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    write_whole(path, content)
+    """Write a JSON document that appears whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())

@@ -1,151 +1,98 @@
-"""One run of an ablation in a process of its own: ``python -m lswt_core.ablation.worker RECIPE DIRECTORY``. A run that fails or is
-killed takes nothing else with it.
+"""One run of an ablation in a process of its own: ``python -m lswt_core.ablation.worker RECIPE
+DIRECTORY``. A run that fails or is killed takes no other run with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import resource
 import signal
 import sys
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from threading import Thread
-from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 import torch
 
-from lswt_core.ablation.measure import Measured, measure
 from lswt_core.ablation.outcome import Outcome
+from lswt_core.ablation.probes import HeldOutResult, evaluate_run
+from lswt_core.ablation.recorded_session import RecordedSession
 from lswt_core.ablation.store import DIVERGED, OUTCOME, write_json
-from lswt_core.assemble import Assembled, owners
-from lswt_core.checkpoint import Saved, Store
-from lswt_core.corpus import Corpus
-from lswt_core.data import Rows
-from lswt_core.durable import write_whole
 from lswt_core.errors import NumericsError, ResourceError
-from lswt_core.guard import guarded
-from lswt_core.interfaces import Batch
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.report import read_metrics
-from lswt_core.session import Session
-from lswt_core.train import Trainer
+from lswt_core.reporting.exit_status import run_guarded
+from lswt_core.reporting.metrics_log import read_metrics
 
-START, BATCHES, PEAK = "start.json", "batches.txt", "peak.json"
-SETTLING = 3  # steps whose speed is not counted: memories are still cold, libraries are loaded
-
-
-class Witness(Rows):
-    """Rows that write down a hash of every batch that was used."""
-
-    def __init__(self, rows: Rows, path: Path, used: int) -> None:
-        """``used`` batches were used before; what the file has of later ones is dropped, since they are read again."""
-        self.inner = rows
-        self.rows, self.context, self.documents, self.identity = rows.rows, rows.context, rows.documents, rows.identity
-        kept = path.read_text(encoding="utf-8").splitlines()[:used] if path.is_file() else []
-        write_whole(path, "".join(f"{line}\n" for line in kept).encode())
-        self.file = path.open("a", encoding="utf-8", buffering=1)
-
-    def segment(self, ahead: int = 0) -> Batch:
-        """The inner rows' next tokens."""
-        return self.inner.segment(ahead)
-
-    def advance(self) -> None:
-        """Commit, and write down to what."""
-        batch = self.inner.segment()
-        digest = sha256(b"".join(t.numpy().tobytes() for t in batch if t is not None)).hexdigest()
-        self.file.write(f"{digest[:16]}\n")
-        self.inner.advance()
-
-    def state(self) -> dict[str, Any]:
-        """The inner rows'. A checkpoint is about to hold it, so what was written of the batches before it goes to the disk."""
-        os.fsync(self.file.fileno())
-        return self.inner.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.inner.restore(state)
-
-    def close(self) -> None:
-        """The inner rows, and the file."""
-        self.inner.close()
-        self.file.close()
+PEAK_MEMORY = "peak.json"
+WARM_UP_STEPS = 3  # left out of the throughput: libraries are loaded, the KV cache is cold
 
 
-class Observed(Session):
-    """A run that leaves a record of what it started with and what it read."""
-
-    def build(self, built: Assembled, corpus: Corpus, store: Store, saved: Saved | None) -> Trainer:
-        """Put the run together, its batches witnessed."""
-        trainer = super().build(built, corpus, store, saved)
-        position = saved.document("train") if saved is not None else {"step": 0, "skipped": 0}
-        rows = Witness(trainer.plan.rows, self.directory / BATCHES, position["step"] + position["skipped"])
-        trainer.plan = trainer.plan._replace(rows=rows)
-        return trainer
-
-    def write_records(self, built: Assembled, corpus: Corpus, warm_start: dict[str, Any] | None) -> None:
-        """Besides the usual records, a hash of every parameter as it starts."""
-        super().write_records(built, corpus, warm_start)
-        path = self.directory / START
-        if not path.is_file():
-            write_json(path, {name: fingerprint(parameter, owner) for name, owner, parameter in owners(built.loss)})
-
-    def pictures(self) -> None:
-        """None: the ablation's report draws the curves of all its runs, and a short run would spend half of its time here."""
-
-
-def fingerprint(parameter: torch.Tensor, owner: str) -> dict[str, str]:
-    """A parameter's shape, owner and content."""
-    content = parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return {"shape": str(list(parameter.shape)), "owner": owner, "sha256": sha256(content).hexdigest()}
-
-
-def outcome(directory: Path, recipe: Recipe, measured: Measured | None, failure: str | None) -> Outcome:
-    """What a run left behind."""
+def collect_outcome(
+    directory: Path, recipe: Recipe, result: HeldOutResult | None, failure: str | None
+) -> Outcome:
+    """Return a run's outcome from its directory and its evaluation, if it got that far."""
     entries = read_metrics(directory / "metrics.jsonl")
     steps = [entry for entry in entries if entry.get("loss") is not None]
-    tested = [entry for entry in entries if entry.get("eval/loss") is not None]
+    evaluations = [entry for entry in entries if entry.get("eval/loss") is not None]
     per_step = recipe.train.tokens_per_step
-    probes = dict(measured.probes) if measured else {}
+    probes = dict(result.probes) if result else {}
     if steps and steps[-1].get("optimizer/unclipped_share") is not None:
         probes["unclipped_share"] = steps[-1]["optimizer/unclipped_share"]
-    speeds = [entry["tokens_per_second"] for entry in steps[SETTLING:] or steps]
-    peak = directory / PEAK
+    speeds = [entry["tokens_per_second"] for entry in steps[WARM_UP_STEPS:] or steps]
     return Outcome(
         seed=recipe.train.seed,
         failure=failure,
-        loss=measured.loss if measured else None,
-        documents=measured.documents if measured else [],
+        loss=result.loss if result else None,
+        documents=result.documents if result else [],
         curve=[(entry["step"] * per_step, entry["loss"]) for entry in steps],
-        evaluations=[(entry["step"] * per_step, entry["eval/loss"]) for entry in tested],
-        positions=measured.positions if measured else [],
+        evaluations=[(entry["step"] * per_step, entry["eval/loss"]) for entry in evaluations],
+        positions=result.positions if result else [],
         probes=probes,
         tokens_per_second=median(speeds) if speeds else None,
-        peak_bytes=json.loads(peak.read_text(encoding="utf-8")) if peak.is_file() else None,
+        peak_bytes=read_peak_memory(directory),
         seconds=steps[-1]["seconds"] if steps else 0.0,
     )
 
 
-def reason(error: Exception) -> str:
-    """The first sentence of an error: the rest is advice for a run that stands alone."""
+def read_peak_memory(directory: Path) -> int | None:
+    """Return the peak memory that a finished training recorded, in bytes."""
+    path = directory / PEAK_MEMORY
+    if not path.is_file():
+        return None
+    peak: int = json.loads(path.read_text(encoding="utf-8"))
+    return peak
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error: the rest is advice for a run by itself."""
     return str(error).partition(". ")[0].partition("\n")[0]
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has held: of the accelerator if it computes there, else of the machine."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory of this process in bytes: of the accelerator if it computes there,
+    else of the machine; None where the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def stop_with_parent(pipe: int) -> None:
-    """Ask this process to save and stop when whoever started it is gone: then the other end of this pipe closes."""
+    """Send SIGTERM to this process when its parent is gone, so that it saves and stops: then the
+    other end of ``pipe`` closes.
+    """
 
     def wait() -> None:
         with suppress(OSError):
@@ -157,37 +104,54 @@ def stop_with_parent(pipe: int) -> None:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Train, or go on, then measure and write the outcome."""
+    """Train, or continue, then evaluate and write the outcome; return the exit code."""
     if arguments.parent is not None:
         stop_with_parent(arguments.parent)
     registry, directory = Registry(files=arguments.plugin), arguments.directory
     recipe = Recipe.load(arguments.recipe, registry=registry)
-    session = Observed(arguments, recipe, registry, directory)
+
+    def write_outcome(result: HeldOutResult | None, failure: str | None) -> None:
+        outcome = collect_outcome(directory, recipe, result, failure)
+        write_json(directory / OUTCOME, outcome.to_json())
+
+    session = RecordedSession(arguments, recipe, registry, directory)
     try:
-        if code := session.run():
-            return code
+        code = session.run()
     except NumericsError as error:
-        write_json(directory / OUTCOME, outcome(directory, recipe, None, f"{DIVERGED}: {reason(error)}").to_json())
+        write_outcome(None, f"{DIVERGED}: {first_sentence(error)}")
         raise
     except ResourceError as error:
-        write_json(directory / OUTCOME, outcome(directory, recipe, None, f"memory or disk: {reason(error)}").to_json())
+        write_outcome(None, f"memory or disk: {first_sentence(error)}")
         raise
-    write_json(directory / PEAK, peak_bytes(session.world.device))
-    measured = measure(directory, registry)
-    lost = None if torch.isfinite(torch.tensor(measured.loss)) else f"{DIVERGED}: the held-out loss is {measured.loss}"
-    write_json(directory / OUTCOME, outcome(directory, recipe, None if lost else measured, lost).to_json())
-    return NumericsError.exit_code if lost else 0
+    if code:
+        return code
+    write_json(directory / PEAK_MEMORY, peak_memory(session.world.device))
+    result = evaluate_run(directory, registry)
+    if not math.isfinite(result.loss):
+        write_outcome(None, f"{DIVERGED}: the held-out loss is {result.loss}")
+        return NumericsError.exit_code
+    write_outcome(result, None)
+    return 0
 
 
 def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lswt_core.ablation.worker", description=__doc__)
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lswt_core.ablation.worker", description=__doc__
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--parent", type=int, metavar="FD", help="a pipe's end: save and stop when the other one closes")
+    parser.add_argument(
+        "--parent",
+        type=int,
+        metavar="FD",
+        help="reading end of a pipe: save and stop when the other end closes",
+    )
     parser.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE")
-    parser.set_defaults(overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False)
-    return guarded(work, parser.parse_args())
+    parser.set_defaults(
+        overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False
+    )
+    return run_guarded(work, parser.parse_args())
 
 
 if __name__ == "__main__":

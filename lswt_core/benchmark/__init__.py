@@ -1,1 +1,3 @@
-"""Speed and memory, beside something: subjects that do the same work, measured in one process, in turn, many times over."""
+"""Throughput and memory of contenders that do the same work, measured in one process in interleaved
+rounds.
+"""

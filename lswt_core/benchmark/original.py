@@ -1,148 +1,157 @@
-"""The same model in the original code's own way, for comparison: every key is rotated anew at every step, keys and values are copied
-together, attention goes through a mask, all logits exist in float32, SimCTG is its formula over a full matrix of pairs, and the
-cache lies in host memory between steps.
+"""Reimplementation of the original authors' training step, as a baseline: all keys are rotated at
+every step, keys and values are concatenated, attention uses an explicit mask, all logits exist in
+float32, SimCTG computes the full matrix of pairs, and the KV cache is kept in host memory between
+steps.
 
-Written out of place, over the modules of a model of ours, so that weights are the same and results can be compared.
+It runs over the modules of one of our models, so that weights are the same and results can be
+compared.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from lswt_core.benchmark.work import Trained, Work
-from lswt_core.model import Attention, Block, Decoder
-from lswt_core.parallel import Precision
+from lswt_core.benchmark.work import TorchContender, Work
+from lswt_core.device import Precision
+from lswt_core.model.attention import Attention
+from lswt_core.model.decoder import Block, Decoder
 
 
-class OriginalWay(Trained):
+class OriginalCode(TorchContender):
     """A recipe's modules, run as the original code runs its own."""
 
     name = "original"
-    remembers = True
-    note = "the original code's way through the same modules"
+    has_memory = True
+    note = "the original code's computation with the same modules"
 
     def __init__(self, work: Work, loss: nn.Module, base: float, margin: float | None) -> None:
-        self.given, self.base, self.margin = loss, base, margin
+        self.modules, self.base, self.margin = loss, base, margin
         self.decoder = cast(Decoder, loss.decoder)
-        self.cache: list[Tensor] | None = None  # of training
-        self.read: list[Tensor] | None = None  # of evaluation
-        self.past: list[Tensor] | None = None  # of decoding
+        self.train_cache: list[Tensor] | None = None
+        self.eval_cache: list[Tensor] | None = None
+        self.decode_cache: list[Tensor] | None = None
         super().__init__(work)
 
     def build(self) -> nn.Module:
-        """The modules."""
-        return self.given
+        """See TorchContender."""
+        return self.modules
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Dense cross-entropy, accuracy and SimCTG, as the original's trainer computes them at every step."""
-        cache = self.cache if torch.is_grad_enabled() else self.read
-        states, following = self.states(inputs, cache)
+        """Return dense cross-entropy plus SimCTG; accuracy is computed as well, at every step as in
+        the original's trainer.
+        """
         if torch.is_grad_enabled():
-            self.cache = following
+            states, self.train_cache = self.hidden_states(inputs, self.train_cache)
         else:
-            self.read = following
+            states, self.eval_cache = self.hidden_states(inputs, self.eval_cache)
         logits = self.decoder.vocabulary.logits(states).float()  # [B, T, V]
         loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
         self.accuracy = (logits.detach().argmax(-1) == labels).float().mean()
-        return loss if self.margin is None else loss + self.contrast(states.float())
+        if self.margin is None:
+            return loss
+        return loss + self.simctg(states.float(), self.margin)
 
-    def contrast(self, states: Tensor) -> Tensor:
-        """max(0, margin - s(i, i) + s(i, j)) over all pairs i != j, by the authors' formula."""
-        assert self.margin is not None
+    def simctg(self, states: Tensor, margin: float) -> Tensor:
+        """Mean of max(0, margin - s(i, i) + s(i, j)) over all pairs i != j, as in the original."""
         unit = states / states.norm(dim=2, keepdim=True)
         scores = unit @ unit.transpose(1, 2)  # [B, T, T]
         own = torch.diagonal(scores, dim1=1, dim2=2)
-        gap = (self.margin - (own[..., None] - scores)).relu()
+        hinge = (margin - (own[..., None] - scores)).relu()
         size = states.shape[1]
-        different = torch.FloatTensor(size, size).fill_(1.0).fill_diagonal_(0.0).to(states.device)  # made on the CPU, as there
-        return (gap * different).sum() / (different.sum() * len(states))
+        # created on the CPU, as in the original
+        different = torch.FloatTensor(size, size).fill_(1.0).fill_diagonal_(0.0).to(states.device)
+        return (hinge * different).sum() / (different.sum() * len(states))
 
-    def states(self, ids: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """Ids [B, T] and the cache in host memory -> states [B, T, M] and the next cache."""
+    def hidden_states(self, ids: Tensor, cache: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Ids [B, T] and the cache in host memory -> states [B, T, M] and the new cache."""
         decoder = self.decoder
-        x, following = decoder.input_norm(decoder.vocabulary.embed(ids)), []
+        x, new_cache = decoder.input_norm(decoder.vocabulary.embed(ids)), []
         for i, block in enumerate(decoder.blocks):
-            old = None if cache is None else [t.to(self.work.device) for t in cache[2 * i : 2 * i + 2]]
-            x, kept = self.block(cast(Block, block), x, old)
-            following += [t.detach().to("cpu") for t in kept]
-        return decoder.output_norm(x), following
+            cached = None
+            if cache is not None:
+                cached = [t.to(self.work.device) for t in cache[2 * i : 2 * i + 2]]
+            x, kept = self.run_block(cast(Block, block), x, cached)
+            new_cache += [t.detach().to("cpu") for t in kept]
+        return decoder.output_norm(x), new_cache
 
-    def block(self, block: Block, x: Tensor, old: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """One layer; the cache is un-rotated keys and values [B, H, N, D]."""
+    def run_block(
+        self, block: Block, x: Tensor, cached: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One layer; the cache holds keys before rotation, and values, [B, H, N, D]."""
         layer, h = block.attention, block.attention_norm(x)
         q, k, v = (
-            projected.unflatten(-1, (layer.n_heads, -1)).transpose(1, 2) for projected in (layer.query(h), layer.key(h), layer.value(h))
+            projected.unflatten(-1, (layer.n_heads, -1)).transpose(1, 2)
+            for projected in (layer.query(h), layer.key(h), layer.value(h))
         )
-        if old is not None:
-            k, v = torch.cat((old[0], k), dim=2), torch.cat((old[1], v), dim=2)
-        kept = [k[:, :, -self.work.remembered :], v[:, :, -self.work.remembered :]]
+        if cached is not None:
+            k, v = torch.cat((cached[0], k), dim=2), torch.cat((cached[1], v), dim=2)
+        kept = [k[:, :, -self.work.memory_length :], v[:, :, -self.work.memory_length :]]
         x = x + layer.output(self.attend(layer, q, k, v).transpose(1, 2).flatten(2))
         return x + block.ffn(block.ffn_norm(x)), kept
 
     def attend(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All keys rotated anew, registers put before them, one call under a mask."""
+        """Rotate all keys, prepend registers, and attend with an explicit mask."""
         new, keys = q.shape[2], k.shape[2]
-        places = torch.arange(keys - 1, -1, -1, device=q.device)  # the newest token is 0
-        q, k = self.rotate(q, places[-new:]), self.rotate(k, places)
+        positions = torch.arange(keys - 1, -1, -1, device=q.device)  # the newest token is 0
+        q, k = self.rotate(q, positions[-new:]), self.rotate(k, positions)
         mask = torch.ones(new, keys, dtype=torch.bool, device=q.device).tril(keys - new)
         for memory in layer.memory.values():
             if hasattr(memory, "keys") and isinstance(memory.keys, Tensor):
-                registers = [cast(Tensor, t).to(k.dtype).transpose(0, 1).expand(len(k), -1, -1, -1) for t in (memory.keys, memory.values)]
+                registers = [
+                    cast(Tensor, t).to(k.dtype).transpose(0, 1).expand(len(k), -1, -1, -1)
+                    for t in (memory.keys, memory.values)
+                ]
                 k, v = torch.cat((registers[0], k), dim=2), torch.cat((registers[1], v), dim=2)
                 mask = torch.cat((mask.new_ones(new, registers[0].shape[2]), mask), dim=1)
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    def rotate(self, x: Tensor, places: Tensor) -> Tensor:
-        """X [B, H, N, D] turned by places [N]; the table is computed anew."""
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotary embedding of x [B, H, N, D] at positions [N], without a cached table."""
         width = x.shape[-1]
         frequency = self.base ** (-torch.arange(0, width, 2, device=x.device).float() / width)
-        angle = torch.outer(places.float(), frequency)
+        angle = torch.outer(positions.float(), frequency)
         angle = torch.cat((angle, angle), dim=-1)
         a, b = x.chunk(2, dim=-1)
         return (x * angle.cos() + torch.cat((-b, a), dim=-1) * angle.sin()).to(x.dtype)
 
     @torch.no_grad()
-    def prompt(self, ids: Tensor) -> Tensor | None:
-        """See Subject."""
-        self.past = None
-        for segment in ids.split(self.work.context, dim=1):
-            chosen = self.step(segment)
+    def prefill(self, ids: Tensor) -> Tensor | None:
+        """See Contender."""
+        self.decode_cache = None
+        for segment in ids.split(self.work.seq_len, dim=1):
+            chosen = self.decode(segment)
         return chosen
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """See Subject."""
-        return self.step(ids)
-
-    def step(self, ids: Tensor) -> Tensor:
-        """Read ids and choose the next."""
+        """See Contender."""
         with self.work.precision.autocast(self.work.device):
-            states, self.past = self.states(ids, self.past)
+            states, self.decode_cache = self.hidden_states(ids, self.decode_cache)
             return self.decoder.vocabulary.logits(states[:, -1:])[:, 0].argmax(-1, keepdim=True)
 
-    def held(self) -> list[Tensor]:
-        """Moments and the cache."""
-        return super().held() + (self.cache or [])
+    def state_tensors(self) -> list[Tensor]:
+        """See Contender."""
+        return super().state_tensors() + (self.train_cache or [])
 
 
-class OriginalFloat32(OriginalWay):
+class OriginalFloat32(OriginalCode):
     """The same in float32."""
 
     name = "original-float32"
-    note = "the original code's way, in float32"
+    note = "the original code's computation, in float32"
 
     def __init__(self, work: Work, loss: nn.Module, base: float, margin: float | None) -> None:
-        super().__init__(work._replace(precision=Precision(torch.float32, "asked for")), loss, base, margin)
+        precision = Precision(torch.float32, "asked for")
+        super().__init__(work._replace(precision=precision), loss, base, margin)
 
 
-def build(kind: type[OriginalWay], work: Work, ours: Any) -> OriginalWay:
-    """The original's way over modules like those of a subject of ours, with the same initial numbers."""
-    import copy
-
+def build_original(kind: type[OriginalCode], work: Work, ours: Any) -> OriginalCode:
+    """Build the baseline over a copy of one of our contender's modules, with the same weights."""
     decoder = ours.loss.decoder
     simctg = next((loss for loss in ours.loss.auxiliary.values() if loss.name == "simctg"), None)
     base = getattr(decoder.positional, "base", 10_000.0)

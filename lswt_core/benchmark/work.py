@@ -1,4 +1,4 @@
-"""What is measured: the work, and a subject that does it."""
+"""The work that is timed, and a contender that does it."""
 
 from __future__ import annotations
 
@@ -10,56 +10,58 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lswt_core.parallel import Precision, keep_freed_memory
+from lswt_core.device import Precision, keep_freed_memory
 
-CLIP = 1.0  # of the global gradient norm, by everyone
-LR, BETAS, DECAY = 3e-4, (0.9, 0.95), 0.1  # of everyone's AdamW
-SUCCESSORS = 4  # ids that may follow an id in the text everyone learns
+GRAD_CLIP = 1.0  # global gradient norm of all contenders
+LR, BETAS, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 0.1  # of all contenders' AdamW
+SUCCESSORS = 4  # ids that may follow an id in the training text
 
 
 class Work(NamedTuple):
-    """Sizes that every subject takes over, and the numbers it computes in."""
+    """Model and batch sizes that all contenders share, and the precision they compute in."""
 
-    rows: int
-    context: int  # new tokens a row reads per step
-    remembered: int  # tokens before them that are attended to, by those who can
+    batch_size: int  # of a micro-batch
+    seq_len: int  # new tokens per sequence and step
+    memory_length: int  # earlier tokens attended to, by contenders with memory
     vocab_size: int
     d_vocab: int
     d_model: int
     n_layers: int
     n_heads: int
     d_ffn: int
-    trained_table: bool  # whether the word embeddings learn
+    trainable_embedding: bool
     precision: Precision
     device: torch.device
 
     @property
     def tokens(self) -> int:
-        """New tokens of a step."""
-        return self.rows * self.context
+        """New tokens per step."""
+        return self.batch_size * self.seq_len
 
-    def text(self, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels [B, T], step after step, without end: a random walk in which every id has few successors, so that there
-        is something to learn from the beginning.
+    def batches(self, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and labels [B, T] without end: random walks in which every id has few
+        successors, so that there is something to learn from the first step on.
         """
         generator = torch.Generator().manual_seed(seed)
         follow = torch.randint(self.vocab_size, (self.vocab_size, SUCCESSORS), generator=generator)
-        now = torch.randint(self.vocab_size, (self.rows,), generator=generator)
+        last = torch.randint(self.vocab_size, (self.batch_size,), generator=generator)
+        shape = (self.seq_len, self.batch_size)
         while True:
-            ids = [now]
-            for choice in torch.randint(SUCCESSORS, (self.context, self.rows), generator=generator):
+            ids = [last]
+            for choice in torch.randint(SUCCESSORS, shape, generator=generator):
                 ids.append(follow[ids[-1], choice])
-            now, walk = ids[-1], torch.stack(ids, dim=1).to(self.device)
+            last, walk = ids[-1], torch.stack(ids, dim=1).to(self.device)
             yield walk[:, :-1].contiguous(), walk[:, 1:].contiguous()
 
 
-class Subject(ABC):
-    """A model, its optimizer and its way through the work. Built on the device, ready to be trained."""
+class Contender(ABC):
+    """A model with its optimizer, built on the device, ready to be trained."""
 
     name: str
-    remembers: ClassVar[bool] = False  # does training attend to earlier segments?
-    keeps_freed: ClassVar[bool] = False  # does it tell the C library to keep freed memory, as a run of ours does?
-    note: ClassVar[str] = ""  # what is worth knowing about it
+    has_memory: ClassVar[bool] = False  # does training attend to earlier segments?
+    # does it make the C library keep freed memory, as our runs do?
+    keeps_freed_memory: ClassVar[bool] = False
+    note: ClassVar[str] = ""  # shown below the tables
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -67,40 +69,48 @@ class Subject(ABC):
     @property
     @abstractmethod
     def model(self) -> nn.Module:
-        """What has the parameters."""
+        """The module that owns the parameters."""
 
     @abstractmethod
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Forward, backward and update on [B, T]; the loss [], still on the device."""
+        """Forward, backward and update on [B, T]; return the loss [] without a synchronisation."""
 
     @abstractmethod
     def evaluate(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss [] of [B, T] without gradient."""
+        """Return the loss [] of [B, T] without gradient."""
 
-    def prompt(self, ids: Tensor) -> Tensor | None:
-        """Read [B, T] and be ready to decode; the first next ids [B, 1]. None: this subject does not decode."""
+    def prefill(self, ids: Tensor) -> Tensor | None:
+        """Read a prompt [B, T] and return the next ids [B, 1]; None if the contender does not
+        decode.
+        """
         return None
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Read [B, 1] and give the likeliest next [B, 1]."""
+        """Read ids [B, 1] and return the most likely next ids [B, 1]."""
         raise NotImplementedError
 
-    def held(self) -> list[Tensor]:
-        """What the subject holds between steps besides parameters: moments, memories."""
+    def state_tensors(self) -> list[Tensor]:
+        """Return what is kept between steps besides parameters: moments, memories."""
         return []
 
     @contextmanager
-    def as_its_users_run_it(self) -> Iterator[None]:
-        """The allocator as this subject's users have it."""
-        keep_freed_memory(self.keeps_freed)
+    def allocator_settings(self) -> Iterator[None]:
+        """Use the allocator as this contender's users have it."""
+        keep_freed_memory(self.keeps_freed_memory)
         try:
             yield
         finally:
             keep_freed_memory(False)
 
 
-class Trained(Subject):
-    """A subject of plain torch: a module, AdamW, a loss function."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the tensors of an optimizer's state."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+class TorchContender(Contender):
+    """A contender in plain torch: a module, AdamW and a loss function."""
 
     optimizer_options: ClassVar[dict[str, Any]] = {}
 
@@ -109,37 +119,43 @@ class Trained(Subject):
         torch.manual_seed(0)
         self._model = self.build().to(work.device)
         self.parameters = [p for p in self._model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, betas=BETAS, weight_decay=DECAY, **self.optimizer_options)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=LR,
+            betas=BETAS,
+            weight_decay=WEIGHT_DECAY,
+            **self.optimizer_options,
+        )
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The model, on the CPU."""
+        """Build the model on the CPU."""
 
     @abstractmethod
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of labels [B, T]."""
+        """Return the mean cross-entropy of labels [B, T]."""
 
     @property
     def model(self) -> nn.Module:
-        """See Subject."""
+        """See Contender."""
         return self._model
 
     def train(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """See Subject."""
+        """See Contender."""
         with self.work.precision.autocast(self.work.device):
             loss = self.loss(inputs, labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        nn.utils.clip_grad_norm_(self.parameters, GRAD_CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """See Subject."""
+        """See Contender."""
         with self.work.precision.autocast(self.work.device):
             return self.loss(inputs, labels)
 
-    def held(self) -> list[Tensor]:
-        """Moments."""
-        return [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    def state_tensors(self) -> list[Tensor]:
+        """See Contender."""
+        return optimizer_tensors(self.optimizer)

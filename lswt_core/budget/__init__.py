@@ -1,4 +1,6 @@
-"""What a recipe would take, measured on the meta device: parameters, memory, floating-point operations. Nothing is allocated."""
+"""What a recipe takes, measured on the meta device without allocating: parameters, peak memory,
+FLOPs per token.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,31 @@ from typing import NamedTuple
 
 import torch
 
-from lswt_core.assemble import assemble_blueprint, auxiliary_losses, build_optimizer, count_parameters, cross_entropy
-from lswt_core.blueprint import Blueprint
 from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_auxiliary
-from lswt_core.budget.layers import Amounts, by_layers
-from lswt_core.budget.memory import Memory, batch_bytes, blank, logits_bytes, optimizer_bytes, parameter_bytes, warm_state
+from lswt_core.budget.layers import Amounts, extrapolate_layers
+from lswt_core.budget.memory import (
+    MemoryBudget,
+    batch_bytes,
+    logits_bytes,
+    meta_batch,
+    optimizer_bytes,
+    parameter_bytes,
+    warm_state,
+)
+from lswt_core.device import Precision
+from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
-from lswt_core.loss import Loss
-from lswt_core.parallel import Precision, World
+from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.components import build_auxiliary_losses, build_cross_entropy, build_optimizer
+from lswt_core.model.parameters import count_parameters
+from lswt_core.model.spec import DecoderSpec
+from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
-PASSES, STATE = "work, memories and activations", "the optimizer's state"
+# what can be unknown, as keys of Budget.unknown
+PASSES, OPTIMIZER_STATE = "FLOPs, memories and activations", "optimizer state"
 
 
 class Budget(NamedTuple):
@@ -28,106 +42,156 @@ class Budget(NamedTuple):
 
     parameters: dict[str, int]  # by component
     trainable: dict[str, int]  # by component
-    flops: Flops | None  # None: unknown
-    memory: Memory
-    unknown: dict[str, str]  # what cannot be measured without numbers, and why
+    flops: Flops | None  # per token; None: unknown
+    memory: MemoryBudget
+    unknown: dict[str, str]  # what cannot be measured on the meta device -> why
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """Number of parameters."""
         return sum(self.parameters.values())
 
     @property
     def flops_per_token(self) -> int | None:
-        """A token's share of training, curvature included; None: unknown."""
-        return None if self.flops is None else self.flops.train + self.flops.refresh
+        """Training FLOPs per token, curvature updates included; None: unknown."""
+        return None if self.flops is None else self.flops.train + self.flops.update_curvature
 
 
 def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
-    """Measure a recipe; exact for layers of one make (``by_layers``)."""
+    """Measure a recipe; exact if layers of equal tables are equal (``extrapolate_layers``)."""
     precision = Precision.choose(recipe.train.precision, world.device)
-    blueprint = assemble_blueprint(recipe, registry, device=world.device, dtype=precision.dtype)
+    blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}
-    found = by_layers(recipe, blueprint, lambda shallow: measure(shallow, recipe, registry, precision, unknown))
-    table = torch.empty(blueprint.vocab_size, blueprint.d_vocab, device="meta", requires_grad=blueprint.trainable)
-    logits = partial(logits_bytes, cross_entropy(recipe, registry), world.device.type, table, precision.dtype.itemsize)
-    memory = Memory(named(found, "bytes: "), recipe, logits)
-    flops = None if PASSES in unknown else flops_of(found, recipe.train.context)
-    return Budget(named(found, "parameters: "), named(found, "trainable: "), flops, memory, unknown)
+
+    def measure_layers(shallow: DecoderSpec) -> Amounts:
+        return measure(shallow, recipe, registry, precision, unknown)
+
+    amounts = extrapolate_layers(recipe, blueprint, measure_layers)
+    shape = (blueprint.vocab_size, blueprint.d_vocab)
+    table = torch.empty(shape, device="meta", requires_grad=blueprint.trainable)
+    logits = partial(
+        logits_bytes,
+        build_cross_entropy(recipe, registry),
+        world.device.type,
+        table,
+        precision.dtype.itemsize,
+    )
+    return Budget(
+        parameters=strip_prefix(amounts, "parameters: "),
+        trainable=strip_prefix(amounts, "trainable: "),
+        flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train.seq_len),
+        memory=MemoryBudget(strip_prefix(amounts, "bytes: "), recipe, logits),
+        unknown=unknown,
+    )
 
 
-def flops_of(found: Amounts, tokens: int) -> Flops:
-    """A token's share of the FLOPs that were found for a row."""
-    parameters = named(found, "parameters: ")
-    forward = {place: amount // tokens for place, amount in named(found, "forward: ").items()}
+def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
+    """Divide the FLOPs measured for a sequence of ``tokens``."""
+    parameters = strip_prefix(amounts, "parameters: ")
+    forward = {
+        part: amount // tokens for part, amount in strip_prefix(amounts, "forward: ").items()
+    }
     return Flops(
         forward=forward,
-        train=found["train"] // tokens,
-        refresh=found["refresh"] // tokens,
+        train=amounts["train"] // tokens,
+        update_curvature=amounts["update_curvature"] // tokens,
         conventional=3 * sum(forward.values()),
         six_n=6 * (sum(parameters.values()) - parameters.get("embedding", 0)),
     )
 
 
-def named(found: Amounts, prefix: str) -> Amounts:
-    """The amounts whose names begin so, by the rest of their names."""
-    return {name.removeprefix(prefix): amount for name, amount in found.items() if name.startswith(prefix)}
+def add_prefix(amounts: Amounts, prefix: str) -> Amounts:
+    """Return amounts with a prefix before their names."""
+    return {prefix + name: amount for name, amount in amounts.items()}
 
 
-def measure(blueprint: Blueprint, recipe: Recipe, registry: Registry, precision: Precision, unknown: dict[str, str]) -> Amounts:
-    """Everything that is a sum over layers, of a model and one row of its context. What a component cannot do without numbers is
-    absent, and ``unknown`` says why.
-    """
-    with torch.device("meta"):
-        loss = Loss(blueprint.build(), auxiliary_losses(recipe, registry), cross_entropy(recipe, registry))
-    optimizer, half = build_optimizer(recipe, registry, loss), precision.dtype.itemsize
-    counted = count_parameters(loss)
-    found = {
-        **{f"parameters: {owner}": number for owner, number in counted["by_component"].items()},
-        **{f"trainable: {owner}": number for owner, number in counted["trainable_by_component"].items()},
-        **{f"bytes: {name}": number for name, number in parameter_bytes(loss, optimizer, half).items()},
+def strip_prefix(amounts: Amounts, prefix: str) -> Amounts:
+    """Return the amounts whose names have a prefix, without it."""
+    return {
+        name.removeprefix(prefix): amount
+        for name, amount in amounts.items()
+        if name.startswith(prefix)
     }
 
-    def state() -> Amounts:
+
+def measure(
+    blueprint: DecoderSpec,
+    recipe: Recipe,
+    registry: Registry,
+    precision: Precision,
+    unknown: dict[str, str],
+) -> Amounts:
+    """Measure a model on one sequence: all amounts that are sums over layers. What a component
+    cannot compute on the meta device is absent, and ``unknown`` says why.
+    """
+    with torch.device("meta"):
+        loss = TrainModule(
+            blueprint.build(),
+            build_auxiliary_losses(recipe, registry),
+            build_cross_entropy(recipe, registry),
+        )
+    optimizer, half = build_optimizer(recipe, registry, loss), precision.dtype.itemsize
+    counted = count_parameters(loss)
+
+    def measure_optimizer() -> Amounts:
         return {"bytes: optimizer": optimizer_bytes(optimizer)}
 
-    def passes() -> Amounts:
-        return pass_amounts(loss, optimizer, blank(1, recipe.train.context), half)
+    def measure_passes() -> Amounts:
+        return pass_amounts(loss, optimizer, meta_batch(1, recipe.train.seq_len), half)
 
-    return found | known(STATE, state, registry, unknown) | known(PASSES, passes, registry, unknown)
+    return (
+        add_prefix(counted["by_component"], "parameters: ")
+        | add_prefix(counted["trainable_by_component"], "trainable: ")
+        | add_prefix(parameter_bytes(loss, optimizer, half), "bytes: ")
+        | measure_if_possible(OPTIMIZER_STATE, measure_optimizer, registry, unknown)
+        | measure_if_possible(PASSES, measure_passes, registry, unknown)
+    )
 
 
-def known(what: str, function: Callable[[], Amounts], registry: Registry, unknown: dict[str, str]) -> Amounts:
-    """What a function finds; nothing, and why, where a plugin cannot run without numbers, such as one that looks at values."""
+def measure_if_possible(
+    subject: str, function: Callable[[], Amounts], registry: Registry, unknown: dict[str, str]
+) -> Amounts:
+    """Return a function's amounts; {} and a reason in ``unknown`` if a plugin fails on the meta
+    device, for example because it reads values.
+    """
     try:
         return function()
     except LswtError:
         raise
     except Exception as error:
-        found = registry.culprit(error)
-        if found is None:
+        culprit = registry.culprit(error)
+        if culprit is None:
             raise
-        unknown[what] = f"it cannot be measured without numbers: {found}"
+        unknown[subject] = f"cannot be measured on the meta device: {culprit}"
         return {}
 
 
-def pass_amounts(loss: Loss, optimizer: Optimizer, batch: Batch, half: int) -> Amounts:
-    """What reading a batch takes, forward and backward."""
+def pass_amounts(loss: TrainModule, optimizer: Optimizer, batch: Batch, half: int) -> Amounts:
+    """Measure the forward and backward pass of a batch."""
     state = warm_state(loss, batch)
-    plain, backward = train_flops(without_auxiliary(loss), batch, state)
+    train, backward = train_flops(without_auxiliary(loss), batch, state)
+    curvature = curvature_flops(optimizer, train, backward)
+    if loss.auxiliary:
+        train, _ = train_flops(loss, batch, state)
     return {
-        **{f"forward: {place}": number for place, number in forward_flops(loss, batch, state).items()},
-        "train": train_flops(loss, batch, state)[0] if loss.auxiliary else plain,
-        "refresh": refresh_flops(optimizer, plain, backward),
-        **{f"bytes: {name}": number for name, number in batch_bytes(loss, batch, state, half).items()},
+        **add_prefix(forward_flops(loss, batch, state), "forward: "),
+        "train": train,
+        "update_curvature": curvature,
+        **add_prefix(batch_bytes(loss, batch, state, half), "bytes: "),
     }
 
 
-def refresh_flops(optimizer: Optimizer, gradient: int, backward: int) -> int:
-    """A step's share of what a second-order optimizer computes besides: a gradient, of which a shared forward pass leaves the
-    ``backward`` pass; a Hessian-vector product is two gradients.
+def curvature_flops(optimizer: Optimizer, gradient: int, backward: int) -> int:
+    """Return the FLOPs of a second-order optimizer's Hessian estimate, averaged over steps: one
+    gradient, of which only the ``backward`` pass remains if the forward pass is shared; a
+    Hessian-vector product costs two gradients.
     """
-    if not optimizer.refresh_every:
+    if not optimizer.hessian_update_interval:
         return 0
-    found = backward if optimizer.shares_forward else (2 if optimizer.takes_hessian_vectors else 1) * gradient
-    return round(found * optimizer.fraction / optimizer.refresh_every)
+    if optimizer.shares_forward:
+        cost = backward
+    elif optimizer.needs_hessian_vector_products:
+        cost = 2 * gradient
+    else:
+        cost = gradient
+    return round(cost * optimizer.fraction / optimizer.hessian_update_interval)

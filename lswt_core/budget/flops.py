@@ -1,7 +1,8 @@
-"""Floating-point operations of a token, counted on the meta device: what the mathematics needs, not what a kernel happens to do.
+"""FLOPs per token, counted on the meta device: those the mathematics needs, whatever a kernel does.
 
-Matrix products are counted where they are called, forward and backward; attention's scores are counted by pairs of a query and a
-visible key, so that the causal square counts as its triangle, and remembered keys, into which no gradient flows, count for less.
+Matrix products are counted where they are called, forward and backward. Attention scores are
+counted by pairs of query and visible key, so that causal attention counts as a triangle, and cached
+keys, which take no gradient, cost less in the backward pass.
 """
 
 from __future__ import annotations
@@ -17,136 +18,179 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core.budget.memory import State
-from lswt_core.interfaces import AttentionBackend, Batch, Need, Part, Unsupported
-from lswt_core.loss import Loss
-from lswt_core.model import Attention, replaced_attention
-from lswt_core.parts import whole
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Batch,
+    KVBlock,
+    Unsupported,
+)
+from lswt_core.model.attention import Attention, replace_attention_backends
+from lswt_core.model.train_module import TrainModule
+from lswt_core.plugin_api.attention import reference_attention
 
-PROJECTIONS = "attention projections"
-BACKEND = r"Decoder\.blocks\.\d+\.attention\.backend"  # where it is called: one that is counted has no products
-PLACES = {r"Decoder\.blocks\.\d+\.attention": PROJECTIONS, r"Decoder\.blocks\.\d+\.ffn": "feed-forward"}
+PROJECTIONS, FEED_FORWARD = "attention projections", "feed-forward"
 SCORES, VOCABULARY = "attention scores", "vocabulary"
+PARTS = {  # module path in the FLOP counter -> part
+    r"Decoder\.blocks\.\d+\.attention": PROJECTIONS,
+    r"Decoder\.blocks\.\d+\.ffn": FEED_FORWARD,
+}
+# inside of "attention": nothing if its pairs are counted instead
+BACKEND = r"Decoder\.blocks\.\d+\.attention\.backend"
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of a token of a warm model; a multiplication and an addition count as two."""
+    """FLOPs per token of a model with full memories; a multiply-add counts as two."""
 
     forward: dict[str, int]  # by part of the model
     train: int  # forward and backward, what the mathematics needs
-    refresh: int  # a second-order optimizer's look at the curvature, spread over its steps
-    conventional: int  # 3 x forward, as most papers count
-    six_n: int  # 6 x parameters, without the embedding table and without attention's scores, as scaling laws count
+    update_curvature: int  # a second-order optimizer's Hessian estimate, averaged over steps
+    conventional: int  # 3 x forward, the convention of most papers
+    # 6 x parameters without the embedding table and without attention scores, the convention of
+    # scaling laws
+    six_n: int
 
 
-def forward_flops(loss: Loss, batch: Batch, state: State) -> dict[str, int]:
-    """FLOPs of reading a batch and giving all logits, by part of the model; what belongs to no layer counts as the vocabulary's."""
-    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:  # not with no_grad, where it loses its modules
-        loss.decoder.vocabulary.logits(loss.decoder(batch.inputs, state, batch.starts)[0])
-    found = dict.fromkeys([*PLACES.values(), SCORES, VOCABULARY], 0)
+def forward_flops(loss: TrainModule, batch: Batch, state: State) -> dict[str, int]:
+    """Return the FLOPs of a forward pass to all logits, by part; what belongs to no layer counts as
+    "vocabulary".
+    """
+    # not under no_grad, where FlopCounterMode does not track modules
+    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
+        loss.decoder.vocabulary.logits(loss.decoder(batch.inputs, state, batch.first_visible)[0])
+    flops = dict.fromkeys([*PARTS.values(), SCORES, VOCABULARY], 0)
+    backend = 0
     for name, operations in counter.get_flop_counts().items():
-        place = next((place for pattern, place in PLACES.items() if re.fullmatch(pattern, name)), None)
-        if place:
-            found[place] += sum(operations.values())
-    found[VOCABULARY] = counter.get_total_flops() - sum(found.values())
-    called = sum(sum(of.values()) for name, of in counter.get_flop_counts().items() if re.fullmatch(BACKEND, name))
-    found[PROJECTIONS] -= called
-    found[SCORES] = pairs.forward + called
-    return found
+        count = sum(operations.values())
+        for pattern, part in PARTS.items():
+            if re.fullmatch(pattern, name):
+                flops[part] += count
+        if re.fullmatch(BACKEND, name):
+            backend += count
+    flops[VOCABULARY] = counter.get_total_flops() - sum(flops.values())
+    flops[PROJECTIONS] -= backend
+    flops[SCORES] = pairs.forward + backend
+    return flops
 
 
-def train_flops(loss: Loss, batch: Batch, state: State) -> tuple[int, int]:
-    """FLOPs of a batch's loss and its gradient; and of these, those of the backward pass, without the vocabulary's, which cross-entropy
-    computes ahead.
+def train_flops(loss: TrainModule, batch: Batch, state: State) -> tuple[int, int]:
+    """Return the FLOPs of a loss and its gradient, and the share of the backward pass. The gradient
+    of the logits counts as forward: cross-entropy computes it there.
     """
     with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
-        found = loss(batch, state).loss
-        ahead = counter.get_total_flops()
-        found.backward()
+        value = loss(batch, state).loss
+        forward = counter.get_total_flops()
+        value.backward()
     loss.zero_grad()
-    backward = counter.get_total_flops() - ahead + pairs.backward
-    return ahead + pairs.forward + backward, backward
+    backward = counter.get_total_flops() - forward + pairs.backward
+    return forward + pairs.forward + backward, backward
 
 
-def without_auxiliary(loss: Loss) -> Loss:
-    """The same decoder with cross-entropy alone."""
-    return Loss(loss.decoder, {}, loss.cross_entropy)
+def without_auxiliary(loss: TrainModule) -> TrainModule:
+    """Return the same decoder with cross-entropy alone."""
+    return TrainModule(loss.decoder, {}, loss.cross_entropy)
 
 
-class Pairs:
-    """FLOPs of attention's scores and weighted sums, from its pairs of query and visible key.
+class PairFlops:
+    """FLOPs of attention scores and weighted sums, from pairs of a query and a visible key.
 
-    A pair costs 4 D forward (q . k, and its share of the sum of values) and 8 D backward (the gradients of weight, query, key and
-    value, 2 D each), of which 4 D where keys and values take no gradient.
+    A pair costs 4 D forward (q . k, and its share of the sum of values) and 8 D backward (the
+    gradients of weight, query, key and value, 2 D each), of which 4 D if keys and values take no
+    gradient.
     """
 
     def __init__(self) -> None:
         self.forward = 0
         self.backward = 0
 
-    def add(self, part: Part, window: int | None) -> None:
-        """Count a part of a layer with a window; q [B, T, H, D], k [B, N, H, D]."""
-        rows, _, heads, width = part.q.shape
-        unit = 2 * rows * heads * width * visible_pairs(part, window)
-        self.forward += 2 * unit
-        self.backward += (4 if part.v.requires_grad else 2) * unit  # keys are rotated together: theirs do not tell
+    def add(self, block: KVBlock, window: int | None) -> None:
+        """Count one key block of a layer; q [B, T, H, D], k [B, N, H, D]."""
+        rows, _, heads, width = block.q.shape
+        product = 2 * rows * heads * width * visible_pairs(block, window)
+        self.forward += 2 * product
+        # of v, since keys of all blocks are rotated together and require a gradient together
+        self.backward += (4 if block.v.requires_grad else 2) * product
 
 
-def visible_pairs(part: Part, window: int | None) -> int:
-    """Pairs of a query and a key that it sees; documents are not told on the meta device, and count as seen."""
-    new, keys = part.q.shape[1], part.k.shape[1]
-    if window is None or part.at is None:
-        return new * (new + 1) // 2 if part.causal else new * keys
-    if part.causal:
-        return sum(min(query + 1, window) for query in range(new))
-    return sum(min(max(window - 1 - query, 0), keys) for query in range(new))  # the keys right before the segment
+def visible_pairs(block: KVBlock, window: int | None) -> int:
+    """Return the pairs of a query and a key that it attends to. Document masks have no values on
+    the meta device and are ignored.
+    """
+    queries, keys = block.q.shape[1], block.k.shape[1]
+    if window is None or block.positions is None:
+        return queries * (queries + 1) // 2 if block.causal else queries * keys
+    if block.causal:
+        return sum(min(query + 1, window) for query in range(queries))
+    # cached keys, right before the segment
+    return sum(min(max(window - 1 - query, 0), keys) for query in range(queries))
 
 
 @contextmanager
-def counted_attention(loss: Loss) -> Iterator[Pairs]:
-    """Count instead of attending, where a backend is a way to the softmax; another is called, and what it does is counted."""
-    pairs = Pairs()
+def counted_attention(loss: TrainModule) -> Iterator[PairFlops]:
+    """Count pairs instead of attending in every layer whose backend is softmax attention; another
+    backend is run, and its operations are counted.
+    """
+    pairs = PairFlops()
 
     def substitute(layer: Attention) -> nn.Module:
-        width = layer.query.out_features // layer.n_heads
-        return Counting(pairs, layer.window) if attends(layer.backend, layer.n_heads, width) else layer.backend
+        d_head = layer.query.out_features // layer.n_heads
+        if is_softmax_attention(layer.backend, layer.n_heads, d_head):
+            return CountingAttention(pairs, layer.window)
+        return layer.backend
 
-    with replaced_attention(loss.decoder, substitute):
+    with replace_attention_backends(loss.decoder, substitute):
         yield pairs
 
 
-def attends(backend: nn.Module, heads: int, width: int) -> bool:
-    """Whether a backend computes the softmax over its parts, found by a small question on the CPU. One that has numbers of its own
-    does not; one that says that it does not run there is taken at its word.
+def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
+    """Return whether a backend computes softmax attention over its key blocks, by comparing it with
+    the reference on the CPU. False if it has parameters or buffers; True if it does not run on the
+    CPU.
     """
     if any(True for _ in (*backend.parameters(), *backend.buffers())):
         return False
     try:
         if isinstance(backend, AttentionBackend):
-            backend.require(Need("cpu", torch.float32, width))
+            backend.require(AttentionRequirements("cpu", torch.float32, d_head))
     except Unsupported:
         return True
-    generator = torch.Generator().manual_seed(0)
-    q, k, v, old, kept = (torch.randn(1, 3, heads, width, generator=generator, device="cpu") for _ in range(5))
-    new, at = Part(q, k, v, True, at=torch.arange(3, device="cpu")), torch.arange(-3, 0, device="cpu")
-    parts = [Part(q, old, kept, False, at=at), new]
+    blocks = random_blocks(heads, d_head)
     try:
         with torch.no_grad():
-            return torch.allclose(copy.deepcopy(backend)(parts), whole(parts), rtol=0, atol=1e-3)
-    except Exception:  # what is wrong with it shows where it is called
+            output = copy.deepcopy(backend)(blocks)
+            return torch.allclose(output, reference_attention(blocks), rtol=0, atol=1e-3)
+    except Exception:  # its error will show when the backend itself is called
         return False
 
 
-class Counting(nn.Module):
-    """A backend that counts, and makes something of the right shape that depends on every input, without a matrix product."""
+def random_blocks(heads: int, d_head: int) -> list[KVBlock]:
+    """Return three cached and three new tokens as key blocks, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 3, heads, d_head)
+    q, k, v, cached_k, cached_v = (
+        torch.randn(shape, generator=generator, device="cpu") for _ in range(5)
+    )
+    cached = torch.arange(-3, 0, device="cpu")
+    new = torch.arange(3, device="cpu")
+    return [
+        KVBlock(q, cached_k, cached_v, False, positions=cached),
+        KVBlock(q, k, v, True, positions=new),
+    ]
 
-    def __init__(self, pairs: Pairs, window: int | None) -> None:
+
+class CountingAttention(nn.Module):
+    """A backend that counts pairs and returns an output of the right shape that depends on every
+    input, without a matrix product.
+    """
+
+    def __init__(self, pairs: PairFlops, window: int | None) -> None:
         super().__init__()
         self.pairs, self.window = pairs, window
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
         """-> [B, T, H, D]."""
-        found = torch.zeros_like(parts[-1].q)
-        for part in parts:
-            self.pairs.add(part, self.window)
-            found = found + part.q + (part.k + part.v).mean(1, keepdim=True)
-        return found
+        output = torch.zeros_like(blocks[-1].q)
+        for block in blocks:
+            self.pairs.add(block, self.window)
+            output = output + block.q + (block.k + block.v).mean(1, keepdim=True)
+        return output

@@ -1,46 +1,57 @@
-"""Measures deep models by shallow ones: what layers of one make need is the same for each, so two tell what all need."""
+"""Measure deep models by shallow ones: equal layers need the same, so a model with one and a model
+with two of them give what any number needs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lswt_core.blueprint import Blueprint
-from lswt_core.layers import LAYERED, tables_at
+from lswt_core.model.spec import DecoderSpec
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.write import fingerprint
+from lswt_core.recipe.layer_selectors import LAYERED, tables_at
+from lswt_core.recipe.toml_writer import fingerprint
 
 Amounts = dict[str, int]
 
 
-def by_layers(recipe: Recipe, blueprint: Blueprint, measure: Callable[[Blueprint], Amounts]) -> Amounts:
-    """What ``measure`` finds of the whole model, from models with one layer of every make, and with two of one of them.
+def extrapolate_layers(
+    recipe: Recipe, blueprint: DecoderSpec, measure: Callable[[DecoderSpec], Amounts]
+) -> Amounts:
+    """Return what ``measure`` gives for the whole model, from models with one layer of each kind
+    and with two of one kind.
 
-    Exact where a measure is a sum over layers and everything else, and where layers of equal tables are equal.
+    Exact if every amount is a sum over layers plus a constant, and if layers of equal recipe tables
+    are equal. Amounts that cannot be measured are absent.
     """
-    makes = layers_by_make(recipe)
-    if blueprint.dims.n_layers <= 2 * len(makes):
+    groups = group_equal_layers(recipe)
+    if blueprint.dims.n_layers <= 2 * len(groups):
         return measure(blueprint)
-    base = measure(shallow(blueprint, [layers[0] for layers in makes]))
+    base = measure(select_layers(blueprint, [group[0] for group in groups]))
     total = dict(base)
-    for make, layers in enumerate(makes):
-        if len(layers) > 1:
-            chosen = [number for other, numbers in enumerate(makes) for number in numbers[: 1 + (other == make)]]
-            more = measure(shallow(blueprint, sorted(chosen)))
-            both = base.keys() & more.keys()  # what could be measured
-            total = {name: total[name] + (more[name] - base[name]) * (len(layers) - 1) for name in total if name in both}
+    for group in groups:
+        if len(group) == 1:
+            continue
+        layers = sorted([*(other[0] for other in groups), group[1]])
+        more = measure(select_layers(blueprint, layers))
+        total = {
+            name: amount + (more[name] - base[name]) * (len(group) - 1)
+            for name, amount in total.items()
+            if name in more
+        }
     return total
 
 
-def layers_by_make(recipe: Recipe) -> list[list[int]]:
-    """The layers, those of equal tables together."""
+def group_equal_layers(recipe: Recipe) -> list[list[int]]:
+    """Return the layer indices, grouped by equal recipe tables."""
     tables = recipe.resolved()
-    makes: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for layer in range(recipe.model.n_layers):
-        held = tables_at(tables, layer)
-        makes.setdefault(fingerprint({name: held[name] for name in LAYERED if name in held}), []).append(layer)
-    return list(makes.values())
+        own = tables_at(tables, layer)
+        key = fingerprint({name: own[name] for name in LAYERED if name in own})
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
 
 
-def shallow(blueprint: Blueprint, layers: Sequence[int]) -> Blueprint:
-    """A model of some of the layers."""
+def select_layers(blueprint: DecoderSpec, layers: Sequence[int]) -> DecoderSpec:
+    """Return the blueprint with some of its layers only."""
     return blueprint._replace(layers=tuple(blueprint.layers[layer] for layer in layers))

@@ -1,4 +1,4 @@
-"""Bytes a process needs on its device, measured on the meta device: nothing is allocated."""
+"""Peak memory of one process, measured on the meta device: nothing is allocated."""
 
 from __future__ import annotations
 
@@ -8,156 +8,184 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.assemble import trainable
 from lswt_core.checkpoint.values import outline
-from lswt_core.console import gigabytes
-from lswt_core.cross_entropy import TILE
+from lswt_core.device import available_memory
+from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
-from lswt_core.loss import Loss
-from lswt_core.parallel import World, available_memory
+from lswt_core.model.parameters import trainable_parameters
+from lswt_core.model.train_module import TrainModule
+from lswt_core.plugin_api.pytree import detach_state, tree_leaves
+from lswt_core.plugin_api.token_scores import TILE
 from lswt_core.recipe import Recipe
-from lswt_core.tree import kept, tensors
+from lswt_core.reporting.units import format_bytes
 
-WORD = 4  # bytes of a float32 number
+FLOAT32_BYTES = 4
+SHOWN_PARTS = 4  # of a run that does not fit
 State = tuple[Mapping[str, Any], ...]
 
 
-class Memory(NamedTuple):
-    """A recipe's needs, for any number of rows and processes."""
+class MemoryBudget(NamedTuple):
+    """Memory of a recipe for any batch size and number of processes."""
 
-    found: dict[str, int]  # bytes by what needs them; "memories" and "activations" are of one row; what is unknown is absent
+    # part -> bytes; "memories" and "activations" are per sequence; what is unknown is absent
+    parts: dict[str, int]
     recipe: Recipe
-    logits: Callable[[int], int]  # bytes that the cross-entropy of so many tokens holds at once
+    logits: Callable[[int], int]  # tokens -> bytes that their cross-entropy holds at once
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
-        """Bytes of one process by what needs them, their total, and what is available on its device. ``micro`` rows are run at a time,
-        by default as many as the recipe says. The total is of what is known.
+        """Return the bytes of one process by part, their "total", and what is "available" on its
+        device, for micro-batches of ``micro`` sequences (default: the recipe's). The total is of
+        what is known.
         """
-        rows = len(world.rows(self.recipe.train.rows))
-        micro = micro or min(self.recipe.train.micro_rows or rows, rows)
-        parts = self.found | {"logits": self.logits(micro * self.recipe.train.context)}
-        if "activations" in self.found:
-            parts["memories"] = self.found["memories"] * rows * 2  # this step's and the next's
+        rows = len(world.rows(self.recipe.train.batch_size))
+        micro = micro or min(self.recipe.train.micro_batch_size or rows, rows)
+        parts = self.parts | {"logits": self.logits(micro * self.recipe.train.seq_len)}
+        if "activations" in self.parts:
+            parts["memories"] = self.parts["memories"] * rows * 2  # this step's and the next's
             parts["activations"] = self.activations() * micro
         return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
 
     def activations(self) -> int:
-        """Bytes of a row that autograd keeps; where blocks are run again, every block's input and what one of them keeps."""
+        """Return the bytes per sequence that autograd saves; with activation checkpointing, the
+        input of every block and what one recomputed block saves.
+        """
         model, train = self.recipe.model, self.recipe.train
         if train.activation_checkpointing == "none":
-            return self.found["activations"]
-        inputs = model.n_layers * train.context * model.d_model * WORD
-        return inputs + self.found["activations"] // model.n_layers
+            return self.parts["activations"]
+        inputs = model.n_layers * train.seq_len * model.d_model * FLOAT32_BYTES
+        return inputs + self.parts["activations"] // model.n_layers
 
     def largest_micro(self, world: World, available: int | None = None) -> int:
-        """The most rows that fit at a time, a divisor of the process's rows; 0 if not one does."""
-        rows = len(world.rows(self.recipe.train.rows))
-        available = available_memory(world.device) if available is None else available
-        fitting = (n for n in range(rows, 0, -1) if rows % n == 0 and self.of_process(world, n)["total"] <= available)
-        return next(fitting, 0)
+        """Return the largest micro-batch size that fits, a divisor of the process's batch size; 0
+        if none does.
+        """
+        rows = len(world.rows(self.recipe.train.batch_size))
+        if available is None:
+            available = available_memory(world.device)
+        for micro in range(rows, 0, -1):
+            if rows % micro == 0 and self.of_process(world, micro)["total"] <= available:
+                return micro
+        return 0
 
 
-def parameter_bytes(loss: Loss, optimizer: Optimizer, half: int) -> dict[str, int]:
-    """Bytes of what belongs to parameters: weights and gradients in float32, only a frozen table in float16, and the copies that
-    are computed with. ``half`` is the size of a number computed with.
+def parameter_bytes(loss: TrainModule, optimizer: Optimizer, half: int) -> dict[str, int]:
+    """Return the bytes of weights, gradients and weights cast to the compute precision, of ``half``
+    bytes per number. Weights and gradients are float32, a frozen embedding table float16.
     """
     weights = list(loss.parameters())
     return {
-        "weights": bytes_of(weights),
-        "gradients": bytes_of(trainable(loss)) * (2 if optimizer.shares_forward else 1),
-        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),  # of one micro-batch
+        "weights": count_bytes(weights),
+        "gradients": count_bytes(trainable_parameters(loss))
+        * (2 if optimizer.shares_forward else 1),
+        # of one micro-batch
+        "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),
     }
 
 
-def batch_bytes(loss: Loss, batch: Batch, state: State, half: int) -> dict[str, int]:
-    """Bytes that grow with a batch: what a warm model remembers, and what autograd keeps for the backward pass."""
+def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dict[str, int]:
+    """Return the bytes that grow with the batch: the state of full memories, and the activations
+    saved for the backward pass.
+    """
     return {
-        "memories": bytes_of(tensors(state)) * half // WORD,
-        "activations": saved_bytes(loss, batch, state) * half // WORD,
+        "memories": count_bytes(tree_leaves(state)) * half // FLOAT32_BYTES,
+        "activations": saved_bytes(loss, batch, state) * half // FLOAT32_BYTES,
     }
 
 
 def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, tokens: int) -> int:
-    """Bytes of the logits that exist at once, and of two float32 copies of those that are worked on."""
-    logits = scoring.logits_at_once(device, tokens, table)
-    return half * logits + 2 * WORD * min(logits, TILE)
+    """Return the bytes of the logits that exist at once, and of two float32 copies of the tile in
+    work.
+    """
+    logits = scoring.peak_logits(device, tokens, table)
+    return half * logits + 2 * FLOAT32_BYTES * min(logits, TILE)
 
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the optimizer's state, by taking one step without numbers: what that leaves in it.
+    """Return the bytes of the optimizer's state, measured by one step on the meta device.
 
-    Raises CheckpointError if no checkpoint can hold it.
+    Raises CheckpointError if a checkpoint cannot hold the state.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    kept: dict[str, Tensor] = {}
+    saved: dict[str, Tensor] = {}
     for i, state in enumerate(optimizer.state.values()):
-        outline(state, f"the state of parameter {i}", kept)
-    return bytes_of(list(kept.values()))
+        outline(state, f"the state of parameter {i}", saved)
+    return count_bytes(list(saved.values()))
 
 
-def blank(rows: int, length: int) -> Batch:
-    """A batch without numbers."""
+def meta_batch(rows: int, length: int) -> Batch:
+    """Return a batch on the meta device."""
     ids = torch.empty(rows, length, dtype=torch.int64, device="meta")
     return Batch(ids, ids)
 
 
-def warm_state(loss: Loss, batch: Batch) -> State:
-    """What a model remembers once its memories are full."""
+def warm_state(loss: TrainModule, batch: Batch) -> State:
+    """Return the state of the memories once they are full."""
     state: Any = None
-    for _ in range(1 + loss.decoder.reach // batch.inputs.shape[1]):
+    for _ in range(1 + loss.decoder.memory_length // batch.inputs.shape[1]):
         with torch.no_grad():
-            state = kept(loss.decoder(batch.inputs, state, batch.starts)[1])
+            state = detach_state(loss.decoder(batch.inputs, state, batch.first_visible)[1])
     return state
 
 
-def saved_bytes(loss: Loss, batch: Batch, state: State) -> int:
-    """float32 bytes of what autograd saves in a step."""
-    known = {storage(t) for t in (*loss.parameters(), *tensors(state))}
+def saved_bytes(loss: TrainModule, batch: Batch, state: State) -> int:
+    """Return the float32 bytes that autograd saves in a forward pass."""
+    excluded = {storage_key(t) for t in (*loss.parameters(), *tree_leaves(state))}
     saved: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        if storage(tensor) not in known:
-            saved[storage(tensor)] = tensor.untyped_storage().nbytes()
+    def record(tensor: Tensor) -> Tensor:
+        if storage_key(tensor) not in excluded:
+            saved[storage_key(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = loss(batch, state)  # `result` keeps the graph, and so the storages' addresses, alive while they are counted
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        # `result` keeps the graph alive, so that no storage key is used twice
+        result = loss(batch, state)
     del result
     return sum(saved.values())
 
 
-def storage(tensor: Tensor) -> int:
-    """What tells one tensor's memory from another's, also where there are no addresses."""
+def storage_key(tensor: Tensor) -> int:
+    """Return an identifier of a tensor's storage; meta tensors have no data pointer."""
     return tensor.untyped_storage()._cdata
 
 
-def bytes_of(found: Sequence[Tensor]) -> int:
-    """Bytes of tensors, views counted by their own size."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in found)
+def count_bytes(counted: Sequence[Tensor]) -> int:
+    """Return the bytes of tensors, views by their own size."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in counted)
 
 
-def require_memory(found: Mapping[str, int], device: torch.device, name: str, largest: int) -> None:
-    """Raise ResourceError, before anything is allocated, if the run does not fit; ``largest`` is the micro-batch that would."""
-    if found["total"] <= found["available"]:
+def require_memory(
+    needed: Mapping[str, int], device: torch.device, name: str, largest: int
+) -> None:
+    """Raise ResourceError, before anything is allocated, if a run does not fit. ``needed`` is what
+    ``of_process`` gives, ``largest`` the micro-batch size that fits.
+    """
+    if needed["total"] <= needed["available"]:
         return
-    most = sorted(((size, part) for part, size in found.items() if part not in ("total", "available")), reverse=True)[:4]
+    parts = [(size, part) for part, size in needed.items() if part not in ("total", "available")]
+    most = sorted(parts, reverse=True)[:SHOWN_PARTS]
     raise ResourceError(
-        f"{name} needs {gigabytes(found['total'])} of memory on {device}, {gigabytes(found['available'])} are free\n"
-        f"  why: {', '.join(f'{part} {gigabytes(size)}' for size, part in most)}\n"
+        f"{name} needs {format_bytes(needed['total'])} of memory on {device},"
+        f" {format_bytes(needed['available'])} are free\n"
+        f"  why: {', '.join(f'{part} {format_bytes(size)}' for size, part in most)}\n"
         f"  fix: {advice(largest)}"
     )
 
 
 def advice(largest: int) -> str:
-    """What to do about a run that does not fit."""
+    """Return what to do about a run that does not fit."""
     if largest:
-        return f"set train.micro_rows={largest}: micro-batches of that many rows fit, and the result stays the same"
+        return (
+            f"set train.micro_batch_size={largest}: micro-batches of that size fit, and the"
+            " gradient stays the same"
+        )
     return (
-        "not even micro-batches of one row fit: fewer train.rows or a shorter train.context lowers memories and activations; weights, "
-        "gradients and optimizer state need a smaller model, more processes or a larger machine"
+        "not even micro-batches of one sequence fit: a smaller train.batch_size or train.seq_len"
+        " lowers memories and activations; weights, gradients and optimizer state need a smaller"
+        " model, more processes or a larger machine"
     )

@@ -1,4 +1,6 @@
-"""All of a run's state on disk, all or nothing: safetensors and JSON, published by one rename, verified before use."""
+"""Checkpoints: safetensors and JSON files in a directory that appears atomically and is verified
+against its manifest before use.
+"""
 
 from lswt_core.checkpoint.files import Files, Written
 from lswt_core.checkpoint.lock import RunLock

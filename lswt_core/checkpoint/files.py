@@ -1,4 +1,4 @@
-"""Every change that saving makes to the disk, behind one object that tests replace to let any of them fail."""
+"""The file-system operations of a save, in one object that tests replace to inject faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.durable import fsync
+from lswt_core.plugin_api.atomic_write import fsync
 
 DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
     torch.bool: "BOOL",
@@ -29,52 +29,52 @@ DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
 
 
 class Written(NamedTuple):
-    """What was written to a file; the hash is of what was meant, taken on the way to the disk."""
+    """Size and hash of a written file; the hash is of the data as passed to the disk."""
 
     bytes: int
     sha256: str
 
 
 class Files:
-    """The file system, as far as a save changes it."""
+    """File-system operations."""
 
     def write_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> Written:
-        """Write tensors in the safetensors format, one at a time through host memory.
+        """Write tensors in the safetensors format, copying one at a time to the host.
 
-        Tensors that share storage or are not contiguous are each stored whole. The library's own writer refuses the former, and
-        a hash of what it wrote would need a second reading.
+        Tensors that share storage or are not contiguous are stored in full; the safetensors library
+        refuses the former, and hashing its file would need a second read.
         """
-        # The format wants no holes; the widest types first keeps every tensor aligned.
+        # the format allows no padding between tensors; widest types first keeps all aligned
         ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
         return _write(path, _safetensors(ordered))
 
     def write_bytes(self, path: Path, content: bytes) -> Written:
-        """Write a new file."""
+        """Write a new file; raises FileExistsError."""
         return _write(path, [content])
 
     def fsync(self, path: Path) -> None:
-        """Force a file's content to the disk."""
+        """Fsync a file."""
         fsync(path)
 
     def fsync_directory(self, path: Path) -> None:
-        """Force a directory's entries to the disk."""
+        """Fsync a directory's entries."""
         fsync(path)
 
     def mkdir(self, path: Path) -> None:
-        """Make a directory that does not exist."""
+        """Create a directory; raises FileExistsError."""
         path.mkdir()
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a directory another name beside the old one."""
+        """Rename a directory within its parent."""
         source.rename(target)
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a directory and what it holds."""
+        """Remove a directory and its content."""
         shutil.rmtree(path)
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
-    """Write a new file, hashing on the way."""
+    """Write a new file and hash its content."""
     digest, size = sha256(), 0
     with path.open("xb") as file:
         for chunk in chunks:
@@ -85,11 +85,15 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
 
 
 def _safetensors(named: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
-    """A safetensors file: the header's length, the header, the tensors' bytes."""
+    """The bytes of a safetensors file: header length, header, tensors."""
     header, end = {}, 0
     for name, tensor in named:
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # aligns the data
     yield len(encoded).to_bytes(8, "little") + encoded

@@ -1,4 +1,4 @@
-"""A published checkpoint: its manifest, how it is verified, and how it is read."""
+"""Reading a published checkpoint: its manifest, verification, tensors and documents."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from lswt_core.errors import CheckpointError
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # a base name: nothing outside the directory
+# a base name, so that no path leads out of the directory
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
 class Record(BaseModel):
-    """What a manifest says of one file."""
+    """A file's entry in a manifest."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -31,22 +32,22 @@ class Record(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The last file a save writes: with it, a checkpoint is complete."""
+    """The table of a checkpoint's files, written last: with it, the checkpoint is complete."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     format: int = FORMAT
     step: Annotated[int, Ge(0)]
     files: dict[FileName, Record]
-    sha256: str = ""  # of all the rest
+    sha256: str = ""  # of all other fields
 
     def sealed(self) -> Manifest:
-        """The same with its own hash."""
-        return self.model_copy(update={"sha256": seal(self.model_dump())})
+        """A copy with its own hash."""
+        return self.model_copy(update={"sha256": hash_manifest(self.model_dump())})
 
 
 class Saved:
-    """A checkpoint that was verified."""
+    """A verified checkpoint."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -55,8 +56,9 @@ class Saved:
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The tensors of a group, on the CPU."""
-        # Copies: the library maps the file, and a pruned checkpoint would keep its disk space as long as a tensor lives.
-        return {name: tensor.clone() for name, tensor in load_file(self._file(f"{group}.safetensors")).items()}
+        mapped = load_file(self._file(f"{group}.safetensors"))
+        # copied, because a memory-mapped tensor would keep the disk space of a pruned checkpoint
+        return {name: tensor.clone() for name, tensor in mapped.items()}
 
     def holds(self, name: str) -> bool:
         """Whether there is a JSON document of that name."""
@@ -68,25 +70,26 @@ class Saved:
 
     def _file(self, name: str) -> Path:
         if name not in self.manifest.files:
-            raise CheckpointError(f"checkpoint {self.path} has no {name}; it has {', '.join(self.manifest.files)}")
+            raise CheckpointError(
+                f"checkpoint {self.path} has no {name}; it has {', '.join(self.manifest.files)}"
+            )
         return self.path / name
 
 
 def directory_name(step: int) -> str:
-    """What the checkpoint of a step is called."""
+    """The directory name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
-def seal(manifest: Mapping[str, Any]) -> str:
-    """The hash of all of a manifest but the hash itself."""
+def hash_manifest(manifest: Mapping[str, Any]) -> str:
+    """The hash of a manifest without its own hash."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path, *, contents: bool = True) -> Saved:
-    """Check a checkpoint directory against its manifest; raises CheckpointError with the file and what is wrong with it.
-
-    ``contents=False`` compares sizes alone and reads no file but the manifest.
+    """Verify a checkpoint directory against its manifest. Raises CheckpointError, naming the file
+    and the fault. ``contents=False`` compares sizes, not hashes.
     """
     try:
         manifest = _read_manifest(path)
@@ -98,7 +101,7 @@ def verify(path: Path, *, contents: bool = True) -> Saved:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    """A manifest that is unharmed and belongs to this directory."""
+    """Read and check the manifest of a directory. Raises CheckpointError."""
     where = f"{path}: {MANIFEST}"
     if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{where} is missing: the checkpoint is incomplete")
@@ -109,8 +112,11 @@ def _read_manifest(path: Path) -> Manifest:
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{where} is damaged: it has no format version")
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{where} has format {content['format']!r}, this lswt-core reads {FORMAT}: use the version that wrote it")
-    if content.get("sha256") != seal(content):
+        raise CheckpointError(
+            f"{where} has format {content['format']!r}, this lswt-core reads {FORMAT}: use the"
+            " version that wrote it"
+        )
+    if content.get("sha256") != hash_manifest(content):
         raise CheckpointError(f"{where} is damaged: it does not match its own hash")
     try:
         manifest = Manifest.model_validate(content)
@@ -122,14 +128,17 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _check_file(path: Path, record: Record, contents: bool) -> None:
-    """Raise CheckpointError unless a file is what its manifest says."""
+    """Raise CheckpointError unless a file matches its manifest entry."""
     where = f"{path.parent}: {path.name}"
     if not path.is_file():
         raise CheckpointError(f"{where} is missing")
-    if (size := path.stat().st_size) != record.bytes:
-        raise CheckpointError(f"{where} is damaged: it has {size:,} bytes instead of {record.bytes:,}")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise CheckpointError(
+            f"{where} is damaged: it has {size:,} bytes instead of {record.bytes:,}"
+        )
     if contents:
         with path.open("rb") as file:
-            found = file_digest(file, "sha256").hexdigest()
-        if found != record.sha256:
+            digest = file_digest(file, "sha256").hexdigest()
+        if digest != record.sha256:
             raise CheckpointError(f"{where} is damaged: its content does not match its hash")

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: how one is published, which are kept, which is continued from."""
+"""The checkpoints of a run: saving one atomically, pruning old ones, finding the newest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from lswt_core.checkpoint.files import DTYPES, Files
-from lswt_core.checkpoint.saved import MANIFEST, FileName, Manifest, Record, Saved, directory_name, verify
+from lswt_core.checkpoint.saved import (
+    MANIFEST,
+    FileName,
+    Manifest,
+    Record,
+    Saved,
+    directory_name,
+    verify,
+)
 from lswt_core.errors import CheckpointError, ResourceError
 
 _PUBLISHED = re.compile(r"step-([0-9]{8,})")
@@ -26,44 +34,56 @@ _FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
 
 
 class Store:
-    """A directory of checkpoints, written by one process (which holds the RunLock)."""
+    """A directory of checkpoints, written by the one process that holds the RunLock."""
 
     def __init__(self, directory: Path, *, keep: int = 2, files: Files | None = None) -> None:
         if keep < 2:
-            raise ValueError(f"keep = {keep}: at least 2 checkpoints are kept, so that a damaged one leaves another")
+            raise ValueError(
+                f"keep = {keep}: at least 2 checkpoints are kept, so that a damaged one leaves"
+                " another"
+            )
         self.directory = directory
         self.keep = keep
         self.files = files or Files()
-        self._proven: set[int] = set()  # steps whose content this process has written or hashed
+        self._verified: set[int] = set()  # steps whose content this process has written or hashed
 
     def steps(self) -> list[int]:
-        """The steps of all published checkpoints, oldest first; whether they are sound is not looked at."""
+        """The steps of all published checkpoints, oldest first, without verification."""
         if not self.directory.is_dir():
             return []
-        matches = (_PUBLISHED.fullmatch(path.name) for path in self.directory.iterdir() if path.is_dir())
-        return sorted(int(match[1]) for match in matches if match and match[0] == directory_name(int(match[1])))
+        steps = []
+        for path in self.directory.iterdir():
+            match = _PUBLISHED.fullmatch(path.name)
+            if match and path.is_dir() and path.name == directory_name(int(match[1])):
+                steps.append(int(match[1]))
+        return sorted(steps)
 
     def newest(self, notice: Callable[[str], None]) -> Saved | None:
-        """The newest checkpoint that verifies; every newer one that does not is named through ``notice`` and left alone."""
+        """The newest checkpoint that verifies; None if there is none. Newer ones that do not verify
+        are reported to ``notice`` and left in place.
+        """
         for step in reversed(self.steps()):
             try:
                 saved = verify(self._path(step))
             except CheckpointError as error:
                 notice(f"checkpoint skipped: {error}")
             else:
-                self._proven.add(step)
+                self._verified.add(step)
                 return saved
         return None
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]) -> Path:
-        """Save groups of tensors and JSON documents as the checkpoint of a step; returns its directory.
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
+    ) -> Path:
+        """Save groups of tensors and JSON documents as the checkpoint of a step; returns its
+        directory. Raises CheckpointError, or ResourceError if the disk is full.
 
-        The checkpoint appears complete or not at all, and only then are older ones removed, beyond the newest ``keep``. A step
-        that is saved already and verifies is left as it is; one that does not verify is set aside under another name.
+        The checkpoint appears complete or not at all; afterwards all but the newest ``keep`` are
+        removed. An existing checkpoint of the step is kept if it verifies, else renamed.
         """
         _check_tensors(tensors)
         encoded = _encode(documents)
-        if self._is_sound(step):
+        if self._is_intact(step):
             return self._path(step)
         temporary = self._temporary(step)
         try:
@@ -75,7 +95,7 @@ class Store:
             with suppress(OSError):
                 self.files.remove_tree(temporary)
             if isinstance(error, OSError):
-                raise self._explained(error, step, tensors) from error
+                raise self._explain_failure(error, step, tensors) from error
             raise
         return self._path(step)
 
@@ -86,19 +106,27 @@ class Store:
         return self.directory / f".tmp-{step}-{secrets.token_hex(4)}"
 
     def _prepare(self) -> None:
-        """Make the directory; remove what a process that died left in it."""
+        """Create the directory; remove temporary directories of processes that died."""
         if not self.directory.is_dir():
             self.files.mkdir(self.directory)
             self.files.fsync_directory(self.directory.parent)
         for leftover in sorted(self.directory.glob(".tmp-*")):
             self.files.remove_tree(leftover)
 
-    def _write(self, path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, bytes]) -> None:
-        """Everything onto the disk, the manifest last."""
+    def _write(
+        self,
+        path: Path,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        documents: Mapping[str, bytes],
+    ) -> None:
+        """Write and fsync all files, the manifest last."""
         self.files.mkdir(path)
         written = {}
         for group, members in tensors.items():
-            written[f"{group}.safetensors"] = self.files.write_tensors(path / f"{group}.safetensors", members)
+            written[f"{group}.safetensors"] = self.files.write_tensors(
+                path / f"{group}.safetensors", members
+            )
         for name, document in documents.items():
             written[f"{name}.json"] = self.files.write_bytes(path / f"{name}.json", document)
         for name in written:
@@ -110,60 +138,68 @@ class Store:
         self.files.fsync_directory(path)
 
     def _publish(self, temporary: Path, step: int) -> None:
-        """Give a complete checkpoint its name."""
+        """Rename a complete checkpoint to its final name."""
         target = self._path(step)
-        if target.exists():  # and does not verify, else nothing would have been written
-            self.files.rename(target, self.directory / f"{target.name}-damaged-{secrets.token_hex(4)}")
+        if target.exists():  # it does not verify, else nothing would have been written
+            damaged = f"{target.name}-damaged-{secrets.token_hex(4)}"
+            self.files.rename(target, self.directory / damaged)
         self.files.rename(temporary, target)
         self.files.fsync_directory(self.directory)
-        # Sizes alone: the content was hashed on its way, and reading it back now would show the page cache, not the disk.
+        # sizes only: content was hashed while it was written, and would be read from the page cache
         verify(target, contents=False)
-        self._proven.add(step)
+        self._verified.add(step)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest ``keep`` checkpoints that verify."""
+        """Remove checkpoints older than the newest ``keep`` that verify."""
         steps = self.steps()
-        sound = 0
-        while steps and sound < self.keep:
-            sound += self._is_sound(steps.pop())
+        intact = 0
+        while steps and intact < self.keep:
+            intact += self._is_intact(steps.pop())
         for step in steps:
-            doomed = self._temporary(step)  # renamed first, so that no half-removed directory bears a checkpoint's name
-            self.files.rename(self._path(step), doomed)
-            self.files.remove_tree(doomed)
+            # renamed first, so that no half-removed directory has a checkpoint's name
+            obsolete = self._temporary(step)
+            self.files.rename(self._path(step), obsolete)
+            self.files.remove_tree(obsolete)
 
-    def _is_sound(self, step: int) -> bool:
-        """Whether a checkpoint exists and verifies; content that this process has seen is not hashed again."""
+    def _is_intact(self, step: int) -> bool:
+        """Whether a checkpoint exists and verifies. Content is hashed once a process."""
         try:
-            verify(self._path(step), contents=step not in self._proven)
+            verify(self._path(step), contents=step not in self._verified)
         except CheckpointError:
             return False
-        self._proven.add(step)
+        self._verified.add(step)
         return True
 
-    def _explained(self, error: OSError, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Exception:
-        """What to tell the user about a failed save."""
+    def _explain_failure(
+        self, error: OSError, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
+    ) -> Exception:
+        """The error for a failed save."""
         where = f"the checkpoint of step {step} cannot be saved in {self.directory}"
         if error.errno not in _DISK_FULL:
             return CheckpointError(f"{where}: {error}; earlier checkpoints are untouched")
         needed = sum(tensor.nbytes for members in tensors.values() for tensor in members.values())
-        free = shutil.disk_usage(self.directory if self.directory.is_dir() else self.directory.parent).free
+        existing = self.directory if self.directory.is_dir() else self.directory.parent
+        free = shutil.disk_usage(existing).free
         return ResourceError(
-            f"{where}: {error.strerror}: it takes {needed:,} bytes, {free:,} are free; earlier checkpoints are untouched; "
-            "free some space, or choose another --out"
+            f"{where}: {error.strerror}: it takes {needed:,} bytes, {free:,} are free; earlier"
+            " checkpoints are untouched; free some space, or choose another --out"
         )
 
 
 def _check_tensors(groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Refuse what the format cannot hold before anything is written."""
+    """Raise CheckpointError for tensors that safetensors cannot store."""
     for group, members in groups.items():
         _check_name(group)
         for name, tensor in members.items():
             if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
-                raise CheckpointError(f"tensor {name!r} of {group!r} cannot be saved: safetensors has no {tensor.layout} {tensor.dtype}")
+                raise CheckpointError(
+                    f"tensor {name!r} of {group!r} cannot be saved: safetensors has no"
+                    f" {tensor.layout} {tensor.dtype}"
+                )
 
 
 def _encode(documents: Mapping[str, Any]) -> dict[str, bytes]:
-    """Documents as JSON text."""
+    """Encode documents as JSON. Raises CheckpointError."""
     encoded = {}
     for name, document in documents.items():
         _check_name(name)
@@ -175,10 +211,12 @@ def _encode(documents: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _check_name(name: str) -> None:
-    """Refuse a group or document that cannot name a file of the checkpoint."""
+    """Raise CheckpointError for a group or document name that is no file name."""
     try:
         _FILE_NAME.validate_python(name)
     except ValueError as error:
-        raise CheckpointError(f"{name!r} cannot name a file of a checkpoint: use letters, digits, '_', '-' and '.'") from error
+        raise CheckpointError(
+            f"{name!r} cannot name a file of a checkpoint: use letters, digits, '_', '-' and '.'"
+        ) from error
     if f"{name}.json" == MANIFEST:
         raise CheckpointError(f"{name!r} is the name of the manifest")

@@ -1,4 +1,4 @@
-"""Nested values, such as an optimizer's state, as JSON with the tensors beside it; never a pickle."""
+"""Nested values, such as optimizer state, as a JSON outline and named tensors, without pickle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TENSOR, LIST, TUPLE, DICT, NUMBER = "$tensor", "$list", "$tuple", "$dict", "$num
 
 
 def outline(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON; its tensors are put into ``tensors``, named by their path.
+    """A value as JSON; its tensors are added to ``tensors``, named by their path.
 
-    Raises CheckpointError, with the path, for what is no tensor, None, bool, whole number, float or
-    text, nor a list, a tuple or a dict (keys texts or whole numbers) of such.
+    Supports tensors, None, bool, int, float, str, and lists, tuples and dicts (keys str or int) of
+    those. Raises CheckpointError, with the path, for anything else.
     """
     if isinstance(value, Tensor):
         tensors[path] = value
@@ -25,48 +25,53 @@ def outline(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {NUMBER: str(value)}  # JSON has no infinity
+        # JSON has no infinity
+        return float(value) if math.isfinite(value) else {NUMBER: str(value)}
     if type(value) in (list, tuple):
         items = [outline(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
         return {LIST if type(value) is list else TUPLE: items}
     if type(value) is dict:
-        pairs = [(key_of(key, path), item, f"{path}/{escaped(key)}") for key, item in value.items()]
-        return {DICT: [[key, outline(item, below, tensors)] for key, item, below in pairs]}
+        pairs = []
+        for key, item in value.items():
+            require_json_key(key, path)
+            pairs.append([key, outline(item, f"{path}/{escape_key(key)}", tensors)])
+        return {DICT: pairs}
     raise CheckpointError(
         f"{path} cannot be saved: it is of type {type(value).__name__}; "
-        "a checkpoint holds tensors, numbers, texts, None, and lists, tuples and dicts of those"
+        "a checkpoint stores tensors, numbers, strings, None, and lists, tuples and dicts of those"
     )
 
 
-def filled(outlined: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that ``outline`` took apart."""
+def fill_outline(outlined: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value of an ``outline``."""
     match outlined:
         case {"$tensor": str(path)}:
             return tensors[path]
         case {"$number": str(text)}:
             return float(text)
         case {"$list": list(items)}:
-            return [filled(item, tensors) for item in items]
+            return [fill_outline(item, tensors) for item in items]
         case {"$tuple": list(items)}:
-            return tuple(filled(item, tensors) for item in items)
+            return tuple(fill_outline(item, tensors) for item in items)
         case {"$dict": list(pairs)}:
-            return {key: filled(item, tensors) for key, item in pairs}
+            return {key: fill_outline(item, tensors) for key, item in pairs}
     return outlined
 
 
-def key_of(key: Any, path: str) -> str | int:
-    """A key that JSON gives back as it was; raises CheckpointError for any other."""
-    if type(key) in (str, int):
-        found: str | int = key
-        return found
-    raise CheckpointError(f"{path} cannot be saved: it has a key of type {type(key).__name__}; keys are texts or whole numbers")
+def require_json_key(key: Any, path: str) -> None:
+    """Raise CheckpointError for a key that JSON does not preserve."""
+    if type(key) not in (str, int):
+        raise CheckpointError(
+            f"{path} cannot be saved: it has a key of type {type(key).__name__}; keys are strings"
+            " or integers"
+        )
 
 
-def escaped(key: str | int) -> str:
-    """A key as a part of a path, which "/" separates (RFC 6901)."""
+def escape_key(key: str | int) -> str:
+    """Escape "/" in a key, as in a JSON pointer (RFC 6901)."""
     return str(key).replace("~", "~0").replace("/", "~1")
 
 
-def unescaped(part: str) -> str:
-    """The key of a part of a path."""
-    return part.replace("~1", "/").replace("~0", "~")
+def unescape_key(escaped: str) -> str:
+    """Undo ``escape_key``."""
+    return escaped.replace("~1", "/").replace("~0", "~")

@@ -1,21 +1,26 @@
-"""Data: texts as cached token ids, and rows of continuous tokens whose cursor can be saved and restored."""
+"""Data: cached token ids of texts, and batches of contiguous rows with a position that can be saved
+and restored.
+"""
 
-from lswt_core.data.keys import keyed
-from lswt_core.data.measures import check_vocabulary, unigram_perplexity
-from lswt_core.data.prefetch import Prefetched
-from lswt_core.data.rows import Lanes, Rows
-from lswt_core.data.stream import Stream
-from lswt_core.data.tokens import Tokens, cache_directory, tokenise
+from lswt_core.data.cache_keys import cache_key
+from lswt_core.data.contiguous import ContiguousRows
+from lswt_core.data.prefetch import PrefetchedRows
+from lswt_core.data.rows import BatchStream, Rows
+from lswt_core.data.streaming import StreamingRows
+from lswt_core.data.token_cache import cache_directory, tokenise
+from lswt_core.data.token_file import Tokens
+from lswt_core.data.unigram import check_vocabulary, unigram_perplexity
 
 __all__ = [
-    "Lanes",
-    "Prefetched",
+    "BatchStream",
+    "ContiguousRows",
+    "PrefetchedRows",
     "Rows",
-    "Stream",
+    "StreamingRows",
     "Tokens",
     "cache_directory",
+    "cache_key",
     "check_vocabulary",
-    "keyed",
     "tokenise",
     "unigram_perplexity",
 ]

@@ -1,4 +1,4 @@
-"""The next step's tokens, read while this step runs."""
+"""Prefetching: the next batch is read in a background thread while a step runs."""
 
 from __future__ import annotations
 
@@ -11,58 +11,59 @@ from lswt_core.data.rows import Rows
 from lswt_core.interfaces import Batch
 
 
-class Prefetched(Rows):
-    """Rows that read one segment ahead in a thread; what they return, and their state, are the same as without.
-
-    The thread looks ahead and commits nothing. What goes wrong in it is raised by the call that needs the segment. ``pinned`` puts
-    batches where a device can copy them from while it computes.
+class PrefetchedRows:
+    """Rows that read one segment ahead (implements ``data.Rows``). Batches and state are those of
+    the wrapped rows; an exception of the thread is raised by the call that needs its segment.
     """
 
-    def __init__(self, rows: Rows, *, pinned: bool) -> None:
-        self.inner, self.pinned = rows, pinned
-        self.rows, self.context, self.documents, self.identity = rows.rows, rows.context, rows.documents, rows.identity
+    def __init__(self, rows: Rows, *, pin_memory: bool) -> None:
+        """``pin_memory``: return batches in pinned memory, for asynchronous copies to a GPU."""
+        self.inner, self.pin_memory = rows, pin_memory
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self.ahead: dict[int, Future[Batch]] = {}  # by how many segments from here
+        self.pending: dict[int, Future[Batch]] = {}  # by segments ahead of the position
 
     def segment(self, ahead: int = 0) -> Batch:
-        """The segment from here, and begin to read the one after it."""
-        batch = self.task(ahead).result()
-        self.task(ahead + 1)
+        """The segment at the position; starts reading the one after it."""
+        batch = self._submit(ahead).result()
+        self._submit(ahead + 1)
         return batch
 
-    def task(self, ahead: int) -> Future[Batch]:
-        """The reading of a segment, begun if it was not."""
-        if ahead not in self.ahead:
-            self.ahead[ahead] = self.thread.submit(self.read, ahead)
-        return self.ahead[ahead]
+    def _submit(self, ahead: int) -> Future[Batch]:
+        """The future of a segment, submitted if it was not."""
+        if ahead not in self.pending:
+            self.pending[ahead] = self.thread.submit(self._read, ahead)
+        return self.pending[ahead]
 
-    def read(self, ahead: int) -> Batch:
-        """In the thread."""
+    def _read(self, ahead: int) -> Batch:
+        """Read a segment, in the thread."""
         batch = self.inner.segment(ahead)
-        return batch.each(Tensor.pin_memory) if self.pinned else batch
+        if self.pin_memory:
+            return batch.map(Tensor.pin_memory)
+        return batch
 
     def advance(self) -> None:
-        """Commit: move on to the next segment."""
-        self.settle()
+        """Move on to the next segment."""
+        self._wait()
         self.inner.advance()
-        self.ahead = {ahead - 1: task for ahead, task in self.ahead.items() if ahead > 0}
+        self.pending = {ahead - 1: task for ahead, task in self.pending.items() if ahead > 0}
 
     def state(self) -> dict[str, Any]:
-        """Where the rows stand, not what was read ahead."""
-        self.settle()
+        """The position, without what was prefetched."""
+        self._wait()
         return self.inner.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.settle()
+        """Continue from a saved position."""
+        self._wait()
         self.inner.restore(state)
-        self.ahead = {}
+        self.pending = {}
 
-    def settle(self) -> None:
-        """Wait until the thread rests: rows are touched by one at a time."""
-        for task in self.ahead.values():
-            task.exception()  # kept for the call that needs the segment
+    def _wait(self) -> None:
+        """Wait until the thread is idle: the wrapped rows are not thread-safe."""
+        for task in self.pending.values():
+            task.exception()  # raised later, by the call that needs the segment
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread and close the wrapped rows."""
         self.thread.shutdown(cancel_futures=True)
+        self.inner.close()

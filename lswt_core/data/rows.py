@@ -1,142 +1,94 @@
-"""Rows of continuous tokens: what each row of the global batch reads next, as a function of a cursor that can be saved."""
+"""Batches of token segments: what a trainer reads, and how a position in the data is saved."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from lswt_core.data.tokens import Tokens
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch
-from lswt_core.randomness import derive
-
-Borders = Literal["carry", "reset"]
 
 
-class Rows(ABC):
-    """Segments for some rows of the global batch, every row reading on where it stopped.
+class BatchStream(Protocol):
+    """A stream of batches, in which every row reads on where its last segment ended."""
 
-    ``segment`` returns the same tokens until ``advance`` commits to them, so a step that fails can be taken again; it can look ahead,
-    which commits nothing either. ``rows`` are
-    the rows this process reads; the state is the same whichever they are, so a run can go on with another number of processes.
-    """
-
-    def __init__(self, fingerprint: str, *, rows_total: int, rows: range, context: int, seed: int, documents: Borders) -> None:
-        assert all(0 <= row < rows_total for row in rows), f"{rows} are not among {rows_total} rows"
-        self.rows, self.context, self.documents = rows, context, documents
-        self.identity: dict[str, Any] = {"fingerprint": fingerprint, "rows_total": rows_total, "context": context, "seed": seed}
-
-    @abstractmethod
     def segment(self, ahead: int = 0) -> Batch:
-        """The next ``context`` tokens of every row, [B, T], with `starts` where ``documents`` is "reset"; or those that will be next
-        after so many advances.
+        """The next segment of every row, [B, T], or the one after ``ahead`` more. Repeated calls
+        return the same tokens until ``advance``.
         """
 
-    @abstractmethod
     def advance(self) -> None:
-        """Commit: move on to the next segment."""
+        """Move on to the next segment."""
 
-    @abstractmethod
+
+class Rows(BatchStream, Protocol):
+    """A batch stream over some rows of the global batch, with a position that can be saved."""
+
     def state(self) -> dict[str, Any]:
-        """Where the rows stand, for JSON."""
+        """The position in the data, as JSON data. The same for every choice of rows, so that a run
+        can be resumed with another world size.
+        """
 
-    @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state; raise DataError if it is of other data, rows, context or seed."""
+        """Continue from a position. Raises DataError if it belongs to other data, batch size,
+        sequence length or seed.
+        """
 
-    def close(self) -> None:  # noqa: B027  (most have nothing to let go of)
-        """Let go of what reading needs; nothing is read any more."""
-
-    def check(self, state: dict[str, Any]) -> None:
-        """Raise DataError, naming every difference, if a state does not belong to these rows."""
-        differing = {key: (state.get(key), value) for key, value in self.identity.items() if state.get(key) != value}
-        if not differing:
-            return
-        listed = "; ".join(f"{key} was {before!r} and is {now!r}" for key, (before, now) in differing.items())
-        why = "the text, its tokenizer or its split changed" if "fingerprint" in differing else "the rows would read other tokens"
-        raise DataError(f"the saved position in the data does not fit ({listed}): {why}; undo the change or start a new run")
-
-    def batch(self, inputs: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> Batch:
-        """A batch of int64 arrays [B, T]."""
-        parted = torch.from_numpy(starts) if self.documents == "reset" else None
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(labels), starts=parted)
+    def close(self) -> None:
+        """Release files and threads."""
 
 
-class Lanes(Rows):
-    """A finite corpus, epoch after epoch.
-
-    In every epoch the documents are put in another order, laid end to end, and the one stream is cut into ``rows_total`` lanes
-    of equal ``length`` (the rest, less than a token a row, is left out); row r reads lane r, then lane r of the next epoch. So a
-    segment is a pure function of corpus, seed, row and cursor, and one document is enough. ``end`` is the tokenizer's.
+class RowLayout:
+    """The rows of the global batch that a data-parallel rank reads, and what identifies them in a
+    saved position.
     """
 
     def __init__(
         self,
-        tokens: Tokens,
-        end: int,
+        fingerprint: str,
         *,
-        rows_total: int,
+        global_batch_size: int,
         rows: range,
-        context: int,
+        seq_len: int,
         seed: int,
-        documents: Borders = "carry",
-        shuffle: bool = True,
+        document_masking: bool,
     ) -> None:
-        super().__init__(tokens.fingerprint, rows_total=rows_total, rows=rows, context=context, seed=seed, documents=documents)
-        self.identity["shuffle"] = shuffle
-        self.tokens, self.end, self.shuffle, self.seed = tokens, end, shuffle, seed
-        self.length = len(tokens.ids) // rows_total  # tokens a row reads in an epoch
-        self.cursor = 0  # tokens every row has read
-        self._sizes = np.diff(tokens.starts, append=len(tokens.ids))  # [documents]
-        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of this epoch and the next
-        if self.length < context:
-            needed = f"{rows_total} rows of {context} tokens need {rows_total * context}"
-            raise DataError(f"the text has {len(tokens.ids)} tokens, {needed}: take fewer rows, a shorter context or more text")
+        assert all(0 <= row < global_batch_size for row in rows), (
+            f"{rows} are not among {global_batch_size} rows"
+        )
+        self.rows, self.seq_len, self.document_masking = rows, seq_len, document_masking
+        self.identity: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "global_batch_size": global_batch_size,
+            "seq_len": seq_len,
+            "seed": seed,
+        }
 
-    def segment(self, ahead: int = 0) -> Batch:
-        """The next tokens of every row; a segment may begin in one epoch and end in the next."""
-        cursor = self.cursor + ahead * self.context
-        epochs, offsets = np.divmod(cursor + np.arange(self.context), self.length)
-        parts = [self._read(int(epoch), offsets[epochs == epoch], cursor) for epoch in np.unique(epochs)]
-        inputs, labels, starts = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
-        return self.batch(inputs, labels, starts)
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise DataError, naming every difference, if a saved position belongs to other rows."""
+        changed = [key for key, value in self.identity.items() if state.get(key) != value]
+        if not changed:
+            return
+        listed = "; ".join(
+            f"{key} was {state.get(key)!r} and is {self.identity[key]!r}" for key in changed
+        )
+        why = "the rows would read other tokens"
+        if "fingerprint" in changed:
+            why = "the text, its tokenizer or its split changed"
+        raise DataError(
+            f"the saved position in the data does not fit ({listed}): {why}; undo the change or"
+            " start a new run"
+        )
 
-    def advance(self) -> None:
-        """Commit: move on to the next segment."""
-        self.cursor += self.context
+    def batch(self, inputs: np.ndarray, labels: np.ndarray, first_visible: np.ndarray) -> Batch:
+        """A batch of int64 arrays [B, T]; ``first_visible`` only with document masking."""
+        visible = None
+        if self.document_masking:
+            visible = torch.from_numpy(first_visible)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(labels), first_visible=visible)
 
-    def state(self) -> dict[str, Any]:
-        """The cursor, and what it counts in."""
-        return {**self.identity, "cursor": self.cursor}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a cursor."""
-        self.check(state)
-        self.cursor = state["cursor"]
-
-    def _read(self, epoch: int, offsets: np.ndarray, cursor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs, labels and document starts [B, t], as seen from a cursor, at some offsets [t] into the lanes of an epoch."""
-        ids, (order, bounds) = self.tokens.ids, self._order(epoch)
-        lanes = np.asarray(self.rows, dtype=np.int64)[:, None] * self.length  # [B, 1]
-        at = lanes + offsets  # [B, t] places in the epoch's stream
-        which = np.searchsorted(bounds, at, side="right") - 1
-        place = self.tokens.starts[order[which]] + at - bounds[which]  # in ids
-        following = ids[np.minimum(place + 1, len(ids) - 1)].astype(np.int64)
-        labels = np.where(at + 1 == bounds[which + 1], self.end, following)
-        starts = np.maximum(bounds[which] - lanes, 0) + epoch * self.length - cursor
-        return ids[place].astype(np.int64), labels, starts
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents of an epoch in their order [documents], and where each begins in it [documents + 1]."""
-        if epoch not in self._orders:
-            order = np.arange(len(self._sizes))
-            if self.shuffle:
-                # Sorting raw numbers, unlike Generator.permutation, gives the same order in every release of numpy.
-                order = np.argsort(np.random.PCG64(derive(self.seed, "documents", epoch)).random_raw(len(order)), kind="stable")
-            bounds = np.concatenate(([0], np.cumsum(self._sizes[order])))
-            kept = {other: value for other, value in self._orders.items() if other == epoch - 1}
-            self._orders = {**kept, epoch: (order, bounds)}
-        return self._orders[epoch]
+    def close(self) -> None:
+        """Nothing to release."""

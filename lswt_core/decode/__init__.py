@@ -1,21 +1,32 @@
-"""Text from a model: methods that choose the next token, over one step function with the model's memories as cache."""
+"""Text generation: decoding methods over one step function, with the model's memories as KV
+cache.
+"""
 
-from lswt_core.decode.methods import METHODS, Contrastive, Greedy, Method, Sample, contrast, method_of, option_names
-from lswt_core.decode.reader import Reader, Reading
-from lswt_core.decode.stream import complete, generate, texts
+from lswt_core.decode.engine import CachedSequence, InferenceEngine
+from lswt_core.decode.sampling import (
+    METHODS,
+    Contrastive,
+    DecodingMethod,
+    Greedy,
+    Sample,
+    build_method,
+    contrastive_score,
+    option_names,
+)
+from lswt_core.decode.text import generate, generate_batch, stream_text
 
 __all__ = [
     "METHODS",
+    "CachedSequence",
     "Contrastive",
+    "DecodingMethod",
     "Greedy",
-    "Method",
-    "Reader",
-    "Reading",
+    "InferenceEngine",
     "Sample",
-    "complete",
-    "contrast",
+    "build_method",
+    "contrastive_score",
     "generate",
-    "method_of",
+    "generate_batch",
     "option_names",
-    "texts",
+    "stream_text",
 ]

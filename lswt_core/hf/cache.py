@@ -1,20 +1,23 @@
-"""A model's own memory in the place of transformers' key/value cache."""
+"""The state of the model's memories as a transformers cache."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lswt_core.tree import kept, tree_map
+from lswt_core.plugin_api.pytree import detach_state, tree_map
 
 
 class LswtCache(Cache):
-    """What the memories of all layers returned last, however they look: bounded by their length, not by the text's.
+    """The state that the memories of all layers returned last, of whatever structure. Its size is
+    bounded by the memories' length, not by the text's.
 
-    ``seen`` [B] counts the tokens of the text that every row ends with: no padding, and none of texts before it.
+    ``text_length`` [B] counts the tokens of the text that every row ends with, without padding and
+    without earlier texts of a packed row.
     """
 
     is_compileable = False
@@ -24,60 +27,72 @@ class LswtCache(Cache):
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.state: Any = None
-        self.seen: Tensor | None = None
-        self.length = 0  # of what was read so far, padding included
-        self.padded = False  # whether any of it is not seen by what comes: padding, or another text
+        self.text_length: Tensor | None = None
+        self.length = 0  # tokens read so far, padding included
+        self.has_masked_tokens = False  # whether padding or earlier texts were read
 
-    def advance(self, state: Any, own: Tensor | None, rows: int, length: int) -> None:
-        """Take in what a call over [rows, length] tokens left; ``own`` [B] of all tokens so far belong to each row's text, None: the
-        call's all do.
+    def advance(self, state: Any, text_length: Tensor | None, rows: int, length: int) -> None:
+        """Store the memories' state after a call over [rows, length] tokens. ``text_length`` [B] is
+        that of each row's last text; None: all tokens of the call belong to it.
         """
-        before = torch.zeros(rows, dtype=torch.int64) if self.seen is None else self.seen
-        self.seen = before + length if own is None else own
-        self.state = kept(state)
+        if text_length is None:
+            before = self.text_length
+            if before is None:
+                before = torch.zeros(rows, dtype=torch.int64)
+            self.text_length = before + length
+        else:
+            self.text_length = text_length
+            self.has_masked_tokens = True
+        self.state = detach_state(state)
         self.length += length
-        self.padded = self.padded or own is not None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many tokens were read, padding included; more than are kept."""
+        """Return how many tokens were read, padding included; the memories may keep fewer."""
         return self.length
 
     def get_max_length(self) -> int:
-        """No text is too long."""
+        """Return -1: no limit."""
         return -1
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """No text is too long."""
+        """Return -1: no limit."""
         return -1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let every row go on with the memory of row ``beam_idx[row]``."""
+        """Replace every row by row ``beam_idx[row]``."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
-        self.each(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        """Keep the given rows."""
+        self.map_tensors(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
-        self.each(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self.map_tensors(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
-    def each(self, function: Any) -> None:
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor by ``function(tensor)``."""
         self.state = tree_map(function, self.state)
-        self.seen = None if self.seen is None else function(self.seen)
+        if self.text_length is not None:
+            self.text_length = function(self.text_length)
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.state, self.seen, self.length, self.padded = None, None, 0, False
+        """Empty the cache."""
+        self.state, self.text_length = None, None
+        self.length, self.has_masked_tokens = 0, False
 
     def crop(self, *_: Any) -> None:
-        """Nothing can be taken back."""
-        raise NotImplementedError("a memory keeps no more than its length: what it has let go cannot come back (crop)")
+        """Raise NotImplementedError: tokens that left the memory cannot come back."""
+        raise NotImplementedError(
+            "crop: the memories keep only the last tokens, so earlier ones cannot be restored"
+        )
 
     def update(self, *_: Any, **__: Any) -> Any:
-        """For models that keep keys and values layer by layer."""
-        raise NotImplementedError("this cache belongs to the LSWT models, which hand their memories on as a whole")
+        """Raise NotImplementedError: the state is stored as a whole, not per layer."""
+        raise NotImplementedError(
+            "update: this cache stores the state of all memories at once and belongs to the LSWT"
+            " models"
+        )
 
     def __len__(self) -> int:
         return 0 if self.state is None else len(self.state)

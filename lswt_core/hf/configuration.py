@@ -1,4 +1,6 @@
-"""The config of an exported model: the model's part of its resolved recipe, and where its components come from."""
+"""Config of an exported model: the model tables of its resolved recipe, and where its components
+come from.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,16 @@ import copy
 from typing import Any, ClassVar
 
 from transformers.configuration_utils import PretrainedConfig
-from transformers.models.auto.configuration_auto import AutoConfig
 
 
 class LswtConfig(PretrainedConfig):
     """Everything a model is built from.
 
-    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention], [qk_norm], [ffn], [norm] and [layers] with
-    every default written out; ``components`` says of each component ("kind/name") the distribution and version that offered it and the
-    sha256 of its source; ``context`` is how many new tokens the model was trained to read at once. ``memory_length`` and
-    ``attention`` may be given to ``from_pretrained`` to change those two.
+    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention],
+    [qk_norm], [ffn], [norm] and [layers] with every default written out. ``components`` maps
+    "kind/name" to the distribution and version that provide the component and the sha256 of its
+    source. ``seq_len`` is the training sequence length (new tokens per step). ``memory_length`` and
+    ``attention`` can be overridden through ``from_pretrained``.
     """
 
     model_type = "lswt"
@@ -25,13 +27,14 @@ class LswtConfig(PretrainedConfig):
         self,
         recipe: dict[str, Any] | None = None,
         components: dict[str, dict[str, str]] | None = None,
-        context: int = 2048,
+        seq_len: int = 2048,
         **kwargs: Any,
     ) -> None:
         self.recipe = copy.deepcopy(recipe or {})
         self.components = copy.deepcopy(components or {})
-        self.context = context
-        kwargs.setdefault("tie_word_embeddings", False)  # one table serves both ends: there is nothing to tie
+        self.seq_len = seq_len
+        # the embedding table is also the LM head: transformers has no second matrix to tie
+        kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
     @property
@@ -41,23 +44,24 @@ class LswtConfig(PretrainedConfig):
 
     @vocab_size.setter
     def vocab_size(self, size: int) -> None:
-        """Follows a table that is resized."""
+        """Set by transformers' ``resize_token_embeddings``."""
         self.recipe["embedding"]["vocab_size"] = size
 
-    def memories(self) -> list[dict[str, Any]]:
-        """The tables of all memories, those of single layers included."""
-        held = (self.recipe, *self.recipe.get("layers", {}).values())
-        return [table for tables in held for table in tables.get("memory", {}).values() if table]
+    def memory_tables(self) -> list[dict[str, Any]]:
+        """Return the tables of all memories, those of single layers included."""
+        model_tables = (self.recipe, *self.recipe.get("layers", {}).values())
+        memories = [tables.get("memory", {}) for tables in model_tables]
+        return [table for memory in memories for table in memory.values() if table]
 
     @property
     def memory_length(self) -> int:
-        """How many tokens the memories keep; 0 where none has a length."""
-        return max((table.get("length", 0) for table in self.memories()), default=0)
+        """Length of the longest memory in tokens; 0 if none has a length."""
+        return max((table.get("length", 0) for table in self.memory_tables()), default=0)
 
     @memory_length.setter
     def memory_length(self, length: int) -> None:
-        """The same for every memory that has a length."""
-        tables = [table for table in self.memories() if "length" in table]
+        """Set the length of every memory that has one; raises ValueError if none has."""
+        tables = [table for table in self.memory_tables() if "length" in table]
         if not tables:
             raise ValueError(f"memory_length = {length}: none of the model's memories has a length")
         for table in tables:
@@ -65,12 +69,12 @@ class LswtConfig(PretrainedConfig):
 
     @property
     def attention(self) -> str:
-        """The attention backend; "auto": whatever is best here."""
+        """Attention backend; "auto" chooses the best one for the device."""
         return self.recipe["attention"]["use"]
 
     @attention.setter
     def attention(self, name: str) -> None:
-        """Another backend in every layer, with its default options."""
+        """Use another backend in every layer, with its default options."""
         if name != self.recipe["attention"]["use"]:
             self.recipe["attention"] = {"use": name}
         for tables in self.recipe.get("layers", {}).values():
@@ -78,18 +82,15 @@ class LswtConfig(PretrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the model."""
+        """Model width."""
         return self.recipe["model"]["d_model"]
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of blocks."""
+        """Number of layers."""
         return self.recipe["model"]["n_layers"]
 
     @property
     def num_attention_heads(self) -> int:
-        """Heads of every layer."""
+        """Attention heads per layer."""
         return self.recipe["model"]["n_heads"]
-
-
-AutoConfig.register(LswtConfig.model_type, LswtConfig, exist_ok=True)

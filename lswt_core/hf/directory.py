@@ -1,4 +1,4 @@
-"""A directory that is written as a whole or not at all."""
+"""Write a directory atomically: completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lswt_core.durable import fsync, make_output_directory
 from lswt_core.errors import CheckpointError
+from lswt_core.plugin_api.atomic_write import fsync, make_output_directory
 
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A directory to write to, which becomes ``out`` when all went well and is on the disk, and disappears otherwise; nothing is
-    overwritten.
+    """Yield a temporary directory that is flushed to disk and renamed to ``out`` on success, and
+    removed on an exception. Nothing is overwritten.
 
-    Raises CheckpointError if ``out`` holds something, UsageError if nothing can be written there.
+    Raises CheckpointError if ``out`` is not empty, UsageError if it cannot be created.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not empty; nothing was written\n  fix: name a new directory, or remove this one first")
+        raise CheckpointError(
+            f"{out} exists and is not empty; nothing was written\n"
+            "  fix: name a new directory, or remove this one first"
+        )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_output_directory(out.parent, "directory")

@@ -1,101 +1,136 @@
-"""A run turned into a directory that can be pushed to the Hub: weights, config, code, tokenizer and model card."""
+"""Export a run as a directory for the HuggingFace Hub: weights, config, code, tokenizer and model
+card.
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from lswt_core.decode.load_run import LoadedRun, load_run
 from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.hf.card import model_card
-from lswt_core.hf.components import describe_components, known, tables_of
+from lswt_core.hf.components import describe_components, model_tables, use_registry
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.directory import written_whole
 from lswt_core.hf.modeling import LswtForCausalLM
 from lswt_core.hf.save import save_model
 from lswt_core.interfaces import Tokenizer, Unsupported
-from lswt_core.opened import OpenedRun, open_run
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
-PROBE = 16  # tokens of each of two rows on which the written model is compared with the run's
+PROBE_TOKENS = 16  # per row, for comparing the exported model's logits with the run's
 
 
 class Exported(NamedTuple):
-    """What an export has done."""
+    """Result of an export."""
 
     directory: Path
     notes: tuple[str, ...]
 
 
-def export_run(run: str | Path, out: str | Path, *, address: str | None = None, registry: Registry | None = None) -> Exported:
-    """Write the newest checkpoint of a run to the new directory ``out``; it is read back and must give the very same logits.
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    *,
+    address: str | None = None,
+    registry: Registry | None = None,
+) -> Exported:
+    """Write the newest checkpoint of a run to the new directory ``out``; the result is loaded again
+    and must give bitwise the same logits.
 
-    ``address`` is what the model card says the model is loaded by: a name on the Hub, or the directory's. ``registry`` knows the
-    run's components, by default those that are installed; the source of a single-file plugin goes into the model's own code.
-    Raises CheckpointError if there is no checkpoint, or ``out`` holds something already.
+    ``address`` is what the model card loads the model by: a name on the Hub, by default the
+    directory's name. ``registry`` knows the run's components, by default all installed ones; the
+    source of a single-file plugin is bundled with the model's code. Raises CheckpointError if the
+    run has no checkpoint, or if ``out`` is not empty.
     """
     registry = registry or Registry()
-    with known(registry):
-        return write_run(open_run(Path(run), registry), Path(run), Path(out), address)
+    with use_registry(registry):
+        return write_export(load_run(Path(run), registry), Path(run), Path(out), address)
 
 
-def write_run(opened: OpenedRun, directory: Path, out: Path, address: str | None) -> Exported:
-    """Write the opened run of a directory to the new directory ``out``."""
-    model = model_of(opened)
+def write_export(run: LoadedRun, directory: Path, out: Path, address: str | None) -> Exported:
+    """Write the loaded run of a directory to the new directory ``out``."""
+    model = build_model(run)
     notes = []
     with written_whole(out) as partial:
         code = save_model(model, partial)
         if not code:
-            notes.append("some components are not this library's own: the model needs their packages to load")
-        save_tokenizer(opened.model.tokenizer, partial)
+            notes.append(
+                "some components are not this library's own: the model needs their packages to load"
+            )
+        save_tokenizer(run.model.tokenizer, partial)
         picture = (directory / "curves.png").is_file()
         if picture:
             shutil.copyfile(directory / "curves.png", partial / "curves.png")
-        partial.joinpath("recipe.toml").write_text(opened.recipe.dump(), encoding="utf-8")
-        card = model_card(directory, opened.recipe, opened.step, address or out.name, code=code, picture=picture)
+        partial.joinpath("recipe.toml").write_text(run.recipe.dump(), encoding="utf-8")
+        card = model_card(
+            directory, run.recipe, run.step, address or out.name, code=code, picture=picture
+        )
         partial.joinpath("README.md").write_text(card, encoding="utf-8")
-        compare(model, partial)
+        require_same_logits(model, partial)
     return Exported(out, tuple(notes))
 
 
-def model_of(opened: OpenedRun) -> LswtForCausalLM:
-    """The run's model in transformers' class, in float32."""
-    tokenizer, sample = opened.model.tokenizer, opened.recipe.sample
-    special = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end}
+def build_model(run: LoadedRun) -> LswtForCausalLM:
+    """Return the run's model as a transformers model, in float32 on the CPU."""
+    tokenizer = run.model.tokenizer
+    special_tokens = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+    }
     with torch.device("meta"):
-        model = LswtForCausalLM(config_of(opened.recipe, special))
-    weights = {f"model.decoder.{name}": tensor.float().cpu() for name, tensor in opened.model.decoder.state_dict().items()}
+        model = LswtForCausalLM(config_of(run.recipe, special_tokens))
+    weights = {
+        f"model.decoder.{name}": tensor.float().cpu()
+        for name, tensor in run.model.decoder.state_dict().items()
+    }
     model.load_state_dict(weights, assign=True)
-    drawn = {"do_sample": True, "temperature": sample.temperature, "top_p": sample.top_p} if sample.temperature else {"do_sample": False}
-    model.generation_config = GenerationConfig(**special, **drawn)
+    model.generation_config = GenerationConfig(**special_tokens, **sampling_options(run.recipe))
     return model.eval()
 
 
-def config_of(recipe: Recipe, special: dict[str, int]) -> LswtConfig:
-    """A recipe's config, with the ids of special tokens."""
-    config = LswtConfig(recipe=tables_of(recipe), components=describe_components(recipe), context=recipe.train.context, **special)
-    config.max_position_embeddings = config.context + config.memory_length
+def sampling_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's sampling as options of transformers' ``generate``."""
+    sample = recipe.sample
+    if not sample.temperature:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": sample.temperature, "top_p": sample.top_p}
+
+
+def config_of(recipe: Recipe, special_tokens: dict[str, int]) -> LswtConfig:
+    """Return a recipe's config, with the ids of special tokens."""
+    config = LswtConfig(
+        recipe=model_tables(recipe),
+        components=describe_components(recipe),
+        seq_len=recipe.train.seq_len,
+        **special_tokens,
+    )
+    config.max_position_embeddings = config.seq_len + config.memory_length
     return config
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the tokenizer's files."""
+    """Write the tokenizer's files; raises Incompatible if its format has no equivalent."""
     try:
         tokenizer.save(directory)
     except Unsupported as error:
         raise Incompatible(f"the run cannot be exported: {error}") from error
 
 
-def compare(model: LswtForCausalLM, directory: Path) -> None:
-    """Raise CheckpointError unless what was written gives the same logits, bit for bit."""
-    ids = torch.randint(model.config.vocab_size, (2, PROBE), generator=torch.Generator().manual_seed(0))
-    written = AutoModelForCausalLM.from_pretrained(directory)
+def require_same_logits(model: LswtForCausalLM, directory: Path) -> None:
+    """Raise CheckpointError unless the exported model gives bitwise the same logits."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (2, PROBE_TOKENS), generator=generator)
+    exported = AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
-        if not written(ids).logits.equal(model(ids).logits):
+        if not exported(ids).logits.equal(model(ids).logits):
             raise CheckpointError(
-                "the exported model does not give the logits of the run; nothing was written. This is a bug: please report it"
+                "the exported model does not give the logits of the run; nothing was written. This"
+                " is a bug: please report it"
             )

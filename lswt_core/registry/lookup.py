@@ -1,4 +1,4 @@
-"""The registry: which plugins there are, which of them offers a component, and its class."""
+"""The registry: looks up components by kind and name, and imports their classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import ModuleType
 from pydantic import BaseModel
 
 from lswt_core.errors import PluginError
-from lswt_core.kinds import KINDS
-from lswt_core.registry import live, schema, source
+from lswt_core.registry import importer, option_schema, static_reader
 from lswt_core.registry.blame import Culprit, culprit
-from lswt_core.registry.discover import Entry, from_file, from_module, installed, normal
-from lswt_core.registry.nearest import nearest
-from lswt_core.registry.values import Broken, Offer
+from lswt_core.registry.discover import Entry, entry_of_file, entry_of_module, installed, normal
+from lswt_core.registry.kinds import KINDS
+from lswt_core.registry.offer import Broken, Offer
+from lswt_core.registry.suggest import nearest
 
 LIST = "python -m lswt_core plugins list"
 
@@ -22,119 +22,157 @@ LIST = "python -m lswt_core plugins list"
 class NotOffered(PluginError):
     """No plugin offers a component of this kind and name."""
 
-    def __init__(self, kind: str, name: str, offers: Sequence[Offer], broken: Sequence[Broken]) -> None:
+    def __init__(
+        self, kind: str, name: str, offers: Sequence[Offer], broken: Sequence[Broken]
+    ) -> None:
         self.kind, self.name, self.broken = kind, name, tuple(broken)
         self.names = tuple(sorted({offer.name for offer in offers if offer.kind == kind}))
         self.nearest = nearest(name.rpartition(":")[2], self.names)
         self.other_kinds = tuple(sorted({offer.kind for offer in offers if offer.name == name}))
         guess = f'; did you mean "{self.nearest}"?' if self.nearest else ""
-        super().__init__(f'no plugin offers the {kind} "{name}"{guess} {self.details()} (see: {LIST})')
+        super().__init__(
+            f'no plugin offers the {kind} "{name}"{guess} {self.details()} (see: {LIST})'
+        )
 
     def details(self) -> str:
-        """What is offered instead, and which plugins could not be read."""
+        """The names on offer, and the plugins that could not be read."""
         parts = [f"offered: {', '.join(self.names) or 'none'}"]
-        parts += [f'"{self.name}" is a component of kind {" and ".join(self.other_kinds)}'] if self.other_kinds else []
-        parts += [f"broken plugins: {'; '.join(map(str, self.broken))}"] if self.broken else []
+        if self.other_kinds:
+            kinds = " and ".join(self.other_kinds)
+            parts.append(f'"{self.name}" is a component of kind {kinds}')
+        if self.broken:
+            parts.append(f"broken plugins: {'; '.join(map(str, self.broken))}")
         return ". ".join(parts)
 
 
 class Registry:
-    """Plugins and their offers. Installed is not active: a plugin is read when a component is looked up, imported when loaded."""
+    """Plugins and the components they offer. A plugin is read when a component is looked up, and
+    imported when one of its components is loaded.
+    """
 
-    def __init__(self, plugins: Iterable[ModuleType] | None = None, *, files: Sequence[Path] = ()) -> None:
-        """All installed plugins, or exactly the modules given; ``files`` are single-file plugins besides."""
-        entries = installed() if plugins is None else map(from_module, plugins)
-        self.entries = (*entries, *map(from_file, files))
-        self._texts: dict[Entry, list[Offer] | None] = {}
+    def __init__(
+        self, plugins: Iterable[ModuleType] | None = None, *, files: Sequence[Path] = ()
+    ) -> None:
+        """Take all installed plugins, or exactly the modules given, and single-file plugins."""
+        entries = installed() if plugins is None else map(entry_of_module, plugins)
+        self.entries = (*entries, *map(entry_of_file, files))
+        self._from_source: dict[Entry, list[Offer] | None] = {}
         self._readings: dict[Entry, list[Offer] | Broken] = {}
         self._schemas: dict[tuple[str, str, str], type[BaseModel]] = {}
         self._classes: dict[Entry, list[type]] = {}
 
     def offers(self) -> list[Offer]:
-        """Everything offered, by kind and name."""
-        readings = [self._read(entry) for entry in self.entries]
-        offers = [offer for reading in readings if not isinstance(reading, Broken) for offer in reading]
+        """Every component on offer, by kind and name."""
         order = list(KINDS)
-        return sorted(offers, key=lambda offer: (order.index(offer.kind), offer.name, offer.distribution, offer.module))
+
+        def place(offer: Offer) -> tuple[int, str, str, str]:
+            return order.index(offer.kind), offer.name, offer.distribution, offer.module
+
+        return sorted(sound(self._read(entry) for entry in self.entries), key=place)
 
     def broken(self) -> list[Broken]:
         """Every plugin that cannot be read."""
-        return [reading for entry in self.entries if isinstance(reading := self._read(entry), Broken)]
+        readings = [self._read(entry) for entry in self.entries]
+        return [reading for reading in readings if isinstance(reading, Broken)]
 
     def find(self, kind: str, name: str) -> Offer:
-        """The one component of that kind and name, which may be qualified: "distribution:name".
+        """Look up the one component of a kind and name ("rope", or "distribution:name").
 
-        Plugins named like the component are read first, even if that means to import them; the text of the others is only
-        looked at for a clash. Raises PluginError on a clash and NotOffered if there is none.
+        Plugins named like the component are read, and imported if their source does not suffice;
+        of the others only the source is read, to find a clash. Raises NotOffered if there is no
+        such component, PluginError if several plugins offer it.
         """
         distribution, _, plain = name.rpartition(":")
-        entries = [entry for entry in self.entries if not distribution or normal(entry.distribution) == normal(distribution)]
-        likely = [entry for entry in entries if entry.suggests(plain)]
-        readings = {entry: self._read(entry) if entry in likely else self._text(entry) or [] for entry in entries}
-        found = select(readings.values(), kind, plain)
-        if not found:
+        entries = list(self.entries)
+        if distribution:
+            entries = [one for one in entries if normal(one.distribution) == normal(distribution)]
+        readings: dict[Entry, list[Offer] | Broken] = {}
+        for entry in entries:
+            likely = entry.suggests(plain)
+            readings[entry] = self._read(entry) if likely else self._read_source(entry) or []
+        offers = select(readings.values(), kind, plain)
+        if not offers:
             readings = {entry: self._read(entry) for entry in entries}
-            found = select(readings.values(), kind, plain)
-        rivals = [reading for entry, reading in readings.items() if isinstance(reading, Broken) and entry.name == plain]
-        if not found:
+            offers = select(readings.values(), kind, plain)
+        if not offers:
             raise NotOffered(kind, name, self.offers(), self.broken())
-        if len(found) + len(rivals) > 1:
-            raise clash(kind, plain, found, rivals)
-        return found[0]
+        rivals = [
+            reading
+            for entry, reading in readings.items()
+            if isinstance(reading, Broken) and entry.name == plain
+        ]
+        if len(offers) + len(rivals) > 1:
+            raise clash(kind, plain, offers, rivals)
+        return offers[0]
 
     def get(self, kind: str, name: str) -> type:
-        """The class of the one component of that kind and name, imported."""
+        """Import the class of the one component of that kind and name; raises as ``find``."""
         return self.load(self.find(kind, name))
 
     def load(self, offer: Offer) -> type:
-        """Import the class behind an offer and check that it is what was offered."""
-        entry = next((e for e in self.entries if (e.distribution, e.module) == (offer.distribution, offer.module)), None)
-        if entry is None:
-            raise PluginError(f"{offer.kind} {offer.qualified!r} is not offered by a plugin of this registry; look it up with find()")
-        for component in self._imported(entry):
-            if live.kind_of(entry, component) == offer.kind and getattr(component, "name", None) == offer.name:
+        """Import the class behind an offer. Raises PluginError if its plugin cannot be imported,
+        or does not have what its source promises.
+        """
+        entry = self._entry_of(offer)
+        for component in self._import(entry):
+            name = getattr(component, "name", None)
+            if name == offer.name and importer.kind_of(entry, component) == offer.kind:
                 return component
-        raise PluginError(f"{entry} does not offer the {offer.kind} {offer.name!r} that its source promises; give its class a literal name")
+        raise PluginError(
+            f"{entry} does not offer the {offer.kind} {offer.name!r} that its source promises; give"
+            " its class a literal name"
+        )
 
     def require_files(self) -> None:
-        """Import every single-file plugin, used or not: whoever names one wants it. Raises PluginError if one cannot be."""
+        """Import every single-file plugin, used or not. Raises PluginError if one cannot be."""
         for entry in self.entries:
             if entry.path is not None:
-                self._imported(entry)
+                self._import(entry)
 
     def culprit(self, error: BaseException) -> Culprit | None:
-        """The plugin in whose code an exception was raised; None if it was raised elsewhere."""
+        """The plugin whose code raised an exception; None if it is no plugin's."""
         return culprit(error, self.entries)
 
     def schema(self, offer: Offer) -> type[BaseModel]:
-        """A strict pydantic model of a component's options."""
+        """The strict pydantic model of a component's options."""
         key = (offer.kind, offer.qualified, offer.module)
         if key not in self._schemas:
-            self._schemas[key] = schema.build(offer)
+            self._schemas[key] = option_schema.build(offer)
         return self._schemas[key]
 
-    def _imported(self, entry: Entry) -> list[type]:
-        """The classes a plugin offers."""
+    def _entry_of(self, offer: Offer) -> Entry:
+        """The plugin that makes an offer."""
+        for entry in self.entries:
+            if (entry.distribution, entry.module) == (offer.distribution, offer.module):
+                return entry
+        raise PluginError(
+            f"{offer.kind} {offer.qualified!r} is not offered by a plugin of this registry; look it"
+            " up with find()"
+        )
+
+    def _import(self, entry: Entry) -> list[type]:
+        """The classes of a plugin, imported once."""
         if entry not in self._classes:
-            self._classes[entry] = live.classes(entry)
+            self._classes[entry] = importer.component_classes(entry)
         return self._classes[entry]
 
-    def _text(self, entry: Entry) -> list[Offer] | None:
-        """What a plugin's source tells; None if it must be imported."""
-        if entry not in self._texts:
+    def _read_source(self, entry: Entry) -> list[Offer] | None:
+        """A plugin's offers by its source; None if it must be imported."""
+        if entry not in self._from_source:
             try:
-                self._texts[entry] = None if entry.live else source.read(entry)
-            except source.Unreadable:
-                self._texts[entry] = None
-        return self._texts[entry]
+                offers = None if entry.live else static_reader.read_offers(entry)
+            except static_reader.Unreadable:
+                offers = None
+            self._from_source[entry] = offers
+        return self._from_source[entry]
 
     def _read(self, entry: Entry) -> list[Offer] | Broken:
         """A plugin's offers, from its source or else by importing it."""
         if entry not in self._readings:
-            reading: list[Offer] | Broken | None = self._text(entry)
+            reading: list[Offer] | Broken | None = self._read_source(entry)
             if reading is None:
                 try:
-                    reading = live.read(entry)
+                    reading = importer.read_offers(entry)
                 except PluginError as error:
                     reading = Broken(entry.name, entry.distribution, entry.version, str(error))
             self._readings[entry] = reading
@@ -143,12 +181,20 @@ class Registry:
 
 def select(readings: Iterable[list[Offer] | Broken], kind: str, name: str) -> list[Offer]:
     """The offers of that kind and name."""
-    offers = [offer for reading in readings if not isinstance(reading, Broken) for offer in reading]
-    return [offer for offer in offers if (offer.kind, offer.name) == (kind, name)]
+    return [offer for offer in sound(readings) if (offer.kind, offer.name) == (kind, name)]
+
+
+def sound(readings: Iterable[list[Offer] | Broken]) -> list[Offer]:
+    """The offers of all plugins that are not broken."""
+    offers: list[Offer] = []
+    for reading in readings:
+        if not isinstance(reading, Broken):
+            offers += reading
+    return offers
 
 
 def clash(kind: str, name: str, found: Sequence[Offer], rivals: Sequence[Broken]) -> PluginError:
-    """Several plugins claim one name."""
+    """The error for several plugins that offer one component."""
     claims = [f"{offer.distribution} {offer.version} ({offer.source})" for offer in found]
     claims += [f"{rival.distribution} {rival.version} (broken: {rival.cause})" for rival in rivals]
     first = found[0]

@@ -1,8 +1,10 @@
-"""AdamW, the control of every comparison of optimizers (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+"""AdamW, the baseline of every comparison of optimizers (Loshchilov and Hutter 2019, arXiv
+1711.05101).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import torch
@@ -10,11 +12,13 @@ from annotated_types import Ge, Gt, Lt
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import require_bounds
+from lswt_core.plugin_api.optimizer import require_bounds
 
 
 class AdamW(Optimizer, torch.optim.AdamW):
-    """torch's own AdamW. ``fused`` updates a parameter in one pass over memory; false takes torch's pass for every operation."""
+    """torch's own AdamW. ``fused`` updates all parameters in one kernel; false runs one kernel an
+    operation.
+    """
 
     name = "adamw"
     citation = """@inproceedings{loshchilov2019decoupled,
@@ -36,12 +40,26 @@ class AdamW(Optimizer, torch.optim.AdamW):
         weight_decay: Annotated[float, Ge(0)] = 0.1,
         fused: bool = True,
     ) -> None:
-        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+        require_bounds(
+            type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay
+        )
         groups = list(groups)
-        given = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
-        planned = any((p[1] if isinstance(p, tuple) else p).is_meta for p in given)  # or (name, parameter)
-        # torch does not fuse what has no numbers.
-        super().__init__(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused and not planned)
+        on_meta = any(parameter.is_meta for parameter in parameters_of(groups))
+        super().__init__(
+            groups,
+            lr=lr,
+            betas=(beta1, beta2),
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=fused and not on_meta,  # torch refuses fused kernels on the meta device
+        )
+
+
+def parameters_of(groups: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The parameters of groups, which are dicts, tensors or (name, tensor)."""
+    for group in groups:
+        for parameter in group["params"] if isinstance(group, dict) else [group]:
+            yield parameter[1] if isinstance(parameter, tuple) else parameter
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Attention with linear biases."""
+"""ALiBi, attention with linear biases."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from lswt_core.interfaces import Bias, Dims, PositionalEncoding, SlopeBias
 
 
 class Alibi(PositionalEncoding):
-    """ALiBi: scores less the distance times a slope of the head's own, not learned (Press et al. 2022, arXiv 2108.12409)."""
+    """ALiBi: the bias -slope * distance on scores, with a fixed slope per head (Press et al. 2022,
+    arXiv 2108.12409).
+    """
 
     name = "alibi"
-    stationary = True
-    biased = True
+    cacheable_keys = True
+    has_bias = True
     citation = """@inproceedings{press2022train,
   title={Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation},
   author={Press, Ofir and Smith, Noah A. and Lewis, Mike}, booktitle={ICLR}, year={2022}}"""
@@ -23,16 +25,21 @@ class Alibi(PositionalEncoding):
         super().__init__(dims)
         self.n_heads = dims.n_heads
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        """A slope for every head."""
-        return SlopeBias(alibi_slopes(self.n_heads, q.device).to(torch.promote_types(q.dtype, torch.float32)), q_at, k_at)
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        """The slopes of all heads, in float32 at least."""
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        slopes = alibi_slopes(self.n_heads, q.device).to(dtype)
+        return SlopeBias(slopes, q_positions, k_positions)
 
 
 def alibi_slopes(n_heads: int, device: torch.device) -> Tensor:
-    """2^(-8/n), 2^(-16/n), ... for n heads, a power of two; heads beyond one take every other slope of the next power's, [H] float64."""
+    """The slopes of n heads, [H] float64: 2^(-8/n), 2^(-16/n), ... if n is a power of two. Heads
+    beyond the largest power of two below n get every other slope of twice that power.
+    """
     power = 1 << (n_heads.bit_length() - 1)
     head = torch.arange(1, n_heads + 1, dtype=torch.float64, device=device)
-    return torch.exp2(torch.where(head <= power, -8 / power * head, -4 / power * (2 * (head - power) - 1)))
+    extra = -4 / power * (2 * (head - power) - 1)
+    return torch.exp2(torch.where(head <= power, -8 / power * head, extra))
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, trained once on the run's own text."""
+"""Byte-level byte-pair encoding, trained on the run's own text."""
 
 from __future__ import annotations
 
@@ -14,64 +14,78 @@ from annotated_types import Ge
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lswt_core.errors import ResourceError
-from lswt_core.fast import pieces, save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Document, Tokenizer
+from lswt_core.plugin_api.tokenizers import save_fast_tokenizer, split_long_text
 
-SPECIALS = ["<|begin|>", "<|end|>"]  # ids 0 and 1; in a text they are plain characters
+SPECIALS = ["<|begin|>", "<|end|>"]  # ids 0 and 1; spelled out in a text: plain characters
 
 
 class BytePair(Tokenizer):
-    """Byte-level BPE with GPT-2's splitting (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019): fits every text, losslessly.
+    """Byte-level BPE with GPT-2's pre-tokenizer (Sennrich et al. 2016, arXiv 1508.07909; Radford et
+    al. 2019). Encodes every text losslessly.
 
-    It learns from the first ``train_characters`` of the training documents and is kept in the cache, in the format of the
-    `tokenizers` library. A small text may have fewer than ``vocab_size`` ids to offer.
+    Trained on the first ``train_characters`` of the training documents, and cached in the format of
+    the `tokenizers` library. A small text may give fewer than ``vocab_size`` ids.
     """
 
     name = "bpe"
     citation = """@inproceedings{sennrich2016neural,
-  title={Neural Machine Translation of Rare Words with Subword Units}, author={Sennrich, Rico and Haddow, Barry and Birch, Alexandra},
+  title={Neural Machine Translation of Rare Words with Subword Units},
+  author={Sennrich, Rico and Haddow, Barry and Birch, Alexandra},
   booktitle={ACL}, year={2016}}"""
 
-    def __init__(self, *, vocab_size: Annotated[int, Ge(258)] = 8192, train_characters: Annotated[int, Ge(1)] = 200_000_000) -> None:
-        self.vocab_size, self.train_characters = vocab_size, train_characters
-        self._mapping: tokenizers.Tokenizer | None = None
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Ge(258)] = 8192,
+        train_characters: Annotated[int, Ge(1)] = 200_000_000,
+    ) -> None:
+        self.requested_size, self.train_characters = vocab_size, train_characters
+        self._tokenizer: tokenizers.Tokenizer | None = None
 
-    def fit(self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path) -> None:
-        """Take the tokenizer of this text and these options from the cache, or train it (6 s for 11 MB) and put it there."""
-        key = json.dumps([fingerprint, self.vocab_size, self.train_characters])
+    def fit(
+        self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path
+    ) -> None:
+        """Load the tokenizer of this text and these options from the cache, or train it (6 s for
+        11 MB) and save it there.
+        """
+        key = json.dumps([fingerprint, self.requested_size, self.train_characters])
         path = cache / f"bpe-{blake2b(key.encode(), digest_size=16).hexdigest()}.json"
-        self._mapping = load(path)
-        if self._mapping is None:
-            self._mapping = self._train(documents())
-            save(self._mapping, path)
-        self._mapping.encode_special_tokens = True  # not part of the file
+        self._tokenizer = load_cached(path)
+        if self._tokenizer is None:
+            self._tokenizer = self._train(documents())
+            save_cached(self._tokenizer, path)
+        self._tokenizer.encode_special_tokens = True  # not saved in the file
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """Number of ids, the two special ones included."""
         return self._fitted.get_vocab_size()
 
     @property
-    def begin(self) -> int:
+    def bos_id(self) -> int:
         """The id of "<|begin|>"."""
         return SPECIALS.index("<|begin|>")
 
     @property
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """The id of "<|end|>"."""
         return SPECIALS.index("<|end|>")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        return [encoding.ids for encoding in self._fitted.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._fitted.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
-    def pieces(self, text: str) -> Iterator[str]:
-        """Cut between words."""
-        return pieces(self._fitted, text)
+    def split_long_text(self, text: str) -> Iterator[str]:
+        """Split between words."""
+        return split_long_text(self._fitted, text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; the two special ones have none."""
+        """The text of some ids, without special tokens."""
         return self._fitted.decode(list(ids), skip_special_tokens=True)
 
     def fingerprint(self) -> str:
@@ -79,29 +93,37 @@ class BytePair(Tokenizer):
         return blake2b(self._fitted.to_str().encode(), digest_size=16).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """As the library's own tokenizer."""
-        save_fast(self._fitted, self.begin, self.end, directory)
+        """Write the files of a fast tokenizer."""
+        save_fast_tokenizer(self._fitted, self.bos_id, self.eos_id, directory)
 
-    def tokens(self) -> Mapping[str, int]:
-        """The whole vocabulary, byte-level."""
+    def vocab(self) -> Mapping[str, int]:
+        """The vocabulary, byte-level, with special tokens."""
         return self._fitted.get_vocab(with_added_tokens=True)
 
     @property
     def _fitted(self) -> tokenizers.Tokenizer:
-        assert self._mapping is not None, "fit comes before everything else"
-        return self._mapping
+        assert self._tokenizer is not None, "call fit first"
+        return self._tokenizer
 
     def _train(self, documents: Iterable[Document]) -> tokenizers.Tokenizer:
-        """Learn merges."""
-        mapping, other = untrained(), untrained()  # one that is being trained cannot be asked for anything
+        """Learn the merges."""
+        tokenizer = untrained()
+        splitter = untrained()  # a tokenizer is locked while it is trained
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(vocab_size=self.vocab_size, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
-        texts = (piece for text in self._texts(documents) for piece in pieces(other, text))
-        mapping.train_from_iterator(texts, trainer)
-        return mapping
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.requested_size,
+            special_tokens=SPECIALS,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        texts = (
+            piece for text in self._texts(documents) for piece in split_long_text(splitter, text)
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer
 
     def _texts(self, documents: Iterable[Document]) -> Iterator[str]:
-        """The first characters of the text: a stream of documents need not end."""
+        """The first ``train_characters`` characters; a stream of documents may be endless."""
         left = self.train_characters
         for document in documents:
             yield document.text[:left]
@@ -111,39 +133,41 @@ class BytePair(Tokenizer):
 
 
 def untrained() -> tokenizers.Tokenizer:
-    """Bytes, split into words as GPT-2 does."""
-    mapping = tokenizers.Tokenizer(models.BPE())
-    mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    mapping.decoder = decoders.ByteLevel()
-    return mapping
+    """A tokenizer of bytes with GPT-2's pre-tokenizer."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
-def load(path: Path) -> tokenizers.Tokenizer | None:
-    """A tokenizer from the cache; None if it is not there, or is damaged (it is then trained again)."""
+def load_cached(path: Path) -> tokenizers.Tokenizer | None:
+    """A tokenizer from the cache; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception:  # the library raises nothing more special
+    except Exception:  # the library raises nothing more specific
         return None
 
 
-def save(mapping: tokenizers.Tokenizer, path: Path) -> None:
-    """Put a tokenizer into the cache, whole or not at all."""
-    part = path.with_name(f".{path.stem}-{token_hex(4)}.part")
+def save_cached(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+    """Write a tokenizer to the cache, atomically."""
+    temporary = path.with_name(f".{path.stem}-{token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(mapping.to_str(), encoding="utf-8")
-            part.replace(path)
+            temporary.write_text(tokenizer.to_str(), encoding="utf-8")
+            temporary.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        cure = "make room, or set LSWT_CACHE_DIR to a directory that can be written"
-        raise ResourceError(f"the trained tokenizer cannot be kept as {path}: {error.strerror or error}; {cure}") from error
+        raise ResourceError(
+            f"the trained tokenizer cannot be saved as {path}: {error.strerror or error}; free disk"
+            " space, or set LSWT_CACHE_DIR to a writable directory"
+        ) from error
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the trained tokenizer."""
+    """Offer trained BPE."""
     return [BytePair]

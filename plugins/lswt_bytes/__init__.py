@@ -1,4 +1,4 @@
-"""Text as its UTF-8 bytes."""
+"""Byte-level tokenizer without a vocabulary file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from lswt_core.fast import PIECE, save_fast
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Tokenizer
+from lswt_core.plugin_api.tokenizers import CHUNK_CHARACTERS, save_fast_tokenizer
 
 
 class Bytes(Tokenizer):
-    """One id a byte, and two more that begin and end a document. Needs no file and fits every text."""
+    """UTF-8 bytes as ids, BOS and EOS. Needs no file and no training, and encodes every text."""
 
     name = "bytes"
 
@@ -22,17 +22,17 @@ class Bytes(Tokenizer):
         pass
 
     @property
-    def size(self) -> int:
-        """258."""
+    def vocab_size(self) -> int:
+        """258: 256 bytes, BOS and EOS."""
         return 258
 
     @property
-    def begin(self) -> int:
+    def bos_id(self) -> int:
         """256."""
         return 256
 
     @property
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """257."""
         return 257
 
@@ -40,36 +40,45 @@ class Bytes(Tokenizer):
         """The bytes of each text."""
         return [list(text.encode()) for text in texts]
 
-    def pieces(self, text: str) -> Iterator[str]:
-        """It can be cut anywhere."""
-        return (text[begin : begin + PIECE] for begin in range(0, max(1, len(text)), PIECE))
+    def split_long_text(self, text: str) -> Iterator[str]:
+        """Split anywhere."""
+        return (
+            text[start : start + CHUNK_CHARACTERS]
+            for start in range(0, max(1, len(text)), CHUNK_CHARACTERS)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some bytes; what is no UTF-8, as a model may write it, becomes U+FFFD."""
+        """The text of some bytes; invalid UTF-8, which a model may generate, becomes U+FFFD."""
         return bytes(value for value in ids if value < 256).decode(errors="replace")
 
     def fingerprint(self) -> str:
-        """There is only one such mapping."""
+        """A constant: there is only one such mapping."""
         return "bytes"
 
     def save(self, directory: Path) -> None:
-        """As byte-level BPE without merges."""
+        """Write the files of a byte-level BPE without merges."""
         vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-        mapping = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-        mapping.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        mapping.decoder = decoders.ByteLevel()
-        mapping.add_special_tokens(["<|begin|>", "<|end|>"])
-        save_fast(mapping, self.begin, self.end, directory)
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens(["<|begin|>", "<|end|>"])
+        save_fast_tokenizer(tokenizer, self.bos_id, self.eos_id, directory)
 
 
 def byte_characters() -> list[str]:
-    """The characters that stand for bytes in byte-level BPE: Latin-1's visible ones for themselves, the others from U+0100 on."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    """The characters that represent bytes in byte-level BPE: Latin-1's printable ones themselves,
+    U+0100 and following for the others.
+    """
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the byte tokenizer."""
+    """Offer the byte-level tokenizer."""
     return [Bytes]

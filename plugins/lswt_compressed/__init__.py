@@ -1,4 +1,4 @@
-"""The Compressive Transformer's memory: recent tokens one by one, older ones by the block."""
+"""The Compressive Transformer's memory: recent tokens, and older ones compressed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, Memory, Project, Segment, State
+from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 
 
 class Compressed(Memory):
-    """Attend to the last ``length`` tokens before the segment, and to the means of ``slots`` blocks of ``rate`` tokens before those.
+    """Attend to the last ``length`` tokens before the segment, and to ``slots`` compressed memories
+    of ``rate`` tokens each before those.
 
-    After the Compressive Transformer (Rae et al. 2020, arXiv 1911.05507), with mean pooling, the one of its compressions that has no
-    weights: those of the others are trained by an auxiliary loss, which the memories' inputs alone cannot give.
+    The Compressive Transformer (Rae et al. 2020, arXiv 1911.05507) with mean pooling, its one
+    compression function without weights; those of the others are trained by an auxiliary loss.
 
-    As in xl-hidden, the layer's normed inputs are kept, without gradient, and projected anew at every call. A block of ``rate`` tokens
-    is compressed as soon as it is older than ``length``; until it is complete its tokens stay as they are. It stands where its first
-    token stood, so that it is hidden where one of its tokens is: what belongs to two documents is seen by neither.
+    As in xl-hidden, the layer's inputs after its norm are kept, without gradient, and projected
+    again at every call. A group of ``rate`` tokens is compressed once all of them are older than
+    ``length``. A compressed memory has the position of its first token, so that document masking
+    hides it if it spans two documents.
 
-    What is kept depends on the number of tokens read, counted from the text's first, and not on how they were cut into calls. What
-    a query sees does depend on it, once anything is compressed: how far back tokens are seen one by one is counted from the segment's
-    first. Segments of a multiple of ``rate`` tokens keep the shapes of the memory as they are.
+    The state depends on the number of tokens read so far, not on how they were split into segments.
+    Hidden states do depend on the split once anything is compressed: ``length`` is counted from the
+    start of the segment. Segments of a multiple of ``rate`` tokens keep the shapes of the state
+    constant.
     """
 
     name = "compressed"
     citation = """@inproceedings{rae2020compressive,
   title={Compressive Transformers for Long-Range Sequence Modelling},
-  author={Rae, Jack W and Potapenko, Anna and Jayakumar, Siddhant M and Hillier, Chloe and Lillicrap, Timothy P},
+  author={Rae, Jack W and Potapenko, Anna and Jayakumar, Siddhant M and Hillier, Chloe and
+    Lillicrap, Timothy P},
   booktitle={ICLR}, year={2020}}"""
 
     def __init__(
@@ -43,30 +47,39 @@ class Compressed(Memory):
     ) -> None:
         super().__init__(dims)
         self.recent, self.slots, self.rate = length, slots, rate
-        self.length = length + rate - 1 + rate * slots  # with all but one token of a block that is not complete
-        self.blocks_from = length + rate
+        # rate - 1: tokens of a group that is not complete
+        self.length = length + rate - 1 + rate * slots
+        self.position_dependent_from = length + rate
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        """Project what is remembered and the new segment together; remember both, what became too old by the block."""
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        """Project the memory and the new segment together; keep both, old tokens compressed."""
         if state is None:
-            *others, new = project(x, at)
-            return [*others, new], self.keep(x[:, :0].detach(), x.detach(), new.k.dtype)
-        blocks, recent = (state[key].to(x.dtype) for key in ("blocks", "recent"))  # [B, m, M], [B, n, M]
-        m, n = blocks.shape[1], recent.shape[1]
-        firsts = torch.arange(-m, 0, device=at.device) * self.rate - n
-        places = torch.cat((firsts, torch.arange(-n, 0, device=at.device)))  # [m + n]
-        *others, every = project(torch.cat((blocks, recent, x), dim=1), torch.cat((places, at)))
-        remembered = Segment(every.k[:, : m + n], every.v[:, : m + n], places)
-        new = Segment(every.k[:, m + n :], every.v[:, m + n :], at)
-        return [*others, remembered, new], self.keep(blocks, torch.cat((recent, x.detach()), dim=1), every.k.dtype)
+            *others, new = project(x, positions)
+            return [*others, new], self.next_state(x[:, :0].detach(), x.detach(), new.k.dtype)
+        compressed, recent = state["blocks"].to(x.dtype), state["recent"].to(x.dtype)
+        m, n = compressed.shape[1], recent.shape[1]  # compressed [B, m, M], recent [B, n, M]
+        compressed_positions = torch.arange(-m, 0, device=positions.device) * self.rate - n
+        recent_positions = torch.arange(-n, 0, device=positions.device)
+        old_positions = torch.cat((compressed_positions, recent_positions))  # [m + n]
+        *others, both = project(
+            torch.cat((compressed, recent, x), dim=1), torch.cat((old_positions, positions))
+        )
+        old = KeyValue(both.k[:, : m + n], both.v[:, : m + n], old_positions)
+        new = KeyValue(both.k[:, m + n :], both.v[:, m + n :], positions)
+        tokens = torch.cat((recent, x.detach()), dim=1)
+        return [*others, old, new], self.next_state(compressed, tokens, both.k.dtype)
 
-    def keep(self, blocks: Tensor, tokens: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The next state, from compressed blocks [B, m, M] and the tokens [B, n, M] that follow them."""
-        complete = max(0, tokens.shape[1] - self.recent) // self.rate
-        taken = complete * self.rate
-        means = tokens[:, :taken].unflatten(1, (complete, self.rate)).mean(2)  # [B, complete, M]
-        kept = {"blocks": torch.cat((blocks, means), dim=1)[:, -self.slots :], "recent": tokens[:, taken:]}
-        return {name: tensor.to(dtype) for name, tensor in kept.items()}
+    def next_state(
+        self, compressed: Tensor, tokens: Tensor, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """The next state, from compressed memories [B, m, M] and the later tokens [B, n, M]."""
+        groups = max(0, tokens.shape[1] - self.recent) // self.rate
+        old = groups * self.rate
+        means = tokens[:, :old].unflatten(1, (groups, self.rate)).mean(2)  # [B, groups, M]
+        compressed = torch.cat((compressed, means), dim=1)[:, -self.slots :]
+        return {"blocks": compressed.to(dtype), "recent": tokens[:, old:].to(dtype)}
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Attention written out in plain operations: the oracle for every other backend."""
+"""Attention in plain operations: the reference for every other backend."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import torch
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, Part
-from lswt_core.parts import scores
+from lswt_core.interfaces import AttentionBackend, KVBlock
+from lswt_core.plugin_api.attention import attention_scores
 
 
 class Eager(AttentionBackend):
-    """Scores of every part, one softmax over all of them, in float32 at least (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
+    """Scaled dot-product attention: one softmax over the scores of all key/value blocks, in float32
+    at least (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    Holds all scores, so memory grows with T x N; can be differentiated twice; does whatever a positional encoding asks.
+    Holds all scores, so memory grows with T x N. Supports every bias and mask, and second
+    derivatives.
     """
 
     name = "eager"
     citation = """@inproceedings{vaswani2017attention,
-  title={Attention Is All You Need}, author={Vaswani, Ashish and others}, booktitle={NeurIPS}, year={2017}}"""
+  title={Attention Is All You Need}, author={Vaswani, Ashish and others},
+  booktitle={NeurIPS}, year={2017}}"""
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        """One softmax over the union of parts: -> [B, T, H, D]."""
-        weights = torch.cat([scores(part) for part in parts], dim=-1).softmax(dim=-1)  # [B, H, T, sum of N]
-        values = torch.cat([part.v for part in parts], dim=1).transpose(1, 2)  # [B, H, sum of N, D]
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """One softmax over the keys of all blocks: -> [B, T, H, D]."""
+        # [B, H, T, sum of N]
+        weights = torch.cat([attention_scores(block) for block in blocks], dim=-1).softmax(dim=-1)
+        # [B, H, sum of N, D]
+        values = torch.cat([block.v for block in blocks], dim=1).transpose(1, 2)
         return (weights.to(values.dtype) @ values).transpose(1, 2)
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the plain backend."""
+    """Offer eager attention."""
     return [Eager]

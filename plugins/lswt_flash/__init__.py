@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
-from lswt_core.merge import attend
-from lswt_core.parts import constant
-from lswt_flash.generations import GENERATIONS, newest_sound
+from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
+from lswt_core.plugin_api.attention import assume_constant_result
+from lswt_core.plugin_api.attention_merge import merged_attention
+from lswt_flash.versions import KERNELS_BY_VERSION, newest_verified
 
-WIDTHS = 8  # head widths are multiples of it
+WIDTH_MULTIPLE = 8  # of head widths
 
 
 class Flash(AttentionBackend):
-    """FlashAttention (Dao 2023, arXiv 2307.08691; Shah et al. 2024, arXiv 2407.08608) by its authors' package.
+    """FlashAttention (Dao 2023, arXiv 2307.08691; Shah et al. 2024, arXiv 2407.08608) by its
+    authors' package.
 
-    Parts are computed one by one and merged by the logarithms of their sums: what is remembered is neither copied nor masked. Of
-    the generations that are installed the newest serves that gives, in a small trial on the device, what it should.
-    ``deterministic`` makes the backward pass repeatable, at some cost.
+    Runs one kernel per key/value block and merges the outputs by their logsumexps, so the KV cache
+    is neither copied nor masked. Uses the newest installed version that passes a small test on the
+    device. ``deterministic`` makes the backward pass bitwise repeatable, at some cost.
     """
 
     name = "flash"
+    libraries = ("flash_attn", "flash_attn_interface")
     citation = """@article{dao2023flashattention2,
   title={FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning},
   author={Dao, Tri}, journal={arXiv preprint arXiv:2307.08691}, year={2023}}
@@ -36,38 +38,59 @@ class Flash(AttentionBackend):
         super().__init__(dims)
         self.deterministic = deterministic
 
-    def require(self, need: Need) -> str:
-        """The package needs an NVIDIA GPU and half precision, and offers no masks, biases or second derivatives."""
-        reasons = {
-            f"it runs on CUDA devices, not on {need.device}": need.device != "cuda",
-            f"it computes in float16 and bfloat16, not in {need.dtype}; set train.precision = 'bfloat16'": need.dtype
-            not in (torch.float16, torch.bfloat16),
-            f"its head width ends at 256, but {need.d_head} is needed": need.d_head > 256,
-            f"its head widths are multiples of {WIDTHS}, and {need.d_head} is not": need.d_head % WIDTHS != 0,
-            "it has no bias that would leave sinks and remembered keys alone": need.biased,
-            "it cannot hide keys beyond a document or a window; set train.documents = 'carry', and no memory with a window": need.bounded,
-            "it has no second derivative": need.twice,
-        }
-        for reason, applies in reasons.items():
+    def require(self, need: AttentionRequirements) -> str:
+        """Refuse all but CUDA and half precision, masks, biases and second derivatives; returns
+        which version runs.
+        """
+        for applies, reason in unsupported_reasons(need):
             if applies:
                 raise Unsupported(reason)
-        generation, faults = newest_sound(need, self.deterministic)
-        return "; ".join([f"flash-attn version {generation}", *(f"not {fault}" for fault in faults)])
+        version, failures = newest_verified(need, self.deterministic)
+        notes = [f"flash-attn version {version}", *(f"not {failure}" for failure in failures)]
+        return "; ".join(notes)
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        """One softmax over the union of parts: -> [B, T, H, D]. Raises Unsupported for what `require` was not told of, as prompts of
-        different length in one batch.
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """One softmax over the keys of all blocks: -> [B, T, H, D]. Raises Unsupported for masks
+        that `require` was not asked about, as for prompts of different lengths in one batch.
         """
-        if any(part.starts is not None or part.bias is not None for part in parts):
-            raise Unsupported("flash-attn can neither hide keys (of padding, a document, a window) nor add biases: use attention 'sdpa'")
-        q = parts[0].q
-        return attend(GENERATIONS[generation_for(q.device.type, q.dtype, q.shape[-1], self.deterministic), self.deterministic], parts)
+        if any(block.first_visible is not None or block.bias is not None for block in blocks):
+            raise Unsupported(
+                "flash-attn can neither hide keys (of padding, a document, a window) nor add"
+                " biases: use attention 'sdpa'"
+            )
+        q = blocks[0].q
+        version = version_for(q.device.type, q.dtype, q.shape[-1], self.deterministic)
+        return merged_attention(KERNELS_BY_VERSION[version, self.deterministic], blocks)
 
 
-@constant
-def generation_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
-    """Which generation serves."""
-    return newest_sound(Need(device, dtype, d_head), deterministic)[0]
+def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
+    """Whether each reason to refuse applies, and the reason."""
+    return [
+        (need.device != "cuda", f"it runs on CUDA devices, not on {need.device}"),
+        (
+            need.dtype not in (torch.float16, torch.bfloat16),
+            f"it computes in float16 and bfloat16, not in {need.dtype}; set train.precision ="
+            " 'bfloat16'",
+        ),
+        (need.d_head > 256, f"its head width is at most 256, the model's is {need.d_head}"),
+        (
+            need.d_head % WIDTH_MULTIPLE != 0,
+            f"its head widths are multiples of {WIDTH_MULTIPLE}, the model's is {need.d_head}",
+        ),
+        (need.has_bias, "it supports no attention bias that leaves sinks and the KV cache alone"),
+        (
+            need.has_mask,
+            "it cannot hide keys outside of a document or a window; set train.document_masking ="
+            " false, and use no memory with a window",
+        ),
+        (need.double_backward, "it has no second derivative"),
+    ]
+
+
+@assume_constant_result
+def version_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
+    """The version that runs."""
+    return newest_verified(AttentionRequirements(device, dtype, d_head), deterministic)[0]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Attention by torch's FlexAttention: any bias and any hidden keys, in one kernel that holds no mask."""
+"""Attention by torch's FlexAttention: any bias and any mask in one kernel, without a dense mask."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, SlopeBias, Unsupported
-from lswt_core.parts import join
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Bias,
+    Dims,
+    KVBlock,
+    SlopeBias,
+    Unsupported,
+)
+from lswt_core.plugin_api.attention import concatenate_blocks
 
-Index = Tensor  # [] int, as the kernel hands them to its callbacks
+Index = Tensor  # [] int, as the kernel passes them to its callbacks
+SINK_POSITION = 1 << 60  # no query hides a sink: it is above every ``first_visible``
 
 
 class Flex(AttentionBackend):
-    """FlexAttention (Dong et al. 2024, arXiv 2412.05496): parts side by side, their visibility and biases as callbacks.
+    """FlexAttention (Dong et al. 2024, arXiv 2412.05496): blocks are concatenated, masks and biases
+    are callbacks.
 
-    On CUDA the kernel is compiled. On the CPU it has no backward pass, so there it serves evaluation alone and training refuses it.
+    On CUDA the kernel is compiled. On the CPU it has no backward pass: it serves evaluation alone,
+    and training refuses it.
     """
 
     name = "flex"
@@ -32,73 +43,99 @@ class Flex(AttentionBackend):
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
 
-    def require(self, need: Need) -> None:
-        """A GPU, and one derivative."""
+    def require(self, need: AttentionRequirements) -> None:
+        """Refuse devices other than CUDA, and second derivatives."""
         if need.device != "cuda":
-            raise Unsupported(f"FlexAttention has no backward pass on {need.device}, only on CUDA devices; use 'sdpa' or 'eager'")
-        if need.twice:
+            raise Unsupported(
+                f"FlexAttention has no backward pass on {need.device}, only on CUDA devices; use"
+                " 'sdpa' or 'eager'"
+            )
+        if need.double_backward:
             raise Unsupported("FlexAttention has no second derivative; use attention 'eager'")
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        """One softmax over the union of parts: -> [B, T, H, D]."""
-        parts = sorted(parts, key=lambda part: part.causal)  # as `join` has them
-        q, k, v, _ = join([part._replace(causal=False, bias=None, starts=None) for part in parts])  # needs no mask
-        width = parts[0].v.shape[-1]
-        heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]
-        kernel: Any = compiled() if q.is_cuda else flex_attention
-        out = kernel(*heads_first, score_mod=biases(parts), block_mask=visibility(parts), scale=width**-0.5)
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """One softmax over the keys of all blocks: -> [B, T, H, D]."""
+        blocks = sorted(blocks, key=lambda block: block.causal)  # the order of `join`
+        unmasked = [block._replace(causal=False, bias=None, first_visible=None) for block in blocks]
+        q, k, v, _ = concatenate_blocks(unmasked)
+        width = blocks[0].v.shape[-1]
+        kernel: Any = compiled_kernel() if q.is_cuda else flex_attention
+        out = kernel(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            score_mod=score_mod_of(blocks),
+            block_mask=block_mask_of(blocks),
+            scale=width**-0.5,
+        )
         return out.transpose(1, 2)[..., :width]
 
 
 @cache
-def compiled() -> Callable[..., Any]:
+def compiled_kernel() -> Callable[..., Any]:
     """The fused kernel."""
     return torch.compile(flex_attention, dynamic=False)
 
 
-def visibility(parts: Sequence[Part]) -> Any:
-    """Which keys each query sees, by blocks."""
-    q, first = parts[0].q, sum(part.k.shape[1] for part in parts if not part.causal)
-    keys, starts = sum(part.k.shape[1] for part in parts), next((part.starts for part in parts if part.starts is not None), None)
-    places = [q.new_full((part.k.shape[1],), 1 << 60, dtype=torch.int64) if part.at is None else part.at for part in parts]
-    at = torch.cat(places)  # [sum of N]; sinks stand after every start
+def block_mask_of(blocks: Sequence[KVBlock]) -> Any:
+    """The attention mask as FlexAttention's BlockMask; the causal block is the last."""
+    q = blocks[0].q
+    n_keys = sum(block.k.shape[1] for block in blocks)
+    n_old = sum(block.k.shape[1] for block in blocks if not block.causal)
+    first_visible = next(
+        (block.first_visible for block in blocks if block.first_visible is not None), None
+    )
+    positions = torch.cat([positions_or_sinks(block) for block in blocks])  # [n_keys]
+    per_row = first_visible is not None and first_visible.shape[0] > 1
 
-    def visible(row: Index, head: Index, query: Index, key: Index) -> Tensor:
-        seen = key - first <= query
-        return seen if starts is None else seen & (at[key] >= starts[row if parted else 0, query])
+    def mask_mod(row: Index, head: Index, query: Index, key: Index) -> Tensor:
+        visible = key - n_old <= query
+        if first_visible is None:
+            return visible
+        return visible & (positions[key] >= first_visible[row if per_row else 0, query])
 
-    parted = starts is not None and starts.shape[0] > 1
-    rows = q.shape[0] if parted else None
-    return create_block_mask(visible, rows, None, q.shape[1], keys, device=str(q.device))
+    rows = q.shape[0] if per_row else None
+    return create_block_mask(mask_mod, rows, None, q.shape[1], n_keys, device=str(q.device))
 
 
-def biases(parts: Sequence[Part]) -> Callable[..., Tensor] | None:
-    """What is added to each score; None: nothing."""
-    columns, first = [], 0
-    for part in parts:
-        if part.bias is not None:
-            columns.append((first, part.k.shape[1], added_by(part.bias)))
-        first += part.k.shape[1]
+def positions_or_sinks(block: KVBlock) -> Tensor:
+    """The positions of a block's keys, [N]; SINK_POSITION for sinks."""
+    if block.positions is not None:
+        return block.positions
+    return block.q.new_full((block.k.shape[1],), SINK_POSITION, dtype=torch.int64)
+
+
+def score_mod_of(blocks: Sequence[KVBlock]) -> Callable[..., Tensor] | None:
+    """The biases of all blocks as one callback on scores; None: no bias."""
+    columns: list[tuple[int, int, Callable[..., Tensor]]] = []  # first key, number of keys, bias
+    start = 0
+    for block in blocks:
+        size = block.k.shape[1]
+        if block.bias is not None:
+            columns.append((start, size, bias_function(block.bias)))
+        start += size
     if not columns:
         return None
 
-    def score(value: Tensor, row: Index, head: Index, query: Index, key: Index) -> Tensor:
-        for first, size, added in columns:
-            own = (key >= first) & (key < first + size)
-            value = torch.where(own, value + added(row, head, query, (key - first).clamp(0, size - 1)).to(value.dtype), value)
-        return value
+    def score_mod(score: Tensor, row: Index, head: Index, query: Index, key: Index) -> Tensor:
+        for start, size, bias in columns:
+            inside = (key >= start) & (key < start + size)
+            added = bias(row, head, query, (key - start).clamp(0, size - 1))
+            score = torch.where(inside, score + added.to(score.dtype), score)
+        return score
 
-    return score
+    return score_mod
 
 
-def added_by(bias: Any) -> Callable[[Index, Index, Index, Index], Tensor]:
-    """A bias as a function of row, head, query and key of its part; slopes stay slopes."""
+def bias_function(bias: Bias) -> Callable[[Index, Index, Index, Index], Tensor]:
+    """A bias as a function of row, head, query and key of its block; slopes stay slopes."""
     if isinstance(bias, SlopeBias):
-        return lambda row, head, query, key: -bias.slopes[head] * (bias.q_at[query] - bias.k_at[key])
+        slopes, q_positions, k_positions = bias.slopes, bias.q_positions, bias.k_positions
+        return lambda row, head, query, key: -slopes[head] * (q_positions[query] - k_positions[key])
     dense = bias.dense()
     dense = dense.expand(*(1,) * (4 - dense.ndim), *dense.shape)  # [B or 1, H or 1, T, N]
-    rows, heads = (int(size > 1) for size in dense.shape[:2])
-    return lambda row, head, query, key: dense[row * rows, head * heads, query, key]
+    per_row, per_head = (int(size > 1) for size in dense.shape[:2])
+    return lambda row, head, query, key: dense[row * per_row, head * per_head, query, key]
 
 
 @hookimpl

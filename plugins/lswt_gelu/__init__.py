@@ -1,4 +1,4 @@
-"""The plain feed-forward layer."""
+"""The feed-forward layer without a gate, with GELU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lswt_core.interfaces import Dims, FeedForward
 class Gelu(FeedForward):
     """fc2(gelu(fc1(x))) with the exact (erf) GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
-    At the same ``d_ffn`` it has two thirds of SwiGLU's parameters: d_ffn = 6 d_model matches SwiGLU at 4 d_model.
+    At the same ``d_ffn`` it has two thirds of SwiGLU's parameters: d_ffn = 6 d_model matches SwiGLU
+    at 4 d_model.
     """
 
     name = "gelu"
@@ -32,5 +33,5 @@ class Gelu(FeedForward):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the plain feed-forward layer."""
+    """Offer the GELU layer."""
     return [Gelu]

@@ -1,4 +1,4 @@
-"""A HuggingFace data set as a source of documents."""
+"""A HuggingFace data set as a data source."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from lswt_core.errors import DataError, PluginError
-from lswt_core.hub import access, cause
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.randomness import derive
+from lswt_core.plugin_api.hub import hub_options, summarise_error
+from lswt_core.plugin_api.seeding import derive_seed
 
-SHARE = 32  # one row in so many is held out where no split for it is named
+HELD_OUT = 32  # one row in so many is in the validation set unless it has a split of its own
 
 
 class HuggingFaceData(DataSource):
-    """A data set of the Hub, or a local directory of data files; a document is the string in ``column``.
+    """A data set on the Hub, or a local directory of data files; the string in ``column`` of every
+    row is a document.
 
-    ``streaming`` reads rows as they are needed and tokenises nothing beforehand. Where ``valid_split`` is empty, the held-out
-    text comes from ``train_split``: every row whose number's hash is divisible by 32 or, of a stream, the first
-    ``valid_documents`` rows, so that evaluation need not read far.
+    ``streaming`` downloads and tokenises rows as they are needed. If ``valid_split`` is empty, the
+    validation set comes from ``train_split``: rows whose number has a hash divisible by 32 or, when
+    streaming, the first ``valid_documents`` rows.
     """
 
     name = "hf"
@@ -44,17 +45,28 @@ class HuggingFaceData(DataSource):
         self.streaming, self.valid_documents = streaming, valid_documents
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
-        """The rows of a split, in their order."""
-        rows = self.valid_split if split == "valid" and self.valid_split else self.train_split
-        for number, row in enumerate(self._rows(rows)):
+        """The rows of a split, in order."""
+        source = self.train_split
+        if split == "valid" and self.valid_split:
+            source = self.valid_split
+        for number, row in enumerate(self._rows(source)):
             if self.valid_split or self._held_out(number) == (split == "valid"):
-                yield Document(f"{rows}:{number}", self._text(row, f"{rows}:{number}"))
+                where = f"{source}:{number}"
+                yield Document(where, self._text(row, where))
             elif self.streaming and split == "valid":
-                return  # the rest of a stream is for training
+                return  # the rest of the stream is for training
 
     def fingerprint(self) -> str:
-        """A hash of the texts; of a stream, which cannot be read for it, a hash of the options."""
-        options = [self.path, self.subset, self.revision, self.train_split, self.valid_split, self.column, self.valid_documents]
+        """A hash of the texts or, when streaming, of the options."""
+        options = [
+            self.path,
+            self.subset,
+            self.revision,
+            self.train_split,
+            self.valid_split,
+            self.column,
+            self.valid_documents,
+        ]
         digest = blake2b(repr(options if self.streaming else "content").encode(), digest_size=16)
         for split in () if self.streaming else ("train", "valid"):
             for document in self.documents(split):
@@ -63,30 +75,50 @@ class HuggingFaceData(DataSource):
         return digest.hexdigest()
 
     def _held_out(self, number: int) -> bool:
-        """Is a row of the training split held out, no other split being named for it?"""
-        return number < self.valid_documents if self.streaming else derive(number) % SHARE == 0
+        """Whether a row of the training split is in the validation set."""
+        if self.streaming:
+            return number < self.valid_documents
+        return derive_seed(number) % HELD_OUT == 0
 
     def _text(self, row: Mapping[str, Any], where: str) -> str:
-        """The text in a row."""
+        """The text of a row."""
         if self.column not in row:
-            near = get_close_matches(self.column, row, 1)
-            cure = f"set data.column to one of them{f', perhaps {near[0]!r}' if near else ''}"
-            raise DataError(f"data set {self.path!r}, {where}: no column {self.column!r} among {', '.join(map(repr, row))}; {cure}")
+            close = get_close_matches(self.column, row, 1)
+            guess = f", perhaps {close[0]!r}" if close else ""
+            raise DataError(
+                f"data set {self.path!r}, {where}: no column {self.column!r} among"
+                f" {', '.join(map(repr, row))}; set data.column to one of them{guess}"
+            )
         if not isinstance(row[self.column], str):
-            found = type(row[self.column]).__name__
-            raise DataError(f"data set {self.path!r}, {where}: column {self.column!r} holds a {found}, not a string; set data.column")
+            type_name = type(row[self.column]).__name__
+            raise DataError(
+                f"data set {self.path!r}, {where}: column {self.column!r} holds a {type_name}, not"
+                " a string; set data.column"
+            )
         return row[self.column]
 
     def _rows(self, split: str) -> Iterator[Mapping[str, Any]]:
-        """The rows of one of the data set's own splits."""
+        """The rows of one of the data set's splits."""
         try:
             from datasets import load_dataset
         except ImportError as error:
-            raise PluginError(f"data source 'hf' needs the datasets library: {error}; pip install 'datasets>=4'") from error
+            raise PluginError(
+                f"data source 'hf' needs the datasets library: {error}; pip install 'datasets>=4'"
+            ) from error
         try:
-            yield from load_dataset(self.path, self.subset or None, split=split, streaming=self.streaming, **access(self.revision))
-        except Exception as error:  # the library's own and its network client's have no common base
-            what = f"split {split!r} of data set {self.path!r}" + (f" ({self.subset})" if self.subset else "")
-            cure = "check data.path, data.subset and the splits; without a network set data.path to a local directory, or take other text"
-            others = "data.use=text (your own files) or data.use=stdlib (Python's standard library, always there)"
-            raise DataError(f"{what} cannot be read: {cause(error)}\n  fix: {cure}: {others}") from error
+            yield from load_dataset(
+                self.path,
+                self.subset or None,
+                split=split,
+                streaming=self.streaming,
+                **hub_options(self.revision),
+            )
+        except Exception as error:  # the library and its network client raise errors of any class
+            subset = f" ({self.subset})" if self.subset else ""
+            raise DataError(
+                f"split {split!r} of data set {self.path!r}{subset} cannot be read:"
+                f" {summarise_error(error)}\n  fix: check data.path, data.subset and the splits;"
+                " without a network set data.path to a local directory, or use other text:"
+                " data.use=text (your own files) or data.use=stdlib (Python's standard library,"
+                " always available)"
+            ) from error

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from lswt_core.errors import DataError, PluginError
-from lswt_core.fast import pieces
-from lswt_core.hub import access, cause
 from lswt_core.interfaces import Tokenizer
+from lswt_core.plugin_api.hub import hub_options, summarise_error
+from lswt_core.plugin_api.tokenizers import split_long_text
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Any tokenizer that AutoTokenizer finds under ``path``: a name on the Hub or a local directory.
+    """Any tokenizer that AutoTokenizer loads from ``path``: a name on the Hub or a local directory.
 
-    Documents begin with its beginning-of-sequence and end with its end-of-sequence token (OPT's are the same one). Special
-    tokens that are spelled out in a text are tokenised as plain characters.
+    Documents begin with its BOS and end with its EOS token (OPT's are the same). Special tokens
+    spelled out in a text are tokenised as plain characters.
     """
 
     name = "hf"
@@ -29,48 +29,61 @@ class HuggingFaceTokenizer(Tokenizer):
         self.path, self.revision = path, revision
 
     @property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         """One more than the highest id."""
         return max(self._vocabulary.values()) + 1
 
     @property
-    def begin(self) -> int:
+    def bos_id(self) -> int:
         """The id of the beginning-of-sequence token."""
         return self._special("bos_token")
 
     @property
-    def end(self) -> int:
+    def eos_id(self) -> int:
         """The id of the end-of-sequence token."""
         return self._special("eos_token")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; texts longer than the tokenizer's model reads are no mistake here."""
-        if not texts:  # which the library cannot take
+        """Ids of each text, without special tokens."""
+        if not texts:  # which the library refuses
             return []
-        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
+        options = {
+            "add_special_tokens": False,
+            "split_special_tokens": True,
+            "return_attention_mask": False,
+            "verbose": False,  # no warning about texts longer than the tokenizer's model reads
+        }
         return self._tokenizer(list(texts), **options)["input_ids"]
 
-    def pieces(self, text: str) -> Iterable[str]:
-        """Cut between words, where the tokenizer is one of the `tokenizers` library."""
-        return pieces(self._tokenizer.backend_tokenizer, text) if self._tokenizer.is_fast else [text]
+    def split_long_text(self, text: str) -> Iterable[str]:
+        """Split between words, if the tokenizer is a fast one."""
+        if self._tokenizer.is_fast:
+            return split_long_text(self._tokenizer.backend_tokenizer, text)
+        return [text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; special ones have none."""
+        """The text of some ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def fingerprint(self) -> str:
         """A hash of vocabulary, merges and special tokens."""
         rules = self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else ""
-        parts = [type(self._tokenizer).__name__, sorted(self._vocabulary.items()), rules, self.begin, self.end]
-        return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        fields = [
+            type(self._tokenizer).__name__,
+            sorted(self._vocabulary.items()),
+            rules,
+            self.bos_id,
+            self.eos_id,
+        ]
+        return blake2b(json.dumps(fields).encode(), digest_size=16).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """As the library's own, which from then on takes special tokens in a text for plain characters."""
+        """Write the tokenizer's files, with special tokens in a text tokenised as characters."""
         tokenizer = copy.deepcopy(self._tokenizer)
         tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
         tokenizer.save_pretrained(directory)
 
-    def tokens(self) -> Mapping[str, int]:
+    def vocab(self) -> Mapping[str, int]:
         """The whole vocabulary, added tokens included."""
         return self._vocabulary
 
@@ -80,22 +93,30 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """The library's tokenizer; importing the library takes seconds."""
+        """The library's tokenizer, loaded at first use: importing the library takes seconds."""
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            raise PluginError(f"tokenizer 'hf' needs the transformers library: {error}; pip install 'transformers>=5.3'") from error
+            raise PluginError(
+                f"tokenizer 'hf' needs the transformers library: {error}; pip install"
+                " 'transformers>=5.3'"
+            ) from error
         try:
-            return AutoTokenizer.from_pretrained(self.path, **access(self.revision))
-        except Exception as error:  # the library's own and its network client's have no common base
-            cure = "check tokenizer.path; without a network set it to a local directory that holds the tokenizer's files"
-            others = "or take tokenizer.use=bpe (trained on your text) or tokenizer.use=bytes"
-            raise DataError(f"tokenizer {self.path!r} cannot be loaded: {cause(error)}\n  fix: {cure}, {others}") from error
+            return AutoTokenizer.from_pretrained(self.path, **hub_options(self.revision))
+        except Exception as error:  # the library and its network client raise errors of any class
+            raise DataError(
+                f"tokenizer {self.path!r} cannot be loaded: {summarise_error(error)}\n  fix: check"
+                " tokenizer.path; without a network set it to a local directory with the"
+                " tokenizer's files, or use tokenizer.use=bpe (trained on your text) or"
+                " tokenizer.use=bytes"
+            ) from error
 
     def _special(self, role: str) -> int:
         """The id of a special token."""
         value = getattr(self._tokenizer, f"{role}_id")
         if value is None:
-            missing = f"tokenizer {self.path!r} has no {role}, which documents must begin or end with"
-            raise DataError(f"{missing}: give it one in its tokenizer_config.json, or take another tokenizer")
+            raise DataError(
+                f"tokenizer {self.path!r} has no {role}, which documents must begin or end with:"
+                " set it in its tokenizer_config.json, or use another tokenizer"
+            )
         return value

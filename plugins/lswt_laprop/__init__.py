@@ -1,4 +1,4 @@
-"""LaProp: momentum of gradients that are normalised first (Ziyin et al. 2020, arXiv 2002.04839)."""
+"""LaProp: momentum of normalised gradients (Ziyin et al. 2020, arXiv 2002.04839)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, require_bounds
+from lswt_core.plugin_api.optimizer import BucketOptimizer, require_bounds
 
 
 class LaProp(BucketOptimizer, Optimizer):
-    """``n = b2 n + (1-b2) g^2; m = b1 m + (1-b1) lr g sqrt(1-b2^t) / (sqrt(n) + eps); p -= m lr / rate`` after decoupled decay.
+    """``n = b2 n + (1-b2) g^2; m = b1 m + (1-b1) lr g sqrt(1-b2^t) / (sqrt(n) + eps); p -= m lr /
+    rate`` after decoupled decay.
 
-    The rate is averaged like the gradients, ``rate = b1 rate + (1-b1) lr``: it corrects the momentum's bias, and a change of the
-    learning rate acts with the momentum's lag. While the learning rate is 0 nothing moves. The original's amsgrad and centered
-    variants are not offered: together they leave out root and eps in the first ten steps.
+    The learning rate is averaged like the gradients, ``rate = b1 rate + (1-b1) lr``: this corrects
+    the momentum's bias, and delays a change of the learning rate as momentum does. The original's
+    amsgrad and centered variants are not offered: together they skip root and eps in the first ten
+    steps.
     """
 
     name = "laprop"
@@ -41,28 +43,41 @@ class LaProp(BucketOptimizer, Optimizer):
         eps: Annotated[float, Ge(1e-30)] = 1e-8,
         weight_decay: Annotated[float, Ge(0)] = 0.1,
     ) -> None:
-        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+        require_bounds(
+            type(self), lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay
+        )
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
 
-    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
-        """One step: the new gradient is normalised, then averaged."""
+    def update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+    ) -> None:
+        """One update: normalise the new gradient, then average."""
         lr = group["lr"]
-        moments, squares = ([state[key] for state in states] for key in ("momentum", "square"))
+        moments = [state["momentum"] for state in states]
+        squares = [state["square"] for state in states]
         torch._foreach_mul_(squares, self.beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.beta2)
         scales = torch._foreach_sqrt(squares)
         torch._foreach_add_(scales, self.eps)
         normalised = torch._foreach_div(gradients, scales)
-        torch._foreach_mul_(normalised, [math.sqrt(1 - self.beta2 ** state["step"]) for state in states])
+        bias_corrections = [math.sqrt(1 - self.beta2 ** state["step"]) for state in states]
+        torch._foreach_mul_(normalised, bias_corrections)
         torch._foreach_mul_(moments, self.beta1)
         torch._foreach_add_(moments, normalised, alpha=(1 - self.beta1) * lr)
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        # A rate of 0 means that no step had any: the momentum is 0 too.
-        torch._foreach_sub_(params, torch._foreach_mul(moments, [lr / state["rate"] if state["rate"] else 0.0 for state in states]))
+        # The averaged rate is 0 while every learning rate was 0; the momentum is 0 then, too.
+        factors = [lr / state["rate"] if state["rate"] else 0.0 for state in states]
+        torch._foreach_sub_(params, torch._foreach_mul(moments, factors))
 
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """Moments and counters, these moved to this step. They are numbers of the host: no device is waited for."""
+        """The state: moments, and step and averaged rate of this step, which are Python numbers: no
+        device synchronisation.
+        """
         state = self.state[p]
         if not state:
             state |= {"momentum": self.zeros(p), "square": self.zeros(p), "step": 0, "rate": 0.0}

@@ -1,4 +1,6 @@
-"""Lion: the sign of momentum and gradient mixed, a momentum of longer memory kept (Chen et al. 2023, arXiv 2302.06675)."""
+"""Lion: the sign of an interpolation of momentum and gradient (Chen et al. 2023, arXiv
+2302.06675).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,15 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, require_bounds
+from lswt_core.plugin_api.optimizer import BucketOptimizer, require_bounds
 
 
 class Lion(BucketOptimizer, Optimizer):
-    """``p -= lr sign(b1 m + (1-b1) g)`` after decoupled weight decay, then ``m = b2 m + (1-b2) g`` (Algorithm 2).
+    """``p -= lr sign(b1 m + (1-b1) g)`` after decoupled weight decay, then ``m = b2 m + (1-b2) g``
+    (Algorithm 2).
 
-    The paper advises a learning rate 3 to 10 times below AdamW's and a decay as many times above: ``lr * weight_decay`` stays what
-    it was.
+    The paper advises a learning rate 3 to 10 times smaller than AdamW's and a weight decay as many
+    times larger, so that ``lr * weight_decay`` stays the same.
     """
 
     name = "lion"
@@ -44,18 +47,24 @@ class Lion(BucketOptimizer, Optimizer):
         self.beta1, self.beta2 = beta1, beta2
 
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The momentum."""
+        """The state: momentum."""
         if not self.state[p]:
             self.state[p]["momentum"] = self.zeros(p)
         return self.state[p]
 
-    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
-        """One step of the same size in every coordinate."""
+    def update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+    ) -> None:
+        """One update of the same size in every coordinate."""
         moments = [state["momentum"] for state in states]
-        mixed = torch._foreach_mul(moments, self.beta1)
-        torch._foreach_add_(mixed, gradients, alpha=1 - self.beta1)
+        interpolated = torch._foreach_mul(moments, self.beta1)
+        torch._foreach_add_(interpolated, gradients, alpha=1 - self.beta1)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, torch._foreach_sign(mixed), alpha=-group["lr"])
+        torch._foreach_add_(params, torch._foreach_sign(interpolated), alpha=-group["lr"])
         torch._foreach_mul_(moments, self.beta2)
         torch._foreach_add_(moments, gradients, alpha=1 - self.beta2)
 

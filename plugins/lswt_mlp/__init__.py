@@ -1,4 +1,4 @@
-"""Feed-forward layers with any of the usual activations, gated and plain."""
+"""Feed-forward layers with a choice of activations, gated and plain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from torch.nn.functional import elu, gelu, mish, relu, silu, softplus
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Dims, FeedForward
 
-Activation = Literal["silu", "gelu", "gelu-tanh", "relu", "relu2", "sigmoid", "tanh", "softplus", "exp", "elu1", "mish", "identity"]
+Activation = Literal[
+    "silu",
+    "gelu",
+    "gelu-tanh",
+    "relu",
+    "relu2",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "exp",
+    "elu1",
+    "mish",
+    "identity",
+]
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": silu,
@@ -31,18 +44,21 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 GLU_VARIANTS = """@article{shazeer2020glu,
-  title={GLU Variants Improve Transformer}, author={Shazeer, Noam}, journal={arXiv preprint arXiv:2002.05202}, year={2020}}"""
+  title={GLU Variants Improve Transformer}, author={Shazeer, Noam},
+  journal={arXiv preprint arXiv:2002.05202}, year={2020}}"""
 PRIMER = """@inproceedings{so2021primer,
   title={Primer: Searching for Efficient Transformers for Language Modeling},
-  author={So, David R. and Ma{\\'n}ke, Wojciech and Liu, Hanxiao and Dai, Zihang and Shazeer, Noam and Le, Quoc V.},
+  author={So, David R. and Ma{\\'n}ke, Wojciech and Liu, Hanxiao and Dai, Zihang and
+    Shazeer, Noam and Le, Quoc V.},
   booktitle={NeurIPS}, year={2021}}"""
 
 
 class GatedLinearUnit(FeedForward):
-    """fc2(value * activation(gate)), value and gate the halves of fc1(x), the gate second (Shazeer 2020, arXiv 2002.05202, eq. 5 and 6).
+    """fc2(value * activation(gate)), value and gate the two halves of fc1(x) (Shazeer 2020, arXiv
+    2002.05202, eq. 5 and 6).
 
-    ``d_ffn`` is the width after gating. Named variants: "gelu" is the component ``geglu``, "relu" ``reglu``, "silu" ``swiglu``;
-    "sigmoid" is the paper's GLU, "identity" its bilinear layer.
+    ``d_ffn`` is the width after gating. ``activation`` "gelu" is the component ``geglu``, "relu"
+    ``reglu``, "silu" ``swiglu``; "sigmoid" is the paper's GLU, "identity" its bilinear layer.
     """
 
     name = "glu"
@@ -61,7 +77,9 @@ class GatedLinearUnit(FeedForward):
 
 
 class GeGlu(GatedLinearUnit, FeedForward):
-    """GEGLU: fc2(value * gelu(gate)), with the exact (erf) GELU (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    """GEGLU: fc2(value * gelu(gate)), with the exact (erf) GELU (Shazeer 2020, arXiv 2002.05202,
+    eq. 6).
+    """
 
     name = "geglu"
     citation = GLU_VARIANTS
@@ -81,7 +99,7 @@ class ReGlu(GatedLinearUnit, FeedForward):
 
 
 class Mlp(FeedForward):
-    """fc2(activation(fc1(x))) with any of the activations; the default is also the component ``relu2``."""
+    """fc2(activation(fc1(x))); the default is also the component ``relu2``."""
 
     name = "mlp"
     citation = PRIMER
@@ -98,7 +116,8 @@ class Mlp(FeedForward):
 
 
 class SquaredRelu(Mlp, FeedForward):
-    """Squared ReLU: fc2(relu(fc1(x))^2), the activation of Primer (So et al. 2021, arXiv 2109.08668).
+    """Squared ReLU: fc2(relu(fc1(x))^2), the activation of Primer (So et al. 2021, arXiv
+    2109.08668).
 
     At the same ``d_ffn`` it has two thirds of a gated layer's parameters.
     """
@@ -112,5 +131,5 @@ class SquaredRelu(Mlp, FeedForward):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the generic feed-forward layers and those that have a name of their own."""
+    """Offer the layers with a choice of activation, and named variants."""
     return [GatedLinearUnit, GeGlu, ReGlu, Mlp, SquaredRelu]

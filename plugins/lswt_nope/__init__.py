@@ -1,4 +1,4 @@
-"""No positional encoding: the causal mask alone tells order."""
+"""No positional encoding (NoPE): order is known from the causal mask alone."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from lswt_core.interfaces import PositionalEncoding
 
 
 class NoPosition(PositionalEncoding):
-    """No positional signal at all (Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466)."""
+    """No positional encoding (Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023,
+    arXiv 2305.19466).
+    """
 
     name = "none"
-    stationary = True
+    cacheable_keys = True
     citation = """@inproceedings{kazemnejad2023impact,
   title={The Impact of Positional Encoding on Length Generalization in Transformers},
-  author={Kazemnejad, Amirhossein and Padhi, Inkit and Natesan Ramamurthy, Karthikeyan and Das, Payel and Reddy, Siva},
+  author={Kazemnejad, Amirhossein and Padhi, Inkit and Natesan Ramamurthy, Karthikeyan and
+    Das, Payel and Reddy, Siva},
   booktitle={NeurIPS}, year={2023}}"""
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the absence of position."""
+    """Offer NoPE."""
     return [NoPosition]

@@ -1,7 +1,7 @@
 """Normalisation layers, from torch.
 
-Both compute in the precision of their weights, float32 in a run: then what they return, and with it the residual stream, is
-float32 under CPU autocast too, as it is under CUDA's.
+Both compute in the dtype of their weights, float32 in a run: so their output, and with it the
+residual stream, is float32 under CPU autocast, too, as it is under CUDA's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from lswt_core.interfaces import Dims, Norm
 
 
 class LayerNorm(Norm):
-    """Mean and variance over the width, then weight and bias (Ba et al. 2016, arXiv 1607.06450)."""
+    """LayerNorm: standardise over the width, then weight and bias (Ba et al. 2016, arXiv
+    1607.06450).
+    """
 
     name = "layernorm"
     citation = """@article{ba2016layer,
@@ -33,11 +35,14 @@ class LayerNorm(Norm):
 
 
 class RmsNorm(Norm):
-    """Root mean square over the width, then weight; no mean, no bias (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """RMSNorm: divide by the root mean square over the width, then weight; no mean, no bias (Zhang
+    and Sennrich 2019, arXiv 1910.07467).
+    """
 
     name = "rmsnorm"
     citation = """@inproceedings{zhang2019root,
-  title={Root Mean Square Layer Normalization}, author={Zhang, Biao and Sennrich, Rico}, booktitle={NeurIPS}, year={2019}}"""
+  title={Root Mean Square Layer Normalization}, author={Zhang, Biao and Sennrich, Rico},
+  booktitle={NeurIPS}, year={2019}}"""
 
     def __init__(self, dims: Dims, *, eps: Annotated[float, Gt(0)] = 1e-6) -> None:
         super().__init__(dims)

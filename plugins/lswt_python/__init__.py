@@ -1,4 +1,4 @@
-"""Python sources that are on every machine which can run this: the standard library, and what is installed beside it."""
+"""Python sources as text, which every machine has: the standard library and installed packages."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Literal
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import DataSource, Document
-from lswt_core.randomness import derive
+from lswt_core.plugin_api.seeding import derive_seed
 
-SKIPPED = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"})  # directories
-SHARE = 32  # one file in so many is held out
+SKIPPED_DIRECTORIES = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+)
+HELD_OUT = 32  # one file in so many is in the validation set
 
 
 class StandardLibrary(DataSource):
-    """The running Python's own standard library: about 600 files, 11 MB, without tests. A document is a file.
+    """The running Python's standard library without its tests: about 600 files, 11 MB. Each file is
+    a document.
 
-    Its content varies with the Python release, so losses compare on one machine only.
+    It differs between Python releases, so losses are comparable on one machine only.
     """
 
     name = "stdlib"
@@ -31,19 +34,21 @@ class StandardLibrary(DataSource):
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
         """The files of a split, in the order of their paths."""
-        return read(Path(sysconfig.get_paths()["stdlib"]), split)
+        return read_documents(Path(sysconfig.get_paths()["stdlib"]), split)
 
-    def size(self, split: Literal["train", "valid"]) -> int:
-        """Of the files."""
-        return size_of(Path(sysconfig.get_paths()["stdlib"]), split)
+    def n_bytes(self, split: Literal["train", "valid"]) -> int:
+        """The size of the files of a split."""
+        return total_size(Path(sysconfig.get_paths()["stdlib"]), split)
 
     def fingerprint(self) -> str:
         """A hash of paths and contents."""
-        return digest(Path(sysconfig.get_paths()["stdlib"]))
+        return hash_files(Path(sysconfig.get_paths()["stdlib"]))
 
 
 class SitePackages(DataSource):
-    """The Python sources of all packages installed beside the running Python (200 MB where this is installed). A document is a file."""
+    """The Python sources of all packages in site-packages (200 MB where lswt-core is installed).
+    Each file is a document.
+    """
 
     name = "site-packages"
 
@@ -52,54 +57,61 @@ class SitePackages(DataSource):
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
         """The files of a split, in the order of their paths."""
-        return read(Path(sysconfig.get_paths()["purelib"]), split)
+        return read_documents(Path(sysconfig.get_paths()["purelib"]), split)
 
-    def size(self, split: Literal["train", "valid"]) -> int:
-        """Of the files."""
-        return size_of(Path(sysconfig.get_paths()["purelib"]), split)
+    def n_bytes(self, split: Literal["train", "valid"]) -> int:
+        """The size of the files of a split."""
+        return total_size(Path(sysconfig.get_paths()["purelib"]), split)
 
     def fingerprint(self) -> str:
         """A hash of paths and contents."""
-        return digest(Path(sysconfig.get_paths()["purelib"]))
+        return hash_files(Path(sysconfig.get_paths()["purelib"]))
 
 
-def files(root: Path) -> list[str]:
+def list_files(root: Path) -> list[str]:
     """The Python files below a directory, as sorted relative paths."""
-    found = (path.relative_to(root) for path in root.rglob("*.py"))
-    return sorted(path.as_posix() for path in found if SKIPPED.isdisjoint(path.parent.parts) and (root / path).is_file())
+    paths = (path.relative_to(root) for path in root.rglob("*.py"))
+    return sorted(
+        path.as_posix()
+        for path in paths
+        if SKIPPED_DIRECTORIES.isdisjoint(path.parent.parts) and (root / path).is_file()
+    )
 
 
-def read(root: Path, split: Literal["train", "valid"]) -> Iterator[Document]:
-    """The files whose path's hash belongs to a split, in the encoding each declares (PEP 263)."""
-    for name in chosen(root, split):
+def read_documents(root: Path, split: Literal["train", "valid"]) -> Iterator[Document]:
+    """The documents of a split, decoded as each file declares (PEP 263)."""
+    for name in split_files(root, split):
         try:
             with tokenize.open(root / name) as file:
                 yield Document(name, file.read())
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
-            cure = "repair or remove the file, or take other text with data.use=text"
-            raise DataError(f"{root / name} cannot be read: {error}; {cure}") from error
+            raise DataError(
+                f"{root / name} cannot be read: {error}; repair or remove the file, or use other"
+                " text with data.use=text"
+            ) from error
 
 
-def chosen(root: Path, split: Literal["train", "valid"]) -> list[str]:
-    """The files of a split."""
-    return [name for name in files(root) if (derive(name) % SHARE == 0) == (split == "valid")]
+def split_files(root: Path, split: Literal["train", "valid"]) -> list[str]:
+    """The files of a split, which the hash of the path decides."""
+    held_out = split == "valid"
+    return [name for name in list_files(root) if (derive_seed(name) % HELD_OUT == 0) == held_out]
 
 
-def size_of(root: Path, split: Literal["train", "valid"]) -> int:
-    """Their bytes."""
-    return sum((root / name).stat().st_size for name in chosen(root, split))
+def total_size(root: Path, split: Literal["train", "valid"]) -> int:
+    """The size in bytes of the files of a split."""
+    return sum((root / name).stat().st_size for name in split_files(root, split))
 
 
-def digest(root: Path) -> str:
+def hash_files(root: Path) -> str:
     """A hash of the files' paths and contents."""
-    total = blake2b(digest_size=16)
-    for name in files(root):
+    digest = blake2b(digest_size=16)
+    for name in list_files(root):
         content = (root / name).read_bytes()
-        total.update(f"{name}\0{len(content)}\0".encode() + content)
-    return total.hexdigest()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the two sources."""
+    """Offer both sources."""
     return [StandardLibrary, SitePackages]

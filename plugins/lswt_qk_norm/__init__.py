@@ -1,4 +1,4 @@
-"""Normalisation of queries and keys, head by head."""
+"""Normalisation of queries and keys per head (QK-norm)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, HeadNorm
+from lswt_core.interfaces import Dims, QKNorm
 
 
-class NoNorm(HeadNorm):
-    """Queries and keys as they are projected."""
+class NoNorm(QKNorm):
+    """No QK-norm."""
 
     name = "none"
 
@@ -25,11 +25,13 @@ class NoNorm(HeadNorm):
         return x
 
 
-class RmsHeadNorm(HeadNorm):
-    """x / (rms(x) + eps) * weight over the width of every head, with a weight [H, D] (query-key normalisation, Henry et al. 2020,
-    arXiv 2010.04245, with the root mean square of Zhang and Sennrich 2019, arXiv 1910.07467).
+class RmsHeadNorm(QKNorm):
+    """x / (rms(x) + eps) * weight over the head width, with a weight [H, D] (query-key
+    normalisation, Henry et al. 2020, arXiv 2010.04245, as RMSNorm, Zhang and Sennrich 2019, arXiv
+    1910.07467).
 
-    As the LSWTransformer's later version has it: eps is added to the root, and registers are not normed.
+    As in the LSWTransformer's later version, eps is added to the root, and registers are not
+    normalised.
     """
 
     name = "rms"
@@ -38,7 +40,8 @@ class RmsHeadNorm(HeadNorm):
   author={Henry, Alex and Dachapally, Prudhvi Raj and Pawar, Shubham Shantaram and Chen, Yuxuan},
   booktitle={Findings of EMNLP}, year={2020}}
 @inproceedings{zhang2019root,
-  title={Root Mean Square Layer Normalization}, author={Zhang, Biao and Sennrich, Rico}, booktitle={NeurIPS}, year={2019}}"""
+  title={Root Mean Square Layer Normalization}, author={Zhang, Biao and Sennrich, Rico},
+  booktitle={NeurIPS}, year={2019}}"""
 
     def __init__(self, dims: Dims, *, eps: Annotated[float, Gt(0)] = 1e-5) -> None:
         super().__init__(dims)
@@ -47,7 +50,7 @@ class RmsHeadNorm(HeadNorm):
         self.no_weight_decay = ("weight",)
 
     def reset_parameters(self) -> None:
-        """Start without scaling."""
+        """Start at 1."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,5 +62,5 @@ class RmsHeadNorm(HeadNorm):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer the norms of queries and keys."""
+    """Offer QK-norms."""
     return [NoNorm, RmsHeadNorm]

@@ -1,4 +1,4 @@
-"""Files of records, JSON Lines and Parquet, as sources of documents."""
+"""JSON Lines and Parquet files as data sources."""
 
 from __future__ import annotations
 

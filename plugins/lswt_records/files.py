@@ -1,10 +1,10 @@
-"""Files of records: found, split into training and held-out records, and fingerprinted alike whatever their format."""
+"""Files of records in any format: finding them, the validation split, the fingerprint."""
 
 from __future__ import annotations
 
 import glob
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -15,14 +15,17 @@ from lswt_core.interfaces import DataSource, Document
 
 
 class Records(DataSource):
-    """Documents that stand many in a file, one a record, under one key.
+    """Files with many documents, one per record, under one key.
 
-    Held out are the files listed in ``valid``; else every n-th record from the first on, n being 1 / ``valid_share``.
+    The validation set is the files listed in ``valid``; without those, every n-th record from the
+    first on, n = 1 / ``valid_share``.
     """
 
-    suffixes: ClassVar[tuple[str, ...]]  # of the files taken from a directory
+    suffixes: ClassVar[tuple[str, ...]]  # of the files to read in a directory
 
-    def __init__(self, paths: list[str], key: str, valid: list[str] | None, valid_share: float) -> None:
+    def __init__(
+        self, paths: list[str], key: str, valid: list[str] | None, valid_share: float
+    ) -> None:
         self.paths, self.key, self.valid, self.valid_share = paths, key, valid, valid_share
 
     @abstractmethod
@@ -31,46 +34,64 @@ class Records(DataSource):
 
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
         """The records of a split, in the order of ``paths``, sorted within each."""
-        listed = self.find(self.valid or [])
-        if listed:
-            files = listed if split == "valid" else [file for file in self.find(self.paths) if file not in listed]
-            yield from (document for file in files for document in self.records(file))
-            return
-        every = round(1 / self.valid_share)
-        for number, document in enumerate(document for file in self.find(self.paths) for document in self.records(file)):
-            if (number % every == 0) == (split == "valid"):
-                yield document
+        valid_files = self.find(self.valid or [])
+        if valid_files and split == "valid":
+            yield from self.read(valid_files)
+        elif valid_files:
+            yield from self.read(file for file in self.find(self.paths) if file not in valid_files)
+        else:
+            every = round(1 / self.valid_share)
+            for number, document in enumerate(self.read(self.find(self.paths))):
+                if (number % every == 0) == (split == "valid"):
+                    yield document
+
+    def read(self, files: Iterable[Path]) -> Iterator[Document]:
+        """The records of several files."""
+        for file in files:
+            yield from self.records(file)
 
     def fingerprint(self) -> str:
-        """A hash of the files, the key and what is held out."""
-        listed = self.find(self.valid or [])
-        digest = blake2b(f"{self.key!r} {self.valid_share} {len(listed)}".encode(), digest_size=16)
-        for file in listed + [file for file in self.find(self.paths) if file not in listed]:
+        """A hash of the files, the key and the validation split."""
+        valid_files = self.find(self.valid or [])
+        digest = blake2b(
+            f"{self.key!r} {self.valid_share} {len(valid_files)}".encode(), digest_size=16
+        )
+        train_files = [file for file in self.find(self.paths) if file not in valid_files]
+        for file in valid_files + train_files:
             with file.open("rb") as handle:
                 digest.update(file_digest(handle, blake2b).digest())
         return digest.hexdigest()
 
     def find(self, paths: list[str]) -> list[Path]:
-        """The files that files, directories and glob patterns stand for, each once."""
-        found: dict[Path, Path] = {}  # by what a path resolves to
+        """The files that paths, directories and glob patterns refer to, each once."""
+        found: dict[Path, Path] = {}  # by resolved path
         for path in paths:
-            place = Path(path).expanduser()
-            if place.is_dir():
-                matches = [file for file in place.rglob("*") if file.name.endswith(self.suffixes)]
-            elif place.is_file() or not glob.has_magic(path):
-                matches = [place]
+            expanded = Path(path).expanduser()
+            if expanded.is_dir():
+                matches = [
+                    file for file in expanded.rglob("*") if file.name.endswith(self.suffixes)
+                ]
+            elif expanded.is_file() or not glob.has_magic(path):
+                matches = [expanded]
             else:
-                matches = list(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+                root = Path(expanded.anchor)
+                matches = list(root.glob(str(expanded.relative_to(root))))
             files = [file for file in sorted(matches) if file.is_file()]
             if not files:
-                raise DataError(f"{path!r} names no {self.name} file (looked from {Path.cwd()}): mend data.paths or data.valid")
+                raise DataError(
+                    f"{path!r} matches no {self.name} file (relative to {Path.cwd()}): fix"
+                    " data.paths or data.valid"
+                )
             for file in files:
                 found.setdefault(file.resolve(), file)
         return list(found.values())
 
 
-def missing(where: str, what: str, key: str, present: list[str]) -> DataError:
-    """A record has no such key; name those it has, and the nearest."""
-    near = get_close_matches(key, present, 1)
-    cure = f"set data.{what} to one of them{f', perhaps {near[0]!r}' if near else ''}"
-    return DataError(f"{where}: no {what} {key!r} among {', '.join(map(repr, present)) or 'none'}; {cure}")
+def missing_key(where: str, option: str, key: str, present: list[str]) -> DataError:
+    """The error that a record lacks a key; names the keys it has, and the closest."""
+    names = ", ".join(map(repr, present)) or "none"
+    close = get_close_matches(key, present, 1)
+    guess = f", perhaps {close[0]!r}" if close else ""
+    return DataError(
+        f"{where}: no {option} {key!r} among {names}; set data.{option} to one of them{guess}"
+    )

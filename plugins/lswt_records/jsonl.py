@@ -13,14 +13,16 @@ from annotated_types import Gt, Le
 
 from lswt_core.errors import DataError
 from lswt_core.interfaces import DataSource, Document
-from lswt_records.files import Records, missing
+from lswt_records.files import Records, missing_key
 
 
 class JsonLines(Records, DataSource):
-    """One JSON object a line, plain or gzipped (.gz); a document is the string in ``field``. Blank lines are nothing.
+    """One JSON object a line, plain or gzipped (.gz); the string in ``field`` is a document. Blank
+    lines are skipped.
 
-    ``paths`` lists files, directories (their .jsonl and .jsonl.gz files, at any depth) and glob patterns. Held out are the
-    files listed in ``valid``; else every n-th record from the first on, n being 1 / ``valid_share``.
+    ``paths`` lists files, directories (their .jsonl and .jsonl.gz files, at any depth) and glob
+    patterns. The validation set is the files listed in ``valid``; without those, every n-th record
+    from the first on, n = 1 / ``valid_share``.
     """
 
     name = "jsonl"
@@ -38,24 +40,30 @@ class JsonLines(Records, DataSource):
 
     def records(self, file: Path) -> Iterator[Document]:
         """The records of a file, named file:line."""
-        for number, line in lines(file):
+        for number, line in read_lines(file):
             if line.strip():
                 where = f"{file}:{number}"
-                yield Document(where, self._text(parse(line, where), where))
+                yield Document(where, self._text(parse_json(line, where), where))
 
     def _text(self, record: Any, where: str) -> str:
-        """The text in a record."""
+        """The text of a record."""
         if not isinstance(record, dict):
-            raise DataError(f"{where}: a JSON {type(record).__name__} where an object with a field {self.key!r} is needed")
+            raise DataError(
+                f"{where}: a JSON {type(record).__name__}, not an object with a field {self.key!r};"
+                " repair or remove the line"
+            )
         if self.key not in record:
-            raise missing(where, "field", self.key, list(record))
+            raise missing_key(where, "field", self.key, list(record))
         text = record[self.key]
         if not isinstance(text, str):
-            raise DataError(f"{where}: field {self.key!r} is {json.dumps(text)[:40]}, not a string; repair the line or set data.field")
+            raise DataError(
+                f"{where}: field {self.key!r} is {json.dumps(text)[:40]}, not a string; repair the"
+                " line or set data.field"
+            )
         return text
 
 
-def lines(file: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file, numbered from 1."""
     number = 0
     try:
@@ -63,21 +71,31 @@ def lines(file: Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(handle, 1):
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}:{number + 1}: cannot be read: {error}; replace the file by a whole copy") from error
+        raise DataError(
+            f"{file}:{number + 1}: cannot be read: {error}; replace the file by a complete copy"
+        ) from error
 
 
-def parse(line: bytes, where: str) -> Any:
-    """The value on a line; all its characters must be ones that UTF-8 can write."""
+def parse_json(line: bytes, where: str) -> Any:
+    """The value on a line. Raises DataError unless it is JSON whose strings UTF-8 can encode."""
     try:
         value = json.loads(line.decode().rstrip("\r\n"))
-        if b"\\u" in line:  # only an escape can smuggle in half a surrogate pair
+        if b"\\u" in line:  # only escapes can contain an unpaired surrogate
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: byte {error.start} of the line is not UTF-8: {error.reason}; repair or remove the line") from error
+        raise DataError(
+            f"{where}: byte {error.start} of the line is not UTF-8: {error.reason}; repair or"
+            " remove the line"
+        ) from error
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: an escape stands for half a surrogate pair, which is no text; repair or remove the line") from error
+        raise DataError(
+            f"{where}: an escape is an unpaired surrogate, which is not text; repair or remove the"
+            " line"
+        ) from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no JSON: {error.msg} at column {error.colno}; repair or remove the line") from error
+        raise DataError(
+            f"{where}: not JSON: {error.msg} at column {error.colno}; repair or remove the line"
+        ) from error
     except RecursionError as error:
-        raise DataError(f"{where}: JSON nested too deep; repair or remove the line") from error
+        raise DataError(f"{where}: JSON nested too deeply; repair or remove the line") from error

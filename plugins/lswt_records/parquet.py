@@ -10,19 +10,21 @@ from annotated_types import Gt, Le
 
 from lswt_core.errors import DataError, PluginError
 from lswt_core.interfaces import DataSource, Document
-from lswt_records.files import Records, missing
+from lswt_records.files import Records, missing_key
 
-ROWS = 256  # read at a time
+ROWS = 256  # read at once
 
 
 class Parquet(Records, DataSource):
-    """One document a row: the string in ``column``.
+    """Parquet files; the string in ``column`` of every row is a document.
 
-    ``paths`` lists files, directories (their .parquet files, at any depth) and glob patterns. Held out are the files listed in
-    ``valid``; else every n-th row from the first on, n being 1 / ``valid_share``.
+    ``paths`` lists files, directories (their .parquet files, at any depth) and glob patterns. The
+    validation set is the files listed in ``valid``; without those, every n-th row from the first
+    on, n = 1 / ``valid_share``.
     """
 
     name = "parquet"
+    libraries = ("pyarrow",)
     suffixes = (".parquet",)
 
     def __init__(
@@ -39,21 +41,27 @@ class Parquet(Records, DataSource):
         """The rows of a file, named file:row."""
         for number, text in enumerate(self._values(file)):
             if not isinstance(text, str):
-                cure = "repair the file or set data.column"
-                raise DataError(f"{file}:{number}: column {self.key!r} holds {text!r:.40}, not a string; {cure}")
+                raise DataError(
+                    f"{file}:{number}: column {self.key!r} holds {text!r:.40}, not a string; repair"
+                    " the file or set data.column"
+                )
             yield Document(f"{file}:{number}", text)
 
     def _values(self, file: Path) -> Iterator[Any]:
-        """The column, value by value."""
+        """The values of the column."""
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
-            raise PluginError(f"data source 'parquet' needs pyarrow: {error}; pip install pyarrow") from error
+            raise PluginError(
+                f"data source 'parquet' needs pyarrow: {error}; pip install pyarrow"
+            ) from error
         try:
             with parquet.ParquetFile(file) as table:
                 if self.key not in table.schema_arrow.names:
-                    raise missing(str(file), "column", self.key, table.schema_arrow.names)
+                    raise missing_key(str(file), "column", self.key, table.schema_arrow.names)
                 for batch in table.iter_batches(ROWS, columns=[self.key]):
                     yield from batch.column(0).to_pylist()
         except (ArrowException, OSError) as error:
-            raise DataError(f"{file}: cannot be read: {error}; replace the file by a whole copy") from error
+            raise DataError(
+                f"{file}: cannot be read: {error}; replace the file by a complete copy"
+            ) from error

@@ -1,4 +1,4 @@
-"""Rotary position embedding and its relatives."""
+"""Rotary position embedding (RoPE) and its variants."""
 
 from __future__ import annotations
 
@@ -12,4 +12,13 @@ from lswt_rope.xpos import XPos
 @hookimpl
 def lswt_components() -> list[type]:
     """Offer rotary embeddings."""
-    return [Rope, PartialRope, HighFrequencyRope, XPos, InterpolatedRope, NtkRope, YarnRope, DynamicRope]
+    return [
+        Rope,
+        PartialRope,
+        HighFrequencyRope,
+        XPos,
+        InterpolatedRope,
+        NtkRope,
+        YarnRope,
+        DynamicRope,
+    ]

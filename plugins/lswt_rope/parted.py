@@ -1,4 +1,4 @@
-"""Rotary embeddings that leave a part of every head alone."""
+"""Rotary embeddings of some of the head's dimensions or frequencies."""
 
 from __future__ import annotations
 
@@ -14,50 +14,74 @@ from lswt_rope.rotary import Rope
 
 
 class PartialRope(Rope, PositionalEncoding):
-    """Rotary embedding of the first ``fraction`` of every head's dimensions, as in GPT-NeoX (Black et al. 2022, arXiv 2204.06745).
+    """Rotary embedding of the first ``fraction`` of every head's dimensions, as in GPT-NeoX (Black
+    et al. 2022, arXiv 2204.06745).
 
-    It is ``rotary_pct`` there and ``partial_rotary_factor`` in transformers. Frequencies are those of a head as wide as the rotated part,
-    so the slowest is about as slow as rope's; ``p-rope`` leaves the slow ones out instead.
+    ``fraction`` is ``rotary_pct`` there and ``partial_rotary_factor`` in transformers. Frequencies
+    are those of a head as wide as the rotated part, so the lowest is about rope's; ``p-rope`` drops
+    the low ones instead.
     """
 
     name = "rope-partial"
     citation = """@inproceedings{black2022gpt,
   title={GPT-NeoX-20B: An Open-Source Autoregressive Language Model},
   author={Black, Sid and Biderman, Stella and Hallahan, Eric and Anthony, Quentin and others},
-  booktitle={BigScience Workshop on Challenges and Perspectives in Creating Large Language Models}, year={2022}, note={arXiv 2204.06745}}"""
+  booktitle={BigScience Workshop on Challenges and Perspectives in Creating Large Language Models},
+  year={2022}, note={arXiv 2204.06745}}"""
 
-    def __init__(self, dims: Dims, *, fraction: Annotated[float, Gt(0), Le(1)] = 0.25, base: Annotated[float, Gt(1)] = 500_000.0) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        fraction: Annotated[float, Gt(0), Le(1)] = 0.25,
+        base: Annotated[float, Gt(1)] = 500_000.0,
+    ) -> None:
         super().__init__(dims, base=base, reversed=False)
         self.width = int(dims.d_head * fraction)
         if self.width % 2 or not self.width:
             raise Unsupported(
-                f"rope-partial turns pairs of dimensions, but {fraction} of a head {dims.d_head} wide are {self.width}; "
-                f"choose a fraction that gives an even number, for example {max(self.width // 2, 1) * 2} / {dims.d_head}"
+                f"rope-partial rotates pairs of dimensions, but {fraction} of the head width"
+                f" {dims.d_head} is {self.width}; choose a fraction that gives an even number, for"
+                f" example {max(self.width // 2, 1) * 2} / {dims.d_head}"
             )
 
-    def rotate(self, x: Tensor, at: Tensor) -> Tensor:
-        """Turn the first dimensions by their position: x [B, N, H, D], at [N] -> [B, N, H, D]."""
-        return torch.cat((super().rotate(x[..., : self.width], at), x[..., self.width :]), dim=-1)
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate the first dimensions: x [B, N, H, D], positions [N] -> [B, N, H, D]."""
+        rotated = super().rotate(x[..., : self.width], positions)
+        return torch.cat((rotated, x[..., self.width :]), dim=-1)
 
 
 class HighFrequencyRope(Rope, PositionalEncoding):
-    """p-RoPE: rotary embedding without its lowest frequencies (Barbero et al. 2024, arXiv 2410.06205).
+    """p-RoPE: rotary embedding without its lowest frequencies (Barbero et al. 2024, arXiv
+    2410.06205).
 
-    The ``fraction`` (the paper's p) of pairs with the highest frequencies turns as rope's do; the others keep no position.
+    The ``fraction`` (the paper's p) of pairs with the highest frequencies is rotated as by rope;
+    the others carry no position.
     """
 
     name = "p-rope"
     citation = """@article{barbero2024round,
   title={Round and Round We Go! What makes Rotary Positional Encodings useful?},
-  author={Barbero, Federico and Vitvitskyi, Alex and Perivolaropoulos, Christos and Pascanu, Razvan and Veli{\\v{c}}kovi{\\'c}, Petar},
+  author={Barbero, Federico and Vitvitskyi, Alex and Perivolaropoulos, Christos and
+    Pascanu, Razvan and Veli{\\v{c}}kovi{\\'c}, Petar},
   journal={arXiv preprint arXiv:2410.06205}, year={2024}}"""
 
-    def __init__(self, dims: Dims, *, fraction: Annotated[float, Gt(0), Le(1)] = 0.75, base: Annotated[float, Gt(1)] = 500_000.0) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        fraction: Annotated[float, Gt(0), Le(1)] = 0.75,
+        base: Annotated[float, Gt(1)] = 500_000.0,
+    ) -> None:
         super().__init__(dims, base=base, reversed=False)
         self.pairs = int(fraction * dims.d_head // 2)
         if not self.pairs:
-            raise Unsupported(f"p-rope with a fraction of {fraction} turns no pair of a head {dims.d_head} wide; use 'none' for that")
+            raise Unsupported(
+                f"p-rope with fraction = {fraction} rotates no pair of the head width"
+                f" {dims.d_head}; use 'none' for that"
+            )
 
     def frequency(self, width: int, device: torch.device) -> Tensor:
-        """Rope's highest ones, then zeros, [D/2]."""
-        return pad(super().frequency(width, device)[: self.pairs], (0, width // 2 - self.pairs))
+        """Rope's highest frequencies, then zeros, [D/2]."""
+        highest = super().frequency(width, device)[: self.pairs]
+        return pad(highest, (0, width // 2 - self.pairs))

@@ -1,4 +1,4 @@
-"""Rotary embeddings that reach further than a model was trained to: by a fixed factor, or as far as a text asks."""
+"""Rotary embeddings for longer contexts than a model was trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from lswt_core.interfaces import Dims, PositionalEncoding, Unsupported
-from lswt_rope.rotary import Rope, circle, frequencies, turn
+from lswt_rope.rotary import Rope, cos_sin, frequencies, rotate_pairs
 
 YARN = """@article{peng2023yarn,
   title={YaRN: Efficient Context Window Extension of Large Language Models},
@@ -19,9 +19,11 @@ YARN = """@article{peng2023yarn,
 
 
 class InterpolatedRope(Rope, PositionalEncoding):
-    """Position interpolation of a trained ``rope``: positions divided by ``factor`` (Chen et al. 2023, arXiv 2306.15595).
+    """Position interpolation of a trained ``rope``: positions divided by ``factor`` (Chen et al.
+    2023, arXiv 2306.15595).
 
-    Its other options must be those the model was trained with. Meant for a short training on texts ``factor`` times as long.
+    The other options must be those the model was trained with. Meant to be fine-tuned on texts
+    ``factor`` times as long.
     """
 
     name = "rope-pi"
@@ -44,15 +46,17 @@ class InterpolatedRope(Rope, PositionalEncoding):
         self.factor = factor
 
     def frequency(self, width: int, device: torch.device) -> Tensor:
-        """Rope's, divided by the factor, [D/2]."""
+        """Rope's frequencies divided by the factor, [D/2]."""
         return super().frequency(width, device) / self.factor
 
 
 class NtkRope(Rope, PositionalEncoding):
-    """NTK-aware scaling of a trained ``rope``: the base times ``factor``^(D / (D - 2)) (bloc97; Peng et al. 2023, arXiv 2309.00071).
+    """NTK-aware scaling of a trained ``rope``: the base times ``factor``^(D / (D - 2)) (bloc97;
+    Peng et al. 2023, arXiv 2309.00071).
 
-    So the slowest pair of dimensions is interpolated by ``factor`` and the fastest not at all. Its other options must be those the model
-    was trained with. It serves without further training, up to somewhat less than ``factor`` times the trained length.
+    The lowest frequency is interpolated by ``factor``, the highest not at all. The other options
+    must be those the model was trained with. Works without fine-tuning up to somewhat less than
+    ``factor`` times the trained length.
     """
 
     name = "rope-ntk"
@@ -71,17 +75,22 @@ class NtkRope(Rope, PositionalEncoding):
         if dims.d_head <= 2:
             raise Unsupported(f"rope-ntk needs heads wider than 2, not {dims.d_head}")
         stretched = base * factor ** (dims.d_head / (dims.d_head - 2))
-        super().__init__(dims, base=stretched, reversed=reversed, sink_frame=sink_frame, angles=angles)
+        super().__init__(
+            dims, base=stretched, reversed=reversed, sink_frame=sink_frame, angles=angles
+        )
 
 
 class YarnRope(Rope, PositionalEncoding):
-    """YaRN of a ``rope`` trained on texts of ``trained_length`` tokens (Peng et al. 2023, arXiv 2309.00071).
+    """YaRN of a ``rope`` trained on texts of ``trained_length`` tokens (Peng et al. 2023, arXiv
+    2309.00071).
 
-    Pairs of dimensions that turn more than ``beta_fast`` times within the trained length stay, those that turn less than
-    ``beta_slow`` times are interpolated by ``factor``, and between the two lies a ramp: linear in the pair's number and from whole pair
-    to whole pair, as in the authors' code, transformers and the models made with them (the paper writes it linear in the turns).
-    Scores are multiplied by (``temperature_slope`` * ln(factor) + 1)^2, those of sinks as well, since it is the softmax that is
-    tempered; a slope of 0 leaves them ("NTK-by-parts"). The other options must be those the model was trained with.
+    Pairs of dimensions that make more than ``beta_fast`` rotations within the trained length are
+    kept, those with fewer than ``beta_slow`` are interpolated by ``factor``, and a ramp lies
+    between: linear in the index of the pair, from integer to integer, as in the authors' code,
+    transformers and their models (in the paper it is linear in the rotations). Scores are
+    multiplied by (``temperature_slope`` * ln(factor) + 1)^2, those of sinks as well, since it is
+    the softmax's temperature; a slope of 0 does not change them ("NTK-by-parts"). The other options
+    must be those the model was trained with.
     """
 
     name = "rope-yarn"
@@ -103,46 +112,57 @@ class YarnRope(Rope, PositionalEncoding):
     ) -> None:
         super().__init__(dims, base=base, reversed=reversed, sink_frame=sink_frame, angles=angles)
         if beta_fast <= beta_slow:
-            raise Unsupported(f"rope-yarn's beta_fast = {beta_fast} must be greater than its beta_slow = {beta_slow}")
-        self.factor, self.trained_length, self.beta_fast, self.beta_slow = factor, trained_length, beta_fast, beta_slow
+            raise Unsupported(
+                f"rope-yarn's beta_fast = {beta_fast} must be greater than its beta_slow ="
+                f" {beta_slow}"
+            )
+        self.factor, self.trained_length = factor, trained_length
+        self.beta_fast, self.beta_slow = beta_fast, beta_slow
         self.temperature = (temperature_slope * math.log(factor) + 1) ** 2
 
-    def encode(self, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate both, and temper the scores."""
-        q, k = super().encode(q, k, q_at, k_at)
+    def encode(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate both, and apply the temperature."""
+        q, k = super().encode(q, k, q_positions, k_positions)
         return q, k * self.temperature
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
-        """As Rope's; the scores are tempered as those of tokens are."""
-        q, k = super().encode_sink(q, k, q_at, oldest)
+    def encode_sink(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, oldest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in ``rope``, with the temperature."""
+        q, k = super().encode_sink(q, k, q_positions, oldest)
         return q, k * self.temperature
 
     def frequency(self, width: int, device: torch.device) -> Tensor:
-        """Rope's, divided by the factor where a pair turns too seldom to have been seen all round, [D/2]."""
-        whole = super().frequency(width, device)
-        first = max(math.floor(self.pair(self.beta_fast, width)), 0)
-        last = min(math.ceil(self.pair(self.beta_slow, width)), width - 1)
-        pairs = torch.arange(width // 2, dtype=whole.dtype, device=device)
-        ramp = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)  # 0: stays, 1: interpolated
-        return whole * (1 + ramp * (1 / self.factor - 1))
+        """Rope's frequencies, the low ones divided by the factor, [D/2]."""
+        original = super().frequency(width, device)
+        first = max(math.floor(self.pair_index(self.beta_fast, width)), 0)
+        last = min(math.ceil(self.pair_index(self.beta_slow, width)), width - 1)
+        pairs = torch.arange(width // 2, dtype=original.dtype, device=device)
+        ramp = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)  # 0: kept, 1: interpolated
+        return original * (1 + ramp * (1 / self.factor - 1))
 
-    def pair(self, turns: float, width: int) -> float:
-        """The number, not whole, of the pair of dimensions that turns so often within the trained length."""
-        return width * math.log(self.trained_length / (2 * math.pi * turns)) / (2 * math.log(self.base))
+    def pair_index(self, rotations: float, width: int) -> float:
+        """The fractional index of the pair with so many rotations within the trained length."""
+        ratio = self.trained_length / (2 * math.pi * rotations)
+        return width * math.log(ratio) / (2 * math.log(self.base))
 
 
 class DynamicRope(Rope, PositionalEncoding):
-    """Rotary embedding that stretches once more tokens are attended to than it was trained on, as in the LSWTransformer's later version.
+    """Dynamic NTK scaling once more than ``trained_length`` tokens are attended to, as in the
+    LSWTransformer's later version.
 
-    With s = max(N / ``trained_length``, 1) for N attended tokens, the base is ``base`` * (``ntk_scale`` * s^2)^(D / (D - 2)) ("NTK-aware";
-    the usual exponent of s is 1) and queries and keys are multiplied by ``temperature_slope`` * ln(s) + ``temperature`` (the attention
-    temperature of YaRN, Peng et al. 2023, arXiv 2309.00071, without its ramp). The original also multiplies the registers' values,
-    which is a mistake that is not repeated here.
+    With s = max(N / ``trained_length``, 1) for N attended tokens, the base is ``base`` *
+    (``ntk_scale`` * s^2)^(D / (D - 2)) ("NTK-aware"; the usual exponent of s is 1) and queries and
+    keys are multiplied by ``temperature_slope`` * ln(s) + ``temperature`` (the attention
+    temperature of YaRN, Peng et al. 2023, arXiv 2309.00071, without its ramp). The original also
+    multiplies the registers' values, a mistake that is not reproduced here.
     """
 
     name = "rope-dynamic"
-    stationary = False
-    by_length = True
+    cacheable_keys = False
+    length_dependent = True
     citation = YARN
 
     def __init__(
@@ -163,22 +183,35 @@ class DynamicRope(Rope, PositionalEncoding):
         self.trained_length, self.ntk_scale = trained_length, ntk_scale
         self.temperature_slope, self.temperature = temperature_slope, temperature
 
-    def encode(self, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate both as the number of keys asks, and temper them."""
-        length = q_at.new_tensor(k.shape[1])
-        return self.stretch(q, q_at, length), self.stretch(k, k_at, length)
+    def encode(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate both, scaled for the number of keys."""
+        length = q_positions.new_tensor(k.shape[1])
+        q = self.rotate_scaled(q, q_positions, length)
+        return q, self.rotate_scaled(k, k_positions, length)
 
-    def encode_sink(self, q: Tensor, k: Tensor, q_at: Tensor, oldest: Tensor) -> tuple[Tensor, Tensor]:
-        """As Rope's; the scores are tempered as those of tokens are."""
-        length = q_at[-1] + 1 - oldest.amin()
-        at = torch.zeros_like(q_at) if self.sink_frame == "none" else self.sink_position(q_at, oldest)
-        return self.stretch(q, at, length), self.stretch(k, q_at.new_zeros(k.shape[1]), length)
+    def encode_sink(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, oldest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in ``rope``, with the temperature."""
+        length = q_positions[-1] + 1 - oldest.amin()
+        positions = torch.zeros_like(q_positions)
+        if self.sink_frame != "none":
+            positions = self.sink_position(q_positions, oldest)
+        q = self.rotate_scaled(q, positions, length)
+        return q, self.rotate_scaled(k, q_positions.new_zeros(k.shape[1]), length)
 
-    def stretch(self, x: Tensor, at: Tensor, length: Tensor) -> Tensor:
-        """Turn x [B, N, H, D] at [N] or [B, N] for ``length`` [] attended tokens, and temper it."""
+    def rotate_scaled(self, x: Tensor, positions: Tensor, length: Tensor) -> Tensor:
+        """Rotate x [B, N, H, D] at positions [N] or [B, N] with the base and the temperature for
+        ``length`` [] attended tokens.
+        """
         width = x.shape[-1]
         scale = (length.to(torch.float64) / self.trained_length).clamp_min(1.0)
         base = self.base * (self.ntk_scale * scale**2) ** (width / (width - 2))
         temperature = self.temperature_slope * scale.log() + self.temperature
-        position, wide = -at if self.reversed else at, torch.promote_types(x.dtype, torch.float32)
-        return temperature.to(x.dtype) * turn(x, *circle(position, frequencies(width, base, at.device), wide))
+        if self.reversed:
+            positions = -positions
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        table = cos_sin(positions, frequencies(width, base, positions.device), dtype)
+        return temperature.to(x.dtype) * rotate_pairs(x, *table)

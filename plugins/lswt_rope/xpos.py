@@ -1,4 +1,4 @@
-"""Rotary embedding whose scores fade with distance."""
+"""xPos, a rotary embedding whose scores decay with distance."""
 
 from __future__ import annotations
 
@@ -10,49 +10,69 @@ from annotated_types import Gt
 from torch import Tensor
 
 from lswt_core.interfaces import Dims, PositionalEncoding
-from lswt_rope.rotary import Rope, turn
+from lswt_rope.rotary import Rope, rotate_pairs
 
 
 class XPos(Rope, PositionalEncoding):
-    """xPos: rotary embedding whose scores fade with distance, the fast pairs' most (Sun et al. 2022, arXiv 2212.10554).
+    """xPos: rotary embedding whose scores decay with distance, those of high frequencies fastest
+    (Sun et al. 2022, arXiv 2212.10554).
 
-    The share of pair i is multiplied by zeta_i^(distance / ``scale_base``), zeta_i = (2i + 0.4 D) / 1.4 D, of which a query carries the
-    power of its position and a key that of its own, negated. Positions are counted from the middle of the segment, which cancels: the
-    keys of a memory, however long, only shrink, and those of the segment grow by half of its length at most. A segment so long that
-    even this would leave the range of the precision is refused. The paper's results on longer texts use blockwise causal attention too.
+    The term of pair i is multiplied by zeta_i^(distance / ``scale_base``), zeta_i = (2i + 0.4 D) /
+    1.4 D: queries are scaled by the power of their position, keys by that of theirs, negated.
+    Positions are relative to the middle of the segment, which cancels: keys in memory only shrink,
+    and those of the segment grow by the power of half its length at most. A segment that would
+    overflow the dtype is refused. The paper's extrapolation results also use blockwise causal
+    attention.
     """
 
     name = "xpos"
-    stationary = False
+    cacheable_keys = False
     citation = """@article{sun2022length,
   title={A Length-Extrapolatable Transformer},
-  author={Sun, Yutao and Dong, Li and Patra, Barun and Ma, Shuming and Huang, Shaohan and Benhaim, Alon and Chaudhary, Vishrav and
-    Song, Xia and Wei, Furu},
+  author={Sun, Yutao and Dong, Li and Patra, Barun and Ma, Shuming and Huang, Shaohan and
+    Benhaim, Alon and Chaudhary, Vishrav and Song, Xia and Wei, Furu},
   journal={arXiv preprint arXiv:2212.10554}, year={2022}}"""
 
-    def __init__(self, dims: Dims, *, scale_base: Annotated[float, Gt(0)] = 512.0, base: Annotated[float, Gt(1)] = 500_000.0) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        scale_base: Annotated[float, Gt(0)] = 512.0,
+        base: Annotated[float, Gt(1)] = 500_000.0,
+    ) -> None:
         super().__init__(dims, base=base, reversed=False)
         self.scale_base = scale_base
 
-    def encode(self, q: Tensor, k: Tensor, q_at: Tensor, k_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate both; scale queries [B, T, H, D] by their distance from the segment's middle and keys [B, N, H, D] the other way."""
-        longest = self.longest(q.dtype)
-        if q.shape[1] > longest:
+    def encode(
+        self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate both; scale queries [B, T, H, D] by zeta to the power of their distance from the
+        segment's middle, keys [B, N, H, D] by the inverse.
+        """
+        limit = self.max_segment(q.dtype)
+        if q.shape[1] > limit:
             raise ValueError(
-                f"xpos cannot encode {q.shape[1]} tokens at once in {q.dtype}, {longest} at most: its scales would overflow; "
-                "read the text in shorter segments, with a memory that reaches back as far, or raise scale_base"
+                f"xpos cannot encode a segment of {q.shape[1]} tokens in {q.dtype}, at most"
+                f" {limit}: its scales would overflow; use shorter segments with a longer memory,"
+                " or raise scale_base"
             )
-        middle = (q_at[0] + q_at[-1]).to(torch.float64) / 2
-        return self.fade(q, q_at, q_at - middle), self.fade(k, k_at, middle - k_at)
+        middle = (q_positions[0] + q_positions[-1]).to(torch.float64) / 2
+        q = self.rotate_and_scale(q, q_positions, q_positions - middle)
+        return q, self.rotate_and_scale(k, k_positions, middle - k_positions)
 
-    def longest(self, dtype: torch.dtype) -> int:
-        """The longest segment whose scales, largest at its ends, stay below the root of the largest number of a precision."""
+    def max_segment(self, dtype: torch.dtype) -> int:
+        """The longest segment whose scales, largest at its ends, stay below the square root of the
+        largest number of a dtype.
+        """
         return int(self.scale_base * math.log(torch.finfo(dtype).max) / math.log(1.4 / 0.4))
 
-    def fade(self, x: Tensor, at: Tensor, power: Tensor) -> Tensor:
-        """Turn x [B, N, H, D] by its positions [N] and scale every pair by its zeta to the power [N] / ``scale_base``."""
-        width, wide = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-        zeta = (torch.arange(0, width, 2, dtype=torch.float64, device=x.device) + 0.4 * width) / (1.4 * width)  # [D/2]
-        scale = (zeta ** (power[:, None, None] / self.scale_base)).to(wide)  # [N, 1, D/2]
-        cos, sin = self.table(at, width, wide)
-        return turn(x, cos * scale, sin * scale)
+    def rotate_and_scale(self, x: Tensor, positions: Tensor, power: Tensor) -> Tensor:
+        """Rotate x [B, N, H, D] at positions [N], and scale every pair by its zeta to the power [N]
+        / ``scale_base``.
+        """
+        width, dtype = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+        dimensions = torch.arange(0, width, 2, dtype=torch.float64, device=x.device)
+        zeta = (dimensions + 0.4 * width) / (1.4 * width)  # [D/2]
+        scale = (zeta ** (power[:, None, None] / self.scale_base)).to(dtype)  # [N, 1, D/2]
+        cos, sin = self.table(positions, width, dtype)
+        return rotate_pairs(x, cos * scale, sin * scale)

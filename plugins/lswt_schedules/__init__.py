@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the family's warm-up and cosine, warm-up-stable-decay, and a constant."""
+"""Learning-rate schedules: cosine, warm-up-stable-decay and constant, each with linear warm-up."""
 
 from __future__ import annotations
 
@@ -12,36 +12,43 @@ from lswt_core.interfaces import Horizon, Schedule
 
 
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine that starts where the warm-up ends and reaches ``floor`` where the run ends, to the token.
+    """Linear warm-up, then half a cosine from the end of the warm-up to ``floor`` at the end of the
+    run, which may lie within a step if it was given in tokens.
 
-    The family counts both in tokens; a step always being as many tokens, they cancel. A run that ends within its warm-up only
-    warms up.
+    The original code counts both in tokens, which is the same: every step has as many. A run that
+    ends within its warm-up only warms up.
     """
 
     name = "cosine"
 
     def __init__(
-        self, horizon: Horizon, *, warmup_steps: Annotated[int, Ge(0)] = 2000, floor: Annotated[float, Ge(0), Le(1)] = 0.1
+        self,
+        horizon: Horizon,
+        *,
+        warmup_steps: Annotated[int, Ge(0)] = 2000,
+        floor: Annotated[float, Ge(0), Le(1)] = 0.1,
     ) -> None:
         super().__init__(horizon)
         self.warmup_steps, self.floor = warmup_steps, floor
 
     def factor(self, step: int) -> float:
         """The lower of warm-up and cosine; ``floor`` beyond the horizon."""
-        cooled = _progress(step, self.warmup_steps, self.horizon.end)
-        cosine = (math.cos(math.pi * cooled) / 2 + 0.5) * (1 - self.floor) + self.floor
-        return min(_warmth(step, self.warmup_steps), cosine)
+        progress = _progress(step, self.warmup_steps, self.horizon.end)
+        cosine = (math.cos(math.pi * progress) / 2 + 0.5) * (1 - self.floor) + self.floor
+        return min(_warmup_factor(step, self.warmup_steps), cosine)
 
 
 class WarmupStableDecay(Schedule):
-    """Linear warm-up, full rate, then decay to ``floor`` over the last ``decay_share`` of the run (Hu et al. 2024, arXiv 2404.06395).
+    """Linear warm-up, the peak learning rate, then decay to ``floor`` over the last ``decay_share``
+    of the run (Hu et al. 2024, arXiv 2404.06395).
 
-    The shape "1-sqrt" falls fast at first (Hägele et al. 2024, arXiv 2405.18392).
+    ``shape`` "1-sqrt" falls fast at first (Hägele et al. 2024, arXiv 2405.18392).
     """
 
     name = "wsd"
     citation = """@inproceedings{hu2024minicpm,
-  title = {MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies},
+  title = {MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
+    Strategies},
   author = {Hu, Shengding and others},
   booktitle = {Conference on Language Modeling},
   year = {2024},
@@ -64,14 +71,14 @@ class WarmupStableDecay(Schedule):
 
     def factor(self, step: int) -> float:
         """The lower of warm-up and decay; ``floor`` beyond the horizon."""
-        decayed = _progress(step, self.decay_from, self.horizon.steps)
+        progress = _progress(step, self.decay_from, self.horizon.steps)
         if self.shape == "1-sqrt":
-            decayed = math.sqrt(decayed)
-        return min(_warmth(step, self.warmup_steps), 1 - (1 - self.floor) * decayed)
+            progress = math.sqrt(progress)
+        return min(_warmup_factor(step, self.warmup_steps), 1 - (1 - self.floor) * progress)
 
 
 class Constant(Schedule):
-    """The peak rate all along, after an optional linear warm-up."""
+    """The peak learning rate, after an optional linear warm-up."""
 
     name = "constant"
 
@@ -80,16 +87,18 @@ class Constant(Schedule):
         self.warmup_steps = warmup_steps
 
     def factor(self, step: int) -> float:
-        """1, or less while warming up."""
-        return _warmth(step, self.warmup_steps)
+        """1, or less during the warm-up."""
+        return _warmup_factor(step, self.warmup_steps)
 
 
-def _warmth(step: int, warmup_steps: int) -> float:
-    return min(step / warmup_steps, 1.0) if warmup_steps else 1.0
+def _warmup_factor(step: int, warmup_steps: int) -> float:
+    if not warmup_steps:
+        return 1.0
+    return min(step / warmup_steps, 1.0)
 
 
 def _progress(step: int, first: int, last: float) -> float:
-    if last <= first:  # the run ends within its warm-up: what would follow never begins
+    if last <= first:  # the run ends within its warm-up
         return 0.0
     return min(max((step - first) / (last - first), 0.0), 1.0)
 

@@ -10,19 +10,22 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, Dims, Need, Part, Unsupported
-from lswt_core.merge import attend
-from lswt_core.parts import constant, join
-from lswt_sdpa.kernels import KERNELS, kernel_name, tried
+from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
+from lswt_core.plugin_api.attention import assume_constant_result, concatenate_blocks
+from lswt_core.plugin_api.attention_merge import merged_attention
+from lswt_sdpa.kernels import KERNELS, kernel_name, select_kernel
 
 
 class Sdpa(AttentionBackend):
-    """torch's fused attention (Dao et al. 2022, arXiv 2205.14135), each part by itself or all in one call.
+    """torch's fused attention (Dao et al. 2022, arXiv 2205.14135), one call per key/value block or
+    one call for all.
 
-    ``method`` "split" runs every part with its own unmasked or square causal kernel and merges them by log-sum-exp: no mask,
-    no copy of the remembered keys. On CUDA that is the first of cuDNN's kernel (on Hopper and newer), flash and memory-efficient
-    attention that gives, in a small trial on the device, what it should; on a CPU its flash kernel. "joint" puts the parts side by
-    side under one mask and works everywhere. "auto" splits where some kernel can and no part has a bias or hides keys, else joins.
+    ``method`` "split" runs every block with an unmasked or a square causal kernel and merges the
+    outputs by their logsumexps: no mask, no copy of the KV cache. On CUDA the kernel is the first
+    of cuDNN's (on Hopper and newer), flash and memory-efficient attention that passes a small test
+    on the device; on a CPU it is torch's flash kernel. "joint" concatenates the blocks under one
+    mask and works everywhere. "auto" splits if a kernel is available and no block has a bias or
+    hidden keys, else joins.
     """
 
     name = "sdpa"
@@ -35,48 +38,66 @@ class Sdpa(AttentionBackend):
         super().__init__(dims)
         self.method = method
 
-    def require(self, need: Need) -> str | None:
-        """The fused kernels have one derivative; the split exists without masks, where a kernel tells the logarithms of its sums."""
-        if need.twice:
-            raise Unsupported("torch's fused attention kernels have no second derivative; use attention 'eager'")
-        masked = need.biased or need.bounded
+    def require(self, need: AttentionRequirements) -> str | None:
+        """Refuse second derivatives, and "split" for masks, biases and devices without a kernel;
+        returns which kernel runs.
+        """
+        if need.double_backward:
+            raise Unsupported(
+                "torch's fused attention kernels have no second derivative; use attention 'eager'"
+            )
+        masked = need.has_bias or need.has_mask
         if self.method == "split" and masked:
-            raise Unsupported("method = 'split' knows no position biases, windows and parted documents; use 'auto'")
+            raise Unsupported(
+                "method = 'split' supports no attention biases, windows or document masking; use"
+                " 'auto'"
+            )
         if self.method == "joint" or masked:
             return None
-        kernel, faults = tried(need)
+        kernel, failures = select_kernel(need)
         if self.method == "split" and not kernel:
-            raise Unsupported(f"method = 'split' cannot be had ({'; '.join(faults)}); use 'auto'")
-        return "; ".join([f"parts apart by kernel {kernel}" if kernel else "parts joined under a mask", *(f"not {why}" for why in faults)])
+            raise Unsupported(
+                f"method = 'split' is not available ({'; '.join(failures)}); use 'auto'"
+            )
+        choice = "one call under a mask"
+        if kernel:
+            choice = f"one call per block by kernel {kernel}"
+        return "; ".join([choice, *(f"not {failure}" for failure in failures)])
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        """One softmax over the union of parts: -> [B, T, H, D]."""
-        q = parts[0].q
-        if self.method != "joint" and all(part.bias is None and part.starts is None for part in parts):
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """One softmax over the keys of all blocks: -> [B, T, H, D]."""
+        q = blocks[0].q
+        unmasked = all(block.bias is None and block.first_visible is None for block in blocks)
+        if self.method != "joint" and unmasked:
             kernel = kernel_for(q.device.type, q.dtype, q.shape[-1])
             if kernel:
-                return attend(KERNELS[kernel], parts)
-        return self.joint(parts)
+                return merged_attention(KERNELS[kernel], blocks)
+        return self.joint(blocks)
 
-    def joint(self, parts: Sequence[Part]) -> Tensor:
-        """All parts in one call under one mask."""
-        width = parts[0].v.shape[-1]
-        square = len(parts) == 1 and parts[0].causal and parts[0].bias is None and parts[0].starts is None
-        q, k, v, mask = join(parts)
+    def joint(self, blocks: Sequence[KVBlock]) -> Tensor:
+        """All blocks in one call under one mask."""
+        width = blocks[0].v.shape[-1]
+        square = (
+            len(blocks) == 1
+            and blocks[0].causal
+            and blocks[0].bias is None
+            and blocks[0].first_visible is None
+        )
+        q, k, v, mask = concatenate_blocks(blocks)
         out = scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
             attn_mask=None if square else mask,
-            is_causal=square,  # top-left aligned, which is right only for a square
+            is_causal=square,  # torch aligns it top left, which is right only for a square
             scale=width**-0.5,
         )
         return out.transpose(1, 2)[..., :width]
 
 
-@constant
+@assume_constant_result
 def kernel_for(device: str, dtype: torch.dtype, d_head: int) -> str:
-    """Which kernel runs parts one by one."""
+    """The kernel that runs blocks one by one; "": none."""
     return kernel_name(device, dtype, d_head)
 
 

@@ -1,4 +1,6 @@
-"""The sign of momentum, which the LSWTransformer's authors call Minato (Signum of Bernstein et al. 2018, arXiv 1802.04434)."""
+"""Sign momentum, which the LSWTransformer's authors call Minato (Signum of Bernstein et al. 2018,
+arXiv 1802.04434).
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,20 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.moments import BucketOptimizer, require_bounds
+from lswt_core.plugin_api.optimizer import BucketOptimizer, require_bounds
 
 
 class SignMomentum(BucketOptimizer, Optimizer):
     """``m = b m + (1-b) g; p -= lr sign(m)`` after decoupled weight decay.
 
-    It is what Sophia does where every coordinate is clipped: the control that tells what the curvature adds.
+    It equals Sophia with every coordinate clipped: the baseline that shows what curvature adds.
     """
 
     name = "sign-momentum"
     citation = """@inproceedings{bernstein2018signsgd,
   title = {signSGD: Compressed Optimisation for Non-Convex Problems},
-  author = {Bernstein, Jeremy and Wang, Yu-Xiang and Azizzadenesheli, Kamyar and Anandkumar, Animashree},
+  author = {Bernstein, Jeremy and Wang, Yu-Xiang and Azizzadenesheli, Kamyar and
+    Anandkumar, Animashree},
   booktitle = {International Conference on Machine Learning},
   year = {2018},
   note = {arXiv 1802.04434}
@@ -42,13 +45,19 @@ class SignMomentum(BucketOptimizer, Optimizer):
         self.beta = beta
 
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The momentum."""
+        """The state: momentum."""
         if not self.state[p]:
             self.state[p]["momentum"] = self.zeros(p)
         return self.state[p]
 
-    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
-        """One step of the same size in every coordinate whose momentum is not 0."""
+    def update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+    ) -> None:
+        """One update of the same size in every coordinate whose momentum is not 0."""
         moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta)
         torch._foreach_add_(moments, gradients, alpha=1 - self.beta)

@@ -1,4 +1,4 @@
-"""Sinks without a value: somewhere for attention to go when no token deserves it."""
+"""Attention sinks without a value: a head can attend to nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, Memory, Project, Segment, State
+from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 
 
 class SoftmaxOffByOne(Memory):
-    """One more in the softmax's denominator, so that a head may attend to nothing: exp(s_i) / (1 + sum_j exp(s_j)) (Miller 2023).
+    """A 1 in the softmax's denominator: exp(s_i) / (1 + sum_j exp(s_j)) (Miller 2023).
 
-    It is a sink whose key and value are zero, and learns nothing.
+    Implemented as a sink whose key and value are zero; has no parameters.
     """
 
     name = "softmax-off-by-one"
@@ -20,18 +20,22 @@ class SoftmaxOffByOne(Memory):
   title={Attention Is Off By One}, author={Miller, Evan}, year={2023},
   howpublished={\\url{https://www.evanmiller.org/attention-is-off-by-one.html}}}"""
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        """Add a sink of zeros; nothing is remembered."""
-        segments = project(x, at)
-        nothing = torch.zeros_like(segments[-1].v[:, :1])  # [B, 1, H, D]
-        return [Segment(nothing, nothing, None), *segments], None
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        """Add a sink of zeros; there is no state."""
+        blocks = project(x, positions)
+        zeros = torch.zeros_like(blocks[-1].v[:, :1])  # [B, 1, H, D]
+        return [KeyValue(zeros, zeros, None), *blocks], None
 
 
 class SinkLogit(Memory):
-    """A learned logit b_h for every head in the softmax's denominator: exp(s_i) / (exp(b_h) + sum_j exp(s_j)), as gpt-oss has it.
+    """gpt-oss's learned logit b_h per head in the softmax's denominator: exp(s_i) / (exp(b_h) +
+    sum_j exp(s_j)).
 
-    After OpenAI 2025 (arXiv 2508.10925). Logits start at 0, where this is softmax-off-by-one. In terms of keys, the sink is met by a
-    constant query (1, 0, ...) and has the key (b_h sqrt(D), 0, ...): any attention backend computes it, in its own precision.
+    After OpenAI 2025 (arXiv 2508.10925). Logits start at 0, which is softmax-off-by-one.
+    Implemented as a sink with the key (b_h sqrt(D), 0, ...) and a constant query (1, 0, ...), so
+    any attention backend supports it, in its own precision.
     """
 
     name = "sink-logit"
@@ -44,17 +48,19 @@ class SinkLogit(Memory):
         self.logits = nn.Parameter(torch.empty(dims.n_heads))  # [H]
 
     def reset_parameters(self) -> None:
-        """Start as softmax-off-by-one."""
+        """Start at 0."""
         nn.init.zeros_(self.logits)
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        """Add the sink; nothing is remembered."""
-        segments = project(x, at)
-        like = segments[-1].v[:, :1]  # [B, 1, H, D]
-        first = torch.zeros_like(like)
-        first[..., 0] = 1
-        key = first * (self.logits * like.shape[-1] ** 0.5).to(like.dtype)[:, None]
-        return [Segment(key, torch.zeros_like(like), None, q=first), *segments], None
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        """Add the sink; there is no state."""
+        blocks = project(x, positions)
+        zeros = torch.zeros_like(blocks[-1].v[:, :1])  # [B, 1, H, D]
+        query = zeros.clone()
+        query[..., 0] = 1
+        key = query * (self.logits * zeros.shape[-1] ** 0.5).to(zeros.dtype)[:, None]
+        return [KeyValue(key, zeros, None, q=query), *blocks], None
 
 
 @hookimpl

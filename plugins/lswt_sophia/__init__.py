@@ -1,4 +1,6 @@
-"""Sophia: momentum clipped by a running estimate of the Hessian's diagonal (Liu et al. 2023, arXiv 2305.14342)."""
+"""Sophia: momentum divided by an estimate of the Hessian's diagonal, and clipped (Liu et al. 2023,
+arXiv 2305.14342).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Objective, Optimizer
-from lswt_core.moments import require_bounds
+from lswt_core.plugin_api.optimizer import require_bounds
 
 from .clipped import ClippedMomentum
 
@@ -25,14 +27,17 @@ CITATION = """@inproceedings{liu2024sophia,
 
 
 class SophiaG(ClippedMomentum, Optimizer):
-    """Sophia with the Gauss-Newton-Bartlett estimate (Algorithm 2), defaults of the authors' code for 125M parameters.
+    """Sophia with the Gauss-Newton-Bartlett estimator (Algorithm 2), with the defaults of the
+    authors' code for 125M parameters.
 
-    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature are not clipped. ``fraction``
-    is the share of a step's rows the estimate is taken from. ``clip_estimate`` bounds the norm of the sampled gradient before it
-    is squared, 0 for no bound: the authors' code bounds it to 1, which shrinks the curvature; the paper does not. ``moments``
-    "bfloat16" keeps momentum and curvature in half the memory. ``shared_forward`` takes the estimate before the update instead of after
-    it, as the authors do, from the forward pass of the training gradient: one backward pass a refresh instead of a step's both, and
-    memory for a second gradient while it lasts.
+    ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature
+    are not clipped. ``fraction`` is the share of a step's rows used for the estimate.
+    ``clip_estimate`` clips the norm of the sampled gradient before it is squared, 0 for none: the
+    authors' code clips to 1, which shrinks the curvature; the paper does not. ``moments``
+    "bfloat16" halves the memory of momentum and curvature. ``shared_forward`` estimates before the
+    update instead of after it, as the authors do, reusing the forward pass of the training
+    gradient: a curvature update costs one backward pass instead of a forward and a backward pass,
+    and memory for a second gradient meanwhile.
     """
 
     name = "sophia-g"
@@ -48,7 +53,7 @@ class SophiaG(ClippedMomentum, Optimizer):
         rho: Annotated[float, Gt(0)] = 0.05,
         weight_decay: Annotated[float, Ge(0)] = 0.2,
         eps: Annotated[float, Ge(1e-30)] = 1e-15,
-        refresh_every: Annotated[int, Ge(1)] = 10,
+        hessian_update_interval: Annotated[int, Ge(1)] = 10,
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         moments: Literal["float32", "bfloat16"] = "float32",
         clip_estimate: Annotated[float, Ge(0)] = 0.0,
@@ -63,7 +68,7 @@ class SophiaG(ClippedMomentum, Optimizer):
             gamma=rho,
             weight_decay=weight_decay,
             eps=eps,
-            refresh_every=refresh_every,
+            hessian_update_interval=hessian_update_interval,
             fraction=fraction,
             moments=moments,
         )
@@ -74,33 +79,34 @@ class SophiaG(ClippedMomentum, Optimizer):
         torch._foreach_add_(bounds, self.eps)
 
     @torch.no_grad()
-    def refresh(self, objective: Objective) -> None:
-        """Estimate the Gauss-Newton diagonal from labels the model draws itself: tokens times the square of the mean gradient.
+    def update_curvature(self, objective: Objective) -> None:
+        """Estimate the diagonal of the Gauss-Newton matrix from labels sampled from the model:
+        tokens times the square of the mean gradient.
 
-        The gradient is summed over all rows that are looked at before it is squared; squaring every micro-batch's own is too large
-        by their number.
+        The gradient is accumulated over all micro-batches before it is squared; squaring that of
+        every micro-batch would be too large by their number.
         """
-        objective = self.begin_refresh(objective)
+        objective = self.begin_curvature_update(objective)
         with torch.enable_grad():
             objective.backward("sampled")
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if self.clip_estimate:
             torch.nn.utils.clip_grad_norm_(params, self.clip_estimate)
         gradients = [p.grad for p in params if p.grad is not None]
-        self.blend(params, gradients, gradients, weight=objective.tokens)
+        self.average_curvature(params, gradients, gradients, weight=objective.tokens)
         self.zero_grad()
 
 
 class SophiaH(ClippedMomentum, Optimizer):
-    """Sophia with Hutchinson's estimate (Algorithm 1): ``u * (Hessian u)`` for a random probe u.
+    """Sophia with Hutchinson's estimator (Algorithm 1): ``u * (Hessian u)`` for a random probe u.
 
-    Estimates may be negative; where the running curvature is not positive the step is the pure sign step, never an ascent.
-    Rademacher probes (+1 or -1) have less than half the noise of the paper's Gaussian ones. ``fraction`` is the share of a step's
-    rows the estimate is taken from.
+    Estimates may be negative. Where the running curvature is not positive, the step is lr times the
+    sign of the momentum. Rademacher probes (+1 or -1) have less than half the variance of the
+    paper's Gaussian ones. ``fraction`` is the share of a step's rows used for the estimate.
     """
 
     name = "sophia-h"
-    takes_hessian_vectors = True
+    needs_hessian_vector_products = True
     citation = CITATION
 
     def __init__(
@@ -113,7 +119,7 @@ class SophiaH(ClippedMomentum, Optimizer):
         gamma: Annotated[float, Gt(0)] = 0.01,
         weight_decay: Annotated[float, Ge(0)] = 0.2,
         eps: Annotated[float, Ge(1e-30)] = 1e-12,
-        refresh_every: Annotated[int, Ge(1)] = 10,
+        hessian_update_interval: Annotated[int, Ge(1)] = 10,
         fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
         moments: Literal["float32", "bfloat16"] = "float32",
         probe: Literal["gaussian", "rademacher"] = "gaussian",
@@ -126,29 +132,31 @@ class SophiaH(ClippedMomentum, Optimizer):
             gamma=gamma,
             weight_decay=weight_decay,
             eps=eps,
-            refresh_every=refresh_every,
+            hessian_update_interval=hessian_update_interval,
             fraction=fraction,
             moments=moments,
         )
         self.probe = probe
 
     def damp_(self, bounds: tuple[Tensor, ...]) -> None:
-        """Raise everything below eps to eps, negative curvature included."""
+        """Clamp to at least eps, negative curvature included."""
         torch._foreach_clamp_min_(bounds, self.eps)
 
     @torch.no_grad()
-    def refresh(self, objective: Objective) -> None:
-        """Estimate the Hessian's diagonal with one probe, drawn on the CPU so that every device sees the same."""
+    def update_curvature(self, objective: Objective) -> None:
+        """Estimate the Hessian's diagonal by one Hessian-vector product; the probe is drawn on the
+        CPU, so that it is the same on every device.
+        """
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         generator = objective.generator("hutchinson")
-        probes = [self._draw(p, generator) for p in params]
-        part = self.begin_refresh(objective)
+        probes = [self._draw_probe(p, generator) for p in params]
+        objective = self.begin_curvature_update(objective)
         with torch.enable_grad():
-            products = part.hessian_vector(params, probes)
-        self.blend(params, probes, products)
+            products = objective.hessian_vector_product(params, probes)
+        self.average_curvature(params, probes, products)
         self.zero_grad()
 
-    def _draw(self, p: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw_probe(self, p: Tensor, generator: torch.Generator) -> Tensor:
         if self.probe == "gaussian":
             u = torch.randn(p.shape, generator=generator)
         else:
@@ -158,5 +166,5 @@ class SophiaH(ClippedMomentum, Optimizer):
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer both Sophias."""
+    """Offer Sophia with both estimators."""
     return [SophiaG, SophiaH]

@@ -1,4 +1,6 @@
-"""The step both Sophias share: momentum divided by curvature, clipped coordinate by coordinate (Liu et al. 2023, arXiv 2305.14342)."""
+"""The update that both Sophias share: momentum divided by curvature, clipped element-wise (Liu et
+al. 2023, arXiv 2305.14342).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Objective
-from lswt_core.moments import BucketOptimizer, like, require_bounds, widened
+from lswt_core.plugin_api.optimizer import BucketOptimizer, cast_like, require_bounds, widen_moment
 
 
 class ClippedMomentum(BucketOptimizer):
-    """``p -= lr * clip(m / damped(gamma * h), 1)`` after decoupled weight decay; momentum m and curvature h are not bias-corrected.
+    """``p -= lr * clip(m / damped(gamma * h), 1)`` after decoupled weight decay; momentum m and
+    curvature h are not bias-corrected.
 
-    Both are computed in float32 even for narrower parameters: curvatures lie around 1e-12 to 1e-8, which float16 rounds to 0. They are
-    kept in float32 too, or, in half the memory, in bfloat16, whose range is the same and whose 8 bits hold averages as short as these.
+    Both are computed in float32 even for narrower parameters: curvatures lie around 1e-12 to 1e-8,
+    which float16 rounds to 0. They are stored in float32 or, in half the memory, in bfloat16, which
+    has the same range.
     """
 
     def __init__(
@@ -30,61 +34,88 @@ class ClippedMomentum(BucketOptimizer):
         gamma: float,
         weight_decay: float,
         eps: float,
-        refresh_every: int,
+        hessian_update_interval: int,
         fraction: float,
         moments: str,
     ) -> None:
-        require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps)
-        require_bounds(type(self), gamma=gamma, rho=gamma, refresh_every=refresh_every, fraction=fraction)
-        # The count lives in the groups so that it travels with state_dict() and never has to be read back from a device.
+        require_bounds(
+            type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps
+        )
+        require_bounds(
+            type(self),
+            gamma=gamma,
+            rho=gamma,
+            hessian_update_interval=hessian_update_interval,
+            fraction=fraction,
+        )
+        # In the groups, so that it is part of state_dict() and is never read back from a device.
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "since_refresh": 0})
         self.beta1, self.beta2, self.gamma, self.eps = beta1, beta2, gamma, eps
-        self.refresh_every, self.fraction = refresh_every, fraction
+        self.hessian_update_interval, self.fraction = hessian_update_interval, fraction
         self.moments = {"float32": torch.float32, "bfloat16": torch.bfloat16}[moments]
 
     @abstractmethod
     def damp_(self, bounds: tuple[Tensor, ...]) -> None:
-        """Keep ``gamma * h`` away from zero, in place: momentum is divided by what this leaves."""
+        """Keep ``gamma * h``, which the momentum is divided by, away from zero, in place."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; refuses to go on once the curvature is older than ``refresh_every`` steps."""
-        self._require_curvature()
+        """Update every parameter that has a gradient. Raises RuntimeError if the curvature is older
+        than ``hessian_update_interval`` steps.
+        """
+        self._require_recent_curvature()
         loss = super().step(closure)
         for group in self.param_groups:
             group["since_refresh"] += 1
         return loss
 
     def statistics(self) -> dict[str, Tensor]:
-        """The share of coordinates that would not have been clipped at the last refresh: ``|m| < gamma * h`` with its curvature (the
-        official code's win rate; 0 = sign momentum).
+        """The share of coordinates that were not clipped at the last curvature update, ``|m| <
+        gamma * h`` (the official code's win rate; 0 = sign momentum).
         """
         if not self.state:
             return {}
         unclipped = torch.stack([state["unclipped"] for state in self.state.values()]).sum()
         return {"unclipped_share": unclipped / sum(p.numel() for p in self.state)}
 
-    def begin_refresh(self, objective: Objective) -> Objective:
-        """What the curvature is estimated from: all rows of the step, or a fraction of them. Should that not be finite, the curvature
-        there is serves for one more step, with which it is tried again.
+    def begin_curvature_update(self, objective: Objective) -> Objective:
+        """The objective to estimate from: all rows of the step, or ``fraction`` of them. If the
+        estimate is not finite, the old curvature serves one more step, and the update is retried
+        then.
         """
         for group in self.param_groups:
-            group["since_refresh"] = min(group["since_refresh"], self.refresh_every - 1)
-        return objective if self.fraction == 1 else objective.part(self.fraction)
+            group["since_refresh"] = min(group["since_refresh"], self.hessian_update_interval - 1)
+        return objective if self.fraction == 1 else objective.subset(self.fraction)
 
-    def blend(self, params: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], weight: float = 1.0) -> None:
-        """Take ``weight * left * right`` into the running curvature of some parameters: what a refresh ends with."""
+    def average_curvature(
+        self,
+        params: Sequence[Tensor],
+        left: Sequence[Tensor],
+        right: Sequence[Tensor],
+        weight: float = 1.0,
+    ) -> None:
+        """Take the estimate ``weight * left * right`` into the moving average of the curvature, at
+        the end of a curvature update.
+        """
         for p, a, b in zip(params, left, right, strict=True):
             state = self.prepare({}, p)
-            wide = widened(state["curvature"]).mul_(self.beta2)
-            state["curvature"].copy_(wide.addcmul_(*like((a, b), (wide, wide)), value=(1 - self.beta2) * weight))
-            # Without damping: a coordinate that has neither momentum nor curvature would count as un-clipped.
-            state["unclipped"] = (state["momentum"].abs() < self.gamma * state["curvature"]).sum().float()
+            wide = widen_moment(state["curvature"]).mul_(self.beta2)
+            wide.addcmul_(*cast_like((a, b), (wide, wide)), value=(1 - self.beta2) * weight)
+            state["curvature"].copy_(wide)
+            # Without damping, which would count coordinates without momentum and curvature.
+            unclipped = state["momentum"].abs() < self.gamma * state["curvature"]
+            state["unclipped"] = unclipped.sum().float()
         for group in self.param_groups:
             group["since_refresh"] = 0
 
-    def update(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> None:
-        """One clipped step."""
+    def update(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Any]],
+    ) -> None:
+        """One clipped update."""
         moments = [state["momentum"] for state in states]
         torch._foreach_mul_(moments, self.beta1)
         torch._foreach_add_(moments, gradients, alpha=1 - self.beta1)
@@ -97,18 +128,20 @@ class ClippedMomentum(BucketOptimizer):
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """Momentum, curvature, and how many coordinates were not clipped."""
+        """The state: momentum, curvature, and how many coordinates were not clipped."""
         state = self.state[p]
         if not state:
             state["momentum"], state["curvature"] = self.zeros(p), self.zeros(p)
             state["unclipped"] = torch.zeros((), dtype=torch.float32, device=p.device)
         return state
 
-    def _require_curvature(self) -> None:
-        taken = max(group["since_refresh"] for group in self.param_groups)
-        if taken >= self.refresh_every:
+    def _require_recent_curvature(self) -> None:
+        age = max(group["since_refresh"] for group in self.param_groups)
+        if age >= self.hessian_update_interval:
             raise RuntimeError(
-                f"optimizer {self.name!r} has taken {taken} steps without a new estimate of the curvature, and refresh_every is "
-                f"{self.refresh_every}: going on would be sign momentum, not Sophia. Call refresh(objective) before this step "
-                "(and then every refresh_every steps), or raise refresh_every."
+                f"optimizer {self.name!r} has taken {age} steps without a new curvature estimate,"
+                f" and hessian_update_interval is {self.hessian_update_interval}: another step"
+                " would be sign momentum, not Sophia. Call update_curvature(objective) before this"
+                " step (and then every hessian_update_interval steps), or raise"
+                " hessian_update_interval."
             )

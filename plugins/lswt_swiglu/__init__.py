@@ -1,4 +1,4 @@
-"""The gated feed-forward layer of the family."""
+"""SwiGLU, the LSWTransformer's feed-forward layer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from lswt_core.interfaces import Dims, FeedForward
 
 
 class SwiGlu(FeedForward):
-    """SwiGLU: fc2(value * silu(gate)), value and gate the halves of fc1(x) (Shazeer 2020, arXiv 2002.05202, eq. 6).
+    """SwiGLU: fc2(value * silu(gate)), value and gate the two halves of fc1(x) (Shazeer 2020, arXiv
+    2002.05202, eq. 6).
 
-    ``d_ffn`` is the width after gating, so fc1 has twice as many outputs; the gate is the second half, as in the original
-    LSWTransformer (Llama puts it first).
+    ``d_ffn`` is the width after gating, so fc1 has twice as many outputs; the gate is the second
+    half, as in the original LSWTransformer (Llama puts it first).
     """
 
     name = "swiglu"
     citation = """@article{shazeer2020glu,
-  title={GLU Variants Improve Transformer}, author={Shazeer, Noam}, journal={arXiv preprint arXiv:2002.05202}, year={2020}}"""
+  title={GLU Variants Improve Transformer}, author={Shazeer, Noam},
+  journal={arXiv preprint arXiv:2002.05202}, year={2020}}"""
 
     def __init__(self, dims: Dims, *, bias: bool = True) -> None:
         super().__init__(dims)

@@ -1,4 +1,4 @@
-"""Metrics mirrored to TensorBoard event files in the run directory."""
+"""Metrics as TensorBoard event files in the run directory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ class TensorBoard(Tracker):
     """Event files for ``tensorboard --logdir <run>/tensorboard``."""
 
     name = "tensorboard"
+    libraries = ("tensorboard",)
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise PluginError(f"track.tensorboard needs a missing package ({error}): pip install 'lswt-core[tensorboard]'") from error
+            raise PluginError(
+                f"track.tensorboard needs a missing package ({error}): pip install"
+                " 'lswt-core[tensorboard]'"
+            ) from error
         self._writer_type = SummaryWriter
         self._writer: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record some numbers."""
-        if self._writer is None:  # from here on, what a run that is now resumed had logged is computed and shown anew
-            self._writer = self._writer_type(str(self.run.directory / "tensorboard"), purge_step=step)
+        """Record metrics."""
+        # A resumed run replaces what was logged from this step on.
+        if self._writer is None:
+            self._writer = self._writer_type(
+                str(self.run.directory / "tensorboard"), purge_step=step
+            )
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 

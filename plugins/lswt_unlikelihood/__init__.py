@@ -1,4 +1,4 @@
-"""Unlikelihood training: what a text has said already is made less likely to be said again."""
+"""Unlikelihood training: lowers the probability of repeating tokens of the context."""
 
 from __future__ import annotations
 
@@ -6,48 +6,64 @@ import torch
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Output, Term
+from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, LossSum, Output
 
-SMALLEST_REST = 1e-5  # 1 - p is no smaller: the logarithm, and its gradient, stay finite
+MIN_COMPLEMENT = 1e-5  # of 1 - p, so that the logarithm and its gradient stay finite
 
 
 class Unlikelihood(AuxiliaryLoss):
-    """-sum over c in C_t of log(1 - p_t(c)), averaged over predicted labels; C_t the set of tokens before the label of t, the label
-    itself excepted (Welleck et al. 2019, arXiv 1908.04319, eq. 3 to 5, token level). ``weight`` is the paper's alpha, there 1.
+    """-sum over c in C_t of log(1 - p_t(c)), averaged over predicted labels; C_t is the set of
+    tokens before the label of t, except the label itself (Welleck et al. 2019, arXiv 1908.04319,
+    eq. 3 to 5, token level). ``weight`` is the paper's alpha, there 1.
 
-    Candidates are the tokens of the row and segment up to t: pads are none, nor is another document's token where documents are
-    parted, nor what only a memory knows. 1 - p is taken to be at least 1e-5, as in the authors' code. It needs every logit:
-    [B, T, V] is held until the backward pass. Computed in float32 at least.
+    Candidates are the tokens of the row's segment up to t, without padding and, under document
+    masking, without tokens of other documents; memories do not count. 1 - p is clamped to at least
+    1e-5, as in the authors' code. Logits [B, T, V] are held until the backward pass. Computed in
+    float32 at least.
     """
 
     name = "unlikelihood"
     needs = frozenset({"logits"})
     citation = """@inproceedings{welleck2020neural,
   title={Neural Text Generation with Unlikelihood Training},
-  author={Welleck, Sean and Kulikov, Ilia and Roller, Stephen and Dinan, Emily and Cho, Kyunghyun and Weston, Jason},
+  author={Welleck, Sean and Kulikov, Ilia and Roller, Stephen and Dinan, Emily and Cho, Kyunghyun
+    and Weston, Jason},
   booktitle={ICLR}, year={2020}, note={arXiv 1908.04319}}"""
 
-    def forward(self, out: Output, batch: Batch) -> Term:
-        """Unlikelihood of every candidate of every predicted label, and the number of those labels."""
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        """The unlikelihood of all candidates of predicted labels, and the number of labels."""
         assert out.logits is not None
         logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))  # [B, T, V]
-        said = batch.inputs[:, None, :].expand(-1, logits.shape[1], -1)  # [B, T, T], the row's tokens for every t
-        log_p = logits.gather(-1, said) - logits.logsumexp(-1, keepdim=True)  # [B, T, T]
-        costs = -torch.log1p(-log_p.exp().clamp_max(1 - SMALLEST_REST))
-        return Term(costs.masked_fill(~candidates(batch), 0.0).sum(), self.count(batch))
+        # [B, T, T], the row's tokens for every t
+        tokens = batch.inputs[:, None, :].expand(-1, logits.shape[1], -1)
+        log_p = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)  # [B, T, T]
+        costs = -torch.log1p(-log_p.exp().clamp_max(1 - MIN_COMPLEMENT))
+        return LossSum(costs.masked_fill(~candidates(batch), 0.0).sum(), self.count(batch))
 
 
 def candidates(batch: Batch) -> Tensor:
-    """Whether the label of t makes the token at j less likely: bool [B, t, j]. Of equal tokens before t only the last one does."""
+    """Whether the token at j is a candidate at t: bool [B, t, j]. Of equal tokens up to t only the
+    last one is.
+    """
     inputs, labels = batch.inputs, batch.labels
     length = inputs.shape[1]
-    at = torch.arange(length, device=inputs.device)
+    positions = torch.arange(length, device=inputs.device)
     valid = torch.ones_like(inputs, dtype=torch.bool) if batch.valid is None else batch.valid
-    again = (inputs[:, :, None] == inputs[:, None, :]) & valid[:, None, :] & (at > at[:, None])  # [B, j, k]: j's token returns at k
-    following = at.where(again, length).amin(-1)  # [B, j], where it returns first
-    chosen = valid[:, None, :] & (at <= at[:, None]) & (at[:, None] < following[:, None, :])
+    repeated = (
+        (inputs[:, :, None] == inputs[:, None, :])
+        & valid[:, None, :]
+        & (positions > positions[:, None])
+    )  # [B, j, k]: the token at j occurs again at k
+    next_occurrence = positions.where(repeated, length).amin(-1)  # [B, j]
+    chosen = (
+        valid[:, None, :]
+        & (positions <= positions[:, None])
+        & (positions[:, None] < next_occurrence[:, None, :])
+    )
     chosen &= (inputs[:, None, :] != labels[:, :, None]) & (labels != IGNORE)[:, :, None]
-    return chosen if batch.starts is None else chosen & (at >= batch.starts[:, :, None])
+    if batch.first_visible is not None:
+        chosen &= positions >= batch.first_visible[:, :, None]
+    return chosen
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Metrics mirrored to Weights & Biases; offline unless this machine is logged in."""
+"""Metrics in Weights & Biases; offline unless this machine is logged in."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from lswt_core.interfaces import RunInfo, Tracker
 
 
 class Wandb(Tracker):
-    """A run of Weights & Biases. It is opened at the first metric, on the trackers' own thread, so that a dead network delays
-    nothing; a resumed run continues under the id kept in its directory.
+    """A run in Weights & Biases. It is initialised with the first metrics, on the trackers' thread,
+    so that a dead network does not delay training. A resumed run continues the wandb run whose id
+    is in its directory.
 
-    ``mode = "auto"`` is online where WANDB_API_KEY or a netrc login exists, else offline: ``wandb sync`` uploads such a run.
+    ``mode`` "auto" is online if there is WANDB_API_KEY or a netrc login, else offline; ``wandb
+    sync`` uploads an offline run.
     """
 
     name = "wandb"
+    libraries = ("wandb",)
 
     def __init__(
         self,
@@ -37,42 +40,53 @@ class Wandb(Tracker):
         try:
             from wandb import Settings, init
         except ImportError as error:
-            raise PluginError(f"track.wandb needs a missing package ({error}): pip install 'lswt-core[wandb]'") from error
+            raise PluginError(
+                f"track.wandb needs a missing package ({error}): pip install 'lswt-core[wandb]'"
+            ) from error
         self._init, self._settings = init, Settings(console="off", silent=True)
-        mode_now = _automatic() if mode == "auto" else mode
-        self._arguments: dict[str, Any] = {"project": project, "tags": tags, "entity": entity or None, "mode": mode_now}
-        self._open: Any = None
+        if mode == "auto":
+            mode = _default_mode()
+        self._arguments: dict[str, Any] = {
+            "project": project,
+            "tags": tags,
+            "entity": entity or None,
+            "mode": mode,
+        }
+        self._wandb_run: Any = None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record some numbers; a step that the run had logged before it was resumed is not logged again."""
-        if self._open is None:
-            self._open = self._init(
+        """Record metrics, except of steps that were logged before the run was resumed."""
+        if self._wandb_run is None:
+            self._wandb_run = self._init(
                 id=_run_id(self.run.directory),
                 resume="allow",
-                reinit="create_new",  # else a run of this process that did not finish in time would get these numbers
+                # Do not log into an unfinished wandb run of the same process.
+                reinit="create_new",
                 name=self.run.name,
                 dir=self.run.directory,
                 config=dict(self.run.recipe),
                 settings=self._settings,
                 **self._arguments,
             )
-        if step >= self._open.step:
-            self._open.log(dict(metrics), step=step)
+        if step >= self._wandb_run.step:
+            self._wandb_run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Upload what is left."""
-        if self._open is not None:
-            self._open.finish()
+        """Finish the upload."""
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
 
 
-def _automatic() -> str:
-    """Online if a login is found, offline otherwise; WANDB_MODE decides where it is set."""
+def _default_mode() -> Any:
+    """WANDB_MODE if it is set, else "online" if there is a login, else "offline"."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
+    if os.environ.get("WANDB_API_KEY") or _has_netrc_login():
+        return "online"
+    return "offline"
 
 
-def _in_netrc() -> bool:
+def _has_netrc_login() -> bool:
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
@@ -82,13 +96,17 @@ def _in_netrc() -> bool:
 
 
 def _run_id(directory: Path) -> str:
-    """The id under which this run directory is known, made at its first use, and anew where a loss of power left an empty file."""
+    """The wandb id of a run directory. Created at first use, and again if a power failure left the
+    file empty.
+    """
     path = directory / "wandb_id"
-    known = path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") if path.exists() else ""
-    if not known:
-        known = secrets.token_hex(4)
-        path.write_text(f"{known}\n", encoding="utf-8")
-    return known
+    run_id = ""
+    if path.exists():
+        run_id = path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    if not run_id:
+        run_id = secrets.token_hex(4)
+        path.write_text(f"{run_id}\n", encoding="utf-8")
+    return run_id
 
 
 @hookimpl

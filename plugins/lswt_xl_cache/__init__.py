@@ -1,4 +1,6 @@
-"""Memories after Transformer-XL: the last tokens of every layer, as keys and values or as what those are projected from."""
+"""Memories of the last tokens of every layer: KV cache, sliding window, and Transformer-XL's hidden
+states.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +11,57 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, Memory, Project, Segment, State
+from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
 
 TRANSFORMER_XL = """@inproceedings{dai2019transformer,
   title={Transformer-XL: Attentive Language Models beyond a Fixed-Length Context},
-  author={Dai, Zihang and Yang, Zhilin and Yang, Yiming and Carbonell, Jaime and Le, Quoc V and Salakhutdinov, Ruslan},
+  author={Dai, Zihang and Yang, Zhilin and Yang, Yiming and Carbonell, Jaime and
+    Le, Quoc V and Salakhutdinov, Ruslan},
   booktitle={ACL}, year={2019}}"""
 
 
 class XlCache(Memory):
-    """Attend to the last ``length`` tokens before the segment through their keys and values, kept from earlier segments.
+    """A KV cache: attend to the last ``length`` tokens before the segment.
 
-    After Transformer-XL (Dai et al. 2019, arXiv 1901.02860), which keeps hidden states and projects them anew (xl-hidden); here, as
-    in the LSWTransformer, un-rotated keys and values themselves are kept, computed with the weights of their own time, without
-    gradient.
+    After Transformer-XL (Dai et al. 2019, arXiv 1901.02860), which caches hidden states and
+    projects them again (xl-hidden). As in the LSWTransformer, un-rotated keys and values are
+    cached, without gradient, as the weights of their step projected them.
     """
 
     name = "xl-cache"
-    rolling = True
+    is_kv_cache = True
     citation = TRANSFORMER_XL
 
     def __init__(self, dims: Dims, *, length: Annotated[int, Ge(1), Le(1_048_576)] = 2048) -> None:
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        """Put what is remembered before the new segment; remember the last ``length`` keys and values of both."""
-        *others, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        """Put the cache before the new segment; cache the last ``length`` keys and values."""
+        *others, new = project(x, positions)
         k, v = new.k.detach(), new.v.detach()
         if state is None:
             return [*others, new], {"k": k[:, -self.length :], "v": v[:, -self.length :]}
-        old_k, old_v = state["k"].to(k.dtype), state["v"].to(v.dtype)  # the run may have been continued in another precision
-        remembered = Segment(old_k, old_v, torch.arange(-old_k.shape[1], 0, device=at.device))
-        return [*others, remembered, new], {"k": newest(old_k, k, self.length), "v": newest(old_v, v, self.length)}
+        # another dtype if a run was resumed in another precision
+        old_k, old_v = state["k"].to(k.dtype), state["v"].to(v.dtype)
+        old_positions = torch.arange(-old_k.shape[1], 0, device=positions.device)
+        next_state = {
+            "k": last_tokens(old_k, k, self.length),
+            "v": last_tokens(old_v, v, self.length),
+        }
+        return [*others, KeyValue(old_k, old_v, old_positions), new], next_state
 
 
 class SlidingWindow(XlCache, Memory):
-    """Sliding-window attention: every query sees the last ``length`` tokens, itself included, and no more.
+    """Sliding-window attention: every query sees the last ``length`` tokens, itself included.
 
-    After Beltagy et al. 2020 (arXiv 2004.05150), with the rolling cache of Jiang et al. 2023 (arXiv 2310.06825). With other memories
-    the first query of a segment sees as far back as the memory, and the last one a segment further; here every query sees equally
-    far, and logits do not depend on how a text is cut into segments, however long it is. Sinks are always seen. One layer looks back
-    length - 1 tokens, n layers n times as far. Windows of some layers only are written in [layers.SELECTOR.memory].
+    After Beltagy et al. 2020 (arXiv 2004.05150), with the rolling cache of Jiang et al. 2023 (arXiv
+    2310.06825). With other memories the last query of a segment sees a segment more than the first;
+    here every query sees equally far, and logits do not depend on how a text is split into
+    segments. Sinks are always visible. One layer reaches back length - 1 tokens, n layers n times
+    as far. For windows in some layers only, use [layers.SELECTOR.memory].
     """
 
     name = "window"
@@ -68,12 +79,14 @@ class SlidingWindow(XlCache, Memory):
 
 
 class XlHidden(Memory):
-    """Transformer-XL's own memory: the layer's last ``length`` inputs, from which keys and values are projected anew at every call.
+    """Transformer-XL's memory: cache the layer's last ``length`` inputs, and project keys and
+    values from them at every call.
 
-    After Dai et al. 2019 (arXiv 1901.02860, section 3.2). Keys and values are those of the current weights, whose gradients also come
-    through the remembered tokens; none flows into what is remembered. Inputs are kept as the projections see them, after the layer's
-    norm, which alone is of its own time (the authors' code, where it has norms before attention, norms what it keeps anew). Half of
-    xl-cache's bytes are kept, and ``length`` more tokens projected at every call, also where a call is a single token.
+    After Dai et al. 2019 (arXiv 1901.02860, section 3.2). Keys and values use the current weights,
+    which get gradients through the cached tokens; the cache itself gets none. Inputs are cached
+    after the layer's norm (the authors' code, with pre-norm, caches before it and norms again).
+    Takes half of xl-cache's memory, and projects ``length`` more tokens at every call, even of a
+    single token.
     """
 
     name = "xl-hidden"
@@ -83,26 +96,35 @@ class XlHidden(Memory):
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        """Project what is remembered and the new segment together; remember the last ``length`` inputs of both."""
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        """Project the cache and the new segment together; cache the last ``length`` inputs."""
         if state is None:
-            *others, new = project(x, at)
+            *others, new = project(x, positions)
             return [*others, new], x[:, -self.length :].detach().to(new.k.dtype)
-        old = state.to(x.dtype)  # [B, N, M]; kept in the precision of the projections, to which autocast rounds it anyway
-        size = old.shape[1]
-        *others, both = project(torch.cat((old, x), dim=1), torch.cat((torch.arange(-size, 0, device=at.device), at)))
-        remembered = Segment(both.k[:, :size], both.v[:, :size], torch.arange(-size, 0, device=at.device))
-        new = Segment(both.k[:, size:], both.v[:, size:], at)
-        return [*others, remembered, new], newest(old, x.detach(), self.length).to(both.k.dtype)
+        # [B, N, M]; cached in the dtype of the projections, to which autocast rounds it anyway
+        cached = state.to(x.dtype)
+        size = cached.shape[1]
+        old_positions = torch.arange(-size, 0, device=positions.device)
+        *others, both = project(
+            torch.cat((cached, x), dim=1), torch.cat((old_positions, positions))
+        )
+        old = KeyValue(both.k[:, :size], both.v[:, :size], old_positions)
+        new = KeyValue(both.k[:, size:], both.v[:, size:], positions)
+        next_state = last_tokens(cached, x.detach(), self.length).to(both.k.dtype)
+        return [*others, old, new], next_state
 
 
-def newest(old: Tensor, new: Tensor, length: int) -> Tensor:
-    """The last ``length`` of old and new along dimension 1; no copy when the new ones are enough."""
-    kept = length - new.shape[1]
-    return torch.cat((old[:, -kept:], new), dim=1) if kept > 0 else new[:, -length:]
+def last_tokens(old: Tensor, new: Tensor, length: int) -> Tensor:
+    """The last ``length`` of old and new tokens, dimension 1; no copy if the new ones suffice."""
+    missing = length - new.shape[1]
+    if missing <= 0:
+        return new[:, -length:]
+    return torch.cat((old[:, -missing:], new), dim=1)
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """Offer memories after Transformer-XL."""
+    """Offer memories of the last tokens."""
     return [XlCache, SlidingWindow, XlHidden]

@@ -1,12 +1,12 @@
-"""Small components that are wrong in one way each, and the check that is meant to find it (``MEANT``)."""
+"""Small components with one mistake each, and the check that must catch it (EXPECTED_CHECK)."""
 
 from lswt_core.hooks import hookimpl
-from mutants import attention, layers, losses, memories, positions, rest, training  # noqa: F401
-from mutants.meant import MEANT as MEANT
-from mutants.meant import OFFERED
+from mutants import attention, data, layers, losses, memories, optimizers, positions  # noqa: F401
+from mutants.expected import EXPECTED_CHECK as EXPECTED_CHECK
+from mutants.expected import MUTANTS
 
 
 @hookimpl
 def lswt_components() -> list[type]:
-    """All of them."""
-    return OFFERED
+    """All mutants."""
+    return MUTANTS

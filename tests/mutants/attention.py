@@ -1,4 +1,4 @@
-"""Attention backends, each wrong in one way."""
+"""Attention backends with one mistake each."""
 
 from __future__ import annotations
 
@@ -7,60 +7,65 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    AttentionBackend,
-    Part,
-)
-from lswt_core.parts import scores
-from mutants.meant import CITED, meant
+from lswt_core.interfaces import AttentionBackend, KVBlock
+from lswt_core.plugin_api.attention import attention_scores
+from mutants.expected import CITATION, caught_by
 
 
-def attend(parts: Sequence[Part], weights: Tensor) -> Tensor:
-    """Values weighed."""
-    values = torch.cat([part.v for part in parts], 1).transpose(1, 2)
+def attend(blocks: Sequence[KVBlock], all_scores: list[Tensor]) -> Tensor:
+    """Softmax over the scores of all blocks, then the weighted sum of values."""
+    weights = torch.cat(all_scores, -1).softmax(-1)
+    values = torch.cat([block.v for block in blocks], 1).transpose(1, 2)
     return (weights.to(values.dtype) @ values).transpose(1, 2)
 
 
-@meant("oracle")
-class Shifted(AttentionBackend):
-    """Its mask is off by one: every token sees the next."""
+@caught_by("reference")
+class OffByOneMask(AttentionBackend):
+    """Every token sees the next one."""
 
-    name, citation = "shifted", CITED
+    name, citation = "off-by-one-mask", CITATION
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        found = [scores(p._replace(causal=False)) for p in parts]
-        size = parts[-1].q.shape[1]
-        found[-1] = found[-1].masked_fill(torch.ones(size, size, dtype=torch.bool).triu(2), -torch.inf)
-        return attend(parts, torch.cat(found, -1).softmax(-1))
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        all_scores = [attention_scores(block._replace(causal=False)) for block in blocks]
+        length = blocks[-1].q.shape[1]
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(2)
+        all_scores[-1] = all_scores[-1].masked_fill(hidden, -torch.inf)
+        return attend(blocks, all_scores)
 
 
-@meant("oracle")
+@caught_by("reference")
 class Unscaled(AttentionBackend):
-    """Forgets 1/sqrt(D)."""
+    """Scores lack the factor 1/sqrt(D)."""
 
-    name, citation = "unscaled", CITED
+    name, citation = "unscaled", CITATION
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        return attend(parts, torch.cat([scores(p._replace(q=p.q * p.q.shape[-1] ** 0.5)) for p in parts], -1).softmax(-1))
-
-
-@meant("oracle")
-class Borderless(AttentionBackend):
-    """Does not keep documents apart, and does not say so."""
-
-    name, citation = "borderless", CITED
-
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        return attend(parts, torch.cat([scores(p._replace(starts=None)) for p in parts], -1).softmax(-1))
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        root = blocks[0].q.shape[-1] ** 0.5
+        return attend(
+            blocks, [attention_scores(block._replace(q=block.q * root)) for block in blocks]
+        )
 
 
-@meant("low precision")
-class Coarse(AttentionBackend):
-    """Rounds its scores to bfloat16 where the input is."""
+@caught_by("reference")
+class NoDocumentMask(AttentionBackend):
+    """Ignores document masking without refusing it in ``require``."""
 
-    name, citation = "coarse", CITED
+    name, citation = "no-document-mask", CITATION
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
-        found = torch.cat([scores(p) for p in parts], -1)
-        narrow = found if parts[0].q.dtype != torch.bfloat16 else (found * 4).round() / 4
-        return attend(parts, narrow.softmax(-1))
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        return attend(
+            blocks, [attention_scores(block._replace(first_visible=None)) for block in blocks]
+        )
+
+
+@caught_by("low precision")
+class RoundedScores(AttentionBackend):
+    """Rounds scores to multiples of 1/4 in bfloat16."""
+
+    name, citation = "rounded-scores", CITATION
+
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        all_scores = [attention_scores(block) for block in blocks]
+        if blocks[0].q.dtype == torch.bfloat16:
+            all_scores = [(block_scores * 4).round() / 4 for block_scores in all_scores]
+        return attend(blocks, all_scores)

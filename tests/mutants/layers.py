@@ -1,4 +1,4 @@
-"""Feed-forward layers and norms, each wrong in one way."""
+"""Feed-forward layers and norms with one mistake each."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import random
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import (
-    Dims,
-    FeedForward,
-    HeadNorm,
-    Norm,
-)
-from mutants.meant import CITED, meant
+from lswt_core.interfaces import Dims, FeedForward, Norm, QKNorm
+from mutants.expected import CITATION, caught_by
 
 
-class Layer(FeedForward):
-    """A right layer for mutants to spoil."""
+class TanhLayer(FeedForward):
+    """A correct layer, the base of mutants."""
 
-    citation = CITED
+    citation = CITATION
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
@@ -29,90 +24,90 @@ class Layer(FeedForward):
         return self.fc(x).tanh()
 
 
-@meant("documentation")
-class Silent(Layer, FeedForward):
-    name = "silent"
+@caught_by("documentation")
+class NoDocstring(TanhLayer, FeedForward):
+    name = "no-docstring"
 
 
-@meant("citation")
-class Unquotable(Layer, FeedForward):
-    """Says nothing of where it comes from."""
+@caught_by("citation")
+class NoCitation(TanhLayer, FeedForward):
+    """Has no citation."""
 
-    name, citation = "unquotable", ""
+    name, citation = "no-citation", ""
 
 
-@meant("options")
-class Untyped(Layer, FeedForward):
-    """Its option has a value that its type forbids."""
+@caught_by("options")
+class InvalidDefault(TanhLayer, FeedForward):
+    """The default of its option violates the annotation."""
 
-    name = "untyped"
+    name = "invalid-default"
 
     def __init__(self, dims: Dims, *, scale: int = 0.5) -> None:  # type: ignore[assignment]
         super().__init__(dims)
 
 
-@meant("meta")
-class Unfilled(Layer, FeedForward):
-    """A buffer that is computed when it is built, where there is no memory, and never again."""
+@caught_by("meta device")
+class UnfilledBuffer(TanhLayer, FeedForward):
+    """Fills a buffer in the constructor alone, which runs on the meta device."""
 
-    name = "unfilled"
+    name = "unfilled-buffer"
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
         self.register_buffer("table", torch.ones(dims.d_model), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Forgets the table."""
+        """Does not fill the table."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.table.nan_to_num(1.0).sign()
 
 
-@meant("initialisation")
-class Careless(Layer, FeedForward):
-    """Its table is drawn from Python's generator."""
+@caught_by("reproducible initialisation")
+class PythonRandomness(TanhLayer, FeedForward):
+    """Draws initial values from Python's global generator."""
 
-    name = "careless"
+    name = "python-randomness"
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
         self.scale = nn.Parameter(torch.empty(dims.d_model))
 
     def reset_parameters(self) -> None:
-        """Draw from a generator that nobody seeds."""
+        """Draw from a generator that the core does not seed."""
         nn.init.constant_(self.scale, 1 + random.random())
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.scale
 
 
-@meant("start")
-class Hasty(Layer, FeedForward):
-    """Means to start at nothing, and says so in its constructor, where there is no memory."""
+@caught_by("initial values")
+class ZeroedInConstructor(TanhLayer, FeedForward):
+    """Sets initial values in its constructor, which runs on the meta device."""
 
-    name = "hasty"
+    name = "zeroed-in-constructor"
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
         nn.init.zeros_(self.fc.weight)
 
 
-@meant("start")
-class Replacing(Layer, FeedForward):
-    """The same by a parameter of its own making."""
+@caught_by("initial values")
+class ReplacedInConstructor(TanhLayer, FeedForward):
+    """Replaces a parameter in its constructor, which runs on the meta device."""
 
-    name = "replacing"
+    name = "replaced-in-constructor"
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
         self.fc.weight = nn.Parameter(torch.eye(dims.d_model))
 
 
-@meant("state dict")
-class Forgetful(Layer, FeedForward):
-    """A random table that no checkpoint holds."""
+@caught_by("state dict")
+class UnsavedTable(TanhLayer, FeedForward):
+    """Has a random table that is not in the state dict."""
 
-    name = "forgetful"
+    name = "unsaved-table"
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
@@ -126,85 +121,85 @@ class Forgetful(Layer, FeedForward):
         return super().forward(x) * self.table
 
 
-@meant("randomness")
-class Noisy(Layer, FeedForward):
-    """Draws a number in every pass, and does not even use it."""
+@caught_by("randomness")
+class DrawsInForward(TanhLayer, FeedForward):
+    """Draws a random number in every forward pass, without using it."""
 
-    name = "noisy"
+    name = "draws-in-forward"
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0 * torch.rand(()).to(x)
 
 
-@meant("shapes")
-class Widening(Layer, FeedForward):
-    """Gives float64, whatever it is given."""
+@caught_by("shapes")
+class ReturnsFloat64(TanhLayer, FeedForward):
+    """Returns float64 for every input dtype."""
 
-    name = "widening"
+    name = "returns-float64"
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).double()
 
 
-@meant("position-wise")
-class Clairvoyant(Layer, FeedForward):
+@caught_by("position-wise")
+class MeanOverTokens(TanhLayer, FeedForward):
     """Adds the mean over all tokens, later ones included."""
 
-    name = "clairvoyant"
+    name = "mean-over-tokens"
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + x.mean(1, keepdim=True)
 
 
-@meant("position-wise")
-class Counting(Norm):
-    """Scales tokens by their place."""
+@caught_by("position-wise")
+class ScaledByIndex(Norm):
+    """Scales tokens by their index."""
 
-    name, citation = "counting", CITED
+    name, citation = "scaled-by-index", CITATION
 
     def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)
-        return x * (1 + 0.1 * places)[:, None]
+        index = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)
+        return x * (1 + 0.1 * index)[:, None]
 
 
-@meant("rows")
-class Crowded(Layer, FeedForward):
-    """Subtracts the mean over rows."""
+@caught_by("row independence")
+class MeanOverRows(TanhLayer, FeedForward):
+    """Subtracts the mean over the batch."""
 
-    name = "crowded"
+    name = "mean-over-rows"
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - 0.5 * x.mean(0, keepdim=True))
 
 
-@meant("gradcheck")
-class Short(HeadNorm):
-    """Takes a detour over float32."""
+@caught_by("gradcheck")
+class ThroughFloat32(QKNorm):
+    """Computes in float32 for float64 inputs."""
 
-    name, citation = "short", CITED
+    name, citation = "through-float32", CITATION
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float().tanh().to(x.dtype)
 
 
-@meant("gradients")
-class Idle(Layer, FeedForward):
-    """Has a parameter that is of no use."""
+@caught_by("gradients")
+class UnusedParameter(TanhLayer, FeedForward):
+    """Has a parameter that forward does not use."""
 
-    name = "idle"
+    name = "unused-parameter"
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
         self.spare = nn.Parameter(torch.empty(3))
 
     def reset_parameters(self) -> None:
-        """Fill it all the same."""
+        """Fill the unused parameter."""
         nn.init.ones_(self.spare)
 
 
-@meant("bfloat16")
-class Cancelling(Layer, FeedForward):
-    """Adds a number that bfloat16 cannot hold beside small ones."""
+@caught_by("bfloat16")
+class Cancelling(TanhLayer, FeedForward):
+    """Adds and subtracts a constant too large for bfloat16."""
 
     name = "cancelling"
 
@@ -212,12 +207,14 @@ class Cancelling(Layer, FeedForward):
         return (self.fc(x) + 300.0) - 300.0
 
 
-@meant("compile")
-class Looking(Layer, FeedForward):
-    """Looks at a value."""
+@caught_by("compile")
+class BranchesOnValues(TanhLayer, FeedForward):
+    """Branches on the value of a tensor."""
 
-    name = "looking"
+    name = "branches-on-values"
 
     def forward(self, x: Tensor) -> Tensor:
-        found = super().forward(x)
-        return found if found.abs().max().item() < 1e9 else found * 0
+        out = super().forward(x)
+        if out.abs().max().item() < 1e9:
+            return out
+        return out * 0

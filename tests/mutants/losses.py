@@ -1,4 +1,4 @@
-"""Cross-entropies and auxiliary losses, each wrong in one way."""
+"""Cross-entropies and auxiliary losses with one mistake each."""
 
 from __future__ import annotations
 
@@ -7,134 +7,156 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lswt_core.cross_entropy import dense
 from lswt_core.interfaces import (
     AuxiliaryLoss,
     Batch,
     CrossEntropy,
-    Draws,
+    CrossEntropyOutput,
+    LabelSampling,
+    LossSum,
     Output,
-    Score,
-    Term,
 )
-from mutants.meant import CITED, meant
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
+from mutants.expected import CITATION, caught_by
 
 
-class Scoring(CrossEntropy):
-    """A right cross-entropy for mutants to spoil."""
+class DenseCrossEntropy(CrossEntropy):
+    """A correct cross-entropy, the base of mutants."""
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
-        return dense(z, table, labels, draws, normaliser=normaliser)
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
 
-    def logits_at_once(self, device: str, tokens: int, table: Tensor) -> int:
+    def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         return tokens * len(table)
 
 
-@meant("formula")
-class Everything(Scoring, CrossEntropy):
-    """Counts labels that are to be ignored."""
+@caught_by("reference")
+class CountsIgnored(DenseCrossEntropy, CrossEntropy):
+    """Treats IGNORE as a label."""
 
-    name = "everything"
+    name = "counts-ignored"
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, *rest: Any, **asked: Any) -> Score:
-        return super().forward(z, table, labels.clamp_min(0), *rest, **asked)
-
-
-@meant("gradients of labels")
-class Fixed(Scoring, CrossEntropy):
-    """Leaves the table as it is."""
-
-    name = "fixed"
-
-    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> Score:
-        return super().forward(z, table.detach() + 0 * table, *rest, **asked)
+    def forward(
+        self, z: Tensor, table: Tensor, labels: Tensor, *rest: Any, **options: Any
+    ) -> CrossEntropyOutput:
+        return super().forward(z, table, labels.clamp_min(0), *rest, **options)
 
 
-@meant("drawn labels")
-class Likeliest(Scoring, CrossEntropy):
-    """Always draws the same."""
+@caught_by("cross-entropy gradients")
+class NoTableGradient(DenseCrossEntropy, CrossEntropy):
+    """The gradient of the table is zero."""
 
-    name = "likeliest"
+    name = "no-table-gradient"
 
-    def forward(self, z: Tensor, table: Tensor, labels: Tensor, draws: Draws | None = None, *, normaliser: bool = False) -> Score:
-        draws = None if draws is None else draws._replace(uniforms=torch.full_like(draws.uniforms, 0.5))
-        return super().forward(z, table, labels, draws, normaliser=normaliser)
-
-
-@meant("normaliser")
-class Unmasked(Scoring, CrossEntropy):
-    """Tells a normaliser of tokens that predict nothing."""
-
-    name = "unmasked"
-
-    def forward(self, z: Tensor, table: Tensor, *rest: Any, **asked: Any) -> Score:
-        return super().forward(z, table, *rest, **asked)._replace(normaliser=(z @ table.to(z.dtype).T).logsumexp(-1))
+    def forward(self, z: Tensor, table: Tensor, *rest: Any, **options: Any) -> CrossEntropyOutput:
+        return super().forward(z, table.detach() + 0 * table, *rest, **options)
 
 
-class Price(AuxiliaryLoss):
-    """A right loss for mutants to spoil: the mean square of states where a label is predicted."""
+@caught_by("sampled labels")
+class SameSample(DenseCrossEntropy, CrossEntropy):
+    """Ignores the uniform numbers when it samples labels."""
 
-    citation = CITED
+    name = "same-sample"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        if draws is not None:
+            draws = draws._replace(uniforms=torch.full_like(draws.uniforms, 0.5))
+        return super().forward(z, table, labels, draws, logsumexp=logsumexp)
+
+
+@caught_by("logsumexp")
+class UnmaskedLogsumexp(DenseCrossEntropy, CrossEntropy):
+    """The logsumexp of tokens without a label is not 0."""
+
+    name = "unmasked-logsumexp"
+
+    def forward(self, z: Tensor, table: Tensor, *rest: Any, **options: Any) -> CrossEntropyOutput:
+        out = super().forward(z, table, *rest, **options)
+        return out._replace(logsumexp=(z @ table.to(z.dtype).T).logsumexp(-1))
+
+
+class SquaredNorm(AuxiliaryLoss):
+    """A correct loss, the base of mutants: the mean squared norm of hidden states of predicted
+    tokens.
+    """
+
+    citation = CITATION
+
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         squares = out.states.square().sum(-1).masked_fill(batch.labels < 0, 0.0)
-        return Term(squares.sum(), self.count(batch))
+        return LossSum(squares.sum(), self.count(batch))
 
 
-@meant("needs")
-class Greedy(Price, AuxiliaryLoss):
-    """Uses logits that it does not ask for."""
+@caught_by("needs")
+class UndeclaredLogits(SquaredNorm, AuxiliaryLoss):
+    """Uses logits without declaring them in ``needs``."""
 
-    name = "greedy"
+    name = "undeclared-logits"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         assert out.logits is not None, "no logits were given"
-        return Term(out.logits.square().sum(), self.count(batch))
+        return LossSum(out.logits.square().sum(), self.count(batch))
 
 
-@meant("count")
-class Boasting(Price, AuxiliaryLoss):
-    """Counts more than it announces."""
+@caught_by("count")
+class WrongCount(SquaredNorm, AuxiliaryLoss):
+    """Its ``forward`` counts one more than its ``count``."""
 
-    name = "boasting"
+    name = "wrong-count"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
-        term = super().forward(out, batch)
-        return term._replace(count=term.count + 1)
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        loss = super().forward(out, batch)
+        return loss._replace(count=loss.count + 1)
 
     def count(self, batch: Batch) -> Tensor:
         return (batch.labels >= 0).sum()
 
 
-@meant("micro-batches")
-class Mean(Price, AuxiliaryLoss):
+@caught_by("micro-batches")
+class Mean(SquaredNorm, AuxiliaryLoss):
     """Returns a mean as its total."""
 
     name = "mean"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
-        term = super().forward(out, batch)
-        return term._replace(total=term.total / term.count.clamp_min(1))
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        loss = super().forward(out, batch)
+        return loss._replace(total=loss.total / loss.count.clamp_min(1))
 
 
-@meant("padding")
-class Wasteful(Price, AuxiliaryLoss):
-    """Takes padding for text."""
+@caught_by("padding")
+class CountsPadding(SquaredNorm, AuxiliaryLoss):
+    """Includes padding."""
 
-    name = "wasteful"
+    name = "counts-padding"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
-        return Term(out.states.square().sum(), self.count(batch))
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        return LossSum(out.states.square().sum(), self.count(batch))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.labels.numel())
 
 
-@meant("gradcheck")
-class Careful(Price, AuxiliaryLoss):
-    """Half of its gradient is cut off."""
+@caught_by("gradcheck")
+class HalfGradient(SquaredNorm, AuxiliaryLoss):
+    """Half of its gradient is detached."""
 
-    name = "careful"
+    name = "half-gradient"
 
-    def forward(self, out: Output, batch: Batch) -> Term:
+    def forward(self, out: Output, batch: Batch) -> LossSum:
         return super().forward(out._replace(states=0.5 * (out.states + out.states.detach())), batch)

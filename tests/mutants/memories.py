@@ -1,4 +1,4 @@
-"""Memories, each wrong in one way."""
+"""Memories with one mistake each."""
 
 from __future__ import annotations
 
@@ -7,118 +7,129 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    Dims,
-    Memory,
-    Project,
-    Segment,
-    State,
-)
-from mutants.meant import CITED, meant
+from lswt_core.interfaces import Dims, KeyValue, KVProjection, Memory, State
+from mutants.expected import CITATION, caught_by
 
 
-@meant("hidden state")
-class Selfish(Memory):
-    """Keeps keys and values on itself."""
+@caught_by("stateless")
+class StateOnModule(Memory):
+    """Keeps keys and values on the module."""
 
-    name, citation = "selfish", CITED
+    name, citation = "state-on-module", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
         self.length = length
         self.kept: Any = None
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *others, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *others, new = project(x, positions)
         k, v = new.k.detach(), new.v.detach()
         if state is not None:
             old = self.kept
-            others.append(Segment(*old, torch.arange(-old[0].shape[1], 0)))
+            others.append(KeyValue(*old, torch.arange(-old[0].shape[1], 0)))
             k, v = torch.cat((old[0], k), 1), torch.cat((old[1], v), 1)
         self.kept = k, v
         return [*others, new], k
 
 
-def keep(new: Segment, state: State) -> tuple[list[Segment], tuple[Tensor, Tensor]]:
-    """What a right memory does."""
+def remember(new: KeyValue, state: State) -> tuple[list[KeyValue], tuple[Tensor, Tensor]]:
+    """The blocks and the next state of a correct KV cache."""
     k, v = new.k.detach(), new.v.detach()
     if state is None:
         return [new], (k, v)
-    old = Segment(state[0], state[1], torch.arange(-state[0].shape[1], 0))
+    old = KeyValue(state[0], state[1], torch.arange(-state[0].shape[1], 0))
     return [old, new], (torch.cat((state[0], k), 1), torch.cat((state[1], v), 1))
 
 
-@meant("causality")
-class Peeking(Memory):
-    """Every token meets the next one's value."""
+@caught_by("causality")
+class ShiftedValues(Memory):
+    """Pairs every key with the value of the next token."""
 
-    name, citation = "peeking", CITED
+    name, citation = "shifted-values", CITATION
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *others, new = project(x, at)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *others, new = project(x, positions)
         return [*others, new._replace(v=new.v.roll(-1, 1))], None
 
 
-@meant("state")
-class Sideways(Memory):
-    """Puts tokens before rows in its state."""
+@caught_by("memory state")
+class TokensFirst(Memory):
+    """The first dimension of its state is the token, not the row."""
 
-    name, citation = "sideways", CITED
+    name, citation = "tokens-first", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
-        upright = None if state is None else tuple(t.transpose(0, 1) for t in state)
-        segments, following = keep(new, upright)
-        return segments, tuple(t.transpose(0, 1) for t in following)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
+        rows_first = None if state is None else tuple(t.transpose(0, 1) for t in state)
+        blocks, following = remember(new, rows_first)
+        return blocks, tuple(t.transpose(0, 1) for t in following)
 
 
-@meant("state")
+@caught_by("memory state")
 class Attached(Memory):
-    """Lets gradients into the past."""
+    """Does not detach its state."""
 
-    name, citation = "attached", CITED
-
-    def __init__(self, dims: Dims, *, length: int = 64) -> None:
-        super().__init__(dims)
-        self.length = length
-
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
-        segments, _ = keep(new, state)
-        return segments, (torch.cat([s.k for s in segments], 1), torch.cat([s.v for s in segments], 1))
-
-
-@meant("state")
-class Numbered(Memory):
-    """Counts its calls in its state."""
-
-    name, citation = "numbered", CITED
+    name, citation = "attached", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
-        segments, following = keep(new, None if state is None else state[0])
-        return segments, (following, 0 if state is None else state[1] + 1)
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
+        blocks, _ = remember(new, state)
+        return blocks, (
+            torch.cat([block.k for block in blocks], 1),
+            torch.cat([block.v for block in blocks], 1),
+        )
 
 
-@meant("streaming")
-class Misplaced(Memory):
-    """Gives remembered tokens coordinates that are one off."""
+@caught_by("memory state")
+class NumberInState(Memory):
+    """Its state holds a number, not only tensors."""
 
-    name, citation = "misplaced", CITED
+    name, citation = "number-in-state", CITATION
 
     def __init__(self, dims: Dims, *, length: int = 64) -> None:
         super().__init__(dims)
         self.length = length
 
-    def forward(self, x: Tensor, at: Tensor, state: State, project: Project) -> tuple[list[Segment], State]:
-        *_, new = project(x, at)
-        segments, following = keep(new, state)
-        return [s if s is new else s._replace(at=s.at - 1) for s in segments], following  # type: ignore[operator]
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
+        blocks, following = remember(new, None if state is None else state[0])
+        return blocks, (following, 0 if state is None else state[1] + 1)
+
+
+@caught_by("segment invariance")
+class ShiftedPositions(Memory):
+    """The positions of its tokens are one too low."""
+
+    name, citation = "shifted-positions", CITATION
+
+    def __init__(self, dims: Dims, *, length: int = 64) -> None:
+        super().__init__(dims)
+        self.length = length
+
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
+        blocks, following = remember(new, state)
+        *old, _ = blocks
+        shifted = [block._replace(positions=block.positions - 1) for block in old]  # type: ignore[operator]
+        return [*shifted, new], following

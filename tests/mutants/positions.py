@@ -1,61 +1,57 @@
-"""Positional encodings, each wrong in one way."""
+"""Positional encodings with one mistake each."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import (
-    Bias,
-    DenseBias,
-    PositionalEncoding,
-    SlopeBias,
-)
-from mutants.meant import CITED, meant
+from lswt_core.interfaces import Bias, DenseBias, PositionalEncoding, SlopeBias
+from mutants.expected import CITATION, caught_by
 
 
-@meant("streaming")
-class Indexed(PositionalEncoding):
-    """Turns tokens by their index in the tensor."""
+@caught_by("segment invariance")
+class RotatesByIndex(PositionalEncoding):
+    """Scales tokens by their index in the tensor, not by position."""
 
-    name, citation = "indexed", CITED
+    name, citation = "rotates-by-index", CITATION
 
-    def rotate(self, x: Tensor, at: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         return x * (1 + torch.arange(x.shape[1], dtype=x.dtype))[:, None, None]
 
 
-@meant("causality")
+@caught_by("causality")
 class Averaging(PositionalEncoding):
-    """Adds the mean of all tokens to the input."""
+    """Adds the mean over all tokens to the input."""
 
-    name, citation = "averaging", CITED
+    name, citation = "averaging", CITATION
 
-    def embed(self, x: Tensor, at: Tensor) -> Tensor:
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + x.mean(1, keepdim=True)
 
 
-@meant("bias")
-class Unplaced(PositionalEncoding):
-    """Biases by index instead of coordinate."""
+@caught_by("attention bias")
+class BiasByIndex(PositionalEncoding):
+    """Its bias depends on the index of a key, not on its position."""
 
-    name, citation, biased = "unplaced", CITED, True
+    name, citation, has_bias = "bias-by-index", CITATION, True
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        return DenseBias((q_at[:, None] - torch.arange(len(k_at))[None]).to(q.dtype) * -0.1)
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        distance = q_positions[:, None] - torch.arange(len(k_positions))[None]
+        return DenseBias(distance.to(q.dtype) * -0.1)
 
 
-class Lying(SlopeBias):
-    """Slopes that are not what it is made of."""
+class InconsistentBias(SlopeBias):
+    """Its dense form does not match its slopes."""
 
     def dense(self) -> Tensor:
         return super().dense() * 2
 
 
-@meant("bias")
-class TwoFaced(PositionalEncoding):
-    """Its bias is one thing as slopes and another as numbers."""
+@caught_by("attention bias")
+class DenseUnlikeSlopes(PositionalEncoding):
+    """Its bias differs between slopes and dense form."""
 
-    name, citation, biased = "two-faced", CITED, True
+    name, citation, has_bias = "dense-unlike-slopes", CITATION, True
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        return Lying(torch.tensor([0.1, 0.2], dtype=q.dtype), q_at, k_at)
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        return InconsistentBias(torch.tensor([0.1, 0.2], dtype=q.dtype), q_positions, k_positions)

@@ -1,22 +1,23 @@
-"""Other libraries' models at the same sizes, each as its own users have it. A module here imports its library only when it is asked for."""
+"""Models of other libraries at the same sizes, each used as its documentation recommends. Each
+module imports its library and is imported only if the peer is named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import NamedTuple
 
-from lswt_core.benchmark.work import Subject, Work
+from lswt_core.benchmark.work import Contender
 from lswt_core.errors import UsageError
 from lswt_core.registry import nearest
 
 
 class Peer(NamedTuple):
-    """A subject by name."""
+    """Where a contender is defined."""
 
     module: str
     member: str
-    needs: str  # what to install
+    needs: str  # pip requirement, and what else
 
 
 PEERS = {
@@ -31,17 +32,22 @@ PEERS = {
 ORIGINALS = ("original", "original-float32")
 
 
-def find(name: str) -> Callable[[Work], Subject]:
-    """What builds a peer; UsageError if there is none of this name or its library is missing."""
+def find_peer(name: str) -> type[Contender]:
+    """Return a peer's class; raises UsageError if the name is unknown or its library is missing."""
     if name not in PEERS:
-        guess = nearest(name, [*PEERS, *ORIGINALS])
-        known = ", ".join([*ORIGINALS, *PEERS])
+        names = [*ORIGINALS, *PEERS]
+        guess = nearest(name, names)
+        hint = f"; did you mean {guess}?" if guess else ""
         raise UsageError(
-            f"--against {name}: neither a recipe nor a peer; peers are {known}" + (f"; did you mean {guess}?" if guess else "")
+            f"--against {name}: neither a recipe nor a peer; peers are {', '.join(names)}{hint}"
         )
     peer = PEERS[name]
     try:
-        built: Callable[[Work], Subject] = getattr(import_module(f"{__name__}.{peer.module}"), peer.member)
+        module = import_module(f"{__name__}.{peer.module}")
     except ImportError as error:
-        raise UsageError(f"--against {name} needs {peer.needs} ({error}): python -m pip install {peer.needs.split(',')[0]}") from error
-    return built
+        raise UsageError(
+            f"--against {name} needs {peer.needs} ({error}): python -m pip install"
+            f" {peer.needs.split(',')[0]}"
+        ) from error
+    contender: type[Contender] = getattr(module, peer.member)
+    return contender

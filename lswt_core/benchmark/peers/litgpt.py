@@ -1,4 +1,4 @@
-"""LitGPT's own GPT with the settings of its Llama family."""
+"""LitGPT's GPT with the settings of its Llama family."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from litgpt import GPT, Config
 from litgpt.utils import chunked_cross_entropy
 from torch import Tensor, nn
 
-from lswt_core.benchmark.work import Trained
+from lswt_core.benchmark.work import TorchContender
 
 
-class LitGpt(Trained):
-    """litgpt.GPT of the same width and depth, with its chunked cross-entropy; its head is not tied to the word embeddings."""
+class LitGpt(TorchContender):
+    """litgpt.GPT of the same width and depth, with its chunked cross-entropy and untied LM head."""
 
     name = "litgpt"
-    note = "litgpt.GPT as its pretraining has it: an untied head, chunked cross-entropy, no memory"
+    note = "litgpt.GPT with pretraining settings: untied LM head, chunked cross-entropy, no memory"
     optimizer_options: ClassVar[dict[str, Any]] = {"fused": True}
 
     def build(self) -> nn.Module:
-        """See Trained."""
+        """See TorchContender."""
         work = self.work
         config = Config(
-            block_size=work.context,
+            block_size=work.seq_len,
             vocab_size=work.vocab_size,
             padded_vocab_size=work.vocab_size,
             n_layer=work.n_layers,
@@ -38,5 +38,5 @@ class LitGpt(Trained):
         return cast(nn.Module, GPT(config))
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """See Trained."""
+        """See TorchContender."""
         return chunked_cross_entropy(self.model(inputs), labels)

@@ -1,4 +1,4 @@
-"""transformers' Llama: as it comes, and tuned."""
+"""transformers' Llama, with default settings and tuned."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from lswt_core.benchmark.work import Trained, Work
+from lswt_core.benchmark.work import TorchContender, Work
 
 
-class Llama(Trained):
-    """LlamaForCausalLM of the same width, depth and vocabulary: word embeddings tied and as wide as the model, no memory."""
+class Llama(TorchContender):
+    """LlamaForCausalLM of the same width, depth and vocabulary, with tied embeddings and without
+    memory.
+    """
 
     name = "llama"
-    note = "transformers' LlamaForCausalLM as it comes; plain causal attention, no memory"
-    cache_key = "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"  # its name has changed
+    note = "transformers' LlamaForCausalLM with default settings; causal attention, no memory"
+    # renamed in transformers 5.24
+    cache_key = (
+        "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+    )
 
     def build(self) -> nn.Module:
-        """See Trained."""
+        """See TorchContender."""
         work = self.work
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -30,37 +35,39 @@ class Llama(Trained):
                 num_hidden_layers=work.n_layers,
                 num_attention_heads=work.n_heads,
                 num_key_value_heads=work.n_heads,
-                max_position_embeddings=work.context + work.remembered + 4096,
+                max_position_embeddings=work.seq_len + work.memory_length + 4096,
                 tie_word_embeddings=True,
                 attn_implementation="sdpa",
             )
         )
-        model.get_input_embeddings().weight.requires_grad_(work.trained_table)
+        model.get_input_embeddings().weight.requires_grad_(work.trainable_embedding)
         return cast(nn.Module, model)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """By the library's own loss, which shifts labels itself."""
+        """Return the library's own loss, which shifts labels itself."""
         return cast(Tensor, self.model(input_ids=inputs, labels=labels, shift_labels=labels).loss)
 
     @torch.no_grad()
-    def prompt(self, ids: Tensor) -> Tensor | None:
-        """See Subject."""
+    def prefill(self, ids: Tensor) -> Tensor | None:
+        """See Contender."""
         self.cache: Any = DynamicCache()
         return self.decode(ids)
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """See Subject."""
+        """See Contender."""
         with self.work.precision.autocast(self.work.device):
-            out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{self.cache_key: self.cache})
+            out = self.model(
+                input_ids=ids, use_cache=True, logits_to_keep=1, **{self.cache_key: self.cache}
+            )
         return cast(Tensor, out.logits[:, -1].argmax(-1, keepdim=True))
 
 
 class LlamaTuned(Llama):
-    """The same compiled, with the fused optimizer and an allocator that keeps memory."""
+    """Llama with torch.compile, fused AdamW and an allocator that keeps freed memory."""
 
     name = "llama-tuned"
-    keeps_freed = True
+    keeps_freed_memory = True
     note = "the same under torch.compile, with fused AdamW and freed memory kept"
     optimizer_options: ClassVar[dict[str, Any]] = {"fused": True}
 
@@ -69,5 +76,7 @@ class LlamaTuned(Llama):
         self.compiled = torch.compile(self.model)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """See Llama."""
-        return cast(Tensor, self.compiled(input_ids=inputs, labels=labels, shift_labels=labels).loss)
+        """See TorchContender."""
+        return cast(
+            Tensor, self.compiled(input_ids=inputs, labels=labels, shift_labels=labels).loss
+        )

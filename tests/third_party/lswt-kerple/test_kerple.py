@@ -14,9 +14,11 @@ from lswt_sdpa import Sdpa
 from lswt_swiglu import SwiGlu
 from lswt_xl_cache import XlCache
 
-from lswt_core.head import Vocabulary
 from lswt_core.interfaces import AttentionBackend, Dims
-from lswt_core.model import Attention, Block, Decoder, initialise
+from lswt_core.model.attention import Attention
+from lswt_core.model.decoder import Block, Decoder
+from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.model.initialise import initialise
 
 
 def encoding(r1: list[float], r2: list[float]) -> Kerple:
@@ -27,7 +29,9 @@ def encoding(r1: list[float], r2: list[float]) -> Kerple:
 
 
 def test_the_penalty_is_the_papers() -> None:
-    bias = encoding([2.0, 0.5], [0.25, 3.0]).bias(torch.zeros(1, 2, 2, 4), torch.tensor([0, 1]), torch.tensor([-3, 0]))
+    bias = encoding([2.0, 0.5], [0.25, 3.0]).bias(
+        torch.zeros(1, 2, 2, 4), torch.tensor([0, 1]), torch.tensor([-3, 0])
+    )
     dense = bias.dense().tolist()  # [H, T, N]
     for head, (r1, r2) in enumerate([(2.0, 0.25), (0.5, 3.0)]):
         for query, key, distance in [(0, 0, 3), (0, 1, 0), (1, 0, 4), (1, 1, 1)]:
@@ -35,16 +39,22 @@ def test_the_penalty_is_the_papers() -> None:
 
 
 def test_what_was_learned_stays_a_penalty() -> None:
-    bias = encoding([-1.0], [-1.0]).bias(torch.zeros(1, 1, 1, 4), torch.tensor([0]), torch.tensor([-100]))
+    bias = encoding([-1.0], [-1.0]).bias(
+        torch.zeros(1, 1, 1, 4), torch.tensor([0]), torch.tensor([-100])
+    )
     assert bias.dense().item() == pytest.approx(-0.01 * math.log(2))
 
 
 def model(backend: type[AttentionBackend]) -> Decoder:
     """One layer that remembers and has registers."""
     dims = Dims(16, 4, 24, 1)
-    attention = Attention(dims, {"xl": XlCache(dims, length=32), "registers": Registers(dims, count=2)}, backend(dims))
+    attention = Attention(
+        dims, {"xl": XlCache(dims, length=32), "registers": Registers(dims, count=2)}, backend(dims)
+    )
     block = Block(LayerNorm(dims), attention, LayerNorm(dims), SwiGlu(dims))
-    decoder = Decoder(Vocabulary(20, 8, 16), Kerple(dims), LayerNorm(dims), [block], LayerNorm(dims))
+    decoder = Decoder(
+        TiedEmbedding(20, 8, 16), Kerple(dims), LayerNorm(dims), [block], LayerNorm(dims)
+    )
     initialise(decoder, seed=0, std=0.4)
     return decoder.double()
 

@@ -1,4 +1,4 @@
-"""Kernelised relative positions, the logarithmic kind."""
+"""KERPLE, kernelised relative positional embedding, with the logarithmic kernel."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from torch import Tensor, nn
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Bias, DenseBias, Dims, PositionalEncoding
 
-LEAST = 1e-2  # below which neither number falls, as in the authors' code
+MINIMUM = 1e-2  # of r1 and r2, as in the authors' code
 
 
 class Kerple(PositionalEncoding):
-    """A penalty on scores, r1 log(1 + r2 distance), both learned in every head (Chi et al. 2022, arXiv 2205.09921)."""
+    """The bias -r1 log(1 + r2 distance) with r1 and r2 learned per head (Chi et al. 2022, arXiv
+    2205.09921).
+    """
 
     name = "kerple"
-    stationary = True
-    biased = True
+    cacheable_keys = True
+    has_bias = True
     citation = """@inproceedings{chi2022kerple,
   title={KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation},
-  author={Chi, Ta-Chung and Fan, Ting-Han and Ramadge, Peter J. and Rudnicky, Alexander I.}, booktitle={NeurIPS}, year={2022}}"""
+  author={Chi, Ta-Chung and Fan, Ting-Han and Ramadge, Peter J. and Rudnicky, Alexander I.},
+  booktitle={NeurIPS}, year={2022}}"""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
@@ -30,10 +33,10 @@ class Kerple(PositionalEncoding):
         nn.init.uniform_(self.r1, 0, 2)
         nn.init.uniform_(self.r2, 0, 1)
 
-    def bias(self, q: Tensor, q_at: Tensor, k_at: Tensor) -> Bias:
-        """The penalty of every head, query and key, [H, T, N]; keys after their query are hidden anyway."""
-        r1, r2 = (r.clamp_min(LEAST)[:, None, None] for r in (self.r1, self.r2))
-        distance = (q_at[:, None] - k_at[None, :]).clamp_min(0)
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        """The bias of every head, query and key, [H, T, N]; the causal mask hides later keys."""
+        r1, r2 = (r.clamp_min(MINIMUM)[:, None, None] for r in (self.r1, self.r2))
+        distance = (q_positions[:, None] - k_positions[None, :]).clamp_min(0)
         return DenseBias(-r1 * torch.log1p(r2 * distance))
 
 

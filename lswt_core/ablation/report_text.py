@@ -1,0 +1,176 @@
+"""The report of an ablation as text: its sentences, the terminal's output, and report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lswt_core.ablation.report_tables import (
+    Report,
+    certificate_table,
+    change_table,
+    cost_table,
+    format_difference,
+    loss_table,
+    probe_table,
+    seed_table,
+)
+from lswt_core.ablation.verdict import UNRESOLVED
+from lswt_core.reporting.units import format_duration
+
+PICTURE = "report.png"
+
+
+def summarize(report: Report) -> list[str]:
+    """Return the findings, what is not resolved, and on how many seeds and steps they rest."""
+    settings, comparisons = report["settings"], report["comparisons"]
+    seeds = len(settings["seeds"])
+    extent = (
+        f"{seeds} seed{'s' if seeds != 1 else ''} of {settings['steps']:,} steps"
+        f" ({settings['tokens']:,} tokens) each"
+    )
+    sentences = [summarize_comparison(one) for one in comparisons]
+    unresolved = ", ".join(one["arm"] for one in comparisons if one["verdict"] == UNRESOLVED)
+    if unresolved:
+        sentences.append(
+            f"Not resolved with {extent}: {unresolved}. That is no evidence of equality."
+        )
+    else:
+        sentences.append(f"Based on {extent}.")
+    broken = ", ".join(one["arm"] for one in report["certificate"] if one["status"] == "broken")
+    if broken:
+        sentences.append(
+            f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
+            " these swaps."
+        )
+    sentences += [f"{note}." for note in settings.get("notes", ())]
+    sentences.append(
+        "It holds for this recipe, size and length of training, with hyper-parameters as they are;"
+        f" margin {settings['margin']:g} nats."
+    )
+    return sentences
+
+
+def summarize_comparison(one: dict[str, Any]) -> str:
+    """Return a comparison as a sentence."""
+    if one["delta"] is None:
+        return f"{one['arm']}: {one['verdict']}; {one['why']}."
+    interval = "no interval"
+    if one["ci95"] is not None:
+        low, high = map(format_difference, one["ci95"])
+        interval = f"95 % interval {low} to {high}"
+    return (
+        f"{one['arm']}: {one['verdict']}, {format_difference(one['delta'])} nats per token"
+        f" ({interval}); {one['why']}."
+    )
+
+
+def list_unknown(report: Report) -> list[str]:
+    """Return every number that could not be computed, and why."""
+    entries = [(arm["name"], arm["unknown"]) for arm in report["arms"]]
+    entries += [(one["arm"], one["unknown"]) for one in report["comparisons"]]
+    lines = []
+    for name, unknown in entries:
+        lines += [f"{name}: {key} is unknown: {why}" for key, why in unknown.items()]
+    return lines
+
+
+def list_power(report: Report) -> list[str]:
+    """Return what the seeds could have resolved, and how many more would be needed."""
+    compared = [one for one in report["comparisons"] if one["std"] is not None]
+    return [describe_noise(one) for one in compared]
+
+
+def describe_noise(one: dict[str, Any]) -> str:
+    """Return the noise between an arm's seeds, and the seeds that resolve the margin."""
+    count = "an unknown number of" if "margin_seeds" in one["unknown"] else one["margin_seeds"]
+    plan = "no number of seeds is in sight"
+    if count:
+        difference = f"a difference of {one['margin']:g} nats"
+        plan = f"{count} seeds would find {difference} with a chance of 80 %"
+    shared = ""
+    if one["correlation"] is not None:
+        shared = f"; the arms share noise with correlation {one['correlation']:.2f}"
+    noise = f"differences between seeds vary by {one['std']:.2g} nats"
+    return f"{one['arm']}: {noise}{shared}; {plan}."
+
+
+def list_document_intervals(report: Report) -> list[str]:
+    """Return the uncertainty from the choice of held-out documents."""
+    lines = []
+    for one in report["comparisons"]:
+        if one["documents_ci95"] is not None:
+            low, high = map(format_difference, one["documents_ci95"])
+            lines.append(
+                f"{one['arm']}: over other held-out documents of this kind, for these very models,"
+                f" {low} to {high} (95 % interval)."
+            )
+    return lines
+
+
+def list_failures(report: Report) -> list[str]:
+    """Return every run that failed, and why."""
+    lines = []
+    for arm in report["arms"]:
+        lines += [f"{arm['name']}, seed {one['seed']}: {one['why']}" for one in arm["failures"]]
+    return lines
+
+
+def describe_picture(report: Report) -> str:
+    """Return the picture's content in words, as alternative text."""
+    comparisons = [summarize_comparison(one) for one in report["comparisons"]]
+    return (
+        "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin;"
+        " training curves and held-out loss by position. " + " ".join(comparisons)
+    )
+
+
+def render_terminal(report: Report) -> str:
+    """Return what the command prints at its end."""
+    parts = [
+        loss_table(report).text(),
+        cost_table(report).text(),
+        "\n".join(summarize(report)),
+        "\n".join(list_unknown(report)),
+        "\n".join(list_failures(report)),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def render_markdown(report: Report) -> str:
+    """Return report.md."""
+    probes = probe_table(report)
+    seconds = sum(arm["seconds"] for arm in report["arms"])
+    command = (
+        f"```\n{report['command']}\n```\n\nTime spent in training: {format_duration(seconds)}."
+    )
+    citations = ""
+    if report["citations"]:
+        citations = "```bibtex\n" + "\n".join(report["citations"]) + "\n```"
+    parts = [
+        f"# {report['name']}",
+        bullet_list(summarize(report)),
+        f"![{describe_picture(report)}]({PICTURE})",
+        loss_table(report).markdown(),
+        headed("What it costs", cost_table(report).markdown()),
+        headed("Every seed", seed_table(report).markdown()),
+        headed("What these seeds could resolve", bullet_list(list_power(report))),
+        headed("What could not be computed", bullet_list(list_unknown(report))),
+        headed("Failures", bullet_list(list_failures(report))),
+        headed("Probes", probes.markdown() if probes else ""),
+        headed("What the arms change", change_table(report).markdown()),
+        headed("Certificate", certificate_table(report).markdown()),
+        headed("Made with", command),
+        headed("Citations", citations),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def headed(title: str, body: str) -> str:
+    """Return a section in Markdown; empty where ``body`` is."""
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def bullet_list(lines: Sequence[str]) -> str:
+    """Return a list in Markdown."""
+    return "\n".join(f"- {line}" for line in lines)

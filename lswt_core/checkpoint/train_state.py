@@ -1,0 +1,132 @@
+"""Model and optimizer state as named tensors and JSON, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.checkpoint.values import escape_key, fill_outline, outline, unescape_key
+from lswt_core.errors import CheckpointError
+from lswt_core.interfaces import Optimizer
+
+# Group entries that are not saved: options come from the recipe, the rate from the schedule.
+UNSAVED = ("params", "names", "name", "matrices", "lr", "weight_decay")
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name."""
+    return dict(model.state_dict())
+
+
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a model's parameters and buffers. Raises CheckpointError unless names and
+    dtypes are the model's.
+    """
+    state = model.state_dict()
+    differing = state.keys() ^ tensors.keys()
+    if differing:
+        raise CheckpointError(
+            f"checkpoint and model differ in {', '.join(sorted(differing)[:5])} ({len(differing)}"
+            " tensors)"
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tensor.dtype != tensors[name].dtype:  # a copy would round silently
+                raise CheckpointError(
+                    f"checkpoint and model differ in {name}: {tensors[name].dtype} there,"
+                    f" {tensor.dtype} here"
+                )
+            tensor.copy_(tensors[name])
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state: tensors named "parameter/key", longer where they are nested, and the
+    rest as JSON data. Raises CheckpointError for values that cannot be saved.
+    """
+    state = optimizer.state_dict()
+    names = parameter_names(optimizer)
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        if index not in range(len(names)) or not isinstance(entries, dict):
+            raise CheckpointError(
+                f"the state of optimizer {optimizer.name!r} has an entry {index!r}, which belongs"
+                " to no parameter and is not saved: keep it in a parameter's state or in the"
+                " groups"
+            )
+        for key, value in entries.items():
+            path = f"{names[index]}/{escape_key(require_string(key, names[index]))}"
+            outlined = outline(value, path, tensors)
+            if not isinstance(value, Tensor):
+                rest[path] = outlined
+    groups = []
+    for i, group in enumerate(state["param_groups"]):
+        saved = {}
+        for key in changed_keys(optimizer, group):
+            saved[key] = outline(group[key], f"group {i}/{escape_key(key)}", tensors)
+        groups.append(saved)
+    return tensors, {"state": rest, "groups": groups}
+
+
+def require_string(key: Any, name: str) -> str:
+    """A key of a parameter's state. Raises CheckpointError if it is no string."""
+    if isinstance(key, str):
+        return key
+    raise CheckpointError(f"the state of {name} cannot be saved: its key {key!r} is no string")
+
+
+def restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
+) -> None:
+    """Load an ``optimizer_state`` into a new optimizer; every tensor keeps its dtype."""
+    state = optimizer.state_dict()
+    index = {name: i for i, name in enumerate(parameter_names(optimizer))}
+    # nested tensors are filled into the document's entries
+    direct = {path: t for path, t in tensors.items() if path.rpartition("/")[0] in index}
+    entries: dict[int, dict[str, Any]] = {}
+    for path, value in (*direct.items(), *document["state"].items()):
+        name, _, key = path.rpartition("/")
+        entries.setdefault(index[name], {})[unescape_key(key)] = fill_outline(value, tensors)
+    for group, saved in zip(state["param_groups"], document["groups"], strict=True):
+        group.update({key: fill_outline(value, tensors) for key, value in saved.items()})
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, saved in entries.items():
+        loaded = optimizer.state[parameters[i]]
+        for key in loaded.keys() & saved.keys():
+            loaded[key] = restore_dtype(loaded[key], saved[key])
+
+
+def restore_dtype(loaded: Any, saved: Any) -> Any:
+    """A loaded value with its saved dtypes: torch casts tensors to the parameter's dtype."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(loaded, dict) and isinstance(saved, dict):
+        return {key: restore_dtype(loaded[key], saved[key]) for key in saved}
+    if isinstance(loaded, list | tuple) and isinstance(saved, list | tuple):
+        return type(saved)(restore_dtype(*pair) for pair in zip(loaded, saved, strict=True))
+    return saved
+
+
+def parameter_names(optimizer: Optimizer) -> list[str]:
+    """Parameter names in the order of torch's indices."""
+    return [name for group in optimizer.param_groups for name in group["names"]]
+
+
+def changed_keys(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
+    """Entries of a parameter group that training has changed from their default."""
+    changed = []
+    for key, value in group.items():
+        if key not in UNSAVED and not equals_default(optimizer.defaults.get(key), value):
+            changed.append(key)
+    return changed
+
+
+def equals_default(default: Any, value: Any) -> bool:
+    """Whether a value equals its default; False for tensors, which are not compared."""
+    if isinstance(default, Tensor) or isinstance(value, Tensor):
+        return False
+    return bool(default == value)

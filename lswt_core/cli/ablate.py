@@ -1,0 +1,291 @@
+"""``python -m lswt_core ablate RECIPE --swap ffn=gelu --seeds 5``: is a component worth it? Arms
+that differ from a baseline in one thing, several seeds each, and an honest report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lswt_core.ablation.arms import (
+    COMMAND_LINE,
+    ArmSpec,
+    arms_of_file,
+    arms_of_recipes,
+    lay_out_arms,
+    list_swaps,
+    read_ablation_file,
+    require_arms,
+)
+from lswt_core.cli.common import plugin_argument, report_source, required_registry
+from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
+from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+from lswt_core.recipe.loader import find
+
+if TYPE_CHECKING:
+    from lswt_core.ablation.outcome import Study
+
+LAYOUTS = ("one-at-a-time", "leave-one-out", "add-one-in", "factorial")
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments. What an ablation file says too has no default here: the command line
+    wins where it speaks.
+    """
+    parser.add_argument(
+        "recipe",
+        type=Path,
+        help="the baseline's recipe, or an ablation file (TOML with a key `recipe`)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a value in every arm, e.g. train.steps=100",
+    )
+    parser.add_argument(
+        "--swap",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE",
+        help="an arm: e.g. ffn=gelu, memory.xl=false",
+    )
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="an arm that is a recipe of its own",
+    )
+    parser.add_argument(
+        "--plan", choices=LAYOUTS, help="how swaps become arms (default one-at-a-time)"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of every arm (default 5)")
+    parser.add_argument(
+        "--match",
+        choices=("none", "params", "flops"),
+        help="give every arm the baseline's parameters or FLOPs",
+    )
+    parser.add_argument(
+        "--knob",
+        choices=("d_ffn", "n_layers"),
+        default="d_ffn",
+        help="the size that is turned to match (default d_ffn)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="NATS",
+        help="difference in loss that does not matter (default 0.01)",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=(
+            "let a difference outside of the swap pass: a key, or parameters, groups, kernels,"
+            " initialisation, data"
+        ),
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the report goes (default: runs/ablations/<name>)",
+    )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        default=Path("runs/store"),
+        metavar="DIR",
+        help="where runs are kept and found again",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at once (default: one for each of --devices, else one)",
+    )
+    parser.add_argument(
+        "--devices",
+        metavar="0,1",
+        help="numbers of the accelerators to use, each for one run at a time",
+    )
+    parser.add_argument("--full", action="store_true", help="ignore the recipe's [cpu] overlay")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build and certify the arms, show what they cost, and train nothing",
+    )
+    plugin_argument(parser)
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    """Certify the arms, make the runs, write the report."""
+    name, variants, settings = read_arms(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "ablate starts its runs itself: start it without torchrun, with --devices 0,1,... for"
+            " several accelerators"
+        )
+    require_libraries()
+    from lswt_core.ablation.build_arms import AblationSpec
+    from lswt_core.ablation.runner import Workers
+    from lswt_core.ablation.store import RunStore
+    from lswt_core.ablation.study import Ablation, format_command, require_certified
+    from lswt_core.distributed.world import World
+    from lswt_core.recipe import Recipe
+
+    registry, world = required_registry(arguments), World.join()
+    recipe = Recipe.load(variants[0].path, variants[0].overrides, registry=registry)
+    report_source(recipe, variants[0].path)
+    overlay = (
+        None if arguments.full or world.device.type not in recipe.overlays else world.device.type
+    )
+    spec = AblationSpec(
+        name,
+        variants,
+        **settings,
+        knob=arguments.knob,
+        overlay=overlay,
+        command=format_command(words_of(arguments)),
+    )
+    ablation = Ablation(spec, registry, world, say)
+    directory = arguments.out or Path("runs/ablations") / f"{name}-{spec.fingerprint()}"
+    ablation.build()
+    say(ablation.describe_arms())
+    if arguments.dry_run:
+        return 0
+    claim(directory, spec.fingerprint())
+    make_output_directory(arguments.store, "--store")
+    devices = arguments.devices.split(",") if arguments.devices else []
+    at_once = arguments.jobs or len(devices) or 1
+    study = ablation.run(
+        RunStore(arguments.store), Workers(at_once, threads(at_once), devices, arguments.plugin)
+    )
+    print(written(study, directory))
+    require_certified(study)
+    refuse_failed(study, directory)
+    return 0
+
+
+def written(study: Study, directory: Path) -> str:
+    """Write the report; returns what is to be printed. Raises ResourceError where it cannot be
+    written: the runs are kept.
+    """
+    from lswt_core.ablation.publish import publish
+
+    try:
+        return publish(study, directory)
+    except OSError as error:
+        fix = "make room; the same command writes it, and makes no run again"
+        raise ResourceError(f"the report cannot be written: {error}\n  fix: {fix}") from error
+
+
+def refuse_failed(study: Study, directory: Path) -> None:
+    """Raise RunsFailed if runs failed; the report is written, and says which."""
+    outcomes = [one for arm in study.arms for one in arm.outcomes]
+    failed = sum(one.failure is not None for one in outcomes)
+    if failed:
+        raise RunsFailed(
+            f"{failed} of {len(outcomes)} runs failed; {directory / 'report.md'} says which, and"
+            " why\n  fix: the same command makes those again that did not diverge"
+        )
+
+
+def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[str, Any]]:
+    """The ablation's name, its baseline and arms, and how they are to be compared."""
+    read = read_ablation_file(arguments.recipe)
+    told = read[0] if read is not None else None
+    path = arguments.recipe if read is None else find(read[0].recipe, read[1].path.parent)
+    overrides = (*(told.set if told else ()), *arguments.overrides)
+    swaps = [*(list_swaps(told.swap) if told else ()), *arguments.swap]
+    layout = arguments.plan or (told.plan if told else "one-at-a-time")
+    arms = lay_out_arms(
+        layout, path, swaps, overrides, COMMAND_LINE if read is None else read[1].shown
+    )
+    arms += [
+        *(arms_of_file(*read) if read is not None else ()),
+        *arms_of_recipes(arguments.arm, overrides),
+    ]
+    settings = {
+        "seeds": first(arguments.seeds, told and told.seeds, 5),
+        "match": first(arguments.match, told and told.match, "none"),
+        "margin": first(arguments.margin, told and told.margin, 0.01),
+        "allow": [*(told.allow if told else ()), *arguments.allow],
+    }
+    if settings["seeds"] < 1 or settings["margin"] <= 0:
+        raise UsageError("--seeds is at least 1, and --margin greater than 0")
+    return find(arguments.recipe).stem, require_arms(arms), settings
+
+
+def first(*values: Any) -> Any:
+    """The first value that was given."""
+    return next(value for value in values if value is not None)
+
+
+def words_of(arguments: argparse.Namespace) -> list[str]:
+    """The command's words that decide what is compared."""
+    words = [str(arguments.recipe), *arguments.overrides]
+    for name in ("swap", "arm", "allow", "plugin"):
+        words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
+    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
+        value = getattr(arguments, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return (
+        words
+        + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
+        + (["--full"] if arguments.full else [])
+    )
+
+
+def claim(directory: Path, fingerprint: str) -> None:
+    """Make the report's directory this ablation's; raises UsageError if it holds another one's
+    report, or cannot be written to.
+    """
+    make_output_directory(directory, "--out")
+    path = directory / "ablation.json"
+    if claimed(path) not in (None, fingerprint):
+        raise UsageError(
+            f"{directory} holds the report of another ablation\n  fix: choose another --out"
+        )
+    write_atomically(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
+
+
+def claimed(path: Path) -> str | None:
+    """Whose report a directory holds; None if nobody's, or if that cannot be read any more."""
+    try:
+        return (
+            str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+            if path.is_file()
+            else None
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        say(f"warning: {path} is damaged and is written anew: {error}")
+        return None
+
+
+def threads(at_once: int) -> int:
+    """Threads of every run, so that all runs together use the processors once."""
+    return max(1, (os.cpu_count() or 1) // at_once)
+
+
+def say(text: str) -> None:
+    """A line at once, also where output goes to a file."""
+    print(text, flush=True)
+
+
+def require_libraries() -> None:
+    """Raise PluginError if a library that the report needs is not installed."""
+    missing = [name for name in ("scipy", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise PluginError(
+            f"ablate needs {' and '.join(missing)} for its statistics and pictures\n  fix: pip"
+            " install 'lswt-core[ablate]'"
+        )

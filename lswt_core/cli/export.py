@@ -1,0 +1,105 @@
+"""``python -m lswt_core export`` and ``import``: models to the HuggingFace ecosystem, and the
+original authors' from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from lswt_core.cli.common import next_commands, plugin_argument, required_registry
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``export``."""
+    parser.add_argument("run", type=Path, help="a run directory, e.g. runs/quickstart")
+    parser.add_argument("out", type=Path, help="the new directory to write")
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload it to the HuggingFace Hub afterwards (key: HF_API_KEY)",
+    )
+    parser.add_argument("--private", action="store_true", help="make the pushed model private")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="with --push: say what would be uploaded, and upload nothing",
+    )
+    plugin_argument(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run as a model that anybody can load, and push it if asked."""
+    from lswt_core.hf.export import export_run  # slow to import
+    from lswt_core.hf.push import list_files, push
+
+    registry = required_registry(arguments)
+    done = export_run(arguments.run, arguments.out, address=arguments.push, registry=registry)
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"exported to {done.directory}; read back, it gives the run's logits bit for bit")
+    if arguments.push and arguments.dry_run:
+        print(f"dry run: --push {arguments.push} would upload")
+        print("\n".join(list_files(done.directory)))
+    elif arguments.push:
+        print(f"pushed to {push(done.directory, arguments.push, private=arguments.private)}")
+    print(next_python(done.directory))
+    return 0
+
+
+def import_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``import``."""
+    parser.add_argument(
+        "source", help='a directory with "model_type": "lsw_transformer", or a name on the Hub'
+    )
+    parser.add_argument("out", type=Path, help="the new directory to write")
+    parser.add_argument(
+        "--memory-length",
+        type=int,
+        default=2048,
+        help="how many tokens the model will remember (default: 2048)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="what weights are stored in",
+    )
+    parser.add_argument("--revision", default="", help="of a model on the Hub")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="of the Hub, or a directory: the tokenizer to put beside a model that has none",
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+
+
+def import_original(arguments: argparse.Namespace) -> int:
+    """Turn a checkpoint of the original authors' code into our format."""
+    from lswt_core.hf.import_original import import_checkpoint  # slow to import
+
+    done = import_checkpoint(
+        arguments.source,
+        arguments.out,
+        memory_length=arguments.memory_length,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        tokenizer=arguments.tokenizer,
+    )
+    print(f"imported to {done.directory}")
+    print(next_python(done.directory))
+    return 0
+
+
+def next_python(directory: Path) -> str:
+    """How a model in transformers' format is used: a command, and lines of Python."""
+    command = next_commands(f'lswt_core generate {shlex.quote(str(directory))} --prompt "..."')
+    lines = (
+        "or, in Python:",
+        "  import lswt_core.hf",
+        "  from transformers import AutoModelForCausalLM",
+        f"  model = AutoModelForCausalLM.from_pretrained({str(directory)!r})",
+    )
+    return "\n".join([command, *lines])

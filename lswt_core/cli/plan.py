@@ -1,0 +1,214 @@
+"""``python -m lswt_core plan RECIPE``: parameters, memory, FLOPs and time of a recipe. Allocates
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from lswt_core.cli.common import next_commands, recipe_arguments, report_source, required_registry
+from lswt_core.cli.plan_text import comparison, text
+from lswt_core.errors import UsageError
+from lswt_core.recipe import Recipe
+from lswt_core.recipe.swap import override_of
+from lswt_core.registry import Registry, nearest
+
+if TYPE_CHECKING:
+    from lswt_core.budget.flops import Flops
+
+SHORT = 0.5  # seconds a micro-batch may be expected to take for it to be run
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    recipe_arguments(parser)
+    parser.add_argument("--overlay", help="apply this overlay of the recipe, e.g. cpu")
+    parser.add_argument(
+        "--swap",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE",
+        help="show what a swap changes, e.g. ffn=gelu",
+    )
+    parser.add_argument(
+        "--micro",
+        type=int,
+        metavar="N",
+        help="rows run at a time (default: the recipe's train.micro_batch_size)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="what is computed in (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="N", help="processes that share the rows"
+    )
+    parser.add_argument(
+        "--on",
+        metavar="NAME",
+        help="an accelerator from a data sheet, e.g. h100 (default: this machine, measured)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Print what a recipe would take; refuse nothing."""
+    registry = required_registry(arguments)
+    recipe = load(arguments, registry)
+    found = measure(recipe, registry, arguments)
+    found["swaps"] = {
+        swap: measure(load(arguments, registry, swap), registry, arguments)
+        for swap in arguments.swap
+    }
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(text(found))
+    if arguments.swap:
+        print("\n" + comparison({"as it is": found} | found["swaps"]))
+    words = shlex.join([str(arguments.recipe), *arguments.overrides])
+    print(next_commands(f"lswt_core.run {words}"))
+    return 0
+
+
+def load(arguments: argparse.Namespace, registry: Registry, *swaps: str) -> Recipe:
+    """Load the recipe with the overrides and swaps of the command line."""
+    precision = arguments.precision or ("bfloat16" if arguments.on else None)
+    overrides = [
+        *arguments.overrides,
+        *map(override_of, swaps),
+        *([f"train.precision={precision}"] if precision else []),
+    ]
+    recipe = Recipe.load(arguments.recipe, overrides, overlay=arguments.overlay, registry=registry)
+    if not swaps:
+        report_source(recipe, arguments.recipe)
+    return recipe
+
+
+def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return parameters, memory, FLOPs and time of a run, as plain data.
+
+    "parameters" {total, trainable, by_component, trainable_by_component}; "memory" of one process
+    in bytes, by part, with its total, what is available and "largest_micro", the most rows that fit
+    at a time; "flops" per token {forward, train, refresh, conventional, six_n, forward_by_part};
+    "run" {steps, tokens_per_step, tokens}; "time" {tokens_per_second, seconds, machine ...} as
+    estimated; "device", "precision", "attention", and "unknown", what cannot be measured without
+    numbers, and why: "flops" and "time" are then None, and parts of the memory are absent.
+    """
+    import torch
+
+    from lswt_core.budget import budget
+    from lswt_core.device import Precision, available_memory
+    from lswt_core.distributed.world import World
+    from lswt_core.model.attention_choice import choose_backends
+
+    device = World.join().device
+    world = World(0, arguments.ranks, device)
+    precision = Precision.choose(recipe.train.precision, device)
+    if arguments.on is None:
+        backends = choose_backends(recipe, registry, device, precision.dtype)
+        attention = {"backend": ", ".join(backends.names), "notes": list(backends.notes)}
+    else:
+        asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
+        attention = {
+            "backend": ", ".join(asked),
+            "notes": [f"what 'auto' stands for is settled on the {arguments.on} itself"],
+        }
+    taken = budget(recipe, registry, world)
+    machine = machine_of(arguments.on, recipe, device, available_memory(device))
+    train = recipe.train
+    micro = arguments.micro or min(
+        train.micro_batch_size or train.batch_size, len(world.rows(train.batch_size))
+    )
+    memory = taken.memory.of_process(world, micro) | {"available": machine.memory}
+    return {
+        "recipe": recipe.name,
+        "overlay": recipe.overlay,
+        "parameters": {
+            "total": taken.total,
+            "trainable": sum(taken.trainable.values()),
+            "by_component": taken.parameters,
+            "trainable_by_component": taken.trainable,
+        },
+        "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
+        "flops": None if taken.flops is None else work_of(taken.flops),
+        "run": {
+            "steps": train.total_steps,
+            "tokens_per_step": train.tokens_per_step,
+            "tokens": train.total_steps * train.tokens_per_step,
+            "micro_batch_size": micro,
+            "ranks": arguments.ranks,
+        },
+        "time": (
+            None if taken.flops is None else time_of(recipe, registry, taken, machine, world, micro)
+        ),
+        "unknown": taken.unknown,
+        "device": str(device) if arguments.on is None else arguments.on,
+        "precision": str(precision.dtype).removeprefix("torch."),
+        "attention": attention,
+        "torch": torch.__version__,
+    }
+
+
+def work_of(flops: Flops) -> dict[str, Any]:
+    """A token's floating-point operations as plain data."""
+    return {
+        "forward": sum(flops.forward.values()),
+        "train": flops.train,
+        "refresh": flops.update_curvature,
+        "conventional": flops.conventional,
+        "six_n": flops.six_n,
+        "forward_by_part": flops.forward,
+    }
+
+
+def machine_of(name: str | None, recipe: Recipe, device: Any, memory: int) -> Any:
+    """The machine whose rates are used."""
+    from lswt_core.budget.speed import ACCELERATORS, measure_machine
+
+    if name is None:
+        return measure_machine(recipe, device, memory)
+    if name not in ACCELERATORS:
+        guess = nearest(name, list(ACCELERATORS))
+        raise UsageError(
+            f"--on {name}: known are {', '.join(ACCELERATORS)}"
+            + (f"; did you mean {guess}?" if guess else "")
+        )
+    return ACCELERATORS[name]
+
+
+def time_of(
+    recipe: Recipe, registry: Registry, taken: Any, machine: Any, world: Any, micro: int
+) -> dict[str, Any]:
+    """The estimated time of the run, on machines of one kind that are taken to share the work
+    without loss.
+
+    A model whose micro-batch takes this machine about a second or less is run for a moment; for
+    others work is divided by rates.
+    """
+    from lswt_core.budget.speed import measured_tokens_per_second, tokens_per_second
+
+    train = recipe.train
+    rate, source = (
+        tokens_per_second(recipe, taken.flops_per_token, taken.total, machine),
+        machine.source,
+    )
+    fits = taken.memory.of_process(world._replace(size=1), micro)["total"] < machine.memory
+    if machine.name == str(world.device) and fits and micro * train.seq_len / rate < SHORT:
+        rate, source = (
+            measured_tokens_per_second(recipe, registry, world, taken.flops, micro),
+            "a few micro-batches run just now",
+        )
+    return {
+        "tokens_per_second": rate * world.size,
+        "seconds": train.total_steps * train.tokens_per_step / rate / world.size,
+        "machine": machine.name,
+        "flops_per_second": machine.flops,
+        "assumed_efficiency": machine.efficiency,
+        "bytes_per_second": machine.bandwidth,
+        "source": source,
+    }

@@ -1,0 +1,158 @@
+"""A plan (what ``plan`` measures) as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+UNKNOWN = "unknown"
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """A plan, section by section."""
+    run = found["run"]
+    head = (
+        f"{found['recipe']} on {found['device']}, {found['precision']}, attention"
+        f" {found['attention']['backend']}"
+    )
+    sections = [
+        [head],
+        ["parameters", *parameter_lines(found["parameters"])],
+        [
+            f"memory of one process, {run['micro_batch_size']} rows at a time",
+            *memory_lines(found["memory"]),
+        ],
+        [
+            "work of a token",
+            *(work_lines(found["flops"]) if found["flops"] else [line("training", UNKNOWN)]),
+        ],
+        ["run", *run_lines(run, found["time"])],
+    ]
+    if found["unknown"]:
+        sections.append([UNKNOWN, *(f"  {what}: {why}" for what, why in found["unknown"].items())])
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def line(name: str, value: str, note: str = "") -> str:
+    """A row of two columns and a remark."""
+    return f"  {name:<28}{value:>20}{f'  {note}' if note else ''}"
+
+
+def parameter_lines(numbers: Mapping[str, Any]) -> list[str]:
+    """Numbers of parameters."""
+    trained = numbers["trainable_by_component"]
+    rows = [
+        line(name, f"{n:,}", "" if trained[name] == n else "not trained")
+        for name, n in numbers["by_component"].items()
+    ]
+    return [
+        *rows,
+        line("total", f"{numbers['total']:,}"),
+        line("trainable", f"{numbers['trainable']:,}"),
+    ]
+
+
+def memory_lines(need: Mapping[str, int]) -> list[str]:
+    """Bytes, and what to do if they are too many."""
+    from lswt_core.budget.memory import advice
+    from lswt_core.reporting.units import format_bytes
+
+    rows = [
+        line(name, format_bytes(size)) for name, size in need.items() if name != "largest_micro"
+    ]
+    if need["total"] > need["available"]:
+        largest = need["largest_micro"]
+        verdict = f"does not fit: micro-batch <= {largest}" if largest else "does not fit"
+        rows.append(f"  {verdict}; {advice(largest)}")
+    return rows
+
+
+def work_lines(work: Mapping[str, Any]) -> list[str]:
+    """Floating-point operations."""
+    rows = [
+        line(f"forward: {part}", flop(number)) for part, number in work["forward_by_part"].items()
+    ]
+    rows += [
+        line("forward", flop(work["forward"])),
+        line("training", flop(work["train"]), "forward and backward, no more than needed"),
+    ]
+    if work["refresh"]:
+        rows.append(
+            line("curvature", flop(work["refresh"]), "the optimizer's, spread over its steps")
+        )
+    conventional = line("3 x forward", flop(work["conventional"]), "as papers count")
+    return [
+        *rows,
+        conventional,
+        line("6 N", flop(work["six_n"]), "as scaling laws count, N without the embedding table"),
+    ]
+
+
+def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[str]:
+    """Length and time."""
+    from lswt_core.reporting.units import format_duration
+
+    length = (
+        f"{run['steps']:,} steps of {run['tokens_per_step']:,} tokens = {run['tokens']:,} tokens"
+    )
+    if taken is None:
+        return [f"  {length}", f"  estimated: {UNKNOWN}"]
+    share = (
+        f", {taken['assumed_efficiency']:.0%} of it assumed"
+        if taken["assumed_efficiency"] < 1
+        else ""
+    )
+    basis = (
+        f"{taken['source']}; {flop(taken['flops_per_second'])}/s{share},"
+        f" {unit(taken['bytes_per_second'])}B/s"
+    )
+    processes = f" and {run['ranks']} processes" if run["ranks"] > 1 else ""
+    estimate = (
+        f"estimated: {taken['tokens_per_second']:,.0f} tokens/s,"
+        f" {format_duration(taken['seconds'])} on {taken['machine']}{processes}"
+    )
+    return [f"  {length}", f"  {estimate}", f"  from {basis}"]
+
+
+def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """What swaps change, beside the recipe as it is."""
+    from lswt_core.reporting.tables import Table
+    from lswt_core.reporting.units import format_bytes
+
+    base = next(iter(plans.values()))
+    columns: dict[str, tuple[Callable[[Any], float | None], Callable[[float], str]]] = {
+        "parameters": (lambda plan: plan["parameters"]["total"], lambda n: f"{n:,}"),
+        "training/token": (
+            lambda plan: plan["flops"] and plan["flops"]["train"] + plan["flops"]["refresh"],
+            flop,
+        ),
+        "memory": (lambda plan: plan["memory"]["total"], format_bytes),
+        "tokens/s (est.)": (
+            lambda plan: plan["time"] and plan["time"]["tokens_per_second"],
+            lambda n: f"{n:,.0f}",
+        ),
+    }
+    rows = [["", *(word for name in columns for word in (name, ""))]]
+    for name, found in plans.items():
+        rows.append([name])
+        for value, show in columns.values():
+            own, before = value(found), value(base)
+            change = (
+                "" if found is base or own is None or before is None else f"{own / before - 1:+.1%}"
+            )
+            rows[-1] += [UNKNOWN if own is None else show(own), change]
+    return Table(rows[0], rows[1:]).text()
+
+
+def flop(number: float) -> str:
+    """A number of floating-point operations."""
+    return f"{unit(number)}FLOP"
+
+
+def unit(number: float) -> str:
+    """A number with a metric prefix."""
+    power = 0
+    while number >= 1000 and power < len(PREFIXES) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g} {PREFIXES[power]}"

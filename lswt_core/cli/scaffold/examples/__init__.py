@@ -1,0 +1,1 @@
+"""One small, complete plugin of every kind; ``plugins new`` writes it under another name."""

@@ -1,0 +1,130 @@
+"""Checks of data sources, tokenizers and trackers."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import SkipTest
+
+from lswt_core.conformance.check import require, rule
+from lswt_core.conformance.subject import Subject
+from lswt_core.errors import LswtError
+from lswt_core.interfaces import Document, RunInfo
+
+TEXTS = (
+    "Hello, world!\n",
+    "def f(x):\n\treturn x ** 2  # ½ · naïve — 日本語 🙂\n",
+    "",
+    "a\n\n\nb   c\t",
+)
+MAX_DOCUMENTS = 200  # read from each split
+
+
+def build_or_skip(subject: Subject, *arguments: Any) -> Any:
+    """The component; raises SkipTest if it lacks a library, a file or a network."""
+    try:
+        return subject.build(*arguments)
+    except (LswtError, ImportError) as error:
+        raise SkipTest(f"it cannot be used here: {error}") from error
+
+
+@rule(
+    "repeatable",
+    ("data",),
+    why="every epoch and every resumed run reads the documents again, in the same order",
+    fix="start over at every call of documents(split), in an order that depends on nothing else",
+)
+def documents_repeat(subject: Subject) -> None:
+    """Documents come again in the same order, splits are disjoint, and the fingerprint stays."""
+    source = build_or_skip(subject)
+    documents = {}
+    for split in ("train", "valid"):
+        first, second = (list(islice(source.documents(split), MAX_DOCUMENTS)) for _ in range(2))
+        require(first, f"split {split!r} has no document")
+        require(
+            all(isinstance(document, Document) for document in first),
+            "documents() must yield Document(id, text)",
+        )
+        require(first == second, f"read again, split {split!r} yields other documents")
+        documents[split] = set(first)
+    shared = documents["train"] & documents["valid"]
+    require(not shared, f"{len(shared)} documents are in both splits")
+    require(
+        source.fingerprint() == subject.build().fingerprint(),
+        "two instances have different fingerprints",
+    )
+
+
+@rule(
+    "round trip",
+    ("tokenizer",),
+    why="perplexity per byte and generated text need the text back",
+    fix="let decode(encode(text)) be the text; unknown characters need a fallback, e.g. to bytes",
+)
+def text_survives(subject: Subject) -> None:
+    """Decoding gives the text back, ids are below vocab_size, and two instances agree."""
+    tokenizer = build_or_skip(subject)
+    other = subject.build()
+    documents = [Document(str(i), text * 50) for i, text in enumerate(TEXTS)]
+    with TemporaryDirectory() as cache:
+        for instance in (tokenizer, other):
+            instance.fit(lambda: documents, "test", Path(cache))
+    size = tokenizer.vocab_size
+    for text, ids in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
+        require(
+            all(0 <= i < size for i in ids),
+            f"ids of {text[:12]!r} are not all below vocab_size = {size}",
+        )
+        decoded = tokenizer.decode(ids)
+        require(decoded == text, f"{text!r} is decoded as {decoded!r}")
+    for name in ("bos_id", "eos_id"):
+        require(0 <= getattr(tokenizer, name) < size, f"{name} is not below vocab_size = {size}")
+    require(
+        tokenizer.fingerprint() == other.fingerprint(), "two instances have different fingerprints"
+    )
+
+
+@rule(
+    "long texts",
+    ("tokenizer",),
+    why="a long text is tokenised in pieces, which must give the ids of the whole",
+    fix=(
+        "split only where nothing is merged across (lswt_core.plugin_api.tokenizers.split_long_text"
+        " does), or do not override split_long_text"
+    ),
+    after=("round trip",),
+)
+def pieces_give_the_same_ids(subject: Subject) -> None:
+    """The ids of a long text's pieces, one after the other, are the ids of the text."""
+    tokenizer, text = build_or_skip(subject), "".join(TEXTS) * 5000
+    with TemporaryDirectory() as cache:
+        tokenizer.fit(lambda: [Document("0", text[:5000])], "test", Path(cache))
+    pieces = list(tokenizer.split_long_text(text))
+    require("".join(pieces) == text, "the pieces of a text are not the text")
+    ids = []
+    for piece_ids in tokenizer.encode(pieces):
+        ids.extend(piece_ids)
+    require(
+        ids == tokenizer.encode([text])[0],
+        f"the ids of a text's {len(pieces)} pieces are not the text's",
+    )
+
+
+@rule(
+    "metrics",
+    ("tracker",),
+    why="a tracker mirrors a run: it gets every number, finite or not, also of a resumed run",
+    fix="accept any number, write within run.directory, and let close() be called once",
+)
+def accepts_metrics(subject: Subject) -> None:
+    """It accepts the numbers of a new run and of a resumed one."""
+    with TemporaryDirectory() as directory:
+        for resumed in (False, True):
+            run = RunInfo("test", Path(directory), {"train": {"steps": 2}}, resumed)
+            tracker = build_or_skip(subject, run)
+            tracker.log({"loss": 1.5, "eval/loss": math.nan}, 1)
+            tracker.log({"loss": math.inf}, 2)
+            tracker.close()

@@ -1,0 +1,294 @@
+"""Checks of optimizers on a small regression."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from unittest import SkipTest
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.checkpoint import Store, verify
+from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
+from lswt_core.conformance.check import require, rule
+from lswt_core.conformance.subject import Subject
+from lswt_core.conformance.tensors import max_difference, random_normal
+from lswt_core.interfaces import Objective, Optimizer
+from lswt_core.train.update import SampledObjective, apply_update, hessian_update_is_due
+
+
+class Regression(nn.Module):
+    """A small regression: two weights with weight decay, two biases without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 2)
+        for i, parameter in enumerate(self.parameters()):
+            parameter.data = random_normal(*parameter.shape, seed=i, dtype=torch.float32) * 0.5
+
+    def loss(self, seed: int) -> Tensor:
+        """The mean squared error on a batch drawn with a seed."""
+        x = random_normal(16, 4, seed=seed, dtype=torch.float32)
+        target = torch.stack((x.sum(-1), x[:, 0] * x[:, 1]), -1)
+        return (self.second(self.first(x).tanh()) - target).square().mean()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups as the core builds them."""
+        parameters = dict(self.named_parameters())
+        weights = [name for name in parameters if name.endswith("weight")]
+        biases = [name for name in parameters if name.endswith("bias")]
+        decayed = {
+            "name": "decayed",
+            "params": [parameters[name] for name in weights],
+            "names": weights,
+            "matrices": weights,
+        }
+        undecayed = {
+            "name": "undecayed",
+            "params": [parameters[name] for name in biases],
+            "names": biases,
+            "matrices": [],
+            "weight_decay": 0.0,
+        }
+        return [decayed, undecayed]
+
+    def values(self) -> list[Tensor]:
+        """Copies of all parameters."""
+        return [parameter.detach().clone() for parameter in self.parameters()]
+
+
+class RegressionObjective:
+    """A step's objective for second-order optimizers: gradients and Hessian-vector products of the
+    regression.
+    """
+
+    tokens = 16
+
+    def __init__(self, model: Regression, step: int) -> None:
+        self.model, self.step = model, step
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Add the gradient; another batch stands in for sampled labels."""
+        seed = self.step if labels == "data" else self.step + 1000
+        with torch.enable_grad():
+            self.model.loss(seed).backward()
+
+    @property
+    def sampled(self) -> SampledObjective:
+        """Sampled gradients alone, for optimizers that share the forward pass."""
+        return SampledRegression(self)
+
+    def hessian_vector_product(
+        self, params: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The Hessian times ``vectors``, by differentiating twice."""
+        with torch.enable_grad():
+            loss = self.model.loss(self.step)
+            gradients = torch.autograd.grad(loss, list(params), create_graph=True)
+            return list(torch.autograd.grad(gradients, list(params), list(vectors)))
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator that depends on the step."""
+        return torch.Generator().manual_seed(self.step)
+
+    def subset(self, fraction: float) -> Objective:
+        """The whole batch: it is small."""
+        return self
+
+
+class SampledRegression:
+    """The sampled gradients of an objective."""
+
+    def __init__(self, objective: RegressionObjective) -> None:
+        self.objective, self.tokens = objective, objective.tokens
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Add the sampled gradient."""
+        self.objective.backward("sampled")
+
+    def subset(self, fraction: float) -> SampledObjective:
+        """The whole batch: it is small."""
+        return self
+
+
+def build_optimizer(subject: Subject, model: Regression, **options: Any) -> Optimizer:
+    """The optimizer over the model's parameter groups, with the options that it has; options of
+    the subject come first.
+    """
+    supported = {
+        name: value for name, value in ({"lr": 0.02} | options).items() if subject.has_option(name)
+    }
+    subject.build(model.groups())  # skips if a required option is missing
+    component: Any = subject.component
+    optimizer: Optimizer = component(model.groups(), **(supported | subject.options))
+    return optimizer
+
+
+def train(model: Regression, optimizer: Optimizer, steps: Iterable[int]) -> None:
+    """Make updates as the trainer does, curvature updates included."""
+    parameters = list(model.parameters())
+    for step in steps:
+        due = hessian_update_is_due(optimizer, step)
+        optimizer.zero_grad()
+        objective = RegressionObjective(model, step)
+        apply_update(optimizer, objective, parameters, update_hessian=due)
+
+
+def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest absolute difference of two lists of parameters."""
+    return max(map(max_difference, before, after))
+
+
+@rule(
+    "determinism",
+    ("optimizer",),
+    why=(
+        "the same run must give the same bits; the state of global generators differs between"
+        " processes"
+    ),
+    fix="draw from objective.generator(purpose), which depends on seed and step alone",
+)
+def is_deterministic(subject: Subject) -> None:
+    """Two runs give the same bits, whatever the state of the global generator."""
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = Regression()
+        train(model, build_optimizer(subject, model), range(12))
+        results.append(model.values())
+    change = largest_change(*results)
+    require(
+        change == 0,
+        f"the same steps differ by {change:.2g} with another state of the global generator",
+    )
+
+
+@rule(
+    "resume",
+    ("optimizer",),
+    why="a run that is killed and resumed must end with the same bits",
+    fix=(
+        "keep everything in self.state[parameter] or in the parameter groups, nothing in"
+        " attributes: tensors, numbers, strings, and lists, tuples and dicts of those"
+    ),
+    after=("determinism",),
+)
+def resumes_bitwise(subject: Subject) -> None:
+    """Saved to a checkpoint after 6 of 14 steps and loaded again, it ends with the same bits."""
+    uninterrupted = Regression()
+    train(uninterrupted, build_optimizer(subject, uninterrupted), range(14))
+    model = Regression()
+    optimizer = build_optimizer(subject, model)
+    train(model, optimizer, range(6))
+    with optimizer.eval_parameters(), TemporaryDirectory() as directory:
+        tensors, document = optimizer_state(optimizer)
+        path = Store(Path(directory) / "checkpoints").save(
+            6, {"optimizer": tensors}, {"optimizer": document}
+        )
+        saved = verify(path)
+        tensors, document = saved.tensors("optimizer"), saved.document("optimizer")
+        parameters = model.values()
+    resumed = Regression()
+    for parameter, value in zip(resumed.parameters(), parameters, strict=True):
+        parameter.data.copy_(value)
+    optimizer = build_optimizer(subject, resumed)
+    restore_optimizer(optimizer, tensors, document)
+    train(resumed, optimizer, range(6, 14))
+    change = largest_change(uninterrupted.values(), resumed.values())
+    require(change == 0, f"after saving and loading, parameters end {change:.2g} apart")
+
+
+@rule(
+    "learning rate",
+    ("optimizer",),
+    why='the schedule sets group["lr"] before every step',
+    fix='multiply updates by group["lr"]',
+    after=("determinism", "curvature update"),
+)
+def uses_the_learning_rate(subject: Subject) -> None:
+    """With a learning rate of 0 no parameter changes."""
+    model = Regression()
+    optimizer = build_optimizer(subject, model)
+    before = model.values()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, range(1))
+    change = largest_change(before, model.values())
+    require(change == 0, f"with lr = 0 parameters change by {change:.2g}")
+
+
+@rule(
+    "weight decay",
+    ("optimizer",),
+    why="biases, norms and embeddings do not decay: their group has weight_decay = 0",
+    fix='take the decay from the parameter group: group["weight_decay"]',
+    after=("learning rate",),
+)
+def uses_the_weight_decay(subject: Subject) -> None:
+    """With zero gradients, parameters of a group without decay stay, and those of one with decay
+    shrink if the optimizer has weight decay at all.
+    """
+    model = Regression()
+    optimizer = build_optimizer(subject, model, weight_decay=0.5)
+    names = [name for name, _ in model.named_parameters()]
+    before = dict(zip(names, model.values(), strict=True))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            change = max_difference(parameter, before[name])
+            require(
+                change == 0, f"{name}, whose group has no weight decay, changes by {change:.2g}"
+            )
+        elif subject.has_option("weight_decay"):
+            require(
+                float(parameter.detach().norm()) < float(before[name].norm()),
+                f"{name} does not shrink although weight_decay is 0.5",
+            )
+
+
+@rule(
+    "descent",
+    ("optimizer",),
+    why="an optimizer that does not lower the loss of a small problem will not train a model",
+    fix="check signs, bias corrections and the scale of updates",
+    after=("learning rate", "resume"),
+)
+def lowers_the_loss(subject: Subject) -> None:
+    """Sixty steps lower the loss of a small regression by a third."""
+    model = Regression()
+    optimizer = build_optimizer(subject, model, weight_decay=0.0)
+    before = float(model.loss(5000).detach())
+    train(model, optimizer, range(60))
+    with optimizer.eval_parameters():
+        after = float(model.loss(5000).detach())
+    require(after < before * 2 / 3, f"sixty steps take the loss from {before:.3g} to {after:.3g}")
+
+
+@rule(
+    "curvature update",
+    ("optimizer",),
+    why="the trainer updates the curvature between steps: it must not change parameters",
+    fix="in update_curvature read gradients and change only the optimizer's own state",
+    after=("determinism",),
+)
+def curvature_update_changes_state_only(subject: Subject) -> None:
+    """A curvature update changes no parameter, and changes the optimizer's state."""
+    model = Regression()
+    optimizer = build_optimizer(subject, model)
+    if not optimizer.hessian_update_interval:
+        raise SkipTest("it estimates no curvature (hessian_update_interval is 0)")
+    step_without_update = optimizer.hessian_update_interval + 1
+    train(model, optimizer, [step_without_update])
+    parameters = model.values()
+    before = [tensor.clone() for tensor in optimizer_state(optimizer)[0].values()]
+    optimizer.update_curvature(RegressionObjective(model, 0))
+    change = largest_change(parameters, model.values())
+    require(change == 0, f"update_curvature changes parameters by {change:.2g}")
+    after = list(optimizer_state(optimizer)[0].values())
+    changed = len(before) != len(after) or not all(map(torch.equal, before, after))
+    require(changed, "update_curvature changes no state")

@@ -1,0 +1,178 @@
+"""The component under test: built alone, and in a tiny model with reference components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from torch import nn
+
+from lswt_core.conformance.tensors import VOCAB_SIZE
+from lswt_core.errors import PluginError
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Component,
+    Dims,
+    Memory,
+    Unsupported,
+)
+from lswt_core.model.decoder import Decoder
+from lswt_core.model.initialise import initialise
+from lswt_core.model.spec import DecoderSpec, LayerSpec
+from lswt_core.registry import REQUIRED, Offer, Registry
+
+DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
+GRADCHECK_DIMS = Dims(d_model=16, n_heads=2, d_ffn=6, n_layers=1)
+MEMORY_LENGTH = 64  # tokens, more than any test sequence has
+# The distribution of the reference components, also if the plugin under test uses their names.
+CORE = "lswt-core"
+REFERENCES = {  # by kind: what a component is tested with
+    "positional": "rope",
+    "memory": "xl-cache",
+    "attention": "eager",
+    "qk_norm": "none",
+    "ffn": "swiglu",
+    "norm": "layernorm",
+}
+MODEL_KINDS = tuple(REFERENCES)
+
+
+class Subject:
+    """A component class under test, with the options to build it with."""
+
+    def __init__(
+        self, offer: Offer, component: type[Component], registry: Registry, options: dict[str, Any]
+    ) -> None:
+        self.offer, self.component, self.registry = offer, component, registry
+        self.kind, self.options = offer.kind, options
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.offer.name}"
+
+    def build(self, *arguments: Any) -> Any:
+        """Build the component alone; ``arguments`` are what the core passes to the constructor.
+        Raises SkipTest if a required option is missing.
+        """
+        missing = [
+            option.name
+            for option in self.offer.options
+            if option.default is REQUIRED and option.name not in self.options
+        ]
+        if missing:
+            raise SkipTest(f"it needs {', '.join(missing)}: give --option {missing[0]}=...")
+        return self.component(*arguments, **self.options)
+
+    def has_option(self, name: str) -> bool:
+        """Whether the component has an option."""
+        return any(option.name == name for option in self.offer.options)
+
+    def reference(self, kind: str) -> Callable[[Dims], Any]:
+        """The constructor of the reference component of a kind."""
+        try:
+            component = self.registry.get(kind, f"{CORE}:{REFERENCES[kind]}")
+        except PluginError as error:
+            raise SkipTest(
+                f"the reference {kind} {REFERENCES[kind]!r} is not installed: {error}"
+            ) from error
+        if kind == "memory":
+            return partial(component, length=MEMORY_LENGTH)
+        return component
+
+    def memories(self, dims: Dims) -> dict[str, Callable[[Dims], Any]]:
+        """The memories of the tiny model: the component itself if it is one, and the reference KV
+        cache unless the component keeps tokens.
+        """
+        if self.kind != "memory":
+            return {"xl": self.reference("memory")}
+        keeps_tokens = self.build(dims).length > 0
+        options = dict(self.options)
+        if keeps_tokens and self.has_option("length"):
+            options.setdefault("length", MEMORY_LENGTH)
+        memories = {self.offer.name: partial(self.component, **options)}
+        if not keeps_tokens:
+            memories["xl"] = self.reference("memory")  # type: ignore[assignment]
+        return memories  # type: ignore[return-value]
+
+    def blueprint(self, dims: Dims) -> DecoderSpec:
+        """The specification of a tiny model: reference components and the one under test."""
+        with torch.device("meta"):
+            self.build(dims)  # skips here, rather than deep inside of a model
+            components = {
+                kind: self.build if kind == self.kind else self.reference(kind)
+                for kind in MODEL_KINDS
+                if kind != "memory"
+            }
+            layer = LayerSpec(
+                None,
+                self.memories(dims),
+                components["attention"],
+                components["qk_norm"],
+                components["ffn"],
+                components["norm"],
+            )
+        return DecoderSpec(
+            dims,
+            VOCAB_SIZE,
+            8,
+            True,
+            components["positional"],
+            components["norm"],
+            (layer,) * dims.n_layers,
+        )
+
+    def meta_decoder(self, dims: Dims = DIMS) -> Decoder:
+        """The tiny model on the meta device."""
+        blueprint = self.blueprint(dims)
+        with torch.device("meta"):
+            return blueprint.build()
+
+    def decoder(
+        self, dims: Dims = DIMS, *, dtype: torch.dtype = torch.float64, seed: int = 0
+    ) -> Decoder:
+        """The tiny model with initial values large enough for attention to be far from uniform."""
+        self.require_cpu(dtype, dims)
+        decoder = self.meta_decoder(dims).to_empty(device="cpu").to(dtype)
+        initialise(decoder, seed=seed, std=0.4)
+        return decoder
+
+    def require_cpu(self, dtype: torch.dtype, dims: Dims = DIMS) -> None:
+        """Raise SkipTest for an attention backend that does not run on the CPU in a dtype."""
+        if self.kind == "attention":
+            backend: AttentionBackend = self.build(dims)
+            try:
+                backend.require(AttentionRequirements("cpu", dtype, dims.d_head))
+            except Unsupported as reason:
+                raise SkipTest(f"it cannot run here: {reason}") from reason
+
+    def module(self, dims: Dims = DIMS, *, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """The component alone, initialised."""
+        with torch.device("meta"):
+            module: nn.Module = self.build(dims)
+        module = module.to_empty(device="cpu").to(dtype)
+        initialise(module, seed=0, std=0.4)
+        return module
+
+    def own_parameters(self, decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
+        """The model's parameters that belong to the component, with their names."""
+        prefixes = tuple(
+            f"{name}."
+            for name, module in decoder.named_modules()
+            if isinstance(module, self.component)
+        )
+        return [item for item in decoder.named_parameters() if item[0].startswith(prefixes)]
+
+    @property
+    def segment_dependent(self) -> str | None:
+        """Why the model's states may depend on how a text is split into segments; None if they
+        must not.
+        """
+        component = self.build(DIMS)
+        if getattr(component, "length_dependent", False):
+            return "it depends on how many tokens are attended to (length_dependent)"
+        if isinstance(component, Memory) and component.position_dependent_from is not None:
+            return "its state depends on absolute positions (position_dependent_from)"
+        return None

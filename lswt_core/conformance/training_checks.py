@@ -1,0 +1,148 @@
+"""Checks of the model's components that concern training: derivatives, autocast, torch.compile."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.conformance.check import Violation, require, rule
+from lswt_core.conformance.subject import GRADCHECK_DIMS, MODEL_KINDS, Subject
+from lswt_core.conformance.tensors import (
+    decode_segments,
+    max_difference,
+    random_normal,
+    random_tokens,
+)
+from lswt_core.model.decoder import Decoder
+from lswt_core.plugin_api.pytree import tree_map
+
+
+class Trunk(nn.Module):
+    """A decoder from its embedded inputs to its hidden states."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, M] -> [B, T, M]."""
+        return self.decoder.trunk(x)[0]
+
+
+@rule(
+    "gradcheck",
+    MODEL_KINDS,
+    why="a wrong derivative minimises another loss than the one that is reported",
+    fix="check custom backward functions, and keep float64 float64: no cast to float32 on the way",
+    after=("causality", "reference"),
+)
+def derivatives_are_right(subject: Subject) -> None:
+    """Derivatives by inputs and by the component's parameters agree with finite differences in
+    float64.
+    """
+    decoder = subject.decoder(GRADCHECK_DIMS)
+    trunk = Trunk(decoder)
+    names = [name for name, _ in subject.own_parameters(decoder)]
+    parameters = dict(decoder.named_parameters())
+    values = [parameters[name].detach().requires_grad_() for name in names]
+    for name in names:
+        parameters[name].requires_grad_(False)
+    x = (random_normal(1, 3, GRADCHECK_DIMS.d_model) * 0.7).requires_grad_()
+
+    def apply_trunk(x: Tensor, *values: Tensor) -> Tensor:
+        replaced = {f"decoder.{name}": value for name, value in zip(names, values, strict=True)}
+        out: Tensor = torch.func.functional_call(trunk, replaced, x)
+        return out
+
+    try:
+        torch.autograd.gradcheck(
+            apply_trunk, (x, *values), fast_mode=True, check_batched_grad=False
+        )
+    except RuntimeError as error:
+        raise Violation(shorten(error)) from error
+
+
+def shorten(error: Exception) -> str:
+    """The first 300 characters of an error's message, on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+@rule(
+    "gradients",
+    MODEL_KINDS,
+    why=(
+        "a parameter without a gradient is never trained, and a gradient that is not finite stops"
+        " the run"
+    ),
+    fix="use every parameter in forward, and keep divisions and roots away from zero",
+    after=("gradcheck", "memory state"),
+)
+def parameters_get_gradients(subject: Subject) -> None:
+    """Every parameter of the component gets a finite gradient that is not all zero."""
+    decoder, ids = subject.decoder(), random_tokens(2, 8)
+    _, state = decoder(ids[:, :4])
+    states, _ = decoder(ids[:, 4:], tree_map(Tensor.detach, state))
+    decoder.vocabulary.score(states, ids[:, 4:]).total.backward()
+    for name, parameter in subject.own_parameters(decoder):
+        gradient = parameter.grad
+        if gradient is None:
+            raise Violation(f"{name} gets no gradient")
+        require(gradient.isfinite().all(), f"the gradient of {name} is not finite")
+        require(gradient.any(), f"the gradient of {name} is zero")
+
+
+@rule(
+    "bfloat16",
+    MODEL_KINDS,
+    why="training computes in bfloat16, which has three significant decimal digits",
+    fix=(
+        "compute softmax, norms, angles and sums of many terms in float32, and add no large"
+        " constants"
+    ),
+    after=("segment invariance", "low precision"),
+)
+def autocast_only_rounds(subject: Subject) -> None:
+    """Autocast to bfloat16 changes hidden states by no more than rounding does."""
+    decoder, ids = subject.decoder(dtype=torch.float32), random_tokens(2, 12)
+    subject.require_cpu(torch.bfloat16)
+    expected, _ = decode_segments(decoder, ids, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        states, _ = decode_segments(decoder, ids, 6)
+    error = float(((states.float() - expected).norm() / expected.norm()).detach())
+    require(
+        error < 0.05, f"hidden states in bfloat16 are off by {error:.1%}; rounding makes 1 to 2 %"
+    )
+
+
+@rule(
+    "compile",
+    MODEL_KINDS,
+    why=(
+        "torch.compile turns a block into one graph; a graph break, where Python needs a tensor's"
+        " value, costs the speed"
+    ),
+    fix="no .item(), no branches on values of tensors, no printing in forward",
+    after=("shapes", "memory state", "stateless"),
+)
+def compiles_without_graph_breaks(subject: Subject) -> None:
+    """A step with a memory state is traced as one graph (backend "eager": no code is generated)."""
+    decoder, ids = subject.decoder(dtype=torch.float32), random_tokens(2, 4)
+    _, state = decoder(ids)
+    state = tree_map(Tensor.detach, state)
+    expected = decoder(ids, state)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(decoder, fullgraph=True, backend="eager")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own tracing
+            states = compiled(ids, state)[0]
+    except Exception as error:
+        raise Violation(shorten(error)) from error
+    finally:
+        with suppress(Exception):
+            torch._dynamo.reset()
+    difference = max_difference(states, expected)
+    require(difference < 1e-4, f"the graph gives other hidden states, off by {difference:.2g}")

@@ -1,0 +1,138 @@
+"""Rows that read a source too large to tokenise beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from lswt_core.data.rows import RowLayout
+from lswt_core.data.token_cache import group_texts, no_text_message
+from lswt_core.data.token_queue import TokenQueue
+from lswt_core.errors import DataError
+from lswt_core.interfaces import Batch, DataSource, Tokenizer
+
+DocumentAssignment = Literal["least-loaded", "round-robin"]
+READ_AHEAD = 1 << 18  # characters tokenised at a time
+
+
+class StreamingRows(RowLayout):
+    """Rows that read a streaming source (implements ``data.Rows``).
+
+    Documents are assigned to rows in the source's order. "least-loaded": each to the row with the
+    fewest unread tokens, the lowest of equals. "round-robin": document i of an epoch to row i mod
+    ``global_batch_size``, as in the original code; row lengths may then diverge.
+
+    Every rank assigns documents to all rows and reads its own, so that rows do not depend on the
+    world size. The state has every row's unread tokens and the number of documents consumed;
+    restoring it skips that many documents of the source. A source that ends is read again. ``seed``
+    does not shuffle; it is only compared on restore.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        tokenizer: Tokenizer,
+        *,
+        global_batch_size: int,
+        rows: range,
+        seq_len: int,
+        seed: int,
+        document_masking: bool = False,
+        document_assignment: DocumentAssignment = "least-loaded",
+    ) -> None:
+        super().__init__(
+            f"{source.fingerprint()} {tokenizer.fingerprint()}",
+            global_batch_size=global_batch_size,
+            rows=rows,
+            seq_len=seq_len,
+            seed=seed,
+            document_masking=document_masking,
+        )
+        self.source, self.tokenizer = source, tokenizer
+        self.document_assignment = document_assignment
+        self.epoch = 0
+        self.consumed = 0  # documents of this epoch that were assigned or, being empty, dropped
+        self._queues = [TokenQueue() for _ in range(global_batch_size)]
+        self._documents = self._tokenised_documents()
+
+    def segment(self, ahead: int = 0) -> Batch:
+        """The next segment of every row. The assignment of documents depends only on the rows'
+        unread tokens relative to each other, and so not on how far ahead is read.
+        """
+        self._fill((ahead + 1) * self.seq_len)
+        start, eos_id = ahead * self.seq_len, self.tokenizer.eos_id
+        read = [self._queues[row].read(start, self.seq_len, eos_id) for row in self.rows]
+        # [B, T] each
+        inputs, labels, first_visible = (np.stack(arrays) for arrays in zip(*read, strict=True))
+        return self.batch(inputs, labels, first_visible)
+
+    def advance(self) -> None:
+        """Move on to the next segment."""
+        self._fill(self.seq_len)
+        for queue in self._queues:
+            queue.drop(self.seq_len)
+
+    def state(self) -> dict[str, Any]:
+        """The number of documents consumed, and every row's unread tokens."""
+        pending = [queue.state() for queue in self._queues]
+        return {**self.identity, "epoch": self.epoch, "consumed": self.consumed, "pending": pending}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state; the documents it consumed are skipped."""
+        self.check(state)
+        self.epoch, self.consumed = state["epoch"], state["consumed"]
+        self._queues = [TokenQueue.from_state(queue) for queue in state["pending"]]
+        self._documents = self._tokenised_documents()
+
+    def _fill(self, n_tokens: int) -> None:
+        """Assign documents until every row has ``n_tokens`` unread tokens."""
+        while True:
+            queue = min(self._queues, key=lambda queue: queue.n_tokens)
+            if queue.n_tokens >= n_tokens:
+                return
+            number, document = next(self._documents)
+            if self.document_assignment == "round-robin":
+                queue = self._queues[number % len(self._queues)]
+            queue.add(document)
+
+    def _tokenised_documents(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The ids of every document from the first not consumed, with its number in the epoch;
+        epoch after epoch.
+        """
+        while True:
+            skipped = self.consumed
+            rows_with_text: set[int] = set()
+            for number, ids in self._rest_of_epoch():
+                rows_with_text.add(number % len(self._queues))
+                yield number, ids
+            if skipped == 0:
+                self._require_text(rows_with_text)
+            self.epoch, self.consumed = self.epoch + 1, 0
+
+    def _rest_of_epoch(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The ids of this epoch's documents that were not consumed; empty ones are dropped."""
+        documents = islice(self.source.documents("train"), self.consumed, None)
+        for group in group_texts(documents, READ_AHEAD):
+            encoded = self.tokenizer.encode([document.text for document in group])
+            for document, ids in zip(group, encoded, strict=True):
+                number = self.consumed
+                self.consumed += 1
+                if document.text:
+                    yield number, np.array([self.tokenizer.bos_id, *ids], dtype=np.int64)
+
+    def _require_text(self, rows_with_text: set[int]) -> None:
+        """Raise DataError after a whole epoch without text, or, assigned round-robin, without text
+        for some row.
+        """
+        if not rows_with_text:
+            raise DataError(no_text_message(self.source, "train", self.consumed))
+        n_rows = len(self._queues)
+        if self.document_assignment == "round-robin" and len(rows_with_text) < n_rows:
+            raise DataError(
+                f"the {self.consumed} documents of data source {self.source.name!r}, assigned"
+                f" round-robin, leave some of {n_rows} rows without text: lower train.batch_size,"
+                " use more text, or set train.document_assignment = 'least-loaded'"
+            )

@@ -1,0 +1,43 @@
+"""Statistics of tokens: the unigram baseline, and whether a tokenizer fits the embedding table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lswt_core.data.token_file import Tokens
+from lswt_core.errors import DataError
+from lswt_core.interfaces import Tokenizer
+
+BLOCK = 1 << 22  # ids counted at a time: bincount copies them to int64
+
+
+def unigram_perplexity(train: Tokens, valid: Tokens, eos_id: int, vocab_size: int) -> float:
+    """Validation perplexity of the add-one smoothed unigram model: the baseline of a model that
+    ignores its context.
+    """
+    train_counts = count_labels(train, eos_id, vocab_size)  # [V]
+    valid_counts = count_labels(valid, eos_id, vocab_size)  # [V]
+    log_probability = np.log(train_counts + 1) - np.log(train_counts.sum() + vocab_size)  # [V]
+    return float(np.exp(-(valid_counts @ log_probability) / valid_counts.sum()))
+
+
+def count_labels(tokens: Tokens, eos_id: int, vocab_size: int) -> np.ndarray:
+    """How often each id is a label, [V]: every id but the first of each document, and one EOS a
+    document.
+    """
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for begin in range(0, len(tokens.ids), BLOCK):
+        counts += np.bincount(tokens.ids[begin : begin + BLOCK], minlength=vocab_size)
+    counts -= np.bincount(tokens.ids[tokens.document_starts], minlength=vocab_size)
+    counts[eos_id] += len(tokens.document_starts)
+    return counts
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise DataError if the tokenizer has more ids than the embedding table has rows."""
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids, the embedding table"
+            f" {vocab_size} rows: set embedding.vocab_size to at least {tokenizer.vocab_size}, or"
+            " take a tokenizer with a smaller vocabulary"
+        )

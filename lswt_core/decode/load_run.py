@@ -1,0 +1,143 @@
+"""Load a run's model and tokenizer for inference, without optimizer and training state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint.compatibility import check_fingerprint
+from lswt_core.checkpoint.train_state import load_model
+from lswt_core.data import cache_directory, cache_key, check_vocabulary
+from lswt_core.device import Precision, available_memory, pick_device
+from lswt_core.errors import CheckpointError, ResourceError
+from lswt_core.interfaces import DataSource, Document, Tokenizer
+from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.components import build_component
+from lswt_core.model.decoder import Decoder
+from lswt_core.model.initialise import initialise
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+from lswt_core.reporting.units import format_bytes
+
+CHECKPOINTS = "checkpoints"
+logger = logging.getLogger(__name__)
+
+
+class LoadedModel(NamedTuple):
+    """A model and what inference needs besides."""
+
+    decoder: Decoder  # in eval mode, on this machine's accelerator if it has one
+    tokenizer: Tokenizer
+    precision: Precision  # of forward passes
+    seq_len: int  # training sequence length
+
+
+class LoadedRun(NamedTuple):
+    """A run's model, its recipe and its number of updates."""
+
+    model: LoadedModel  # parameters in float32
+    recipe: Recipe
+    step: int
+
+
+def is_run_directory(path: Path) -> bool:
+    """Return whether a directory has a run's checkpoints."""
+    return path.joinpath(CHECKPOINTS).is_dir()
+
+
+def explain_missing_run(path: Path) -> str:
+    """Return why a path is no run directory."""
+    if not path.exists():
+        return f"there is no such directory (looked from {Path.cwd()})"
+    if not path.is_dir():
+        return "it is a file"
+    if any(path.iterdir()):
+        return f"it has no directory {CHECKPOINTS!r}"
+    return "it is empty"
+
+
+def load_run(path: Path, registry: Registry) -> LoadedRun:
+    """Load the newest intact checkpoint of a run, by the recipe stored in it. Raises
+    CheckpointError if there is none.
+    """
+    if not is_run_directory(path):
+        raise CheckpointError(
+            f"{path} holds no model: {explain_missing_run(path)}\n"
+            "  fix: name a run directory (--out of the run, or runs/<recipe>)"
+        )
+    saved = newest_checkpoint(path)
+    where = str(saved.path / "recipe.json")
+    recipe = Recipe.from_dict(saved.document("recipe"), where=where, registry=registry)
+    device = pick_device(0)
+    precision = Precision.choose(recipe.train.precision, device)
+    tokenizer = load_tokenizer(recipe, registry, saved)
+    with torch.device("meta"):
+        decoder = build_decoder_spec(recipe, registry, device=device, dtype=precision.dtype).build()
+    load_weights(decoder, saved, recipe, device)
+    model = LoadedModel(decoder.eval(), tokenizer, precision, recipe.train.seq_len)
+    return LoadedRun(model, recipe, saved.step)
+
+
+def newest_checkpoint(path: Path) -> Saved:
+    """Return the newest intact checkpoint of a run directory; raises CheckpointError if none is."""
+    store = Store(path / CHECKPOINTS)
+    saved = store.newest(logger.warning)
+    if saved is not None:
+        return saved
+    why = "it has saved no checkpoint yet"
+    if store.steps():
+        why = "none of its checkpoints is intact (see above)"
+    raise CheckpointError(
+        f"run {path} holds no model: {why}\n  fix: restore a checkpoint, or run its recipe again"
+    )
+
+
+def load_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenizer:
+    """Return the run's tokenizer. The training text is read only if the tokenizer is trained on it
+    and is no longer in the cache.
+    """
+    tokenizer: Tokenizer = build_component(registry, recipe.one("tokenizer"))
+    expected: dict[str, str] = saved.document("fingerprint")
+
+    def documents() -> Iterable[Document]:
+        source: DataSource = build_component(registry, recipe.one("data"))
+        check_fingerprint({"data": expected["data"]}, {"data": source.fingerprint()})
+        return source.documents("train")
+
+    key = cache_key(expected["data"], recipe.one("data"), recipe.one("tokenizer"))
+    tokenizer.fit(documents, key, cache_directory())
+    check_fingerprint({"tokenizer": expected["tokenizer"]}, {"tokenizer": tokenizer.fingerprint()})
+    check_vocabulary(tokenizer, recipe.embedding.vocab_size)
+    return tokenizer
+
+
+def load_weights(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.device) -> None:
+    """Allocate a meta-device decoder on the device and load the checkpoint's weights; raises
+    ResourceError if they do not fit.
+    """
+    needed, free = sum(t.nbytes for t in decoder.state_dict().values()), available_memory(device)
+    if needed > free:
+        raise ResourceError(
+            f"the weights of {saved.path} take {format_bytes(needed)}, {format_bytes(free)} are"
+            f" free on {device}"
+        )
+    decoder.to_empty(device=device)
+    # buffers that are not saved in checkpoints
+    if {name for name, _ in decoder.named_buffers()} - decoder.state_dict().keys():
+        initialise(decoder, seed=recipe.train.seed, std=recipe.model.init_std)
+    load_model(decoder, decoder_tensors(saved))
+
+
+def decoder_tensors(saved: Saved) -> dict[str, Tensor]:
+    """Return the decoder's tensors of a checkpoint, which also holds those of the losses."""
+    return {
+        name.removeprefix("decoder."): t
+        for name, t in saved.tensors("model").items()
+        if name.startswith("decoder.")
+    }

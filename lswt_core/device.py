@@ -1,0 +1,164 @@
+"""A process's device: accelerator, dtype, compilation, memory, and process-wide settings."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._triton import has_triton
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# torch.compile's limit of graphs per function. It counts a block's over all layers, recipes, shapes
+# and modes of a process; torch's default is 8.
+MAX_GRAPHS = 1024
+
+
+def configure_process() -> None:
+    """Make the process-wide settings of training, evaluation and benchmarks: flush denormals to
+    zero (numbers below 1e-38 carry no information and halve a CPU's speed), keep freed memory.
+    """
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let glibc's malloc keep freed memory for the next step. Otherwise (False, its default) it
+    returns large blocks to the system, which must provide and clear their pages anew in every
+    step: a sixth of a CPU's time. Returns whether malloc can be configured.
+    """
+    settings = {M_MMAP_MAX: 1 << 16, M_TRIM_THRESHOLD: 1 << 17}
+    if keep:
+        settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
+    return all(mallopt(setting, value) for setting, value in settings.items())
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a CUDA device, e.g. "NVIDIA H100 PCIe"; "" for any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def device_count() -> int:
+    """The number of accelerators that torch sees."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def pick_device(local: int) -> torch.device:
+    """Select accelerator number ``local`` as torch's current one; the CPU if there is none."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    device = torch.device(accelerator.type, local)
+    torch.accelerator.set_device_index(local)
+    return device
+
+
+class Precision(NamedTuple):
+    """The dtype of a step's computation; parameters and moments are always float32."""
+
+    dtype: torch.dtype
+    why: str
+
+    @classmethod
+    def choose(cls, wanted: str, device: torch.device) -> Precision:
+        """Resolve ``train.precision``; "auto" is bfloat16 if the hardware has it natively."""
+        if wanted != "auto":
+            return cls(getattr(torch, wanted), "the recipe asks for it")
+        if has_bfloat16(device):
+            return cls(torch.bfloat16, f"{device.type} computes in it natively")
+        return cls(torch.float32, f"this {device.type} has no native bfloat16")
+
+    def autocast(
+        self, device: torch.device, cache_weights: bool = True
+    ) -> AbstractContextManager[object]:
+        """The autocast context of a forward pass; it may cache cast weights until it ends."""
+        if self.dtype == torch.float32 or device.type == "meta":
+            return nullcontext()
+        return torch.autocast(device.type, self.dtype, cache_enabled=cache_weights)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def should_compile(wanted: str, device: torch.device) -> bool:
+    """Whether to compile a run's blocks; "auto" does so on CUDA, where fused kernels pay."""
+    return wanted == "blocks" or (wanted == "auto" and device.type == "cuda" and has_triton())
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """torch.compile a decoder's blocks in place, with static shapes and without graph breaks: equal
+    blocks share two graphs, one for empty memories and one for later segments.
+    """
+    options = raise_recompile_limit()
+    for block in blocks:
+        block.compile(fullgraph=True, dynamic=False, **options)
+
+
+def raise_recompile_limit() -> dict[str, int]:
+    """Allow MAX_GRAPHS graphs per function; returns further arguments for ``torch.compile``. Newer
+    versions of torch keep this setting per thread, and activation checkpointing on a GPU recomputes
+    blocks in another thread, so there it is passed as an argument.
+    """
+    from torch._dynamo import config  # slow to import
+
+    config.recompile_limit = config.accumulated_recompile_limit = MAX_GRAPHS
+    if "recompile_limit" in signature(torch.compile).parameters:
+        return {"recompile_limit": MAX_GRAPHS}
+    return {}
+
+
+def allow_two_backward_passes() -> None:
+    """Let a compiled block's forward pass be differentiated twice; by default the backward graph
+    reuses the saved activations' memory. Call before anything is compiled.
+    """
+    from torch._functorch import config  # slow to import
+
+    config.donated_buffer = False
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes this process may still allocate on the device; for the CPU the lesser of the machine's
+    available memory and the cgroup's.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    machine, cgroup = available_machine_memory(), available_cgroup_memory()
+    return machine if cgroup is None else min(machine, cgroup)
+
+
+def available_machine_memory() -> int:
+    """The machine's available memory in bytes."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: total memory, for lack of a portable way
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_cgroup_memory() -> int | None:
+    """Bytes left below the cgroup's (a container's) memory limit; None without one."""
+    cgroup = Path("/sys/fs/cgroup")
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = (cgroup / "memory.current").read_text().strip()
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - int(used)

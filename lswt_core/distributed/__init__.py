@@ -1,0 +1,1 @@
+"""Data parallelism: the ranks of a run and their collectives."""

@@ -1,0 +1,153 @@
+"""The data-parallel ranks of a run and their collectives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lswt_core.device import device_count, pick_device
+from lswt_core.distributed.launch import read_launcher
+from lswt_core.errors import Incompatible, ResourceError
+
+# of a collective within a step, where one rank may still compile
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# while one rank tokenises or writes a checkpoint; one that dies is noticed at once
+BARRIER_TIMEOUT = timedelta(days=7)
+
+
+class World(NamedTuple):
+    """The data-parallel ranks of a run: each has the whole model and its own rows of the batch."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+    # all ranks, on the CPU, with BARRIER_TIMEOUT; None: torch's default group
+    patient: dist.ProcessGroup | None = None
+
+    @classmethod
+    def join(cls) -> World:
+        """Pick this process's device and, if it was launched as one of several, initialise the
+        process group.
+        """
+        process = read_launcher(os.environ)
+        device = pick_device(process.device_number(device_count()))
+        if process.size == 1:
+            return cls(device=device)
+        if not dist.is_initialized():
+            backend = "gloo" if device.type == "cpu" else None
+            dist.init_process_group(
+                backend, timeout=COLLECTIVE_TIMEOUT, rank=process.rank, world_size=process.size
+            )
+        return cls(
+            process.rank,
+            process.size,
+            device,
+            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
+        )
+
+    def leave(self) -> None:
+        """Destroy the process group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def rows(self, total: int) -> range:
+        """The rows of the global batch that this rank has. Raises ResourceError if ranks would
+        have unequal numbers of rows.
+        """
+        if total % self.size:
+            raise ResourceError(
+                f"train.batch_size = {total} cannot be shared evenly by {self.size} processes;"
+                " choose a multiple"
+            )
+        return self.share(total)
+
+    def micro_batch_size(self, total: int, wanted: int | None) -> int:
+        """Rows per forward pass: ``wanted``, or all of this rank's. Raises ResourceError if that
+        does not divide them.
+        """
+        own = len(self.rows(total))
+        if wanted is not None and wanted < own and own % wanted:
+            raise ResourceError(
+                f"train.micro_batch_size = {wanted} does not divide the {own} rows that each of"
+                f" {self.size} processes has of train.batch_size = {total}; choose a divisor of"
+                f" {own}"
+            )
+        return min(wanted or own, own)
+
+    def share(self, total: int) -> range:
+        """The rows out of ``total`` that are this rank's share, as even as possible; empty where
+        there are more ranks than rows.
+        """
+        return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """All-reduce a tensor to its sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """All-reduce every parameter's gradient to its sum over ranks: each rank's loss is its
+        share of the batch's mean.
+        """
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """All-gather rows (dimension 0), in global order."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.contiguous()
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor)
+        return torch.cat(gathered)
+
+    def gather_texts(self, text: str) -> list[str]:
+        """All-gather a string: those of all ranks, by rank."""
+        if self.size == 1:
+            return [text]
+        own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(own)]), group=self.patient)
+        longest = max(map(int, sizes))
+        padded = nn.functional.pad(own, (0, longest - len(own)))
+        gathered = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self.patient)
+        return [
+            bytes(text_bytes[:size].tolist()).decode()
+            for text_bytes, size in zip(gathered, map(int, sizes), strict=True)
+        ]
+
+    def wait(self) -> None:
+        """Barrier over all ranks, however long one of them tokenises or writes a checkpoint."""
+        if self.size > 1:
+            dist.barrier(group=self.patient)
+
+
+def spaced_rows(fraction: float, total: int) -> list[int]:
+    """Indices of a fraction of a global batch's rows, evenly spaced so that ranks share the work.
+    Raises Incompatible if it rounds to no row.
+    """
+    count = round(fraction * total)
+    if not 1 <= count <= total:
+        raise Incompatible(
+            f"optimizer.fraction = {fraction:g} of {total} rows is {count} rows: "
+            f"choose a fraction from {1 / total:g} to 1, or more train.batch_size"
+        )
+    return [i * total // count for i in range(count)]

@@ -1,0 +1,1 @@
+"""The model: decoder, attention, embedding, losses, and how a recipe becomes one."""

@@ -1,0 +1,253 @@
+"""Softmax attention of one layer: QKV projections, memories, positional encoding, and one softmax
+over all key blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.errors import Incompatible
+from lswt_core.interfaces import (
+    AttentionBackend,
+    Dims,
+    KeyValue,
+    KVBlock,
+    KVProjection,
+    Memory,
+    PositionalEncoding,
+    QKNorm,
+    State,
+)
+from lswt_core.model.plain_modules import is_plain_linear
+
+# from so many tokens on, one fused QKV product is faster than three, concatenation included
+FUSED_QKV_MIN_TOKENS = 64
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one layer: projections, memories and an attention backend."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        memories: Mapping[str, Memory],
+        backend: AttentionBackend,
+        query_norm: QKNorm | None = None,
+        key_norm: QKNorm | None = None,
+    ) -> None:
+        super().__init__()
+        require_one_token_memory(memories)
+        self.n_heads = dims.n_heads
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(dims.d_model, dims.d_model, bias=dims.bias) for _ in range(4)
+        )
+        self.query_norm, self.key_norm = query_norm or nn.Identity(), key_norm or nn.Identity()
+        self.memory = nn.ModuleDict(memories)
+        windows = [memory.window for memory in memories.values() if memory.window]
+        self.window = min(windows, default=None)
+        self.backend = backend
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        state: Mapping[str, State],
+        first_visible: Tensor | None,
+        positional: PositionalEncoding,
+    ) -> tuple[Tensor, dict[str, State]]:
+        """Attend from normed inputs x [B, T, M] at positions [T]; first_visible [B, T] or None.
+
+        Returns [B, T, M] and the next state of every memory.
+        """
+        x = cast_for_autocast(x)  # once, not in each of the three projections
+        project = QKVProjection(self, x)
+        key_values, next_state = self.run_memories(x, positions, state, project)
+        blocks = encode_positions(
+            self.query_norm(self.split_heads(project.queries())),
+            key_values,
+            positions,
+            self.apply_window(positions, first_visible),
+            positional,
+        )
+        return self.output(self.backend(blocks).flatten(2)), next_state
+
+    def run_memories(
+        self, x: Tensor, positions: Tensor, state: Mapping[str, State], project: KVProjection
+    ) -> tuple[list[KeyValue], dict[str, State]]:
+        """Call the memories as middleware around ``project``, the recipe's first one outermost."""
+        wrapped: dict[str, MemoryProjection] = {}
+        for name, memory in reversed(list(self.memory.items())):
+            wrapped[name] = MemoryProjection(memory, state.get(name), project)
+            project = wrapped[name]
+        key_values = project(x, positions)
+        return key_values, {name: one.next_state for name, one in wrapped.items()}
+
+    def apply_window(self, positions: Tensor, first_visible: Tensor | None) -> Tensor | None:
+        """Return the first position each query sees: the start of its document (first_visible
+        [B, T]) or of the layer's window, whichever is later.
+        """
+        if self.window is None:
+            return first_visible
+        window_start = (positions - self.window + 1)[None]  # [1, T]
+        return window_start if first_visible is None else first_visible.maximum(window_start)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[B, N, M] -> [B, N, H, D]."""
+        return x.unflatten(-1, (self.n_heads, -1))
+
+
+class MemoryProjection:
+    """A memory around an inner key/value projection: itself a KVProjection, which keeps the
+    memory's next state.
+    """
+
+    def __init__(self, memory: nn.Module, state: State, inner: KVProjection) -> None:
+        self.memory, self.state, self.inner = memory, state, inner
+        self.next_state: State = None
+
+    def __call__(self, x: Tensor, positions: Tensor) -> list[KeyValue]:
+        """Return the keys and values that the memory offers for x [B, N, M] at positions [N]."""
+        key_values, self.next_state = self.memory(x, positions, self.state, self.inner)
+        return key_values
+
+
+class QKVProjection:
+    """A layer's key/value projection; for the layer's own inputs, queries come from the same
+    fused product where that is faster.
+    """
+
+    def __init__(self, attention: Attention, x: Tensor) -> None:
+        self.attention, self.x = attention, x
+        self.fused_queries: Tensor | None = None  # [B, T, M], set by a fused product
+
+    def __call__(self, x: Tensor, positions: Tensor) -> list[KeyValue]:
+        """Return keys and values of x [B, N, M] at positions [N]."""
+        layer = self.attention
+        layers = (layer.query, layer.key, layer.value)
+        is_long = x.shape[:-1].numel() >= FUSED_QKV_MIN_TOKENS
+        if x is self.x and is_long and all(map(is_plain_linear, layers)):
+            self.fused_queries, k, v = fused_linear(x, *layers)
+        else:
+            k, v = layer.key(x), layer.value(x)
+        k, v = layer.split_heads(k), layer.split_heads(v)
+        return [KeyValue(layer.key_norm(k), v, positions)]
+
+    def queries(self) -> Tensor:
+        """Return the queries [B, T, M] of the layer's inputs; call after the keys and values."""
+        if self.fused_queries is None:
+            return self.attention.query(self.x)
+        return self.fused_queries
+
+
+def fused_linear(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
+    """Outputs of several linear layers of one input x [..., M], by one matrix product."""
+    weight = torch.cat([cast_for_autocast(layer.weight) for layer in layers])
+    bias = None
+    if layers[0].bias is not None:
+        bias = torch.cat([cast_for_autocast(layer.bias) for layer in layers])
+    widths = [layer.out_features for layer in layers]
+    return nn.functional.linear(x, weight, bias).split(widths, dim=-1)
+
+
+def cast_for_autocast(x: Tensor) -> Tensor:
+    """Cast to the dtype that autocast multiplies in, as autocast does: float64 is left alone."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def require_one_token_memory(memories: Mapping[str, Memory]) -> None:
+    """Raise Incompatible if several memories of a layer keep tokens: they would enter the softmax
+    more than once.
+    """
+    names = [name for name, memory in memories.items() if memory.length]
+    if len(names) > 1:
+        listed = " and ".join(f"memory.{name} ({memories[name].name})" for name in names)
+        raise Incompatible(
+            f"{listed} keep earlier tokens in the same layer, each of which would be"
+            " attended to more than once; leave one, the others being removed by e.g."
+            f" memory.{names[0]} = false"
+        )
+
+
+def encode_positions(
+    q: Tensor,
+    key_values: list[KeyValue],
+    positions: Tensor,
+    first_visible: Tensor | None,
+    positional: PositionalEncoding,
+) -> list[KVBlock]:
+    """Apply the positional encoding to queries [B, T, H, D] and all keys. Sinks have no position
+    and become blocks of their own, first; the last of ``key_values`` is the new tokens' own.
+    """
+    sinks = [kv for kv in key_values if kv.positions is None]
+    placed = [(kv, kv.positions) for kv in key_values if kv.positions is not None]
+    oldest = torch.cat([k_positions for _, k_positions in placed]).amin()  # []
+    if first_visible is not None:
+        oldest = first_visible.clamp_min(oldest)  # [B or 1, T]
+    blocks = [encode_sink_block(q, sink, positions, oldest, positional) for sink in sinks]
+    q, keys = encode_keys(q, placed, positions, positional)
+    for i, ((kv, k_positions), k) in enumerate(zip(placed, keys, strict=True)):
+        # a single query sees all keys: no mask
+        causal = i == len(placed) - 1 and len(positions) > 1
+        bias = positional.bias(q, positions, k_positions)
+        blocks.append(KVBlock(q, k, kv.v, causal, bias, k_positions, first_visible))
+    return blocks
+
+
+def encode_keys(
+    q: Tensor,
+    key_values: list[tuple[KeyValue, Tensor]],
+    positions: Tensor,
+    positional: PositionalEncoding,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Encode queries [B, T, H, D] and the keys of every block for each other.
+
+    An encoding that rotates each key by its own position alone is applied block by block: nothing
+    is concatenated, and cached keys stay without gradient.
+    """
+    if type(positional).encode is PositionalEncoding.encode:
+        keys = [
+            kv.k if kv.encoded else positional.rotate(kv.k, k_positions)
+            for kv, k_positions in key_values
+        ]
+        return positional.rotate(q, positions), keys
+    q, k = positional.encode(
+        q,
+        torch.cat([kv.k for kv, _ in key_values], dim=1),
+        positions,
+        torch.cat([k_positions for _, k_positions in key_values]),
+    )
+    return q, k.split([kv.k.shape[1] for kv, _ in key_values], dim=1)
+
+
+def encode_sink_block(
+    q: Tensor, sink: KeyValue, positions: Tensor, oldest: Tensor, positional: PositionalEncoding
+) -> KVBlock:
+    """The key block of a sink, attended to by the queries [B, T, H, D] as the positional encoding
+    encodes them for sinks, or by the sink's own queries.
+    """
+    if sink.q is not None:
+        return KVBlock(sink.q.expand(q.shape).contiguous(), sink.k, sink.v, causal=False)
+    return KVBlock(*positional.encode_sink(q, sink.k, positions, oldest), sink.v, causal=False)
+
+
+@contextmanager
+def replace_attention_backends(
+    model: nn.Module, substitute: Callable[[Attention], nn.Module]
+) -> Iterator[None]:
+    """Replace every layer's backend by ``substitute(layer)`` within the context."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    backends = [layer.backend for layer in layers]
+    for layer in layers:
+        layer.backend = substitute(layer)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, backend in zip(layers, backends, strict=True):
+            layer.backend = backend

@@ -1,0 +1,106 @@
+"""Choose the attention backend of a recipe for a device and dtype, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from lswt_core.errors import Incompatible
+from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, Unsupported
+from lswt_core.model.components import (
+    build_component,
+    build_encodings,
+    build_memories,
+    dims_of,
+    optimizer_class,
+)
+from lswt_core.recipe import Chosen, Recipe
+from lswt_core.registry import AUTO, Registry
+
+
+class AttentionChoice(NamedTuple):
+    """The attention backends of a model."""
+
+    automatic: Chosen  # what "auto" stands for; the recipe's own backend if nothing is automatic
+    names: tuple[str, ...]  # of all layers' backends
+    notes: tuple[str, ...]  # the reasons, for the log
+
+
+def choose_backends(
+    recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype
+) -> AttentionChoice:
+    """Resolve "auto" and check every backend that the recipe names; raises Incompatible."""
+    dims = dims_of(recipe)
+    needs = attention_requirements(recipe, registry, device, dtype)
+    names: list[str] = []
+    backend_notes: list[str] = []
+    automatic: list[Chosen] = []
+    for chosen in recipe.every("attention"):
+        if chosen.name == AUTO.name:
+            automatic.append(chosen)
+            continue
+        note = check_backend(registry, chosen, dims, needs)
+        names.append(chosen.name)
+        backend_notes += [note] if note else []
+    if not automatic:
+        notes = ("the recipe asks for it", *dict.fromkeys(backend_notes))
+        return AttentionChoice(recipe.every("attention")[0], tuple(names), notes)
+    resolved, auto_notes = resolve_auto(automatic[0], registry, dims, needs)
+    unique_names = dict.fromkeys([resolved.name, *names])
+    return AttentionChoice(
+        resolved, tuple(unique_names), (*auto_notes, *dict.fromkeys(backend_notes))
+    )
+
+
+def attention_requirements(
+    recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype
+) -> list[AttentionRequirements]:
+    """Return what every attention backend of a recipe must support."""
+    has_window = any(memory.window for memory in build_memories(recipe, registry))
+    required = AttentionRequirements(
+        device=device.type,
+        dtype=dtype,
+        d_head=dims_of(recipe).d_head,
+        has_bias=any(encoding.has_bias for encoding in build_encodings(recipe, registry)),
+        has_mask=recipe.train.document_masking or has_window,
+    )
+    # finite differences of the gradient are taken in float32
+    if optimizer_class(recipe, registry).needs_hessian_vector_products:
+        return [required, required._replace(dtype=torch.float32)]
+    return [required]
+
+
+def resolve_auto(
+    auto: Chosen, registry: Registry, dims: Dims, needs: Sequence[AttentionRequirements]
+) -> tuple[Chosen, list[str]]:
+    """Return the first backend of "auto"'s preference list that meets the requirements, and notes
+    on it and on those rejected before it. Raises Incompatible if none does.
+    """
+    rejected: list[str] = []
+    for name in auto.options["prefer"]:
+        candidate = Chosen("attention", "attention", name, registry.find("attention", name), {})
+        try:
+            note = check_backend(registry, candidate, dims, needs)
+        except Incompatible as error:
+            rejected.append(f"not {name}: {error.__cause__ or error}")
+            continue
+        return candidate, [note, *rejected] if note else rejected
+    raise Incompatible("attention.use = 'auto' found no backend:\n  " + "\n  ".join(rejected))
+
+
+def check_backend(
+    registry: Registry, chosen: Chosen, dims: Dims, needs: Sequence[AttentionRequirements]
+) -> str | None:
+    """Raise Incompatible if a backend does not meet the requirements; return its own note on how
+    it will run (which kernel), if it has one.
+    """
+    backend: AttentionBackend = build_component(registry, chosen, dims)
+    try:
+        notes = [backend.require(need) for need in needs]
+    except Unsupported as error:
+        raise Incompatible(
+            f"[{chosen.table}] {chosen.name} cannot be used here: {error}"
+        ) from error
+    return notes[0]

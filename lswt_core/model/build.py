@@ -1,0 +1,112 @@
+"""Build a model from a recipe: check components against each other, assemble them on the meta
+device, then allocate and initialise parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from lswt_core.device import compile_blocks, should_compile
+from lswt_core.errors import Incompatible
+from lswt_core.interfaces import Unsupported
+from lswt_core.model.attention_choice import AttentionChoice, choose_backends
+from lswt_core.model.components import (
+    build_auxiliary_losses,
+    build_component,
+    build_cross_entropy,
+    dims_of,
+)
+from lswt_core.model.initialise import initialise
+from lswt_core.model.spec import Builder, DecoderSpec, LayerSpec
+from lswt_core.model.train_module import TrainModule
+from lswt_core.recipe import Chosen, Recipe
+from lswt_core.registry import AUTO, Registry
+
+
+class BuiltModel(NamedTuple):
+    """A model on the meta device, and which attention backends it got."""
+
+    loss: TrainModule
+    backends: tuple[str, ...]  # attention backends; several where layers differ
+    notes: tuple[str, ...]  # why these backends
+
+    @property
+    def attention(self) -> str:
+        """The backends' names, separated by commas."""
+        return ", ".join(self.backends)
+
+
+def build_model(
+    recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype
+) -> BuiltModel:
+    """Build decoder and losses on the meta device, to run on ``device`` in ``dtype``. Raises
+    Incompatible if components do not go together, or not with the device.
+    """
+    with torch.device("meta"):
+        choice = choose_backends(recipe, registry, device, dtype)
+        decoder = decoder_spec(recipe, registry, choice).build()
+        decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
+        cross_entropy = build_cross_entropy(recipe, registry)
+        try:
+            cross_entropy.require(device.type)
+        except Unsupported as error:
+            raise Incompatible(
+                f"[cross_entropy] {cross_entropy.name} cannot be used here: {error}"
+            ) from error
+        losses = build_auxiliary_losses(recipe, registry)
+        return BuiltModel(TrainModule(decoder, losses, cross_entropy), choice.names, choice.notes)
+
+
+def build_decoder_spec(
+    recipe: Recipe, registry: Registry, *, device: torch.device, dtype: torch.dtype
+) -> DecoderSpec:
+    """Return the specification of the recipe's decoder, "auto" resolved for the device."""
+    return decoder_spec(recipe, registry, choose_backends(recipe, registry, device, dtype))
+
+
+def decoder_spec(recipe: Recipe, registry: Registry, choice: AttentionChoice) -> DecoderSpec:
+    """Return the specification of the recipe's decoder, with the attention backends chosen."""
+
+    def builder(chosen: Chosen) -> Builder:
+        if (chosen.kind, chosen.name) == ("attention", AUTO.name):
+            chosen = choice.automatic
+        return partial(build_component, registry, chosen)
+
+    def layer(components: Mapping[str, Mapping[str, Chosen]]) -> LayerSpec:
+        positional = components["positional"]["positional"]
+        is_shared = positional == recipe.one("positional")
+        return LayerSpec(
+            positional=None if is_shared else builder(positional),
+            memories={name: builder(one) for name, one in components["memory"].items()},
+            attention=builder(components["attention"]["attention"]),
+            qk_norm=builder(components["qk_norm"]["qk_norm"]),
+            ffn=builder(components["ffn"]["ffn"]),
+            norm=builder(components["norm"]["norm"]),
+        )
+
+    embedding, dims = recipe.embedding, dims_of(recipe)
+    return DecoderSpec(
+        dims=dims,
+        vocab_size=embedding.vocab_size,
+        d_vocab=embedding.d_vocab,
+        trainable=embedding.trainable,
+        positional=builder(recipe.one("positional")),
+        norm=builder(recipe.one("norm")),
+        layers=tuple(layer(recipe.at_layer(number)) for number in range(dims.n_layers)),
+    )
+
+
+def materialise(loss: TrainModule, recipe: Recipe, device: torch.device) -> None:
+    """Move the model from the meta device to ``device`` and initialise every parameter; blocks
+    are marked to be compiled at their first call where ``train.compile`` says so.
+    """
+    loss.to_empty(device=device)
+    initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
+    if should_compile(recipe.train.compile, device):
+        compile_blocks(loss.decoder.blocks)
+        if loss.cross_entropy is not None:
+            loss.cross_entropy.compile_kernels()

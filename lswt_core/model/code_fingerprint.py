@@ -1,0 +1,225 @@
+"""Fingerprints of a component's code: its own files, those of its base classes, and everything
+they import. Imports are read from the syntax, so that one inside a function counts too. Installed
+libraries are identified by their distributions instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import lswt_core
+from lswt_core.interfaces import Component
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Offer, Registry
+from lswt_core.registry.static_reader import Unreadable, locate
+
+CORE = "lswt_core"
+# the core's modules whose libraries every training run uses
+TRAINING_MODULES = (f"{CORE}.train.trainer", f"{CORE}.data.corpus")
+# directories of libraries that nobody edits in place
+SITE_DIRECTORIES = {"site-packages", "dist-packages"}
+
+
+class CodeFingerprint(NamedTuple):
+    """The fingerprint of some code."""
+
+    sha256: str  # of its source files' contents, wherever they lie
+    libraries: frozenset[str]  # top-level modules of installed libraries it imports, e.g. "torch"
+
+
+class SourceModule(NamedTuple):
+    """A module's name and file."""
+
+    name: str
+    path: Path
+
+
+def fingerprint_component(offer: Offer, registry: Registry) -> CodeFingerprint:
+    """Fingerprint a component's code, the core's excluded."""
+    component = registry.load(offer)
+    bases = [
+        base
+        for base in inspect.getmro(component)
+        if issubclass(base, Component) and not is_core_or_stdlib(base.__module__)
+    ]
+    modules = [SourceModule(base.__module__, Path(inspect.getfile(base))) for base in bases]
+    # the module that offers a class need not be the one that defines it
+    hook = getattr(sys.modules.get(offer.module), "__file__", None)
+    modules += [SourceModule(offer.module, Path(hook))] if hook else []
+    own = {component.__module__, offer.module}
+    package = [one for module in modules if module.name in own for one in package_modules(module)]
+    return fingerprint_modules([*modules, *package], {top_level_name(name) for name in own})
+
+
+def fingerprint_components(
+    recipe: Recipe, registry: Registry, backends: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """Distribution, version and code hash of every component that can change a run's numbers, by
+    "kind/name". ``backends`` are the attention backends chosen for the run.
+    """
+    offers = {
+        f"{one.kind}/{one.name}": one.offer
+        for one in recipe.components()
+        if one.offer.source and one.kind != "tracker"
+    }
+    offers |= {f"attention/{name}": registry.find("attention", name) for name in backends}
+    return {
+        name: {
+            "distribution": offer.distribution,
+            "version": offer.version,
+            "sha256": fingerprint_component(offer, registry).sha256,
+        }
+        for name, offer in offers.items()
+    }
+
+
+def fingerprint_core() -> str:
+    """Hash the core's own source files."""
+    return hash_files(Path(lswt_core.__file__).parent.rglob("*.py"))
+
+
+@cache
+def core_libraries() -> frozenset[str]:
+    """Top-level modules of the installed libraries that training itself imports."""
+    modules = [SourceModule(name, locate(name)) for name in TRAINING_MODULES]
+    return fingerprint_modules(modules, {CORE}).libraries
+
+
+def fingerprint_modules(modules: Iterable[SourceModule], own: set[str]) -> CodeFingerprint:
+    """Fingerprint modules and everything they import, transitively, except installed libraries;
+    modules below a top-level name in ``own`` never count as installed.
+    """
+    queue, libraries, files = list(modules), set[str](), set[Path]()
+    while queue:
+        module = queue.pop()
+        if module.path in files:
+            continue
+        files.add(module.path)
+        # an installed base class: its file counts, its imports belong to its distribution
+        if is_installed(module, own):
+            libraries.add(top_level_name(module.name))
+            continue
+        for name in imported_names(module):
+            if is_core_or_stdlib(name) and top_level_name(name) not in own:
+                continue
+            local = [one for one in modules_imported_by(name) if not is_installed(one, own)]
+            queue += local
+            if not local:
+                libraries.add(top_level_name(name))
+    return CodeFingerprint(hash_files(files), frozenset(libraries))
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Hash the contents of files, whatever their names and order."""
+    digests = sorted(sha256(path.read_bytes()).hexdigest() for path in paths)
+    return sha256("".join(digests).encode()).hexdigest()
+
+
+def is_installed(module: SourceModule, own: set[str]) -> bool:
+    """Whether a module belongs to an installed library."""
+    in_site_directory = bool(SITE_DIRECTORIES & set(module.path.parts))
+    return top_level_name(module.name) not in own and in_site_directory
+
+
+def is_core_or_stdlib(module: str) -> bool:
+    """Whether a module is the core's or of Python's standard library."""
+    return top_level_name(module) == CORE or top_level_name(module) in sys.stdlib_module_names
+
+
+def top_level_name(module: str) -> str:
+    """The first part of a dotted name."""
+    return module.partition(".")[0]
+
+
+def package_modules(module: SourceModule) -> Iterator[SourceModule]:
+    """Yield all modules of a module's package: it may import them by names built at run time."""
+    folder = module.path.parent
+    if not folder.joinpath("__init__.py").is_file():
+        return
+    package = module.name
+    if module.path.name != "__init__.py":
+        package = module.name.rpartition(".")[0]
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder).with_suffix("").parts
+        below = [part for part in parts if part != "__init__"]
+        yield SourceModule(".".join([package, *below]), path)
+
+
+def imported_names(module: SourceModule) -> Iterator[str]:
+    """Yield every name that a file imports, anywhere in it. ``from a import b`` is a.b, a module
+    or a value of module a. In a file that imports by strings, every string that looks like a
+    dotted name is taken for one.
+    """
+    text = module.path.read_bytes()
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return  # not Python; only its content counts
+    imports_by_string = b"import_module" in text or b"__import__" in text
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = import_base(module, node)
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+        elif imports_by_string and isinstance(node, ast.Constant):
+            yield from dotted_names(node.value)
+
+
+def dotted_names(value: object) -> list[str]:
+    """The value of a literal if it is a string that could name a module, else nothing."""
+    if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
+        return [value]
+    return []
+
+
+def import_base(module: SourceModule, node: ast.ImportFrom) -> list[str]:
+    """The parts of the module that ``from ... import`` names, relative imports resolved."""
+    base: list[str] = []
+    if node.level:
+        parents = module.name.split(".")
+        if module.path.name != "__init__.py":
+            parents = parents[:-1]
+        base = parents[: len(parents) - node.level + 1]
+    return base + ([node.module] if node.module else [])
+
+
+def modules_imported_by(name: str) -> list[SourceModule]:
+    """The files that importing a name runs: those of its parent packages and of the module."""
+    parts, modules = name.split("."), list[SourceModule]()
+    for size in range(1, len(parts) + 1):
+        module = ".".join(parts[:size])
+        try:
+            modules.append(SourceModule(module, locate(module)))
+        except Unreadable:
+            # a value of the module, a namespace package, or a library that is not installed or
+            # not written in Python
+            continue
+    return modules
+
+
+def library_versions(libraries: Iterable[str]) -> dict[str, list[str]]:
+    """Version and content hash of every installed distribution that provides one of some
+    top-level modules; the hash tells builds of one version apart.
+    """
+    distributions = metadata.packages_distributions()
+    names = {name for module in libraries for name in distributions.get(module, ())}
+    return {
+        name: [metadata.version(name), hash_installed_files(metadata.distribution(name))]
+        for name in sorted(names)
+    }
+
+
+def hash_installed_files(distribution: metadata.Distribution) -> str:
+    """Hash a distribution's RECORD of installed files; an empty one where it has none."""
+    lines = (distribution.read_text("RECORD") or "").splitlines()
+    files = sorted(line for line in lines if ",sha256=" in line and ".dist-info/" not in line)
+    return sha256("\n".join(files).encode()).hexdigest()

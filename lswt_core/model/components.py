@@ -1,0 +1,117 @@
+"""Instantiate a recipe's components."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lswt_core.device import allow_two_backward_passes
+from lswt_core.distributed.world import spaced_rows
+from lswt_core.errors import Incompatible, PluginError
+from lswt_core.interfaces import (
+    AuxiliaryLoss,
+    CrossEntropy,
+    Dims,
+    Horizon,
+    Memory,
+    Optimizer,
+    PositionalEncoding,
+    Schedule,
+    Unsupported,
+)
+from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.spec import dims_from_table
+from lswt_core.recipe import Chosen, Recipe
+from lswt_core.registry import Registry
+
+
+def build_component(registry: Registry, chosen: Chosen, *args: Any) -> Any:
+    """Instantiate a component as ``cls(*args, **options)``.
+
+    Raises Incompatible, naming its table, if it refuses its options; PluginError if its
+    constructor cannot be called so.
+    """
+    package = f"{chosen.offer.distribution} {chosen.offer.version}"
+    try:
+        return registry.load(chosen.offer)(*args, **chosen.options)
+    except (Unsupported, ValueError) as error:
+        raise Incompatible(f"[{chosen.table}] {chosen.name} ({package}): {error}") from error
+    except TypeError as error:
+        if registry.culprit(error) is not None:
+            raise  # raised within the constructor
+        raise PluginError(
+            f"[{chosen.table}] {chosen.name} ({package}) cannot be built: {error}"
+        ) from error
+
+
+def build_cross_entropy(recipe: Recipe, registry: Registry) -> CrossEntropy:
+    """The recipe's cross-entropy; whether the device supports it is not checked here."""
+    cross_entropy: CrossEntropy = build_component(registry, recipe.one("cross_entropy"))
+    return cross_entropy
+
+
+def build_auxiliary_losses(
+    recipe: Recipe, registry: Registry
+) -> dict[str, tuple[AuxiliaryLoss, float]]:
+    """The auxiliary losses and their weights by name, on torch's default device."""
+    dims = dims_of(recipe)
+    return {
+        name: (build_component(registry, chosen, dims), chosen.weight)
+        for name, chosen in recipe.many("loss").items()
+    }
+
+
+def dims_of(recipe: Recipe) -> Dims:
+    """The sizes that the recipe's components are built with."""
+    return dims_from_table(recipe.resolved()["model"])
+
+
+def build_encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:
+    """The positional encodings of all layers, on the meta device. Raises Incompatible if one that
+    embeds the model's input is used for single layers.
+    """
+    dims = dims_of(recipe)
+    with torch.device("meta"):
+        encodings: list[PositionalEncoding] = [
+            build_component(registry, chosen, dims) for chosen in recipe.every("positional")
+        ]
+    for encoding in encodings[1:]:
+        if type(encoding).embed is not PositionalEncoding.embed:
+            raise Incompatible(
+                f"positional encoding {encoding.name!r} adds to the model's input, which all layers"
+                " share: it cannot be used for some of them; name it in [positional]"
+            )
+    return encodings
+
+
+def build_memories(recipe: Recipe, registry: Registry) -> list[Memory]:
+    """The different memories of all layers, on the meta device."""
+    dims = dims_of(recipe)
+    with torch.device("meta"):
+        return [build_component(registry, chosen, dims) for chosen in recipe.every("memory")]
+
+
+def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
+    """The class of the recipe's optimizer."""
+    return registry.load(recipe.one("optimizer").offer)
+
+
+def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:
+    """The optimizer over the trainable parameters of ``loss``."""
+    groups = build_parameter_groups(loss)
+    optimizer: Optimizer = build_component(registry, recipe.one("optimizer"), groups)
+    # raises now rather than at the first curvature update
+    spaced_rows(optimizer.fraction, recipe.train.batch_size)
+    if optimizer.shares_forward:
+        allow_two_backward_passes()
+    return optimizer
+
+
+def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:
+    """The learning-rate schedule over the whole run."""
+    train = recipe.train
+    tokens = train.tokens if train.steps is None else None
+    horizon = Horizon(train.total_steps, train.tokens_per_step, tokens)
+    return build_component(registry, recipe.one("schedule"), horizon)

@@ -1,0 +1,134 @@
+"""The training loss: cross-entropy plus weighted auxiliary losses, as sums and counts that add up
+over micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.interfaces import (
+    IGNORE,
+    AuxiliaryLoss,
+    Batch,
+    CrossEntropy,
+    CrossEntropyOutput,
+    LabelSampling,
+    LossSum,
+    Output,
+)
+from lswt_core.model.decoder import Decoder
+from lswt_core.plugin_api.cross_entropy import chunked_cross_entropy, dense_cross_entropy
+
+CROSS_ENTROPY = "cross_entropy"
+SAMPLED = "sampled"  # cross-entropy against labels sampled from the model
+
+
+class BatchLoss(NamedTuple):
+    """The loss of one batch; where ``counts`` are given, its share of the step's loss."""
+
+    loss: Tensor  # [] shares add up
+    state: tuple[dict[str, Any], ...]  # the memories' next state, by layer
+    terms: dict[str, LossSum]  # cross-entropy and every auxiliary loss
+    correct: Tensor  # [] labels predicted correctly
+    sampled: Tensor | None = None  # [] loss against sampled labels; shares add up
+
+
+class TrainModule(nn.Module):
+    """Decoder, cross-entropy and auxiliary losses: from a batch to its loss."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        auxiliary: Mapping[str, tuple[AuxiliaryLoss, float]],
+        cross_entropy: CrossEntropy | None = None,
+    ) -> None:
+        """``auxiliary`` are losses with their weights; without a ``cross_entropy`` component,
+        ``chunked_cross_entropy`` is used.
+        """
+        super().__init__()
+        self.decoder, self.cross_entropy = decoder, cross_entropy
+        self.auxiliary = nn.ModuleDict({name: loss for name, (loss, _) in auxiliary.items()})
+        weights = {name: weight for name, (_, weight) in auxiliary.items()}
+        self.weights = {CROSS_ENTROPY: 1.0} | weights
+        needs = [loss.needs for loss, _ in auxiliary.values()]
+        self.needs: frozenset[str] = frozenset().union(*needs)
+
+    def forward(
+        self,
+        batch: Batch,
+        state: tuple[Mapping[str, Any], ...] | None = None,
+        counts: Mapping[str, Tensor] | None = None,
+        *,
+        draws: LabelSampling | None = None,
+        cross_entropy_only: bool = False,
+        create_graph: bool = False,
+    ) -> BatchLoss:
+        """The loss of a batch. ``counts`` are the denominators of the whole step (``self.counts``
+        summed over micro-batches and ranks); without them the batch's own are used.
+
+        With ``draws`` the cross-entropy against labels sampled from the model is computed too (for
+        the Gauss-Newton-Bartlett estimate). ``cross_entropy_only`` leaves auxiliary losses out.
+        ``create_graph`` allows second derivatives.
+        """
+        states, next_state = self.decoder(batch.inputs, state, batch.first_visible)
+        score = self.score(
+            states,
+            batch.labels,
+            draws,
+            logsumexp="logsumexp" in self.needs and not cross_entropy_only,
+            create_graph=create_graph,
+        )
+        terms = {CROSS_ENTROPY: LossSum(score.total, count_labels(batch))}
+        if self.auxiliary and not cross_entropy_only:
+            logits = self.decoder.vocabulary.logits(states) if "logits" in self.needs else None
+            out = Output(states, logits, score.logsumexp)
+            terms |= {name: loss(out, batch) for name, loss in self.auxiliary.items()}
+        shares = [
+            self.weights[name] * mean_loss(term, name, counts) for name, term in terms.items()
+        ]
+        sampled = None
+        if draws is not None and score.sampled is not None:
+            term = LossSum(score.sampled, count_labels(batch, draws.rows))
+            sampled = mean_loss(term, SAMPLED, counts)
+        return BatchLoss(torch.stack(shares).sum(), next_state, terms, score.correct, sampled)
+
+    def score(
+        self,
+        states: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+        create_graph: bool = False,
+    ) -> CrossEntropyOutput:
+        """The cross-entropy of states [B, T, M] against labels [B, T]."""
+        by: Callable[..., CrossEntropyOutput] = self.cross_entropy or chunked_cross_entropy
+        if create_graph:
+            by = dense_cross_entropy
+        return self.decoder.vocabulary.score(states, labels, draws, by=by, logsumexp=logsumexp)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """The count of every loss term, known before the batch is run."""
+        counts = {CROSS_ENTROPY: count_labels(batch)}
+        for name, loss in self.auxiliary.items():
+            assert isinstance(loss, AuxiliaryLoss)
+            counts[name] = loss.count(batch)
+        return counts
+
+
+def count_labels(batch: Batch, rows: Tensor | None = None) -> Tensor:
+    """The number of labels that are not IGNORE in a batch, or in its rows bool [B]."""
+    predicted = batch.labels != IGNORE
+    if rows is not None:
+        predicted = predicted & rows[:, None]
+    return predicted.sum()
+
+
+def mean_loss(term: LossSum, name: str, counts: Mapping[str, Tensor] | None) -> Tensor:
+    """A loss term divided by the step's count of it, or without ``counts`` by its own."""
+    count = term.count if counts is None else counts[name]
+    return term.total / count.clamp_min(1)

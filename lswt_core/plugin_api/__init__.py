@@ -1,0 +1,1 @@
+"""Everything plugins may import besides ``interfaces``, ``hooks`` and ``errors``."""

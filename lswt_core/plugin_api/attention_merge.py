@@ -1,0 +1,246 @@
+"""Attention block by block, merged by the blocks' logsumexp: for backends whose fused kernel
+returns it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lswt_core.interfaces import AttentionRequirements, KVBlock
+from lswt_core.plugin_api.attention import distinct_queries, reference_attention
+
+Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
+# of a probe, relative; float32 may be multiplied as TF32
+LARGEST_ERROR = {torch.float64: 1e-10, torch.float32: 1e-2}
+LARGEST_ERROR_HALF = 5e-2
+
+
+class ProbeSize(NamedTuple):
+    """Lengths of a probe's key blocks."""
+
+    tokens: int
+    cached: int
+    sinks: int
+
+
+# less than a tile of a kernel, and the lengths of the family's recipes
+SHORT_PROBE, FAMILY_PROBE = ProbeSize(48, 80, 16), ProbeSize(2048, 2048, 16)
+PROBE_SIZES = {"cpu": (SHORT_PROBE,), "cuda": (SHORT_PROBE, FAMILY_PROBE)}
+PROBE_ROWS, PROBE_HEADS = 2, 2
+
+
+class Kernel(ABC):
+    """A fused attention kernel. Tensors are [B, T or N, H, D]; logsumexp [B, H, T] is in float32
+    or wider; the scale is 1/sqrt(D).
+    """
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """Return the attention output and the scores' logsumexp. ``causal`` masks the upper
+        triangle of a square.
+        """
+
+    @abstractmethod
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Gradients:
+        """Return the gradients of one block, given output and logsumexp of all blocks together."""
+
+
+class MergedAttention(torch.autograd.Function):
+    """Attention block by block; exact, since each block's backward pass is given the merged output
+    and logsumexp.
+
+    With lse = log sum_i exp(lse_i), out = sum_i exp(lse_i - lse) out_i; the gradient of a block
+    depends on the others only through out and lse (the algebra of FlashAttention's backward pass,
+    Dao et al. 2022, appendix B.4).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, query_index: list[int], causal: list[bool], *tensors: Tensor
+    ) -> Tensor:
+        """``tensors``: every block's keys, every block's values, the distinct queries.
+        ``query_index`` numbers each block's queries; ``causal`` marks the causal block.
+        Returns [B, T, H, D].
+        """
+        blocks = zip(*BlockTensors.of(query_index, tensors), causal, strict=True)
+        outputs = [kernel.forward(q, k, v, is_causal) for q, k, v, is_causal in blocks]
+        out, logsumexp = outputs[0] if len(outputs) == 1 else merge_by_logsumexp(outputs)
+        ctx.save_for_backward(out, logsumexp, *tensors)
+        ctx.kernel, ctx.query_index, ctx.causal = kernel, query_index, causal
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of ``tensors``, in their order."""
+        out, logsumexp, *tensors = ctx.saved_tensors
+        blocks = zip(*BlockTensors.of(ctx.query_index, tensors), ctx.causal, strict=True)
+        gradients = [
+            ctx.kernel.backward(grad, q, k, v, out, logsumexp, is_causal)
+            for q, k, v, is_causal in blocks
+        ]
+        dq = [
+            reduce(
+                torch.add,
+                [g[0] for g, own in zip(gradients, ctx.query_index, strict=True) if own == index],
+            )
+            for index in range(1 + max(ctx.query_index))
+        ]
+        dk, dv = [g[1] for g in gradients], [g[2] for g in gradients]
+        wanted = zip([*dk, *dv, *dq], ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(g if is_wanted else None for g, is_wanted in wanted)
+
+
+class BlockTensors(NamedTuple):
+    """Queries, keys and values of every block."""
+
+    q: Sequence[Tensor]
+    k: Sequence[Tensor]
+    v: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, query_index: list[int], tensors: Sequence[Tensor]) -> BlockTensors:
+        """From every block's keys, every block's values and the distinct queries."""
+        n = len(query_index)
+        queries = [tensors[2 * n + index] for index in query_index]
+        return cls(queries, tensors[:n], tensors[n : 2 * n])
+
+
+def merged_attention(kernel: Kernel, blocks: Sequence[KVBlock]) -> Tensor:
+    """One softmax over blocks without bias or mask (but the causal one): -> [B, T, H, D]."""
+    queries, query_index = distinct_queries(blocks)
+    keys, values = [block.k for block in blocks], [block.v for block in blocks]
+    causal = [block.causal for block in blocks]
+    out: Tensor = MergedAttention.apply(kernel, query_index, causal, *keys, *values, *queries)
+    return out
+
+
+def merge_by_logsumexp(outputs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Merge the blocks' outputs [B, T, H, D] and logsumexp [B, H, T] into those of one softmax."""
+    logsumexp = torch.stack([lse for _, lse in outputs]).logsumexp(0)
+    weighted = [out * (lse - logsumexp).exp().transpose(1, 2)[..., None] for out, lse in outputs]
+    return torch.stack(weighted).sum(0).to(outputs[0][0].dtype), logsumexp
+
+
+KernelName = TypeVar("KernelName")
+
+
+def first_verified(
+    kernels: dict[KernelName, Kernel], need: AttentionRequirements
+) -> tuple[KernelName | None, list[str]]:
+    """Return the first kernel that computes correctly on the device, None if there is none, and
+    the faults of those before it.
+    """
+    faults: list[str] = []
+    for name, kernel in kernels.items():
+        fault = find_fault(kernel, need)
+        if fault is None:
+            return name, faults
+        faults.append(f"{name}: {fault}")
+    return None, faults
+
+
+def find_fault(kernel: Kernel, need: AttentionRequirements) -> str | None:
+    """Compare a kernel with the reference on the device, with probes of every size; return what is
+    wrong, None if nothing is.
+    """
+    allowed = LARGEST_ERROR.get(need.dtype, LARGEST_ERROR_HALF)
+    for size in PROBE_SIZES.get(need.device, PROBE_SIZES["cpu"]):
+        expected = run_probe(need, size, reference_attention)
+        try:
+            actual = run_probe(need, size, lambda blocks: merged_attention(kernel, blocks))
+            fault = first_difference(actual, expected, allowed)
+        # the kernel, or the device, refuses; each package has errors of its own
+        except Exception as error:
+            return (str(error).splitlines() or [type(error).__name__])[0]
+        if fault is not None:
+            return f"{fault} in a trial"
+    return None
+
+
+def first_difference(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: float
+) -> str | None:
+    """Name the first tensor whose relative error, in the Euclidean norm, is over ``allowed`` or
+    NaN.
+    """
+    for name, tensor in expected.items():
+        error = float((actual[name] - tensor).norm() / tensor.norm())
+        if not error <= allowed:
+            return f"its {name} is off by {error:.1g}"
+    return None
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def run_probe(
+    need: AttentionRequirements,
+    size: ProbeSize,
+    attention: Callable[[Sequence[KVBlock]], Tensor],
+) -> dict[str, Tensor]:
+    """Output and gradients of an attention function on a probe, in float32 or wider."""
+    blocks, leaves, grad = build_probe(need, size)
+    with torch.autocast(need.device, enabled=False):
+        out = attention(blocks)
+        gradients = torch.autograd.grad(out, list(leaves.values()), grad)
+    tensors = {"output": out}
+    for name, gradient in zip(leaves, gradients, strict=True):
+        tensors[f"gradient of {name}"] = gradient
+    return {
+        name: tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+        for name, tensor in tensors.items()
+    }
+
+
+def build_probe(
+    need: AttentionRequirements, size: ProbeSize
+) -> tuple[list[KVBlock], dict[str, Tensor], Tensor]:
+    """Key blocks, leaf tensors to differentiate by, and a gradient of the output: the same random
+    numbers at every call, laid out in memory as a model's are.
+
+    Sinks are parameters [N, H, D] expanded over the rows, with queries of their own. These, and
+    all values, are slices of a fused product [B, T, 3 M]; rotated queries and keys are dense.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        values = torch.randn(*shape, PROBE_HEADS, need.d_head, generator=generator, device="cpu")
+        return values.to(need.device, need.dtype)
+
+    qkv = randn(PROBE_ROWS, size.tokens, 3).requires_grad_()
+    sink_q, v = qkv[:, :, 0], qkv[:, :, 2]
+    q, k = (randn(PROBE_ROWS, size.tokens).requires_grad_() for _ in range(2))
+    sink_k, sink_v = (randn(size.sinks).requires_grad_() for _ in range(2))
+    cached_k = randn(PROBE_ROWS, size.cached)
+    cached_v = randn(PROBE_ROWS, size.cached, 3)[:, :, 2]
+    expanded_k, expanded_v = (sink.expand(PROBE_ROWS, -1, -1, -1) for sink in (sink_k, sink_v))
+    blocks = [
+        KVBlock(sink_q, expanded_k, expanded_v, causal=False),
+        KVBlock(q, cached_k, cached_v, causal=False),
+        KVBlock(q, k, v, causal=True),
+    ]
+    leaves = {
+        "queries": q,
+        "sinks' queries": sink_q,
+        "keys": k,
+        "values": v,
+        "sinks' keys": sink_k,
+        "sinks' values": sink_v,
+    }
+    return blocks, leaves, randn(PROBE_ROWS, size.tokens)

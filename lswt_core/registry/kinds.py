@@ -1,0 +1,39 @@
+"""The kinds of component: the interface, recipe table and multiplicity of each. Imports nothing, so
+that recipes are checked without importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of component."""
+
+    name: str
+    interface: str  # class name in lswt_core.interfaces
+    table: str  # "ffn" -> [ffn]; "memory" -> [memory.<name>] when `many`
+    many: bool = False  # whether a recipe may have several
+    given: int = 1  # positional constructor arguments that the core supplies before the options
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("positional", "PositionalEncoding", "positional"),
+        Kind("memory", "Memory", "memory", many=True),
+        Kind("attention", "AttentionBackend", "attention"),
+        Kind("qk_norm", "QKNorm", "qk_norm"),
+        Kind("ffn", "FeedForward", "ffn"),
+        Kind("norm", "Norm", "norm"),
+        Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
+        Kind("loss", "AuxiliaryLoss", "loss", many=True),
+        Kind("optimizer", "Optimizer", "optimizer"),
+        Kind("schedule", "Schedule", "schedule"),
+        Kind("data", "DataSource", "data", given=0),
+        Kind("tokenizer", "Tokenizer", "tokenizer", given=0),
+        Kind("tracker", "Tracker", "track", many=True),
+    )
+}
+KIND_OF_INTERFACE: dict[str, str] = {kind.interface: kind.name for kind in KINDS.values()}
+KIND_OF_TABLE: dict[str, Kind] = {kind.table: kind for kind in KINDS.values()}

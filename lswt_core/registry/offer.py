@@ -1,0 +1,99 @@
+"""Descriptions of components, their options, and of plugins that cannot be read."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import MinLen
+
+from lswt_core import __version__
+
+REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has none
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no colon: "distribution:name" qualifies
+
+
+class Option(NamedTuple):
+    """A keyword-only parameter of a component's constructor."""
+
+    name: str
+    annotation: Any
+    default: Any  # REQUIRED if there is none
+
+
+class Offer(NamedTuple):
+    """A component that a plugin offers, described without importing it."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    module: str
+    source: str  # path of the file that defines it
+    doc: str
+    citation: str
+    options: tuple[Option, ...]
+
+    @property
+    def qualified(self) -> str:
+        """The name with its distribution, which is unique: "lswt-kerple:kerple"."""
+        return f"{self.distribution}:{self.name}"
+
+
+class Broken(NamedTuple):
+    """A plugin that cannot be read or imported."""
+
+    entry: str
+    distribution: str
+    version: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} ({self.entry}): {self.cause}"
+
+
+AUTO = Offer(
+    kind="attention",
+    name="auto",
+    distribution="lswt-core",
+    version=__version__,
+    module="lswt_core",
+    source="",
+    doc="The first attention backend of ``prefer`` that can do what the model needs.",
+    citation="",
+    options=(
+        Option("prefer", Annotated[list[str], MinLen(1)], ["flash", "blocked", "sdpa", "eager"]),
+    ),
+)
+
+
+def find_flaw(offers: Sequence[Offer]) -> str | None:
+    """Why one plugin cannot offer these components, or None. A recipe must be able to write every
+    name.
+    """
+    for offer in offers:
+        if not NAME.fullmatch(offer.name):
+            return (
+                f"the {offer.kind} name {offer.name!r} must consist of letters, digits, '.', '_'"
+                " and '-'"
+            )
+        for option in offer.options:
+            if is_reserved(option.name, offer.kind):
+                return (
+                    f"{offer.kind} {offer.name!r} has an option with a reserved name, {option.name}"
+                )
+    for (kind, name), times in Counter((offer.kind, offer.name) for offer in offers).items():
+        if times > 1:
+            return f"it offers {kind} {name!r} twice"
+    return None
+
+
+def is_reserved(option: str, kind: str) -> bool:
+    """Whether an option's name has another meaning in a recipe, or in pydantic."""
+    reserved = {"use", "model_config"}
+    if kind == "loss":
+        reserved.add("weight")
+    return option in reserved or option.startswith("_")

@@ -1,0 +1,1 @@
+"""What people read: the console, tables, units, curves and report pages. Imports no torch."""

@@ -1,0 +1,118 @@
+"""What a checkpoint of a training run contains, and how a trainer is restored from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint.compatibility import check_fingerprint
+from lswt_core.checkpoint.train_state import (
+    load_model,
+    model_tensors,
+    optimizer_state,
+    restore_optimizer,
+)
+from lswt_core.data import Rows
+from lswt_core.train.finite import find_nonfinite
+from lswt_core.train.memory_state import MemoryMode, capture_memory, restore_memory
+from lswt_core.train.metrics import Metrics
+from lswt_core.train.trainer import Trainer, TrainerState
+
+SHOWN_NAMES = 3  # of tensors, in an error
+
+
+@dataclass(frozen=True)
+class Checkpointer:
+    """Saves a trainer to a store and restores it. A checkpoint holds parameters, optimizer state,
+    memory states, counters, loss scale and data position.
+    """
+
+    trainer: Trainer
+    store: Store
+    rows: Rows
+    metrics: Metrics
+    memory_mode: MemoryMode
+    fingerprint: dict[str, str]  # of data and tokenizer
+    components: dict[str, dict[str, str]]  # distribution, version and code hash of each
+    recipe: dict[str, Any]  # resolved
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one. Raises NumericsError, and writes nothing,
+        if a tensor is not finite.
+        """
+        trainer = self.trainer
+        if trainer.saved_step == trainer.state.step:
+            return
+        trainer.require_finite_weights()
+        # before eval_parameters: "replay" rebuilds states with the weights that are trained
+        memory, outline = capture_memory(trainer, self.memory_mode)
+        with trainer.optimizer.eval_parameters():
+            moments, scalars = optimizer_state(trainer.optimizer)
+            world = trainer.context.world
+            groups = {
+                "model": model_tensors(trainer.context.loss),
+                "optimizer": moments,
+                "memory": {name: world.gather_rows(tensor) for name, tensor in memory.items()},
+            }
+            self.require_finite(groups)
+            if world.rank == 0:
+                self.write(groups, self.documents(scalars, outline))
+        world.wait()
+        trainer.saved_step = trainer.state.step
+
+    def require_finite(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raise NumericsError if a tensor has an infinite or NaN element."""
+        names = find_nonfinite(groups)
+        if not names:
+            return
+        shown = ", ".join(names[:SHOWN_NAMES])
+        if len(names) > SHOWN_NAMES:
+            shown += ", ..."
+        raise self.trainer.not_finite_error(f"{len(names)} tensors ({shown})")
+
+    def write(
+        self, groups: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
+    ) -> None:
+        """Write a checkpoint; the metrics of its steps reach the disk first."""
+        self.metrics.sync()
+        path = self.store.save(self.trainer.state.step, groups, documents)
+        self.trainer.console.saved(path)
+
+    def documents(self, optimizer_scalars: dict[str, Any], memory_outline: Any) -> dict[str, Any]:
+        """The JSON documents of a checkpoint."""
+        trainer = self.trainer
+        return {
+            "train": {
+                **asdict(trainer.state),
+                "loss_scale": trainer.loss_scaler.state(),
+                "tokens": trainer.state.step * trainer.train.tokens_per_step,
+                "memory": memory_outline,
+            },
+            "optimizer": optimizer_scalars,
+            "data": self.rows.state(),
+            "fingerprint": self.fingerprint,
+            "components": self.components,
+            "recipe": self.recipe,
+        }
+
+    def restore(self, saved: Saved) -> None:
+        """Restore the trainer from a checkpoint. Raises CheckpointError or DataError if it belongs
+        to another text, tokenizer or model.
+        """
+        trainer = self.trainer
+        check_fingerprint(saved.document("fingerprint"), self.fingerprint)
+        document = saved.document("train")
+        load_model(trainer.context.loss, saved.tensors("model"))
+        restore_optimizer(
+            trainer.optimizer, saved.tensors("optimizer"), saved.document("optimizer")
+        )
+        self.rows.restore(saved.document("data"))
+        names = [field.name for field in fields(TrainerState)]
+        trainer.state = TrainerState(**{name: document[name] for name in names})
+        trainer.loss_scaler.load_state(document["loss_scale"])
+        trainer.saved_step = trainer.state.step
+        restore_memory(trainer, self.memory_mode, saved.tensors("memory"), document["memory"])

@@ -1,0 +1,81 @@
+"""The training loop: updates, with evaluations and checkpoints at their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lswt_core.data.held_out import HeldOut
+from lswt_core.errors import Preempted
+from lswt_core.train.checkpointing import Checkpointer
+from lswt_core.train.evaluate import evaluate
+from lswt_core.train.step import Interrupted
+from lswt_core.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """A run from its current step to its last."""
+
+    trainer: Trainer
+    checkpointer: Checkpointer
+    open_held_out: Callable[[], HeldOut]  # the validation set from its beginning
+    evaluate_every: int  # steps; 0: only at the end
+    checkpoint_every: int  # steps; 0: only at the end
+    stop_requested: Callable[[], bool]  # of this rank
+
+    def run(self) -> None:
+        """Train to the end. Raises Preempted, after a checkpoint, if a stop was requested."""
+        trainer = self.trainer
+        try:
+            self.run_steps()
+        except Interrupted:
+            trainer.optimizer.zero_grad()
+            self.checkpointer.save()
+            raise Preempted(
+                f"stopped at step {trainer.state.step:,} of {trainer.train.total_steps:,},"
+                " everything is saved"
+            ) from None
+
+    def run_steps(self) -> None:
+        """Train to the end. Raises Interrupted if a stop was requested."""
+        trainer = self.trainer
+        state = trainer.state
+        # the checkpoint may have been saved between an update and its evaluation
+        if state.step and self.is_due(self.evaluate_every) and state.evaluated != state.step:
+            self.evaluate()
+        while not trainer.is_finished:
+            if trainer.context.world.any(self.stop_requested()):
+                raise Interrupted
+            if not trainer.advance():
+                continue
+            if self.is_due(self.evaluate_every):
+                trainer.require_finite_weights()
+                self.evaluate()
+            if self.is_due(self.checkpoint_every):
+                self.checkpointer.save()
+
+    def is_due(self, interval: int) -> bool:
+        """Whether something done every ``interval`` steps, and at the end, is due."""
+        step = self.trainer.state.step
+        return self.trainer.is_finished or (interval > 0 and step % interval == 0)
+
+    def evaluate(self) -> None:
+        """Evaluate on the validation set and log the result."""
+        trainer, context = self.trainer, self.trainer.context
+        with trainer.optimizer.eval_parameters():
+            values = evaluate(
+                context.loss,
+                self.open_held_out(),
+                context.world,
+                context.precision,
+                context.stopping,
+            )
+        trainer.state.evaluated = trainer.state.step
+        trainer.metrics.log(trainer.state.step, values)
+        trainer.console.evaluation(trainer.state.step, values)
+
+    def close(self) -> None:
+        """Close the metrics file, trackers and data threads."""
+        self.checkpointer.metrics.close()
+        self.checkpointer.rows.close()

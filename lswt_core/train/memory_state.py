@@ -1,0 +1,74 @@
+"""Memory states in a checkpoint: stored exactly, or rebuilt from the last tokens ("replay")."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lswt_core.interfaces import Batch
+from lswt_core.plugin_api.pytree import (
+    concatenate_rows,
+    detach_state,
+    flatten,
+    split_rows,
+    tree_map,
+    unflatten,
+)
+from lswt_core.train.trainer import Trainer
+
+MemoryMode = Literal["exact", "replay"]
+
+
+def capture_memory(trainer: Trainer, mode: MemoryMode) -> tuple[dict[str, Tensor], Any]:
+    """The memory states of this rank, or the tokens to rebuild them from, as named tensors and the
+    JSON outline of their tree.
+
+    "replay" also rebuilds the live states, so that a run that goes on and one that is resumed
+    continue from the same numbers.
+    """
+    if mode == "exact":
+        return flatten(concatenate_rows(trainer.memory), "memory")
+    batches = []
+    for batch in trainer.history:
+        fields = batch._asdict().items()
+        batches.append({name: tensor for name, tensor in fields if tensor is not None})
+    captured = flatten(tuple(batches), "history")
+    replay_memory(trainer)
+    return captured
+
+
+def restore_memory(
+    trainer: Trainer, mode: MemoryMode, tensors: dict[str, Tensor], outline: Any
+) -> None:
+    """Restore this rank's rows of captured memory states; ``tensors`` hold those of all ranks."""
+    context = trainer.context
+    rows = slice(context.rows.start, context.rows.stop)
+    tree = unflatten(outline, {name: tensor[rows] for name, tensor in tensors.items()})
+    if mode == "replay":
+        trainer.history.extend(Batch(**fields) for fields in tree)
+        replay_memory(trainer)
+        return
+    local = tree_map(lambda tensor: tensor.to(context.world.device), tree)
+    states = split_rows(local, len(context.rows), context.micro_batch_size)
+    trainer.memory = [detach_state(state) for state in states]
+
+
+@torch.no_grad()
+def replay_memory(trainer: Trainer) -> None:
+    """Rebuild memory states from cold by reading the batches of the trainer's history."""
+    context = trainer.context
+    trainer.memory = [None] * len(trainer.memory)
+    with context.precision.autocast(context.world.device):
+        for batch in trainer.history:
+            for i, state in enumerate(trainer.memory):
+                micro = select_micro_batch(batch, i, context.micro_batch_size, context.world.device)
+                _, state = context.loss.decoder(micro.inputs, state, micro.first_visible)
+                trainer.memory[i] = detach_state(state)
+
+
+def select_micro_batch(batch: Batch, i: int, size: int, device: torch.device) -> Batch:
+    """The rows of micro-batch ``i``, on a device."""
+    rows = slice(i * size, (i + 1) * size)
+    return batch.map(lambda tensor: tensor[rows].to(device))

@@ -1,0 +1,306 @@
+"""One training run, from its recipe to its report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lswt_core.checkpoint import RunLock, Saved, Store
+from lswt_core.data import Rows
+from lswt_core.data.corpus import (
+    Corpus,
+    open_corpus,
+    open_held_out,
+    open_training_rows,
+    unigram_baseline,
+)
+from lswt_core.device import Precision, configure_process
+from lswt_core.distributed.world import World
+from lswt_core.errors import LswtError, PluginError, Preempted
+from lswt_core.model.build import BuiltModel, build_model, materialise
+from lswt_core.model.code_fingerprint import fingerprint_components
+from lswt_core.model.components import build_optimizer, build_schedule
+from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
+from lswt_core.model.parameters import summarise_groups
+from lswt_core.plugin_api.atomic_write import make_output_directory
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+from lswt_core.reporting.console import Console
+from lswt_core.train.agreement import (
+    require_agreement,
+    require_same_checkpoint,
+    require_same_run,
+)
+from lswt_core.train.announce import (
+    announce_model,
+    announce_needs,
+    announce_overlay,
+    announce_recipe,
+    warn_of_short_schedule,
+)
+from lswt_core.train.checkpointing import Checkpointer
+from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
+from lswt_core.train.environment import read_recorded, run_environment, write_run_records
+from lswt_core.train.loop import TrainingLoop
+from lswt_core.train.signals import StopRequest
+from lswt_core.train.start import (
+    check_component_code,
+    find_checkpoint,
+    is_finished,
+    open_metrics,
+    run_command,
+    warm_start,
+)
+from lswt_core.train.step import StepContext
+from lswt_core.train.trainer import Trainer, TrainerComponents
+
+STOP_NOTICE = "stopping after this step; Ctrl-C again leaves now"
+
+
+class Session:
+    """A run, started or resumed in a directory."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, recipe: Recipe, registry: Registry, directory: Path
+    ) -> None:
+        """``recipe``: without an overlay; that of the device is applied unless ``--full``."""
+        self.arguments, self.registry, self.directory = arguments, registry, directory
+        self.world = World.join()
+        configure_process()
+        self.full = recipe
+        self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
+        self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
+        is_first = self.world.rank == 0
+        self.console = Console(log_every=self.recipe.train.log_every, silent=not is_first)
+        self.stop = StopRequest(STOP_NOTICE if is_first else "")
+        self.components: dict[str, dict[str, str]] = {}  # code of each, once imported
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def run(self) -> int:
+        """Train to the end or until a stop is requested; returns the exit code."""
+        try:
+            with self.hold_directory(), self.stop.listening():
+                return self.train()
+        except Preempted as error:
+            self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
+            return error.exit_code
+        except KeyboardInterrupt as error:
+            if self.stop.requested:
+                raise
+            culprit = self.registry.culprit(error)
+            if culprit is None:
+                raise
+            raise PluginError(
+                f"{culprit}\n  why: KeyboardInterrupt was raised by the plugin's own code, not by"
+                " Ctrl-C\n  fix: mend it"
+            ) from error
+        finally:
+            self.console.close()
+            self.world.leave()
+
+    @contextmanager
+    def hold_directory(self) -> Iterator[None]:
+        """Lock the run directory; rank 0 holds the lock for all."""
+        make_output_directory(self.directory, "--out")
+        if self.world.rank > 0:
+            yield
+            return
+        with RunLock(self.directory):
+            yield
+
+    def train(self) -> int:
+        """Prepare, train and conclude."""
+        with self.stop.at_once():
+            prepared = self.prepare()
+        if prepared is None:
+            self.console.say(
+                f"this run is finished: see {self.directory / 'report.html'}; for another, give"
+                " --out DIR"
+            )
+            return 0
+        loop, corpus = prepared
+        began, first_step = time.monotonic(), loop.trainer.state.step
+        try:
+            loop.run()
+        except LswtError:
+            self.write_report()
+            raise
+        finally:
+            loop.close()
+        steps = loop.trainer.state.step - first_step
+        self.conclude(loop.trainer, corpus, time.monotonic() - began, steps)
+        return 0
+
+    # ---------- before the first step
+
+    def prepare(self) -> tuple[TrainingLoop, Corpus] | None:
+        """Check, load and build everything before the first step; None if the run is finished.
+        What may be refused comes before what is slow.
+        """
+        self.console.say(f"recipe {self.recipe.source} -> {self.directory}")
+        announce_overlay(self.console, self.recipe, self.full, self.world.device)
+        announce_recipe(self.console, self.recipe)
+        micro_batch_size = self.world.micro_batch_size(
+            self.recipe.train.batch_size, self.recipe.train.micro_batch_size
+        )
+        require_same_run(self.world, self.recipe, self.precision, self.directory)
+        store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
+        saved = find_checkpoint(store, self.recipe, self.arguments, self.console)
+        require_same_checkpoint(self.world, saved)
+        if saved is not None and self.world.any(self.is_finished(saved)):
+            return None
+        built = self.assemble_model(saved)
+        embeddings = None
+        if saved is None:
+            embeddings = load_pretrained(self.recipe.embedding)
+        corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
+        require_agreement(self.world, corpus.fingerprint())
+        self.console.close()
+        loop = self.build_loop(self.step_context(built, micro_batch_size), corpus, store, saved)
+        try:
+            self.start(loop, built, corpus, embeddings, saved)
+        except BaseException:
+            loop.close()
+            raise
+        return loop, corpus
+
+    def is_finished(self, saved: Saved) -> bool:
+        """Whether nothing is left to do after a checkpoint."""
+        return is_finished(saved, self.recipe, self.directory / "report.html", self.records)
+
+    def assemble_model(self, saved: Saved | None) -> BuiltModel:
+        """The model on the meta device. Raises CheckpointError if its code is not the checkpoint's,
+        and ResourceError if it does not fit into memory.
+        """
+        built = build_model(
+            self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype
+        )
+        self.components = fingerprint_components(self.recipe, self.registry, built.backends)
+        if saved is not None:
+            check_component_code(saved, self.components, self.arguments, self.console)
+        announce_model(self.console, built, self.world, self.precision)
+        announce_needs(self.console, self.recipe, self.registry, self.world, self.directory)
+        schedule = build_schedule(self.recipe, self.registry)
+        warn_of_short_schedule(self.console, schedule, self.recipe)
+        return built
+
+    def step_context(self, built: BuiltModel, micro_batch_size: int) -> StepContext:
+        """What all steps share."""
+        return StepContext(
+            built.loss,
+            self.world,
+            self.precision,
+            seed=self.recipe.train.seed,
+            rows=self.world.rows(self.recipe.train.batch_size),
+            micro_batch_size=micro_batch_size,
+            stopping=self.stopping,
+        )
+
+    def start(
+        self,
+        loop: TrainingLoop,
+        built: BuiltModel,
+        corpus: Corpus,
+        embeddings: PretrainedEmbedding | None,
+        saved: Saved | None,
+    ) -> None:
+        """Restore or warm-start the model, and write the run's records."""
+        warm_started = None
+        if saved is not None:
+            loop.checkpointer.restore(saved)
+            warm_started = read_recorded(self.records, "warm_start", self.console.warn)
+        elif embeddings is not None:
+            warm_started = warm_start(built, embeddings, corpus, self.world, self.console)
+        self.write_records(built, corpus, warm_started)
+
+    def build_loop(
+        self, context: StepContext, corpus: Corpus, store: Store, saved: Saved | None
+    ) -> TrainingLoop:
+        """Initialise the model, and build optimizer, data, metrics and the loop over them."""
+        recipe, console = self.recipe, self.console
+        materialise(context.loss, recipe, self.world.device)
+        optimizer = build_optimizer(recipe, self.registry, context.loss)
+        groups = summarise_groups(optimizer.param_groups)
+        console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
+        baseline = unigram_baseline(recipe, corpus)
+        metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
+        rows = self.open_rows(corpus, context.rows, saved)
+        schedule = build_schedule(recipe, self.registry)
+        trainer = Trainer(
+            TrainerComponents(recipe.train, context, optimizer, schedule, rows, metrics, console)
+        )
+        checkpointer = Checkpointer(
+            trainer,
+            store,
+            rows,
+            metrics,
+            memory_mode=recipe.checkpoint.memory,
+            fingerprint=corpus.fingerprint(),
+            components=self.components,
+            recipe=recipe.resolved(),
+        )
+        return TrainingLoop(
+            trainer,
+            checkpointer,
+            open_held_out=lambda: open_held_out(recipe, corpus, self.world, baseline),
+            evaluate_every=recipe.evaluate.every,
+            checkpoint_every=recipe.checkpoint.every,
+            stop_requested=self.stop,
+        )
+
+    def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
+        """The rows of the training data that this rank reads."""
+        return open_training_rows(self.recipe, corpus, rows, self.world.device)
+
+    def stopping(self) -> bool:
+        """Whether to stop within a step; several ranks can only stop together, between steps."""
+        return self.world.size == 1 and self.stop()
+
+    @property
+    def records(self) -> Path:
+        """The file of everything besides the recipe that a result may depend on."""
+        return self.directory / "environment.json"
+
+    def write_records(
+        self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
+    ) -> None:
+        """Write the resolved recipe and the environment of the run."""
+        if self.world.rank > 0:
+            return
+        record = {
+            "command": self.command(),
+            "started": self.started,
+            "fingerprint": corpus.fingerprint(),
+            "warm_start": warm_start,
+            **run_environment(self.recipe, built, self.world, self.precision),
+        }
+        write_run_records(self.directory, self.recipe, self.records, record)
+
+    # ---------- after the last step
+
+    def conclude(self, trainer: Trainer, corpus: Corpus, seconds: float, steps: int) -> None:
+        """Write sample and report, and estimate the time of the full run from ``steps`` made."""
+        if self.world.rank > 0:
+            return
+        decoder = trainer.context.loss.decoder
+        model = decoder, self.precision, self.recipe
+        with trainer.optimizer.eval_parameters():
+            write_sample(*model, corpus, self.directory, self.console, self.stop)
+        self.write_report()
+        if steps and self.recipe.overlay is not None:
+            rate = steps * self.recipe.train.tokens_per_step / seconds
+            announce_full_run(self.console, self.full, rate)
+        self.console.say(f"done: {self.directory}")
+
+    def write_report(self) -> None:
+        """Write curves and report of what was logged so far."""
+        if self.world.rank == 0:
+            write_curves_and_report(self.directory, self.console)
+
+    def command(self, *more: str) -> str:
+        """The command line of this run."""
+        return run_command(self.arguments, self.directory, *more)

@@ -1,0 +1,114 @@
+"""The parts of a run's start: checkpoint to resume from, pretrained embeddings, metrics."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint.compatibility import check_code, check_recipe
+from lswt_core.data.corpus import Corpus
+from lswt_core.distributed.world import World
+from lswt_core.errors import CheckpointError
+from lswt_core.interfaces import RunInfo, Tracker
+from lswt_core.model.build import BuiltModel
+from lswt_core.model.components import build_component
+from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+from lswt_core.reporting.console import Console
+from lswt_core.train.agreement import require_agreement
+from lswt_core.train.environment import is_intact
+from lswt_core.train.metrics import Metrics
+
+
+def find_checkpoint(
+    store: Store, recipe: Recipe, arguments: Namespace, console: Console
+) -> Saved | None:
+    """The checkpoint to resume from; None if the store is empty. Raises CheckpointError if none is
+    intact, or if the recipe does not continue it.
+    """
+    saved = store.newest(console.warn)
+    if saved is None:
+        if store.steps():
+            raise CheckpointError(
+                f"{store.directory} holds checkpoints, but none is intact (see above); nothing was"
+                " changed\n  fix: restore one of them, or start another run with --out"
+            )
+        if arguments.resume:
+            console.warn(
+                f"{store.directory.parent} holds no checkpoint: starting from the beginning"
+            )
+        return None
+    changes = check_recipe(saved, recipe.resolved(), accept_changes=arguments.accept_changes)
+    for key, before, after in changes:
+        console.warn(f"continuing with {key} = {after!r} instead of {before!r}")
+    console.say(f"continuing from {saved.path}")
+    return saved
+
+
+def check_component_code(
+    saved: Saved, components: dict[str, dict[str, str]], arguments: Namespace, console: Console
+) -> None:
+    """Raise CheckpointError if the components' code is not that of the checkpoint."""
+    for note in check_code(saved, components, accept_changes=arguments.accept_changes):
+        console.warn(note)
+
+
+def is_finished(saved: Saved, recipe: Recipe, report: Path, records: Path) -> bool:
+    """Whether the last step is saved and evaluated, and report and records are complete."""
+    if saved.step < recipe.train.total_steps:
+        return False
+    if saved.document("train")["evaluated"] != saved.step:
+        return False
+    return report.is_file() and report.stat().st_size > 0 and is_intact(records)
+
+
+def warm_start(
+    built: BuiltModel,
+    embeddings: PretrainedEmbedding,
+    corpus: Corpus,
+    world: World,
+    console: Console,
+) -> dict[str, Any]:
+    """Copy pretrained token embeddings into the model; returns a record of it."""
+    require_agreement(world, {"embedding.warm_start": dict(embeddings.facts)})
+    table = built.loss.decoder.vocabulary.table.weight
+    moved = copy_rows(embeddings, table, corpus.tokenizer)
+    console.say(moved.text)
+    return moved.record
+
+
+def open_metrics(
+    recipe: Recipe,
+    registry: Registry,
+    directory: Path,
+    world: World,
+    saved: Saved | None,
+    console: Console,
+) -> Metrics:
+    """The run's metrics, continued after a checkpoint; only rank 0 writes and tracks them."""
+    resume_step = None if saved is None else saved.step
+    if world.rank > 0:
+        return Metrics(Path(os.devnull), resume_step=resume_step, notice=console.warn)
+    info = RunInfo(recipe.name, directory, recipe.resolved(), resumed=saved is not None)
+    trackers: list[Tracker] = []
+    for chosen in recipe.many("tracker").values():
+        trackers.append(build_component(registry, chosen, info))
+    path = directory / "metrics.jsonl"
+    return Metrics(path, trackers, resume_step=resume_step, notice=console.warn)
+
+
+def run_command(arguments: Namespace, directory: Path, *more: str) -> str:
+    """The command line that starts or resumes a run."""
+    words = ["python", "-m", "lswt_core.run", str(arguments.recipe), *arguments.overrides]
+    for file in arguments.plugin:
+        words += ["--plugin", str(file)]
+    if arguments.out:
+        words += ["--out", str(directory)]
+    if arguments.full:
+        words.append("--full")
+    return shlex.join([*words, *more])

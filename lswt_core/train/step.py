@@ -1,0 +1,305 @@
+"""The loss of one step: gradient accumulation over micro-batches and data-parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from itertools import compress
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lswt_core.device import Precision
+from lswt_core.distributed.world import World, spaced_rows
+from lswt_core.interfaces import Batch, LabelSampling
+from lswt_core.model.parameters import trainable_parameters
+from lswt_core.model.train_module import (
+    CROSS_ENTROPY,
+    SAMPLED,
+    BatchLoss,
+    TrainModule,
+    count_labels,
+)
+from lswt_core.plugin_api.pytree import concatenate_rows, detach_state, split_rows, tree_map
+from lswt_core.plugin_api.seeding import derive_seed
+from lswt_core.train.finite import require_finite
+from lswt_core.train.hvp import exact_hvp, finite_difference_hvp, supports_double_backward
+
+FLOAT32 = Precision(torch.float32, "finite differences drown in the rounding of shorter types")
+
+
+class Interrupted(Exception):
+    """A stop was requested within a step; nothing of the step is kept."""
+
+
+class StepContext(NamedTuple):
+    """What all steps of a run share."""
+
+    loss: TrainModule
+    world: World
+    precision: Precision
+    seed: int
+    rows: range  # of the global batch, for this data-parallel rank
+    micro_batch_size: int
+    stopping: Callable[[], bool] = lambda: False  # polled between micro-batches
+
+
+class SampledGradient:
+    """The gradient against labels sampled from the model, accumulated during the backward pass of
+    the training loss (implements ``update.SampledObjective``).
+    """
+
+    def __init__(self, context: StepContext, fraction: float, count: Tensor, scale: float) -> None:
+        """``count``: number of sampled labels, []; ``scale``: loss scale."""
+        self.context, self.fraction, self.count, self.scale = context, fraction, count, scale
+        self.parameters = trainable_parameters(context.loss)
+        self.gradients: list[Tensor | None] = [None] * len(self.parameters)
+
+    @cached_property
+    def tokens(self) -> int:
+        """The number of sampled labels over all micro-batches and ranks. Synchronises with the
+        device.
+        """
+        return int(self.count)
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient; its graph is retained for the training loss."""
+        gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        for i, gradient in enumerate(gradients):
+            total = self.gradients[i]
+            if total is None:
+                self.gradients[i] = gradient
+            elif gradient is not None:
+                total.add_(gradient)
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Move the accumulated gradient into every ``p.grad``. Raises NotFinite."""
+        assert labels == "sampled", "only sampled gradients were accumulated"
+        for p, gradient in zip(self.parameters, self.gradients, strict=True):
+            p.grad = gradient
+        self.gradients = []
+        require_finite(reduce_gradients(self.context, self.scale))
+
+    def subset(self, fraction: float) -> SampledGradient:
+        """Itself; the fraction was fixed before the forward pass."""
+        assert fraction == self.fraction
+        return self
+
+
+def reduce_gradients(context: StepContext, scale: float) -> list[Tensor]:
+    """All-reduce gradients in place and divide them by the loss scale; returns them."""
+    context.world.sum_gradients(trainable_parameters(context.loss))
+    gradients = [p.grad for p in trainable_parameters(context.loss) if p.grad is not None]
+    if scale != 1:
+        torch._foreach_mul_(gradients, 1 / scale)
+    return gradients
+
+
+class Step:
+    """The loss of one global batch, cut into micro-batches (implements
+    ``update.UpdateObjective``).
+
+    A micro-batch's loss sums are divided by counts of the whole global batch, so that accumulated
+    gradients are exactly those of the mean. Memory states are read from ``memory``; the backward
+    pass leaves the next ones in ``next_memory``.
+    """
+
+    def __init__(
+        self,
+        context: StepContext,
+        batch: Batch,
+        memory: Sequence[Any],
+        number: int,
+        scale: float = 1.0,
+        rows: Sequence[int] | None = None,
+        sampling: float = 0.0,
+    ) -> None:
+        """``memory``: one state a micro-batch. ``number``: seeds the random streams. ``scale``:
+        loss scale, a power of two. ``rows``: rows of the global batch in ``batch``; None: all rows
+        of this rank. ``sampling``: fraction of rows whose sampled gradient ``backward("data")``
+        accumulates in ``sampled``.
+        """
+        self.context, self.number, self.scale = context, number, scale
+        self.rows: Sequence[int] = context.rows if rows is None else rows
+        self.memory = list(memory)
+        self.next_memory: list[Any] = []
+        self.results: list[BatchLoss] = []  # of the micro-batches, after backward("data")
+        micro_batches = [batch.map(itemgetter(rows)) for rows in self.micro_batch_slices()]
+        # [B] bool a micro-batch: rows whose labels are sampled
+        self.sampled_rows: list[Tensor] = []
+        if sampling:
+            self.sampled_rows = [torch.tensor(mask) for mask in self.row_masks(sampling)]
+        self.counts = self._count(micro_batches, batch)
+        self.sampled: SampledGradient | None = None
+        if sampling:
+            self.sampled = SampledGradient(context, sampling, self.counts.pop(SAMPLED), scale)
+        device = context.world.device
+        self.micro_batches = [
+            micro.map(lambda tensor: tensor.to(device, non_blocking=True))
+            for micro in micro_batches
+        ]
+        self.is_split = len(micro_batches) > 1 or context.world.size > 1
+
+    def _count(self, micro_batches: list[Batch], batch: Batch) -> dict[str, Tensor]:
+        """The denominator of every loss over the global batch. Counted before batches are copied
+        to the device, so that only the all-reduce waits for it.
+        """
+        local = [self.context.loss.counts(micro) for micro in micro_batches or [batch]]
+        for micro, rows, counts in zip(micro_batches, self.sampled_rows, local, strict=False):
+            counts[SAMPLED] = count_labels(micro, rows)
+        columns = zip(*(counts.values() for counts in local), strict=True)
+        sums = torch.stack([sum_scalars(column) for column in columns])
+        world = self.context.world
+        return dict(zip(local[0], world.sum(sums.to(world.device)), strict=True))
+
+    @cached_property
+    def tokens(self) -> int:
+        """The number of predicted labels over all micro-batches and ranks. Synchronises with the
+        device.
+        """
+        return int(self.counts[CROSS_ENTROPY])
+
+    def micro_batch_slices(self) -> list[slice]:
+        """The rows of every micro-batch within this rank's rows."""
+        size = self.context.micro_batch_size
+        return [slice(start, start + size) for start in range(0, len(self.rows), size)]
+
+    def row_masks(self, fraction: float) -> list[list[bool]]:
+        """For every micro-batch, which rows belong to a fraction of the global batch. Independent
+        of micro-batches and world size.
+        """
+        total = len(self.context.rows) * self.context.world.size
+        chosen = set(spaced_rows(fraction, total))
+        return [[row in chosen for row in self.rows[part]] for part in self.micro_batch_slices()]
+
+    def subset(self, fraction: float) -> Step:
+        """The step over a fraction of its rows (see Objective), in new micro-batches. Rows and
+        random streams do not depend on micro-batches or world size; a rank may have no rows.
+        """
+        selected: list[Any] = []
+        rows: list[int] = []
+        for i, mask in enumerate(self.row_masks(fraction)):
+            inputs_and_memory = (tuple(self.micro_batches[i]), self.memory[i])
+            selected.append(tree_map(itemgetter(mask), inputs_and_memory))
+            rows += compress(self.rows[self.micro_batch_slices()[i]], mask)
+        fields, joined = concatenate_rows(selected)
+        memory = split_rows(joined, len(rows), self.context.micro_batch_size)
+        return Step(self.context, Batch(*fields), memory, self.number, self.scale, rows)
+
+    def backward(self, labels: Literal["data", "sampled"]) -> None:
+        """Add the gradient of the mean loss to every ``p.grad`` (see Objective). Raises Interrupted
+        ("data") or NotFinite ("sampled").
+        """
+        if labels == "data":
+            self.backward_data()
+            reduce_gradients(self.context, self.scale)
+        else:
+            self.backward_sampled()
+            require_finite(reduce_gradients(self.context, self.scale))
+
+    def backward_data(self) -> None:
+        """Accumulate the gradient of the training loss, and the sampled gradient if wanted."""
+        results = [self.backward_micro_batch(i) for i in range(len(self.micro_batches))]
+        self.results, self.next_memory = results, [result.state for result in results]
+
+    def backward_micro_batch(self, i: int) -> BatchLoss:
+        """Accumulate the gradient of micro-batch ``i``; the result is detached from its graph."""
+        if self.context.stopping():
+            raise Interrupted
+        sampling = None
+        if self.sampled_rows and self.sampled_rows[i].any():
+            sampling = self.label_sampling(i, self.sampled_rows[i])
+        result = self.forward(i, draws=sampling)
+        if self.sampled is not None and result.sampled is not None:
+            self.sampled.accumulate(result.sampled * self.scale)
+        (result.loss * self.scale).backward()
+        return result._replace(
+            loss=result.loss.detach(), state=detach_state(result.state), sampled=None
+        )
+
+    def backward_sampled(self) -> None:
+        """Accumulate the gradient against sampled labels, with a forward pass of its own. Part of
+        an update that is already applied, so stop requests are not polled.
+        """
+        for i in range(len(self.micro_batches)):
+            loss = self.forward(i, draws=self.label_sampling(i), cross_entropy_only=True).sampled
+            assert loss is not None
+            (loss * self.scale).backward()
+
+    def forward(self, i: int, precision: Precision | None = None, **options: Any) -> BatchLoss:
+        """The loss of micro-batch ``i``, by default in the run's precision. An unsplit batch is
+        divided by its own counts.
+        """
+        sampled = self.counts[CROSS_ENTROPY] if self.sampled is None else self.sampled.count
+        counts = self.counts | {SAMPLED: sampled} if self.is_split else None
+        with (precision or self.context.precision).autocast(self.context.world.device):
+            return self.context.loss(self.micro_batches[i], self.memory[i], counts, **options)
+
+    def label_sampling(self, i: int, rows: Tensor | None = None) -> LabelSampling:
+        """Uniform random numbers to sample labels of micro-batch ``i`` with; ``rows``: [B] bool,
+        None: all.
+        """
+        if rows is not None:
+            rows = None if rows.all() else rows.to(self.context.world.device)
+        return LabelSampling(self.uniforms(i), rows)
+
+    def uniforms(self, i: int) -> Tensor:
+        """Random numbers in [0, 1), [B, T] float32, from one stream a global row, so that they do
+        not depend on micro-batches.
+        """
+        length = self.micro_batches[i].inputs.shape[1]
+        rows = self.rows[self.micro_batch_slices()[i]]
+        drawn = [torch.rand(length, generator=self.random_stream("labels", row)) for row in rows]
+        return torch.stack(drawn).to(self.context.world.device)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator seeded by run seed, step and purpose."""
+        return self.random_stream(purpose)
+
+    def random_stream(self, *purpose: int | str) -> torch.Generator:
+        """The random stream of this step for a purpose."""
+        seed = derive_seed(self.context.seed, "step", self.number, *purpose)
+        return torch.Generator().manual_seed(seed)
+
+    def check_counts(self) -> None:
+        """Raise TypeError if a loss counted something else in forward than in ``count(batch)``: a
+        split batch would then be averaged over a wrong denominator.
+        """
+        for name, announced in self.counts.items():
+            local = sum_scalars([result.terms[name].count for result in self.results])
+            counted = self.context.world.sum(local.clone())
+            if int(counted) != int(announced):
+                raise TypeError(
+                    f"loss {name!r} averaged over {int(counted)} items, but its count(batch)"
+                    f" returned {int(announced)}: override count(self, batch) to return, from the"
+                    " batch alone, the count of forward"
+                )
+
+    def hessian_vector_product(
+        self, params: Sequence[Tensor], vectors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The Hessian of the mean training loss times ``vectors``: exact where attention supports a
+        double backward pass, else by finite differences. Raises NotFinite.
+        """
+        # float16 has the range neither for second derivatives nor for scaled ones
+        dtype, device = self.context.precision.dtype, self.context.world.device
+        exact = supports_double_backward(self.context.loss, device, dtype)
+        if exact and dtype != torch.float16:
+            local = exact_hvp(partial(self._losses, create_graph=True), params, vectors)
+        else:
+            local = finite_difference_hvp(partial(self._losses, FLOAT32), params, vectors)
+        product = [self.context.world.sum(tensor) for tensor in local]
+        require_finite(product)
+        return product
+
+    def _losses(self, precision: Precision | None = None, **options: Any) -> Iterator[Tensor]:
+        """The training loss of every micro-batch in turn."""
+        for i in range(len(self.micro_batches)):
+            yield self.forward(i, precision, **options).loss
+
+
+def sum_scalars(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of scalar tensors."""
+    return torch.stack(list(tensors)).sum()

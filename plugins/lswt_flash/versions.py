@@ -1,0 +1,247 @@
+"""Versions 2, 3 and 4 of FlashAttention behind one interface: custom operators for the forward and
+the backward pass, which torch.compile does not trace into.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, library
+
+from lswt_core.interfaces import AttentionRequirements, Unsupported
+from lswt_core.plugin_api.attention import softmax_scale
+from lswt_core.plugin_api.attention_merge import Gradients, Kernel, find_fault
+
+# The module with the forward and backward pass of every version, newest first.
+MODULES = {
+    4: "flash_attn.cute.interface",
+    3: "flash_attn_interface",
+    2: "flash_attn.flash_attn_interface",
+}
+
+
+def attend_4(module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Forward pass of FlashAttention 4 (flash-attn-4, written in CuTe)."""
+    out, logsumexp, *_ = module._flash_attn_fwd(
+        q, k, v, softmax_scale=softmax_scale(q), causal=causal, return_lse=True
+    )
+    return out, logsumexp
+
+
+def differentiate_4(
+    module: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    causal: bool,
+    deterministic: bool,
+) -> Gradients:
+    """Backward pass of FlashAttention 4."""
+    options = {"softmax_scale": softmax_scale(q), "causal": causal, "deterministic": deterministic}
+    dq, dk, dv, *_ = module._flash_attn_bwd(q, k, v, out, grad, logsumexp, **options)
+    return dq, dk, dv
+
+
+def attend_3(module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Forward pass of FlashAttention 3 (built from the package's hopper directory)."""
+    out, logsumexp, *_ = module._flash_attn_forward(
+        q, k, v, softmax_scale=softmax_scale(q), causal=causal
+    )
+    return out, logsumexp
+
+
+def differentiate_3(
+    module: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    causal: bool,
+    deterministic: bool,
+) -> Gradients:
+    """Backward pass of FlashAttention 3, which writes into given tensors."""
+    into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
+    options = {
+        "softmax_scale": softmax_scale(q),
+        "is_causal": causal,
+        "deterministic": deterministic,
+    }
+    module._flash_attn_backward(grad, q, k, v, out, logsumexp, **into, **options)
+    return into["dq"], into["dk"], into["dv"]
+
+
+NO_WINDOW: dict[str, Any] = {
+    "window_size_left": -1,
+    "window_size_right": -1,
+    "softcap": 0.0,
+    "alibi_slopes": None,
+}
+
+
+def attend_2(module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Forward pass of FlashAttention 2 (flash-attn from 2.7)."""
+    options = {
+        "dropout_p": 0.0,
+        "softmax_scale": softmax_scale(q),
+        "causal": causal,
+        "return_softmax": False,
+    }
+    out, logsumexp, *_ = module._flash_attn_forward(q, k, v, **options, **NO_WINDOW)
+    return out, logsumexp
+
+
+def differentiate_2(
+    module: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    causal: bool,
+    deterministic: bool,
+) -> Gradients:
+    """Backward pass of FlashAttention 2, which writes into given tensors."""
+    into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
+    options = {
+        "dropout_p": 0.0,
+        "softmax_scale": softmax_scale(q),
+        "causal": causal,
+        "deterministic": deterministic,
+    }
+    module._flash_attn_backward(grad, q, k, v, out, logsumexp, **into, **options, **NO_WINDOW)
+    return into["dq"], into["dk"], into["dv"]
+
+
+FORWARD = {4: attend_4, 3: attend_3, 2: attend_2}
+BACKWARD = {4: differentiate_4, 3: differentiate_3, 2: differentiate_2}
+
+
+def flash_module(version: int) -> Any:
+    """The module of a version. Raises whatever importing it raises: a missing package, a build for
+    another torch, a kernel compiler that fails.
+    """
+    return importlib.import_module(MODULES[version])
+
+
+@library.custom_op("lswt_flash::attend", mutates_args=())
+def flash_attend(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, version: int
+) -> tuple[Tensor, Tensor]:
+    """The output [B, T, H, D], and the logsumexp of the scores [B, H, T]."""
+    out, logsumexp = FORWARD[version](flash_module(version), q, k, v, causal)
+    return out, logsumexp
+
+
+@flash_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, causal: bool, version: int) -> tuple[Tensor, Tensor]:
+    rows, length, heads, _ = q.shape
+    return torch.empty_like(q), q.new_empty(
+        (rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32)
+    )
+
+
+@library.custom_op("lswt_flash::differentiate", mutates_args=())
+def flash_differentiate(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    causal: bool,
+    version: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
+    return BACKWARD[version](
+        flash_module(version), grad, q, k, v, out, logsumexp, causal, deterministic
+    )
+
+
+@flash_differentiate.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    causal: bool,
+    version: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+class FlashKernel(Kernel):
+    """A version of FlashAttention."""
+
+    def __init__(self, version: int, deterministic: bool) -> None:
+        self.version, self.deterministic = version, deterministic
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """See Kernel."""
+        out, logsumexp = flash_attend(q, k, v, causal, self.version)
+        return out, logsumexp
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Gradients:
+        """See Kernel."""
+        dq, dk, dv = flash_differentiate(
+            grad, q, k, v, out, logsumexp, causal, self.version, self.deterministic
+        )
+        return dq, dk, dv
+
+
+KERNELS_BY_VERSION = {
+    (version, deterministic): FlashKernel(version, deterministic)
+    for version in MODULES
+    for deterministic in (False, True)
+}
+# By dtype, head width and determinism: the version selected, and what is wrong with newer ones.
+selected_versions: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}
+
+
+def newest_verified(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
+    """The newest installed version that passes a small test on the device, and what is wrong with
+    newer ones. Raises Unsupported, with the reasons, if there is none.
+    """
+    key = (need.dtype, need.d_head, deterministic)
+    if key not in selected_versions:
+        selected_versions[key] = verify_versions(need, deterministic)
+    return selected_versions[key]
+
+
+def verify_versions(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
+    """As ``newest_verified``, without its cache."""
+    failures: list[str] = []
+    for version in MODULES:
+        try:
+            flash_module(version)
+        except Exception as error:  # the package raises errors of any class
+            failures.append(f"version {version}: {error}")
+            continue
+        fault = find_fault(KERNELS_BY_VERSION[version, deterministic], need)
+        if fault is None:
+            return version, failures
+        failures.append(f"version {version}: {fault}")
+    raise Unsupported(
+        "the flash-attn package cannot be used (pip install --no-build-isolation flash-attn): "
+        + "; ".join(failures)
+    )

@@ -1,0 +1,76 @@
+"""A data source, tokenizers and a tracker with one mistake each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from lswt_core.interfaces import DataSource, Document, RunInfo, Tokenizer, Tracker
+from mutants.expected import caught_by
+
+
+@caught_by("repeatable")
+class ReadOnce(DataSource):
+    """Its documents can be read once."""
+
+    name = "read-once"
+
+    def __init__(self) -> None:
+        self.iterators = {split: iter([Document(split, "text")]) for split in ("train", "valid")}
+
+    def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
+        yield from self.iterators[split]
+
+    def fingerprint(self) -> str:
+        return "read-once"
+
+
+@caught_by("round trip")
+class Lowercasing(Tokenizer):
+    """Encodes capital letters as small ones."""
+
+    name = "lowercasing"
+    vocab_size, bos_id, eos_id = 258, 256, 257
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.lower().encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def fingerprint(self) -> str:
+        return "lowercasing"
+
+
+@caught_by("long texts")
+class MarksPieces(Tokenizer):
+    """Adds a token at the start of every piece of a long text."""
+
+    name = "marks-pieces"
+    vocab_size, bos_id, eos_id = 259, 256, 257
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[258, *text.encode()] for text in texts]
+
+    def split_long_text(self, text: str) -> Iterator[str]:
+        return (text[start : start + 1000] for start in range(0, len(text), 1000))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def fingerprint(self) -> str:
+        return "marks-pieces"
+
+
+@caught_by("metrics")
+class FiniteOnly(Tracker):
+    """Fails on numbers that are not finite."""
+
+    name = "finite-only"
+
+    def __init__(self, run: RunInfo) -> None:
+        super().__init__(run)
+
+    def log(self, metrics: Any, step: int) -> None:
+        for value in metrics.values():
+            int(value)
