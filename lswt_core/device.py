@@ -6,7 +6,6 @@ import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +13,9 @@ import torch
 from torch import nn
 from torch.utils._triton import has_triton
 
+from lswt_core.plugin_api.compilation import raise_recompile_limit
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-# torch.compile's limit of graphs per function. It counts a block's over all layers, recipes, shapes
-# and modes of a process; torch's default is 8.
-MAX_GRAPHS = 1024
 
 
 def configure_process() -> None:
@@ -110,19 +108,6 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     options = raise_recompile_limit()
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False, **options)
-
-
-def raise_recompile_limit() -> dict[str, int]:
-    """Allow MAX_GRAPHS graphs per function; returns further arguments for ``torch.compile``. Newer
-    versions of torch keep this setting per thread, and activation checkpointing on a GPU recomputes
-    blocks in another thread, so there it is passed as an argument.
-    """
-    from torch._dynamo import config  # slow to import
-
-    config.recompile_limit = config.accumulated_recompile_limit = MAX_GRAPHS
-    if "recompile_limit" in signature(torch.compile).parameters:
-        return {"recompile_limit": MAX_GRAPHS}
-    return {}
 
 
 def allow_two_backward_passes() -> None:

@@ -15,7 +15,8 @@ from helpers import PLUGINS, ROOT
 # A module imports from lower floors only. A package stands on one floor as a whole.
 FLOORS = (
     {"interfaces", "errors"},
-    {"hooks", "plugin_api", "device"},
+    {"hooks", "plugin_api"},
+    {"device"},
     {"registry", "distributed"},
     {"recipe", "reporting"},
     {"model"},

@@ -9,8 +9,9 @@ from typing import Any
 import original
 import pytest
 import torch
+import torch._dynamo.config
 from helpers import DIMS, distance
-from lswt_flex import Flex
+from lswt_flex import Flex, compiled_kernel
 from test_components import QUESTIONS, one_by_one, question
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
@@ -50,3 +51,13 @@ def test_logits_are_the_originals(case: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_it_says_what_it_cannot_do(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
         Flex(DIMS).require(AttentionRequirements("cuda", torch.bfloat16, 64)._replace(**change))
+
+
+def test_the_compiled_kernel_may_have_a_graph_for_every_shape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, name, 8)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: options)
+    compiled_kernel.__wrapped__()
+    assert torch._dynamo.config.recompile_limit > 100

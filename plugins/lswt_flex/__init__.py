@@ -21,6 +21,7 @@ from lswt_core.interfaces import (
     Unsupported,
 )
 from lswt_core.plugin_api.attention import concatenate_blocks
+from lswt_core.plugin_api.compilation import raise_recompile_limit
 
 Index = Tensor  # [] int, as the kernel passes them to its callbacks
 SINK_POSITION = 1 << 60  # no query hides a sink: it is above every ``first_visible``
@@ -74,7 +75,7 @@ class Flex(AttentionBackend):
 @cache
 def compiled_kernel() -> Callable[..., Any]:
     """The fused kernel."""
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False, **raise_recompile_limit())
 
 
 def block_mask_of(blocks: Sequence[KVBlock]) -> Any:
