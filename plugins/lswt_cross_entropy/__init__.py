@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import CrossEntropy, CrossEntropyOutput, LabelSampling
+from lswt_core.plugin_api.compilation import raise_recompile_limit
 from lswt_core.plugin_api.cross_entropy import (
     Chunking,
     Epilogue,
@@ -66,7 +67,7 @@ class Chunked(CrossEntropy):
 
     def compile_kernels(self) -> None:
         """Compile the softmax of a chunk: one pass over its logits instead of several."""
-        self.epilogue = torch.compile(score_tile)
+        self.epilogue = torch.compile(score_tile, **raise_recompile_limit())
 
 
 class Dense(CrossEntropy):
