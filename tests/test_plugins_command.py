@@ -52,7 +52,8 @@ def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     cannot.
     """
     path = tmp_path / "waves.py"
-    text = FILE.format(extra="")
+    # files of one content are one module, which another test may have imported
+    text = FILE.format(extra="") + f"# {tmp_path}\n"
     path.write_text(text if request.param == "read" else text.replace("[Waves]", "list((Waves,))"))
     return path
 

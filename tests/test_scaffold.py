@@ -131,6 +131,8 @@ def test_a_component_says_everything_about_itself_without_being_imported(
     kind: str, tmp_path: Path
 ) -> None:
     module = new("my-own", kind, tmp_path)[0] / "lswt_my_own.py"
+    # files of one content are one module, which another test may have imported
+    module.write_text(f"{module.read_text()}# {tmp_path}\n")
     registry = Registry([], files=[module])
     offer = offer_of(module)
     assert offer.module not in sys.modules
