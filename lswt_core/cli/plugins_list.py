@@ -37,7 +37,9 @@ def list_plugins(arguments: argparse.Namespace) -> int:
     """Print every component on offer, plugins that are broken, and recipes of plugin packages."""
     registry = registry_of(arguments)
     if arguments.markdown:
-        print(kinds_table(registry.offers()).markdown())
+        with redirect_stdout(sys.stderr):  # what plugins print is not this command's output
+            offers = registry.offers()
+        print(kinds_table(offers).markdown())
         return 0
     # what plugins print when they are imported is not this command's output
     with redirect_stdout(sys.stderr):
