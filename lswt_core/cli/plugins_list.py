@@ -36,15 +36,13 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 def list_plugins(arguments: argparse.Namespace) -> int:
     """Print every component on offer, plugins that are broken, and recipes of plugin packages."""
     registry = registry_of(arguments)
-    if arguments.markdown:
-        with redirect_stdout(sys.stderr):  # what plugins print is not this command's output
-            offers = registry.offers()
-        print(kinds_table(offers).markdown())
-        return 0
     # what plugins print when they are imported is not this command's output
     with redirect_stdout(sys.stderr):
         offers, broken = registry.offers(), registry.broken()
         usable = [(offer, load_class(registry, offer)[1]) for offer in offers]
+    if arguments.markdown:
+        print(kinds_table(offers).markdown())
+        return 0
     if arguments.json:
         print(json.dumps(as_json(usable, broken), indent=2))
     else:
