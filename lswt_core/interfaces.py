@@ -1,7 +1,8 @@
 """The interfaces that plugins implement, and the values that cross between plugins and the core.
 
 Imports torch only. Shapes: B rows (sequences) of a batch, T new tokens, N keys of one block,
-H heads, D head width, M model width (d_model), V vocabulary.
+H query heads, G key/value heads (H unless heads are grouped; query head h reads key/value head
+h // (H / G)), D head width, M model width (d_model), V vocabulary.
 
 Positions number tokens from the start of the new segment: 0 is its first token, tokens in memory
 have negative positions, sinks have none. A segment is the T tokens of every row that one forward
@@ -52,16 +53,24 @@ class Dims(NamedTuple):
     """The sizes that a component of the model may depend on."""
 
     d_model: int
-    n_heads: int
+    n_heads: int  # query heads
     d_ffn: int  # width of the feed-forward's hidden layer, after gating
     n_layers: int
     layer: int = 0  # index of the block that the component is built for
     bias: bool = True  # whether the attention projections have biases
+    queries_per_kv: int = 1  # query heads that share a key/value head (grouped-query attention)
+    vocab_size: int = 0  # rows of the embedding table; 0: not known
+    d_vocab: int = 0  # width of the embedding table; 0: not known
 
     @property
     def d_head(self) -> int:
         """Width of one attention head."""
         return self.d_model // self.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.n_heads // self.queries_per_kv
 
 
 class KeyValue(NamedTuple):
@@ -69,14 +78,17 @@ class KeyValue(NamedTuple):
     ``encoded``.
     """
 
-    k: Tensor  # [B, N, H, D]
-    v: Tensor  # [B, N, H, D]
+    k: Tensor  # [B, N, G, D]
+    v: Tensor  # [B, N, G, D]
     # [N]. None: sinks, which have no position. They are visible to every query and are never
     # rotated, biased or cached.
     positions: Tensor | None
     # Sinks only, broadcasts to [B, T, H, D]: queries that replace the layer's for these keys.
     q: Tensor | None = None
     encoded: bool = False  # whether the positional encoding is applied to k already
+    # [B, N, ...] what PositionalEncoding.features computed of these tokens; memories that keep k
+    # and v keep it too
+    features: Tensor | None = None
 
 
 class Bias(ABC):
@@ -87,6 +99,25 @@ class Bias(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """The bias as a tensor that broadcasts to [B, H, T, N]."""
+
+
+class ScoreTransform(ABC):
+    """An elementwise function of the scaled scores q . k / sqrt(D), applied before the bias."""
+
+    @abstractmethod
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Transform scores of any shape. May be compiled into a kernel, score by score."""
+
+
+class SoftCap(ScoreTransform):
+    """``cap * tanh(scores / cap)`` (Gemma 2, arXiv 2408.00118)."""
+
+    def __init__(self, cap: float) -> None:
+        self.cap = cap
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The capped scores."""
+        return self.cap * (scores / self.cap).tanh()
 
 
 class DenseBias(Bias):
@@ -122,24 +153,29 @@ class KVBlock(NamedTuple):
     """
 
     q: Tensor  # [B, T, H, D]; blocks whose queries are encoded alike share one tensor
-    k: Tensor  # [B, N, H, D]
-    v: Tensor  # [B, N, H, D]
+    k: Tensor  # [B, N, G, D]
+    v: Tensor  # [B, N, G, D]
     causal: bool  # True: the new segment's own keys (N = T), key j visible to query i iff j <= i
     bias: Bias | None = None
     positions: Tensor | None = None  # [N] of the keys; None: sinks
     # [B or 1, T]: the lowest position that each query sees (the start of its document or of its
     # window). None: no key is hidden.
     first_visible: Tensor | None = None
+    transform: ScoreTransform | None = None  # of the scores, before the bias
+    # bool, broadcasts to [B, H, T, N], False where a query does not see a key (a selection of keys
+    # per query). None: no key is hidden.
+    selected: Tensor | None = None
 
     def visible(self) -> Tensor | None:
-        """The attention mask: bool, True where a query sees a key, broadcasts to [B, 1, T, N];
+        """The attention mask: bool, True where a query sees a key, broadcasts to [B, H, T, N];
         None if nothing is masked.
         """
-        mask = None
+        mask = self.selected
         if self.causal:
             size = self.q.shape[1]
             assert self.k.shape[1] == size, "a causal block is the square of the new segment"
-            mask = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()[None, None]
+            causal = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()
+            mask = causal[None, None] if mask is None else mask & causal
         if self.first_visible is not None and self.positions is not None:
             near = (self.positions[None, None, :] >= self.first_visible[:, :, None])[:, None]
             mask = near if mask is None else mask & near
@@ -155,6 +191,9 @@ class AttentionRequirements(NamedTuple):
     has_bias: bool = False  # the positional encoding adds a bias to the scores
     has_mask: bool = False  # document masking or windows hide keys (KVBlock.first_visible)
     double_backward: bool = False  # second derivatives are taken (Hutchinson's estimator)
+    queries_per_kv: int = 1  # query heads that share a key/value head
+    has_transform: bool = False  # scores are transformed (KVBlock.transform)
+    has_selection: bool = False  # keys are hidden per query (KVBlock.selected)
 
 
 class Batch(NamedTuple):
@@ -189,6 +228,31 @@ class LossSum(NamedTuple):
 
     total: Tensor  # []
     count: Tensor  # type: ignore[assignment]  # [], hides tuple.count
+
+
+class LayerContext(NamedTuple):
+    """What a layer may read besides its input and state, the same for all layers of a forward
+    pass but for ``positional`` and ``carry``.
+    """
+
+    positions: Tensor  # [T] of the segment's tokens
+    # [B or 1, T]: the position at which the document of each token starts; None: no document
+    # masking. Tokens see nothing before it: a recurrent state is reset where a token's is its own
+    # position (``lswt_core.plugin_api.recurrence``).
+    first_visible: Tensor | None
+    positional: PositionalEncoding  # the layer's
+    # What lower layers wrote in this forward pass, by name, and what the decoder writes if a layer
+    # reads it: "ids" [B, T] token ids, "embeddings" [B, T, M] the input of the first layer.
+    carry: Mapping[str, Any]
+
+
+class LayerOutput(NamedTuple):
+    """What a block, a mixer or a stateful feed-forward layer returns."""
+
+    x: Tensor  # [B, T, M]; of a block: the residual stream
+    state: State = None  # the next state: a dictionary of trees by name, row first; None: no state
+    carry: Mapping[str, Any] = {}  # for the layers above: the names declared in ``writes``
+    losses: Mapping[str, LossSum] = {}  # the names declared in ``loss_weights``
 
 
 class LabelSampling(NamedTuple):
@@ -292,6 +356,118 @@ class PositionalEncoding(Component, nn.Module):
         """
         return None
 
+    def features(self, x: Tensor) -> Tensor | None:
+        """What ``block_biases`` needs to know of a layer's normed inputs x [B, N, M], e.g. a
+        forgetting gate: [B, N, ...], kept by memories beside keys and values. It must be computed
+        of each token alone. None: nothing.
+        """
+        return None
+
+    def block_biases(
+        self, q: Tensor, keys: Sequence[KeyValue], q_positions: Tensor
+    ) -> Sequence[Bias | None]:
+        """The bias for every block of keys but sinks, oldest first; the last one is the new
+        segment's own, to which the queries [B, T, H, D] at positions [T] belong. Override this
+        instead of ``bias`` if it depends on keys, on features, or on all blocks together. Queries
+        and keys are encoded already.
+        """
+        return [self.bias(q, q_positions, kv.positions) for kv in keys if kv.positions is not None]
+
+
+class Layer(Component, nn.Module):
+    """Base of blocks, mixers and feed-forward layers: what they declare. Set these on the class, or
+    on the instance before the constructor returns.
+    """
+
+    reads: frozenset[str] = frozenset()  # entries of LayerContext.carry that it reads
+    writes: frozenset[str] = frozenset()  # entries of LayerOutput.carry that it returns
+    # The loss terms it returns, with their weights. Terms of one name are added over layers, counts
+    # as well: the loss is the mean over layers. They are left out of evaluation and export.
+    loss_weights: Mapping[str, float] = {}
+    # How many tokens back its state reaches; replaying so many rebuilds it. None: all of the past,
+    # as a recurrent state does. 0: no state.
+    reach: int | None = 0
+
+    def loss_count(self, name: str, batch: Batch) -> Tensor:
+        """The count that a loss term will have, computed from the batch alone (see
+        AuxiliaryLoss.count); by default the number of predicted labels.
+        """
+        return (batch.labels != IGNORE).sum()
+
+
+class MixerParts(NamedTuple):
+    """What the recipe names for the mixer of one layer: functions that build a part for given
+    sizes, which may differ from the layer's (another head width, say).
+    """
+
+    memories: Mapping[str, Callable[[Dims], Memory]]  # by name, the outermost first
+    attention: Callable[[Dims], AttentionBackend]
+    qk_norm: Callable[[Dims], QKNorm]
+    # an instance of its own; the layer's is ``LayerContext.positional``
+    positional: Callable[[Dims], PositionalEncoding]
+
+
+class Mixer(Layer, ABC):
+    """How the tokens of a layer see each other. Built as ``cls(dims, parts, **options)``.
+
+    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``. The state is
+    returned and never stored on the module.
+    """
+
+    # The parts it uses, of {"memory", "attention", "qk_norm", "positional"}. A recipe that names
+    # another one for its layer is refused.
+    uses: ClassVar[frozenset[str]] = frozenset()
+    # softmax attention only, checked against the backend while the model is built
+    transforms_scores: ClassVar[bool] = False  # sets KVBlock.transform
+    selects_keys: ClassVar[bool] = False  # sets KVBlock.selected
+    has_bias: ClassVar[bool] = False  # sets KVBlock.bias
+
+    def __init__(self, dims: Dims, parts: MixerParts) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
+        """Mix the layer's normed inputs x [B, T, M]: -> [B, T, M] and the next state, a dictionary.
+        ``state`` is what the last call returned, None at the start of a stream.
+        """
+
+
+class BlockParts(NamedTuple):
+    """What a block wires together: functions that build a part for given sizes. Each may be called
+    several times.
+    """
+
+    norm: Callable[[Dims], Norm]
+    mixer: Callable[[Dims], Mixer]
+    ffn: Callable[[Dims], FeedForward]
+
+
+class Block(Layer, ABC):
+    """How a layer is wired: norms, residual stream, scaling. Built as ``cls(dims, parts,
+    **options)``. See ``lswt_core.plugin_api.blocks``.
+    """
+
+    def __init__(self, dims: Dims, parts: BlockParts) -> None:
+        super().__init__()
+        # the layer's own positional encoding, set when the model is built; None: the model's
+        self.positional: PositionalEncoding | None = None
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
+        """One layer: residual stream in, residual stream out, and the next state of its parts."""
+
+    def open_stream(self, x: Tensor) -> Tensor:
+        """The residual stream, of any shape [B, T, ...], from the model's input [B, T, M]. Called
+        on the first block. All blocks of a model must open and close alike.
+        """
+        return x
+
+    def close_stream(self, x: Tensor) -> Tensor:
+        """Hidden states [B, T, M] from the residual stream. Called on the last block, before the
+        output norm.
+        """
+        return x
+
 
 class Memory(Component, nn.Module, ABC):
     """Middleware around the key/value projection of one layer: which keys the layer attends to
@@ -341,7 +517,7 @@ class AttentionBackend(Component, nn.Module, ABC):
         """
 
 
-class FeedForward(Component, nn.Module, ABC):
+class FeedForward(Layer, ABC):
     """The position-wise feed-forward layer of a block. Built as ``cls(dims, **options)``."""
 
     def __init__(self, dims: Dims) -> None:
@@ -350,6 +526,20 @@ class FeedForward(Component, nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, M] -> [B, T, M]."""
+
+
+class StatefulFeedForward(FeedForward, ABC):
+    """A feed-forward layer that keeps state from segment to segment (``reach``), reads the
+    context (token ids, what lower layers wrote) or returns loss terms.
+    """
+
+    @abstractmethod
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: State, context: LayerContext
+    ) -> LayerOutput:
+        """[B, T, M] -> [B, T, M] and the next state, a tree; ``state`` is what the last call
+        returned, None at the start of a stream.
+        """
 
 
 class QKNorm(Component, nn.Module, ABC):

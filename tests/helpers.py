@@ -10,14 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from lswt_attention import Attention
 from lswt_eager import Eager
 from lswt_norms import LayerNorm
+from lswt_pre_norm import PreNorm
 from lswt_qk_norm import NoNorm
 from lswt_rope import Rope
 from lswt_swiglu import SwiGlu
 from torch import Tensor
 
-from lswt_core.interfaces import Component, Dims, Memory
+from lswt_core.interfaces import (
+    Component,
+    Dims,
+    LayerContext,
+    Memory,
+    MixerParts,
+    PositionalEncoding,
+)
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.model.spec import DecoderSpec, LayerSpec
@@ -69,6 +78,8 @@ def kind_of_class(cls: type) -> str:
 def build(
     *,
     dims: Dims = DIMS,
+    block: Callable[..., Any] = PreNorm,
+    mixer: Callable[..., Any] = Attention,
     positional: Callable[[Dims], Any] = Rope,
     memories: Mapping[str, MemoryBuilder] | None = None,
     attention: Callable[[Dims], Any] = Eager,
@@ -79,17 +90,39 @@ def build(
     d_vocab: int = 8,
 ) -> Decoder:
     """A decoder on the meta device."""
-    layer = LayerSpec(None, memories or {}, attention, qk_norm, ffn, norm)
+    dims = dims._replace(vocab_size=vocab_size, d_vocab=d_vocab)
+    layer = LayerSpec(
+        block, mixer, positional, False, memories or {}, attention, qk_norm, ffn, norm
+    )
     with torch.device("meta"):
         return DecoderSpec(
             dims=dims,
-            vocab_size=vocab_size,
-            d_vocab=d_vocab,
             trainable=True,
             positional=positional,
             norm=norm,
             layers=(layer,) * dims.n_layers,
         ).build()
+
+
+def attention_layer(
+    memories: Mapping[str, Callable[[Dims], Any]],
+    backend: Callable[[Dims], Any] = Eager,
+    *,
+    mixer: Callable[..., Any] = Attention,
+    dims: Dims = DIMS,
+    seed: int = 0,
+) -> Any:
+    """One layer's attention in float64."""
+    layer = mixer(dims, MixerParts(memories, backend, NoNorm, Rope)).double()
+    initialise(layer, seed=seed, std=0.4)
+    return layer
+
+
+def context_of(
+    size: int, positional: PositionalEncoding, first_visible: Tensor | None = None, **carry: Any
+) -> LayerContext:
+    """The context of a layer for a segment of ``size`` tokens."""
+    return LayerContext(torch.arange(size), first_visible, positional, carry)
 
 
 def tiny(

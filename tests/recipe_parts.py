@@ -12,10 +12,14 @@ from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import (
     AttentionBackend,
     AuxiliaryLoss,
+    Block,
+    BlockParts,
     DataSource,
     Dims,
     FeedForward,
     Memory,
+    Mixer,
+    MixerParts,
     Norm,
     Optimizer,
     QKNorm,
@@ -23,6 +27,22 @@ from lswt_core.interfaces import (
 from lswt_core.interfaces import PositionalEncoding as Positional
 
 Size = Annotated[int, Ge(1)]
+
+
+class PreNorm(Block):
+    """Norms first."""
+
+    name = "pre-norm"
+
+    def __init__(self, dims: Dims, parts: BlockParts) -> None: ...
+
+
+class Attention(Mixer):
+    """Attends."""
+
+    name = "attention"
+
+    def __init__(self, dims: Dims, parts: MixerParts) -> None: ...
 
 
 class Rope(Positional):
@@ -174,6 +194,8 @@ class Board(interfaces.Tracker):
 def lswt_components() -> list[type]:
     """Offer all of them."""
     return [
+        PreNorm,
+        Attention,
         Rope,
         Slopes,
         Cache,

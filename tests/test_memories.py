@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIMS, VOCAB, distance, slow_unless, stream, tiny, tokens
+from helpers import (
+    DIMS,
+    VOCAB,
+    attention_layer,
+    context_of,
+    distance,
+    slow_unless,
+    stream,
+    tiny,
+    tokens,
+)
+from lswt_attention import Attention
 from lswt_blocked import Blocked
 from lswt_compressed import Compressed
 from lswt_eager import Eager
@@ -28,7 +39,6 @@ from lswt_core.budget import budget
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import AttentionBackend, Dims, KVBlock
-from lswt_core.model.attention import Attention
 from lswt_core.model.build import build_model
 from lswt_core.model.initialise import initialise
 from lswt_core.plugin_api.pytree import tree_leaves
@@ -223,11 +233,8 @@ def test_two_memories_that_keep_tokens_are_refused(name: str) -> None:
 
 def layer_of(memories: Mapping[str, Callable[[Dims], Any]], seed: int = 0) -> Attention:
     """One layer's attention in float64."""
-    attention = Attention(
-        DIMS, {name: build(DIMS) for name, build in memories.items()}, Eager(DIMS)
-    ).double()
-    initialise(attention, seed=seed, std=0.4)
-    return attention
+    layer: Attention = attention_layer(memories, seed=seed)
+    return layer
 
 
 def inputs(length: int, seed: int = 1) -> Tensor:
@@ -258,7 +265,7 @@ def read(layer: Attention, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Any
     """Last output and state of x [B, T, M], read in segments of ``sizes``."""
     state: Any = {}
     for part in x.split(list(sizes), 1):
-        out, state = layer(part, torch.arange(part.shape[1]), state, None, Rope(DIMS))
+        out, state, *_ = layer(part, state, context_of(part.shape[1], Rope(DIMS)))
     return out, state
 
 
@@ -278,7 +285,7 @@ def test_hidden_states_are_projected_anew_and_weights_learn_through_them(sizes: 
     before = sum(sizes[:-1])
     _, state = read(other, x[:, :before], sizes[:-1])  # with the weights of another time
     new = x[:, before:]
-    out, _ = layer(new, torch.arange(sizes[-1]), state, None, Rope(DIMS))
+    out = layer(new, state, context_of(sizes[-1], Rope(DIMS))).x
     kept = x[:, max(0, before - length) : before].detach()
     wanted = attend(layer, kept, range(-kept.shape[1], 0), new)
     assert distance(out, wanted) < 1e-12
@@ -289,9 +296,9 @@ def test_hidden_states_are_projected_anew_and_weights_learn_through_them(sizes: 
         )
         < 1e-12
     )
-    assert not torch.autograd.grad(
-        layer(new, torch.arange(sizes[-1]), state, None, Rope(DIMS))[0].sum(), x
-    )[0][:, :before].any()
+    assert not torch.autograd.grad(layer(new, state, context_of(sizes[-1], Rope(DIMS))).x.sum(), x)[
+        0
+    ][:, :before].any()
 
 
 def test_keys_and_values_that_are_kept_teach_nothing() -> None:
@@ -455,7 +462,9 @@ def test_gradients_are_right(memory: str) -> None:
     def out(new: Tensor, *given: Tensor) -> Tensor:
         positions = torch.arange(3)
         return torch.func.functional_call(
-            layer, dict(zip(names, given, strict=True)), (new, positions, state, None, Rope(DIMS))
+            layer,
+            dict(zip(names, given, strict=True)),
+            (new, state, context_of(len(positions), Rope(DIMS))),
         )[0]
 
     assert torch.autograd.gradcheck(out, (x[:, 7:].requires_grad_(), *values), fast_mode=True)

@@ -405,7 +405,7 @@ def test_the_tracker_writes_a_table(tmp_path: Path) -> None:
             "memroy",
             ['no kind of component "memroy"', 'did you mean "memory"?', "positional, memory"],
         ),
-        ("fine", "zzzz", ['"zzzz"', "The kinds: positional"]),
+        ("fine", "zzzz", ['"zzzz"', "The kinds: block, mixer"]),
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused(

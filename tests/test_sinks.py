@@ -12,7 +12,8 @@ from typing import Any
 import flash_parts
 import pytest
 import torch
-from helpers import DIMS, distance, stream, tiny, tokens
+from helpers import DIMS, attention_layer, context_of, distance, stream, tiny, tokens
+from lswt_attention import Attention
 from lswt_blocked import Blocked
 from lswt_eager import Eager
 from lswt_flash import Flash
@@ -26,7 +27,6 @@ from torch import Tensor, nn
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from lswt_core.interfaces import AttentionBackend, Dims, Memory
-from lswt_core.model.attention import Attention
 from lswt_core.model.build import build_model
 from lswt_core.model.initialise import initialise
 from lswt_core.model.parameters import build_parameter_groups
@@ -55,11 +55,9 @@ def layer_of(
     *sinks: Callable[[Dims], Memory], backend: Callable[[Dims], AttentionBackend] = Eager
 ) -> Attention:
     """One layer that remembers, in float64, with sink logits that are not 0."""
-    memories: dict[str, Memory] = {"xl": XlCache(DIMS, length=16)} | {
-        f"sink{i}": sink(DIMS) for i, sink in enumerate(sinks)
-    }
-    attention = Attention(DIMS, memories, backend(DIMS)).double()
-    initialise(attention, seed=0, std=0.4)
+    memories: dict[str, Callable[[Dims], Memory]] = {"xl": partial(XlCache, length=16)}
+    memories |= {f"sink{i}": sink for i, sink in enumerate(sinks)}
+    attention: Attention = attention_layer(memories, backend)
     for module in attention.modules():
         if isinstance(module, SinkLogit):
             module.logits = nn.Parameter(LOGITS.clone())
@@ -77,7 +75,7 @@ def read(layer: Attention, x: Tensor, positional: Any = None) -> Tensor:
     state: Any = {}
     found = []
     for part in x.split(5, 1):
-        out, state = layer(part, torch.arange(part.shape[1]), state, None, positional or Rope(DIMS))
+        out, state, *_ = layer(part, state, context_of(part.shape[1], positional or Rope(DIMS)))
         found.append(out)
     return torch.cat(found, 1)
 
@@ -136,9 +134,8 @@ def test_it_is_its_definition(backend: str, sink: Any) -> None:
         < 1e-12
     )
     layer = layer_of(sink, backend=BACKENDS[backend])
-    positions = torch.arange(9)
     found, wanted = (
-        gradients(layer, layer(x, positions, {}, None, Rope(DIMS))[0]),
+        gradients(layer, layer(x, None, context_of(x.shape[1], Rope(DIMS)))[0]),
         gradients(layer, DEFINITIONS[sink](layer, x)),
     )
     assert (
@@ -280,7 +277,9 @@ def test_gradients_are_right(sink: Any) -> None:
     def out(x: Tensor, *given: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1])
         return torch.func.functional_call(
-            layer, dict(zip(names, given, strict=True)), (x, positions, {}, None, Rope(DIMS))
+            layer,
+            dict(zip(names, given, strict=True)),
+            (x, None, context_of(len(positions), Rope(DIMS))),
         )[0]
 
     assert torch.autograd.gradcheck(

@@ -25,8 +25,17 @@ from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KIND_OF_TABLE
 
 SHAPES = ("model", "embedding", LAYERS)  # tables that may change any parameter
-# keys of SHAPES that change the parameters of one component only
-SHAPES_OF_COMPONENT = {"model.d_ffn": "ffn", "model.bias": "attention"}
+# keys of SHAPES that change the parameters of some kinds of component only
+SHAPES_OF_KINDS = {
+    "model.d_ffn": {"ffn"},
+    "model.bias": {"mixer"},
+    "model.n_kv_heads": {"mixer", "memory"},
+}
+# kinds that are made of components of other kinds, which may change with them
+PARTS_OF_KIND = {
+    "mixer": {"memory", "attention", "qk_norm", "positional"},
+    "block": {"norm", "mixer", "ffn", "memory", "attention", "qk_norm", "positional"},
+}
 # keys that change initial values
 INITIALISATION_KEYS = ("model.init_std", "embedding.warm_start", "train.seed")
 # Keys that change how many tokens are trained on, how they are batched, or which tokens of a
@@ -119,12 +128,13 @@ def find_free_components(axes: Iterable[str]) -> set[str] | None:
     kinds: set[str] = set()
     for axis in axes:
         table = axis.partition(".")[0]
-        if axis in SHAPES_OF_COMPONENT:
-            kinds.add(SHAPES_OF_COMPONENT[axis])
+        if axis in SHAPES_OF_KINDS:
+            kinds |= SHAPES_OF_KINDS[axis]
         elif table in SHAPES:
             return None
         elif table in KIND_OF_TABLE:
-            kinds.add(KIND_OF_TABLE[table].name)
+            kind = KIND_OF_TABLE[table].name
+            kinds |= {kind} | PARTS_OF_KIND.get(kind, set())
     return kinds
 
 

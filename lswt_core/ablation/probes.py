@@ -22,9 +22,9 @@ from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import pick_device
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import IGNORE, AttentionBackend, KVBlock
-from lswt_core.model.attention import replace_attention_backends
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.attention import attention_scores
+from lswt_core.plugin_api.softmax_attention import replace_attention_backends
 from lswt_core.registry import Registry
 
 # rows and tokens whose attention is probed: all their attention weights are in memory at once

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from lswt_core.benchmark.work import TorchContender, Work
 from lswt_core.device import Precision
-from lswt_core.model.attention import Attention
-from lswt_core.model.decoder import Block, Decoder
+from lswt_core.model.decoder import Decoder
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
 
 class OriginalCode(TorchContender):
@@ -75,12 +75,12 @@ class OriginalCode(TorchContender):
             cached = None
             if cache is not None:
                 cached = [t.to(self.work.device) for t in cache[2 * i : 2 * i + 2]]
-            x, kept = self.run_block(cast(Block, block), x, cached)
+            x, kept = self.run_block(block, x, cached)
             new_cache += [t.detach().to("cpu") for t in kept]
         return decoder.output_norm(x), new_cache
 
     def run_block(
-        self, block: Block, x: Tensor, cached: list[Tensor] | None
+        self, block: Any, x: Tensor, cached: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """One layer; the cache holds keys before rotation, and values, [B, H, N, D]."""
         layer, h = block.attention, block.attention_norm(x)
@@ -94,7 +94,7 @@ class OriginalCode(TorchContender):
         x = x + layer.output(self.attend(layer, q, k, v).transpose(1, 2).flatten(2))
         return x + block.ffn(block.ffn_norm(x)), kept
 
-    def attend(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: SoftmaxAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Rotate all keys, prepend registers, and attend with an explicit mask."""
         new, keys = q.shape[2], k.shape[2]
         positions = torch.arange(keys - 1, -1, -1, device=q.device)  # the newest token is 0

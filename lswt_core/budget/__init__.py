@@ -67,7 +67,7 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         return measure(shallow, recipe, registry, precision, unknown)
 
     amounts = extrapolate_layers(recipe, blueprint, measure_layers)
-    shape = (blueprint.vocab_size, blueprint.d_vocab)
+    shape = (blueprint.dims.vocab_size, blueprint.dims.d_vocab)
     table = torch.empty(shape, device="meta", requires_grad=blueprint.trainable)
     logits = partial(
         logits_bytes,

@@ -8,7 +8,6 @@ keys, which take no gradient, cost less in the backward pass.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,21 +21,17 @@ from lswt_core.interfaces import (
     AttentionBackend,
     AttentionRequirements,
     Batch,
+    FeedForward,
     KVBlock,
+    Mixer,
     Unsupported,
 )
-from lswt_core.model.attention import Attention, replace_attention_backends
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.attention import reference_attention
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention, replace_attention_backends
 
 PROJECTIONS, FEED_FORWARD = "attention projections", "feed-forward"
 SCORES, VOCABULARY = "attention scores", "vocabulary"
-PARTS = {  # module path in the FLOP counter -> part
-    r"Decoder\.blocks\.\d+\.attention": PROJECTIONS,
-    r"Decoder\.blocks\.\d+\.ffn": FEED_FORWARD,
-}
-# inside of "attention": nothing if its pairs are counted instead
-BACKEND = r"Decoder\.blocks\.\d+\.attention\.backend"
 
 
 class Flops(NamedTuple):
@@ -58,19 +53,20 @@ def forward_flops(loss: TrainModule, batch: Batch, state: State) -> dict[str, in
     # not under no_grad, where FlopCounterMode does not track modules
     with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
         loss.decoder.vocabulary.logits(loss.decoder(batch.inputs, state, batch.first_visible)[0])
-    flops = dict.fromkeys([*PARTS.values(), SCORES, VOCABULARY], 0)
-    backend = 0
-    for name, operations in counter.get_flop_counts().items():
-        count = sum(operations.values())
-        for pattern, part in PARTS.items():
-            if re.fullmatch(pattern, name):
-                flops[part] += count
-        if re.fullmatch(BACKEND, name):
-            backend += count
-    flops[VOCABULARY] = counter.get_total_flops() - sum(flops.values())
-    flops[PROJECTIONS] -= backend
-    flops[SCORES] = pairs.forward + backend
-    return flops
+    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+
+    def count(kind: type[nn.Module]) -> int:
+        modules = loss.decoder.named_modules(prefix=type(loss.decoder).__name__)
+        return sum(counts.get(name, 0) for name, module in modules if isinstance(module, kind))
+
+    # nothing of a backend whose pairs are counted instead
+    mixers, backends, ffns = count(Mixer), count(AttentionBackend), count(FeedForward)
+    return {
+        PROJECTIONS: mixers - backends,
+        FEED_FORWARD: ffns,
+        SCORES: pairs.forward + backends,
+        VOCABULARY: counter.get_total_flops() - mixers - ffns,
+    }
 
 
 def train_flops(loss: TrainModule, batch: Batch, state: State) -> tuple[int, int]:
@@ -132,9 +128,8 @@ def counted_attention(loss: TrainModule) -> Iterator[PairFlops]:
     """
     pairs = PairFlops()
 
-    def substitute(layer: Attention) -> nn.Module:
-        d_head = layer.query.out_features // layer.n_heads
-        if is_softmax_attention(layer.backend, layer.n_heads, d_head):
+    def substitute(layer: SoftmaxAttention) -> nn.Module:
+        if is_softmax_attention(layer.backend, layer.n_heads, layer.d_head):
             return CountingAttention(pairs, layer.window)
         return layer.backend
 

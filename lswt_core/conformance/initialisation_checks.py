@@ -129,7 +129,7 @@ def keeps_initial_values(subject: Subject) -> None:
     wrote, and constructors write none.
     """
     with torch.device("meta"), WrittenTensors() as written:
-        module: nn.Module = subject.build(DIMS)
+        module: nn.Module = subject.build_alone(DIMS)
     in_constructor = {
         name
         for name, parameter in module.named_parameters()

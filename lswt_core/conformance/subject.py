@@ -25,12 +25,14 @@ from lswt_core.model.initialise import initialise
 from lswt_core.model.spec import DecoderSpec, LayerSpec
 from lswt_core.registry import REQUIRED, Offer, Registry
 
-DIMS = Dims(d_model=16, n_heads=2, d_ffn=24, n_layers=2)
-GRADCHECK_DIMS = Dims(d_model=16, n_heads=2, d_ffn=6, n_layers=1)
+DIMS = Dims(16, n_heads=2, d_ffn=24, n_layers=2, vocab_size=VOCAB_SIZE, d_vocab=8)
+GRADCHECK_DIMS = DIMS._replace(d_ffn=6, n_layers=1)
 MEMORY_LENGTH = 64  # tokens, more than any test sequence has
 # The distribution of the reference components, also if the plugin under test uses their names.
 CORE = "lswt-core"
 REFERENCES = {  # by kind: what a component is tested with
+    "block": "pre-norm",
+    "mixer": "attention",
     "positional": "rope",
     "memory": "xl-cache",
     "attention": "eager",
@@ -66,6 +68,14 @@ class Subject:
             raise SkipTest(f"it needs {', '.join(missing)}: give --option {missing[0]}=...")
         return self.component(*arguments, **self.options)
 
+    def build_alone(self, dims: Dims) -> Any:
+        """Build a component of the model with the sizes, and the parts that it is made of."""
+        if self.kind == "block":
+            return self.build(dims, self.layer_spec(dims).block_parts())
+        if self.kind == "mixer":
+            return self.build(dims, self.layer_spec(dims).mixer_parts())
+        return self.build(dims)
+
     def has_option(self, name: str) -> bool:
         """Whether the component has an option."""
         return any(option.name == name for option in self.offer.options)
@@ -86,6 +96,8 @@ class Subject:
         """The memories of the tiny model: the component itself if it is one, and the reference KV
         cache unless the component keeps tokens.
         """
+        if self.kind == "mixer" and "memory" not in self.component.uses:  # type: ignore[attr-defined]
+            return {}
         if self.kind != "memory":
             return {"xl": self.reference("memory")}
         keeps_tokens = self.build(dims).length > 0
@@ -97,31 +109,35 @@ class Subject:
             memories["xl"] = self.reference("memory")  # type: ignore[assignment]
         return memories  # type: ignore[return-value]
 
+    def builder(self, kind: str) -> Callable[..., Any]:
+        """The constructor of the tiny model's component of a kind."""
+        return self.build if kind == self.kind else self.reference(kind)
+
+    def layer_spec(self, dims: Dims) -> LayerSpec:
+        """The specification of a layer: reference components and the one under test."""
+        return LayerSpec(
+            block=self.builder("block"),
+            mixer=self.builder("mixer"),
+            positional=self.builder("positional"),
+            has_own_positional=False,
+            memories=self.memories(dims),
+            attention=self.builder("attention"),
+            qk_norm=self.builder("qk_norm"),
+            ffn=self.builder("ffn"),
+            norm=self.builder("norm"),
+        )
+
     def blueprint(self, dims: Dims) -> DecoderSpec:
         """The specification of a tiny model: reference components and the one under test."""
         with torch.device("meta"):
-            self.build(dims)  # skips here, rather than deep inside of a model
-            components = {
-                kind: self.build if kind == self.kind else self.reference(kind)
-                for kind in MODEL_KINDS
-                if kind != "memory"
-            }
-            layer = LayerSpec(
-                None,
-                self.memories(dims),
-                components["attention"],
-                components["qk_norm"],
-                components["ffn"],
-                components["norm"],
-            )
+            self.build_alone(dims)  # skips here, rather than deep inside of a model
+            layers = (self.layer_spec(dims),) * dims.n_layers
         return DecoderSpec(
-            dims,
-            VOCAB_SIZE,
-            8,
-            True,
-            components["positional"],
-            components["norm"],
-            (layer,) * dims.n_layers,
+            dims=dims,
+            trainable=True,
+            positional=self.builder("positional"),
+            norm=self.builder("norm"),
+            layers=layers,
         )
 
     def meta_decoder(self, dims: Dims = DIMS) -> Decoder:
@@ -151,7 +167,7 @@ class Subject:
     def module(self, dims: Dims = DIMS, *, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The component alone, initialised."""
         with torch.device("meta"):
-            module: nn.Module = self.build(dims)
+            module: nn.Module = self.build_alone(dims)
         module = module.to_empty(device="cpu").to(dtype)
         initialise(module, seed=0, std=0.4)
         return module
@@ -170,7 +186,7 @@ class Subject:
         """Why the model's states may depend on how a text is split into segments; None if they
         must not.
         """
-        component = self.build(DIMS)
+        component = self.build_alone(DIMS)
         if getattr(component, "length_dependent", False):
             return "it depends on how many tokens are attended to (length_dependent)"
         if isinstance(component, Memory) and component.position_dependent_from is not None:

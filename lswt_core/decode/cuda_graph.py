@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lswt_core.decode.rolling_kv_cache import CacheState
 from lswt_core.interfaces import KVBlock
-from lswt_core.model.attention import replace_attention_backends
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.attention import reference_attention
+from lswt_core.plugin_api.softmax_attention import replace_attention_backends
 
 # ids [B, 1] and their position [] -> hidden states [B, 1, M]
 DecodeStep = Callable[[Tensor, Tensor], Tensor]

@@ -14,7 +14,7 @@ from lswt_core.decode.cuda_graph import CudaGraphStep, DecodeStep, fixed_shapes
 from lswt_core.decode.rolling_kv_cache import CacheState, inference_copy, single_row_kernels
 from lswt_core.device import Precision
 from lswt_core.errors import NumericsError
-from lswt_core.interfaces import Memory
+from lswt_core.interfaces import Mixer
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 
@@ -29,8 +29,8 @@ class InferenceEngine:
     """Runs a decoder as training does: in segments of at most ``seq_len`` tokens, with the memories
     carried along as cache.
 
-    Later calls attend to as many earlier tokens as the memories keep. If some layer has no memory
-    that keeps tokens (registers keep none), the cache is the text itself, of which the last
+    Later calls see as many earlier tokens as the layers' states keep. If the mixer of some layer
+    keeps none (registers are no state), the cache is the text itself, of which the last
     ``seq_len`` ids are recomputed at every call.
 
     Calling the engine returns a new cache and leaves the old one valid, so that a text can branch.
@@ -45,7 +45,7 @@ class InferenceEngine:
         if self.device.type == "cuda":
             self.capture = CudaGraphStep
         self.has_memory = all(
-            any(m.length for m in block.modules() if isinstance(m, Memory))
+            any(mixer.reach != 0 for mixer in block.modules() if isinstance(mixer, Mixer))
             for block in decoder.blocks
         )
 

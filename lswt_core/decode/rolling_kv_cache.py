@@ -12,11 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import KeyValue, KVProjection, Memory, PositionalEncoding, State
-from lswt_core.model.attention import Attention
-from lswt_core.model.decoder import Block, Decoder
+from lswt_core.interfaces import (
+    Block,
+    KeyValue,
+    KVProjection,
+    Memory,
+    Mixer,
+    PositionalEncoding,
+    State,
+)
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.embedding import TiedEmbedding
-from lswt_core.model.plain_modules import is_ordinary
+from lswt_core.plugin_api.plain_modules import is_ordinary
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
 
 class CacheState:
@@ -137,11 +145,12 @@ def inference_copy(decoder: Decoder, dtype: torch.dtype) -> tuple[Decoder, Cache
         return copied, None
     cache_state = CacheState()
     for block in copied.blocks:
-        positional = block.positional or copied.positional
-        for name, memory in block.attention.memory.items():
-            if memory.length:
-                rolling = RollingKVCache(memory, positional, cache_state)
-                block.attention.memory._modules[name] = rolling
+        positional = copied.positional_of(block)
+        for mixer in mixers_of(block):
+            for name, memory in mixer.memory.items():
+                if memory.length:
+                    rolling = RollingKVCache(memory, positional, cache_state)
+                    mixer.memory._modules[name] = rolling
     return copied, cache_state
 
 
@@ -184,17 +193,41 @@ def supports_rolling_cache(decoder: Decoder) -> bool:
 
 
 def layer_supports_rolling_cache(block: Block, decoder: Decoder) -> bool:
-    """Return whether a layer has memories that keep tokens, all of them as a KV cache, and a
-    positional encoding that encodes each key by its own position alone.
+    """Return whether all mixers of a layer are softmax attention whose memories keep tokens as a KV
+    cache, with a positional encoding that encodes each key by its own position alone.
     """
-    positional = decoder.positional if block.positional is None else block.positional
-    attention: Attention = block.attention
-    memories = [memory for memory in attention.memory.values() if isinstance(memory, Memory)]
-    keeping = [memory for memory in memories if memory.length]
-    encodes_each_key_alone = type(positional).encode is PositionalEncoding.encode
-    return (
-        bool(keeping)
-        and all(memory.is_kv_cache for memory in keeping)
-        and positional.cacheable_keys
-        and encodes_each_key_alone
+    positional = decoder.positional_of(block)
+    mixers = mixers_of(block)
+    return bool(mixers) and all(
+        isinstance(mixer, SoftmaxAttention)
+        and keeps_kv_cache(mixer)
+        and encodes_each_key_alone(mixer, positional)
+        for mixer in mixers
     )
+
+
+def mixers_of(block: nn.Module) -> list[Any]:
+    """Return the mixers of a block."""
+    return [module for module in block.modules() if isinstance(module, Mixer)]
+
+
+def keeps_kv_cache(mixer: SoftmaxAttention) -> bool:
+    """Return whether a mixer has memories that keep tokens, all of them as a KV cache, and reads
+    them in the usual way.
+    """
+    memories = [memory for memory in mixer.memory.values() if isinstance(memory, Memory)]
+    keeping = [memory for memory in memories if memory.length]
+    is_usual = type(mixer).key_values is SoftmaxAttention.key_values
+    return is_usual and bool(keeping) and all(memory.is_kv_cache for memory in keeping)
+
+
+def encodes_each_key_alone(mixer: SoftmaxAttention, positional: PositionalEncoding) -> bool:
+    """Return whether a key is encoded by its own position alone, and stays valid as the text goes
+    on.
+    """
+    usual = (
+        type(mixer).encode is SoftmaxAttention.encode
+        and type(positional).encode is PositionalEncoding.encode
+        and type(positional).block_biases is PositionalEncoding.block_biases
+    )
+    return usual and positional.cacheable_keys

@@ -86,7 +86,7 @@ class LswtModel(LswtPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden: list[Tensor] | None = [] if output_hidden_states else None
-        last, state = self.run_decoder(embedded, packing, memory, hidden)
+        last, state = self.run_decoder(input_ids, embedded, packing, memory, hidden)
         returned = None
         if memory is not None and self.returns_cache(use_cache):
             memory.advance(state, packing.text_length, *embedded.shape[:2])
@@ -115,13 +115,14 @@ class LswtModel(LswtPreTrainedModel):
 
     def run_decoder(
         self,
+        input_ids: Tensor | None,
         embedded: Tensor,
         packing: Packing,
         memory: LswtCache | None,
         hidden: list[Tensor] | None,
     ) -> tuple[Tensor, Any]:
-        """Embedded tokens [B, T, d_vocab] -> final states [B, T, M] and the memories' state; every
-        hidden state is appended to ``hidden``.
+        """Token ids, if known, and embeddings [B, T, d_vocab] -> final states [B, T, M] and the
+        layers' state; every hidden state is appended to ``hidden``.
         """
 
         def collect(x: Tensor) -> None:
@@ -132,6 +133,7 @@ class LswtModel(LswtPreTrainedModel):
             self.decoder.vocabulary.project_in(packing.pack(embedded)),
             None if memory is None else memory.state,
             packing.first_visible,
+            ids=None if input_ids is None else packing.pack(input_ids),
             visit=collect,
         )
         return packing.unpack(last), state
@@ -140,7 +142,7 @@ class LswtModel(LswtPreTrainedModel):
         """Return whether a call returns a cache; never if no memory of the model keeps tokens."""
         if use_cache is None:
             use_cache = not self.training
-        return bool(use_cache and self.decoder.memory_length)
+        return bool(use_cache and self.decoder.keeps_state)
 
     def select_cache(self, given: Any, use_cache: bool | None) -> LswtCache | None:
         """Return the cache to read from: the given one, or a new one if it will be returned."""
@@ -243,7 +245,7 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
                 f"cache_implementation = {implementation!r}: this model has a cache of its own"
                 " memories; leave it out"
             )
-        if not self.model.decoder.memory_length:
+        if not self.model.decoder.keeps_state:
             generation_config.use_cache = model_kwargs["use_cache"] = False
         elif generation_config.use_cache and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = LswtCache()

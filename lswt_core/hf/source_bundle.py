@@ -256,6 +256,6 @@ def blueprint(config: LswtConfig) -> DecoderSpec:
         options = {{key: value for key, value in table.items() if key != "use"}}
         if use == "auto":
             options = {{}}
-        return lambda dims: CLASSES[kind, use](dims, **options)
+        return lambda *arguments: CLASSES[kind, use](*arguments, **options)
 
     return DecoderSpec.from_tables(config.recipe, builder)'''

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, Unsupported
+from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, Mixer, Unsupported
 from lswt_core.model.components import (
     build_component,
     build_encodings,
@@ -58,13 +58,19 @@ def attention_requirements(
     recipe: Recipe, registry: Registry, device: torch.device, dtype: torch.dtype
 ) -> list[AttentionRequirements]:
     """Return what every attention backend of a recipe must support."""
+    dims = dims_of(recipe)
     has_window = any(memory.window for memory in build_memories(recipe, registry))
+    mixers: list[type[Mixer]] = [registry.load(one.offer) for one in recipe.every("mixer")]
+    encodings = build_encodings(recipe, registry)
     required = AttentionRequirements(
         device=device.type,
         dtype=dtype,
-        d_head=dims_of(recipe).d_head,
-        has_bias=any(encoding.has_bias for encoding in build_encodings(recipe, registry)),
+        d_head=dims.d_head,
+        has_bias=any(one.has_bias for one in encodings) or any(one.has_bias for one in mixers),
         has_mask=recipe.train.document_masking or has_window,
+        queries_per_kv=dims.queries_per_kv,
+        has_transform=any(mixer.transforms_scores for mixer in mixers),
+        has_selection=any(mixer.selects_keys for mixer in mixers),
     )
     # finite differences of the gradient are taken in float32
     if optimizer_class(recipe, registry).needs_hessian_vector_products:

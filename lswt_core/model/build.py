@@ -23,6 +23,7 @@ from lswt_core.model.components import (
 from lswt_core.model.initialise import initialise
 from lswt_core.model.spec import Builder, DecoderSpec, LayerSpec
 from lswt_core.model.train_module import TrainModule
+from lswt_core.model.wiring import check_carry, check_parts, check_streams
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
@@ -46,9 +47,12 @@ def build_model(
     """Build decoder and losses on the meta device, to run on ``device`` in ``dtype``. Raises
     Incompatible if components do not go together, or not with the device.
     """
+    check_parts(recipe, registry)
     with torch.device("meta"):
         choice = choose_backends(recipe, registry, device, dtype)
         decoder = decoder_spec(recipe, registry, choice).build()
+        check_carry(decoder)
+        check_streams(decoder)
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
         cross_entropy = build_cross_entropy(recipe, registry)
         try:
@@ -78,9 +82,11 @@ def decoder_spec(recipe: Recipe, registry: Registry, choice: AttentionChoice) ->
 
     def layer(components: Mapping[str, Mapping[str, Chosen]]) -> LayerSpec:
         positional = components["positional"]["positional"]
-        is_shared = positional == recipe.one("positional")
         return LayerSpec(
-            positional=None if is_shared else builder(positional),
+            block=builder(components["block"]["block"]),
+            mixer=builder(components["mixer"]["mixer"]),
+            positional=builder(positional),
+            has_own_positional=positional != recipe.one("positional"),
             memories={name: builder(one) for name, one in components["memory"].items()},
             attention=builder(components["attention"]["attention"]),
             qk_norm=builder(components["qk_norm"]["qk_norm"]),
@@ -88,12 +94,10 @@ def decoder_spec(recipe: Recipe, registry: Registry, choice: AttentionChoice) ->
             norm=builder(components["norm"]["norm"]),
         )
 
-    embedding, dims = recipe.embedding, dims_of(recipe)
+    dims = dims_of(recipe)
     return DecoderSpec(
         dims=dims,
-        vocab_size=embedding.vocab_size,
-        d_vocab=embedding.d_vocab,
-        trainable=embedding.trainable,
+        trainable=recipe.embedding.trainable,
         positional=builder(recipe.one("positional")),
         norm=builder(recipe.one("norm")),
         layers=tuple(layer(recipe.at_layer(number)) for number in range(dims.n_layers)),

@@ -22,7 +22,7 @@ from lswt_core.interfaces import (
     Unsupported,
 )
 from lswt_core.model.parameters import build_parameter_groups
-from lswt_core.model.spec import dims_from_table
+from lswt_core.model.spec import dims_from_tables
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -65,7 +65,7 @@ def build_auxiliary_losses(
 
 def dims_of(recipe: Recipe) -> Dims:
     """The sizes that the recipe's components are built with."""
-    return dims_from_table(recipe.resolved()["model"])
+    return dims_from_tables(recipe.resolved())
 
 
 def build_encodings(recipe: Recipe, registry: Registry) -> list[PositionalEncoding]:

@@ -1,52 +1,30 @@
-"""The decoder: an input norm, pre-norm blocks, x + attention(norm(x)) then x + ffn(norm(x)), and
-an output norm.
+"""The decoder: embedding, an input norm, blocks around one residual stream, an output norm, and the
+LM head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lswt_core.interfaces import FeedForward, Memory, Norm, PositionalEncoding, State
-from lswt_core.model.attention import Attention
+from lswt_core.interfaces import (
+    Block,
+    Layer,
+    LayerContext,
+    LossSum,
+    Norm,
+    PositionalEncoding,
+    State,
+)
 from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.plugin_api.blocks import add_losses
 
-
-class Block(nn.Module):
-    """One pre-norm transformer layer."""
-
-    def __init__(
-        self,
-        attention_norm: Norm,
-        attention: Attention,
-        ffn_norm: Norm,
-        ffn: FeedForward,
-        positional: PositionalEncoding | None = None,
-    ) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = attention_norm, attention
-        self.ffn_norm, self.ffn = ffn_norm, ffn
-        self.positional = positional  # this layer's own; None: the decoder's
-
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        state: Mapping[str, State],
-        first_visible: Tensor | None,
-        positional: PositionalEncoding,
-    ) -> tuple[Tensor, dict[str, State]]:
-        """[B, T, M] -> [B, T, M] and the next state of the layer's memories."""
-        if self.positional is not None:
-            positional = self.positional
-        attended, next_state = self.attention(
-            self.attention_norm(x), positions, state, first_visible, positional
-        )
-        x = x + attended
-        return x + self.ffn(self.ffn_norm(x)), next_state
+# what the decoder itself writes for layers to read (LayerContext.carry)
+IDS, EMBEDDINGS = "ids", "embeddings"
 
 
 class Decoder(nn.Module):
@@ -67,6 +45,8 @@ class Decoder(nn.Module):
         self.input_norm = input_norm
         self.blocks = nn.ModuleList(blocks)
         self.output_norm = output_norm
+        # what layers read of the decoder's inputs
+        self.reads = {name for layer in self.layers() for name in layer.reads} & {IDS, EMBEDDINGS}
         # keep only the inputs of each block, and recompute the block in the backward pass
         self.activation_checkpointing = False
 
@@ -76,13 +56,17 @@ class Decoder(nn.Module):
         state: tuple[Mapping[str, State], ...] | None = None,
         first_visible: Tensor | None = None,
         first: int | Tensor = 0,
+        *,
+        losses: dict[str, LossSum] | None = None,
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
-        """Token ids [B, T] -> normed hidden states [B, T, M] and the memories' next state by layer.
+        """Token ids [B, T] -> normed hidden states [B, T, M] and the next state by layer.
 
         ``state`` is what the last call returned, None at the start. ``first`` is the position of
         the first id, 0 unless cached keys are numbered otherwise; a tensor [] in a CUDA graph.
+        Loss terms of layers are added to ``losses``.
         """
-        return self.trunk(self.vocabulary.embed(inputs), state, first_visible, first)
+        x = self.vocabulary.embed(inputs)
+        return self.trunk(x, state, first_visible, first, ids=inputs, losses=losses)
 
     def trunk(
         self,
@@ -90,30 +74,84 @@ class Decoder(nn.Module):
         state: tuple[Mapping[str, State], ...] | None = None,
         first_visible: Tensor | None = None,
         first: int | Tensor = 0,
+        *,
+        ids: Tensor | None = None,
+        losses: dict[str, LossSum] | None = None,
         visit: Callable[[Tensor], None] = lambda x: None,
     ) -> tuple[Tensor, tuple[dict[str, State], ...]]:
         """``forward`` from input embeddings x [B, T, M]. ``visit`` is called with every hidden
-        state [B, T, M]: after the input norm, each block and the output norm.
+        state [B, T, M]: after the input norm, each block and the output norm. Raises ValueError if
+        a layer reads token ids and there are none.
         """
         positions = torch.arange(x.shape[1], device=x.device) + first
         x = self.input_norm(self.positional.embed(x, positions))
         visit(x)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        carry = self.initial_carry(ids, x)
+        x = self.first_block.open_stream(x)
         next_states = []
         for i, block in enumerate(self.blocks):
-            args = (x, positions, state[i] if state else {}, first_visible, self.positional)
-            if recompute:
-                x, next_state = checkpoint(block, *args, use_reentrant=False)
-            else:
-                x, next_state = block(*args)
-            visit(x)
-            next_states.append(next_state)
-        x = self.output_norm(x)
+            context = LayerContext(positions, first_visible, self.positional_of(block), carry)
+            out = self.run_block(block, x, state[i] if state else None, context)
+            x, carry = out.x, {**carry, **out.carry}
+            if losses is not None:
+                add_losses(losses, out.losses)
+            visit(self.last_block.close_stream(x))
+            next_states.append(out.state or {})
+        x = self.output_norm(self.last_block.close_stream(x))
         visit(x)
         return x, tuple(next_states)
 
+    def positional_of(self, block: Any) -> PositionalEncoding:
+        """The positional encoding of a block: its own or the model's."""
+        own: PositionalEncoding | None = block.positional
+        return self.positional if own is None else own
+
+    def run_block(self, block: nn.Module, *args: Any) -> Any:
+        """Run one block, or keep its inputs alone and run it again in the backward pass."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def initial_carry(self, ids: Tensor | None, embeddings: Tensor) -> dict[str, Tensor]:
+        """What the decoder hands to layers that read it."""
+        carry = {}
+        if IDS in self.reads:
+            if ids is None:
+                raise ValueError("a layer of this model reads token ids: give ids, not embeddings")
+            carry[IDS] = ids
+        if EMBEDDINGS in self.reads:
+            carry[EMBEDDINGS] = embeddings
+        return carry
+
+    @property
+    def first_block(self) -> Block:
+        """The block that opens the residual stream."""
+        return self.blocks[0]  # type: ignore[return-value]
+
+    @property
+    def last_block(self) -> Block:
+        """The block that closes the residual stream."""
+        return self.blocks[-1]  # type: ignore[return-value]
+
+    def layers(self) -> Iterator[Layer]:
+        """Every block, mixer and feed-forward layer, parents before their parts."""
+        for module in self.blocks.modules():
+            if isinstance(module, Layer):
+                yield module
+
     @property
     def memory_length(self) -> int:
-        """How many tokens back the longest memory reaches; 0: no state is kept between calls."""
-        memories = [module for module in self.modules() if isinstance(module, Memory)]
-        return max((memory.length for memory in memories), default=0)
+        """How many tokens back the longest state reaches that is bounded; replaying so many tokens
+        rebuilds all states unless ``is_recurrent``.
+        """
+        return max((layer.reach or 0 for layer in self.layers()), default=0)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether some layer's state depends on all of the past."""
+        return any(layer.reach is None for layer in self.layers())
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether states are kept between calls."""
+        return self.is_recurrent or self.memory_length > 0

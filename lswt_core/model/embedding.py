@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.interfaces import CrossEntropyOutput, LabelSampling
-from lswt_core.model.plain_modules import is_plain_table
 from lswt_core.plugin_api.cross_entropy import chunked_cross_entropy
+from lswt_core.plugin_api.plain_modules import is_plain_table
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -8,12 +8,10 @@ from typing import Any
 from torch import nn
 
 from lswt_core.interfaces import Component
-from lswt_core.model.attention import Attention
 from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
-# parameters of the core, by the end of their module's name; all others belong to a component,
-# to "attention" or to "decoder"
+# parameters of the core, by the end of their module's name; all others belong to a component
 CORE_OWNERS = {
     "vocabulary.table": "embedding",
     "vocabulary.input": "projections",
@@ -82,17 +80,14 @@ def parameters_with_components(model: nn.Module) -> Iterator[tuple[str, str, nn.
             yield f"{path}.{key}".lstrip("."), owner, parameter
         for key, child in module.named_children():
             child_path = f"{path}.{key}".lstrip(".")
-            yield from walk(child, child_path, core_owner(child, child_path) or owner)
+            yield from walk(child, child_path, core_owner(child_path) or owner)
 
     return walk(model, "", "decoder")
 
 
-def core_owner(module: nn.Module, path: str) -> str | None:
+def core_owner(path: str) -> str | None:
     """The name under which a module of the core counts its parameters; None: its parent's."""
-    for suffix, owner in CORE_OWNERS.items():
-        if path.endswith(suffix):
-            return owner
-    return "attention" if isinstance(module, Attention) else None
+    return next((owner for suffix, owner in CORE_OWNERS.items() if path.endswith(suffix)), None)
 
 
 def component_kind(component: Component) -> str:

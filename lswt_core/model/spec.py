@@ -7,19 +7,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lswt_core.interfaces import Dims
-from lswt_core.model.attention import Attention
-from lswt_core.model.decoder import Block, Decoder
+from lswt_core.interfaces import Block, BlockParts, Dims, MixerParts
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.recipe.layer_selectors import tables_at
 
-Builder = Callable[[Dims], Any]  # builds a component for the layer that ``Dims.layer`` numbers
+# Builds a component for the layer that ``Dims.layer`` numbers. Those of mixers and blocks take
+# their parts as well.
+Builder = Callable[..., Any]
 
 
 class LayerSpec(NamedTuple):
     """The components of one block."""
 
-    positional: Builder | None  # None: the decoder's
+    block: Builder
+    mixer: Builder
+    positional: Builder
+    has_own_positional: bool  # False: the layer uses the decoder's
     memories: Mapping[str, Builder]  # by name, the outermost first
     attention: Builder
     qk_norm: Builder
@@ -28,20 +32,24 @@ class LayerSpec(NamedTuple):
 
     def build(self, dims: Dims) -> Block:
         """Build the block on torch's default device."""
-        memories = {name: memory(dims) for name, memory in self.memories.items()}
-        attention = Attention(
-            dims, memories, self.attention(dims), self.qk_norm(dims), self.qk_norm(dims)
-        )
-        positional = None if self.positional is None else self.positional(dims)
-        return Block(self.norm(dims), attention, self.norm(dims), self.ffn(dims), positional)
+        block: Block = self.block(dims, self.block_parts())
+        if self.has_own_positional:
+            block.positional = self.positional(dims)
+        return block
+
+    def block_parts(self) -> BlockParts:
+        """What the block is made of."""
+        return BlockParts(self.norm, lambda dims: self.mixer(dims, self.mixer_parts()), self.ffn)
+
+    def mixer_parts(self) -> MixerParts:
+        """What the mixer is made of."""
+        return MixerParts(self.memories, self.attention, self.qk_norm, self.positional)
 
 
 class DecoderSpec(NamedTuple):
     """The sizes and components of a decoder."""
 
     dims: Dims
-    vocab_size: int
-    d_vocab: int
     trainable: bool  # the embedding table
     positional: Builder
     norm: Builder  # the norms of the decoder's input and output
@@ -54,13 +62,15 @@ class DecoderSpec(NamedTuple):
         """Read the tables of a resolved recipe, as an exported model's config holds them;
         ``builder(kind, table)`` returns the builder of the component that a table describes.
         """
-        embedding, dims = tables["embedding"], dims_from_table(tables["model"])
+        dims = dims_from_tables(tables)
 
         def layer(number: int) -> LayerSpec:
             own = tables_at(tables, number)
-            is_shared = own["positional"] == tables["positional"]
             return LayerSpec(
-                positional=None if is_shared else builder("positional", own["positional"]),
+                block=builder("block", own["block"]),
+                mixer=builder("mixer", own["mixer"]),
+                positional=builder("positional", own["positional"]),
+                has_own_positional=own["positional"] != tables["positional"],
                 memories={
                     name: builder("memory", table) for name, table in own.get("memory", {}).items()
                 },
@@ -72,9 +82,7 @@ class DecoderSpec(NamedTuple):
 
         return cls(
             dims=dims,
-            vocab_size=embedding["vocab_size"],
-            d_vocab=embedding["d_vocab"],
-            trainable=embedding["trainable"],
+            trainable=tables["embedding"]["trainable"],
             positional=builder("positional", tables["positional"]),
             norm=builder("norm", tables["norm"]),
             layers=tuple(layer(number) for number in range(dims.n_layers)),
@@ -86,15 +94,24 @@ class DecoderSpec(NamedTuple):
             layer.build(self.dims._replace(layer=number))
             for number, layer in enumerate(self.layers)
         ]
-        vocabulary = TiedEmbedding(self.vocab_size, self.d_vocab, self.dims.d_model)
+        vocabulary = TiedEmbedding(self.dims.vocab_size, self.dims.d_vocab, self.dims.d_model)
         if not self.trainable:
             vocabulary.freeze()
         input_norm, output_norm = self.norm(self.dims), self.norm(self.dims)
         return Decoder(vocabulary, self.positional(self.dims), input_norm, blocks, output_norm)
 
 
-def dims_from_table(model: Mapping[str, Any]) -> Dims:
-    """Read ``Dims`` from the table [model] of a resolved recipe."""
-    d_model = model["d_model"]
-    d_ffn = model.get("d_ffn") or 4 * d_model
-    return Dims(d_model, model["n_heads"], d_ffn, model["n_layers"], bias=model["bias"])
+def dims_from_tables(tables: Mapping[str, Any]) -> Dims:
+    """Read ``Dims`` from the tables of a resolved recipe."""
+    model, embedding = tables["model"], tables["embedding"]
+    d_model, n_heads = model["d_model"], model["n_heads"]
+    return Dims(
+        d_model=d_model,
+        n_heads=n_heads,
+        d_ffn=model.get("d_ffn") or 4 * d_model,
+        n_layers=model["n_layers"],
+        bias=model["bias"],
+        queries_per_kv=n_heads // model.get("n_kv_heads", n_heads),
+        vocab_size=embedding["vocab_size"],
+        d_vocab=embedding["d_vocab"],
+    )

@@ -4,12 +4,13 @@ over micro-batches and ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lswt_core.errors import Incompatible
 from lswt_core.interfaces import (
     IGNORE,
     AuxiliaryLoss,
@@ -53,7 +54,7 @@ class TrainModule(nn.Module):
         self.decoder, self.cross_entropy = decoder, cross_entropy
         self.auxiliary = nn.ModuleDict({name: loss for name, (loss, _) in auxiliary.items()})
         weights = {name: weight for name, (_, weight) in auxiliary.items()}
-        self.weights = {CROSS_ENTROPY: 1.0} | weights
+        self.weights = {CROSS_ENTROPY: 1.0} | weights | layer_loss_weights(decoder, auxiliary)
         needs = [loss.needs for loss, _ in auxiliary.values()]
         self.needs: frozenset[str] = frozenset().union(*needs)
 
@@ -74,7 +75,10 @@ class TrainModule(nn.Module):
         the Gauss-Newton-Bartlett estimate). ``cross_entropy_only`` leaves auxiliary losses out.
         ``create_graph`` allows second derivatives.
         """
-        states, next_state = self.decoder(batch.inputs, state, batch.first_visible)
+        layer_losses: dict[str, LossSum] = {}
+        states, next_state = self.decoder(
+            batch.inputs, state, batch.first_visible, losses=layer_losses
+        )
         score = self.score(
             states,
             batch.labels,
@@ -83,10 +87,8 @@ class TrainModule(nn.Module):
             create_graph=create_graph,
         )
         terms = {CROSS_ENTROPY: LossSum(score.total, count_labels(batch))}
-        if self.auxiliary and not cross_entropy_only:
-            logits = self.decoder.vocabulary.logits(states) if "logits" in self.needs else None
-            out = Output(states, logits, score.logsumexp)
-            terms |= {name: loss(out, batch) for name, loss in self.auxiliary.items()}
+        if not cross_entropy_only:
+            terms |= self.auxiliary_terms(states, score, batch) | layer_losses
         shares = [
             self.weights[name] * mean_loss(term, name, counts) for name, term in terms.items()
         ]
@@ -95,6 +97,14 @@ class TrainModule(nn.Module):
             term = LossSum(score.sampled, count_labels(batch, draws.rows))
             sampled = mean_loss(term, SAMPLED, counts)
         return BatchLoss(torch.stack(shares).sum(), next_state, terms, score.correct, sampled)
+
+    def auxiliary_terms(
+        self, states: Tensor, score: CrossEntropyOutput, batch: Batch
+    ) -> dict[str, LossSum]:
+        """Every auxiliary loss of hidden states [B, T, M]."""
+        logits = self.decoder.vocabulary.logits(states) if "logits" in self.needs else None
+        out = Output(states, logits, score.logsumexp)
+        return {name: loss(out, batch) for name, loss in self.auxiliary.items()}
 
     def score(
         self,
@@ -117,7 +127,27 @@ class TrainModule(nn.Module):
         for name, loss in self.auxiliary.items():
             assert isinstance(loss, AuxiliaryLoss)
             counts[name] = loss.count(batch)
+        for layer in self.decoder.layers():
+            for name in layer.loss_weights:
+                counts[name] = counts.get(name, 0) + layer.loss_count(name, batch)
         return counts
+
+
+def layer_loss_weights(decoder: Decoder, auxiliary: Container[str]) -> dict[str, float]:
+    """The weights of the loss terms that layers return. Raises Incompatible if a term has two
+    weights, or the name of another loss.
+    """
+    weights: dict[str, float] = {}
+    for layer in decoder.layers():
+        for name, weight in layer.loss_weights.items():
+            if name in auxiliary or name in (CROSS_ENTROPY, SAMPLED):
+                raise Incompatible(f"{layer.name!r} returns a loss called {name!r}, as another is")
+            if weights.setdefault(name, weight) != weight:
+                raise Incompatible(
+                    f"layers give the loss {name!r} the weights {weights[name]} and {weight}: terms"
+                    " of one name are added over layers; give all layers the same weight"
+                )
+    return weights
 
 
 def count_labels(batch: Batch, rows: Tensor | None = None) -> Tensor:

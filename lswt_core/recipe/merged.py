@@ -20,6 +20,8 @@ MAX_SHOWN = 20  # problems shown at once
 ORDER = (  # of a resolved recipe's tables
     "model",
     "embedding",
+    "block",
+    "mixer",
     "positional",
     "memory",
     "attention",

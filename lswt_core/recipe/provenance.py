@@ -12,6 +12,8 @@ from lswt_core.recipe.toml_lines import Key
 from lswt_core.registry.kinds import KIND_OF_TABLE
 
 USE = {  # the default component of each table
+    "block": "pre-norm",
+    "mixer": "attention",
     "positional": "rope",
     "attention": "auto",
     "qk_norm": "none",

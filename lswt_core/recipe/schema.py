@@ -30,13 +30,14 @@ class Model(Table):
     d_model: Size = 768
     n_layers: Depth = 12
     n_heads: Size = 12
+    n_kv_heads: Size | None = None  # key/value heads (grouped-query attention); None: n_heads
     d_ffn: Size | None = None  # after gating; None: 4 * d_model
     bias: bool = True  # of the attention projections
     init_std: Annotated[float, Gt(0)] = 0.02  # of every Linear and Embedding
 
     @model_validator(mode="after")
     def heads_divide(self) -> Model:
-        """Require that d_model is divisible by n_heads."""
+        """Require that d_model is divisible by n_heads, and n_heads by n_kv_heads."""
         if self.d_model % self.n_heads:
             nearest = min(
                 (n for n in range(1, self.d_model + 1) if self.d_model % n == 0),
@@ -45,6 +46,10 @@ class Model(Table):
             raise ValueError(
                 f"d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; the"
                 f" nearest that divides is {nearest}"
+            )
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads = {self.n_heads} is not divisible by n_kv_heads = {self.n_kv_heads}"
             )
         return self
 

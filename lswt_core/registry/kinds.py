@@ -15,16 +15,26 @@ class Kind(NamedTuple):
     table: str  # "ffn" -> [ffn]; "memory" -> [memory.<name>] when `many`
     many: bool = False  # whether a recipe may have several
     given: int = 1  # positional constructor arguments that the core supplies before the options
+    # other classes that make a component one of this kind: dotted names
+    bases: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
+        Kind("block", "Block", "block", given=2),
+        Kind(
+            "mixer",
+            "Mixer",
+            "mixer",
+            given=2,
+            bases=("lswt_core.plugin_api.softmax_attention.SoftmaxAttention",),
+        ),
         Kind("positional", "PositionalEncoding", "positional"),
         Kind("memory", "Memory", "memory", many=True),
         Kind("attention", "AttentionBackend", "attention"),
         Kind("qk_norm", "QKNorm", "qk_norm"),
-        Kind("ffn", "FeedForward", "ffn"),
+        Kind("ffn", "FeedForward", "ffn", bases=("lswt_core.interfaces.StatefulFeedForward",)),
         Kind("norm", "Norm", "norm"),
         Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
         Kind("loss", "AuxiliaryLoss", "loss", many=True),
@@ -36,4 +46,10 @@ KINDS: dict[str, Kind] = {
     )
 }
 KIND_OF_INTERFACE: dict[str, str] = {kind.interface: kind.name for kind in KINDS.values()}
+# by the dotted name of a class that a component may extend
+KIND_OF_BASE: dict[str, str] = {
+    base: kind.name
+    for kind in KINDS.values()
+    for base in (f"lswt_core.interfaces.{kind.interface}", *kind.bases)
+}
 KIND_OF_TABLE: dict[str, Kind] = {kind.table: kind for kind in KINDS.values()}

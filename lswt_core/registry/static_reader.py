@@ -19,12 +19,11 @@ from typing import Any, Literal
 import annotated_types
 
 from lswt_core.registry.discover import Entry
-from lswt_core.registry.kinds import KIND_OF_INTERFACE
+from lswt_core.registry.kinds import KIND_OF_BASE
 from lswt_core.registry.offer import REQUIRED, Offer, Option, find_flaw
 
 HOOK = "lswt_components"
 HOOKIMPL = "lswt_core.hooks.hookimpl"
-INTERFACES = "lswt_core.interfaces."
 BOUNDS = ("Ge", "Gt", "Le", "Lt", "Interval", "MultipleOf", "MinLen", "MaxLen", "Len")
 VOCABULARY: dict[str, Any] = {
     **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict)},
@@ -207,21 +206,13 @@ class Source:
     def kind(self, node: ast.ClassDef) -> str:
         """The kind of a class, by the interface among its bases."""
         origins = [self.origin(base) for base in node.bases]
-        interfaces = [
-            origin.removeprefix(INTERFACES) for origin in origins if origin.startswith(INTERFACES)
-        ]
+        bases = [origin for origin in origins if origin in KIND_OF_BASE]
         inherits = len(origins) > 1 and not any(
             isinstance(item, Function) and item.name == "__init__" for item in node.body
         )
-        if (
-            len(interfaces) != 1
-            or interfaces[0] not in KIND_OF_INTERFACE
-            or node.decorator_list
-            or node.keywords
-            or inherits
-        ):
+        if len(bases) != 1 or node.decorator_list or node.keywords or inherits:
             raise Unreadable
-        return KIND_OF_INTERFACE[interfaces[0]]
+        return KIND_OF_BASE[bases[0]]
 
     def constant(self, node: ast.ClassDef, name: str) -> str:
         """The value of a string attribute of a class; the citation may be absent."""

@@ -23,6 +23,8 @@ from lswt_core.reporting.console import Console
 from lswt_core.reporting.units import format_bytes
 
 SINGLE_KINDS = (
+    "block",
+    "mixer",
     "positional",
     "attention",
     "qk_norm",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
-from lswt_core.model.attention import Attention
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
 # Evaluates the losses of all micro-batches, one at a time; their sum is the loss.
 MicroBatchLosses = Callable[[], Iterable[Tensor]]
@@ -80,12 +80,12 @@ def perturbed(
 
 
 def supports_double_backward(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a model's attention backend can be differentiated twice."""
-    attention = next(module for module in model.modules() if isinstance(module, Attention))
-    d_head = attention.query.out_features // attention.n_heads
-    needs = AttentionRequirements(device.type, dtype, d_head, double_backward=True)
-    try:
-        attention.backend.require(needs)
-    except Unsupported:
-        return False
+    """Whether a model's attention backends can be differentiated twice."""
+    for module in model.modules():
+        if isinstance(module, SoftmaxAttention):
+            needs = AttentionRequirements(device.type, dtype, module.d_head, double_backward=True)
+            try:
+                module.backend.require(needs)
+            except Unsupported:
+                return False
     return True

@@ -37,8 +37,8 @@ class Registers(Memory):
         self, dims: Dims, *, count: Annotated[int, Ge(1)] = 16, weight_decay: bool = True
     ) -> None:
         super().__init__(dims)
-        self.keys = nn.Parameter(torch.empty(count, dims.n_heads, dims.d_head))  # [R, H, D]
-        self.values = nn.Parameter(torch.empty(count, dims.n_heads, dims.d_head))  # [R, H, D]
+        self.keys = nn.Parameter(torch.empty(count, dims.n_kv_heads, dims.d_head))  # [R, G, D]
+        self.values = nn.Parameter(torch.empty(count, dims.n_kv_heads, dims.d_head))  # [R, G, D]
         self.no_weight_decay = () if weight_decay else ("keys", "values")
 
     def reset_parameters(self) -> None:
@@ -52,8 +52,8 @@ class Registers(Memory):
         """Add the registers as sinks; there is no state."""
         blocks = project(x, positions)
         dtype, rows = blocks[-1].k.dtype, blocks[-1].k.shape[0]
-        k = self.keys.to(dtype).expand(rows, -1, -1, -1)  # [B, R, H, D]
-        v = self.values.to(dtype).expand(rows, -1, -1, -1)  # [B, R, H, D]
+        k = self.keys.to(dtype).expand(rows, -1, -1, -1)  # [B, R, G, D]
+        v = self.values.to(dtype).expand(rows, -1, -1, -1)  # [B, R, G, D]
         return [KeyValue(k, v, None), *blocks], None
 
 

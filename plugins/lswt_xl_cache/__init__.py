@@ -41,17 +41,17 @@ class XlCache(Memory):
     ) -> tuple[list[KeyValue], State]:
         """Put the cache before the new segment; cache the last ``length`` keys and values."""
         *others, new = project(x, positions)
-        k, v = new.k.detach(), new.v.detach()
+        kept = {"k": new.k.detach(), "v": new.v.detach()}
+        if new.features is not None:
+            kept["features"] = new.features.detach()
         if state is None:
-            return [*others, new], {"k": k[:, -self.length :], "v": v[:, -self.length :]}
+            return [*others, new], {name: t[:, -self.length :] for name, t in kept.items()}
         # another dtype if a run was resumed in another precision
-        old_k, old_v = state["k"].to(k.dtype), state["v"].to(v.dtype)
-        old_positions = torch.arange(-old_k.shape[1], 0, device=positions.device)
-        next_state = {
-            "k": last_tokens(old_k, k, self.length),
-            "v": last_tokens(old_v, v, self.length),
-        }
-        return [*others, KeyValue(old_k, old_v, old_positions), new], next_state
+        old = {name: state[name].to(t.dtype) for name, t in kept.items()}
+        old_positions = torch.arange(-old["k"].shape[1], 0, device=positions.device)
+        cached = KeyValue(old["k"], old["v"], old_positions, features=old.get("features"))
+        next_state = {name: last_tokens(old[name], t, self.length) for name, t in kept.items()}
+        return [*others, cached, new], next_state
 
 
 class SlidingWindow(XlCache, Memory):
@@ -110,10 +110,16 @@ class XlHidden(Memory):
         *others, both = project(
             torch.cat((cached, x), dim=1), torch.cat((old_positions, positions))
         )
-        old = KeyValue(both.k[:, :size], both.v[:, :size], old_positions)
-        new = KeyValue(both.k[:, size:], both.v[:, size:], positions)
+        old = select_tokens(both, slice(None, size), old_positions)
+        new = select_tokens(both, slice(size, None), positions)
         next_state = last_tokens(cached, x.detach(), self.length).to(both.k.dtype)
         return [*others, old, new], next_state
+
+
+def select_tokens(block: KeyValue, tokens: slice, positions: Tensor) -> KeyValue:
+    """Some tokens of a block, at their positions."""
+    features = None if block.features is None else block.features[:, tokens]
+    return KeyValue(block.k[:, tokens], block.v[:, tokens], positions, features=features)
 
 
 def last_tokens(old: Tensor, new: Tensor, length: int) -> Tensor:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from lswt_attention import Attention
 from lswt_eager import Eager
 from lswt_kerple import Kerple
 from lswt_norms import LayerNorm
+from lswt_pre_norm import PreNorm
+from lswt_qk_norm import NoNorm
 from lswt_registers import Registers
 from lswt_sdpa import Sdpa
 from lswt_swiglu import SwiGlu
 from lswt_xl_cache import XlCache
 
 from lswt_core.interfaces import AttentionBackend, Dims
-from lswt_core.model.attention import Attention
-from lswt_core.model.decoder import Block, Decoder
-from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
+from lswt_core.model.spec import DecoderSpec, LayerSpec
 
 
 def encoding(r1: list[float], r2: list[float]) -> Kerple:
@@ -47,14 +50,20 @@ def test_what_was_learned_stays_a_penalty() -> None:
 
 def model(backend: type[AttentionBackend]) -> Decoder:
     """One layer that remembers and has registers."""
-    dims = Dims(16, 4, 24, 1)
-    attention = Attention(
-        dims, {"xl": XlCache(dims, length=32), "registers": Registers(dims, count=2)}, backend(dims)
+    dims = Dims(16, 4, 24, 1, vocab_size=20, d_vocab=8)
+    layer = LayerSpec(
+        block=PreNorm,
+        mixer=Attention,
+        positional=Kerple,
+        has_own_positional=False,
+        memories={"xl": partial(XlCache, length=32), "registers": partial(Registers, count=2)},
+        attention=backend,
+        qk_norm=NoNorm,
+        ffn=SwiGlu,
+        norm=LayerNorm,
     )
-    block = Block(LayerNorm(dims), attention, LayerNorm(dims), SwiGlu(dims))
-    decoder = Decoder(
-        TiedEmbedding(20, 8, 16), Kerple(dims), LayerNorm(dims), [block], LayerNorm(dims)
-    )
+    spec = DecoderSpec(dims, trainable=True, positional=Kerple, norm=LayerNorm, layers=(layer,))
+    decoder = spec.build()
     initialise(decoder, seed=0, std=0.4)
     return decoder.double()
 

@@ -1,90 +1,115 @@
-"""Softmax attention of one layer: QKV projections, memories, positional encoding, and one softmax
-over all key blocks.
+"""For mixers of the softmax-attention family: QKV projections, memories around them, positional
+encoding, and one softmax over all key blocks.
+
+A variant extends ``SoftmaxAttention`` and overrides one of its steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import (
-    AttentionBackend,
     Dims,
     KeyValue,
     KVBlock,
     KVProjection,
+    LayerContext,
+    LayerOutput,
     Memory,
+    Mixer,
+    MixerParts,
     PositionalEncoding,
-    QKNorm,
     State,
 )
-from lswt_core.model.plain_modules import is_plain_linear
+from lswt_core.plugin_api.plain_modules import is_plain_linear
 
 # from so many tokens on, one fused QKV product is faster than three, concatenation included
 FUSED_QKV_MIN_TOKENS = 64
 
 
-class Attention(nn.Module):
-    """Multi-head attention of one layer: projections, memories and an attention backend."""
+class SoftmaxAttention(Mixer):
+    """Multi-head attention of one layer, with memories and grouped key/value heads. The steps to
+    override, in the order in which ``forward`` takes them: ``key_values``, ``make_key_value``,
+    ``carry_up``, ``attend``, ``combine``.
+    """
 
-    def __init__(
-        self,
-        dims: Dims,
-        memories: Mapping[str, Memory],
-        backend: AttentionBackend,
-        query_norm: QKNorm | None = None,
-        key_norm: QKNorm | None = None,
-    ) -> None:
-        super().__init__()
+    uses = frozenset({"memory", "attention", "qk_norm", "positional"})
+
+    def __init__(self, dims: Dims, parts: MixerParts) -> None:
+        super().__init__(dims, parts)
+        memories = {name: build(dims) for name, build in parts.memories.items()}
         require_one_token_memory(memories)
-        self.n_heads = dims.n_heads
-        self.query, self.key, self.value, self.output = (
-            nn.Linear(dims.d_model, dims.d_model, bias=dims.bias) for _ in range(4)
-        )
-        self.query_norm, self.key_norm = query_norm or nn.Identity(), key_norm or nn.Identity()
+        self.n_heads, self.n_kv_heads, self.d_head = dims.n_heads, dims.n_kv_heads, dims.d_head
+        d_kv = dims.n_kv_heads * dims.d_head
+        self.query = nn.Linear(dims.d_model, dims.d_model, bias=dims.bias)
+        self.key = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
+        self.value = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
+        self.output = nn.Linear(dims.d_model, dims.d_model, bias=dims.bias)
+        self.query_norm, self.key_norm = parts.qk_norm(dims), parts.qk_norm(dims)
         self.memory = nn.ModuleDict(memories)
         windows = [memory.window for memory in memories.values() if memory.window]
         self.window = min(windows, default=None)
-        self.backend = backend
+        self.reach = max((memory.length for memory in memories.values()), default=0)
+        self.backend = parts.attention(dims)
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        state: Mapping[str, State],
-        first_visible: Tensor | None,
-        positional: PositionalEncoding,
-    ) -> tuple[Tensor, dict[str, State]]:
-        """Attend from normed inputs x [B, T, M] at positions [T]; first_visible [B, T] or None.
-
-        Returns [B, T, M] and the next state of every memory.
-        """
+    def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
+        """Attend from normed inputs x [B, T, M]; the state is that of every memory, by name."""
         x = cast_for_autocast(x)  # once, not in each of the three projections
-        project = QKVProjection(self, x)
-        key_values, next_state = self.run_memories(x, positions, state, project)
-        blocks = encode_positions(
-            self.query_norm(self.split_heads(project.queries())),
-            key_values,
-            positions,
-            self.apply_window(positions, first_visible),
-            positional,
-        )
-        return self.output(self.backend(blocks).flatten(2)), next_state
+        project = QKVProjection(self, x, context)
+        key_values, next_state = self.key_values(x, state or {}, context, project)
+        q = self.query_norm(split_heads(project.queries(), self.n_heads))
+        attended = self.combine(self.attend(q, key_values, context), x)
+        return LayerOutput(self.output(attended.flatten(2)), next_state, self.carry_up(key_values))
 
-    def run_memories(
-        self, x: Tensor, positions: Tensor, state: Mapping[str, State], project: KVProjection
+    def key_values(
+        self, x: Tensor, state: Mapping[str, State], context: LayerContext, project: KVProjection
     ) -> tuple[list[KeyValue], dict[str, State]]:
-        """Call the memories as middleware around ``project``, the recipe's first one outermost."""
+        """The keys and values to attend to, the new segment's own last, and the memories' next
+        state. Calls the memories as middleware around ``project``, the recipe's first outermost.
+        """
         wrapped: dict[str, MemoryProjection] = {}
         for name, memory in reversed(list(self.memory.items())):
             wrapped[name] = MemoryProjection(memory, state.get(name), project)
             project = wrapped[name]
-        key_values = project(x, positions)
+        key_values = project(x, context.positions)
         return key_values, {name: one.next_state for name, one in wrapped.items()}
+
+    def make_key_value(
+        self, x: Tensor, k: Tensor, v: Tensor, positions: Tensor, context: LayerContext
+    ) -> KeyValue:
+        """Keys and values [B, N, G, D], as they were projected from x [B, N, M], as a block: keys
+        normed. x is the layer's input, or what a memory keeps of earlier ones (xl-hidden).
+        """
+        features = context.positional.features(x)
+        return KeyValue(self.key_norm(k), v, positions, features=features)
+
+    def attend(self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext) -> Tensor:
+        """Attend with queries [B, T, H, D]: -> [B, T, H, D]."""
+        output: Tensor = self.backend(self.encode(q, key_values, context))
+        return output
+
+    def encode(
+        self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext
+    ) -> list[KVBlock]:
+        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded."""
+        first_visible = self.apply_window(context.positions, context.first_visible)
+        return encode_positions(q, key_values, context.positions, first_visible, context.positional)
+
+    def combine(self, attended: Tensor, x: Tensor) -> Tensor:
+        """What the output projection gets, from the heads' outputs [B, T, H, D] and the layer's
+        normed inputs x [B, T, M]; by default the outputs themselves.
+        """
+        return attended
+
+    def carry_up(self, key_values: Sequence[KeyValue]) -> Mapping[str, Any]:
+        """What the layers above get (``writes``), from the keys and values of this one."""
+        return {}
 
     def apply_window(self, positions: Tensor, first_visible: Tensor | None) -> Tensor | None:
         """Return the first position each query sees: the start of its document (first_visible
@@ -95,9 +120,10 @@ class Attention(nn.Module):
         window_start = (positions - self.window + 1)[None]  # [1, T]
         return window_start if first_visible is None else first_visible.maximum(window_start)
 
-    def split_heads(self, x: Tensor) -> Tensor:
-        """[B, N, M] -> [B, N, H, D]."""
-        return x.unflatten(-1, (self.n_heads, -1))
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B, N, H * D] -> [B, N, H, D]."""
+    return x.unflatten(-1, (n_heads, -1))
 
 
 class MemoryProjection:
@@ -120,26 +146,26 @@ class QKVProjection:
     fused product where that is faster.
     """
 
-    def __init__(self, attention: Attention, x: Tensor) -> None:
-        self.attention, self.x = attention, x
+    def __init__(self, layer: SoftmaxAttention, x: Tensor, context: LayerContext) -> None:
+        self.layer, self.x, self.context = layer, x, context
         self.fused_queries: Tensor | None = None  # [B, T, M], set by a fused product
 
     def __call__(self, x: Tensor, positions: Tensor) -> list[KeyValue]:
         """Return keys and values of x [B, N, M] at positions [N]."""
-        layer = self.attention
+        layer = self.layer
         layers = (layer.query, layer.key, layer.value)
         is_long = x.shape[:-1].numel() >= FUSED_QKV_MIN_TOKENS
         if x is self.x and is_long and all(map(is_plain_linear, layers)):
             self.fused_queries, k, v = fused_linear(x, *layers)
         else:
             k, v = layer.key(x), layer.value(x)
-        k, v = layer.split_heads(k), layer.split_heads(v)
-        return [KeyValue(layer.key_norm(k), v, positions)]
+        k, v = split_heads(k, layer.n_kv_heads), split_heads(v, layer.n_kv_heads)
+        return [layer.make_key_value(x, k, v, positions, self.context)]
 
     def queries(self) -> Tensor:
         """Return the queries [B, T, M] of the layer's inputs; call after the keys and values."""
         if self.fused_queries is None:
-            return self.attention.query(self.x)
+            return self.layer.query(self.x)
         return self.fused_queries
 
 
@@ -177,7 +203,7 @@ def require_one_token_memory(memories: Mapping[str, Memory]) -> None:
 
 def encode_positions(
     q: Tensor,
-    key_values: list[KeyValue],
+    key_values: Sequence[KeyValue],
     positions: Tensor,
     first_visible: Tensor | None,
     positional: PositionalEncoding,
@@ -192,11 +218,12 @@ def encode_positions(
         oldest = first_visible.clamp_min(oldest)  # [B or 1, T]
     blocks = [encode_sink_block(q, sink, positions, oldest, positional) for sink in sinks]
     q, keys = encode_keys(q, placed, positions, positional)
-    for i, ((kv, k_positions), k) in enumerate(zip(placed, keys, strict=True)):
+    encoded = [kv._replace(k=k) for (kv, _), k in zip(placed, keys, strict=True)]
+    biases = positional.block_biases(q, encoded, positions)
+    for i, (kv, bias) in enumerate(zip(encoded, biases, strict=True)):
         # a single query sees all keys: no mask
-        causal = i == len(placed) - 1 and len(positions) > 1
-        bias = positional.bias(q, positions, k_positions)
-        blocks.append(KVBlock(q, k, kv.v, causal, bias, k_positions, first_visible))
+        causal = i == len(encoded) - 1 and len(positions) > 1
+        blocks.append(KVBlock(q, kv.k, kv.v, causal, bias, kv.positions, first_visible))
     return blocks
 
 
@@ -239,10 +266,10 @@ def encode_sink_block(
 
 @contextmanager
 def replace_attention_backends(
-    model: nn.Module, substitute: Callable[[Attention], nn.Module]
+    model: nn.Module, substitute: Callable[[SoftmaxAttention], nn.Module]
 ) -> Iterator[None]:
     """Replace every layer's backend by ``substitute(layer)`` within the context."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    layers = [module for module in model.modules() if isinstance(module, SoftmaxAttention)]
     backends = [layer.backend for layer in layers]
     for layer in layers:
         layer.backend = substitute(layer)  # type: ignore[assignment]

@@ -1,0 +1,104 @@
+"""Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
+layer reads and no layer below wrote, residual streams of different shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lswt_core.errors import Incompatible
+from lswt_core.interfaces import Block, Layer, Mixer
+from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
+from lswt_core.recipe import Chosen, Recipe
+from lswt_core.recipe.layer_selectors import spell
+from lswt_core.registry import AUTO, Registry
+
+PARTS = ("memory", "attention", "qk_norm", "positional")
+NO_PART = {("qk_norm", "none"), ("positional", "none"), ("attention", AUTO.name)}
+
+
+def check_parts(recipe: Recipe, registry: Registry) -> None:
+    """Raise Incompatible if a recipe names a part of a mixer for layers whose mixers have no use
+    for it. What all layers share may be of use to some of them only; memories are refused layer
+    by layer.
+    """
+    unused: dict[tuple[str, str], list[int]] = {}  # by mixer and table
+    used: set[str] = set()
+    for layer in range(recipe.model.n_layers):
+        components = recipe.at_layer(layer)
+        mixer = components["mixer"]["mixer"]
+        mixer_class: type[Mixer] = registry.load(mixer.offer)
+        for kind, chosen in named_parts(components):
+            if kind in mixer_class.uses:
+                used.add(chosen.table)
+            else:
+                unused.setdefault((mixer.name, chosen.table), []).append(layer)
+    for (mixer_name, table), layers in unused.items():
+        is_memory = table.startswith("memory.")
+        if is_memory or table not in used:
+            raise Incompatible(unused_part(mixer_name, table, layers, recipe.model.n_layers))
+
+
+def named_parts(components: object) -> Iterator[tuple[str, Chosen]]:
+    """Yield the parts that are named for a layer, with their kinds."""
+    for kind in PARTS:
+        for chosen in components[kind].values():  # type: ignore[index]
+            if (kind, chosen.name) not in NO_PART:
+                yield kind, chosen
+
+
+def unused_part(mixer: str, table: str, layers: list[int], n_layers: int) -> str:
+    """The message about a part that a mixer has no use for."""
+    all_layers = len(layers) == n_layers
+    prefix = "" if all_layers else f'layers."{spell(layers)}".'
+    kind = table.partition(".")[0]
+    remedy = {
+        "memory": f"{prefix}{table} = false",
+        "attention": f'{prefix}attention.use = "auto"',
+        "qk_norm": f'{prefix}qk_norm.use = "none"',
+        "positional": f'{prefix}positional.use = "none"',
+    }[kind]
+    where = "" if all_layers else f" in layers {spell(layers)}"
+    return f"mixer {mixer!r} has no use for [{table}]{where}: set {remedy}"
+
+
+def check_carry(decoder: Decoder) -> None:
+    """Raise Incompatible if a layer reads an entry that neither the decoder nor a layer below, or
+    an earlier part of its own, writes.
+    """
+    written = {IDS, EMBEDDINGS}
+    for number, block in enumerate(decoder.blocks):
+        for layer in block.modules():
+            if not isinstance(layer, Layer):
+                continue
+            missing = sorted(layer.reads - written - writes_in(block, before=layer))
+            if missing:
+                raise Incompatible(
+                    f"{layer.name!r} in layer {number} reads {missing[0]!r}, which no layer below"
+                    f" writes; there are {', '.join(map(repr, sorted(written)))}"
+                )
+        written |= writes_in(block)
+
+
+def writes_in(block: object, before: Layer | None = None) -> set[str]:
+    """What the parts of a block write, up to a part."""
+    written: set[str] = set()
+    for layer in block.modules():  # type: ignore[attr-defined]
+        if layer is before:
+            break
+        if isinstance(layer, Layer):
+            written |= layer.writes
+    return written
+
+
+def check_streams(decoder: Decoder) -> None:
+    """Raise Incompatible if blocks of a model have residual streams of different shape."""
+    first = decoder.first_block
+    for number, block in enumerate(decoder.blocks):
+        assert isinstance(block, Block)
+        for method in ("open_stream", "close_stream"):
+            if getattr(type(block), method) is not getattr(type(first), method):
+                raise Incompatible(
+                    f"block {block.name!r} of layer {number} has another residual stream than"
+                    f" {first.name!r} of layer 0: use one of them for all layers"
+                )
