@@ -106,7 +106,7 @@ def pack_batch(
     refuse_encodings(
         decoder,
         "a row of several texts",
-        lambda encoding: is_absolute(encoding) or encoding.by_end,
+        lambda encoding: is_absolute(encoding) or encoding.sinks_depend_on_segment_end,
     )
     return packing.split_texts(begins, n_cached)
 
