@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lswt_core.ablation.store import RunStore
 from lswt_core.checkpoint import Files
 from lswt_core.cli.ablate import claim
 from lswt_core.errors import CheckpointError, ResourceError, UsageError
-from lswt_core.plugin_api.atomic_write import write_atomically
+from lswt_core.plugin_api.atomic_write import STALE_SECONDS, open_atomically, write_atomically
 from lswt_core.recipe import Recipe
 
 PLAIN = ("optimizer.use=adamw", "checkpoint.every=6", "--out", "run")
@@ -176,6 +177,28 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("record.json", b"old")
     ]
+
+
+def test_what_a_killed_write_left_goes_with_a_later_one(tmp_path: Path) -> None:
+    path, now = tmp_path / "record.json", time.time()
+    ages = {".record.json.dead.tmp": 2 * STALE_SECONDS, ".record.json.live.tmp": 0}
+    ages |= {".other.json.dead.tmp": 2 * STALE_SECONDS}
+    for name, age in ages.items():
+        tmp_path.joinpath(name).touch()
+        os.utime(tmp_path / name, (now - age, now - age))
+    write_atomically(path, b"new")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "record.json",
+        ".record.json.live.tmp",
+        ".other.json.dead.tmp",
+    }
+
+
+def test_a_failure_of_who_writes_is_passed_on_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), open_atomically(tmp_path / "record.json") as file:
+        file.write(b"half")
+        raise PermissionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_says_how_a_lost_record_is_made_again(run: Path) -> None:
