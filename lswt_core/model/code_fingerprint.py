@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import lswt_core
 from lswt_core.interfaces import Component
-from lswt_core.recipe import Recipe
+from lswt_core.recipe import Chosen
 from lswt_core.registry import Offer, Registry
 from lswt_core.registry.static_reader import Unreadable, locate
 
@@ -60,14 +60,14 @@ def fingerprint_component(offer: Offer, registry: Registry) -> CodeFingerprint:
 
 
 def fingerprint_components(
-    recipe: Recipe, registry: Registry, backends: Iterable[str]
+    components: Iterable[Chosen], registry: Registry, backends: Iterable[str]
 ) -> dict[str, dict[str, str]]:
     """Distribution, version and code hash of every component that can change a run's numbers, by
     "kind/name". ``backends`` are the attention backends chosen for the run.
     """
     offers = {
         f"{one.kind}/{one.name}": one.offer
-        for one in recipe.components()
+        for one in components
         if one.offer.source and one.kind != "tracker"
     }
     offers |= {f"attention/{name}": registry.find("attention", name) for name in backends}

@@ -179,7 +179,9 @@ class Session:
         built = build_model(
             self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype
         )
-        self.components = fingerprint_components(self.recipe, self.registry, built.backends)
+        self.components = fingerprint_components(
+            self.recipe.components(), self.registry, built.backends
+        )
         if saved is not None:
             check_component_code(saved, self.components, self.arguments, self.console)
         announce_model(self.console, built, self.world, self.precision)
