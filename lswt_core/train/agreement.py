@@ -8,19 +8,18 @@ import json
 import platform
 import socket
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
 
-import lswt_core
 from lswt_core.checkpoint import Saved
 from lswt_core.checkpoint.compatibility import differences
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError
+from lswt_core.model.code_fingerprint import fingerprint_core, hash_files
 from lswt_core.recipe import Recipe
 
 MARKER_PREFIX = ".shared-"  # of a file by which ranks test whether they share a directory
@@ -92,11 +91,11 @@ def identify_directory(world: World, directory: Path) -> str:
 
 def hash_code(recipe: Recipe) -> dict[str, str]:
     """Hashes of this library's source and of every component's package, with its version."""
-    hashes = {"lswt_core": hash_files(Path(lswt_core.__file__).parent.rglob("*.py"))}
+    hashes = {"lswt_core": fingerprint_core()[:HASH_LENGTH]}
     for chosen in recipe.components():
         offer = chosen.offer
         if offer.source:
-            sha = hash_files(source_files(Path(offer.source)))
+            sha = hash_files(source_files(Path(offer.source)))[:HASH_LENGTH]
             hashes[f"{chosen.kind} {chosen.name}"] = f"{offer.distribution} {offer.version} {sha}"
     return hashes
 
@@ -106,11 +105,3 @@ def source_files(source: Path) -> Iterable[Path]:
     if source.with_name("__init__.py").is_file():
         return source.parent.rglob("*.py")
     return [source]
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """A hash of the files' contents."""
-    digest = sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:HASH_LENGTH]
