@@ -226,6 +226,15 @@ class Step:
         seed = derive_seed(self.context.seed, "step", self.number, *purpose)
         return torch.Generator().manual_seed(seed)
 
+    def local_totals(self) -> list[Tensor]:
+        """The rank's number of correct predictions, and its total of every loss in the order of
+        ``counts``, [] float64 each.
+        """
+        columns = [[result.correct for result in self.results]]
+        for name in self.counts:
+            columns.append([result.terms[name].total for result in self.results])
+        return [sum_scalars([value.detach().double() for value in column]) for column in columns]
+
     def check_counts(self) -> None:
         """Raise TypeError if a loss counted something else in forward than in ``count(batch)``: a
         split batch would then be averaged over a wrong denominator.
