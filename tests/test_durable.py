@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 from runs import inside, lines, saved_steps, write_recipe
 
+from lswt_core.ablation.publish import claim
 from lswt_core.ablation.run_records import read_environment, read_run_record
 from lswt_core.ablation.store import RunStore
 from lswt_core.checkpoint import Files
-from lswt_core.cli.ablate import claim
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, ResourceError, UsageError
 from lswt_core.plugin_api.atomic_write import STALE_SECONDS, open_atomically, write_atomically
@@ -233,7 +233,7 @@ def test_an_export_says_how_a_lost_record_is_made_again(run: Path) -> None:
 
 
 def test_what_an_ablation_keeps_may_be_damaged_too(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = RunStore(tmp_path / "store")
     store.directory("a").mkdir(parents=True)
@@ -248,7 +248,7 @@ def test_what_an_ablation_keeps_may_be_damaged_too(
         read_run_record(store.directory("a"))
     tmp_path.joinpath("ablation.json").write_bytes(b"")
     claim(tmp_path, "mine")
-    assert "ablation.json is damaged" in capsys.readouterr().out
+    assert "ablation.json is damaged" in caplog.text
     claim(tmp_path, "mine")
     with pytest.raises(UsageError):
         claim(tmp_path, "another's")
