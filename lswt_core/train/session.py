@@ -140,7 +140,7 @@ class Session:
         self.console.say(f"recipe {self.recipe.source} -> {self.directory}")
         announce_overlay(self.console, self.recipe, self.full, self.world.device)
         announce_recipe(self.console, self.recipe)
-        require_same_run(self.world, self.recipe, self.precision, self.directory)
+        require_same_run(self.world, self.recipe, self.registry, self.precision, self.directory)
         store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
         saved = find_checkpoint(store, self.recipe, self.arguments, self.console)
         require_same_checkpoint(self.world, saved)
