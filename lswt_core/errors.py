@@ -4,9 +4,11 @@ command line's exit code.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 # What the exit codes of the command line mean; README has the same table.
 EXIT_CODES = {
     0: "done; of `ablate`: no run has failed",

@@ -318,7 +318,8 @@ class PositionalEncoding(Component, nn.Module):
     has_bias: ClassVar[bool] = False  # whether ``bias`` returns a bias
     # Whether encodings depend on the number of tokens attended to (dynamic NTK).
     length_dependent: ClassVar[bool] = False
-    by_end: bool = False  # whether ``encode_sink`` depends on where the segment ends
+    # Whether ``encode_sink`` depends on the position of the segment's last token.
+    sinks_depend_on_segment_end: bool = False
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

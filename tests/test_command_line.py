@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_finished_run_names_what_comes_next(
     words = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "-m" in line]
     wanted = [["generate", "runs/quickstart"], ["ablate", "quickstart"]]
     assert words == (wanted if rank == "0" else [])
+
+
+def test_a_full_disk_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(session: Session) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/quickstart/lock")
+
+    monkeypatch.setattr(Session, "run", fill)
+    monkeypatch.setattr(Session, "__init__", lambda session, *about: None)
+    assert run(["quickstart"]) == 7
+    told = capsys.readouterr().err
+    assert "runs/quickstart/lock" in told and "Traceback" not in told
 
 
 def test_the_bare_name_of_a_group_lists() -> None:

@@ -176,7 +176,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
         "cacheable_keys": {"value": False, "of": "class"},
         "has_bias": {"value": True, "of": "class"},
         "length_dependent": {"value": None, "of": "instance"},
-        "by_end": {"value": False, "of": "instance"},
+        "sinks_depend_on_segment_end": {"value": False, "of": "instance"},
         "overrides": {"value": ["embed"], "of": "class"},
     }
     text = asked(capsys, "describe", "positional/waves", "--plugin", plugin)

@@ -196,7 +196,8 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
         told = [line for line in done.stderr.splitlines() if line.startswith("  process 1: ")]
         assert [line.split(" is ")[0].removeprefix("  process 1: ") for line in told] == [
             "recipe.train.seed",
-            "code.ffn own",
+            "code.ffn/own.version",
+            "code.ffn/own.sha256",
             "run directory",
         ]
         assert (

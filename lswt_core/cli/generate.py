@@ -113,18 +113,11 @@ def generate(arguments: argparse.Namespace) -> int:
         found = list(ids)
     if stop():
         raise KeyboardInterrupt
-    if not arguments.json:
-        return 0
-    text = "".join(decode.stream_text(model.tokenizer, start, found))
-    used = {"decode": arguments.decode} | {
-        name: getattr(method, name) for name in decode.option_names(type(method))
-    }
-    print(
-        json.dumps(
-            {"prompt": prompt, "text": text, "ids": found, "ended": len(found) < arguments.tokens}
-            | used
-        )
-    )
+    if arguments.json:
+        text = "".join(decode.stream_text(model.tokenizer, start, found))
+        result = {"prompt": prompt, "text": text, "ids": found, "decode": arguments.decode}
+        used = {name: getattr(method, name) for name in decode.option_names(type(method))}
+        print(json.dumps(result | {"ended": len(found) < arguments.tokens} | used))
     return 0
 
 

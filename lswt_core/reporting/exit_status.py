@@ -7,8 +7,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
-from lswt_core.errors import LswtError, PluginError
+from lswt_core.errors import DISK_FULL, LswtError, PluginError, ResourceError
 from lswt_core.registry import Registry
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells report them
@@ -17,8 +18,8 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells re
 def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Run a command and return its exit code.
 
-    An LswtError prints its message. Any other exception prints its traceback: it is a bug of the
-    core, or of a plugin, which is then named.
+    An LswtError and a full disk print a message. Any other exception prints its traceback: it is a
+    bug of the core, or of a plugin, which is then named.
     """
     try:
         return command(arguments)
@@ -26,10 +27,10 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
         if getattr(arguments, "traceback", False):
             traceback.print_exc()
         text = str(error)
-        print(text if text.startswith("error") else f"error: {text}", file=sys.stderr)
+        print_error(text if text.startswith("error") else f"error: {text}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print_error("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has left. Python flushes stdout at exit, which must
@@ -38,8 +39,20 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
         return BROKEN_PIPE
     # SystemExit included: code that exits in the middle of a command has not finished it.
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            print_error(
+                f"error: {error.filename or 'a file'} cannot be written: {error.strerror}\n"
+                "  fix: free disk space, and run the same command again"
+            )
+            return ResourceError.exit_code
         traceback.print_exc()
         return report_unexpected(error, arguments)
+
+
+def print_error(text: str) -> None:
+    """Print to standard error, which may be a file on a full disk."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def report_unexpected(error: BaseException, arguments: argparse.Namespace) -> int:
