@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -223,6 +224,32 @@ def test_a_study_with_failures_has_a_report_and_says_so(
     assert (out / "report.html").is_file() and (
         f"{failed} of 4 runs failed" in capsys.readouterr().err
     ) == bool(failed)
+
+
+def test_an_ablation_names_what_comes_next(
+    study: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    swap = ("--swap", "ffn=gelu")
+    assert study(finished, *swap, "--dry-run")[0] == 0
+    _, given = capsys.readouterr().out.split("next:\n  python -m lswt_core ")
+    assert main(shlex.split(given)) == 0
+    _, more = capsys.readouterr().out.split("next:\n  python -m lswt_core ")
+    assert more != given and more.replace("--seeds 4", "--seeds 2") == given
+
+
+def test_the_baseline_is_read_once_for_its_arms_and_once_for_each_attention(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+    load = Recipe.load
+
+    def watched(path: Path, overrides: Sequence[str] = (), **more: Any) -> Recipe:
+        seen.append(tuple(overrides))
+        return load(path, overrides, **more)
+
+    monkeypatch.setattr(Recipe, "load", watched)
+    assert main(["ablate", str(recipe), "--swap", "ffn=gelu", "--dry-run"]) == 0
+    assert len(seen) == len(set(seen)) == 4
 
 
 def never(job: Job) -> Outcome:

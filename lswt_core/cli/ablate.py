@@ -21,6 +21,7 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
+from lswt_core.cli.ablate_words import STORE, after_dry_run, after_report, words_of
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
 from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
@@ -102,7 +103,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         type=Path,
-        default=Path("runs/store"),
+        default=STORE,
         metavar="DIR",
         help="where runs are kept and found again",
     )
@@ -158,9 +159,10 @@ def ablate(arguments: argparse.Namespace) -> int:
     )
     ablation = Ablation(spec, registry, world, say)
     directory = arguments.out or Path("runs/ablations") / f"{name}-{spec.fingerprint()}"
-    ablation.build()
+    ablation.build(recipe.with_overlay(overlay))
     say(ablation.describe_arms())
     if arguments.dry_run:
+        say(after_dry_run(arguments))
         return 0
     claim(directory, spec.fingerprint())
     make_output_directory(arguments.store, "--store")
@@ -172,6 +174,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     print(written(study, directory))
     require_certified(study)
     refuse_failed(study, directory)
+    print(after_report(arguments, spec.seeds))
     return 0
 
 
@@ -228,21 +231,6 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
 def first(*values: Any) -> Any:
     """The first value that was given."""
     return next(value for value in values if value is not None)
-
-
-def words_of(arguments: argparse.Namespace) -> list[str]:
-    """The command's words that decide what is compared."""
-    words = [str(arguments.recipe), *arguments.overrides]
-    for name in ("swap", "arm", "allow", "plugin"):
-        words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
-    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
-        value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", str(value)]
-    return (
-        words
-        + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
-        + (["--full"] if arguments.full else [])
-    )
 
 
 def claim(directory: Path, fingerprint: str) -> None:
