@@ -289,7 +289,7 @@ def test_the_markdown_table_has_every_kind_and_marks_defaults(
     assert header.count("|") == rule.count("|") == 4
     table = {cells[1].strip(): cells for row in rows if (cells := row.split("|"))}
     assert list(table) == list(KINDS)
-    assert table["memory"][2].strip() == "`[memory.NAME]`"
+    assert table["memory"][2].strip() == "[memory.NAME]"
     names = {kind: cells[3].strip().split(", ") for kind, cells in table.items()}
     assert {"**rope**", "alibi", "waves"} <= set(names["positional"])
     assert "**auto**" in names["attention"]

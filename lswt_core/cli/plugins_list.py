@@ -90,7 +90,7 @@ def kinds_table(offers: Sequence[Offer]) -> Table:
     for kind in KINDS.values():
         names = sorted({offer.name for offer in (*offers, AUTO) if offer.kind == kind.name})
         marked = [f"**{name}**" if name == USE.get(kind.name) else name for name in names]
-        rows.append((kind.name, f"`{recipe_table(kind)}`", ", ".join(marked)))
+        rows.append((kind.name, recipe_table(kind), ", ".join(marked)))
     return Table(("kind", "recipe table", "components (**default**)"), rows, text_columns=range(3))
 
 
