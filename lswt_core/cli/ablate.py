@@ -20,6 +20,7 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
+from lswt_core.cli.ablate_words import STORE, after_dry_run, words_of
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
 from lswt_core.errors import PluginError, RunsFailed, UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory
@@ -104,7 +105,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         type=Path,
-        default=Path("runs/store"),
+        default=STORE,
         metavar="DIR",
         help="where runs are kept and found again",
     )
@@ -130,11 +131,12 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 def ablate(arguments: argparse.Namespace) -> int:
     """Certify the arms, make the runs, write the report."""
-    ablation = planned_ablation(arguments)
+    ablation, baseline = planned_ablation(arguments)
     spec = ablation.spec
-    ablation.build()
+    ablation.build(baseline)
     say(ablation.describe_arms())
     if arguments.dry_run:
+        say(after_dry_run(arguments))
         return 0
     from lswt_core.ablation.publish import claim, publish
     from lswt_core.ablation.store import RunStore
@@ -147,11 +149,12 @@ def ablate(arguments: argparse.Namespace) -> int:
     print(publish(study, directory))
     require_certified(study)
     refuse_failed(study, directory)
+    print(f"next:\n  open {directory / 'report.html'}")
     return 0
 
 
-def planned_ablation(arguments: argparse.Namespace) -> Ablation:
-    """The ablation of the command line, nothing of which is built."""
+def planned_ablation(arguments: argparse.Namespace) -> tuple[Ablation, Recipe]:
+    """The ablation of the command line, nothing of which is built, and its baseline."""
     name, variants, settings = read_arms(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -177,7 +180,7 @@ def planned_ablation(arguments: argparse.Namespace) -> Ablation:
         overlay=overlay,
         command=format_command(words_of(arguments)),
     )
-    return Ablation(spec, registry, world, say)
+    return Ablation(spec, registry, world, say), recipe.with_overlay(overlay)
 
 
 def workers_of(arguments: argparse.Namespace) -> Workers:
@@ -229,21 +232,6 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
 def first(*values: Any) -> Any:
     """The first value that was given."""
     return next(value for value in values if value is not None)
-
-
-def words_of(arguments: argparse.Namespace) -> list[str]:
-    """The command's words that decide what is compared."""
-    words = [str(arguments.recipe), *arguments.overrides]
-    for name in ("swap", "arm", "allow", "plugin"):
-        words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
-    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
-        value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", str(value)]
-    return (
-        words
-        + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
-        + (["--full"] if arguments.full else [])
-    )
 
 
 def threads(at_once: int) -> int:

@@ -7,8 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
+from lswt_core.distributed.print_once import print_once
 from lswt_core.errors import DISK_FULL, LswtError, PluginError, ResourceError
 from lswt_core.registry import Registry
 
@@ -19,18 +19,19 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
     """Run a command and return its exit code.
 
     An LswtError and a full disk print a message. Any other exception prints its traceback: it is a
-    bug of the core, or of a plugin, which is then named.
+    bug of the core, or of a plugin, which is then named. What several ranks would print
+    alike, one prints.
     """
     try:
         return command(arguments)
     except LswtError as error:
-        if getattr(arguments, "traceback", False):
-            traceback.print_exc()
         text = str(error)
-        print_error(text if text.startswith("error") else f"error: {text}")
+        text = text if text.startswith("error") else f"error: {text}"
+        shown = traceback.format_exc() if getattr(arguments, "traceback", False) else ""
+        print_once(shown + text)
         return error.exit_code
     except KeyboardInterrupt:
-        print_error("interrupted")
+        print_once("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has left. Python flushes stdout at exit, which must
@@ -40,34 +41,28 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
     # SystemExit included: code that exits in the middle of a command has not finished it.
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            print_error(
+            print_once(
                 f"error: {error.filename or 'a file'} cannot be written: {error.strerror}\n"
                 "  fix: free disk space, and run the same command again"
             )
             return ResourceError.exit_code
-        traceback.print_exc()
-        return report_unexpected(error, arguments)
+        text, code = describe_unexpected(error, arguments)
+        print_once(f"{traceback.format_exc()}\n{text}")
+        return code
 
 
-def print_error(text: str) -> None:
-    """Print to standard error, which may be a file on a full disk."""
-    with suppress(OSError):
-        print(text, file=sys.stderr)
-
-
-def report_unexpected(error: BaseException, arguments: argparse.Namespace) -> int:
-    """Print whose code raised an unexpected exception; return the exit code."""
+def describe_unexpected(error: BaseException, arguments: argparse.Namespace) -> tuple[str, int]:
+    """Return whose code raised an unexpected exception, as text, and the exit code."""
     files = [file for file in getattr(arguments, "plugin", ()) if file.is_file()]
     culprit = Registry(files=files).culprit(error)
     if culprit is None:
-        print("\nerror: this is a bug; please report it with the traceback above", file=sys.stderr)
-        return LswtError.exit_code
+        text = "error: this is a bug; please report it with the traceback above"
+        return text, LswtError.exit_code
     target = culprit.plugin.path or culprit.plugin.distribution
-    print(
-        f"\nerror: {culprit}\n"
+    text = (
+        f"error: {culprit}\n"
         "  why: this is the plugin's own code; the traceback is above\n"
         "  fix: mend it, or report it to its author;"
-        f" python -m lswt_core plugins check {target} tells more",
-        file=sys.stderr,
+        f" python -m lswt_core plugins check {target} tells more"
     )
-    return PluginError.exit_code
+    return text, PluginError.exit_code

@@ -85,8 +85,9 @@ def gradient_norm(params: Sequence[Tensor]) -> Tensor:
 def clip_gradients(
     params: Sequence[Tensor], norm: Tensor, norm_value: float, grad_clip: float
 ) -> None:
-    """Scale gradients down to norm ``grad_clip`` (0: no bound). ``norm_value`` is ``norm`` on the
-    host: gradients below the bound, which is the common case, are not touched.
+    """Gradient clipping: scale gradients down to norm ``grad_clip`` (0: no bound).
+    ``norm_value`` is ``norm`` on the host: gradients below the bound, which is the common case, are
+    not touched.
     """
     if grad_clip and norm_value > grad_clip * (1 - 1e-4):  # close to the bound torch decides
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, norm)
