@@ -567,6 +567,42 @@ class Norm(Component, nn.Module, ABC):
         """[..., M] -> [..., M]."""
 
 
+class ParameterInfo(NamedTuple):
+    """A parameter as its parametrisation sees it, beside the same one in the base model."""
+
+    name: str  # as in the state dict
+    # "matrix": multiplies hidden states; its last dimension is the fan-in, the one before it the
+    # fan-out, as in nn.Linear (linear layers' weights, and what a module lists in
+    # ``matrix_parameters``). "embedding": rows that are looked up. "other": biases, gains, ...
+    role: Literal["matrix", "embedding", "other"]
+    shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+
+
+class Scaling(NamedTuple):
+    """Factors for one parameter, 1: as the recipe says."""
+
+    init: float = 1.0  # of the initial values
+    lr: float = 1.0  # of the learning rate
+    weight_decay: float = 1.0
+
+
+class Parametrisation(Component, ABC):
+    """How initial values, learning rates and weight decay depend on a parameter's role and shape,
+    relative to a base model of other sizes. Built as ``cls(**options)``.
+    """
+
+    def base_dims(self, dims: Dims) -> Dims:
+        """The sizes of the base model, in which every factor is 1. Raises ValueError if a model of
+        these sizes has none.
+        """
+        return dims
+
+    @abstractmethod
+    def scaling(self, parameter: ParameterInfo) -> Scaling:
+        """The factors of a parameter."""
+
+
 # ---------- training
 
 

@@ -94,6 +94,7 @@ class Recipe:
         tables = self._chosen.core
         self.model = cast(schema.Model, tables["model"])
         self.embedding = cast(schema.Embedding, tables["embedding"])
+        self.groups = cast(schema.Groups, tables["groups"])
         self.train = cast(schema.Train, tables["train"])
         self.evaluate = cast(schema.Evaluate, tables["evaluate"])
         self.checkpoint = cast(schema.Checkpoint, tables["checkpoint"])
@@ -186,6 +187,9 @@ class Recipe:
         if isinstance(node, Leaf) and checked.tree.at(path[:-1]) is not node:
             history = list(node.history)
         owner = checked.owners.get(table)
+        while owner and len(path) > size and (inner := owner.inner(path[size])) is not None:
+            owner, size = inner, size + 1
+        name = ".".join(path[size:])
         if not name and history:
             return history  # a component that was removed
         if owner is None or name.partition(".")[0] not in owner.keys:

@@ -31,6 +31,7 @@ SINGLE_KINDS = (
     "qk_norm",
     "ffn",
     "norm",
+    "parametrisation",
     "cross_entropy",
     "optimizer",
     "schedule",
