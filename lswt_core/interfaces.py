@@ -739,6 +739,20 @@ class Optimizer(Component, torch.optim.Optimizer):
         return {}
 
 
+class WeightAverage(Component, ABC):
+    """An average of the trained weights, which is evaluated, saved and exported in their place.
+    Built as ``cls(**options)``.
+    """
+
+    is_active: ClassVar[bool] = True  # False: no average is kept
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """How far the average moves to the weights after update ``step``, the first being 1:
+        ``average += rate * (weights - average)``; 0: not at all. It starts as the initial weights.
+        """
+
+
 class Schedule(Component, ABC):
     """A learning-rate schedule. Built as ``cls(horizon, **options)``; raises ValueError for a run
     that it cannot serve.

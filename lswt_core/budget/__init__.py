@@ -16,6 +16,7 @@ from lswt_core.budget.memory import (
     MemoryBudget,
     batch_bytes,
     logits_bytes,
+    average_bytes,
     meta_batch,
     optimizer_bytes,
     parameter_bytes,
@@ -143,6 +144,7 @@ def measure(
         add_prefix(counted["by_component"], "parameters: ")
         | add_prefix(counted["trainable_by_component"], "trainable: ")
         | add_prefix(parameter_bytes(loss, optimizer, half), "bytes: ")
+        | add_prefix(average_bytes(loss, build_average(recipe, registry)), "bytes: ")
         | measure_if_possible(OPTIMIZER_STATE, measure_optimizer, registry, unknown)
         | measure_if_possible(PASSES, measure_passes, registry, unknown)
     )

@@ -12,7 +12,7 @@ from lswt_core.checkpoint.values import outline
 from lswt_core.device import available_memory
 from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
-from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
+from lswt_core.interfaces import Batch, CrossEntropy, Optimizer, WeightAverage
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
@@ -82,6 +82,13 @@ def parameter_bytes(loss: TrainModule, optimizer: Optimizer, half: int) -> dict[
         # of one micro-batch
         "cast_weights": half * sum(w.numel() for w in weights if w.dtype.itemsize != half),
     }
+
+
+def average_bytes(loss: TrainModule, average: WeightAverage) -> dict[str, int]:
+    """Return the bytes of an average of the weights, in float32; nothing if none is kept."""
+    if not average.is_active:
+        return {}
+    return {"average": FLOAT32_BYTES * sum(p.numel() for p in trainable_parameters(loss))}
 
 
 def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dict[str, int]:

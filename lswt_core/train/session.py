@@ -24,7 +24,7 @@ from lswt_core.errors import LswtError, Preempted
 from lswt_core.interfaces import Optimizer
 from lswt_core.model.build import BuiltModel, build_model, materialise
 from lswt_core.model.code_fingerprint import fingerprint_components
-from lswt_core.model.components import build_optimizer, build_schedule
+from lswt_core.model.components import build_average, build_optimizer, build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
 from lswt_core.model.parameters import summarise_groups
 from lswt_core.model.train_module import TrainModule
@@ -37,6 +37,7 @@ from lswt_core.train.agreement import (
     require_same_checkpoint,
     require_same_run,
 )
+from lswt_core.train.averaging import average_weights
 from lswt_core.train.announce import (
     announce_model,
     announce_needs,
@@ -223,8 +224,11 @@ class Session:
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
+        average = average_weights(context.loss, build_average(recipe, self.registry), optimizer)
         trainer = Trainer(
-            TrainerComponents(recipe.train, context, optimizer, schedule, rows, metrics, console)
+            TrainerComponents(
+                recipe.train, context, optimizer, schedule, rows, metrics, console, average
+            )
         )
         return TrainingLoop(
             trainer,
@@ -281,7 +285,7 @@ class Session:
             return
         decoder = trainer.context.loss.decoder
         model = decoder, self.precision, self.recipe
-        with trainer.optimizer.eval_parameters():
+        with trainer.eval_parameters():
             write_sample(*model, corpus, self.directory, self.console, self.stop)
         self.write_report()
         if steps and self.recipe.overlay is not None:
