@@ -119,17 +119,13 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     baseline, gelu, _ = found["arms"]
     assert [arm["name"] for arm in found["arms"]] == ["baseline", "ffn=gelu", "optimizer.lr=1e30"]
     assert [arm["swap"] for arm in found["arms"]] == ["", "ffn=gelu", "optimizer.lr=1e30"]
-    assert (
-        baseline["parameters"] > gelu["parameters"]
-        and baseline["flops_per_token"] > gelu["flops_per_token"]
-    )
+    assert baseline["parameters"] > gelu["parameters"]
+    assert baseline["flops_per_token"] > gelu["flops_per_token"]
     assert baseline["tokens_per_second"] > 0 and baseline["peak_bytes"] > 10**7
     values = baseline["final_loss"]["values"]
-    assert (
-        len(values) == 2
-        and values[0] != values[1]
-        and baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
-    )
+    assert len(values) == 2
+    assert values[0] != values[1]
+    assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
     one, lost = found["comparisons"]
@@ -138,10 +134,8 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
         gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"]
     )
     assert one["ci95"][0] < one["delta"] < one["ci95"][1] and 0 < one["p"] <= one["p_holm"] <= 1
-    assert (
-        one["verdict"] in ("better", "worse", "equivalent", "not resolved")
-        and one["documents_ci95"] is not None
-    )
+    assert one["verdict"] in ("better", "worse", "equivalent", "not resolved")
+    assert one["documents_ci95"] is not None
     assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
 
 
@@ -149,9 +143,8 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
 def test_a_diverged_arm_is_reported_and_sinks_nothing(ablation: tuple[Path, str]) -> None:
     found = read(ablation[0])
     failures = found["arms"][2]["failures"]
-    assert [one["seed"] for one in failures] == [0, 1] and all(
-        one["why"].startswith("diverged") for one in failures
-    )
+    assert [one["seed"] for one in failures] == [0, 1]
+    assert all(one["why"].startswith("diverged") for one in failures)
     assert "FAILED: diverged" in ablation[1]
     assert "optimizer.lr=1e30, seed 1" in (ablation[0] / "report.md").read_text()
     assert "--resume" not in ablation[1], "advice for a run that stands alone"
@@ -205,10 +198,8 @@ def test_runs_are_found_again_by_what_they_depend_on(
         place, "--swap", "ffn=gelu", "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "other"
     )
     assert again.returncode == 0, again.stderr
-    assert (
-        again.stdout.count("found, held-out loss") == 4
-        and again.stdout.count("done, held-out loss") == 2
-    )
+    assert again.stdout.count("found, held-out loss") == 4
+    assert again.stdout.count("done, held-out loss") == 2
     before, after = read(ablation[0]), read(place / "other")
     assert before["arms"][:2] == after["arms"][:2]
     assert before["comparisons"][0]["delta"] == after["comparisons"][0]["delta"]
@@ -331,9 +322,8 @@ def arms(place: Path, *more: str) -> tuple[str, list[Any], dict[str, Any]]:
 def test_swaps_become_arms() -> None:
     path, swaps = Path("r.toml"), ["ffn=gelu", "ffn=geglu", "memory.xl=false"]
     single = lay_out_arms("one-at-a-time", path, swaps, (), "here")
-    assert [arm.name for arm in single] == ["baseline", *swaps] and [
-        arm.axes for arm in single[1:]
-    ] == [("ffn",), ("ffn",), ("memory.xl",)]
+    assert [arm.name for arm in single] == ["baseline", *swaps]
+    assert [arm.axes for arm in single[1:]] == [("ffn",), ("ffn",), ("memory.xl",)]
     every = lay_out_arms("factorial", path, swaps, (), "here")
     assert len(every) == 3 * 2 and every[-1].axes == ("ffn", "memory.xl")
     added = lay_out_arms("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
@@ -420,22 +410,18 @@ def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: 
     )
     done = start(place, "--arm", "gelu.toml", "--dry-run")
     assert done.returncode == 2
-    assert (
-        "optimizer.lr is 0.001 instead of 0.002" in done.stderr
-        and "gelu.toml:5" in done.stderr
-        and "--allow optimizer.lr" in done.stderr
-    )
+    assert "optimizer.lr is 0.001 instead of 0.002" in done.stderr
+    assert "gelu.toml:5" in done.stderr
+    assert "--allow optimizer.lr" in done.stderr
     allowed = start(place, "--arm", "gelu.toml", "--allow", "optimizer.lr", "--dry-run")
     assert allowed.returncode == 0 and "allowed: optimizer.lr" in allowed.stdout
 
 
 def test_losses_on_other_texts_are_not_compared(place: Path) -> None:
     swapped = start(place, "--swap", "evaluate.tokens=512", "--dry-run")
-    assert (
-        swapped.returncode == 2
-        and "they do not compare" in swapped.stderr
-        and "--allow data" in swapped.stderr
-    )
+    assert swapped.returncode == 2
+    assert "they do not compare" in swapped.stderr
+    assert "--allow data" in swapped.stderr
 
 
 def recipes(place: Path, **arms: list[str]) -> dict[str, Recipe]:
@@ -447,19 +433,17 @@ CPU = torch.device("cpu")
 
 def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path) -> None:
     found = share_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
-    assert (
-        found is not None and found.name == found.baseline_choice == "blocked" and not found.note()
-    )
+    assert found is not None
+    assert found.name == found.baseline_choice == "blocked"
+    assert not found.note()
     found = share_attention(
         recipes(place, base=[], biased=["positional.use=alibi"], own=["attention.use=eager"]),
         Registry(),
         CPU,
     )
-    assert (
-        found is not None
-        and (found.name, found.baseline_choice) == ("sdpa", "blocked")
-        and "arm biased cannot take blocked" in found.note()
-    )
+    assert found is not None
+    assert (found.name, found.baseline_choice) == ("sdpa", "blocked")
+    assert "arm biased cannot take blocked" in found.note()
     assert found.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), (
         "a named backend stays"
     )
@@ -499,9 +483,8 @@ def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, l
     ablation.build()
     assert [one.structure.kernels["attention"] for one in ablation.arms] == ["sdpa", "sdpa"]
     settings = ablation.settings(Workers(1, 1, [], []))
-    assert (
-        settings["attention"] == "sdpa" and "attention is sdpa in every arm" in settings["notes"][0]
-    )
+    assert settings["attention"] == "sdpa"
+    assert "attention is sdpa in every arm" in settings["notes"][0]
     told = study(arm("baseline", [3.0]), arm("x", [2.9]))
     assert (
         settings["notes"][0]
@@ -590,7 +573,8 @@ def test_a_start_that_is_not_shared_is_seen() -> None:
     assert [flaw.about for flaw in flaws] == [
         "initialisation",
         "data",
-    ] and "from batch 2 on" in flaws[1].text
+    ]
+    assert "from batch 2 on" in flaws[1].text
     assert not check_records(one, one, ["ffn"])[1]
     assert not check_records(
         one, RunRecord(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"]
@@ -614,11 +598,9 @@ def test_budgets_are_matched_by_a_free_size(place: Path, what: str) -> None:
 
 def test_a_budget_that_the_swap_itself_decides_is_refused(place: Path) -> None:
     done = start(place, "--swap", "model.d_ffn=48", "--match", "params", "--dry-run")
-    assert (
-        done.returncode == 2
-        and "the swap is about it" in done.stderr
-        and "--knob n_layers" in done.stderr
-    )
+    assert done.returncode == 2
+    assert "the swap is about it" in done.stderr
+    assert "--knob n_layers" in done.stderr
 
 
 def test_the_solver_finds_the_nearest_size() -> None:
@@ -720,10 +702,8 @@ STUDIES = {
 def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
     printed = publish(STUDIES[name], tmp_path)
     found = read(tmp_path)
-    assert (
-        len(found["arms"]) == len(STUDIES[name].arms)
-        and len(found["comparisons"]) == len(found["arms"]) - 1
-    )
+    assert len(found["arms"]) == len(STUDIES[name].arms)
+    assert len(found["comparisons"]) == len(found["arms"]) - 1
     text = (tmp_path / "report.html").read_text()
     assert Checked.whole(text) and "<b>" not in text and "study &lt;1&gt;" in text
     for one in found["comparisons"]:
@@ -747,10 +727,8 @@ def test_verdicts_say_no_more_than_is_known() -> None:
     found = make_report(study(base, clear, tiny, noisy))
     assert verdicts(found) == ["better", "equivalent", "not resolved"]
     assert "though the difference is resolved" in found["comparisons"][1]["why"]
-    assert (
-        found["comparisons"][2]["seeds_needed"] > 4
-        and "would have been seen with a chance" in found["comparisons"][2]["why"]
-    )
+    assert found["comparisons"][2]["seeds_needed"] > 4
+    assert "would have been seen with a chance" in found["comparisons"][2]["why"]
 
 
 BASE, LOW, HIGH = (
@@ -826,11 +804,9 @@ def test_a_statistic_that_fails_costs_no_report(
     reasons = [
         why for one in (*found["comparisons"], *found["arms"]) for why in one["unknown"].values()
     ]
-    assert (
-        reasons
-        and {*verdicts(found)} <= {"better", "worse", "not resolved"}
-        and json.dumps(found, allow_nan=False)
-    )
+    assert reasons
+    assert {*verdicts(found)} <= {"better", "worse", "not resolved"}
+    assert json.dumps(found, allow_nan=False)
     assert all("unknown" in text and reasons[0] in text for text in forms(found))
 
 

@@ -417,10 +417,8 @@ def test_the_newest_sound_generation_of_flash_attn_is_taken(
     )
     flash_parts.install(monkeypatch, 3, 2)
     said = Flash(DIMS).require(need)
-    assert (
-        said.startswith("flash-attn version 2; not version 4: ")
-        and "not version 3: its gradient of queries is off by" in said
-    )
+    assert said.startswith("flash-attn version 2; not version 4: ")
+    assert "not version 3: its gradient of queries is off by" in said
 
 
 def wrong(*_: Any, dq: Tensor, dk: Tensor, dv: Tensor, **options: Any) -> Tensor:
@@ -580,9 +578,8 @@ def test_an_exchanged_component_moves_no_other_parameter(arm: dict[str, Any]) ->
     shared = [
         name for name in control if name in other and control[name].shape == other[name].shape
     ]
-    assert len(shared) > len(control) / 2 and {
-        name for name in control if ".ffn." not in name
-    } <= set(shared)
+    assert len(shared) > len(control) / 2
+    assert {name for name in control if ".ffn." not in name} <= set(shared)
     assert all(torch.equal(control[name], other[name]) for name in shared)
     assert not torch.equal(
         control["blocks.0.attention.query.weight"],

@@ -109,17 +109,14 @@ def test_the_command_reports_failures(tmp_path: Path, capsys: pytest.CaptureFixt
     file.write_text(right.replace("return min(done", "return 2 * min(done"))
     assert main(["plugins", "check", str(file)]) == PluginError.exit_code
     text = capsys.readouterr().out
-    assert (
-        "schedule/example: range" in text
-        and "FAILED" in text
-        and "fix: return a number between 0 and 1" in text
-    )
+    assert "schedule/example: range" in text
+    assert "FAILED" in text
+    assert "fix: return a number between 0 and 1" in text
     assert "2 ok, 1 failed, 1 skipped" in text
     assert main(["plugins", "check", "lswt_schedules", "--only", "range", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {one["check"] for one in found} == {"range"} and {one["outcome"] for one in found} == {
-        "ok"
-    }
+    assert {one["check"] for one in found} == {"range"}
+    assert {one["outcome"] for one in found} == {"ok"}
     assert main(["plugins", "check", "lswt_schedules", "--only", "rang"]) == 2
     assert main(["plugins", "check", "lswt_nonesuch"]) == PluginError.exit_code
     assert "cannot be imported" in capsys.readouterr().err
@@ -129,9 +126,8 @@ def test_options_and_classes_can_be_given() -> None:
     from lswt_rope import Rope
 
     applied = checks(Rope, reversed=False)
-    assert {str(one.subject) for one in applied} == {"positional/rope"} and applied[
-        0
-    ].subject.options == {"reversed": False}
+    assert {str(one.subject) for one in applied} == {"positional/rope"}
+    assert applied[0].subject.options == {"reversed": False}
 
 
 @pytest.mark.slow

@@ -118,10 +118,8 @@ def test_it_holds_what_a_model_on_the_hub_needs(exported: Path) -> None:
         json.loads((exported / name).read_text())
         for name in ("config.json", "generation_config.json")
     )
-    assert (
-        config["bos_token_id"] == generation["bos_token_id"] == 0
-        and config["eos_token_id"] == generation["eos_token_id"] == 1
-    )
+    assert config["bos_token_id"] == generation["bos_token_id"] == 0
+    assert config["eos_token_id"] == generation["eos_token_id"] == 1
     assert generation["do_sample"] and generation["temperature"] == 0.7
     assert config["recipe"]["memory"]["xl"] == {"use": "xl-cache", "length": 24}
 
@@ -405,10 +403,8 @@ def command(run: Path, hub: Any, *more: str, key: str = "secret") -> processes.D
 @pytest.mark.slow
 def test_an_export_is_pushed_as_it_stands(run: Path, hub: Any, tmp_path: Path) -> None:
     done = command(run, hub, str(tmp_path / "out"), "--push", "me/nano")
-    assert (
-        done.returncode == 0
-        and f"pushed to http://127.0.0.1:{hub.server_port}/me/nano" in done.stdout
-    ), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"pushed to http://127.0.0.1:{hub.server_port}/me/nano" in done.stdout, done.stderr
     assert hub.received == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert b"from_pretrained('me/nano'" in hub.received["README.md"]
 
@@ -416,12 +412,10 @@ def test_an_export_is_pushed_as_it_stands(run: Path, hub: Any, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_dry_run_uploads_nothing(run: Path, hub: Any, tmp_path: Path) -> None:
     done = command(run, hub, str(tmp_path / "out"), "--push", "me/nano", "--dry-run")
-    assert (
-        done.returncode == 0
-        and "would upload" in done.stdout
-        and "model.safetensors" in done.stdout
-        and not hub.received
-    )
+    assert done.returncode == 0
+    assert "would upload" in done.stdout
+    assert "model.safetensors" in done.stdout
+    assert not hub.received
 
 
 @pytest.mark.slow
@@ -429,16 +423,12 @@ def test_a_push_that_fails_leaves_the_export_and_says_how_to_go_on(
     run: Path, hub: Any, tmp_path: Path
 ) -> None:
     done = command(run, hub, str(tmp_path / "out"), "--push", "me/nano", key="wrong")
-    assert (
-        done.returncode == DataError.exit_code
-        and "HF_API_KEY" in done.stderr
-        and "can be pushed again" in done.stderr
-    )
-    assert (
-        (tmp_path / "out" / "model.safetensors").is_file()
-        and not hub.received
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == DataError.exit_code
+    assert "HF_API_KEY" in done.stderr
+    assert "can be pushed again" in done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not hub.received
+    assert "Traceback" not in done.stderr
 
 
 def test_readme_shows_the_commands() -> None:
@@ -467,6 +457,5 @@ def test_all_components_of_a_model_fit_into_one_file() -> None:
     text = bundle.join_sources(sources, "All of them.", "pass")
     # raises SyntaxError if it is no program
     classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-    assert len(classes) == len(set(classes)) and {
-        Registry().load(offer).__name__ for offer in offers
-    } <= set(classes)
+    assert len(classes) == len(set(classes))
+    assert {Registry().load(offer).__name__ for offer in offers} <= set(classes)

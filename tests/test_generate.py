@@ -128,12 +128,10 @@ def test_the_weights_are_the_newest_checkpoints(
     held = opened.model.decoder.state_dict()
     assert {f"decoder.{name}" for name in held} == saved.keys()
     assert all(tensor.equal(saved[f"decoder.{name}"]) for name, tensor in held.items())
-    assert (
-        opened.model.seq_len == 16
-        and opened.step == 4
-        and opened.recipe.train.batch_size == 2
-        and not opened.model.decoder.training
-    )
+    assert opened.model.seq_len == 16
+    assert opened.step == 4
+    assert opened.recipe.train.batch_size == 2
+    assert not opened.model.decoder.training
 
 
 @pytest.mark.parametrize("method", ["sample", "greedy", "contrastive"])
@@ -183,11 +181,9 @@ def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -
     foreign = subprocess.run(
         words, input="naïve".encode("latin-1"), env=trained.environment(), capture_output=True
     )
-    assert (
-        foreign.returncode == 2
-        and b"not UTF-8" in foreign.stderr
-        and b"Traceback" not in foreign.stderr
-    )
+    assert foreign.returncode == 2
+    assert b"not UTF-8" in foreign.stderr
+    assert b"Traceback" not in foreign.stderr
 
 
 @pytest.mark.slow

@@ -87,10 +87,8 @@ def test_the_table_is_what_was_written(
     assert found is not None and found.tokens == trained.vocab()
     kind = gguf.GGMLQuantizationType[stored]
     wanted = gguf.quants.dequantize(gguf.quants.quantize(TABLE, kind), kind)
-    assert (
-        found.table.equal(torch.tensor(wanted))
-        and (found.table - torch.tensor(TABLE)).abs().max() < 0.02
-    )
+    assert found.table.equal(torch.tensor(wanted))
+    assert (found.table - torch.tensor(TABLE)).abs().max() < 0.02
     assert found.facts["file"] == "model.gguf" and found.facts["stored"] == stored
 
 
@@ -98,14 +96,11 @@ def test_the_tokenizer_is_the_one_that_was_written(
     write: Callable[..., Path], trained: BytePair
 ) -> None:
     tokenizer = GgufTokenizer(path=str(write()))
-    assert (
-        tokenizer.encode(STRANGE) == trained.encode(STRANGE)
-        and tokenizer.vocab_size == trained.vocab_size
-    )
+    assert tokenizer.encode(STRANGE) == trained.encode(STRANGE)
+    assert tokenizer.vocab_size == trained.vocab_size
     assert [tokenizer.decode(ids) for ids in tokenizer.encode(STRANGE)] == STRANGE
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1) and tokenizer.decode(
-        [0, *tokenizer.encode(["the house"])[0], 1]
-    ) == "the house"
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert tokenizer.decode([0, *tokenizer.encode(["the house"])[0], 1]) == "the house"
     assert tokenizer.vocab() == trained.vocab()
     assert tokenizer.fingerprint() == GgufTokenizer(path=tokenizer.path).fingerprint()
 

@@ -143,12 +143,10 @@ def test_nothing_but_ignored_labels_is_no_loss(way: Way) -> None:
         states, torch.full_like(labels, IGNORE), draws, by=way.build(), logsumexp=True
     )
     assert score.sampled is not None and score.logsumexp is not None
-    assert (
-        not score.total.any()
-        and not score.correct.any()
-        and not score.sampled.any()
-        and not score.logsumexp.any()
-    )
+    assert not score.total.any()
+    assert not score.correct.any()
+    assert not score.sampled.any()
+    assert not score.logsumexp.any()
     for total in (score.total, score.sampled, score.logsumexp.sum()):
         assert not any(gradient.any() for gradient in gradients(owner, states, total, keep=True))
 
@@ -300,11 +298,9 @@ def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(
         cumulative = owner.logits(states).flatten(0, 1).softmax(-1).cumsum(-1)
         # how many ids lie below the number
         wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)
-    assert (
-        score.sampled is not None
-        and score.drawn is not None
-        and score.drawn.flatten()[kept].equal(wanted[kept])
-    )
+    assert score.sampled is not None
+    assert score.drawn is not None
+    assert score.drawn.flatten()[kept].equal(wanted[kept])
     drawn = formula(owner, states, wanted).sum()
     assert way.near(score.sampled, drawn)
     pairs = zip(
@@ -384,12 +380,10 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
             lambda owner: owner.score(states, labels, by=dense_cross_entropy),
         ):
             found, wanted = score(frozen), score(wide)
-            assert (
-                found.nll is not None
-                and wanted.nll is not None
-                and found.nll.equal(wanted.nll)
-                and int(found.correct) == int(wanted.correct)
-            )
+            assert found.nll is not None
+            assert wanted.nll is not None
+            assert found.nll.equal(wanted.nll)
+            assert int(found.correct) == int(wanted.correct)
             assert all(
                 a.equal(b)
                 for a, b in zip(
@@ -398,7 +392,6 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
                     strict=True,
                 )
             )
-        assert frozen.embed(ids).equal(wide.embed(ids)) and frozen.logits(states).equal(
-            wide.logits(states)
-        )
+        assert frozen.embed(ids).equal(wide.embed(ids))
+        assert frozen.logits(states).equal(wide.logits(states))
         assert frozen.embed(ids).dtype == precision

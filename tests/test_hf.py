@@ -70,11 +70,9 @@ def test_the_config_describes_the_model() -> None:
     assert config.memory_length == 64 and config.attention == "auto"
     assert config.recipe["ffn"] == {"use": "swiglu", "bias": True}, "every default is written out"
     told = config.components["positional/rope"]
-    assert (
-        told["distribution"] == "lswt-core"
-        and told["version"] == lswt_core.__version__
-        and len(told["sha256"]) == 64
-    )
+    assert told["distribution"] == "lswt-core"
+    assert told["version"] == lswt_core.__version__
+    assert len(told["sha256"]) == 64
 
 
 # ---------- saving, loading
@@ -85,13 +83,10 @@ def test_saving_and_loading_keeps_the_model(mix: str, tmp_path: Path) -> None:
     model = model_of(mix, torch.float32)
     model.save_pretrained(tmp_path)
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is LswtForCausalLM and not any(
-        found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    )
-    assert (
-        loaded.config.recipe == model.config.recipe
-        and loaded.config.components == model.config.components
-    )
+    assert type(loaded) is LswtForCausalLM
+    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.recipe == model.config.recipe
+    assert loaded.config.components == model.config.components
     assert [p.requires_grad for p in loaded.parameters()] == [
         p.requires_grad for p in model.parameters()
     ]
@@ -106,9 +101,8 @@ def test_a_model_loads_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     model = model_of("frozen", torch.float32)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert {p.dtype for p in loaded.parameters()} == {
-        dtype
-    } and not loaded.get_input_embeddings().weight.requires_grad
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert not loaded.get_input_embeddings().weight.requires_grad
     assert distance(logits(loaded, ids()).double(), logits(model.to(dtype), ids()).double()) == 0
 
 
@@ -122,10 +116,8 @@ def test_large_models_are_saved_in_shards(tmp_path: Path) -> None:
 def test_memory_length_and_attention_can_be_overridden(tmp_path: Path) -> None:
     model_of("family", torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
-    assert (
-        loaded.model.decoder.memory_length == 7
-        and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
-    )
+    assert loaded.model.decoder.memory_length == 7
+    assert loaded.model.decoder.blocks[0].attention.backend.name == "eager"
     with pytest.raises(RecipeError, match="length"):
         AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=0)
     model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
@@ -179,13 +171,12 @@ def test_only_missing_weights_are_initialised(tmp_path: Path) -> None:
 def test_a_new_model_is_initialised_as_in_training() -> None:
     model = LswtForCausalLM(config_of("family"))
     block = model.model.decoder.blocks[0]
-    assert (
-        float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
-        and not block.ffn.fc1.bias.any()
+    assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert not block.ffn.fc1.bias.any()
+    assert block.ffn_norm.norm.weight.eq(1).all()
+    assert float(block.attention.memory["registers"].keys.detach().std()) == pytest.approx(
+        0.25, rel=0.3
     )
-    assert block.ffn_norm.norm.weight.eq(1).all() and float(
-        block.attention.memory["registers"].keys.detach().std()
-    ) == pytest.approx(0.25, rel=0.3)
 
 
 # ---------- components
@@ -268,9 +259,8 @@ def test_a_third_party_component_is_exported(stranger: None, tmp_path: Path) -> 
     ).eval()
     initialise(model.model.decoder, seed=3, std=0.4)
     assert not save_model(model, tmp_path / "saved"), "its code stays with its package"
-    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(
-        AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map"
-    )
+    assert not list(tmp_path.joinpath("saved").glob("*.py"))
+    assert not hasattr(AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.config.components["positional/waves"]["distribution"] == "lswt-waves"
     buffers = dict(loaded.named_buffers())
@@ -331,9 +321,8 @@ def test_models_of_our_own_components_load_without_this_library(
     assert done.returncode == 0, done.stderr
     for mix, model in models.items():
         found = load_file(tmp_path / mix / "found.safetensors")
-        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(
-            found["logits"]
-        ), mix
+        assert found["logits"].equal(logits(model, ids())), mix
+        assert found["again"].equal(found["logits"]), mix
         with torch.no_grad():
             assert found["states"].equal(model.model(ids()).last_hidden_state)
         assert found["text"].equal(generate(model, ids(), max_new_tokens=5))

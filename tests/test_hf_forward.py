@@ -52,7 +52,8 @@ def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
         p.grad is not None and p.grad.isfinite().all()
         for p in model.parameters()
         if p.requires_grad
-    ) and (table.grad is None) == (mix == "frozen")
+    )
+    assert (table.grad is None) == (mix == "frozen")
 
 
 def test_arguments_of_forward() -> None:
@@ -66,10 +67,8 @@ def test_arguments_of_forward() -> None:
         distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]])
         < 1e-12
     )
-    assert (
-        model(ids(), return_dict=False)[0].equal(whole.logits)
-        and cache_of(model(ids(), use_cache=False)) is None
-    )
+    assert model(ids(), return_dict=False)[0].equal(whole.logits)
+    assert cache_of(model(ids(), use_cache=False)) is None
     for given in ({}, {"input_ids": ids(), "inputs_embeds": torch.zeros(3, 12, 24)}):
         with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
             model(**given)
@@ -282,9 +281,8 @@ def test_the_cache_is_bounded_by_the_memory_length() -> None:
     model = model_of("short-memory")
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
-    assert cache.get_seq_length() == 31 and {
-        tensor.shape[1] for tensor in tree_leaves(cache.state)
-    } == {5}
+    assert cache.get_seq_length() == 31
+    assert {tensor.shape[1] for tensor in tree_leaves(cache.state)} == {5}
     prompt = cache_of(model(ids(1, 80), use_cache=True))
     assert all(
         tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tree_leaves(prompt.state)

@@ -150,9 +150,7 @@ def test_in_a_tracker_costs_the_others_nothing(tmp_path: Path) -> None:
     for step in range(3):
         metrics.log(step, {"loss": 1.0})
     metrics.close()
-    assert (
-        seen == [0, 1, 2]
-        and len(notices) == 1
-        and "'gone' failed" in notices[0]
-        and "SystemExit" in notices[0]
-    )
+    assert seen == [0, 1, 2]
+    assert len(notices) == 1
+    assert "'gone' failed" in notices[0]
+    assert "SystemExit" in notices[0]

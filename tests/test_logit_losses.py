@@ -78,9 +78,8 @@ def batches() -> list[Batch]:
 def test_loss_and_gradient_are_the_papers(name: str, batch: Batch) -> None:
     logits = drawn(*batch.inputs.shape, 7)
     term, wanted = term_of(name, logits, batch), plain(name, logits, batch)
-    assert distance(term.total, wanted) < 1e-10 and int(term.count) == int(
-        (batch.labels != IGNORE).sum()
-    )
+    assert distance(term.total, wanted) < 1e-10
+    assert int(term.count) == int((batch.labels != IGNORE).sum())
     found, expected = (torch.autograd.grad(total, logits)[0] for total in (term.total, wanted))
     assert distance(found, expected) < 1e-10
 

@@ -129,9 +129,8 @@ def test_tokenizer_files_are_copied(tmp_path: Path) -> None:
     source = changed(tmp_path)
     (source / "tokenizer.json").write_text("{}")
     done = lswt_core.import_checkpoint(source, tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}" and not any(
-        "tokenizer" in note for note in done.notes
-    )
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert not any("tokenizer" in note for note in done.notes)
 
 
 def test_a_tokenizer_can_be_added(tmp_path: Path) -> None:
@@ -228,9 +227,8 @@ def test_a_name_is_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
         "main",
         "secret",
     )
-    assert asked["cache_dir"] == str(tmp_path / "cache") and not any(
-        "bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"]
-    )
+    assert asked["cache_dir"] == str(tmp_path / "cache")
+    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
 
 
 def test_a_name_without_a_network_is_refused(

@@ -249,7 +249,5 @@ def test_a_new_package_is_installed_by_pip_and_trains(python: Path, tmp_path: Pa
         capture_output=True,
         text=True,
     )
-    assert (
-        again.returncode == 2
-        and 'the positional "fading" exists already, in lswt-fading 0.1.0' in again.stderr
-    )
+    assert again.returncode == 2
+    assert 'the positional "fading" exists already, in lswt-fading 0.1.0' in again.stderr

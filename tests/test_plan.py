@@ -374,11 +374,9 @@ def test_json_has_the_numbers(written: Path, capsys: pytest.CaptureFixture[str])
         "ranks": 2,
     }
     assert found["attention"]["backend"] == "auto"  # what that is there, only the device tells
-    assert (
-        found["precision"] == "bfloat16"
-        and found["device"] == "h100"
-        and found["memory"]["available"] == 80 * 2**30
-    )
+    assert found["precision"] == "bfloat16"
+    assert found["device"] == "h100"
+    assert found["memory"]["available"] == 80 * 2**30
     assert found["time"]["source"].startswith("NVIDIA") and found["time"]["assumed_efficiency"] < 1
     assert found["swaps"]["ffn=gelu"]["parameters"]["total"] < found["parameters"]["total"]
     assert found["memory"]["largest_micro"] == 4, "a process has half the rows"

@@ -89,17 +89,13 @@ def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
         True,
         None,
     )
-    assert (
-        (rope["distribution"], rope["imports"]) == ("lswt-core", True)
-        and rope["version"]
-        and rope["source"].endswith("lswt_rope/rotary.py")
-    )
+    assert (rope["distribution"], rope["imports"]) == ("lswt-core", True)
+    assert rope["version"]
+    assert rope["source"].endswith("lswt_rope/rotary.py")
     sunken = listed["positional", "sunken"]
-    assert (
-        sunken["imports"] is False
-        and "broken.py" in sunken["cause"]
-        and "a_module_that_is_missing" in sunken["cause"]
-    )
+    assert sunken["imports"] is False
+    assert "broken.py" in sunken["cause"]
+    assert "a_module_that_is_missing" in sunken["cause"]
 
     lines = asked(capsys, "list", *files).splitlines()
     columns = [
@@ -118,10 +114,8 @@ def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
         str(plugin),
         "Up and down.",
     ]
-    assert (
-        rows["positional", "sunken"][1] == "no"
-        and "a_module_that_is_missing" in rows["positional", "sunken"][3]
-    )
+    assert rows["positional", "sunken"][1] == "no"
+    assert "a_module_that_is_missing" in rows["positional", "sunken"][3]
     assert len(lines) == 1 + len(found["components"]) + len(found["broken"])
 
 
@@ -131,9 +125,8 @@ def test_a_plugin_that_cannot_even_be_read_is_listed(
     path = tmp_path / "torn.py"
     path.write_text("def broken(:")
     (torn,) = json.loads(asked(capsys, "list", "--plugin", path, "--json"))["broken"]
-    assert (torn["entry"], torn["distribution"]) == ("torn", "file") and "SyntaxError" in torn[
-        "cause"
-    ]
+    assert (torn["entry"], torn["distribution"]) == ("torn", "file")
+    assert "SyntaxError" in torn["cause"]
     assert any(
         line.split()[:3] == ["broken", "torn", "file"]
         for line in asked(capsys, "list", "--plugin", path).splitlines()
@@ -215,17 +208,13 @@ def test_what_cannot_be_imported_is_described_all_the_same(
 ) -> None:
     words = ["describe", "positional/sunken", "--plugin", broken]
     found = json.loads(asked(capsys, *words, "--json"))
-    assert (
-        found["imports"] is False
-        and found["capabilities"] is None
-        and found["options"]["times"]["default"] == 3
-    )
+    assert found["imports"] is False
+    assert found["capabilities"] is None
+    assert found["options"]["times"]["default"] == 3
     text = asked(capsys, *words)
-    assert (
-        "imports: no: " in text
-        and "a_module_that_is_missing" in text
-        and "capabilities" not in text
-    )
+    assert "imports: no: " in text
+    assert "a_module_that_is_missing" in text
+    assert "capabilities" not in text
 
 
 @pytest.mark.parametrize(

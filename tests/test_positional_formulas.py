@@ -75,10 +75,8 @@ def test_t5_biases_are_those_of_t5(buckets: int, max_distance: int) -> None:
 def test_t5_starts_as_t5_does_and_does_not_decay() -> None:
     encoding = RelativeBuckets(Dims(400, 100, 4, 1))
     encoding.reset_parameters()
-    assert (
-        float(encoding.biases.detach().std()) == pytest.approx(400**-0.5, rel=0.05)
-        and "biases" in encoding.no_weight_decay
-    )
+    assert float(encoding.biases.detach().std()) == pytest.approx(400**-0.5, rel=0.05)
+    assert "biases" in encoding.no_weight_decay
 
 
 def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
@@ -152,9 +150,8 @@ def test_xpos_scales_never_overflow(dtype: torch.dtype, longest: int) -> None:
         torch.ones(1, len(positions), 1, 8, dtype=dtype),
     )
     encoded = encoding.encode(q, k, torch.arange(longest), positions)
-    assert all(x.isfinite().all() for x in encoded) and all(
-        (x[0, -1].abs().max() > 0) for x in encoded
-    )
+    assert all(x.isfinite().all() for x in encoded)
+    assert all((x[0, -1].abs().max() > 0) for x in encoded)
     with pytest.raises(ValueError, match=f"segment of {longest + 1} tokens .* at most {longest}:"):
         encoding.encode(
             q[:, :1].expand(-1, longest + 1, -1, -1), k, torch.arange(longest + 1), positions

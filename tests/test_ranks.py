@@ -199,9 +199,8 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
             "code.ffn own",
             "run directory",
         ]
-        assert (
-            str(tmp_path / "one" / "run") in told[-1] and str(tmp_path / "two" / "run") in told[-1]
-        )
+        assert str(tmp_path / "one" / "run") in told[-1]
+        assert str(tmp_path / "two" / "run") in told[-1]
     left = [
         path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()
     ]

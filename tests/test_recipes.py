@@ -154,9 +154,8 @@ def test_a_frozen_table_takes_half_the_bytes_and_nothing_to_train() -> None:
         found["parameters"]["trainable"] == trained == original["decayed"] + original["not_decayed"]
     )
     assert found["memory"]["weights"] == 4 * trained + 2 * table
-    assert (
-        found["memory"]["gradients"] == 4 * trained and found["memory"]["cast_weights"] == 4 * table
-    )
+    assert found["memory"]["gradients"] == 4 * trained
+    assert found["memory"]["cast_weights"] == 4 * table
     assert found["memory"]["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 

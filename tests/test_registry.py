@@ -250,11 +250,9 @@ def test_every_shape_of_option_reads_alike_from_text_and_from_the_class(tmp_path
     component = registry.load(static)
     (live,) = Registry([sys.modules[component.__module__]]).offers()
     assert live._replace(distribution="file", version=static.version) == static
-    assert (
-        static.options[0].default is REQUIRED
-        and static.options[7].default == 0.5
-        and static.citation == "Someone"
-    )
+    assert static.options[0].default is REQUIRED
+    assert static.options[7].default == 0.5
+    assert static.citation == "Someone"
     registry.schema(static).model_validate({"a": 1, "j": 3, "e": ["x"], "m": 4})
 
 

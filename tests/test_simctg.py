@@ -44,10 +44,8 @@ def test_loss_and_gradient_are_the_originals(case: str) -> None:
     loss = mean(term_of(states, 0.5, batch_of(case)))
     loss.backward()
     assert distance(loss, NUMBERS[f"{case}/m0.5/lswt/cl_f64"]) < 1e-12
-    assert (
-        states.grad is not None
-        and distance(states.grad, NUMBERS[f"{case}/m0.5/lswt/grad_hidden_cl_f64"]) < 1e-12
-    )
+    assert states.grad is not None
+    assert distance(states.grad, NUMBERS[f"{case}/m0.5/lswt/grad_hidden_cl_f64"]) < 1e-12
     assert (
         distance(
             mean(term_of(NUMBERS["hidden"], 0.5, batch_of(case))), NUMBERS[f"{case}/m0.5/lswt/cl"]
@@ -70,10 +68,8 @@ def test_pads_taken_to_be_on_the_right_are_the_paper_authors_code(case: str) -> 
     loss = mean(term_of(states, 0.5, batch_of(case), pads="right"))
     loss.backward()
     assert distance(loss, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12
-    assert (
-        states.grad is not None
-        and distance(states.grad, NUMBERS[f"{case}/m0.5/official/grad_hidden_cl_f64"]) < 1e-12
-    )
+    assert states.grad is not None
+    assert distance(states.grad, NUMBERS[f"{case}/m0.5/official/grad_hidden_cl_f64"]) < 1e-12
 
 
 def test_a_batch_without_a_pair_can_be_not_a_number_as_in_the_original() -> None:

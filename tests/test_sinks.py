@@ -141,10 +141,8 @@ def test_it_is_its_definition(backend: str, sink: Any) -> None:
         gradients(layer, layer(x, positions, {}, None, Rope(DIMS))[0]),
         gradients(layer, DEFINITIONS[sink](layer, x)),
     )
-    assert (
-        len(found) == 8 + (sink is SinkLogit)
-        and max(distance(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-12
-    )
+    assert len(found) == 8 + (sink is SinkLogit)
+    assert max(distance(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-12
     assert all(gradient.any() for gradient in found)
 
 
@@ -199,9 +197,8 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
         for name, parameter in decoder.named_parameters()
         if name.endswith("sink.logits")
     }
-    assert len(logits) == 2 and all(
-        parameter.shape == (2,) and not parameter.any() for parameter in logits.values()
-    )
+    assert len(logits) == 2
+    assert all(parameter.shape == (2,) and not parameter.any() for parameter in logits.values())
     undecayed = {
         name
         for group in build_parameter_groups(decoder)

@@ -618,7 +618,5 @@ def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(
         moved = {name for name, p in loss.named_parameters() if not p.equal(start[name])}
         assert moved == set(start) - {"decoder.vocabulary.table.weight"}
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
-    assert (
-        frozen.decoder.vocabulary.table.weight.dtype == torch.float16
-        and frozen.decoder.vocabulary.table.weight.equal(before)
-    )
+    assert frozen.decoder.vocabulary.table.weight.dtype == torch.float16
+    assert frozen.decoder.vocabulary.table.weight.equal(before)

@@ -40,9 +40,9 @@ def test_a_plan_reports_flops_that_depend_on_data_as_unknown(
     found = planned(capsys, *words)
     swapped = found["swaps"]["ffn=moe"]
     assert found["flops"]["train"] > 0 and not found["unknown"]
-    assert (
-        swapped["flops"] is None and swapped["time"] is None and swapped["parameters"]["total"] > 0
-    )
+    assert swapped["flops"] is None
+    assert swapped["time"] is None
+    assert swapped["parameters"]["total"] > 0
     assert "activations" not in swapped["memory"] and swapped["memory"]["optimizer"] > 0
     (why,) = swapped["unknown"].values()
     assert "ffn/moe" in why and "Moe.forward" in why and "nonzero" in why
@@ -61,11 +61,9 @@ def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
     file.write_text(file.read_text().replace("return [Moe]", "return [Moe, Looking]"))
     found = planned(capsys, recipe, "--plugin", file, "optimizer.use=looking")
     (why,) = found["unknown"].values()
-    assert (
-        "optimizer/looking" in why
-        and found["flops"]["train"] > 0
-        and "optimizer" not in found["memory"]
-    )
+    assert "optimizer/looking" in why
+    assert found["flops"]["train"] > 0
+    assert "optimizer" not in found["memory"]
 
 
 def test_an_ablation_continues_but_cannot_match_unknown_flops(

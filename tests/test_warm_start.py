@@ -125,9 +125,9 @@ def test_a_safetensors_file_gives_its_table_in_its_own_precision(
 ) -> None:
     save_file({"weight": TABLE.to(dtype), "scale": torch.ones(3)}, tmp_path / "table.safetensors")
     found = source_of(tmp_path / "table.safetensors")
-    assert (
-        found.table.dtype == dtype and found.table.equal(TABLE.to(dtype)) and found.tokens is None
-    )
+    assert found.table.dtype == dtype
+    assert found.table.equal(TABLE.to(dtype))
+    assert found.tokens is None
 
 
 def test_an_npz_file_gives_its_table(tmp_path: Path) -> None:
@@ -359,9 +359,8 @@ def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) 
     ]
     found = source_of("someone/opt")
     assert found.table.equal(new.get_input_embeddings().weight)
-    assert (
-        found.name == "someone/opt@refs/pr/4" and found.facts["revision"] == "commit-of-refs-pr-4"
-    )
+    assert found.name == "someone/opt@refs/pr/4"
+    assert found.facts["revision"] == "commit-of-refs-pr-4"
     assert source_of("someone/opt@refs/pr/3").table.equal(old.get_input_embeddings().weight)
     _, moved = moved_into(found, 320)
     assert moved.text == "word embeddings from someone/opt@refs/pr/4: 320 x 24; all 320 rows by row"
@@ -423,9 +422,8 @@ def test_the_librarys_own_switch_and_cache_are_honoured(
     (repository / "refs" / "main").write_text(commit)
     model.save_pretrained(repository / "snapshots" / commit)
     found = source_of("facebook/opt-125m")
-    assert (
-        found.table.equal(model.get_input_embeddings().weight) and found.facts["revision"] == commit
-    )
+    assert found.table.equal(model.get_input_embeddings().weight)
+    assert found.facts["revision"] == commit
 
 
 # ---------- which rows go where
@@ -630,8 +628,6 @@ tokens = 0
         }
         assert record["parameters"]["total"] - record["parameters"]["trainable"] == weight.numel()
     offline = start("embedding.warm_start=facebook/opt-125m", "--out", "other")
-    assert (
-        offline.returncode == 4
-        and "facebook/opt-125m" in offline.stderr
-        and "warm_start = 'none'" in offline.stderr
-    )
+    assert offline.returncode == 4
+    assert "facebook/opt-125m" in offline.stderr
+    assert "warm_start = 'none'" in offline.stderr
