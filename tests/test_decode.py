@@ -300,7 +300,7 @@ def test_logits_that_are_not_finite_raise() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("contrastiv", {}, "did you mean 'contrastive'"),
+        ("contrastiv", {}, "'contrastive'"),
         ("beam", {}, "sample, greedy, contrastive"),
         ("contrastive", {"alpha": 1.01}, "from 0 to 1"),
         ("contrastive", {"alpha": -0.1}, "from 0 to 1"),

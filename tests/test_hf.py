@@ -121,7 +121,7 @@ def test_memory_length_and_attention_can_be_overridden(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="length"):
         AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=0)
     model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
-    with pytest.raises(ValueError, match="none of the model's memories has a length"):
+    with pytest.raises(ValueError, match="memories"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "none", memory_length=7)
 
 
@@ -204,16 +204,15 @@ def test_a_changed_source_of_a_component_is_logged(caplog: pytest.LogCaptureFixt
     config.components["ffn/swiglu"] |= {"version": "0.0.9", "sha256": "0"}
     with caplog.at_level(logging.WARNING):
         LswtForCausalLM(config)
-    assert (
-        "ffn/swiglu: its source has changed since the model was exported (lswt-core 0.0.9 then,"
-        f" lswt-core {lswt_core.__version__} here)" in caplog.text
-    )
+    (record,) = caplog.records
+    for part in ("ffn/swiglu", "0.0.9", lswt_core.__version__):
+        assert part in record.getMessage()
 
 
 def test_options_of_a_config_are_validated() -> None:
     config = config_of("family")
     config.recipe["positional"]["bass"] = 3
-    with pytest.raises(RecipeError, match=r'unknown key "positional\.bass"'):
+    with pytest.raises(RecipeError, match=r"positional\.bass"):
         LswtForCausalLM(config)
 
 

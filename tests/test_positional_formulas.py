@@ -106,7 +106,7 @@ def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
 
 
 def test_t5_refuses_distances_that_its_exact_buckets_cover() -> None:
-    with pytest.raises(Unsupported, match="16 of t5's 32 buckets"):
+    with pytest.raises(Unsupported, match=r"16 .*32 buckets"):
         RelativeBuckets(DIMS, max_distance=16)
 
 
@@ -152,7 +152,7 @@ def test_xpos_scales_never_overflow(dtype: torch.dtype, longest: int) -> None:
     encoded = encoding.encode(q, k, torch.arange(longest), positions)
     assert all(x.isfinite().all() for x in encoded)
     assert all((x[0, -1].abs().max() > 0) for x in encoded)
-    with pytest.raises(ValueError, match=f"segment of {longest + 1} tokens .* at most {longest}:"):
+    with pytest.raises(ValueError, match=f"{longest + 1} tokens .* {longest}:"):
         encoding.encode(
             q[:, :1].expand(-1, longest + 1, -1, -1), k, torch.arange(longest + 1), positions
         )

@@ -69,11 +69,11 @@ def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, n
 @pytest.mark.parametrize(
     ("told", "named"),
     [
-        ({"WORLD_SIZE": "4", "RANK": "2", **MET}, "LOCAL_RANK and SLURM_LOCALID"),
+        ({"WORLD_SIZE": "4", "RANK": "2", **MET}, "LOCAL_RANK.*SLURM_LOCALID"),
         ({"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2", **MET}, "LOCAL_RANK = 2"),
         ({"WORLD_SIZE": "4", "RANK": "2", "SLURM_LOCALID": "3", **MET}, "SLURM_LOCALID = 3"),
-        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0", **MET}, "RANK is not set"),
-        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0", **MET}, "^RANK"),
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR"),
         ({"WORLD_SIZE": "4", "RANK": "4", **MET}, "RANK = 4"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE = 'four'"),
     ],
@@ -223,6 +223,6 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.Mo
     nothing: Saved | None = None
     with pytest.raises(
         CheckpointError,
-        match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0",
+        match=r"process 1: .*'none'.*'step-00000004 \(0123\)'",
     ):
         require_same_checkpoint(World(1, 2), nothing)

@@ -374,10 +374,7 @@ def test_sophia_refuses_to_go_on_as_sign_momentum(build: type[Optimizer], refres
     before = [p.detach().clone() for p in params]
     with pytest.raises(
         RuntimeError,
-        match=(
-            rf"'{build.name}' has taken 3 steps .* hessian_update_interval is 3.*sign"
-            r" momentum.*Call update_curvature"
-        ),
+        match=rf"'{build.name}' .*3 steps .*hessian_update_interval is 3.*update_curvature",
     ):
         feed(resumed, params, gradients_of(4))
     assert all(torch.equal(a, b) for a, b in zip(params, before, strict=True))

@@ -305,7 +305,7 @@ def test_a_cold_memory_stays_cold_in_a_part() -> None:
 def test_a_part_without_rows_is_refused(fraction: float) -> None:
     with pytest.raises(
         Incompatible,
-        match=rf"fraction = {fraction} of 8 rows is \d+ rows: choose a fraction from 0.125 to 1",
+        match=rf"fraction = {fraction} .*0\.125 to 1",
     ):
         step_of(loss_of(), 2).subset(fraction)
 
@@ -410,7 +410,7 @@ def test_a_loss_that_counts_something_else_than_it_announced_is_told(micro_batch
     loss = TrainModule(tiny(), {"miscounted": (Miscounted(DIMS), 1.0)})
     step = step_of(loss, micro_batch_size)
     step.backward("data")
-    with pytest.raises(TypeError, match=r"'miscounted' averaged over 48 items.*count\(batch\)"):
+    with pytest.raises(TypeError, match=r"'miscounted' .*48 items"):
         step.check_counts()
 
 

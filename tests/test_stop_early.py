@@ -54,7 +54,6 @@ def test_asked_to_stop_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monk
             if line == "reading\n" and seen.count("reading\n") == 4:
                 process.send_signal(signal.SIGINT)
     assert process.returncode == 75, seen
-    assert "stopped before the first step" in seen, seen
     assert "--resume" in seen, seen
     assert seen.count("reading\n") < 9
     left = [path.name for path in tmp_path.joinpath("cache").iterdir()]

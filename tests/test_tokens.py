@@ -157,15 +157,11 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".bin"}
 
 
-@pytest.mark.parametrize(
-    ("held", "counted"), [([], "not one document"), (["", ""], "2 documents, all of them empty")]
-)
+@pytest.mark.parametrize(("held", "counted"), [([], "not one"), (["", ""], "2 documents")])
 def test_a_split_without_text_is_an_error_and_leaves_nothing(
     tmp_path: Path, held: list[str], counted: str
 ) -> None:
-    with pytest.raises(
-        DataError, match=rf"the valid split of data source 'given' has no text: {counted}"
-    ):
+    with pytest.raises(DataError, match=rf"valid .*'given' .*{counted}"):
         tokenise(Given(TEXTS, held), Bytes(), "valid", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -232,6 +228,6 @@ def test_vocabulary_must_fit() -> None:
     check_vocabulary(Bytes(), 258)
     with pytest.raises(
         DataError,
-        match=r"258 ids, the embedding table 257 rows: set embedding.vocab_size to at least 258",
+        match=r"257 .*embedding\.vocab_size .*258",
     ):
         check_vocabulary(Bytes(), 257)

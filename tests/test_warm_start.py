@@ -153,10 +153,7 @@ def test_the_width_of_an_opt_with_project_in_is_told(tmp_path: Path) -> None:
     opt(word_embed_proj_dim=16).save_pretrained(tmp_path)
     with pytest.raises(
         DataError,
-        match=(
-            r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 \(.* word_embed_proj_dim; its hidden_size is"
-            r" 24\)"
-        ),
+        match=r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 .*word_embed_proj_dim",
     ):
         source_of(tmp_path)
 
@@ -171,7 +168,7 @@ def test_of_several_files_only_the_one_with_the_table_is_read(tmp_path: Path) ->
         (tmp_path / file).unlink()
     assert source_of(tmp_path).table.equal(model.get_input_embeddings().weight)
     (tmp_path / table).unlink()
-    with pytest.raises(DataError, match=rf"incomplete.*{table}"):
+    with pytest.raises(DataError, match=table):
         source_of(tmp_path)
 
 
@@ -222,7 +219,7 @@ def test_checkpoints_of_ours_of_the_original_and_unknown_ones_by_their_shape(
 
 def test_what_cannot_be_told_apart_is_refused_with_the_candidates(tmp_path: Path) -> None:
     save_file({"a": TABLE.clone(), "b": TABLE.clone()}, tmp_path / "two.safetensors")
-    with pytest.raises(DataError, match=r"cannot be told.*\['a', 'b'\]"):
+    with pytest.raises(DataError, match=r"\['a', 'b'\]"):
         source_of(tmp_path / "two.safetensors")
     save_file(
         {"encoder.embed_tokens.weight": TABLE, "decoder.embed_tokens.weight": TABLE + 1},
@@ -230,14 +227,14 @@ def test_what_cannot_be_told_apart_is_refused_with_the_candidates(tmp_path: Path
     )
     with pytest.raises(
         DataError,
-        match=r"each be it: \['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]",
+        match=r"\['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]",
     ):
         source_of(tmp_path)
 
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"never loaded.*\n.*save_pretrained\('DIR'\)"):
+    with pytest.raises(DataError, match=r"save_pretrained\('DIR'\)"):
         source_of(tmp_path)
 
 
@@ -249,7 +246,7 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(DataError, match=r"bad\.safetensors is not a safetensors file"):
+    with pytest.raises(DataError, match=r"bad\.safetensors"):
         source_of(tmp_path / "bad.safetensors")
 
 
@@ -259,7 +256,7 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         (
             TABLE,
             {"vocab_size": 321},
-            r"320 x 24.*vocab_size = 321.*no tokenizer\n.*vocab_size = 320",
+            r"320 x 24.*vocab_size = 321.*\n.*vocab_size = 320",
         ),
         (TABLE, {"d_vocab": 48}, r"320 x 24.*d_vocab = 48\n.*d_vocab = 24"),
         (TABLE / 0, {}, "not finite"),
@@ -363,19 +360,18 @@ def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) 
     assert found.facts["revision"] == "commit-of-refs-pr-4"
     assert source_of("someone/opt@refs/pr/3").table.equal(old.get_input_embeddings().weight)
     _, moved = moved_into(found, 320)
-    assert moved.text == "word embeddings from someone/opt@refs/pr/4: 320 x 24; all 320 rows by row"
+    assert "someone/opt@refs/pr/4" in moved.text
+    assert (moved.record["rows"], moved.record["of"], moved.record["by"]) == (320, 320, "row")
 
 
 def test_a_repository_with_a_pickle_only_and_no_conversion_is_refused(hub: Hub) -> None:
     (hub.save(opt()) / "model.safetensors").rename(hub.root / "hub" / "main" / "pytorch_model.bin")
     with pytest.raises(
         DataError,
-        match=(
-            r"no safetensors.*never loaded.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained"
-        ),
+        match=r"safetensors.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained",
     ):
         source_of("someone/opt")
-    with pytest.raises(DataError, match="no safetensors"):
+    with pytest.raises(DataError, match="safetensors"):
         source_of("someone/opt@main")
 
 
@@ -453,18 +449,18 @@ def test_tokens_with_other_numbers_are_found_by_what_they_say(tmp_path: Path, na
     own = Listed(["<|begin|>", "ab", "a", "Ġb", "d", "e"])
     weight, moved = moved_into(source, 8, own)
     assert weight[:, 0].tolist() == [-1, 2, 0, 1, -1, -1, -1, -1]
-    assert moved.text.endswith("5 x 2; 3 of 8 rows by token string, the rest random")
     assert (moved.record["rows"], moved.record["of"], moved.record["by"]) == (3, 8, "token string")
 
 
 def test_the_same_numbers_take_the_padding_along(tmp_path: Path) -> None:
     source = saved_with(tmp_path, rows(8), {"a": 0, "Ġb": 1, "c": 2, "more": 3})
     weight, moved = moved_into(source, 8, Listed(["a", "Ġb", "c"]))
-    assert weight.equal(rows(8)) and moved.text.endswith("8 x 2; all 8 rows by row")
+    assert weight.equal(rows(8)) and moved.record["rows"] == moved.record["of"] == 8
     fewer, moved = moved_into(source, 5, Listed(["a", "Ġb", "c"]))
-    assert fewer.equal(rows(5)) and moved.text.endswith("8 x 2; all 5 rows by row")
+    assert fewer.equal(rows(5)) and moved.record["rows"] == moved.record["of"] == 5
     more, moved = moved_into(source, 10, Listed(["a", "Ġb", "c"]))
-    assert more[:8].equal(rows(8)) and moved.text.endswith("8 of 10 rows by row, the rest random")
+    assert more[:8].equal(rows(8)) and (moved.record["rows"], moved.record["of"]) == (8, 10)
+    assert moved.record["by"] == "row"
 
 
 def test_sentencepiece_and_byte_level_spellings_of_a_token_are_one(tmp_path: Path) -> None:
@@ -512,9 +508,9 @@ def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> 
 
 def test_rows_are_not_matched_by_guesses(tmp_path: Path) -> None:
     source = saved_with(tmp_path, rows(3), {"a": 0, "b": 1, "c": 2})
-    with pytest.raises(DataError, match=r"'bytes' does not tell its tokens.*\n.*\.npz"):
+    with pytest.raises(DataError, match=r"'bytes'.*\n.*\.npz"):
         moved_into(source, 3, Bytes())
-    with pytest.raises(DataError, match="not one token"):
+    with pytest.raises(DataError, match="one token"):
         moved_into(source, 3, Listed(["x", "y"]))
 
 
@@ -522,10 +518,10 @@ def test_a_frozen_table_says_what_half_precision_costs(tmp_path: Path) -> None:
     save_file({"weight": torch.tensor([[0.1, 1.0]])}, tmp_path / "table.safetensors")
     weight, moved = moved_into(source_of(tmp_path / "table.safetensors", 1, 2), 1, half=True)
     assert weight.tolist() == [[0.0999755859375, 1.0]]
-    assert moved.text.endswith("all 1 rows by row; rounded to float16, by 2.4e-05 at most")
+    assert "2.4e-05" in moved.text
     assert moved.record["rounding"] == pytest.approx(2.44e-5, rel=1e-2)
     save_file({"weight": torch.tensor([[1e5, 1.0]])}, tmp_path / "table.safetensors")
-    with pytest.raises(DataError, match=r"1e\+05, is too large for float16.*\n.*trainable = true"):
+    with pytest.raises(DataError, match=r"1e\+05.*float16.*\n.*trainable = true"):
         moved_into(source_of(tmp_path / "table.safetensors", 1, 2), 1, half=True)
 
 
@@ -546,7 +542,7 @@ def test_a_frozen_table_is_saved_and_restored_bit_for_bit(tmp_path: Path) -> Non
     )
     with pytest.raises(
         CheckpointError,
-        match=r"vocabulary\.table\.weight: torch\.float16 there, torch\.float32 here",
+        match=r"vocabulary\.table\.weight.*float16.*float32",
     ):
         load_model(wide, saved)
 
@@ -604,9 +600,7 @@ tokens = 0
     for steps in (2, 3):
         done = start(f"train.steps={steps}", "--accept-changes")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert ("word embeddings from opt: 320 x 16; all 320 rows by row" in done.stdout) == (
-            steps == 2
-        )
+        assert ("320 x 16" in done.stdout) == (steps == 2)
         trained = load_file(
             tmp_path / "run" / "checkpoints" / f"step-{steps:08d}" / "model.safetensors"
         )
