@@ -93,10 +93,10 @@ def test_a_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     with place.joinpath(edited).open("a") as file:
         file.write("# edited\n")
     assert run(words) == 5
-    told = capsys.readouterr().err
-    assert "ffn/own: file" in told
-    assert "--accept-changes" in told
-    assert "norm/layernorm" not in told
+    output = capsys.readouterr().err
+    assert "ffn/own: file" in output
+    assert "--accept-changes" in output
+    assert "norm/layernorm" not in output
     assert run([*words, "--accept-changes"]) == 0
     assert "ffn/own" in "".join(capsys.readouterr())
 
@@ -152,7 +152,7 @@ def lswt_components():
 
 def corpus(place: Path, word: str, shift: int) -> Any:
     registry = Registry(files=[place / "constant.py"])
-    asked = [
+    overrides = [
         "ffn.use=gelu",
         "data.use=words",
         f"data.word={word}",
@@ -160,10 +160,10 @@ def corpus(place: Path, word: str, shift: int) -> Any:
         f"tokenizer.shift={shift}",
     ]
     return open_corpus(
-        Recipe.load("nano.toml", asked, registry=registry),
+        Recipe.load("nano.toml", overrides, registry=registry),
         registry,
         World.join(),
-        lambda *told: None,
+        lambda *_: None,
     )
 
 

@@ -114,9 +114,9 @@ def test_the_command_reports_failures(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "fix:" in text
     assert "2 ok, 1 failed, 1 skipped" in text
     assert main(["plugins", "check", "lswt_schedules", "--only", "range", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {one["check"] for one in found} == {"range"}
-    assert {one["outcome"] for one in found} == {"ok"}
+    report = json.loads(capsys.readouterr().out)
+    assert {one["check"] for one in report} == {"range"}
+    assert {one["outcome"] for one in report} == {"ok"}
     assert main(["plugins", "check", "lswt_schedules", "--only", "rang"]) == 2
     assert main(["plugins", "check", "lswt_nonesuch"]) == PluginError.exit_code
     assert "lswt_nonesuch" in capsys.readouterr().err

@@ -120,10 +120,10 @@ def test_a_damaged_record_is_named_and_written_anew(
         shutil.rmtree(run / "checkpoints" / "step-00000012")
     run.joinpath("environment.json").write_bytes(content)
     assert inside(monkeypatch, recipe, *PLAIN[:-1], run) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert [
         line
-        for line in told.splitlines()
+        for line in output.splitlines()
         if line.startswith("warning") and "environment.json" in line
     ]
     record = json.loads(run.joinpath("environment.json").read_text())

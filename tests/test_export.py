@@ -162,14 +162,14 @@ def test_the_card_is_the_runs(run: Path, exported: Path) -> None:
         assert words in card, words
     cited = set(re.findall(r"@\w+\{(\w+),", card))
     offers = {(offer.kind, offer.name): offer for offer in Registry().offers()}
-    wanted = (
+    expected = (
         ("positional", "rope"),
         ("memory", "xl-cache"),
         ("optimizer", "sophia-g"),
         ("loss", "simctg"),
         ("ffn", "swiglu"),
     )
-    assert all(set(re.findall(r"@\w+\{(\w+),", offers[key].citation)) <= cited for key in wanted)
+    assert all(set(re.findall(r"@\w+\{(\w+),", offers[key].citation)) <= cited for key in expected)
     assert not {"hendrycks2016gelu", "loshchilov2019decoupled"} & cited, "only what is active"
 
 
@@ -299,7 +299,7 @@ def test_lm_evaluation_harness_evaluates_it(
         command, capture_output=True, text=True, env=os.environ | offline, cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = tmp_path.glob("out*.json")
+    (actual,) = tmp_path.glob("out*.json")
     tokenizer, loaded = (
         AutoTokenizer.from_pretrained(exported),
         AutoModelForCausalLM.from_pretrained(exported),
@@ -312,7 +312,7 @@ def test_lm_evaluation_harness_evaluates_it(
                 loaded(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).sum()
             )
     expected = nats / math.log(2) / sum(len(text.encode()) for text in texts)
-    assert json.loads(found.read_text())["results"]["truths"][
+    assert json.loads(actual.read_text())["results"]["truths"][
         "bits_per_byte,none"
     ] == pytest.approx(expected, rel=1e-4)
 

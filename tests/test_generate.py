@@ -137,12 +137,12 @@ def test_the_weights_are_the_newest_checkpoints(
 @pytest.mark.parametrize("method", ["sample", "greedy", "contrastive"])
 def test_every_method_writes_the_same_again(trained: Trained, write: Write, method: str) -> None:
     code, printed, _ = write(trained.run, *PROMPT, "--decode", method, "--tokens", 30, "--json")
-    found = json.loads(printed)
-    assert code == 0 and found["decode"] == method and found["prompt"] == "sense and"
-    assert len(found["ids"]) == 30 and not found["ended"]
+    report = json.loads(printed)
+    assert code == 0 and report["decode"] == method and report["prompt"] == "sense and"
+    assert len(report["ids"]) == 30 and not report["ended"]
     assert write(trained.run, *PROMPT, "--decode", method, "--tokens", 30) == (
         0,
-        found["text"] + "\n",
+        report["text"] + "\n",
         "",
     )
 
@@ -215,9 +215,9 @@ def test_text_appears_while_it_is_written_and_ctrl_c_ends_it(trained: Trained) -
         assert process.stdout is not None and process.stderr is not None
         assert len(process.stdout.read(20)) == 20
         process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert rest.endswith(b"\n") and said == b"interrupted\n"
+    assert rest.endswith(b"\n") and errors == b"interrupted\n"
 
 
 @pytest.mark.slow
@@ -231,12 +231,12 @@ def test_a_reader_that_leaves_ends_it_quietly(trained: Trained) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(5)
         process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (141, b"")
+        output = process.stderr.read()
+    assert (process.returncode, output) == (141, b"")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "named"),
     [
         (["--decode", "contrastiv"], "did you mean 'contrastive'"),
         (["--decode", "contrastive", "--alpha", "1.5"], "alpha = 1.5"),
@@ -247,10 +247,10 @@ def test_a_reader_that_leaves_ends_it_quietly(trained: Trained) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused(
-    trained: Trained, write: Write, words: list[str], said: str
+    trained: Trained, write: Write, words: list[str], named: str
 ) -> None:
     code, printed, error = write(trained.run, *PROMPT, *words)
-    assert (code, printed) == (2, "") and said in error
+    assert (code, printed) == (2, "") and named in error
 
 
 def test_a_directory_without_a_model_is_refused(
@@ -265,9 +265,9 @@ def test_a_directory_without_a_model_is_refused(
         "foreign": "no model that can be loaded",
         "young": "no checkpoint yet",
     }
-    for name, said in (reasons | {"foreign/config.json": "is a file"}).items():
+    for name, named in (reasons | {"foreign/config.json": "is a file"}).items():
         code, printed, error = write(tmp_path / name, *PROMPT)
-        assert (code, printed) == (5, "") and said in error and str(tmp_path / name) in error
+        assert (code, printed) == (5, "") and named in error and str(tmp_path / name) in error
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(

@@ -83,13 +83,13 @@ def test_the_table_is_what_was_written(
     write: Callable[..., Path], trained: BytePair, stored: str
 ) -> None:
     path = write(stored=stored)
-    found = load_pretrained(Embedding(warm_start=str(path), vocab_size=400, d_vocab=32))
-    assert found is not None and found.tokens == trained.vocab()
+    actual = load_pretrained(Embedding(warm_start=str(path), vocab_size=400, d_vocab=32))
+    assert actual is not None and actual.tokens == trained.vocab()
     kind = gguf.GGMLQuantizationType[stored]
-    wanted = gguf.quants.dequantize(gguf.quants.quantize(TABLE, kind), kind)
-    assert found.table.equal(torch.tensor(wanted))
-    assert (found.table - torch.tensor(TABLE)).abs().max() < 0.02
-    assert found.facts["file"] == "model.gguf" and found.facts["stored"] == stored
+    expected = gguf.quants.dequantize(gguf.quants.quantize(TABLE, kind), kind)
+    assert actual.table.equal(torch.tensor(expected))
+    assert (actual.table - torch.tensor(TABLE)).abs().max() < 0.02
+    assert actual.facts["file"] == "model.gguf" and actual.facts["stored"] == stored
 
 
 def test_the_tokenizer_is_the_one_that_was_written(
@@ -140,10 +140,10 @@ def test_an_installed_package_brings_the_file(
 
     install("some-weights", "some_weights/model.gguf")
     assert locate_gguf("package:some-weights", "key") == site / "some_weights" / "model.gguf"
-    found = load_pretrained(
+    source = load_pretrained(
         Embedding(warm_start="package:some-weights", vocab_size=400, d_vocab=32)
     )
-    assert found is not None and found.table.equal(torch.tensor(TABLE))
+    assert source is not None and source.table.equal(torch.tensor(TABLE))
     install("two-weights", "two_weights/a.gguf", "two_weights/b.gguf")
     with pytest.raises(
         DataError,

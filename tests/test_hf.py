@@ -69,10 +69,10 @@ def test_the_config_describes_the_model() -> None:
     ) == (61, 32, 2, 2)
     assert config.memory_length == 64 and config.attention == "auto"
     assert config.recipe["ffn"] == {"use": "swiglu", "bias": True}, "every default is written out"
-    told = config.components["positional/rope"]
-    assert told["distribution"] == "lswt-core"
-    assert told["version"] == lswt_core.__version__
-    assert len(told["sha256"]) == 64
+    component = config.components["positional/rope"]
+    assert component["distribution"] == "lswt-core"
+    assert component["version"] == lswt_core.__version__
+    assert len(component["sha256"]) == 64
 
 
 # ---------- saving, loading
@@ -319,12 +319,12 @@ def test_models_of_our_own_components_load_without_this_library(
     )
     assert done.returncode == 0, done.stderr
     for mix, model in models.items():
-        found = load_file(tmp_path / mix / "found.safetensors")
-        assert found["logits"].equal(logits(model, ids())), mix
-        assert found["again"].equal(found["logits"]), mix
+        tensors = load_file(tmp_path / mix / "found.safetensors")
+        assert tensors["logits"].equal(logits(model, ids())), mix
+        assert tensors["again"].equal(tensors["logits"]), mix
         with torch.no_grad():
-            assert found["states"].equal(model.model(ids()).last_hidden_state)
-        assert found["text"].equal(generate(model, ids(), max_new_tokens=5))
+            assert tensors["states"].equal(model.model(ids()).last_hidden_state)
+        assert tensors["text"].equal(generate(model, ids(), max_new_tokens=5))
 
 
 def test_bundled_code_is_not_run_if_the_library_is_installed(

@@ -42,10 +42,10 @@ def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
     model, labels = model_of(mix, torch.float32), ids().clone()
     labels[0, :6] = -100
     out = model(ids(), labels=labels)
-    wanted = torch.nn.functional.cross_entropy(
+    expected = torch.nn.functional.cross_entropy(
         out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     )
-    assert distance(out.loss, wanted) < 1e-5
+    assert distance(out.loss, expected) < 1e-5
     out.loss.backward()
     table = model.get_input_embeddings().weight
     assert all(
@@ -145,14 +145,14 @@ def test_a_packed_row_continues_its_last_text(mix: str) -> None:
         cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
         states = [copy.deepcopy(cache) for _ in range(4)]
         told = (None, counted(10)[None, 7:], counted(15)[None, 12:], torch.tensor([[7, 0, 1]]))
-        found = [
+        actual = [
             logits(model, ids()[1:2, :3], position_ids=positions, past_key_values=one)
             for positions, one in zip(told, states, strict=True)
         ]
-    wanted = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
-    assert all(distance(one, wanted) < 1e-12 for one in found[:3])
-    assert distance(found[3][:, :1], wanted[:, :1]) < 1e-12
-    assert distance(found[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
+    expected = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
+    assert all(distance(one, expected) < 1e-12 for one in actual[:3])
+    assert distance(actual[3][:, :1], expected[:, :1]) < 1e-12
+    assert distance(actual[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
 
 
 def test_default_position_ids_change_nothing() -> None:

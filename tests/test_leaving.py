@@ -83,8 +83,8 @@ def test_in_the_middle_of_a_run(
 ) -> None:
     words = ("--plugin", write(recipe.parent, how), "optimizer.use=leaving", "--out", "run")
     assert inside(monkeypatch, recipe, *words) == 3
-    told = capsys.readouterr().err
-    assert "leaving.py:" in told and "optimizer/leaving" in told
+    output = capsys.readouterr().err
+    assert "leaving.py:" in output and "optimizer/leaving" in output
     assert saved_steps(recipe.parent / "run") == [4]
 
 
@@ -95,8 +95,8 @@ def test_while_a_run_is_put_together(
     more = [f"data.paths=['{recipe.parent / 'corpus'}']"] if table == "data" else []
     words = ("--plugin", write(recipe.parent), f"{table}.use=leaving", *more, "--out", "run")
     assert inside(monkeypatch, recipe, *words) == 3
-    told = capsys.readouterr().err
-    assert "leaving.py:" in told and f"{table}/leaving" in told
+    output = capsys.readouterr().err
+    assert "leaving.py:" in output and f"{table}/leaving" in output
 
 
 def test_when_it_is_imported(

@@ -151,7 +151,7 @@ def test_a_plan_counts_nested_tensors_and_refuses_what_no_checkpoint_holds(
 
 
 def test_the_kit_asks_the_files_themselves() -> None:
-    found = {str(one): one.result() for one in checks(__name__) if one.rule.name == "resume"}
-    assert found["optimizer/nested: resume"].outcome == "ok"
-    assert found["optimizer/unsaveable: resume"].outcome == "FAILED"
-    assert "past" in found["optimizer/unsaveable: resume"].message
+    results = {str(one): one.result() for one in checks(__name__) if one.rule.name == "resume"}
+    assert results["optimizer/nested: resume"].outcome == "ok"
+    assert results["optimizer/unsaveable: resume"].outcome == "FAILED"
+    assert "past" in results["optimizer/unsaveable: resume"].message

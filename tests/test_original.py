@@ -105,9 +105,9 @@ def changed(tmp_path: Path, case: str = "seed_checkpoint", **config: Any) -> Pat
     """A case with other values in its config; None removes one."""
     copy = tmp_path / "changed"
     shutil.copytree(FORMATS / case, copy)
-    told = json.loads((copy / "config.json").read_text()) | config
+    report = json.loads((copy / "config.json").read_text()) | config
     (copy / "config.json").write_text(
-        json.dumps({key: value for key, value in told.items() if value is not None})
+        json.dumps({key: value for key, value in report.items() if value is not None})
     )
     return copy
 

@@ -250,13 +250,13 @@ def test_the_attention_is_everybodys(queries: int, positional: str) -> None:
     parts = {"memories": {"registers": Registers, "kept": example("memory")}}
     parts |= {"positional": example("positional") if positional == "slopes" else Rope}
     ids, first_visible = tokens(2, 10), torch.tensor([[0] * 4 + [4] * 6, [0] * 10])
-    found = stream(
+    states = stream(
         tiny(attention=lambda dims: example("attention")(dims, queries=queries), **parts),
         ids,
         5,
         first_visible,
     )
-    assert distance(found, stream(tiny(attention=Eager, **parts), ids, 5, first_visible)) < 1e-12
+    assert distance(states, stream(tiny(attention=Eager, **parts), ids, 5, first_visible)) < 1e-12
     with pytest.raises(Unsupported, match="second derivative"):
         example("attention")(DIMS).require(
             AttentionRequirements("cpu", torch.float32, 8, double_backward=True)
@@ -403,8 +403,8 @@ def test_a_name_that_cannot_be_used_is_refused(
     name: str, kind: str, fragments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plugins", "new", name, "--kind", kind, "--in", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert all(fragment in told for fragment in fragments), told
+    output = capsys.readouterr().err
+    assert all(fragment in output for fragment in fragments), output
     assert list(tmp_path.iterdir()) == []
 
 

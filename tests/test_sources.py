@@ -377,15 +377,15 @@ def test_a_data_set_out_of_reach_says_the_ways_out(streaming: bool) -> None:
         texts(
             HuggingFaceData(path="someone/something", subset="small", streaming=streaming), "train"
         )
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "'someone/something' (small)",
         "local directory",
         "data.use=text",
         "data.use=stdlib",
     ):
-        assert part in said
-    assert len(said.splitlines()) == 2 and "hf_secret" not in said
+        assert part in message
+    assert len(message.splitlines()) == 2 and "hf_secret" not in message
 
 
 @pytest.mark.slow

@@ -182,10 +182,10 @@ def test_hf_from_a_local_directory_and_what_it_says_when_it_cannot(
         _ = bare.eos_id
     with pytest.raises(DataError) as caught:
         HuggingFaceTokenizer().encode(["x"])
-    said = str(caught.value)
+    message = str(caught.value)
     for part in ("'facebook/opt-125m'", "tokenizer.path", "local directory", "tokenizer.use=bpe"):
-        assert part in said
-    assert len(said.splitlines()) == 2 and "hf_secret" not in said
+        assert part in message
+    assert len(message.splitlines()) == 2 and "hf_secret" not in message
 
 
 @pytest.mark.parametrize("make", [lambda cache: Bytes(), fitted], ids=["bytes", "bpe"])

