@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,10 +75,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path) -> Iterator[Path]:
+def finished(recipe: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         assert inside(patch, recipe, *PLAIN) == 0
-        yield recipe.parent / "run"
+    return recipe.parent / "run"
 
 
 @pytest.fixture
