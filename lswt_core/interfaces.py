@@ -4,8 +4,8 @@ Imports torch only. Shapes: B rows (sequences) of a batch, T new tokens, N keys 
 H heads, D head width, M model width (d_model), V vocabulary.
 
 Positions number tokens from the start of the new segment: 0 is its first token, tokens in memory
-have negative positions, sinks have none. A segment is the T tokens of every row that one forward
-pass reads, as in Transformer-XL.
+have negative positions, attention sinks (registers among them) have none. A segment is the T
+tokens of every row that one forward pass reads, as in Transformer-XL.
 
 A component's kind is its base class, its name the class attribute ``name``, and its options are the
 annotated keyword-only parameters of its constructor.
@@ -124,7 +124,7 @@ class KVBlock(NamedTuple):
     q: Tensor  # [B, T, H, D]; blocks whose queries are encoded alike share one tensor
     k: Tensor  # [B, N, H, D]
     v: Tensor  # [B, N, H, D]
-    causal: bool  # True: the new segment's own keys (N = T), key j visible to query i iff j <= i
+    causal: bool  # causal mask of the new segment's own keys (N = T): query i sees key j iff j <= i
     bias: Bias | None = None
     positions: Tensor | None = None  # [N] of the keys; None: sinks
     # [B or 1, T]: the lowest position that each query sees (the start of its document or of its
@@ -254,7 +254,8 @@ class PositionalEncoding(Component, nn.Module):
     has_bias: ClassVar[bool] = False  # whether ``bias`` returns a bias
     # Whether encodings depend on the number of tokens attended to (dynamic NTK).
     length_dependent: ClassVar[bool] = False
-    by_end: bool = False  # whether ``encode_sink`` depends on where the segment ends
+    # Whether ``encode_sink`` depends on the position of the segment's last token.
+    sinks_depend_on_segment_end: bool = False
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

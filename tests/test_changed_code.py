@@ -84,12 +84,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("edited", ["own.py", "multiplier.py"])
 def test_a_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
-    place: Path, edited: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path,
+    edited: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     # without its report a run is not finished, and goes on
     monkeypatch.setattr(Session, "write_report", lambda session: None)
     words = ["nano.toml", "--out", "run", "--plugin", "own.py"]
     assert run(words) == 0
+    load_run(place / "run", Registry(files=[place / "own.py"]))
+    assert not caplog.messages
     with place.joinpath(edited).open("a") as file:
         file.write("# edited\n")
     assert run(words) == 5
@@ -97,6 +103,9 @@ def test_a_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     assert "ffn/own: file" in output
     assert "--accept-changes" in output
     assert "norm/layernorm" not in output
+    load_run(place / "run", Registry(files=[place / "own.py"]))
+    (warning,) = caplog.messages
+    assert "ffn/own" in warning
     assert run([*words, "--accept-changes"]) == 0
     assert "ffn/own" in "".join(capsys.readouterr())
 

@@ -48,7 +48,8 @@ temperature = 1.3
 top_p = 0.9
 """
 )
-PROMPT = ["--prompt", "sense and"]
+TEXT = "sense and"
+PROMPT = ["--prompt", TEXT]
 Write = Callable[..., tuple[int, str, str]]
 
 
@@ -108,14 +109,14 @@ def test_it_writes_what_the_run_wrote(trained: Trained, write: Write) -> None:
     _, sample = trained.run.joinpath("sample.txt").read_bytes().decode().split("⟦model⟧")
     assert write(trained.run, *PROMPT, "--tokens", 40, "--temperature", 1.3, "--top-p", 0.9) == (
         0,
-        sample,
+        TEXT + sample,
         "",
     )
     assert (
         write(
             trained.run, *PROMPT, "--tokens", 40, "--temperature", 1.3, "--top-p", 0.9, "--seed", 1
         )[1]
-        != sample
+        != TEXT + sample
     )
 
 
@@ -138,11 +139,11 @@ def test_the_weights_are_the_newest_checkpoints(
 def test_every_method_writes_the_same_again(trained: Trained, write: Write, method: str) -> None:
     code, printed, _ = write(trained.run, *PROMPT, "--decode", method, "--tokens", 30, "--json")
     report = json.loads(printed)
-    assert code == 0 and report["decode"] == method and report["prompt"] == "sense and"
+    assert code == 0 and report["decode"] == method and report["prompt"] == TEXT
     assert len(report["ids"]) == 30 and not report["ended"]
     assert write(trained.run, *PROMPT, "--decode", method, "--tokens", 30) == (
         0,
-        report["text"] + "\n",
+        TEXT + report["text"] + "\n",
         "",
     )
 
@@ -174,7 +175,7 @@ def test_a_prompt_may_come_from_standard_input(trained: Trained, write: Write) -
         "9",
     ]
     piped = subprocess.run(
-        words, input=b"sense and", env=trained.environment(), capture_output=True
+        words, input=TEXT.encode(), env=trained.environment(), capture_output=True
     )
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.decode() == write(trained.run, *PROMPT, "--tokens", 9)[1]

@@ -171,7 +171,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
         "cacheable_keys": {"value": False, "of": "class"},
         "has_bias": {"value": True, "of": "class"},
         "length_dependent": {"value": None, "of": "instance"},
-        "by_end": {"value": False, "of": "instance"},
+        "sinks_depend_on_segment_end": {"value": False, "of": "instance"},
         "overrides": {"value": ["embed"], "of": "class"},
     }
     text = run_cli(capsys, "describe", "positional/waves", "--plugin", plugin)
@@ -280,10 +280,20 @@ def test_the_markdown_table_has_every_kind_and_marks_defaults(
     assert header.count("|") == rule.count("|") == 4
     table = {cells[1].strip(): cells for row in rows if (cells := row.split("|"))}
     assert list(table) == list(KINDS)
-    assert table["memory"][2].strip() == "`[memory.NAME]`"
+    assert table["memory"][2].strip() == "[memory.NAME]"
     names = {kind: cells[3].strip().split(", ") for kind, cells in table.items()}
     assert {"**rope**", "alibi", "waves"} <= set(names["positional"])
     assert "**auto**" in names["attention"]
     offered = {(offer.kind, offer.name) for offer in Registry().offers()}
     shown = {(kind, name.strip("*")) for kind in names for name in names[kind]}
     assert shown == offered | {("attention", "auto"), ("positional", "waves")}
+
+
+def test_the_list_tells_what_each_component_is_in_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plugins", "list"]) == 0
+    told = capsys.readouterr().out
+    assert "Rotary position embedding, pairing dimension i with i + D/2." in told
+    lines = [line[told.splitlines()[0].index("what it is") :] for line in told.splitlines()]
+    assert all(len(line) <= 80 for line in lines)

@@ -200,7 +200,8 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
         ]
         assert [line.split(" is ")[0].removeprefix("  process 1: ") for line in differences] == [
             "recipe.train.seed",
-            "code.ffn own",
+            "code.ffn/own.version",
+            "code.ffn/own.sha256",
             "run directory",
         ]
         assert str(tmp_path / "one" / "run") in differences[-1]

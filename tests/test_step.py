@@ -28,7 +28,7 @@ from lswt_core import Registry
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, LossSum, Output
+from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, LossSum, Objective, Output
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.plugin_api.pytree import concatenate_rows, split_rows, tree_leaves, tree_map
@@ -107,7 +107,7 @@ def largest_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(distance(a[name], b[name]) for name in a)
 
 
-def differentiated(loss: TrainModule, step: Step, labels: Any) -> dict[str, Tensor]:
+def differentiated(loss: TrainModule, step: Objective, labels: Any) -> dict[str, Tensor]:
     """The gradients of a step."""
     loss.zero_grad()
     step.backward(labels)
@@ -466,7 +466,7 @@ def everything(world: World) -> dict[str, Tensor]:
         found |= {
             f"{fraction}.shared.{name}": g
             for name, g in differentiated(loss, shared.sampled, "sampled").items()
-        }  # type: ignore[arg-type]
+        }
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}
@@ -528,6 +528,25 @@ def test_gradients_of_one_forward_pass_are_those_of_two(
     assert largest_gap(drawn, gradients(loss)) < 1e-12
 
 
+def test_an_objective_that_shares_its_forward_pass_is_a_whole_objective() -> None:
+    loss = loss_of()
+    step, part = step_of(loss, 2, sampling=0.5), step_of(loss, 2).subset(0.5)
+    shared: Objective | None = step.sampled
+    assert shared is not None
+    params = list(loss.parameters())
+    vectors = [torch.ones_like(p) for p in params]
+    products = zip(
+        shared.hessian_vector_product(params, vectors),
+        part.hessian_vector_product(params, vectors),
+        strict=True,
+    )
+    assert all(a.equal(b) for a, b in products)
+    wanted = differentiated(loss, part, "data")
+    assert largest_gap(differentiated(loss, shared, "data"), wanted) == 0
+    draws = [torch.rand(3, generator=one.generator("probe")) for one in (shared, step)]
+    assert draws[0].equal(draws[1])
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 def test_a_scale_changes_no_shared_gradient(fraction: float) -> None:
     loss = loss_of()
@@ -581,8 +600,8 @@ def test_a_curvature_that_is_not_finite_is_told() -> None:
     loss = loss_of()
     step = step_of(loss, 2, sampling=1.0)
     step.backward("data")
-    assert step.sampled is not None and step.sampled.gradients[0] is not None
-    step.sampled.gradients[0].fill_(torch.nan)
+    assert step.sampled is not None and step.sampled.gradient.gradients[0] is not None
+    step.sampled.gradient.gradients[0].fill_(torch.nan)
     with pytest.raises(NotFinite):
         step.sampled.backward("sampled")
 

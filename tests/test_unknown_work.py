@@ -10,6 +10,7 @@ import pytest
 from test_plugin_errors import Write, recipe, write  # noqa: F401
 
 from lswt_core.__main__ import main
+from lswt_core.benchmark.text_report import format_report
 
 ROUTED = "chosen = (x.flatten(0, -2)[:, 0] > 0).nonzero(); x = x + 0 * len(chosen)"
 COUNTING = """
@@ -109,6 +110,18 @@ def test_a_run_continues(
     assert main(words) == 0
     output = capsys.readouterr().out
     assert output.count("Moe.forward") == 1 and "at least" in output
+
+
+def test_a_benchmark_measures_without_them(
+    write: Write,  # noqa: F811
+    recipe: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--plugin", str(write(body=ROUTED)), "ffn.use=moe", "--rounds=1", "--tokens=1"]
+    assert main(["bench", str(recipe), *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["utilisation"] == {} and found["breakdown"]
+    assert "FLOPs are unknown" in format_report(found)
 
 
 LINEAR = """

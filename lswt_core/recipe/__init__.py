@@ -189,7 +189,7 @@ class Recipe:
         if not name and history:
             return history  # a component that was removed
         if owner is None or name.partition(".")[0] not in owner.keys:
-            raise RecipeError([self._unknown_key(key, table, name, owner)])
+            raise RecipeError([self._unknown_key(key, name, owner)])
         return default_of(owner, path[size]) + history
 
     def _locate(self, key: str) -> tuple[Checked, tuple[str, ...]]:
@@ -206,7 +206,7 @@ class Recipe:
             raise RecipeError([problem]) from error
         return (self._merged.layers[layer] if self._merged.layers else self._chosen), path[2:]
 
-    def _unknown_key(self, key: str, table: str, name: str, owner: wording.Owner | None) -> Problem:
+    def _unknown_key(self, key: str, name: str, owner: wording.Owner | None) -> Problem:
         """The problem of a key that has no history."""
         if owner is not None and not name:
             fix = f"ask for one of: {', '.join(owner.keys)}"

@@ -63,8 +63,8 @@ class Embedding(Table):
 class Train(Table):
     """[train]: batch, length of the run, precision and memory."""
 
-    batch_size: Size = 480  # rows of the global batch; each reads its own stream of tokens
-    seq_len: Size = 2048  # new tokens a row reads per step
+    batch_size: Size = 480  # rows of all ranks together (effective batch size)
+    seq_len: Size = 2048  # sequence length: new tokens a row reads per step
     micro_batch_size: Size | None = None  # rows per forward pass; None: all of a process's
     tokens: Amount | None = None  # length of the run; give this or steps
     steps: Steps | None = None
