@@ -14,9 +14,9 @@ from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_au
 from lswt_core.budget.layers import Amounts, extrapolate_layers
 from lswt_core.budget.memory import (
     MemoryBudget,
+    average_bytes,
     batch_bytes,
     logits_bytes,
-    average_bytes,
     meta_batch,
     optimizer_bytes,
     parameter_bytes,
@@ -27,7 +27,12 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.model.build import build_decoder_spec
-from lswt_core.model.components import build_auxiliary_losses, build_cross_entropy, build_optimizer
+from lswt_core.model.components import (
+    build_auxiliary_losses,
+    build_average,
+    build_cross_entropy,
+    build_optimizer,
+)
 from lswt_core.model.parameters import count_parameters
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.model.train_module import TrainModule

@@ -44,9 +44,13 @@ class AveragedWeights:
         """Copies of the weights that are trained, by name."""
         return {name: p.detach().clone() for name, p in self.weights.items()}
 
+    def restart(self) -> None:
+        """Take the weights as the average."""
+        self.copy(self.weights, self.averages)
+
     def restore(self, trained: Mapping[str, Tensor]) -> None:
         """Take what the parameters hold as the average, and ``trained`` as the weights."""
-        self.copy(self.weights, self.averages)
+        self.restart()
         self.copy(trained, self.weights)
 
     @staticmethod

@@ -37,7 +37,6 @@ from lswt_core.train.agreement import (
     require_same_checkpoint,
     require_same_run,
 )
-from lswt_core.train.averaging import average_weights
 from lswt_core.train.announce import (
     announce_model,
     announce_needs,
@@ -45,6 +44,7 @@ from lswt_core.train.announce import (
     announce_recipe,
     warn_of_short_schedule,
 )
+from lswt_core.train.averaging import average_weights
 from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
@@ -212,6 +212,7 @@ class Session:
             warm_started = read_recorded(self.records, "warm_start", self.console.warn)
         elif embeddings is not None:
             warm_started = warm_start(built, embeddings, corpus, self.world, self.console)
+            loop.trainer.restart_average()
         self.write_records(built, corpus, warm_started)
 
     def build_loop(
@@ -220,11 +221,11 @@ class Session:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
         recipe, console, context = self.recipe, self.console, self.step_context(built)
         optimizer = self.build_optimizer(built.loss)
+        average = average_weights(context.loss, build_average(recipe, self.registry), optimizer)
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
-        average = average_weights(context.loss, build_average(recipe, self.registry), optimizer)
         trainer = Trainer(
             TrainerComponents(
                 recipe.train, context, optimizer, schedule, rows, metrics, console, average

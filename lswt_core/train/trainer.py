@@ -181,6 +181,11 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.state.step)
 
+    def restart_average(self) -> None:
+        """Take the current weights as their average, after they were given other initial values."""
+        if self.average is not None:
+            self.average.restart()
+
     @contextmanager
     def eval_parameters(self) -> Iterator[None]:
         """A context in which the parameters hold the values to evaluate and save."""

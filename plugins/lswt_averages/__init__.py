@@ -24,7 +24,7 @@ class NoAverage(WeightAverage):
 class ExponentialMovingAverage(WeightAverage):
     """An exponential moving average (EMA) of the weights: after update t, ``average = d average +
     (1 - d) weights`` with ``d = min(decay, (1 + t) / (warmup + t))``, Polyak averaging with a decay
-    that grows as in TensorFlow's ExponentialMovingAverage, so that the initial values are forgotten.
+    that grows, so that the initial values are forgotten.
 
     Only every ``every``-th update is averaged; ``decay`` is then that of each averaged update.
     """
