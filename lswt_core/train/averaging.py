@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import Optimizer, WeightAverage
+from lswt_core.model.components import build_average
+from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 
 
 class AveragedWeights:
@@ -68,11 +71,12 @@ def widened(parameter: Tensor) -> Tensor:
 
 
 def average_weights(
-    model: nn.Module, average: WeightAverage, optimizer: Optimizer
+    recipe: Recipe, registry: Registry, model: nn.Module, optimizer: Optimizer
 ) -> AveragedWeights | None:
     """The average of a run; None if its recipe has none. Raises Incompatible if the optimizer keeps
     an average of its own.
     """
+    average = build_average(recipe, registry)
     if not average.is_active:
         return None
     if type(optimizer).eval_parameters is not Optimizer.eval_parameters:

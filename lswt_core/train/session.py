@@ -24,7 +24,7 @@ from lswt_core.errors import LswtError, Preempted
 from lswt_core.interfaces import Optimizer
 from lswt_core.model.build import BuiltModel, build_model, materialise
 from lswt_core.model.code_fingerprint import fingerprint_components
-from lswt_core.model.components import build_average, build_optimizer, build_schedule
+from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
 from lswt_core.model.parameters import summarise_groups
 from lswt_core.model.train_module import TrainModule
@@ -32,11 +32,7 @@ from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
-from lswt_core.train.agreement import (
-    require_agreement,
-    require_same_checkpoint,
-    require_same_run,
-)
+from lswt_core.train.agreement import require_agreement, require_same_checkpoint, require_same_run
 from lswt_core.train.announce import (
     announce_model,
     announce_needs,
@@ -221,16 +217,15 @@ class Session:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
         recipe, console, context = self.recipe, self.console, self.step_context(built)
         optimizer = self.build_optimizer(built.loss)
-        average = average_weights(context.loss, build_average(recipe, self.registry), optimizer)
+        average = average_weights(recipe, self.registry, context.loss, optimizer)
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
-        trainer = Trainer(
-            TrainerComponents(
-                recipe.train, context, optimizer, schedule, rows, metrics, console, average
-            )
+        components = TrainerComponents(
+            recipe.train, context, optimizer, schedule, rows, metrics, console, average
         )
+        trainer = Trainer(components)
         return TrainingLoop(
             trainer,
             Checkpointer(
