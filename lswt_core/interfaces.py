@@ -422,9 +422,18 @@ class Mixer(Layer, ABC):
     transforms_scores: ClassVar[bool] = False  # sets KVBlock.transform
     selects_keys: ClassVar[bool] = False  # sets KVBlock.selected
     has_bias: ClassVar[bool] = False  # sets KVBlock.bias
+    # It keeps no state (``reach`` is 0), and sees earlier tokens in what a layer below wrote.
+    sees_past_of_others: bool = False
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__()
+
+    @classmethod
+    def head_dims(cls, dims: Dims) -> Dims:
+        """The sizes of the heads that the attention backend and memories get, from the layer's
+        (softmax attention only). By default the same.
+        """
+        return dims
 
     @abstractmethod
     def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:

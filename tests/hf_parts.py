@@ -64,6 +64,17 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
             },
         }
     },
+    "gated": {"mixer": {"use": "gated-attention", "granularity": "headwise"}},
+    "differential": {"mixer": {"use": "differential-attention"}},
+    "latent": {
+        "mixer": {"use": "latent-attention", "kv_rank": 8, "q_rank": 12, "d_rope": 4},
+        "memory": {"registers": {"count": 3}, "xl": {"use": "xl-hidden", "length": 64}},
+    },
+    "value-residual": {"mixer": {"use": "value-residual"}},
+    "cross-layer": {
+        "mixer": {"use": "cross-layer-attention"},
+        "layers": {"1": {"mixer": {"keys": "below"}, "memory": {"xl": False}}},
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}

@@ -18,6 +18,7 @@ from lswt_registers import Registers
 from lswt_rope import Rope, XPos
 from lswt_sinks import SinkLogit, SoftmaxOffByOne
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
+from softmax_parts import MIXERS
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -80,6 +81,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "compressed-one": {"memories": {"sink": SoftmaxOffByOne, "xl": compressed}},
     "registers-alone": {"memories": {"registers": registers}},
     "no-memory": {},
+    "latent": {"memories": {"xl": hidden}, "mixer": MIXERS["latent"]},
+    **{
+        name: {"memories": {"registers": registers, "xl": xl}, "mixer": MIXERS[name]}
+        for name in ("gated", "differential", "value residual", "cross-layer")
+    },
 }
 every_model = pytest.mark.parametrize("parts", MODELS.values(), ids=MODELS)
 

@@ -160,8 +160,23 @@ LAYERED = {
 }
 
 
+RESIDUAL = {"mixer": {"use": "value-residual"}}  # the first layer is another
+CROSS_LAYER = {
+    "mixer": {"use": "cross-layer-attention"},
+    "layers": {"every 2 from 1": {"mixer": {"keys": "below"}, "memory": {"xl": False}}},
+}
+
+
 @pytest.mark.parametrize(
-    "tables", [{}, LAYERED, {"optimizer": {"use": "muon"}}], ids=["alike", "layered", "muon"]
+    "tables",
+    [
+        {},
+        LAYERED,
+        {"optimizer": {"use": "muon"}},
+        pytest.param(RESIDUAL, marks=pytest.mark.slow),
+        pytest.param(CROSS_LAYER, marks=pytest.mark.slow),
+    ],
+    ids=["alike", "layered", "muon", "residual", "cross-layer"],
 )
 def test_shallow_models_tell_what_the_whole_needs(tables: dict[str, Any]) -> None:
     recipe, registry = recipe_of(**tables), Registry()

@@ -64,7 +64,7 @@ class Budget(NamedTuple):
 
 
 def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
-    """Measure a recipe; exact if layers of equal tables are equal (``extrapolate_layers``)."""
+    """Measure a recipe; exact if equal layers need the same (``extrapolate_layers``)."""
     precision = Precision.choose(recipe.train.precision, world.device)
     blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}

@@ -30,7 +30,7 @@ class InferenceEngine:
     carried along as cache.
 
     Later calls see as many earlier tokens as the layers' states keep. If the mixer of some layer
-    keeps none (registers are no state), the cache is the text itself, of which the last
+    sees none of them (registers are no state), the cache is the text itself, of which the last
     ``seq_len`` ids are recomputed at every call.
 
     Calling the engine returns a new cache and leaves the old one valid, so that a text can branch.
@@ -45,7 +45,7 @@ class InferenceEngine:
         if self.device.type == "cuda":
             self.capture = CudaGraphStep
         self.has_memory = all(
-            any(mixer.reach != 0 for mixer in block.modules() if isinstance(mixer, Mixer))
+            any(sees_past(mixer) for mixer in block.modules() if isinstance(mixer, Mixer))
             for block in decoder.blocks
         )
 
@@ -178,6 +178,11 @@ class CachedSequence:
         index = torch.arange(n_before, n_before + ids.shape[1], device=ids.device)
         start = self.pad_lengths[:, None]  # [B, 1]
         return torch.where(index >= start, start, 0) - n_before + position
+
+
+def sees_past(mixer: Mixer) -> bool:
+    """Whether a mixer sees tokens of earlier calls: by its own state, or that of a layer below."""
+    return mixer.reach != 0 or mixer.sees_past_of_others
 
 
 def last_ids(before: Tensor | None, ids: Tensor, length: int) -> Tensor:

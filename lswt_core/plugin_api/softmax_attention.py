@@ -43,6 +43,7 @@ class SoftmaxAttention(Mixer):
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__(dims, parts)
+        dims = self.head_dims(dims)
         memories = {name: build(dims) for name, build in parts.memories.items()}
         require_one_token_memory(memories)
         self.n_heads, self.n_kv_heads, self.d_head = dims.n_heads, dims.n_kv_heads, dims.d_head
@@ -57,6 +58,8 @@ class SoftmaxAttention(Mixer):
         self.window = min(windows, default=None)
         self.reach = max((memory.length for memory in memories.values()), default=0)
         self.backend = parts.attention(dims)
+        # a variant's own positional encoding, set by its constructor; None: the layer's
+        self.positional: PositionalEncoding | None = None
 
     def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
         """Attend from normed inputs x [B, T, M]; the state is that of every memory, by name."""
@@ -86,7 +89,7 @@ class SoftmaxAttention(Mixer):
         """Keys and values [B, N, G, D], as they were projected from x [B, N, M], as a block: keys
         normed. x is the layer's input, or what a memory keeps of earlier ones (xl-hidden).
         """
-        features = context.positional.features(x)
+        features = self.encoding_of(context.positional).features(x)
         return KeyValue(self.key_norm(k), v, positions, features=features)
 
     def attend(self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext) -> Tensor:
@@ -98,8 +101,13 @@ class SoftmaxAttention(Mixer):
         self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext
     ) -> list[KVBlock]:
         """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded."""
-        first_visible = self.apply_window(context.positions, context.first_visible)
-        return encode_positions(q, key_values, context.positions, first_visible, context.positional)
+        first_visible = within_window(context, self.window)
+        positional = self.encoding_of(context.positional)
+        return encode_positions(q, key_values, context.positions, first_visible, positional)
+
+    def encoding_of(self, positional: PositionalEncoding) -> PositionalEncoding:
+        """The positional encoding of queries and keys: its own, or the layer's."""
+        return positional if self.positional is None else self.positional
 
     def combine(self, attended: Tensor, x: Tensor) -> Tensor:
         """What the output projection gets, from the heads' outputs [B, T, H, D] and the layer's
@@ -111,14 +119,16 @@ class SoftmaxAttention(Mixer):
         """What the layers above get (``writes``), from the keys and values of this one."""
         return {}
 
-    def apply_window(self, positions: Tensor, first_visible: Tensor | None) -> Tensor | None:
-        """Return the first position each query sees: the start of its document (first_visible
-        [B, T]) or of the layer's window, whichever is later.
-        """
-        if self.window is None:
-            return first_visible
-        window_start = (positions - self.window + 1)[None]  # [1, T]
-        return window_start if first_visible is None else first_visible.maximum(window_start)
+
+def within_window(context: LayerContext, window: int | None) -> Tensor | None:
+    """The first position each query sees, [B or 1, T]: the start of its document or of a window of
+    so many tokens, whichever is later. None: no key is hidden.
+    """
+    first_visible = context.first_visible
+    if window is None:
+        return first_visible
+    window_start = (context.positions - window + 1)[None]  # [1, T]
+    return window_start if first_visible is None else first_visible.maximum(window_start)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
