@@ -25,6 +25,7 @@ from lswt_core.interfaces import (
     Mixer,
     MixerParts,
     PositionalEncoding,
+    ScoreTransform,
     State,
 )
 from lswt_core.plugin_api.plain_modules import is_plain_linear
@@ -40,6 +41,9 @@ class SoftmaxAttention(Mixer):
     """
 
     uses = frozenset({"memory", "attention", "qk_norm", "positional"})
+    # Of the scores of all key blocks, sinks included; a mixer that sets it declares its class in
+    # ``transforms_scores``.
+    transform: ScoreTransform | None = None
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__(dims, parts)
@@ -97,9 +101,15 @@ class SoftmaxAttention(Mixer):
     def encode(
         self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext
     ) -> list[KVBlock]:
-        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded."""
-        first_visible = self.apply_window(context.positions, context.first_visible)
-        return encode_positions(q, key_values, context.positions, first_visible, context.positional)
+        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded. A
+        mixer that selects keys replaces ``selected`` of what this returns.
+        """
+        positions = context.positions
+        first_visible = self.apply_window(positions, context.first_visible)
+        blocks = encode_positions(q, key_values, positions, first_visible, context.positional)
+        if self.transform is None:
+            return blocks
+        return [block._replace(transform=self.transform) for block in blocks]
 
     def combine(self, attended: Tensor, x: Tensor) -> Tensor:
         """What the output projection gets, from the heads' outputs [B, T, H, D] and the layer's
@@ -216,6 +226,7 @@ def encode_positions(
     oldest = torch.cat([k_positions for _, k_positions in placed]).amin()  # []
     if first_visible is not None:
         oldest = first_visible.clamp_min(oldest)  # [B or 1, T]
+    q = positional.scale_queries(q, positions, oldest)
     blocks = [encode_sink_block(q, sink, positions, oldest, positional) for sink in sinks]
     q, keys = encode_keys(q, placed, positions, positional)
     encoded = [kv._replace(k=k) for (kv, _), k in zip(placed, keys, strict=True)]
