@@ -50,8 +50,10 @@ def concatenate_blocks(blocks: Sequence[KVBlock]) -> ConcatenatedBlocks:
     Blocks whose queries are encoded differently (sinks, usually) get a slice of the head width
     each, with queries concatenated and keys zero in the other slices: q . k is unchanged and any
     kernel can run it, at the price of a wider head. Pass 1/sqrt(D) of the original width as the
-    kernel's scale, and drop the output beyond D. Transforms of the scores are left to the caller.
+    kernel's scale, and drop the output beyond D. Raises Unsupported for transforms of the scores,
+    for which a mask has no place.
     """
+    refuse_other_parts("by one mask", blocks, {"bias", "first_visible", "selected"})
     blocks = sorted(blocks, key=lambda block: block.causal)
     queries, query_index = distinct_queries(blocks)
     d_head = blocks[0].q.shape[-1]

@@ -55,7 +55,10 @@ class SoftmaxAttention(Mixer):
         self.key = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.value = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.output = nn.Linear(dims.d_model, dims.d_model, bias=dims.bias)
-        self.query_norm, self.key_norm = parts.qk_norm(dims), parts.qk_norm(dims)
+        self.query_norm = parts.qk_norm(dims)
+        self.key_norm = parts.qk_norm(
+            dims._replace(d_model=d_kv, n_heads=dims.n_kv_heads, queries_per_kv=1)
+        )
         self.memory = nn.ModuleDict(memories)
         windows = [memory.window for memory in memories.values() if memory.window]
         self.window = min(windows, default=None)
