@@ -75,11 +75,22 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "mixer": {"use": "cross-layer-attention"},
         "layers": {"1": {"mixer": {"keys": "below"}, "memory": {"xl": False}}},
     },
+    "grouped": {
+        "model": NANO["model"] | {"n_heads": 4, "n_kv_heads": 2},
+        "memory": {"xl": {"use": "xl-cache", "length": 64}, "sink": {"use": "sink-logit"}},
+    },
+    "own-gates": {
+        "positional": {"use": "none"},
+        "layers": {"every 1": {"positional": {"use": "forgetting"}}},
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}
         for name in (
             "alibi",
+            "cope",
+            "log-n",
+            "scalable-softmax",
             "t5",
             "xpos",
             "rope-partial",

@@ -18,7 +18,14 @@ from lswt_eager import Eager
 from lswt_sdpa import Sdpa
 from torch import Tensor
 
-from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Dims,
+    KVBlock,
+    SoftCap,
+    Unsupported,
+)
 from lswt_core.plugin_api.attention import attention_scores, reference_attention
 
 BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
@@ -40,7 +47,8 @@ class Shape(NamedTuple):
     tokens: int
     remembered: int
     registers: int
-    heads: int
+    heads: int  # of keys and values
+    shared: int  # query heads for each of them
     width: int
     learned: bool  # whether gradients flow into what is remembered
     own_queries: bool  # whether registers are met by queries of their own
@@ -54,6 +62,7 @@ shapes = st.builds(
     remembered=st.sampled_from([0, 1, 17, 40, 129]),
     registers=st.sampled_from([0, 5, 16]),
     heads=st.integers(1, 3),
+    shared=st.sampled_from([1, 1, 2, 3]),
     width=st.sampled_from([32, 64, 128]),
     learned=st.booleans(),
     own_queries=st.booleans(),
@@ -69,12 +78,14 @@ def attention_inputs(
     """
     generator = torch.Generator().manual_seed(1)
 
-    def draw(size: int, learned: bool = True) -> Tensor:
-        numbers = torch.randn(shape.rows, size, shape.heads, shape.width, generator=generator)
+    def draw(size: int, learned: bool = True, shared: int = 1) -> Tensor:
+        heads = shape.heads * shared
+        numbers = torch.randn(shape.rows, size, heads, shape.width, generator=generator)
         return numbers.to(shape.dtype).to(dtype).requires_grad_(learned)
 
-    q, k, v = (draw(shape.tokens) for _ in range(3))
-    sink = [draw(shape.tokens), draw(shape.registers), draw(shape.registers)]
+    q, own = (draw(shape.tokens, shared=shape.shared) for _ in range(2))
+    k, v = (draw(shape.tokens) for _ in range(2))
+    sink = [own, draw(shape.registers), draw(shape.registers)]
     old = [draw(shape.remembered, shape.learned) for _ in range(2)]
     parts = [KVBlock(sink[0] if shape.own_queries else q, sink[1], sink[2], causal=False)] * (
         shape.registers > 0
@@ -82,7 +93,7 @@ def attention_inputs(
     parts += [KVBlock(q, *old, causal=False)] * (shape.remembered > 0)
     parts.append(KVBlock(q, k, v, causal=True))
     leaves = [t for part in parts for t in part[:3] if t.requires_grad]  # type: ignore[union-attr]
-    return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False)
+    return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False, shape.shared)
 
 
 def outputs_and_gradients(
@@ -126,7 +137,8 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
-    dims = Dims(shape.heads * shape.width, shape.heads, 8, 1)
+    heads = shape.heads * shape.shared
+    dims = Dims(heads * shape.width, heads, 8, 1, queries_per_kv=shape.shared)
     actual, expected = (
         outputs_and_gradients(BACKENDS[backend](dims), shape, shape.dtype),
         outputs_and_gradients(Eager(dims), shape, torch.float64),
@@ -152,7 +164,7 @@ def test_blocks_of_any_size_are_the_whole(
     monkeypatch.setattr(tiles, "TILE_QUERIES", rows)
     monkeypatch.setattr(tiles, "TILE_SCORES", block)
     monkeypatch.setattr(tiles, "SAVED_BYTES", kept)
-    shape = Shape(2, 16, 11, 3, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
+    shape = Shape(2, 16, 11, 3, 2, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
     dims = Dims(64, 2, 8, 1)
     assert (
         max(
@@ -170,6 +182,7 @@ def test_blocks_of_any_size_are_the_whole(
     [
         ({"device": "cuda"}, "CPU"),
         ({"has_bias": True}, "biases"),
+        ({"transform": SoftCap}, "transforms"),
         ({"double_backward": True}, "second derivative"),
     ],
 )
@@ -191,7 +204,7 @@ def test_what_is_remembered_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -
         products.append((*a.shape[1:], b.shape[-1]))
         return multiply(a, b, **options)
 
-    shape = Shape(1, 8, 24, 0, 2, 32, learned=False, own_queries=False, dtype=torch.float32)
+    shape = Shape(1, 8, 24, 0, 2, 1, 32, learned=False, own_queries=False, dtype=torch.float32)
     parts, leaves, cotangent = attention_inputs(shape, torch.float32)
     out = Blocked(Dims(64, 2, 8, 1))(parts)
     monkeypatch.setattr(torch, "bmm", counted)

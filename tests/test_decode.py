@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import VOCAB, distance, slow_unless, tiny, tokens
+from helpers import DIMS, VOCAB, distance, slow_unless, tiny, tokens
 from lswt_alibi import Alibi
 from lswt_blocked import Blocked
 from lswt_bytes import Bytes
 from lswt_compressed import Compressed
+from lswt_forgetting import Forgetting
 from lswt_registers import Registers
 from lswt_rope import Rope, XPos
+from lswt_rope.log_n import LogN
 from lswt_sinks import SinkLogit, SoftmaxOffByOne
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from softmax_parts import MIXERS
@@ -71,6 +73,10 @@ def forward(dims: Any) -> Rope:
     return Rope(dims, reversed=False)
 
 
+def log_n(dims: Any) -> LogN:
+    return LogN(dims, trained_length=8)
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "xl-reversed": {"memories": {"xl": xl}},
     "xl-forward": {"memories": {"xl": xl}, "positional": forward},
@@ -79,6 +85,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "window": {"memories": {"registers": registers, "xl": window}},
     "hidden-logit": {"memories": {"xl": hidden, "sink": SinkLogit}},
     "compressed-one": {"memories": {"sink": SoftmaxOffByOne, "xl": compressed}},
+    "grouped": {
+        "dims": DIMS._replace(n_heads=4, queries_per_kv=2),
+        "memories": {"registers": registers, "sink": SinkLogit, "xl": xl},
+    },
+    "log-n": {"memories": {"registers": registers, "xl": xl}, "positional": log_n},
+    "forgetting": {"memories": {"registers": registers, "xl": xl}, "positional": Forgetting},
     "registers-alone": {"memories": {"registers": registers}},
     "no-memory": {},
     "latent": {"memories": {"xl": hidden}, "mixer": MIXERS["latent"]},

@@ -109,8 +109,8 @@ class PairFlops:
 
 
 def visible_pairs(block: KVBlock, window: int | None) -> int:
-    """Return the pairs of a query and a key that it attends to. Document masks have no values on
-    the meta device and are ignored.
+    """Return the pairs of a query and a key that it attends to. Document masks and selections of
+    keys have no values on the meta device and are ignored.
     """
     queries, keys = block.q.shape[1], block.k.shape[1]
     if window is None or block.positions is None:
@@ -129,7 +129,7 @@ def counted_attention(loss: TrainModule) -> Iterator[PairFlops]:
     pairs = PairFlops()
 
     def substitute(layer: SoftmaxAttention) -> nn.Module:
-        if is_softmax_attention(layer.backend, layer.n_heads, layer.d_head):
+        if is_softmax_attention(layer.backend, layer.n_heads, layer.n_kv_heads, layer.d_head):
             return CountingAttention(pairs, layer.window)
         return layer.backend
 
@@ -137,7 +137,7 @@ def counted_attention(loss: TrainModule) -> Iterator[PairFlops]:
         yield pairs
 
 
-def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
+def is_softmax_attention(backend: nn.Module, heads: int, kv_heads: int, d_head: int) -> bool:
     """Return whether a backend computes softmax attention over its key blocks, by comparing it with
     the reference on the CPU. False if it has parameters or buffers; True if it does not run on the
     CPU.
@@ -146,10 +146,11 @@ def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
         return False
     try:
         if isinstance(backend, AttentionBackend):
-            backend.require(AttentionRequirements("cpu", torch.float32, d_head))
+            need = AttentionRequirements("cpu", torch.float32, d_head)
+            backend.require(need._replace(queries_per_kv=heads // kv_heads))
     except Unsupported:
         return True
-    blocks = random_blocks(heads, d_head)
+    blocks = random_blocks(heads, kv_heads, d_head)
     try:
         with torch.no_grad():
             output = copy.deepcopy(backend)(blocks)
@@ -158,12 +159,12 @@ def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
         return False
 
 
-def random_blocks(heads: int, d_head: int) -> list[KVBlock]:
+def random_blocks(heads: int, kv_heads: int, d_head: int) -> list[KVBlock]:
     """Return three cached and three new tokens as key blocks, on the CPU."""
     generator = torch.Generator().manual_seed(0)
-    shape = (1, 3, heads, d_head)
     q, k, v, cached_k, cached_v = (
-        torch.randn(shape, generator=generator, device="cpu") for _ in range(5)
+        torch.randn(1, 3, size, d_head, generator=generator, device="cpu")
+        for size in (heads, *[kv_heads] * 4)
     )
     cached = torch.arange(-3, 0, device="cpu")
     new = torch.arange(3, device="cpu")
@@ -187,5 +188,7 @@ class CountingAttention(nn.Module):
         output = torch.zeros_like(blocks[-1].q)
         for block in blocks:
             self.pairs.add(block, self.window)
-            output = output + block.q + (block.k + block.v).mean(1, keepdim=True)
+            output = output + block.q + (block.k + block.v).mean((1, 2), keepdim=True)
+            if block.bias is not None:
+                output = output + block.bias.dense().mean()
         return output

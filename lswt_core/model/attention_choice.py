@@ -8,7 +8,14 @@ from typing import NamedTuple
 import torch
 
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, Mixer, Unsupported
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Dims,
+    Mixer,
+    ScoreTransform,
+    Unsupported,
+)
 from lswt_core.model.components import (
     build_component,
     build_encodings,
@@ -72,7 +79,7 @@ def attention_requirements(
         has_bias=any(one.has_bias for one in encodings) or any(one.has_bias for one in mixers),
         has_mask=recipe.train.document_masking or has_window,
         queries_per_kv=dims.queries_per_kv,
-        has_transform=any(mixer.transforms_scores for mixer in mixers),
+        transform=common_class([mixer.transforms_scores for mixer in mixers]),
         has_selection=any(mixer.selects_keys for mixer in mixers),
     )
     needs = [required, *(required._replace(d_head=one.d_head) for one in others)]
@@ -80,6 +87,14 @@ def attention_requirements(
     if optimizer_class(recipe, registry).needs_hessian_vector_products:
         needs += [need._replace(dtype=torch.float32) for need in needs]
     return needs
+
+
+def common_class(transforms: Sequence[type[ScoreTransform] | None]) -> type[ScoreTransform] | None:
+    """Return the class that all transforms of scores are of, None if there are none."""
+    classes = {one for one in transforms if one is not None}
+    if len(classes) > 1:
+        return ScoreTransform
+    return next(iter(classes), None)
 
 
 def resolve_auto(

@@ -25,6 +25,7 @@ from lswt_core.interfaces import (
     Mixer,
     MixerParts,
     PositionalEncoding,
+    ScoreTransform,
     State,
 )
 from lswt_core.plugin_api.plain_modules import is_plain_linear
@@ -40,6 +41,9 @@ class SoftmaxAttention(Mixer):
     """
 
     uses = frozenset({"memory", "attention", "qk_norm", "positional"})
+    # Of the scores of all key blocks, sinks included; a mixer that sets it declares its class in
+    # ``transforms_scores``.
+    transform: ScoreTransform | None = None
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__(dims, parts)
@@ -52,7 +56,10 @@ class SoftmaxAttention(Mixer):
         self.key = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.value = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.output = nn.Linear(dims.d_model, dims.d_model, bias=dims.bias)
-        self.query_norm, self.key_norm = parts.qk_norm(dims), parts.qk_norm(dims)
+        self.query_norm = parts.qk_norm(dims)
+        self.key_norm = parts.qk_norm(
+            dims._replace(d_model=d_kv, n_heads=dims.n_kv_heads, queries_per_kv=1)
+        )
         self.memory = nn.ModuleDict(memories)
         windows = [memory.window for memory in memories.values() if memory.window]
         self.window = min(windows, default=None)
@@ -100,10 +107,16 @@ class SoftmaxAttention(Mixer):
     def encode(
         self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext
     ) -> list[KVBlock]:
-        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded."""
+        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded. A
+        mixer that selects keys replaces ``selected`` of what this returns.
+        """
+        positions = context.positions
         first_visible = within_window(context, self.window)
         positional = self.encoding_of(context.positional)
-        return encode_positions(q, key_values, context.positions, first_visible, positional)
+        blocks = encode_positions(q, key_values, positions, first_visible, positional)
+        if self.transform is None:
+            return blocks
+        return [block._replace(transform=self.transform) for block in blocks]
 
     def encoding_of(self, positional: PositionalEncoding) -> PositionalEncoding:
         """The positional encoding of queries and keys: its own, or the layer's."""
@@ -226,6 +239,7 @@ def encode_positions(
     oldest = torch.cat([k_positions for _, k_positions in placed]).amin()  # []
     if first_visible is not None:
         oldest = first_visible.clamp_min(oldest)  # [B or 1, T]
+    q = positional.scale_queries(q, positions, oldest)
     blocks = [encode_sink_block(q, sink, positions, oldest, positional) for sink in sinks]
     q, keys = encode_keys(q, placed, positions, positional)
     encoded = [kv._replace(k=k) for (kv, _), k in zip(placed, keys, strict=True)]
