@@ -12,11 +12,14 @@ import torch
 from helpers import VOCAB, distance, slow_unless, tiny, tokens
 from lswt_alibi import Alibi
 from lswt_blocked import Blocked
+from lswt_blocks import HyperConnections
 from lswt_bytes import Bytes
 from lswt_compressed import Compressed
+from lswt_moe import MixtureOfExperts
 from lswt_registers import Registers
 from lswt_rope import Rope, XPos
 from lswt_sinks import SinkLogit, SoftmaxOffByOne
+from lswt_token_shift import TokenShift
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -80,6 +83,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "compressed-one": {"memories": {"sink": SoftmaxOffByOne, "xl": compressed}},
     "registers-alone": {"memories": {"registers": registers}},
     "no-memory": {},
+    "streams-shift": {"memories": {"xl": xl}, "block": HyperConnections, "ffn": TokenShift},
+    "experts": {"memories": {"xl": xl}, "ffn": MixtureOfExperts},
 }
 every_model = pytest.mark.parametrize("parts", MODELS.values(), ids=MODELS)
 
