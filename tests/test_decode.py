@@ -432,7 +432,9 @@ def test_captured_steps_give_what_the_engine_gives(
         segments = ids.split([6] + [1] * 34, dim=1)
         outputs.append(torch.cat([sequence(segment) for segment in segments], dim=1))
         if capture is not None:
-            assert (sequence.captured is None) == (sequence.cache_state is None)
+            # a state that is returned anew cannot be replayed
+            is_slow = sequence.cache_state is None or parts.get("ffn") is TokenShift
+            assert (sequence.captured is None) == is_slow
             if sequence.captured is not None:  # from the second single token on
                 assert sequence.captured.captured_at == 7  # type: ignore[attr-defined]
     first = 0 if pads is None else max(pads)
