@@ -415,6 +415,8 @@ class Layer(Component, nn.Module):
     # How many tokens back its state reaches; replaying so many rebuilds it. None: all of the past,
     # as a recurrent state does. 0: no state.
     reach: int | None = 0
+    # How many of its own parameters a token does not use (experts it is not sent to), for ``plan``.
+    inactive_parameters: int = 0
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """The count that a loss term will have, computed from the batch alone (see

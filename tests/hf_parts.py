@@ -83,6 +83,17 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "positional": {"use": "none"},
         "layers": {"every 1": {"positional": {"use": "forgetting"}}},
     },
+    "hyper-experts": {
+        "block": {"use": "hyper-connections", "streams": 3},
+        "ffn": {"use": "moe", "n_experts": 4},
+        "model": NANO["model"] | {"d_ffn": 24},
+    },
+    "other-blocks": {
+        "layers": {
+            "0": {"block": {"use": "sandwich"}, "ffn": {"use": "token-shift"}},
+            "1": {"block": {"use": "post-norm"}, "ffn": {"use": "token-shift"}},
+        }
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}

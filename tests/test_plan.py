@@ -315,6 +315,16 @@ def test_blocks_that_are_run_again_keep_their_inputs_and_what_one_of_them_keeps(
     }
 
 
+def test_blocks_that_are_run_again_keep_every_residual_stream() -> None:
+    train = {**NANO["train"], "activation_checkpointing": "block"}
+    block = {"use": "hyper-connections", "streams": 3}
+    plain, again = (
+        budget(recipe, Registry(), WORLD).memory.of_process(WORLD, 1)["activations"]
+        for recipe in (recipe_of(block=block), recipe_of(block=block, train=train))
+    )
+    assert again == 7 * 16 * (3 * 16) * 4 + plain // 7
+
+
 def test_the_xl_model_fits_one_gpu_of_141_gb_if_its_moments_are_short() -> None:
     memory = ACCELERATORS["h200"].memory
     few_rows = [
@@ -336,9 +346,8 @@ def test_the_xl_model_fits_one_gpu_of_141_gb_if_its_moments_are_short() -> None:
     [(4, "train.micro_batch_size=4"), (0, "one sequence")],
 )
 def test_a_run_that_does_not_fit_is_refused_with_what_would(largest: int, advice: str) -> None:
-    measured = MemoryBudget(
-        {"weights": 10**12, "memories": 0, "activations": 10**9}, recipe_of(), lambda tokens: 0
-    ).of_process(WORLD)
+    parts = {"weights": 10**12, "memories": 0, "activations": 10**9}
+    measured = MemoryBudget(parts, recipe_of(), lambda tokens: 0, 32).of_process(WORLD)
     with pytest.raises(ResourceError, match=advice) as caught:
         require_memory(measured, torch.device("cpu"), "nano", largest)
     assert "1,000.00 GB" in str(caught.value)

@@ -41,8 +41,8 @@ class Flops(NamedTuple):
     train: int  # forward and backward, what the mathematics needs
     update_curvature: int  # a second-order optimizer's Hessian estimate, averaged over steps
     conventional: int  # 3 x forward, the convention of most papers
-    # 6 x parameters without the embedding table and without attention scores, the convention of
-    # scaling laws
+    # 6 x parameters that a token uses, without the embedding table and without attention scores,
+    # the convention of scaling laws
     six_n: int
 
 

@@ -32,6 +32,7 @@ class MemoryBudget(NamedTuple):
     parts: dict[str, int]
     recipe: Recipe
     logits: Callable[[int], int]  # tokens -> bytes that their cross-entropy holds at once
+    stream_width: int  # numbers of a token in the residual stream
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
         """Return the bytes of one process by part, their "total", and what is "available" on its
@@ -51,11 +52,11 @@ class MemoryBudget(NamedTuple):
         """Return the bytes per sequence that autograd saves; with activation checkpointing, the
         input of every block and what one recomputed block saves.
         """
-        model, train = self.recipe.model, self.recipe.train
+        n_layers, train = self.recipe.model.n_layers, self.recipe.train
         if train.activation_checkpointing == "none":
             return self.parts["activations"]
-        inputs = model.n_layers * train.seq_len * model.d_model * FLOAT32_BYTES
-        return inputs + self.parts["activations"] // model.n_layers
+        inputs = n_layers * train.seq_len * self.stream_width * FLOAT32_BYTES
+        return inputs + self.parts["activations"] // n_layers
 
     def largest_micro(self, world: World, available: int | None = None) -> int:
         """Return the largest micro-batch size that fits, a divisor of the process's batch size; 0

@@ -54,7 +54,7 @@ def build_model(
         choice = choose_backends(recipe, registry, device, dtype)
         decoder = decoder_spec(recipe, registry, choice).build()
         check_carry(decoder)
-        check_streams(decoder)
+        check_streams(decoder, recipe.model.d_model)
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
         cross_entropy = build_cross_entropy(recipe, registry)
         try:

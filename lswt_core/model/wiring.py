@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import Block, Layer, Mixer
 from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
@@ -91,14 +93,23 @@ def writes_in(block: object, before: Layer | None = None) -> set[str]:
     return written
 
 
-def check_streams(decoder: Decoder) -> None:
+def check_streams(decoder: Decoder, d_model: int) -> None:
     """Raise Incompatible if blocks of a model have residual streams of different shape."""
     first = decoder.first_block
     for number, block in enumerate(decoder.blocks):
         assert isinstance(block, Block)
-        for method in ("open_stream", "close_stream"):
-            if getattr(type(block), method) is not getattr(type(first), method):
-                raise Incompatible(
-                    f"block {block.name!r} of layer {number} has another residual stream than"
-                    f" {first.name!r} of layer 0: use one of them for all layers"
-                )
+        opens_alike = all(
+            getattr(type(block), method) is getattr(type(first), method)
+            for method in ("open_stream", "close_stream")
+        )
+        if not opens_alike or stream_width(block, d_model) != stream_width(first, d_model):
+            raise Incompatible(
+                f"block {block.name!r} of layer {number} has another residual stream than"
+                f" {first.name!r} of layer 0: use the same block for all layers, with the same"
+                " options of the stream"
+            )
+
+
+def stream_width(block: Block, d_model: int) -> int:
+    """How many numbers of a token the residual stream of a block on the meta device has."""
+    return block.open_stream(torch.empty(1, 1, d_model, device="meta")).numel()
