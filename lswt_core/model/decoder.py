@@ -16,6 +16,7 @@ from lswt_core.interfaces import (
     Layer,
     LayerContext,
     LossSum,
+    Mixer,
     Norm,
     PositionalEncoding,
     State,
@@ -155,3 +156,13 @@ class Decoder(nn.Module):
     def keeps_state(self) -> bool:
         """Whether states are kept between calls."""
         return self.is_recurrent or self.memory_length > 0
+
+    @property
+    def can_read_on(self) -> bool:
+        """Whether the mixer of every layer keeps state, so that a text can be read on token by
+        token. Otherwise earlier tokens must be read again: to some layers they are lost.
+        """
+        return all(
+            any(mixer.reach != 0 for mixer in block.modules() if isinstance(mixer, Mixer))
+            for block in self.blocks
+        )

@@ -1,5 +1,6 @@
 """Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
-layer reads and no layer below wrote, residual streams of different shape.
+layer reads and no layer below wrote, residual streams of different shape, states that a checkpoint
+could not rebuild.
 """
 
 from __future__ import annotations
@@ -102,3 +103,14 @@ def check_streams(decoder: Decoder) -> None:
                     f"block {block.name!r} of layer {number} has another residual stream than"
                     f" {first.name!r} of layer 0: use one of them for all layers"
                 )
+
+
+def check_replay(decoder: Decoder, recipe: Recipe) -> None:
+    """Raise Incompatible if checkpoints are to rebuild states that depend on all of the past."""
+    if recipe.checkpoint.memory != "replay" or not decoder.is_recurrent:
+        return
+    name = next(layer.name for layer in decoder.layers() if layer.reach is None)
+    raise Incompatible(
+        f'checkpoint.memory = "replay" rebuilds states from the last tokens, but the state of'
+        f' {name!r} depends on all of the past: set checkpoint.memory = "exact"'
+    )
