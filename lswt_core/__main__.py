@@ -13,6 +13,7 @@ from lswt_core import __version__
 from lswt_core import run as run_command
 from lswt_core.cli import ablate as ablate_command
 from lswt_core.cli import bench as bench_command
+from lswt_core.cli import coord_check as coord_check_command
 from lswt_core.cli import explain as explain_command
 from lswt_core.cli import export as export_command
 from lswt_core.cli import generate as generate_command
@@ -64,6 +65,12 @@ COMMANDS = (
         bench_command.arguments_of,
         bench_command.bench,
         "throughput of training, evaluation and decoding, against other recipes and libraries",
+    ),
+    Entry(
+        "coord-check",
+        coord_check_command.arguments_of,
+        coord_check_command.coord_check,
+        "whether activations grow with the width of a model, as they must not under muP",
     ),
     Entry(
         "explain",

@@ -63,7 +63,9 @@ def pick_device(local: int) -> torch.device:
 
 
 class Precision(NamedTuple):
-    """The dtype of a step's computation; parameters and moments are always float32."""
+    """Mixed precision: the dtype that a step computes in, by autocast; parameters and moments are
+    always float32.
+    """
 
     dtype: torch.dtype
     why: str

@@ -4,9 +4,11 @@ command line's exit code.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 # What the exit codes of the command line mean; README has the same table.
 EXIT_CODES = {
     0: "done; of `ablate`: no run has failed",
@@ -15,7 +17,7 @@ EXIT_CODES = {
     4: "data or a tokenizer cannot be read",
     5: "a checkpoint cannot be written, read or continued",
     6: "training is not finite",
-    7: "memory or disk is too small",
+    7: "memory or disk is too small, or the processes cannot share the batch",
     8: "runs of an ablation failed; its report is written and says which",
     70: "a bug",
     73: "another process holds the directory",

@@ -5,8 +5,8 @@ H query heads, G key/value heads (H unless heads are grouped; query head h reads
 h // (H / G)), D head width, M model width (d_model), V vocabulary.
 
 Positions number tokens from the start of the new segment: 0 is its first token, tokens in memory
-have negative positions, sinks have none. A segment is the T tokens of every row that one forward
-pass reads, as in Transformer-XL.
+have negative positions, attention sinks (registers among them) have none. A segment is the T
+tokens of every row that one forward pass reads, as in Transformer-XL.
 
 A component's kind is its base class, its name the class attribute ``name``, and its options are the
 annotated keyword-only parameters of its constructor.
@@ -155,7 +155,7 @@ class KVBlock(NamedTuple):
     q: Tensor  # [B, T, H, D]; blocks whose queries are encoded alike share one tensor
     k: Tensor  # [B, N, G, D]
     v: Tensor  # [B, N, G, D]
-    causal: bool  # True: the new segment's own keys (N = T), key j visible to query i iff j <= i
+    causal: bool  # causal mask of the new segment's own keys (N = T): query i sees key j iff j <= i
     bias: Bias | None = None
     positions: Tensor | None = None  # [N] of the keys; None: sinks
     # [B or 1, T]: the lowest position that each query sees (the start of its document or of its
@@ -318,7 +318,8 @@ class PositionalEncoding(Component, nn.Module):
     has_bias: ClassVar[bool] = False  # whether ``bias`` returns a bias
     # Whether encodings depend on the number of tokens attended to (dynamic NTK).
     length_dependent: ClassVar[bool] = False
-    by_end: bool = False  # whether ``encode_sink`` depends on where the segment ends
+    # Whether ``encode_sink`` depends on the position of the segment's last token.
+    sinks_depend_on_segment_end: bool = False
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -564,6 +565,42 @@ class Norm(Component, nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] -> [..., M]."""
+
+
+class ParameterInfo(NamedTuple):
+    """A parameter as its parametrisation sees it, beside the same one in the base model."""
+
+    name: str  # as in the state dict
+    # "matrix": multiplies hidden states; its last dimension is the fan-in, the one before it the
+    # fan-out, as in nn.Linear (linear layers' weights, and what a module lists in
+    # ``matrix_parameters``). "embedding": rows that are looked up. "other": biases, gains, ...
+    role: Literal["matrix", "embedding", "other"]
+    shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+
+
+class Scaling(NamedTuple):
+    """Factors for one parameter, 1: as the recipe says."""
+
+    init: float = 1.0  # of the initial values
+    lr: float = 1.0  # of the learning rate
+    weight_decay: float = 1.0
+
+
+class Parametrisation(Component, ABC):
+    """How initial values, learning rates and weight decay depend on a parameter's role and shape,
+    relative to a base model of other sizes. Built as ``cls(**options)``.
+    """
+
+    def base_dims(self, dims: Dims) -> Dims:
+        """The sizes of the base model, in which every factor is 1. Raises ValueError if a model of
+        these sizes has none.
+        """
+        return dims
+
+    @abstractmethod
+    def scaling(self, parameter: ParameterInfo) -> Scaling:
+        """The factors of a parameter."""
 
 
 # ---------- training

@@ -132,14 +132,14 @@ def cache_of(out: Any) -> Any:
 
 
 @torch.no_grad()
-def logits(model: Any, *given: Any, **more: Any) -> Tensor:
-    return model(*given, **more).logits
+def logits(model: Any, *arguments: Any, **more: Any) -> Tensor:
+    return model(*arguments, **more).logits
 
 
-def generate(model: Any, given: Tensor, **more: Any) -> Tensor:
+def generate(model: Any, inputs: Tensor, **more: Any) -> Tensor:
     """Ten more tokens; none of them ends a text."""
     return model.generate(
-        given,
+        inputs,
         **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
         | more,
     )

@@ -22,6 +22,7 @@ from lswt_core.interfaces import (
     MixerParts,
     Norm,
     Optimizer,
+    Parametrisation,
     QKNorm,
 )
 from lswt_core.interfaces import PositionalEncoding as Positional
@@ -43,6 +44,12 @@ class Attention(Mixer):
     name = "attention"
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None: ...
+
+
+class Standard(Parametrisation):
+    """Nothing is scaled."""
+
+    name = "standard"
 
 
 class Rope(Positional):
@@ -196,6 +203,7 @@ def lswt_components() -> list[type]:
     return [
         PreNorm,
         Attention,
+        Standard,
         Rope,
         Slopes,
         Cache,

@@ -34,7 +34,7 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 class Shape(NamedTuple):
-    """Sizes of a question to a backend."""
+    """Sizes of what a backend attends to."""
 
     rows: int
     tokens: int
@@ -61,7 +61,9 @@ shapes = st.builds(
 )
 
 
-def question(shape: Shape, dtype: torch.dtype) -> tuple[list[KVBlock], list[Tensor], Tensor]:
+def attention_inputs(
+    shape: Shape, dtype: torch.dtype
+) -> tuple[list[KVBlock], list[Tensor], Tensor]:
     """Parts, their leaves and a cotangent, the same numbers in any precision: those that bfloat16
     holds.
     """
@@ -83,9 +85,11 @@ def question(shape: Shape, dtype: torch.dtype) -> tuple[list[KVBlock], list[Tens
     return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False)
 
 
-def answer(backend: AttentionBackend, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+def outputs_and_gradients(
+    backend: AttentionBackend, shape: Shape, dtype: torch.dtype
+) -> list[Tensor]:
     """Output and gradients, in float64."""
-    parts, leaves, cotangent = question(shape, dtype)
+    parts, leaves, cotangent = attention_inputs(shape, dtype)
     out = backend(parts)
     return [t.detach().double() for t in (out, *torch.autograd.grad(out, leaves, cotangent))]
 
@@ -105,13 +109,13 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
     keep it: the gradient of a score is p (g . v - g . out), and g . out is off by as much as 2^-9
     of the terms that it sums.
     """
-    parts, leaves, cotangent = question(shape, torch.float64)
-    found = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
+    parts, leaves, cotangent = attention_inputs(shape, torch.float64)
+    joined = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
     # [B, H, T, 1]
     off = 2**-9 * (reference_attention(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]
-    seen = found.masked_fill(found.isinf(), 0.0)
+    seen = joined.masked_fill(joined.isinf(), 0.0)
     gradients = torch.autograd.grad(
-        (found.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True
+        (joined.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True
     )
     return [torch.zeros_like(cotangent), *gradients]
 
@@ -123,20 +127,21 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
 )
 def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
     dims = Dims(shape.heads * shape.width, shape.heads, 8, 1)
-    found, wanted = (
-        answer(BACKENDS[backend](dims), shape, shape.dtype),
-        answer(Eager(dims), shape, torch.float64),
+    actual, expected = (
+        outputs_and_gradients(BACKENDS[backend](dims), shape, shape.dtype),
+        outputs_and_gradients(Eager(dims), shape, torch.float64),
     )
     allowed: Sequence[float] = (
-        [SMALLEST[shape.dtype]] * len(wanted) if shape.dtype in SMALLEST else []
+        [SMALLEST[shape.dtype]] * len(expected) if shape.dtype in SMALLEST else []
     )
     if not allowed:
-        simple = errors(answer(Eager(dims), shape, shape.dtype), wanted)
+        simple = errors(outputs_and_gradients(Eager(dims), shape, shape.dtype), expected)
         rounded = errors(
-            [a + b for a, b in zip(wanted, missed_by_rounded_outputs(shape), strict=True)], wanted
+            [a + b for a, b in zip(expected, missed_by_rounded_outputs(shape), strict=True)],
+            expected,
         )
         allowed = [2 * error + more + 2**-7 for error, more in zip(simple, rounded, strict=True)]
-    assert all(error <= most for error, most in zip(errors(found, wanted), allowed, strict=True))
+    assert all(error <= most for error, most in zip(errors(actual, expected), allowed, strict=True))
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 30])
@@ -152,8 +157,8 @@ def test_blocks_of_any_size_are_the_whole(
     assert (
         max(
             errors(
-                answer(Blocked(dims), shape, torch.float64),
-                answer(Eager(dims), shape, torch.float64),
+                outputs_and_gradients(Blocked(dims), shape, torch.float64),
+                outputs_and_gradients(Eager(dims), shape, torch.float64),
             )
         )
         < 1e-12
@@ -187,7 +192,7 @@ def test_what_is_remembered_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -
         return multiply(a, b, **options)
 
     shape = Shape(1, 8, 24, 0, 2, 32, learned=False, own_queries=False, dtype=torch.float32)
-    parts, leaves, cotangent = question(shape, torch.float32)
+    parts, leaves, cotangent = attention_inputs(shape, torch.float32)
     out = Blocked(Dims(64, 2, 8, 1))(parts)
     monkeypatch.setattr(torch, "bmm", counted)
     torch.autograd.grad(out, leaves, cotangent)

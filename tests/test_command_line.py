@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import ROOT
 from lswt_core import errors
 from lswt_core.__main__ import build_parser, main
 from lswt_core.errors import EXIT_CODES, LswtError, RecipeError, UsageError
+from lswt_core.reporting.exit_status import BROKEN_PIPE, INTERRUPTED
 from lswt_core.run import main as run
 from lswt_core.train.session import Session
 
@@ -21,13 +23,13 @@ def subclasses(base: type[LswtError]) -> set[type[LswtError]]:
 
 def test_every_error_has_an_exit_code_with_a_meaning() -> None:
     codes = {kind.exit_code for kind in {LswtError, *subclasses(LswtError)}}
-    assert codes <= set(EXIT_CODES)
+    assert codes | {0, INTERRUPTED, BROKEN_PIPE} == set(EXIT_CODES)
     assert RecipeError.exit_code == UsageError.exit_code == 2
 
 
 def test_readme_and_help_have_the_same_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     section = (ROOT / "README.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\d+) \| (.*) \|$", section, re.MULTILINE)
+    rows = re.findall(r"\| (\d+) \| (.*?) (?=\|)", section)
     assert {int(code): meaning for code, meaning in rows} == EXIT_CODES
     shown = build_parser().format_help().partition("exit codes:\n")[2]
     assert shown.splitlines() == [f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()]
@@ -45,8 +47,21 @@ def test_a_finished_run_names_what_comes_next(
     monkeypatch.setenv("RANK", rank)
     assert run(["quickstart"]) == 0
     words = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "-m" in line]
-    wanted = [["generate", "runs/quickstart"], ["ablate", "quickstart"]]
-    assert words == (wanted if rank == "0" else [])
+    expected = [["generate", "runs/quickstart"], ["ablate", "quickstart"]]
+    assert words == (expected if rank == "0" else [])
+
+
+def test_a_full_disk_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(session: Session) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/quickstart/lock")
+
+    monkeypatch.setattr(Session, "run", fill)
+    monkeypatch.setattr(Session, "__init__", lambda session, *about: None)
+    assert run(["quickstart"]) == 7
+    told = capsys.readouterr().err
+    assert "runs/quickstart/lock" in told and "Traceback" not in told
 
 
 def test_the_bare_name_of_a_group_lists() -> None:

@@ -80,9 +80,9 @@ def test_what_was_remembered_in_another_precision_is_still_understood(backend: s
         tokens(2, 8),
     )
     _, kept = decoder(ids[:, :4])
-    wanted, _ = decoder(ids[:, 4:], kept)
-    found, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
-    assert (found - wanted).norm() / wanted.norm() < 0.02
+    expected, _ = decoder(ids[:, 4:], kept)
+    actual, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
+    assert (actual - expected).norm() / expected.norm() < 0.02
     assert {tensor.dtype for tensor in tree_leaves(following)} == {torch.float32}
 
 
@@ -130,11 +130,11 @@ def test_parted_documents_do_not_see_each_other(backend: str, size: int) -> None
     first_visible = torch.tensor(
         [[max(b for b in row if b <= i) for i in range(20)] for row in borders]
     )
-    found = stream(decoder, ids, size, first_visible)
+    states = stream(decoder, ids, size, first_visible)
     for row, firsts in enumerate(borders):
         for first, last in zip(firsts, [*firsts[1:], 20], strict=True):
             alone = decoder(ids[row : row + 1, first:last])[0]
-            assert distance(found[row, first:last], alone[0]) < 1e-12
+            assert distance(states[row, first:last], alone[0]) < 1e-12
 
 
 # ---------- backends
@@ -238,7 +238,7 @@ def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.Monkey
     assert counters["stats"]["unique_graphs"] == 9
 
 
-def question(
+def attention_case(
     sinks: bool,
     memory: bool,
     bias: str,
@@ -335,7 +335,7 @@ def one_by_one(parts: Sequence[KVBlock]) -> Tensor:
     return out
 
 
-QUESTIONS = [
+ATTENTION_CASES = [
     {"sinks": sinks, "memory": memory, "bias": bias, "documents": documents}
     for sinks in (False, True)
     for memory in (False, True)
@@ -349,15 +349,17 @@ QUESTIONS = [
 
 
 @pytest.mark.parametrize(
-    "asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items())
+    "case",
+    ATTENTION_CASES,
+    ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()),
 )
 @pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
 def test_backends_compute_one_softmax_over_all_parts(
-    backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    backend: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flash_parts.install(monkeypatch, 2)
     monkeypatch.setattr(lswt_flash, "WIDTH_MULTIPLE", 4)
-    has_bias, has_mask = asked["bias"] != "no", asked["documents"] or "window" in asked
+    has_bias, has_mask = case["bias"] != "no", case["documents"] or "window" in case
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
     need = AttentionRequirements(
@@ -374,13 +376,13 @@ def test_backends_compute_one_softmax_over_all_parts(
             computer.require(need)
         return
     computer.require(need)
-    parts, leaves = question(**asked)
+    parts, leaves = attention_case(**case)
     weights = torch.randn(
         2, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
     )
-    found, wanted = computer(parts), one_by_one(parts)
-    assert distance(found, wanted) < 1e-12
-    gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in (found, wanted)]
+    actual, expected = computer(parts), one_by_one(parts)
+    assert distance(actual, expected) < 1e-12
+    gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in (actual, expected)]
     assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
 
 
@@ -416,11 +418,9 @@ def test_the_newest_sound_generation_of_flash_attn_is_taken(
         SimpleNamespace(**vars(flash_parts.PACKAGES[3]) | {"_flash_attn_backward": wrong}),
     )
     flash_parts.install(monkeypatch, 3, 2)
-    said = Flash(DIMS).require(need)
-    assert (
-        said.startswith("flash-attn version 2; not version 4: ")
-        and "not version 3: its gradient of queries is off by" in said
-    )
+    version = Flash(DIMS).require(need)
+    assert version.startswith("flash-attn version 2; not version 4: ")
+    assert "not version 3: its gradient of queries is off by" in version
 
 
 def wrong(*_: Any, dq: Tensor, dk: Tensor, dv: Tensor, **options: Any) -> Tensor:
@@ -434,18 +434,18 @@ def test_every_generation_of_flash_attn_is_called_as_it_wants_to_be(
     generation: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flash_parts.install(monkeypatch, generation)
-    parts, leaves = question(sinks=True, memory=True, bias="no", documents=False)
-    found, wanted = Flash(DIMS, deterministic=deterministic)(parts), one_by_one(parts)
-    assert distance(found, wanted) < 1e-12
-    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (found, wanted)]
+    parts, leaves = attention_case(sinks=True, memory=True, bias="no", documents=False)
+    actual, expected = Flash(DIMS, deterministic=deterministic)(parts), one_by_one(parts)
+    assert distance(actual, expected) < 1e-12
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (actual, expected)]
     assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
 
 
 def test_flash_refuses_to_ignore_what_hides_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     flash_parts.install(monkeypatch, 2)
-    for asked in ({"bias": "no", "documents": True}, {"bias": "slopes", "documents": False}):
-        with pytest.raises(Unsupported, match="use attention 'sdpa'"):
-            Flash(DIMS)(question(sinks=True, memory=True, **asked)[0])  # type: ignore[arg-type]
+    for case in ({"bias": "no", "documents": True}, {"bias": "slopes", "documents": False}):
+        with pytest.raises(Unsupported, match="'sdpa'"):
+            Flash(DIMS)(attention_case(sinks=True, memory=True, **case)[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "memory-efficient"])
@@ -501,8 +501,8 @@ class NotFinite(OnCpu):
     def __init__(self, which: int) -> None:
         self.which = which
 
-    def backward(self, *given: Any) -> Any:
-        found = list(super().backward(*given))
+    def backward(self, *arguments: Any) -> Any:
+        found = list(super().backward(*arguments))
         found[self.which] = found[self.which].index_fill(1, torch.tensor([0]), torch.nan)
         return tuple(found)
 
@@ -580,9 +580,8 @@ def test_an_exchanged_component_moves_no_other_parameter(arm: dict[str, Any]) ->
     shared = [
         name for name in control if name in other and control[name].shape == other[name].shape
     ]
-    assert len(shared) > len(control) / 2 and {
-        name for name in control if ".ffn." not in name
-    } <= set(shared)
+    assert len(shared) > len(control) / 2
+    assert {name for name in control if ".ffn." not in name} <= set(shared)
     assert all(torch.equal(control[name], other[name]) for name in shared)
     assert not torch.equal(
         control["blocks.0.attention.query.weight"],
@@ -639,11 +638,11 @@ def test_parameters_are_as_many_as_the_originals(size: str, variant: str) -> Non
         **VARIANTS[variant](dims), vocab_size=golden["vocab_size"], d_vocab=golden["d_vocab"]
     )
     decoder.vocabulary.table.requires_grad_(not variant.endswith("frozen"))
-    wanted = golden["variants"][variant]
+    expected = golden["variants"][variant]
     decayed, undecayed = (
         sum(p.numel() for p in group["params"])
         for group in build_parameter_groups(TrainModule(decoder, {}))
     )
-    assert (decayed, undecayed) == (wanted["decayed"], wanted["not_decayed"])
-    assert sum(p.numel() for p in decoder.parameters()) == wanted["total"]
-    assert len(list(decoder.parameters())) == wanted["n_tensors"]
+    assert (decayed, undecayed) == (expected["decayed"], expected["not_decayed"])
+    assert sum(p.numel() for p in decoder.parameters()) == expected["total"]
+    assert len(list(decoder.parameters())) == expected["n_tensors"]

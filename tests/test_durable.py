@@ -6,20 +6,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import inside, lines, saved_steps, write_recipe
 
-from lswt_core.ablation.run_records import read_environment
+from lswt_core.ablation.publish import claim
+from lswt_core.ablation.run_records import read_environment, read_run_record
 from lswt_core.ablation.store import RunStore
 from lswt_core.checkpoint import Files
-from lswt_core.cli.ablate import claim
+from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, ResourceError, UsageError
-from lswt_core.plugin_api.atomic_write import write_atomically
+from lswt_core.plugin_api.atomic_write import STALE_SECONDS, open_atomically, write_atomically
 from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
+from lswt_core.reporting.console import Console
+from lswt_core.train.announce import announce_needs
 
 PLAIN = ("optimizer.use=adamw", "checkpoint.every=6", "--out", "run")
 
@@ -76,10 +82,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path) -> Iterator[Path]:
+def finished(recipe: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         assert inside(patch, recipe, *PLAIN) == 0
-        yield recipe.parent / "run"
+    return recipe.parent / "run"
 
 
 @pytest.fixture
@@ -120,10 +126,10 @@ def test_a_damaged_record_is_named_and_written_anew(
         shutil.rmtree(run / "checkpoints" / "step-00000012")
     run.joinpath("environment.json").write_bytes(content)
     assert inside(monkeypatch, recipe, *PLAIN[:-1], run) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert [
         line
-        for line in told.splitlines()
+        for line in output.splitlines()
         if line.startswith("warning") and "environment.json" in line
     ]
     record = json.loads(run.joinpath("environment.json").read_text())
@@ -169,35 +175,77 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        ResourceError, match=r"record\.json cannot be written: No space left on device"
-    ):
+    with pytest.raises(ResourceError, match=r"record\.json.*No space left on device"):
         write_atomically(path, b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("record.json", b"old")
     ]
 
 
+def test_what_a_killed_write_left_goes_with_a_later_one(tmp_path: Path) -> None:
+    path, now = tmp_path / "record.json", time.time()
+    ages = {".record.json.dead.tmp": 2 * STALE_SECONDS, ".record.json.live.tmp": 0}
+    ages |= {".other.json.dead.tmp": 2 * STALE_SECONDS}
+    for name, age in ages.items():
+        tmp_path.joinpath(name).touch()
+        os.utime(tmp_path / name, (now - age, now - age))
+    write_atomically(path, b"new")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "record.json",
+        ".record.json.live.tmp",
+        ".other.json.dead.tmp",
+    }
+
+
+def test_a_failure_of_who_writes_is_passed_on_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), open_atomically(tmp_path / "record.json") as file:
+        file.write(b"half")
+        raise PermissionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_that_checkpoints_need_is_announced(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.load(run / "recipe.toml")
+    newest = max(run.joinpath("checkpoints").iterdir())
+    size = sum(file.stat().st_size for file in newest.glob("*.safetensors"))
+    for free, is_enough in ((4 * size, True), (2 * size, False)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free)
+        )
+        announce_needs(Console(log_every=1), recipe, Registry(), World(), run)
+        (told,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoints" in line]
+        assert told.startswith("checkpoints") == is_enough
+        each = re.search(r"about ([0-9.]+) KB each, 2 kept", told)
+        assert each and float(each[1]) * 1000 == pytest.approx(size, rel=0.1)
+
+
 def test_an_export_says_how_a_lost_record_is_made_again(run: Path) -> None:
     from lswt_core.hf.card import model_card  # imports transformers
 
     run.joinpath("environment.json").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"environment\.json is missing or damaged"):
+    with pytest.raises(CheckpointError, match=r"environment\.json"):
         model_card(run, Recipe.load(run / "recipe.toml"), 12, "somewhere", code=True, picture=False)
 
 
 def test_what_an_ablation_keeps_may_be_damaged_too(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = RunStore(tmp_path / "store")
     store.directory("a").mkdir(parents=True)
     store.directory("a").joinpath("outcome.json").write_bytes(b"")
-    assert store.outcome("a") is None and "outcome.json is damaged" in caplog.text
+    assert store.outcome("a") is None and "outcome.json" in caplog.text
     store.directory("a").joinpath("environment.json").write_bytes(b"")
     assert read_environment(store, ["a"]) == {"device": "cpu"}
+    store.directory("a").joinpath("batches.txt").touch()
+    assert read_run_record(store.directory("a")) is None
+    store.directory("a").joinpath("start.json").write_bytes(b'{"torn')
+    with pytest.raises(CheckpointError, match=r"start\.json"):
+        read_run_record(store.directory("a"))
     tmp_path.joinpath("ablation.json").write_bytes(b"")
     claim(tmp_path, "mine")
-    assert "ablation.json is damaged" in capsys.readouterr().out
+    assert "ablation.json" in caplog.text
     claim(tmp_path, "mine")
     with pytest.raises(UsageError):
         claim(tmp_path, "another's")

@@ -71,9 +71,9 @@ def test_scores_are_finite_and_right_in_single_precision_however_far_a_key(cls: 
         torch.arange(-200_000, 4, 997),
     )
     q, k = drawn(4, 1), drawn(len(k_positions), 2)
-    wanted = scores(encoding, q, k, q_positions, k_positions)
-    found = scores(encoding.float(), q.float(), k.float(), q_positions, k_positions)
-    assert ((found - wanted) / (1 + wanted.abs())).abs().max() < 1e-5
+    expected = scores(encoding, q, k, q_positions, k_positions)
+    actual = scores(encoding.float(), q.float(), k.float(), q_positions, k_positions)
+    assert ((actual - expected) / (1 + expected.abs())).abs().max() < 1e-5
 
 
 @every

@@ -11,8 +11,10 @@ from helpers import ROOT
 
 from lswt_core.__main__ import build_parser, main
 from lswt_core.cli.ablate import read_arms
+from lswt_core.cli.recipes import description
 from lswt_core.errors import RecipeError
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.packaged import own_recipes
 from lswt_core.registry import Registry
 
 REGISTRY = Registry()
@@ -146,6 +148,12 @@ def test_a_plugin_package_ships_recipes(
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["theirs:fast", "Short."] for line in lines)
+
+
+def test_every_shipped_recipe_says_what_it_is_in_its_first_line() -> None:
+    for recipe in own_recipes().values():
+        told = description(recipe.path)
+        assert 0 < len(told) < 140 and told[-1] not in ":;," and told.count("(") == told.count(")")
 
 
 def test_an_ablation_takes_recipes_by_name(stranger: Path, empty_folder: Path) -> None:

@@ -79,11 +79,13 @@ class ArmBuilder:
         self.spec, self.registry, self.world = spec, registry, world
         self.attention: SharedAttention | None = None  # None: the baseline names its backend
 
-    def build(self) -> list[BuiltArm]:
-        """Return all arms, the baseline first; raises Uncertified if one is no clean swap."""
-        recipes = {arm.name: self.load(arm, arm.overrides) for arm in self.spec.arms}
-        self.attention = share_attention(recipes, self.registry, self.world.device)
+    def build(self, recipe: Recipe) -> list[BuiltArm]:
+        """Return all arms, the baseline (whose recipe this is) first; raises Uncertified if one is
+        no clean swap.
+        """
         first, *others = self.spec.arms
+        recipes = {first.name: recipe} | {arm.name: self.load(arm, arm.overrides) for arm in others}
+        self.attention = share_attention(recipes, self.registry, self.world.device)
         baseline = self.build_baseline(first)
         return [baseline, *(self.build_arm(arm, baseline) for arm in others)]
 

@@ -37,7 +37,14 @@ PARTS_OF_KIND = {
     "block": {"norm", "mixer", "ffn", "memory", "attention", "qk_norm", "positional"},
 }
 # keys that change initial values
-INITIALISATION_KEYS = ("model.init_std", "embedding.warm_start", "train.seed")
+INITIALISATION_KEYS = (
+    "model.init_std",
+    "embedding.warm_start",
+    "parametrisation",
+    "train.seed",
+)
+# keys that change the parameter groups
+GROUP_KEYS = ("optimizer", "groups", "parametrisation")
 # Keys that change how many tokens are trained on, how they are batched, or which tokens of a
 # document are visible: never part of a swap.
 BUDGET_KEYS = (
@@ -99,7 +106,7 @@ def describe_structure(recipe: Recipe, registry: Registry, device: torch.device)
         shape = f"{list(parameter.shape)} {parameter.dtype}".replace("torch.", "")
         parameters[name] = (shape, owner, parameter.requires_grad)
     groups = {}
-    for group in build_parameter_groups(built.loss):
+    for group in build_parameter_groups(built.loss, recipe.groups, built.loss.scalings):
         groups.update(dict.fromkeys(group["names"], group["name"]))
     kernels = {
         "attention": built.attention,
@@ -160,10 +167,10 @@ def check_parameters(baseline: Structure, arm: Structure, free: set[str] | None)
 
 
 def check_groups(baseline: Structure, arm: Structure, axes: Sequence[str]) -> list[Flaw]:
-    """Return parameters of both that are in another parameter group, unless the optimizer is an
-    axis.
+    """Return parameters of both that are in another parameter group, unless an axis is about
+    groups.
     """
-    if any(covers("optimizer", axis) for axis in axes):
+    if any(covers(key, axis) for key in GROUP_KEYS for axis in axes):
         return []
     flaws = []
     for name in sorted(baseline.groups.keys() & arm.groups.keys()):

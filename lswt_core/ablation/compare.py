@@ -108,7 +108,7 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
         "tokens": arm.tokens,
         "training_flops": arm.training_flops,
         "final_loss": final_loss(arm, unknown),
-        **summarize_runs(finished_runs(arm), partial(compute, unknown)),
+        **summarize_runs(arm.finished_runs(), partial(compute, unknown)),
         "seconds": sum(one.seconds for one in arm.outcomes),
         "failures": [{"seed": one.seed, "why": one.failure} for one in arm.outcomes if one.failure],
         "by_component": arm.by_component,
@@ -123,7 +123,7 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
 
 def final_loss(arm: ArmResult, unknown: dict[str, str]) -> dict[str, Any]:
     """Return the held-out losses of an arm's runs, their mean and standard deviation over seeds."""
-    losses = [one.loss for one in finished_runs(arm) if one.loss is not None]
+    losses = [one.loss for one in arm.finished_runs() if one.loss is not None]
     return {
         "mean": compute(unknown, "mean", fmean, losses) if losses else None,
         "std": compute(unknown, "std", stdev, losses) if len(losses) > 1 else None,
@@ -150,28 +150,17 @@ def summarize_runs(runs: Sequence[Outcome], ask: Ask) -> dict[str, Any]:
     }
 
 
-def finished_runs(arm: ArmResult) -> list[Outcome]:
-    """Return the runs that finished without failure."""
-    return [one for one in arm.outcomes if one.failure is None]
-
-
 def median_of_known(values: Sequence[float | None]) -> float | None:
     """Return the median of the values that are not None."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
 
 
-def finished_pairs(baseline: ArmResult, arm: ArmResult) -> list[tuple[Outcome, Outcome]]:
-    """Return the runs of both at the seeds at which both finished."""
-    pairs = zip(baseline.outcomes, arm.outcomes, strict=True)
-    return [(one, other) for one, other in pairs if one.failure is other.failure is None]
-
-
 def compare_with_baseline(
     baseline: ArmResult, arm: ArmResult, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the comparison of an arm with the baseline, still without a verdict."""
-    pairs, unknown = finished_pairs(baseline, arm), dict[str, str]()
+    pairs, unknown = arm.finished_pairs(baseline), dict[str, str]()
     statistics: dict[str, Any] = {"values": []}
     if pairs:
         statistics = compute_statistics(pairs, settings, partial(compute, unknown))
@@ -190,7 +179,7 @@ def compare_with_baseline(
 
 def count_failures(arm: ArmResult) -> int:
     """Return how many of an arm's runs failed."""
-    return len(arm.outcomes) - len(finished_runs(arm))
+    return len(arm.outcomes) - len(arm.finished_runs())
 
 
 def compute_statistics(

@@ -74,6 +74,15 @@ class ArmResult:
         """FLOPs of the training of one run; None: unknown."""
         return None if self.flops_per_token is None else self.flops_per_token * self.tokens
 
+    def finished_runs(self) -> list[Outcome]:
+        """Return the runs that finished without failure."""
+        return [one for one in self.outcomes if one.failure is None]
+
+    def finished_pairs(self, baseline: ArmResult) -> list[tuple[Outcome, Outcome]]:
+        """Return the baseline's run and the arm's at every seed at which both finished."""
+        pairs = zip(baseline.outcomes, self.outcomes, strict=True)
+        return [(one, other) for one, other in pairs if one.failure is other.failure is None]
+
 
 @dataclass(frozen=True)
 class Study:

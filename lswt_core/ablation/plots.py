@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from lswt_core.ablation.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.outcome import ArmResult, Study
 from lswt_core.reporting.curves import new_figure, render_png, set_title
 from lswt_core.reporting.metrics_log import smooth
 
@@ -59,23 +59,16 @@ def plot_held_out(study: Study) -> bytes | None:
 def held_out_differences(baseline: ArmResult, arm: ArmResult) -> list[Curve]:
     """Return, for each seed at which both finished, held-out loss less the baseline's by tokens."""
     curves: list[Curve] = []
-    for one, other in zip(baseline.outcomes, arm.outcomes, strict=True):
-        if one.failure is not None or other.failure is not None:
-            continue
+    for one, other in arm.finished_pairs(baseline):
         before, after = dict(one.evaluations), other.evaluations
         curves.append([(at, loss - before[at]) for at, loss in after if at in before])
     return curves
 
 
-def finished_runs(arm: ArmResult) -> list[Outcome]:
-    """Return the runs that finished without failure."""
-    return [one for one in arm.outcomes if one.failure is None]
-
-
 def training_curves(arm: ArmResult) -> list[Curve]:
     """Return the smoothed training curves of an arm's runs."""
     curves: list[Curve] = []
-    for one in finished_runs(arm):
+    for one in arm.finished_runs():
         losses = smooth([loss for _, loss in one.curve])
         tokens = [tokens for tokens, _ in one.curve]
         curves.append(list(zip(tokens, losses, strict=True)))
@@ -85,7 +78,7 @@ def training_curves(arm: ArmResult) -> list[Curve]:
 def position_curves(arm: ArmResult) -> list[Curve]:
     """Return held-out loss by preceding tokens; 0 is drawn at 0.5: the axis is logarithmic."""
     curves: list[Curve] = []
-    for one in finished_runs(arm):
+    for one in arm.finished_runs():
         curves.append([(max(position, 0.5), loss) for position, loss, _ in one.positions])
     return curves
 

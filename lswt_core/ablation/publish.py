@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
 from lswt_core.ablation.compare import make_report
@@ -10,7 +12,10 @@ from lswt_core.ablation.outcome import Study
 from lswt_core.ablation.plots import plot_held_out, plot_overview
 from lswt_core.ablation.report_text import PICTURE, render_markdown, render_terminal
 from lswt_core.ablation.store import write_json
-from lswt_core.plugin_api.atomic_write import write_atomically
+from lswt_core.errors import UsageError
+from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def publish(study: Study, directory: Path) -> str:
@@ -23,3 +28,27 @@ def publish(study: Study, directory: Path) -> str:
     page = render_page(report, picture, plot_held_out(study))
     write_atomically(directory / "report.html", page.encode())
     return f"{render_terminal(report)}\n\nreport: {directory / 'report.html'}"
+
+
+def claim(directory: Path, fingerprint: str) -> None:
+    """Make the report's directory this ablation's. Raises UsageError if it holds another one's
+    report, or cannot be written to.
+    """
+    make_output_directory(directory, "--out")
+    path = directory / "ablation.json"
+    if claimed(path) not in (None, fingerprint):
+        raise UsageError(
+            f"{directory} holds the report of another ablation\n  fix: choose another --out"
+        )
+    write_json(path, {"fingerprint": fingerprint})
+
+
+def claimed(path: Path) -> str | None:
+    """Return whose report a directory holds; None if nobody's, or if that cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged and is written anew: %s", path, error)
+        return None

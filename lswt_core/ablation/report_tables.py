@@ -11,7 +11,7 @@ from lswt_core.reporting.units import format_bytes
 Report = dict[str, Any]  # see compare.make_report
 LOSSES = (
     "arm",
-    "held-out loss (mean ± sd)",
+    "held-out loss ± sd",
     "difference",
     "95 % interval",
     "p",
@@ -19,7 +19,7 @@ LOSSES = (
     "verdict",
     "seeds",
     "failed",
-    "seeds needed",
+    "n needed",
 )
 COSTS = (
     *("arm", "parameters", "", "FLOP per token", "", "training tokens", "", "training FLOP", ""),

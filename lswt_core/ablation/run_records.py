@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from lswt_core.ablation.certificate import RunRecord
 from lswt_core.ablation.store import RunStore
+from lswt_core.errors import CheckpointError
 from lswt_core.train.environment import is_intact, read_record
 
 INITIAL_VALUES, BATCHES = "start.json", "batches.txt"
@@ -18,14 +18,20 @@ ENVIRONMENT_KEYS = ("device", "processes", "precision", "machine", "versions")
 
 
 def read_run_record(directory: Path) -> RunRecord | None:
-    """Return a run's initial values and batches; None if it has not started."""
+    """Return a run's initial values and batches; None if it has not started. Raises CheckpointError
+    if its initial values are damaged.
+    """
     initial, batches = directory / INITIAL_VALUES, directory / BATCHES
     if not initial.is_file() or not batches.is_file():
         return None
-    return RunRecord(
-        json.loads(initial.read_text(encoding="utf-8")),
-        batches.read_text(encoding="utf-8").splitlines(),
-    )
+    try:
+        values = read_record(initial)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{initial} is damaged, so nobody can tell which values the run started from: {error}\n"
+            f"  fix: remove {directory}; the same command makes this run again"
+        ) from error
+    return RunRecord(values, batches.read_text(encoding="utf-8").splitlines())
 
 
 def read_environment(store: RunStore, keys: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lswt_core.ablation.outcome import Outcome
 from lswt_core.ablation.progress import Job, Progress
 from lswt_core.ablation.store import OUTCOME, RunStore
 from lswt_core.errors import BusyError, Preempted
+from lswt_core.reporting.units import format_duration
 from lswt_core.train.signals import StopRequest
 
 LOG = "run.log"
@@ -171,7 +172,8 @@ class Runner:
         self.progress.finish(job)
         result = f"FAILED: {outcome.failure}"
         if outcome.failure is None:
-            result = f"held-out loss {outcome.loss:.4f} ({outcome.seconds:.0f} s of training)"
+            duration = format_duration(outcome.seconds)
+            result = f"held-out loss {outcome.loss:.4f} ({duration} of training)"
         left = self.progress.time_left(len(self.outcomes), [*self.running])
         count = f"[{len(self.outcomes)}/{self.progress.total}]"
         self.say(f"{count} {job}: {how}, {result}{f'; {left}' if left else ''}")

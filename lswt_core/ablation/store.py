@@ -10,14 +10,12 @@ import json
 import logging
 import platform
 from collections.abc import Callable, Iterable
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-import lswt_core
 from lswt_core.ablation.outcome import Outcome
 from lswt_core.data.corpus import fit_tokenizer
 from lswt_core.interfaces import DataSource
@@ -25,6 +23,7 @@ from lswt_core.model.code_fingerprint import (
     CodeFingerprint,
     core_libraries,
     fingerprint_component,
+    fingerprint_core,
     library_versions,
 )
 from lswt_core.model.components import build_component
@@ -78,7 +77,7 @@ class CacheKeys:
         parts = {
             "recipe": recipe.fingerprint(),
             "components": {name: code.sha256 for name, code in codes.items()},
-            "core": hash_core(),
+            "core": fingerprint_core(),
             "libraries": self.libraries(libraries),
             "text": self.once(
                 [resolved["data"], resolved["tokenizer"]],
@@ -125,15 +124,6 @@ def fingerprint_embeddings(recipe: Recipe) -> list[str | None]:
         return []
     vocabulary = json.dumps(embeddings.tokens and dict(embeddings.tokens), sort_keys=True)
     return [embeddings.facts["sha256"], sha256(vocabulary.encode()).hexdigest()]
-
-
-@cache
-def hash_core() -> str:
-    """Return a hash of the core's own code."""
-    digest = sha256()
-    for path in sorted(Path(lswt_core.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 class RunStore:

@@ -47,9 +47,11 @@ class Ablation:
         self.builder = ArmBuilder(spec, registry, world)
         self.arms: list[BuiltArm] = []  # the baseline first
 
-    def build(self) -> None:
-        """Build and certify every arm; raises Uncertified before anything is trained."""
-        self.arms = self.builder.build()
+    def build(self, baseline: Recipe) -> None:
+        """Build and certify every arm; raises Uncertified before anything is trained. ``baseline``
+        is the first arm's recipe, with the overlay of the specification.
+        """
+        self.arms = self.builder.build(baseline)
 
     def describe_arms(self) -> str:
         """Return the table of arms and their costs."""

@@ -25,10 +25,10 @@ from lswt_core.train.update import apply_update, hessian_update_is_due
 
 def work_of(recipe: Recipe, registry: Registry, device: torch.device) -> Work:
     """Return the sizes of a recipe's step on one micro-batch."""
-    dims, train = dims_of(recipe), recipe.train
+    dims, train, world = dims_of(recipe), recipe.train, World(device=device)
     memories = build_memories(recipe, registry)
     return Work(
-        batch_size=train.micro_batch_size or train.batch_size,
+        batch_size=world.micro_batch_size(train.batch_size, train.micro_batch_size),
         seq_len=train.seq_len,
         memory_length=max((memory.length for memory in memories), default=0),
         vocab_size=recipe.embedding.vocab_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lswt_core.reporting.tables import Table
 from lswt_core.reporting.units import format_bytes
 
 KINDS = ("training", "evaluation", "decoding")
@@ -37,7 +38,7 @@ def setup_lines(results: Mapping[str, Any]) -> list[str]:
 
 def throughput_table(contenders: Mapping[str, Any], kind: str) -> list[str]:
     """Return tokens per second, and time relative to the baseline; [] if nobody did the work."""
-    rows = [[kind, "tokens/s", "ms", "min-max", "times as long as", "baseline"]]
+    header, rows = (kind, "tokens/s", "ms", "min-max", "times as long as", "baseline"), []
     for name, row in contenders.items():
         if row[kind] is None:
             continue
@@ -55,13 +56,13 @@ def throughput_table(contenders: Mapping[str, Any], kind: str) -> list[str]:
                 *comparison,
             ]
         )
-    return align_columns(rows) if len(rows) > 1 else []
+    return table_lines(header, rows) if rows else []
 
 
 def cost_table(contenders: Mapping[str, Any]) -> list[str]:
     """Return memory, synchronisations, compilation and loss."""
     columns = "costs,parameters,kept,a step's peak,host syncs,first step,graphs,breaks,loss"
-    rows = [columns.split(",")]
+    rows = []
     for name, row in contenders.items():
         graphs = str(row["compiled_graphs"])
         if row["recompiled_later"]:
@@ -79,7 +80,7 @@ def cost_table(contenders: Mapping[str, Any]) -> list[str]:
                 f"{row['loss']:.3f} at step {row['steps']}",
             ]
         )
-    return align_columns(rows)
+    return table_lines(columns.split(","), rows)
 
 
 def breakdown_lines(results: Mapping[str, Any]) -> list[str]:
@@ -91,7 +92,7 @@ def breakdown_lines(results: Mapping[str, Any]) -> list[str]:
             f"utilisation of the block's ceiling: {used['necessary']:.0%} (necessary FLOPs),"
             f" {used['conventional']:.0%} (3 x forward), {used['six_n']:.0%} (6 N)"
         )
-    rows = [["a step's breakdown", "times", "ms each", "of its ceiling"]]
+    header, rows = ("a step's breakdown", "times", "ms each", "of its ceiling"), []
     for part in results["breakdown"]:
         share = "" if part["of_ceiling"] is None else f"{part['of_ceiling']:.0%}"
         rows.append([part["name"], str(part["times"]), f"{1e3 * part['seconds']:,.1f}", share])
@@ -102,7 +103,7 @@ def breakdown_lines(results: Mapping[str, Any]) -> list[str]:
         reached,
         *data_sheet_lines(results["data_sheet"]),
         "",
-        *align_columns(rows),
+        *table_lines(header, rows),
     ]
 
 
@@ -117,12 +118,6 @@ def data_sheet_lines(used: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines, the first column left-aligned, the others right-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the indented lines of a table."""
+    return Table(header, rows).text(indent="  ").splitlines()

@@ -40,9 +40,10 @@ class MemoryBudget(NamedTuple):
         device, for micro-batches of ``micro`` sequences (default: the recipe's). The total is of
         what is known.
         """
-        rows = len(world.rows(self.recipe.train.batch_size))
-        micro = micro or min(self.recipe.train.micro_batch_size or rows, rows)
-        parts = self.parts | {"logits": self.logits(micro * self.recipe.train.seq_len)}
+        train = self.recipe.train
+        rows = len(world.rows(train.batch_size))
+        micro = micro or world.micro_batch_size(train.batch_size, train.micro_batch_size)
+        parts = self.parts | {"logits": self.logits(micro * train.seq_len)}
         if "activations" in self.parts:
             parts["memories"] = self.parts["memories"] * rows * 2  # this step's and the next's
             parts["activations"] = self.activations() * micro

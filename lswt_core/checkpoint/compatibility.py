@@ -83,12 +83,7 @@ def check_code(
             f"{saved.path} does not say which code its components had: whether it has changed since"
             " cannot be told"
         ]
-    old: dict[str, dict[str, str]] = saved.document("components")
-    lines = []
-    for name in sorted(current.keys() & old.keys()):
-        if current[name]["sha256"] != old[name]["sha256"]:
-            before, after = describe_code(old[name]), describe_code(current[name])
-            lines.append(f"{name}: {before} in the checkpoint, {after} now")
+    lines = changed_code(saved, current)
     if not lines or accept_changes:
         return [f"continuing with other code of {line}" for line in lines]
     listed = "\n".join(f"  {line}" for line in lines)
@@ -97,6 +92,17 @@ def check_code(
         f" imports, was edited or updated\n{listed}\n  fix: restore it; or --accept-changes"
         " continues with it as it is now; or give the new code a run of its own with --out"
     )
+
+
+def changed_code(saved: Saved, current: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A line about every component whose code is not that of the checkpoint."""
+    old: dict[str, dict[str, str]] = saved.document("components")
+    lines = []
+    for name in sorted(current.keys() & old.keys()):
+        if current[name]["sha256"] != old[name]["sha256"]:
+            before, after = describe_code(old[name]), describe_code(current[name])
+            lines.append(f"{name}: {before} in the checkpoint, {after} now")
+    return lines
 
 
 def describe_code(code: Mapping[str, str]) -> str:

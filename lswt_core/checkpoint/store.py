@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import secrets
@@ -26,10 +25,9 @@ from lswt_core.checkpoint.saved import (
     directory_name,
     verify,
 )
-from lswt_core.errors import CheckpointError, ResourceError
+from lswt_core.errors import DISK_FULL, CheckpointError, ResourceError
 
 _PUBLISHED = re.compile(r"step-([0-9]{8,})")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
 
 
@@ -175,7 +173,7 @@ class Store:
     ) -> Exception:
         """The error for a failed save."""
         where = f"the checkpoint of step {step} cannot be saved in {self.directory}"
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             return CheckpointError(f"{where}: {error}; earlier checkpoints are untouched")
         needed = sum(tensor.nbytes for members in tensors.values() for tensor in members.values())
         existing = self.directory if self.directory.is_dir() else self.directory.parent

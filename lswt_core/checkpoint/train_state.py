@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -47,21 +47,12 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     rest as JSON data. Raises CheckpointError for values that cannot be saved.
     """
     state = optimizer.state_dict()
-    names = parameter_names(optimizer)
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        if index not in range(len(names)) or not isinstance(entries, dict):
-            raise CheckpointError(
-                f"the state of optimizer {optimizer.name!r} has an entry {index!r}, which belongs"
-                " to no parameter and is not saved: keep it in a parameter's state or in the"
-                " groups"
-            )
-        for key, value in entries.items():
-            path = f"{names[index]}/{escape_key(require_string(key, names[index]))}"
-            outlined = outline(value, path, tensors)
-            if not isinstance(value, Tensor):
-                rest[path] = outlined
+    for path, value in parameter_entries(optimizer, state["state"]):
+        outlined = outline(value, path, tensors)
+        if not isinstance(value, Tensor):
+            rest[path] = outlined
     groups = []
     for i, group in enumerate(state["param_groups"]):
         saved = {}
@@ -69,6 +60,22 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
             saved[key] = outline(group[key], f"group {i}/{escape_key(key)}", tensors)
         groups.append(saved)
     return tensors, {"state": rest, "groups": groups}
+
+
+def parameter_entries(optimizer: Optimizer, state: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every entry of the parameters' states, by "parameter/key". Raises CheckpointError for one
+    that belongs to no parameter.
+    """
+    names = parameter_names(optimizer)
+    for index, entries in state.items():
+        if index not in range(len(names)) or not isinstance(entries, dict):
+            raise CheckpointError(
+                f"the state of optimizer {optimizer.name!r} has an entry {index!r}, which belongs"
+                " to no parameter and is not saved: keep it in a parameter's state or in the"
+                " groups"
+            )
+        for key, value in entries.items():
+            yield f"{names[index]}/{escape_key(require_string(key, names[index]))}", value
 
 
 def require_string(key: Any, name: str) -> str:

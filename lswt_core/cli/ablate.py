@@ -5,7 +5,6 @@ that differ from a baseline in one thing, several seeds each, and an honest repo
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +20,17 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
+from lswt_core.cli.ablate_words import STORE, after_dry_run, words_of
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
-from lswt_core.errors import PluginError, ResourceError, RunsFailed, UsageError
-from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+from lswt_core.errors import PluginError, RunsFailed, UsageError
+from lswt_core.plugin_api.atomic_write import make_output_directory
+from lswt_core.recipe import Recipe
 from lswt_core.recipe.loader import find
 
 if TYPE_CHECKING:
     from lswt_core.ablation.outcome import Study
+    from lswt_core.ablation.runner import Workers
+    from lswt_core.ablation.study import Ablation
 
 LAYOUTS = ("one-at-a-time", "leave-one-out", "add-one-in", "factorial")
 
@@ -102,7 +105,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         type=Path,
-        default=Path("runs/store"),
+        default=STORE,
         metavar="DIR",
         help="where runs are kept and found again",
     )
@@ -128,6 +131,30 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 def ablate(arguments: argparse.Namespace) -> int:
     """Certify the arms, make the runs, write the report."""
+    ablation, baseline = planned_ablation(arguments)
+    spec = ablation.spec
+    ablation.build(baseline)
+    say(ablation.describe_arms())
+    if arguments.dry_run:
+        say(after_dry_run(arguments))
+        return 0
+    from lswt_core.ablation.publish import claim, publish
+    from lswt_core.ablation.store import RunStore
+    from lswt_core.ablation.study import require_certified
+
+    directory = arguments.out or Path("runs/ablations") / f"{spec.name}-{spec.fingerprint()}"
+    claim(directory, spec.fingerprint())
+    make_output_directory(arguments.store, "--store")
+    study = ablation.run(RunStore(arguments.store), workers_of(arguments))
+    print(publish(study, directory))
+    require_certified(study)
+    refuse_failed(study, directory)
+    print(f"next:\n  open {directory / 'report.html'}")
+    return 0
+
+
+def planned_ablation(arguments: argparse.Namespace) -> tuple[Ablation, Recipe]:
+    """The ablation of the command line, nothing of which is built, and its baseline."""
     name, variants, settings = read_arms(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -136,18 +163,15 @@ def ablate(arguments: argparse.Namespace) -> int:
         )
     require_libraries()
     from lswt_core.ablation.build_arms import AblationSpec
-    from lswt_core.ablation.runner import Workers
-    from lswt_core.ablation.store import RunStore
-    from lswt_core.ablation.study import Ablation, format_command, require_certified
+    from lswt_core.ablation.study import Ablation, format_command
     from lswt_core.distributed.world import World
-    from lswt_core.recipe import Recipe
 
     registry, world = required_registry(arguments), World.join()
     recipe = Recipe.load(variants[0].path, variants[0].overrides, registry=registry)
     report_source(recipe, variants[0].path)
-    overlay = (
-        None if arguments.full or world.device.type not in recipe.overlays else world.device.type
-    )
+    overlay = None
+    if not arguments.full and world.device.type in recipe.overlays:
+        overlay = world.device.type
     spec = AblationSpec(
         name,
         variants,
@@ -156,36 +180,16 @@ def ablate(arguments: argparse.Namespace) -> int:
         overlay=overlay,
         command=format_command(words_of(arguments)),
     )
-    ablation = Ablation(spec, registry, world, say)
-    directory = arguments.out or Path("runs/ablations") / f"{name}-{spec.fingerprint()}"
-    ablation.build()
-    say(ablation.describe_arms())
-    if arguments.dry_run:
-        return 0
-    claim(directory, spec.fingerprint())
-    make_output_directory(arguments.store, "--store")
+    return Ablation(spec, registry, world, say), recipe.with_overlay(overlay)
+
+
+def workers_of(arguments: argparse.Namespace) -> Workers:
+    """How many runs are made at once, and on which devices."""
+    from lswt_core.ablation.runner import Workers
+
     devices = arguments.devices.split(",") if arguments.devices else []
     at_once = arguments.jobs or len(devices) or 1
-    study = ablation.run(
-        RunStore(arguments.store), Workers(at_once, threads(at_once), devices, arguments.plugin)
-    )
-    print(written(study, directory))
-    require_certified(study)
-    refuse_failed(study, directory)
-    return 0
-
-
-def written(study: Study, directory: Path) -> str:
-    """Write the report; returns what is to be printed. Raises ResourceError where it cannot be
-    written: the runs are kept.
-    """
-    from lswt_core.ablation.publish import publish
-
-    try:
-        return publish(study, directory)
-    except OSError as error:
-        fix = "make room; the same command writes it, and makes no run again"
-        raise ResourceError(f"the report cannot be written: {error}\n  fix: {fix}") from error
+    return Workers(at_once, threads(at_once), devices, arguments.plugin)
 
 
 def refuse_failed(study: Study, directory: Path) -> None:
@@ -228,47 +232,6 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
 def first(*values: Any) -> Any:
     """The first value that was given."""
     return next(value for value in values if value is not None)
-
-
-def words_of(arguments: argparse.Namespace) -> list[str]:
-    """The command's words that decide what is compared."""
-    words = [str(arguments.recipe), *arguments.overrides]
-    for name in ("swap", "arm", "allow", "plugin"):
-        words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
-    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
-        value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", str(value)]
-    return (
-        words
-        + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
-        + (["--full"] if arguments.full else [])
-    )
-
-
-def claim(directory: Path, fingerprint: str) -> None:
-    """Make the report's directory this ablation's; raises UsageError if it holds another one's
-    report, or cannot be written to.
-    """
-    make_output_directory(directory, "--out")
-    path = directory / "ablation.json"
-    if claimed(path) not in (None, fingerprint):
-        raise UsageError(
-            f"{directory} holds the report of another ablation\n  fix: choose another --out"
-        )
-    write_atomically(path, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
-
-
-def claimed(path: Path) -> str | None:
-    """Whose report a directory holds; None if nobody's, or if that cannot be read any more."""
-    try:
-        return (
-            str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
-            if path.is_file()
-            else None
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        say(f"warning: {path} is damaged and is written anew: {error}")
-        return None
 
 
 def threads(at_once: int) -> int:

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lswt_core.cli.common import recipe_arguments, report_source, required_registry
 from lswt_core.errors import UsageError
@@ -17,6 +17,9 @@ from lswt_core.recipe import Recipe
 from lswt_core.recipe.packaged import SUFFIX, is_qualified
 from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
 
 # what all peers do: AdamW, from scratch
 PEERS_WORK = ["optimizer.use=adamw", "optimizer.lr=3e-4", "embedding.warm_start=none"]
@@ -90,7 +93,6 @@ def measure(
     "data_sheet" {flops_per_second, source, necessary, conventional, six_n} (None if no data sheet
     is known) and "breakdown".
     """
-    from lswt_core.benchmark.ours import Ours, work_of
     from lswt_core.benchmark.runner import Benchmark, Rounds, analyse_step
     from lswt_core.budget import budget
     from lswt_core.device import configure_process
@@ -100,40 +102,49 @@ def measure(
     configure_process()
     recipes = chosen_recipes(arguments, registry, None if arguments.full else world.device.type)
     first = next(iter(recipes.values()))
-    work = work_of(first, registry, world.device)
-    subjects: dict[str, Any] = {
-        name: Ours(work_of(recipe, registry, world.device), recipe, registry, name)
-        for name, recipe in recipes.items()
-    }
-    subjects |= {
-        name: peer(name, work, list(subjects.values()))
-        for name in arguments.against
-        if not is_recipe(name)
-    }
-    for name, subject in subjects.items():
-        if subject.work.tokens != work.tokens:
-            raise UsageError(
-                f"{name} reads {subject.work.tokens} tokens a step, {first.name} {work.tokens}:"
-                " give both the same train keys"
-            )
-    contest = Benchmark(
-        work, subjects, Rounds(arguments.rounds, arguments.rounds, arguments.tokens), say
-    )
-    rows = contest.run()
+    subjects = contenders(arguments, recipes, registry, world.device)
+    ours = next(iter(subjects.values()))
+    rounds = Rounds(arguments.rounds, arguments.rounds, arguments.tokens)
+    rows = Benchmark(ours.work, subjects, rounds, say).run()
     say("ceilings and breakdown")
-    name, ours = next(iter(subjects.items()))
-    taken = rows[name]["training"]["seconds"]["median"]
+    taken = rows[ours.name]["training"]["seconds"]["median"]
     return {
         "recipe": first.name,
         "work": {
             key: value
-            for key, value in work._asdict().items()
+            for key, value in ours.work._asdict().items()
             if key not in ("precision", "device")
         },
-        "machine": machine(work, ours.attention),
+        "machine": machine(ours.work, ours.attention),
         "contenders": rows,
         **analyse_step(ours, budget(first, registry, world), taken),
     }
+
+
+def contenders(
+    arguments: argparse.Namespace,
+    recipes: Mapping[str, Recipe],
+    registry: Registry,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Recipes and peers by name, the recipe itself first, all with as many tokens a step."""
+    from lswt_core.benchmark.ours import Ours, work_of
+
+    subjects: dict[str, Any] = {
+        name: Ours(work_of(recipe, registry, device), recipe, registry, name)
+        for name, recipe in recipes.items()
+    }
+    first, *_ = ours = list(subjects.values())
+    for name in arguments.against:
+        if not is_recipe(name):
+            subjects[name] = peer(name, first.work, ours)
+    for name, subject in subjects.items():
+        if subject.work.tokens != first.work.tokens:
+            raise UsageError(
+                f"{name} reads {subject.work.tokens} tokens a step, {first.name}"
+                f" {first.work.tokens}: give both the same train keys"
+            )
+    return subjects
 
 
 def chosen_recipes(

@@ -1,5 +1,5 @@
-"""``python -m lswt_core generate RUN_OR_MODEL --prompt TEXT``: generate text with a trained model.
-Imports torch only when it runs.
+"""``python -m lswt_core generate RUN_OR_MODEL --prompt TEXT``: print the prompt and, as it is
+generated, a trained model's continuation. Imports torch only when it runs.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object at the end instead of text as it is written",
+        help="print prompt and continuation as one JSON object at the end, not as they are written",
     )
     plugin_argument(parser)
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Print the generated continuation of the prompt."""
+    """Print the prompt and its continuation as text, or both as one JSON object."""
     if arguments.tokens < 1:
         raise UsageError(f"tokens = {arguments.tokens}: must be at least 1")
     prompt = arguments.prompt if arguments.prompt != "-" else read_standard_input()
@@ -109,22 +109,15 @@ def generate(arguments: argparse.Namespace) -> int:
             should_stop=stop,
         )
         if not arguments.json:
-            show(decode.stream_text(model.tokenizer, start, ids))
+            show(prompt, decode.stream_text(model.tokenizer, start, ids))
         found = list(ids)
     if stop():
         raise KeyboardInterrupt
-    if not arguments.json:
-        return 0
-    text = "".join(decode.stream_text(model.tokenizer, start, found))
-    used = {"decode": arguments.decode} | {
-        name: getattr(method, name) for name in decode.option_names(type(method))
-    }
-    print(
-        json.dumps(
-            {"prompt": prompt, "text": text, "ids": found, "ended": len(found) < arguments.tokens}
-            | used
-        )
-    )
+    if arguments.json:
+        text = "".join(decode.stream_text(model.tokenizer, start, found))
+        result = {"prompt": prompt, "text": text, "ids": found, "decode": arguments.decode}
+        used = {name: getattr(method, name) for name in decode.option_names(type(method))}
+        print(json.dumps(result | {"ended": len(found) < arguments.tokens} | used))
     return 0
 
 
@@ -145,8 +138,9 @@ def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode([prompt])[0]
 
 
-def show(pieces: Iterator[str]) -> None:
-    """Print text as it is generated, and end its last line in any case."""
+def show(prompt: str, pieces: Iterator[str]) -> None:
+    """Print a prompt and what follows it as it is generated; end the last line in any case."""
+    print(prompt, end="", flush=True)
     try:
         for piece in pieces:
             print(piece, end="", flush=True)

@@ -17,7 +17,10 @@ from lswt_core.recipe.swap import override_of
 from lswt_core.registry import Registry, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from lswt_core.budget.flops import Flops
+    from lswt_core.device import Precision
 
 SHORT = 0.5  # seconds a micro-batch may be expected to take for it to be run
 
@@ -104,26 +107,14 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     from lswt_core.budget import budget
     from lswt_core.device import Precision, available_memory
     from lswt_core.distributed.world import World
-    from lswt_core.model.attention_choice import choose_backends
 
     device = World.join().device
     world = World(0, arguments.ranks, device)
-    precision = Precision.choose(recipe.train.precision, device)
-    if arguments.on is None:
-        backends = choose_backends(recipe, registry, device, precision.dtype)
-        attention = {"backend": ", ".join(backends.names), "notes": list(backends.notes)}
-    else:
-        asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
-        attention = {
-            "backend": ", ".join(asked),
-            "notes": [f"what 'auto' stands for is settled on the {arguments.on} itself"],
-        }
     taken = budget(recipe, registry, world)
     machine = machine_of(arguments.on, recipe, device, available_memory(device))
     train = recipe.train
-    micro = arguments.micro or min(
-        train.micro_batch_size or train.batch_size, len(world.rows(train.batch_size))
-    )
+    micro = arguments.micro or world.micro_batch_size(train.batch_size, train.micro_batch_size)
+    precision = Precision.choose(train.precision, device)
     memory = taken.memory.of_process(world, micro) | {"available": machine.memory}
     return {
         "recipe": recipe.name,
@@ -135,7 +126,7 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
             "trainable_by_component": taken.trainable,
         },
         "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
-        "flops": None if taken.flops is None else work_of(taken.flops),
+        "flops": taken.flops and work_of(taken.flops),
         "run": {
             "steps": train.total_steps,
             "tokens_per_step": train.tokens_per_step,
@@ -143,15 +134,27 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
             "micro_batch_size": micro,
             "ranks": arguments.ranks,
         },
-        "time": (
-            None if taken.flops is None else time_of(recipe, registry, taken, machine, world, micro)
-        ),
+        "time": taken.flops and time_of(recipe, registry, taken, machine, world, micro),
         "unknown": taken.unknown,
         "device": str(device) if arguments.on is None else arguments.on,
         "precision": str(precision.dtype).removeprefix("torch."),
-        "attention": attention,
+        "attention": attention_of(recipe, registry, arguments.on, device, precision),
         "torch": torch.__version__,
     }
+
+
+def attention_of(
+    recipe: Recipe, registry: Registry, on: str | None, device: torch.device, precision: Precision
+) -> dict[str, Any]:
+    """The attention backends that this machine would run, or the recipe's for another one."""
+    if on is not None:
+        asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
+        note = f"what 'auto' stands for is settled on the {on} itself"
+        return {"backend": ", ".join(asked), "notes": [note]}
+    from lswt_core.model.attention_choice import choose_backends
+
+    backends = choose_backends(recipe, registry, device, precision.dtype)
+    return {"backend": ", ".join(backends.names), "notes": list(backends.notes)}
 
 
 def work_of(flops: Flops) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from textwrap import fill, indent
 from typing import Any
+
+from lswt_core.reporting.tables import LINE_WIDTH
 
 UNKNOWN = "unknown"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -64,7 +67,7 @@ def memory_lines(need: Mapping[str, int]) -> list[str]:
     if need["total"] > need["available"]:
         largest = need["largest_micro"]
         verdict = f"does not fit: micro-batch <= {largest}" if largest else "does not fit"
-        rows.append(f"  {verdict}; {advice(largest)}")
+        rows.append(indent(fill(f"{verdict}; {advice(largest)}", LINE_WIDTH), "  "))
     return rows
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from textwrap import shorten
 
 from lswt_core.cli.common import plugin_argument, registry_of
 from lswt_core.cli.offers import load_class, offer_json, usable_json
@@ -20,6 +22,9 @@ from lswt_core.registry.kinds import KINDS, Kind
 from lswt_core.reporting.tables import Table
 
 COLUMNS = ("kind", "name", "distribution", "imports", "source", "what it is")
+SUMMARY = 80  # characters of "what it is"
+# " (Su et al. 2021, arXiv 2104.09864)"
+CITATION = re.compile(r" \([A-Z][^()]*\b(19|20)\d\d\b[^()]*\)")
 Usable = tuple[Offer, str | None]  # an offer, and why it cannot be used
 
 
@@ -63,7 +68,7 @@ def as_json(usable: Sequence[Usable], broken: Sequence[Broken]) -> dict[str, lis
 def table_rows(usable: Sequence[Usable], broken: Sequence[Broken]) -> Iterator[tuple[str, ...]]:
     """The list as rows of a table."""
     for offer, cause in usable:
-        origin, about = f"{offer.distribution} {offer.version}", cause or first_line(offer.doc)
+        origin, about = f"{offer.distribution} {offer.version}", cause or summary(offer.doc)
         source = shown_path(Path(offer.source))
         yield offer.kind, offer.name, origin, "no" if cause else "yes", source, about
     for entry in broken:
@@ -73,10 +78,10 @@ def table_rows(usable: Sequence[Usable], broken: Sequence[Broken]) -> Iterator[t
         yield "recipe", recipe.qualified, origin, "", source, description(recipe.path)
 
 
-def first_line(text: str) -> str:
-    """The first line of a docstring."""
-    lines = text.strip().splitlines()
-    return lines[0] if lines else ""
+def summary(text: str) -> str:
+    """The beginning of a docstring in one line of up to SUMMARY characters, without citations."""
+    paragraph = " ".join(text.strip().split("\n\n")[0].split())
+    return shorten(CITATION.sub("", paragraph), SUMMARY, placeholder=" ...")
 
 
 def kinds_table(offers: Sequence[Offer]) -> Table:
@@ -85,7 +90,7 @@ def kinds_table(offers: Sequence[Offer]) -> Table:
     for kind in KINDS.values():
         names = sorted({offer.name for offer in (*offers, AUTO) if offer.kind == kind.name})
         marked = [f"**{name}**" if name == USE.get(kind.name) else name for name in names]
-        rows.append((kind.name, f"`{recipe_table(kind)}`", ", ".join(marked)))
+        rows.append((kind.name, recipe_table(kind), ", ".join(marked)))
     return Table(("kind", "recipe table", "components (**default**)"), rows, text_columns=range(3))
 
 

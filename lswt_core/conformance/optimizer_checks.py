@@ -17,7 +17,7 @@ from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import Subject
 from lswt_core.conformance.tensors import max_difference, random_normal
 from lswt_core.interfaces import Objective, Optimizer
-from lswt_core.train.update import SampledObjective, apply_update, hessian_update_is_due
+from lswt_core.train.update import apply_update, hessian_update_is_due
 
 
 class Regression(nn.Module):
@@ -77,9 +77,9 @@ class RegressionObjective:
             self.model.loss(seed).backward()
 
     @property
-    def sampled(self) -> SampledObjective:
-        """Sampled gradients alone, for optimizers that share the forward pass."""
-        return SampledRegression(self)
+    def sampled(self) -> Objective:
+        """Itself, for optimizers that share the forward pass."""
+        return self
 
     def hessian_vector_product(
         self, params: Sequence[Tensor], vectors: Sequence[Tensor]
@@ -95,21 +95,6 @@ class RegressionObjective:
         return torch.Generator().manual_seed(self.step)
 
     def subset(self, fraction: float) -> Objective:
-        """The whole batch: it is small."""
-        return self
-
-
-class SampledRegression:
-    """The sampled gradients of an objective."""
-
-    def __init__(self, objective: RegressionObjective) -> None:
-        self.objective, self.tokens = objective, objective.tokens
-
-    def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Add the sampled gradient."""
-        self.objective.backward("sampled")
-
-    def subset(self, fraction: float) -> SampledObjective:
         """The whole batch: it is small."""
         return self
 

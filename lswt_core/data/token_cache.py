@@ -12,9 +12,10 @@ from typing import BinaryIO, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from lswt_core.data.cache_keys import cache_key
-from lswt_core.data.token_file import FORMAT, TokenFileWriter, Tokens, load_tokens, open_atomic
+from lswt_core.data.token_file import FORMAT, TokenFileWriter, Tokens, load_tokens
 from lswt_core.errors import DataError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
+from lswt_core.plugin_api.atomic_write import OTHER_CACHE, open_atomically
 from lswt_core.recipe import Chosen
 
 Split = Literal["train", "valid"]
@@ -63,7 +64,7 @@ def tokenise(
     path = cache / f"tokens-{fingerprint}.bin"
     tokens = load_tokens(path, fingerprint)
     if tokens is None:
-        with open_atomic(path) as file:
+        with open_atomically(path, OTHER_CACHE) as file:
             write_tokens(file, source, tokenizer, split, fingerprint, progress)
         tokens = load_tokens(path, fingerprint)
     if tokens is None:

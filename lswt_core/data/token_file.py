@@ -13,13 +13,12 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from lswt_core.errors import ResourceError
-from lswt_core.plugin_api.atomic_write import fsync
+from lswt_core.plugin_api.atomic_write import OTHER_CACHE
 
 FORMAT = 1  # version; part of the cache key
 FOOTER = struct.Struct("<QI4s")  # bytes of the header before it, the header's crc32, magic
@@ -66,7 +65,7 @@ class TokenFileWriter:
         self.n_tokens += block.size
 
     def finish(self, fingerprint: str, n_bytes: int, n_empty: int) -> None:
-        """Write everything after the ids, and fsync."""
+        """Write everything after the ids."""
         names = "".join(json.dumps(name) + "\n" for name in self.names).encode()
         self._write_checked(np.array(self.document_starts, dtype="<i8").tobytes())
         self._write_checked(names)
@@ -84,8 +83,6 @@ class TokenFileWriter:
         footer = FOOTER.pack(len(encoded), zlib.crc32(encoded), MAGIC)
         with explained_io_errors(self.file.name):
             self.file.write(encoded + footer)
-            self.file.flush()
-            os.fsync(self.file.fileno())
 
     def _write_checked(self, data: bytes) -> None:
         """Write bytes that the checksum covers."""
@@ -102,29 +99,10 @@ def explained_io_errors(path: Path | str, *expected: type[OSError]) -> Iterator[
     except expected:
         raise
     except OSError as error:
-        cure = "make room, or set LSWT_CACHE_DIR to a directory that can be read and written"
         raise ResourceError(
-            f"the cache of tokens {path} failed: {error.strerror or error}; {cure}"
+            f"the cache of tokens {path} failed: {error.strerror or error}; free disk space, or"
+            f" {OTHER_CACHE}"
         ) from error
-
-
-@contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at ``path`` when the block succeeds, and is removed when it does not.
-    Several processes may write the same path.
-    """
-    temporary = path.with_name(f".{path.stem}-{token_hex(4)}.part")
-    with explained_io_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("wb")
-    try:
-        with file:
-            yield file
-        with explained_io_errors(path):
-            temporary.replace(path)
-            fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tokens(path: Path, fingerprint: str) -> Tokens | None:

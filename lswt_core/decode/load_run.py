@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from lswt_core.checkpoint import Saved, Store
-from lswt_core.checkpoint.compatibility import check_fingerprint
+from lswt_core.checkpoint.compatibility import changed_code, check_fingerprint
 from lswt_core.checkpoint.train_state import load_model
 from lswt_core.data import cache_directory, cache_key, check_vocabulary
 from lswt_core.device import Precision, available_memory, pick_device
 from lswt_core.errors import CheckpointError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
 from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_component
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.layer_selectors import LAYERED
 from lswt_core.registry import Registry
 from lswt_core.reporting.units import format_bytes
 
@@ -74,6 +76,7 @@ def load_run(path: Path, registry: Registry) -> LoadedRun:
     saved = newest_checkpoint(path)
     where = str(saved.path / "recipe.json")
     recipe = Recipe.from_dict(saved.document("recipe"), where=where, registry=registry)
+    warn_of_changed_code(saved, recipe, registry)
     device = pick_device(0)
     precision = Precision.choose(recipe.train.precision, device)
     tokenizer = load_tokenizer(recipe, registry, saved)
@@ -96,6 +99,18 @@ def newest_checkpoint(path: Path) -> Saved:
     raise CheckpointError(
         f"run {path} holds no model: {why}\n  fix: restore a checkpoint, or run its recipe again"
     )
+
+
+def warn_of_changed_code(saved: Saved, recipe: Recipe, registry: Registry) -> None:
+    """Log a warning for every component of model and tokenizer whose code is not what the
+    checkpoint was trained with.
+    """
+    if not saved.holds("components"):
+        return
+    used = [chosen for kind in LAYERED for chosen in recipe.every(kind)]
+    current = fingerprint_components([*used, recipe.one("tokenizer")], registry, ())
+    for line in changed_code(saved, current):
+        logger.warning("the code of %s: the model may not be the one that was trained", line)
 
 
 def load_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenizer:

@@ -63,7 +63,7 @@ class World(NamedTuple):
         if total % self.size:
             raise ResourceError(
                 f"train.batch_size = {total} cannot be shared evenly by {self.size} processes;"
-                " choose a multiple"
+                f" choose a multiple of {self.size}"
             )
         return self.share(total)
 

@@ -12,6 +12,7 @@ from typing import Any
 from lswt_core.errors import CheckpointError
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.reporting.run_report import read_metrics
+from lswt_core.reporting.tables import Table
 from lswt_core.reporting.units import format_duration
 from lswt_core.train.environment import read_record
 
@@ -156,7 +157,7 @@ def training_table(
     if "seconds" in last:
         rate = last["tokens"] / last["seconds"]
         rows.append(("time", f"{format_duration(last['seconds'])} ({rate:,.0f} tokens per second)"))
-    return markdown_table(("", ""), rows)
+    return Table(("", ""), rows, text_columns=(0, 1)).markdown()
 
 
 def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -169,14 +170,14 @@ def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> str:
         for name, (label, style) in METRICS.items()
         if last.get(name) is not None
     ]
-    table = markdown_table(("metric", ""), rows)
+    table = Table(("metric", ""), rows, text_columns=(0, 1)).markdown()
     return f"On held-out text of the same source, after update {last['step']:,}:\n\n{table}"
 
 
 def component_table(environment: Mapping[str, Any]) -> str:
     """Return each component with the package that provides it."""
     rows = [(f"`{name}`", package) for name, package in environment["components"].items()]
-    return markdown_table(("component", "package"), rows)
+    return Table(("component", "package"), rows, text_columns=(0, 1)).markdown()
 
 
 def collect_citations(components: Sequence[Chosen]) -> list[str]:
@@ -187,9 +188,3 @@ def collect_citations(components: Sequence[Chosen]) -> list[str]:
             if entry.strip():
                 citations[entry.strip()] = None
     return list(citations)
-
-
-def markdown_table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    """Return a Markdown table of two columns."""
-    lines = [f"| {left} | {right} |" for left, right in (head, ("---", "---"), *rows)]
-    return "\n".join(lines)

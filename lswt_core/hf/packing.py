@@ -83,6 +83,7 @@ def pack_batch(
     is_token = read_attention_mask(decoder, attention_mask, embedded, cache)
     if is_token is None:
         packing = Packing(first_visible=first_visible_in_cache(decoder, cache, embedded))
+        is_token = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
     else:
         packing = Packing.from_padding_mask(is_token)
     if position_ids is None:
@@ -90,25 +91,28 @@ def pack_batch(
     rows, length = embedded.shape[:2]
     if tuple(position_ids.shape) not in {(1, length), (rows, length)}:
         raise ValueError(f"position_ids must be [{rows}, {length}], not {list(position_ids.shape)}")
-    if is_token is None:
-        is_token = torch.ones(rows, length, dtype=torch.bool, device=embedded.device)
-    else:
-        is_token = packing.pack(is_token)
-    zero = torch.zeros(rows, dtype=torch.int64, device=embedded.device)
-    n_cached = zero
-    if cache is not None and cache.text_length is not None:
-        n_cached = cache.text_length.to(embedded.device)
-    cache_length = zero if cache is None else zero + cache.length
+    n_cached, cache_length = count_cached(cache, rows, embedded.device)
     positions = packing.pack(position_ids.to(embedded.device).expand(rows, length))
-    begins = find_text_starts(positions, is_token, (n_cached, cache_length))
+    begins = find_text_starts(positions, packing.pack(is_token), (n_cached, cache_length))
     if begins is None:
         return packing
     refuse_encodings(
         decoder,
         "a row of several texts",
-        lambda encoding: is_absolute(encoding) or encoding.by_end,
+        lambda encoding: is_absolute(encoding) or encoding.sinks_depend_on_segment_end,
     )
     return packing.split_texts(begins, n_cached)
+
+
+def count_cached(cache: LswtCache | None, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the number of cached tokens of each row's last text, and of all its cached tokens and
+    padding, [B] each.
+    """
+    zero = torch.zeros(rows, dtype=torch.int64, device=device)
+    if cache is None:
+        return zero, zero
+    of_text = zero if cache.text_length is None else cache.text_length.to(device)
+    return of_text, zero + cache.length
 
 
 def read_attention_mask(

@@ -12,15 +12,17 @@ import torch
 
 from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import Unsupported
+from lswt_core.interfaces import Dims, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_component,
     build_cross_entropy,
+    build_losses_for,
     dims_of,
 )
 from lswt_core.model.initialise import initialise
+from lswt_core.model.parametrise import compute_scalings, scale_initial_values
 from lswt_core.model.spec import Builder, DecoderSpec, LayerSpec
 from lswt_core.model.train_module import TrainModule
 from lswt_core.model.wiring import check_carry, check_parts, check_replay, check_streams
@@ -63,7 +65,21 @@ def build_model(
                 f"[cross_entropy] {cross_entropy.name} cannot be used here: {error}"
             ) from error
         losses = build_auxiliary_losses(recipe, registry)
-        return BuiltModel(TrainModule(decoder, losses, cross_entropy), choice.names, choice.notes)
+        scalings = scalings_of(recipe, registry, choice)
+        loss = TrainModule(decoder, losses, cross_entropy, scalings)
+        return BuiltModel(loss, choice.names, choice.notes)
+
+
+def scalings_of(recipe: Recipe, registry: Registry, choice: AttentionChoice) -> dict[str, Scaling]:
+    """The factors that the recipe's parametrisation gives to parameters, by name."""
+    parametrisation = build_component(registry, recipe.one("parametrisation"))
+    spec = decoder_spec(recipe, registry, choice)
+
+    def build(dims: Dims) -> TrainModule:
+        losses = build_losses_for(recipe, registry, dims)
+        return TrainModule(spec._replace(dims=dims).build(), losses)
+
+    return compute_scalings(parametrisation, spec.dims, build)
 
 
 def build_decoder_spec(
@@ -111,6 +127,7 @@ def materialise(loss: TrainModule, recipe: Recipe, device: torch.device) -> None
     """
     loss.to_empty(device=device)
     initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
+    scale_initial_values(loss, loss.scalings)
     if should_compile(recipe.train.compile, device):
         compile_blocks(loss.decoder.blocks)
         if loss.cross_entropy is not None:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import lswt_core
 from lswt_core.interfaces import Component
-from lswt_core.recipe import Recipe
+from lswt_core.recipe import Chosen
 from lswt_core.registry import Offer, Registry
-from lswt_core.registry.static_reader import Unreadable, locate
+from lswt_core.registry.source_file import Unreadable, imported_module, locate
 
 CORE = "lswt_core"
 # the core's modules whose libraries every training run uses
@@ -60,14 +60,14 @@ def fingerprint_component(offer: Offer, registry: Registry) -> CodeFingerprint:
 
 
 def fingerprint_components(
-    recipe: Recipe, registry: Registry, backends: Iterable[str]
+    components: Iterable[Chosen], registry: Registry, backends: Iterable[str]
 ) -> dict[str, dict[str, str]]:
     """Distribution, version and code hash of every component that can change a run's numbers, by
     "kind/name". ``backends`` are the attention backends chosen for the run.
     """
     offers = {
         f"{one.kind}/{one.name}": one.offer
-        for one in recipe.components()
+        for one in components
         if one.offer.source and one.kind != "tracker"
     }
     offers |= {f"attention/{name}": registry.find("attention", name) for name in backends}
@@ -81,6 +81,7 @@ def fingerprint_components(
     }
 
 
+@cache
 def fingerprint_core() -> str:
     """Hash the core's own source files."""
     return hash_files(Path(lswt_core.__file__).parent.rglob("*.py"))
@@ -168,8 +169,8 @@ def imported_names(module: SourceModule) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = import_base(module, node)
-            yield from (".".join([*base, alias.name]) for alias in node.names)
+            base = imported_module(node, module.name, module.path)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
         elif imports_by_string and isinstance(node, ast.Constant):
             yield from dotted_names(node.value)
 
@@ -179,17 +180,6 @@ def dotted_names(value: object) -> list[str]:
     if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
         return [value]
     return []
-
-
-def import_base(module: SourceModule, node: ast.ImportFrom) -> list[str]:
-    """The parts of the module that ``from ... import`` names, relative imports resolved."""
-    base: list[str] = []
-    if node.level:
-        parents = module.name.split(".")
-        if module.path.name != "__init__.py":
-            parents = parents[:-1]
-        base = parents[: len(parents) - node.level + 1]
-    return base + ([node.module] if node.module else [])
 
 
 def modules_imported_by(name: str) -> list[SourceModule]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from lswt_core.device import allow_two_backward_passes
 from lswt_core.distributed.world import spaced_rows
@@ -21,8 +20,9 @@ from lswt_core.interfaces import (
     Schedule,
     Unsupported,
 )
-from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.parameters import apply_group_factors, build_parameter_groups
 from lswt_core.model.spec import dims_from_tables
+from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 
@@ -56,7 +56,13 @@ def build_auxiliary_losses(
     recipe: Recipe, registry: Registry
 ) -> dict[str, tuple[AuxiliaryLoss, float]]:
     """The auxiliary losses and their weights by name, on torch's default device."""
-    dims = dims_of(recipe)
+    return build_losses_for(recipe, registry, dims_of(recipe))
+
+
+def build_losses_for(
+    recipe: Recipe, registry: Registry, dims: Dims
+) -> dict[str, tuple[AuxiliaryLoss, float]]:
+    """The auxiliary losses of a model of other sizes."""
     return {
         name: (build_component(registry, chosen, dims), chosen.weight)
         for name, chosen in recipe.many("loss").items()
@@ -98,10 +104,11 @@ def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
     return registry.load(recipe.one("optimizer").offer)
 
 
-def build_optimizer(recipe: Recipe, registry: Registry, loss: nn.Module) -> Optimizer:
+def build_optimizer(recipe: Recipe, registry: Registry, loss: TrainModule) -> Optimizer:
     """The optimizer over the trainable parameters of ``loss``."""
-    groups = build_parameter_groups(loss)
+    groups = build_parameter_groups(loss, recipe.groups, loss.scalings)
     optimizer: Optimizer = build_component(registry, recipe.one("optimizer"), groups)
+    apply_group_factors(optimizer)
     # raises now rather than at the first curvature update
     spaced_rows(optimizer.fraction, recipe.train.batch_size)
     if optimizer.shares_forward:

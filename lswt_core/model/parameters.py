@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from lswt_core.interfaces import Component
+from lswt_core.interfaces import Component, Optimizer, Scaling
 from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.recipe.schema import Group, Groups
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
 # parameters of the core, by the end of their module's name; all others belong to a component
+DEFAULT_GROUPS = Groups()
 CORE_OWNERS = {
     "vocabulary.table": "embedding",
     "vocabulary.input": "projections",
@@ -19,35 +22,97 @@ CORE_OWNERS = {
 }
 
 
-def build_parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Group trainable parameters into "decayed" and "undecayed".
+class GroupKey(NamedTuple):
+    """What the parameters of one group share."""
+
+    decayed: bool
+    lr_factor: float
+    weight_decay: float | None  # None: the optimizer's
+    weight_decay_factor: float
+
+    @property
+    def name(self) -> str:
+        """The group's name: "decayed", "undecayed, lr x 0.1"."""
+        words = ["decayed" if self.decayed else "undecayed"]
+        if self.lr_factor != 1:
+            words.append(f"lr x {self.lr_factor:.4g}")
+        if self.decayed and self.weight_decay is not None:
+            words.append(f"weight decay {self.weight_decay:.4g}")
+        if self.weight_decay_factor != 1:
+            words.append(f"weight decay x {self.weight_decay_factor:.4g}")
+        return ", ".join(words)
+
+
+class Parameter(NamedTuple):
+    """A trainable parameter of the model and what decides its group."""
+
+    name: str
+    tensor: nn.Parameter
+    role: str  # a key of [groups]
+    is_exempt: bool  # from weight decay, unless the recipe says otherwise
+    is_hidden_matrix: bool  # the weight of a linear layer that is not the vocabulary's
+
+
+def build_parameter_groups(
+    model: nn.Module,
+    groups: Groups = DEFAULT_GROUPS,
+    scalings: Mapping[str, Scaling] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """Group trainable parameters by weight decay and learning rate: at least "decayed", and
+    "undecayed".
 
     Decided by module type and explicit tags, not by substrings of names: embeddings, everything
     with fewer than two dimensions (biases, norms) and what a module lists in ``no_weight_decay``
-    do not decay. ``matrices`` names a group's hidden matrices: the weights of linear layers that
-    are not the vocabulary's.
+    do not decay, unless ``groups`` says otherwise for their role. ``scalings`` are those of a
+    parametrisation, by name. ``matrices`` names a group's hidden matrices: the weights of linear
+    layers that are not the vocabulary's. See ``apply_group_factors``.
     """
+    members: dict[GroupKey, list[Parameter]] = {GroupKey(True, 1.0, None, 1.0): []}
+    for parameter in trainable_with_roles(model):
+        group: Group = getattr(groups, parameter.role)
+        scaling = scalings.get(parameter.name, Scaling())
+        decays = not parameter.is_exempt
+        if group.weight_decay is not None:
+            decays = group.weight_decay > 0
+        key = GroupKey(
+            decays,
+            group.lr_factor * scaling.lr,
+            group.weight_decay if decays else None,
+            scaling.weight_decay if decays else 1.0,
+        )
+        members.setdefault(key, []).append(parameter)
+    return [parameter_group(key, parameters) for key, parameters in sorted_groups(members)]
+
+
+def sorted_groups(
+    members: Mapping[GroupKey, list[Parameter]],
+) -> list[tuple[GroupKey, list[Parameter]]]:
+    """Groups with weight decay first, those of the recipe's own learning rate before others."""
+    return sorted(members.items(), key=lambda item: (not item[0].decayed, item[0].lr_factor != 1))
+
+
+def trainable_with_roles(model: nn.Module) -> Iterator[Parameter]:
+    """Yield every trainable parameter with what decides its group."""
     vocabulary = vocabulary_modules(model)
-    matrices: set[str] = set()
-    decayed: dict[str, nn.Parameter] = {}
-    undecayed: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():
         exempt = getattr(module, "no_weight_decay", ())
         is_hidden_linear = isinstance(module, nn.Linear) and module not in vocabulary
         for key, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            name = f"{path}.{key}".lstrip(".")
-            if isinstance(module, nn.Embedding) or parameter.ndim < 2 or key in exempt:
-                undecayed[name] = parameter
+            if isinstance(module, nn.Embedding):
+                role = "embedding"
+            elif parameter.ndim < 2:
+                role = "vectors"
             else:
-                decayed[name] = parameter
-            if is_hidden_linear and key == "weight":
-                matrices.add(name)
-    groups = [parameter_group("decayed", decayed, matrices)]
-    if undecayed:
-        groups.append(parameter_group("undecayed", undecayed, matrices) | {"weight_decay": 0.0})
-    return groups
+                role = "projections" if module in vocabulary else "matrices"
+            yield Parameter(
+                f"{path}.{key}".lstrip("."),
+                parameter,
+                role,
+                role in ("embedding", "vectors") or key in exempt,
+                is_hidden_linear and key == "weight",
+            )
 
 
 def vocabulary_modules(model: nn.Module) -> set[nn.Module]:
@@ -56,16 +121,33 @@ def vocabulary_modules(model: nn.Module) -> set[nn.Module]:
     return {part for vocabulary in vocabularies for part in vocabulary.modules()}
 
 
-def parameter_group(
-    name: str, parameters: Mapping[str, nn.Parameter], matrices: set[str]
-) -> dict[str, Any]:
+def parameter_group(key: GroupKey, parameters: Sequence[Parameter]) -> dict[str, Any]:
     """A parameter group for torch's optimizers."""
-    return {
-        "name": name,
-        "params": list(parameters.values()),
-        "names": list(parameters),
-        "matrices": [parameter for parameter in parameters if parameter in matrices],
+    group: dict[str, Any] = {
+        "name": key.name,
+        "params": [one.tensor for one in parameters],
+        "names": [one.name for one in parameters],
+        "matrices": [one.name for one in parameters if one.is_hidden_matrix],
     }
+    if not key.decayed:
+        group["weight_decay"] = 0.0
+    elif key.weight_decay is not None:
+        group["weight_decay"] = key.weight_decay
+    if key.lr_factor != 1:
+        group["lr_factor"] = key.lr_factor
+    if key.weight_decay_factor != 1:
+        group["weight_decay_factor"] = key.weight_decay_factor
+    return group
+
+
+def apply_group_factors(optimizer: Optimizer) -> None:
+    """Multiply the learning rate and weight decay of every group by its factors, after the
+    optimizer has filled in its options.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_factor", 1.0)
+        if "weight_decay_factor" in group and "weight_decay" in group:
+            group["weight_decay"] *= group["weight_decay_factor"]
 
 
 def parameters_with_components(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

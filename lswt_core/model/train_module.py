@@ -5,6 +5,7 @@ over micro-batches and ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from lswt_core.interfaces import (
     LabelSampling,
     LossSum,
     Output,
+    Scaling,
 )
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.cross_entropy import chunked_cross_entropy, dense_cross_entropy
@@ -46,14 +48,16 @@ class TrainModule(nn.Module):
         decoder: Decoder,
         auxiliary: Mapping[str, tuple[AuxiliaryLoss, float]],
         cross_entropy: CrossEntropy | None = None,
+        scalings: Mapping[str, Scaling] = MappingProxyType({}),
     ) -> None:
         """``auxiliary`` are losses with their weights; without a ``cross_entropy`` component,
-        ``chunked_cross_entropy`` is used.
+        ``chunked_cross_entropy`` is used. ``scalings`` are the parametrisation's, by name.
         """
         super().__init__()
         self.decoder, self.cross_entropy = decoder, cross_entropy
         self.auxiliary = nn.ModuleDict({name: loss for name, (loss, _) in auxiliary.items()})
         weights = {name: weight for name, (_, weight) in auxiliary.items()}
+        self.scalings = scalings
         self.weights = {CROSS_ENTROPY: 1.0} | weights | layer_loss_weights(decoder, auxiliary)
         needs = [loss.needs for loss, _ in auxiliary.values()]
         self.needs: frozenset[str] = frozenset().union(*needs)

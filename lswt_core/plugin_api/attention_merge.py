@@ -1,5 +1,5 @@
-"""Attention block by block, merged by the blocks' logsumexp: for backends whose fused kernel
-returns it.
+"""Attention block by block, and the log-sum-exp merge of the blocks' outputs: for backends whose
+fused kernel returns the logsumexp.
 """
 
 from __future__ import annotations

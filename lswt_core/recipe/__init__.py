@@ -94,6 +94,7 @@ class Recipe:
         tables = self._chosen.core
         self.model = cast(schema.Model, tables["model"])
         self.embedding = cast(schema.Embedding, tables["embedding"])
+        self.groups = cast(schema.Groups, tables["groups"])
         self.train = cast(schema.Train, tables["train"])
         self.evaluate = cast(schema.Evaluate, tables["evaluate"])
         self.checkpoint = cast(schema.Checkpoint, tables["checkpoint"])
@@ -186,10 +187,13 @@ class Recipe:
         if isinstance(node, Leaf) and checked.tree.at(path[:-1]) is not node:
             history = list(node.history)
         owner = checked.owners.get(table)
+        while owner and len(path) > size and (inner := owner.inner(path[size])) is not None:
+            owner, size = inner, size + 1
+        name = ".".join(path[size:])
         if not name and history:
             return history  # a component that was removed
         if owner is None or name.partition(".")[0] not in owner.keys:
-            raise RecipeError([self._unknown_key(key, table, name, owner)])
+            raise RecipeError([self._unknown_key(key, name, owner)])
         return default_of(owner, path[size]) + history
 
     def _locate(self, key: str) -> tuple[Checked, tuple[str, ...]]:
@@ -206,7 +210,7 @@ class Recipe:
             raise RecipeError([problem]) from error
         return (self._merged.layers[layer] if self._merged.layers else self._chosen), path[2:]
 
-    def _unknown_key(self, key: str, table: str, name: str, owner: wording.Owner | None) -> Problem:
+    def _unknown_key(self, key: str, name: str, owner: wording.Owner | None) -> Problem:
         """The problem of a key that has no history."""
         if owner is not None and not name:
             fix = f"ask for one of: {', '.join(owner.keys)}"

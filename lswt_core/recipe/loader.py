@@ -171,21 +171,7 @@ def extended_path(reference: object, folder: Path) -> Path:
 
 def read(path: Path, shown: str, asked: Origin) -> File:
     """Parse one file; ``asked`` is the origin of its name. Raises RecipeError."""
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(LARGEST + 1)
-    except OSError as error:
-        raise stop(
-            f"cannot read {shown}", asked, error.strerror or str(error), "give a readable file"
-        ) from error
-    if len(data) > LARGEST:
-        raise stop(
-            f"{shown} is too large",
-            asked,
-            f"recipes end at {LARGEST:,} bytes",
-            "give a recipe, not a data file",
-        )
-    text = decode(data, shown)
+    text = decode(read_bytes(path, shown, asked), shown)
     lines = text.split("\n")
     try:
         tables = tomli.loads(text)
@@ -206,6 +192,25 @@ def read(path: Path, shown: str, asked: Origin) -> File:
             str(error).partition(";")[0],
             "write a plain recipe",
         ) from error
+
+
+def read_bytes(path: Path, shown: str, asked: Origin) -> bytes:
+    """A file's content. Raises RecipeError if it cannot be read or is no recipe by its size."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise stop(
+            f"cannot read {shown}", asked, error.strerror or str(error), "give a readable file"
+        ) from error
+    if len(data) > LARGEST:
+        raise stop(
+            f"{shown} is too large",
+            asked,
+            f"recipes end at {LARGEST:,} bytes",
+            "give a recipe, not a data file",
+        )
+    return data
 
 
 def decode(data: bytes, shown: str) -> str:

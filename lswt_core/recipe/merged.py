@@ -29,6 +29,8 @@ ORDER = (  # of a resolved recipe's tables
     "ffn",
     "norm",
     LAYERS,
+    "parametrisation",
+    "groups",
     "cross_entropy",
     "loss",
     "optimizer",
@@ -152,5 +154,9 @@ def component_table(chosen: Chosen) -> dict[str, Any]:
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that TOML can hold."""
-    return {name: value for name, value in values.items() if value is not None}
+    """The values that TOML can hold, those of inner tables as well."""
+    return {
+        name: without_none(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }

@@ -63,6 +63,15 @@ class Owner(typing.NamedTuple):
             return field.annotation
         return Annotated[field.annotation, *field.metadata]
 
+    def inner(self, name: object) -> Owner | None:
+        """The owner of a table inside of this one; None if the key is no table."""
+        field = self.model.model_fields.get(str(name))
+        annotation = None if field is None else field.annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        table = f"{self.table}.{name}"
+        return Owner(table, f"[{table}]", annotation)
+
 
 def unknown_key(node: Leaf | Branch, owner: Owner, homes: Mapping[str, Collection[str]]) -> Problem:
     """A key that its table does not have; ``homes`` are the tables of each valid key."""

@@ -19,6 +19,7 @@ USE = {  # the default component of each table
     "qk_norm": "none",
     "ffn": "swiglu",
     "norm": "layernorm",
+    "parametrisation": "standard",
     "cross_entropy": "chunked",
     "optimizer": "adamw",
     "schedule": "cosine",

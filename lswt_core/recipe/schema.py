@@ -65,11 +65,27 @@ class Embedding(Table):
     trainable: bool = True  # false: the table is frozen, in float16
 
 
+class Group(Table):
+    """[groups.ROLE]: what differs for the parameters of a role."""
+
+    lr_factor: Annotated[float, Gt(0)] = 1.0  # times optimizer.lr
+    weight_decay: Annotated[float, Ge(0)] | None = None  # None: the optimizer's, or none
+
+
+class Groups(Table):
+    """[groups]: learning rates and weight decay by role of the parameters."""
+
+    embedding: Group = Group()  # embedding tables
+    projections: Group = Group()  # between the table's width and the model's
+    matrices: Group = Group()  # all other weights of two or more dimensions
+    vectors: Group = Group()  # biases, gains of norms, and whatever has one dimension
+
+
 class Train(Table):
     """[train]: batch, length of the run, precision and memory."""
 
-    batch_size: Size = 480  # rows of the global batch; each reads its own stream of tokens
-    seq_len: Size = 2048  # new tokens a row reads per step
+    batch_size: Size = 480  # rows of all ranks together (effective batch size)
+    seq_len: Size = 2048  # sequence length: new tokens a row reads per step
     micro_batch_size: Size | None = None  # rows per forward pass; None: all of a process's
     tokens: Amount | None = None  # length of the run; give this or steps
     steps: Steps | None = None
@@ -143,6 +159,7 @@ class Sample(Table):
 CORE_TABLES: dict[str, type[Table]] = {
     "model": Model,
     "embedding": Embedding,
+    "groups": Groups,
     "train": Train,
     "evaluate": Evaluate,
     "checkpoint": Checkpoint,

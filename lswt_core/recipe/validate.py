@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from annotated_types import Ge
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from lswt_core.errors import PluginError, Problem
 from lswt_core.recipe import messages as wording
@@ -176,14 +177,16 @@ class Checked:
         except ValidationError as error:
             reported = set()
             for detail in error.errors(include_url=False):
-                node = table.at(detail["loc"][:1])
-                place = detail["loc"][:1]  # the members of a union fail one by one
+                inner, own, rest = innermost_table(table, owner, detail["loc"])
+                place = (own.table, *rest[:1])  # the members of a union fail one by one
                 if place not in reported:
                     reported.add(place)
                     if detail["type"] == "extra_forbidden":
-                        self.problems.append(wording.unknown_key(node, owner, self.homes))
+                        node = inner.at(rest[:1])
+                        self.problems.append(wording.unknown_key(node, own, self.homes))
                     else:
-                        self.problems.append(wording.wrong_value(detail, table, owner))
+                        located = ErrorDetails({**detail, "loc": rest})
+                        self.problems.append(wording.wrong_value(located, inner, own))
         return None
 
     def check_component(self, choice: Choice) -> None:
@@ -226,3 +229,18 @@ class Checked:
             self.registry.find("attention", backend)
         except PluginError as error:
             self.report(error, "attention", backend, origin)
+
+
+Location = tuple[int | str, ...]
+
+
+def innermost_table(
+    table: Branch, owner: Owner, location: Location
+) -> tuple[Branch, Owner, Location]:
+    """The innermost table that a location lies in, its owner, and the location inside of it."""
+    while len(location) > 1 and (inner := owner.inner(location[0])) is not None:
+        node = table.at(location[:1])
+        if not isinstance(node, Branch):
+            break
+        table, owner, location = node, inner, location[1:]
+    return table, owner, location

@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
         Kind("qk_norm", "QKNorm", "qk_norm"),
         Kind("ffn", "FeedForward", "ffn", bases=("lswt_core.interfaces.StatefulFeedForward",)),
         Kind("norm", "Norm", "norm"),
+        Kind("parametrisation", "Parametrisation", "parametrisation", given=0),
         Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
         Kind("loss", "AuxiliaryLoss", "loss", many=True),
         Kind("optimizer", "Optimizer", "optimizer"),

@@ -14,6 +14,7 @@ from lswt_core.registry.blame import Culprit, culprit
 from lswt_core.registry.discover import Entry, entry_of_file, entry_of_module, installed, normal
 from lswt_core.registry.kinds import KINDS
 from lswt_core.registry.offer import Broken, Offer
+from lswt_core.registry.source_file import Unreadable
 from lswt_core.registry.suggest import nearest
 
 LIST = "python -m lswt_core plugins list"
@@ -161,7 +162,7 @@ class Registry:
         if entry not in self._from_source:
             try:
                 offers = None if entry.live else static_reader.read_offers(entry)
-            except static_reader.Unreadable:
+            except Unreadable:
                 offers = None
             self._from_source[entry] = offers
         return self._from_source[entry]

@@ -70,6 +70,8 @@ def words(annotation: Any) -> str:
         return " or ".join(words(argument) for argument in arguments if argument is not type(None))
     if origin is list:
         return f"a list, each item {words(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a table"
     return NOUNS.get(origin or annotation, str(annotation))
 
 

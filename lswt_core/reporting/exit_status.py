@@ -8,7 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from lswt_core.errors import LswtError, PluginError
+from lswt_core.distributed.print_once import print_once
+from lswt_core.errors import DISK_FULL, LswtError, PluginError, ResourceError
 from lswt_core.registry import Registry
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells report them
@@ -17,19 +18,20 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells re
 def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Run a command and return its exit code.
 
-    An LswtError prints its message. Any other exception prints its traceback: it is a bug of the
-    core, or of a plugin, which is then named.
+    An LswtError and a full disk print a message. Any other exception prints its traceback: it is a
+    bug of the core, or of a plugin, which is then named. What several ranks would print
+    alike, one prints.
     """
     try:
         return command(arguments)
     except LswtError as error:
-        if getattr(arguments, "traceback", False):
-            traceback.print_exc()
         text = str(error)
-        print(text if text.startswith("error") else f"error: {text}", file=sys.stderr)
+        text = text if text.startswith("error") else f"error: {text}"
+        shown = traceback.format_exc() if getattr(arguments, "traceback", False) else ""
+        print_once(shown + text)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print_once("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has left. Python flushes stdout at exit, which must
@@ -38,23 +40,29 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
         return BROKEN_PIPE
     # SystemExit included: code that exits in the middle of a command has not finished it.
     except BaseException as error:
-        traceback.print_exc()
-        return report_unexpected(error, arguments)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            print_once(
+                f"error: {error.filename or 'a file'} cannot be written: {error.strerror}\n"
+                "  fix: free disk space, and run the same command again"
+            )
+            return ResourceError.exit_code
+        text, code = describe_unexpected(error, arguments)
+        print_once(f"{traceback.format_exc()}\n{text}")
+        return code
 
 
-def report_unexpected(error: BaseException, arguments: argparse.Namespace) -> int:
-    """Print whose code raised an unexpected exception; return the exit code."""
+def describe_unexpected(error: BaseException, arguments: argparse.Namespace) -> tuple[str, int]:
+    """Return whose code raised an unexpected exception, as text, and the exit code."""
     files = [file for file in getattr(arguments, "plugin", ()) if file.is_file()]
     culprit = Registry(files=files).culprit(error)
     if culprit is None:
-        print("\nerror: this is a bug; please report it with the traceback above", file=sys.stderr)
-        return LswtError.exit_code
+        text = "error: this is a bug; please report it with the traceback above"
+        return text, LswtError.exit_code
     target = culprit.plugin.path or culprit.plugin.distribution
-    print(
-        f"\nerror: {culprit}\n"
+    text = (
+        f"error: {culprit}\n"
         "  why: this is the plugin's own code; the traceback is above\n"
         "  fix: mend it, or report it to its author;"
-        f" python -m lswt_core plugins check {target} tells more",
-        file=sys.stderr,
+        f" python -m lswt_core plugins check {target} tells more"
     )
-    return PluginError.exit_code
+    return text, PluginError.exit_code

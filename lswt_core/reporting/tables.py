@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+LINE_WIDTH = 100  # characters of a line of text on a terminal
+
 
 class Table(NamedTuple):
     """A header and rows of equally many cells.

@@ -7,27 +7,29 @@ from __future__ import annotations
 import json
 import platform
 import socket
-from collections.abc import Iterable, Mapping
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
 
-import lswt_core
 from lswt_core.checkpoint import Saved
 from lswt_core.checkpoint.compatibility import differences
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError
+from lswt_core.model.code_fingerprint import fingerprint_components, fingerprint_core
 from lswt_core.recipe import Recipe
+from lswt_core.registry import Registry
 
 MARKER_PREFIX = ".shared-"  # of a file by which ranks test whether they share a directory
 HASH_LENGTH = 12  # characters
 
 
-def require_same_run(world: World, recipe: Recipe, precision: Precision, directory: Path) -> None:
+def require_same_run(
+    world: World, recipe: Recipe, registry: Registry, precision: Precision, directory: Path
+) -> None:
     """Raise CheckpointError, on every rank, unless all ranks have the same recipe, code, plugins,
     libraries, precision and run directory.
     """
@@ -35,7 +37,10 @@ def require_same_run(world: World, recipe: Recipe, precision: Precision, directo
         return
     own = {
         "recipe": recipe.resolved(),
-        "code": hash_code(recipe),
+        "code": {
+            "lswt_core": fingerprint_core(),
+            **fingerprint_components(recipe.components(), registry, ()),
+        },
         "precision": str(precision.dtype),
         "device": world.device.type,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -88,29 +93,3 @@ def identify_directory(world: World, directory: Path) -> str:
     if seen:
         return str(where)
     return f"another one, {own}"
-
-
-def hash_code(recipe: Recipe) -> dict[str, str]:
-    """Hashes of this library's source and of every component's package, with its version."""
-    hashes = {"lswt_core": hash_files(Path(lswt_core.__file__).parent.rglob("*.py"))}
-    for chosen in recipe.components():
-        offer = chosen.offer
-        if offer.source:
-            sha = hash_files(source_files(Path(offer.source)))
-            hashes[f"{chosen.kind} {chosen.name}"] = f"{offer.distribution} {offer.version} {sha}"
-    return hashes
-
-
-def source_files(source: Path) -> Iterable[Path]:
-    """The source files of a component's package, or its single file."""
-    if source.with_name("__init__.py").is_file():
-        return source.parent.rglob("*.py")
-    return [source]
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """A hash of the files' contents."""
-    digest = sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:HASH_LENGTH]

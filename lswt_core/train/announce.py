@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.toml_writer import flat
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
+from lswt_core.reporting.tables import LINE_WIDTH
 from lswt_core.reporting.units import format_bytes
 
 SINGLE_KINDS = (
@@ -30,6 +31,7 @@ SINGLE_KINDS = (
     "qk_norm",
     "ffn",
     "norm",
+    "parametrisation",
     "cross_entropy",
     "optimizer",
     "schedule",
@@ -46,7 +48,8 @@ def announce_recipe(console: Console, recipe: Recipe) -> None:
     for kind in STACKED_KINDS:
         stacked = ", ".join(chosen.name for chosen in recipe.many(kind).values())
         names.append(f"{kind}={stacked or '-'}")
-    console.say("  ".join(names))
+    for line in pack_lines(names):
+        console.say(line)
     for layers, tables in recipe.resolved().get(LAYERS, {}).items():
         changed = "  ".join(f"{key}={value}" for key, value in flat(tables).items())
         console.say(f"  layers {layers}: {changed}")
@@ -55,6 +58,18 @@ def announce_recipe(console: Console, recipe: Recipe) -> None:
         f"{train.total_steps:,} steps of {train.batch_size} rows x {train.seq_len} tokens ="
         f" {train.total_steps * train.tokens_per_step:,} tokens"
     )
+
+
+def pack_lines(items: Sequence[str]) -> list[str]:
+    """Join items, two spaces apart, into lines of up to LINE_WIDTH columns."""
+    lines = [items[0]]
+    for item in items[1:]:
+        longer = f"{lines[-1]}  {item}"
+        if len(longer) <= LINE_WIDTH:
+            lines[-1] = longer
+        else:
+            lines.append(item)
+    return lines
 
 
 def announce_overlay(console: Console, recipe: Recipe, full: Recipe, device: torch.device) -> None:

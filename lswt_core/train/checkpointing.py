@@ -17,8 +17,9 @@ from lswt_core.checkpoint.train_state import (
     restore_optimizer,
 )
 from lswt_core.data import Rows
+from lswt_core.recipe import Recipe
 from lswt_core.train.finite import find_nonfinite
-from lswt_core.train.memory_state import MemoryMode, capture_memory, restore_memory
+from lswt_core.train.memory_state import capture_memory, restore_memory
 from lswt_core.train.metrics import Metrics
 from lswt_core.train.trainer import Trainer, TrainerState
 
@@ -35,10 +36,9 @@ class Checkpointer:
     store: Store
     rows: Rows
     metrics: Metrics
-    memory_mode: MemoryMode
+    recipe: Recipe
     fingerprint: dict[str, str]  # of data and tokenizer
     components: dict[str, dict[str, str]]  # distribution, version and code hash of each
-    recipe: dict[str, Any]  # resolved
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one. Raises NumericsError, and writes nothing,
@@ -49,7 +49,7 @@ class Checkpointer:
             return
         trainer.require_finite_weights()
         # before eval_parameters: "replay" rebuilds states with the weights that are trained
-        memory, outline = capture_memory(trainer, self.memory_mode)
+        memory, outline = capture_memory(trainer, self.recipe.checkpoint.memory)
         with trainer.optimizer.eval_parameters():
             moments, scalars = optimizer_state(trainer.optimizer)
             world = trainer.context.world
@@ -96,7 +96,7 @@ class Checkpointer:
             "data": self.rows.state(),
             "fingerprint": self.fingerprint,
             "components": self.components,
-            "recipe": self.recipe,
+            "recipe": self.recipe.resolved(),
         }
 
     def restore(self, saved: Saved) -> None:
@@ -115,4 +115,5 @@ class Checkpointer:
         trainer.state = TrainerState(**{name: document[name] for name in names})
         trainer.loss_scaler.load_state(document["loss_scale"])
         trainer.saved_step = trainer.state.step
-        restore_memory(trainer, self.memory_mode, saved.tensors("memory"), document["memory"])
+        mode = self.recipe.checkpoint.memory
+        restore_memory(trainer, mode, saved.tensors("memory"), document["memory"])

@@ -33,10 +33,7 @@ def write_sample(
     sample, tokenizer = recipe.sample, corpus.tokenizer
     if not sample.tokens:
         return
-    if sample.prompt:
-        prompt = tokenizer.encode([sample.prompt])[0]
-    else:
-        prompt = corpus.valid.ids[1:PROMPT_TOKENS].tolist()
+    prompt = encode_prompt(sample.prompt, corpus)
     ids = generate(
         InferenceEngine(decoder, precision, recipe.train.seq_len),
         [tokenizer.bos_id, *prompt],
@@ -50,6 +47,14 @@ def write_sample(
     console.say("sample (the model writes after ⟦model⟧):")
     for line in text.splitlines():
         console.say(f"  | {line}")
+
+
+def encode_prompt(text: str, corpus: Corpus) -> list[int]:
+    """The ids of the recipe's prompt; if it is empty, those that the held-out text begins with."""
+    if text:
+        return corpus.tokenizer.encode([text])[0]
+    ids: list[int] = corpus.valid.ids[1:PROMPT_TOKENS].tolist()
+    return ids
 
 
 def write_curves_and_report(directory: Path, console: Console) -> None:

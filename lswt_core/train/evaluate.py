@@ -53,8 +53,8 @@ def evaluate(
 def evaluation_metrics(
     sums: dict[str, list[float]], correct: float, held_out: HeldOut
 ) -> dict[str, float]:
-    """Metrics by their full names, from (total, count) of every loss and the number of correct
-    predictions.
+    """Metrics by their full names (perplexity, bits per byte, ...), from (total, count) of every
+    loss and the number of correct predictions.
     """
     total, count = sums[CROSS_ENTROPY]
     loss = total / count

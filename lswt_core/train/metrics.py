@@ -16,7 +16,7 @@ from typing import Protocol
 
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Tracker
-from lswt_core.plugin_api.atomic_write import make_directory, write_atomically
+from lswt_core.plugin_api.atomic_write import write_atomically
 
 QUEUE_LENGTH = 1000  # entries a slow tracker may lag behind
 CLOSE_SECONDS = 5.0  # how long the end of a run waits for its trackers
@@ -44,7 +44,6 @@ class Metrics:
         """``resume_step``: lines of later steps are dropped, since those are computed again; None:
         all lines are dropped. ``notice`` prints a warning.
         """
-        make_directory(path.parent)
         self._regular = path.is_file() or not path.exists()  # False: os.devnull
         if self._regular:
             _truncate(path, -1 if resume_step is None else resume_step, notice)

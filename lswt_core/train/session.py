@@ -20,12 +20,14 @@ from lswt_core.data.corpus import (
 )
 from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
-from lswt_core.errors import LswtError, PluginError, Preempted
+from lswt_core.errors import LswtError, Preempted
+from lswt_core.interfaces import Optimizer
 from lswt_core.model.build import BuiltModel, build_model, materialise
 from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
 from lswt_core.model.parameters import summarise_groups
+from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -46,7 +48,7 @@ from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
 from lswt_core.train.loop import TrainingLoop
-from lswt_core.train.signals import StopRequest
+from lswt_core.train.signals import StopRequest, blame_plugin
 from lswt_core.train.start import (
     check_component_code,
     find_checkpoint,
@@ -89,15 +91,9 @@ class Session:
             self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
             return error.exit_code
         except KeyboardInterrupt as error:
-            if self.stop.requested:
-                raise
-            culprit = self.registry.culprit(error)
-            if culprit is None:
-                raise
-            raise PluginError(
-                f"{culprit}\n  why: KeyboardInterrupt was raised by the plugin's own code, not by"
-                " Ctrl-C\n  fix: mend it"
-            ) from error
+            if not self.stop.requested:
+                blame_plugin(error, self.registry)
+            raise
         finally:
             self.console.close()
             self.world.leave()
@@ -144,10 +140,7 @@ class Session:
         self.console.say(f"recipe {self.recipe.source} -> {self.directory}")
         announce_overlay(self.console, self.recipe, self.full, self.world.device)
         announce_recipe(self.console, self.recipe)
-        micro_batch_size = self.world.micro_batch_size(
-            self.recipe.train.batch_size, self.recipe.train.micro_batch_size
-        )
-        require_same_run(self.world, self.recipe, self.precision, self.directory)
+        require_same_run(self.world, self.recipe, self.registry, self.precision, self.directory)
         store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
         saved = find_checkpoint(store, self.recipe, self.arguments, self.console)
         require_same_checkpoint(self.world, saved)
@@ -160,7 +153,7 @@ class Session:
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()
-        loop = self.build_loop(self.step_context(built, micro_batch_size), corpus, store, saved)
+        loop = self.build_loop(built, corpus, store, saved)
         try:
             self.start(loop, built, corpus, embeddings, saved)
         except BaseException:
@@ -179,7 +172,9 @@ class Session:
         built = build_model(
             self.recipe, self.registry, device=self.world.device, dtype=self.precision.dtype
         )
-        self.components = fingerprint_components(self.recipe, self.registry, built.backends)
+        self.components = fingerprint_components(
+            self.recipe.components(), self.registry, built.backends
+        )
         if saved is not None:
             check_component_code(saved, self.components, self.arguments, self.console)
         announce_model(self.console, built, self.world, self.precision)
@@ -188,15 +183,16 @@ class Session:
         warn_of_short_schedule(self.console, schedule, self.recipe)
         return built
 
-    def step_context(self, built: BuiltModel, micro_batch_size: int) -> StepContext:
+    def step_context(self, built: BuiltModel) -> StepContext:
         """What all steps share."""
+        train, world = self.recipe.train, self.world
         return StepContext(
             built.loss,
-            self.world,
+            world,
             self.precision,
-            seed=self.recipe.train.seed,
-            rows=self.world.rows(self.recipe.train.batch_size),
-            micro_batch_size=micro_batch_size,
+            seed=train.seed,
+            rows=world.rows(train.batch_size),
+            micro_batch_size=world.micro_batch_size(train.batch_size, train.micro_batch_size),
             stopping=self.stopping,
         )
 
@@ -218,39 +214,36 @@ class Session:
         self.write_records(built, corpus, warm_started)
 
     def build_loop(
-        self, context: StepContext, corpus: Corpus, store: Store, saved: Saved | None
+        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
     ) -> TrainingLoop:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
-        recipe, console = self.recipe, self.console
-        materialise(context.loss, recipe, self.world.device)
-        optimizer = build_optimizer(recipe, self.registry, context.loss)
-        groups = summarise_groups(optimizer.param_groups)
-        console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
+        recipe, console, context = self.recipe, self.console, self.step_context(built)
+        optimizer = self.build_optimizer(built.loss)
+        schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
-        schedule = build_schedule(recipe, self.registry)
         trainer = Trainer(
             TrainerComponents(recipe.train, context, optimizer, schedule, rows, metrics, console)
         )
-        checkpointer = Checkpointer(
-            trainer,
-            store,
-            rows,
-            metrics,
-            memory_mode=recipe.checkpoint.memory,
-            fingerprint=corpus.fingerprint(),
-            components=self.components,
-            recipe=recipe.resolved(),
-        )
         return TrainingLoop(
             trainer,
-            checkpointer,
+            Checkpointer(
+                trainer, store, rows, metrics, recipe, corpus.fingerprint(), self.components
+            ),
             open_held_out=lambda: open_held_out(recipe, corpus, self.world, baseline),
             evaluate_every=recipe.evaluate.every,
             checkpoint_every=recipe.checkpoint.every,
             stop_requested=self.stop,
         )
+
+    def build_optimizer(self, loss: TrainModule) -> Optimizer:
+        """Give the model its initial values, and build the optimizer over its parameter groups."""
+        materialise(loss, self.recipe, self.world.device)
+        optimizer = build_optimizer(self.recipe, self.registry, loss)
+        groups = summarise_groups(optimizer.param_groups)
+        self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
+        return optimizer
 
     def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
         """The rows of the training data that this rank reads."""

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from lswt_core.errors import Preempted
+from lswt_core.errors import PluginError, Preempted
+from lswt_core.registry import Registry
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -85,3 +86,13 @@ class StopRequest:
             raise Preempted("stopped before the first step: there is nothing to save yet") from None
         finally:
             self._raise_at_once = False
+
+
+def blame_plugin(interrupt: KeyboardInterrupt, registry: Registry) -> None:
+    """Raise PluginError if an interrupt that nobody requested was raised by a plugin's own code."""
+    culprit = registry.culprit(interrupt)
+    if culprit is not None:
+        raise PluginError(
+            f"{culprit}\n  why: KeyboardInterrupt was raised by the plugin's own code, not by"
+            " Ctrl-C\n  fix: mend it"
+        ) from interrupt

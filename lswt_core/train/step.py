@@ -25,6 +25,7 @@ from lswt_core.model.train_module import (
 from lswt_core.plugin_api.pytree import concatenate_rows, detach_state, split_rows, tree_map
 from lswt_core.plugin_api.seeding import derive_seed
 from lswt_core.train.finite import require_finite
+from lswt_core.train.gradients import SampledGradient, SharedForward, reduce_gradients
 from lswt_core.train.hvp import exact_hvp, finite_difference_hvp, supports_double_backward
 
 FLOAT32 = Precision(torch.float32, "finite differences drown in the rounding of shorter types")
@@ -44,57 +45,6 @@ class StepContext(NamedTuple):
     rows: range  # of the global batch, for this data-parallel rank
     micro_batch_size: int
     stopping: Callable[[], bool] = lambda: False  # polled between micro-batches
-
-
-class SampledGradient:
-    """The gradient against labels sampled from the model, accumulated during the backward pass of
-    the training loss (implements ``update.SampledObjective``).
-    """
-
-    def __init__(self, context: StepContext, fraction: float, count: Tensor, scale: float) -> None:
-        """``count``: number of sampled labels, []; ``scale``: loss scale."""
-        self.context, self.fraction, self.count, self.scale = context, fraction, count, scale
-        self.parameters = trainable_parameters(context.loss)
-        self.gradients: list[Tensor | None] = [None] * len(self.parameters)
-
-    @cached_property
-    def tokens(self) -> int:
-        """The number of sampled labels over all micro-batches and ranks. Synchronises with the
-        device.
-        """
-        return int(self.count)
-
-    def accumulate(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradient; its graph is retained for the training loss."""
-        gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-        for i, gradient in enumerate(gradients):
-            total = self.gradients[i]
-            if total is None:
-                self.gradients[i] = gradient
-            elif gradient is not None:
-                total.add_(gradient)
-
-    def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Move the accumulated gradient into every ``p.grad``. Raises NotFinite."""
-        assert labels == "sampled", "only sampled gradients were accumulated"
-        for p, gradient in zip(self.parameters, self.gradients, strict=True):
-            p.grad = gradient
-        self.gradients = []
-        require_finite(reduce_gradients(self.context, self.scale))
-
-    def subset(self, fraction: float) -> SampledGradient:
-        """Itself; the fraction was fixed before the forward pass."""
-        assert fraction == self.fraction
-        return self
-
-
-def reduce_gradients(context: StepContext, scale: float) -> list[Tensor]:
-    """All-reduce gradients in place and divide them by the loss scale; returns them."""
-    context.world.sum_gradients(trainable_parameters(context.loss))
-    gradients = [p.grad for p in trainable_parameters(context.loss) if p.grad is not None]
-    if scale != 1:
-        torch._foreach_mul_(gradients, 1 / scale)
-    return gradients
 
 
 class Step:
@@ -119,28 +69,27 @@ class Step:
         """``memory``: one state a micro-batch. ``number``: seeds the random streams. ``scale``:
         loss scale, a power of two. ``rows``: rows of the global batch in ``batch``; None: all rows
         of this rank. ``sampling``: fraction of rows whose sampled gradient ``backward("data")``
-        accumulates in ``sampled``.
+        accumulates for ``sampled``.
         """
         self.context, self.number, self.scale = context, number, scale
         self.rows: Sequence[int] = context.rows if rows is None else rows
         self.memory = list(memory)
         self.next_memory: list[Any] = []
         self.results: list[BatchLoss] = []  # of the micro-batches, after backward("data")
+        self.parameters = trainable_parameters(context.loss)
         micro_batches = [batch.map(itemgetter(rows)) for rows in self.micro_batch_slices()]
-        # [B] bool a micro-batch: rows whose labels are sampled
-        self.sampled_rows: list[Tensor] = []
-        if sampling:
-            self.sampled_rows = [torch.tensor(mask) for mask in self.row_masks(sampling)]
-        self.counts = self._count(micro_batches, batch)
-        self.sampled: SampledGradient | None = None
-        if sampling:
-            self.sampled = SampledGradient(context, sampling, self.counts.pop(SAMPLED), scale)
-        device = context.world.device
-        self.micro_batches = [
-            micro.map(lambda tensor: tensor.to(device, non_blocking=True))
-            for micro in micro_batches
-        ]
         self.is_split = len(micro_batches) > 1 or context.world.size > 1
+        self.sampling = sampling
+        self.sampled_rows = self.row_masks(sampling) if sampling else []
+        self.counts = self._count(micro_batches, batch)
+        self.sampled_gradient: SampledGradient | None = None
+        if sampling:
+            count = self.counts.pop(SAMPLED)
+            self.sampled_gradient = SampledGradient(context.world, self.parameters, count, scale)
+        self.micro_batches = [micro.map(self._to_device) for micro in micro_batches]
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.context.world.device, non_blocking=True)
 
     def _count(self, micro_batches: list[Batch], batch: Batch) -> dict[str, Tensor]:
         """The denominator of every loss over the global batch. Counted before batches are copied
@@ -161,18 +110,28 @@ class Step:
         """
         return int(self.counts[CROSS_ENTROPY])
 
+    @property
+    def sampled(self) -> SharedForward | None:
+        """The step for an optimizer that shares the forward pass of ``backward("data")``; None if
+        no sampled gradients were taken.
+        """
+        if self.sampled_gradient is None:
+            return None
+        return SharedForward(self, self.sampling, self.sampled_gradient)
+
     def micro_batch_slices(self) -> list[slice]:
         """The rows of every micro-batch within this rank's rows."""
         size = self.context.micro_batch_size
         return [slice(start, start + size) for start in range(0, len(self.rows), size)]
 
-    def row_masks(self, fraction: float) -> list[list[bool]]:
-        """For every micro-batch, which rows belong to a fraction of the global batch. Independent
-        of micro-batches and world size.
+    def row_masks(self, fraction: float) -> list[Tensor]:
+        """For every micro-batch, which rows belong to a fraction of the global batch, [B] bool.
+        Independent of micro-batches and world size.
         """
         total = len(self.context.rows) * self.context.world.size
         chosen = set(spaced_rows(fraction, total))
-        return [[row in chosen for row in self.rows[part]] for part in self.micro_batch_slices()]
+        is_chosen = torch.tensor([row in chosen for row in self.rows], dtype=torch.bool)
+        return [is_chosen[part] for part in self.micro_batch_slices()]
 
     def subset(self, fraction: float) -> Step:
         """The step over a fraction of its rows (see Objective), in new micro-batches. Rows and
@@ -194,10 +153,11 @@ class Step:
         """
         if labels == "data":
             self.backward_data()
-            reduce_gradients(self.context, self.scale)
         else:
             self.backward_sampled()
-            require_finite(reduce_gradients(self.context, self.scale))
+        gradients = reduce_gradients(self.context.world, self.parameters, self.scale)
+        if labels == "sampled":
+            require_finite(gradients)
 
     def backward_data(self) -> None:
         """Accumulate the gradient of the training loss, and the sampled gradient if wanted."""
@@ -212,8 +172,8 @@ class Step:
         if self.sampled_rows and self.sampled_rows[i].any():
             sampling = self.label_sampling(i, self.sampled_rows[i])
         result = self.forward(i, draws=sampling)
-        if self.sampled is not None and result.sampled is not None:
-            self.sampled.accumulate(result.sampled * self.scale)
+        if self.sampled_gradient is not None and result.sampled is not None:
+            self.sampled_gradient.accumulate(result.sampled * self.scale)
         (result.loss * self.scale).backward()
         return result._replace(
             loss=result.loss.detach(), state=detach_state(result.state), sampled=None
@@ -232,8 +192,11 @@ class Step:
         """The loss of micro-batch ``i``, by default in the run's precision. An unsplit batch is
         divided by its own counts.
         """
-        sampled = self.counts[CROSS_ENTROPY] if self.sampled is None else self.sampled.count
-        counts = self.counts | {SAMPLED: sampled} if self.is_split else None
+        counts = None
+        if self.is_split:
+            every_label = self.counts[CROSS_ENTROPY]
+            sampled = self.sampled_gradient
+            counts = self.counts | {SAMPLED: sampled.count if sampled else every_label}
         with (precision or self.context.precision).autocast(self.context.world.device):
             return self.context.loss(self.micro_batches[i], self.memory[i], counts, **options)
 
@@ -262,6 +225,15 @@ class Step:
         """The random stream of this step for a purpose."""
         seed = derive_seed(self.context.seed, "step", self.number, *purpose)
         return torch.Generator().manual_seed(seed)
+
+    def local_totals(self) -> list[Tensor]:
+        """The rank's number of correct predictions, and its total of every loss in the order of
+        ``counts``, [] float64 each.
+        """
+        columns = [[result.correct for result in self.results]]
+        for name in self.counts:
+            columns.append([result.terms[name].total for result in self.results])
+        return [sum_scalars([value.detach().double() for value in column]) for column in columns]
 
     def check_counts(self) -> None:
         """Raise TypeError if a loss counted something else in forward than in ``count(batch)``: a

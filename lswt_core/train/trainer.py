@@ -21,7 +21,7 @@ from lswt_core.reporting.console import Console
 from lswt_core.train.finite import NotFinite, weights_overflow
 from lswt_core.train.loss_scaler import LossScaler
 from lswt_core.train.metrics import MetricsSink
-from lswt_core.train.step import Step, StepContext, sum_scalars
+from lswt_core.train.step import Step, StepContext
 from lswt_core.train.update import Update, apply_update, hessian_update_is_due
 
 PATIENCE = 3  # consecutive batches or Hessian estimates that may be discarded
@@ -145,13 +145,8 @@ class Trainer:
         """A step's metrics over all ranks, by one all-reduce and the update's only synchronisation
         with the device. Raises NumericsError if the previous update made weights infinite or NaN.
         """
-        names = list(step.results[0].terms)
-        local = [self.overflow, sum_scalars([result.correct.double() for result in step.results])]
-        for name in names:
-            totals = [result.terms[name].total.double() for result in step.results]
-            local.append(sum_scalars(totals))
-        sums = self.context.world.sum(torch.stack(local).detach())
-        counts = [step.counts[CROSS_ENTROPY], *(step.counts[name] for name in names)]
+        sums = self.context.world.sum(torch.stack([self.overflow, *step.local_totals()]))
+        counts = [step.counts[CROSS_ENTROPY], *step.counts.values()]
         means = sums[1:] / torch.stack(counts).clamp_min(1)
         overflow, accuracy, *losses, grad_norm = torch.cat(
             (sums[:1], means, norm.double().reshape(1))
@@ -160,7 +155,7 @@ class Trainer:
             raise self.not_finite_error("weights")
         if self.state.step == 0:
             step.check_counts()
-        by_name = dict(zip(names, losses, strict=True))
+        by_name = dict(zip(step.counts, losses, strict=True))
         loss = by_name.pop(CROSS_ENTROPY)
         values = {
             "loss": loss,

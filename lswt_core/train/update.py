@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,28 +16,14 @@ from lswt_core.train.finite import NotFinite
 Measure = Callable[[Tensor], Mapping[str, float]]
 
 
-class SampledObjective(Protocol):
-    """The loss against labels sampled from the model, for an optimizer that shares the forward
-    pass: the part of ``interfaces.Objective`` that needs no further forward pass.
-    """
-
-    @property
-    def tokens(self) -> int:
-        """The number of sampled labels over all micro-batches and data-parallel ranks."""
-
-    def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Set every ``p.grad`` to the gradient against "sampled" labels."""
-
-    def subset(self, fraction: float) -> SampledObjective:
-        """Itself; the fraction was fixed before the forward pass."""
-
-
 class UpdateObjective(Objective, Protocol):
     """An objective whose backward pass may take sampled gradients from the same forward pass."""
 
     @property
-    def sampled(self) -> SampledObjective | None:
-        """The sampled gradients of ``backward("data")``; None if none were taken."""
+    def sampled(self) -> Objective | None:
+        """The objective with the sampled gradients of ``backward("data")``; None if none were
+        taken.
+        """
 
 
 class Update(NamedTuple):
@@ -77,8 +63,7 @@ def apply_update(
     finite = True
     if update_hessian and shares_forward:
         assert objective.sampled is not None, "no sampled gradients were taken"
-        # such an optimizer uses no more of an objective than this
-        finite = update_curvature(optimizer, cast(Objective, objective.sampled), params)
+        finite = update_curvature(optimizer, objective.sampled, params)
     optimizer.step()
     optimizer.zero_grad()
     if update_hessian and not shares_forward:
@@ -100,8 +85,9 @@ def gradient_norm(params: Sequence[Tensor]) -> Tensor:
 def clip_gradients(
     params: Sequence[Tensor], norm: Tensor, norm_value: float, grad_clip: float
 ) -> None:
-    """Scale gradients down to norm ``grad_clip`` (0: no bound). ``norm_value`` is ``norm`` on the
-    host: gradients below the bound, which is the common case, are not touched.
+    """Gradient clipping: scale gradients down to norm ``grad_clip`` (0: no bound).
+    ``norm_value`` is ``norm`` on the host: gradients below the bound, which is the common case, are
+    not touched.
     """
     if grad_clip and norm_value > grad_clip * (1 - 1e-4):  # close to the bound torch decides
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, norm)

@@ -6,16 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from secrets import token_hex
 from typing import Annotated
 
 import tokenizers
 from annotated_types import Ge
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from lswt_core.errors import ResourceError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Document, Tokenizer
+from lswt_core.plugin_api.atomic_write import OTHER_CACHE, write_atomically
 from lswt_core.plugin_api.tokenizers import save_fast_tokenizer, split_long_text
 
 SPECIALS = ["<|begin|>", "<|end|>"]  # ids 0 and 1; spelled out in a text: plain characters
@@ -55,7 +54,7 @@ class BytePair(Tokenizer):
         self._tokenizer = load_cached(path)
         if self._tokenizer is None:
             self._tokenizer = self._train(documents())
-            save_cached(self._tokenizer, path)
+            write_atomically(path, self._tokenizer.to_str().encode(), OTHER_CACHE)
         self._tokenizer.encode_special_tokens = True  # not saved in the file
 
     @property
@@ -148,23 +147,6 @@ def load_cached(path: Path) -> tokenizers.Tokenizer | None:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception:  # the library raises nothing more specific
         return None
-
-
-def save_cached(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
-    """Write a tokenizer to the cache, atomically."""
-    temporary = path.with_name(f".{path.stem}-{token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(tokenizer.to_str(), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"the trained tokenizer cannot be saved as {path}: {error.strerror or error}; free disk"
-            " space, or set LSWT_CACHE_DIR to a writable directory"
-        ) from error
 
 
 @hookimpl

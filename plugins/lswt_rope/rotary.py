@@ -57,7 +57,7 @@ class Rope(PositionalEncoding):
             )
         self.base, self.reversed, self.sink_frame = base, reversed, sink_frame
         self.angle_dtype = ANGLE_DTYPES[angles]
-        self.by_end = reversed and sink_frame != "none"
+        self.sinks_depend_on_segment_end = reversed and sink_frame != "none"
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate every pair of dimensions by its frequency times the position: x [B, N, H, D],
