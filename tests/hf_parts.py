@@ -94,6 +94,19 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
             "1": {"block": {"use": "post-norm"}, "ffn": {"use": "token-shift"}},
         }
     },
+    "recurrent": {
+        "layers": {
+            "0": {
+                "mixer": {"use": "gated-delta-net"},
+                "memory": {"registers": False, "xl": False},
+            },
+        }
+    },
+    "only-recurrent": {
+        "mixer": {"use": "mamba2", "d_state": 8},
+        "positional": {"use": "none"},
+        "memory": {},
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}

@@ -8,9 +8,10 @@ keys, which take no gradient, cost less in the backward pass.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def forward_flops(loss: TrainModule, batch: Batch, state: State) -> dict[str, in
     "vocabulary".
     """
     # not under no_grad, where FlopCounterMode does not track modules
-    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
+    with counted_attention(loss) as pairs, flop_counter() as counter:
         loss.decoder.vocabulary.logits(loss.decoder(batch.inputs, state, batch.first_visible)[0])
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 
@@ -73,7 +74,7 @@ def train_flops(loss: TrainModule, batch: Batch, state: State) -> tuple[int, int
     """Return the FLOPs of a loss and its gradient, and the share of the backward pass. The gradient
     of the logits counts as forward: cross-entropy computes it there.
     """
-    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
+    with counted_attention(loss) as pairs, flop_counter() as counter:
         value = loss(batch, state).loss
         forward = counter.get_total_flops()
         value.backward()
@@ -85,6 +86,20 @@ def train_flops(loss: TrainModule, batch: Batch, state: State) -> tuple[int, int
 def without_auxiliary(loss: TrainModule) -> TrainModule:
     """Return the same decoder with cross-entropy alone."""
     return TrainModule(loss.decoder, {}, loss.cross_entropy)
+
+
+def flop_counter() -> FlopCounterMode:
+    """A counter of operations, of triangular systems too, which torch's leaves out."""
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.linalg_solve_triangular: solver_flops}
+    )
+
+
+def solver_flops(matrix: Sequence[int], right: Sequence[int], **_: Any) -> int:
+    """The FLOPs of solving triangular systems: matrices [..., N, N], right-hand sides [..., N, K];
+    half of those of a product.
+    """
+    return math.prod(right) * matrix[-1]
 
 
 class PairFlops:

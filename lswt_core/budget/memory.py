@@ -12,10 +12,12 @@ from lswt_core.checkpoint.values import outline
 from lswt_core.device import available_memory
 from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
-from lswt_core.interfaces import Batch, CrossEntropy, Optimizer, WeightAverage
+from lswt_core.interfaces import Batch, CrossEntropy, Layer, Optimizer, WeightAverage
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.plugin_api.token_scores import TILE
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.units import format_bytes
@@ -97,9 +99,26 @@ def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dic
     saved for the backward pass.
     """
     return {
-        "memories": count_bytes(tree_leaves(state)) * half // FLOAT32_BYTES,
+        "memories": state_bytes(loss.decoder, state, half),
         "activations": saved_bytes(loss, batch, state) * half // FLOAT32_BYTES,
     }
+
+
+def state_bytes(decoder: Decoder, state: State, half: int) -> int:
+    """Return the bytes of a state measured in float32: what memories keep is in the compute
+    precision, of ``half`` bytes per number; a recurrent state stays in float32, which sums up.
+    """
+    total = 0
+    for block, layer_state in zip(decoder.blocks, state, strict=True):
+        layers = [module for module in block.modules() if isinstance(module, Layer)]
+        is_recurrent = any(layer.reach is None for layer in layers)
+        memories = {
+            name for one in layers if isinstance(one, SoftmaxAttention) for name in one.memory
+        }
+        for name, tree in layer_state.items():
+            size = FLOAT32_BYTES if is_recurrent and name not in memories else half
+            total += count_bytes(tree_leaves(tree)) * size // FLOAT32_BYTES
+    return total
 
 
 def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, tokens: int) -> int:

@@ -14,7 +14,6 @@ from lswt_core.decode.cuda_graph import CudaGraphStep, DecodeStep, fixed_shapes
 from lswt_core.decode.rolling_kv_cache import CacheState, inference_copy, single_row_kernels
 from lswt_core.device import Precision
 from lswt_core.errors import NumericsError
-from lswt_core.interfaces import Mixer
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 
@@ -44,10 +43,7 @@ class InferenceEngine:
         self.capture: Capture | None = None
         if self.device.type == "cuda":
             self.capture = CudaGraphStep
-        self.has_memory = all(
-            any(sees_past(mixer) for mixer in block.modules() if isinstance(mixer, Mixer))
-            for block in decoder.blocks
-        )
+        self.has_memory = decoder.can_read_on
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
@@ -178,11 +174,6 @@ class CachedSequence:
         index = torch.arange(n_before, n_before + ids.shape[1], device=ids.device)
         start = self.pad_lengths[:, None]  # [B, 1]
         return torch.where(index >= start, start, 0) - n_before + position
-
-
-def sees_past(mixer: Mixer) -> bool:
-    """Whether a mixer sees tokens of earlier calls: by its own state, or that of a layer below."""
-    return mixer.reach != 0 or mixer.sees_past_of_others
 
 
 def last_ids(before: Tensor | None, ids: Tensor, length: int) -> Tensor:

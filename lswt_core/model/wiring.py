@@ -1,5 +1,6 @@
 """Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
-layer reads and no layer below wrote, residual streams of different shape.
+layer reads and no layer below wrote, residual streams of different shape, states that a checkpoint
+could not rebuild.
 """
 
 from __future__ import annotations
@@ -113,3 +114,14 @@ def check_streams(decoder: Decoder, d_model: int) -> None:
 def stream_width(block: Block, d_model: int) -> int:
     """How many numbers of a token the residual stream of a block on the meta device has."""
     return block.open_stream(torch.empty(1, 1, d_model, device="meta")).numel()
+
+
+def check_replay(decoder: Decoder, recipe: Recipe) -> None:
+    """Raise Incompatible if checkpoints are to rebuild states that depend on all of the past."""
+    if recipe.checkpoint.memory != "replay" or not decoder.is_recurrent:
+        return
+    name = next(layer.name for layer in decoder.layers() if layer.reach is None)
+    raise Incompatible(
+        f'checkpoint.memory = "replay" rebuilds states from the last tokens, but the state of'
+        f' {name!r} depends on all of the past: set checkpoint.memory = "exact"'
+    )
