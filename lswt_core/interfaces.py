@@ -567,6 +567,65 @@ class Norm(Component, nn.Module, ABC):
         """[..., M] -> [..., M]."""
 
 
+class Head(Component, nn.Module, ABC):
+    """Token ids to the model's input, and final hidden states to logits: token embedding and LM
+    head in one module, which may share a table. Built as ``cls(dims, **options)`` and stored as
+    ``decoder.vocabulary``. Heads of one or two tables extend ``lswt_core.plugin_api.lm_head``.
+    """
+
+    table: nn.Module  # an nn.Embedding [V, width] that ids are looked up in
+    vocab_size: int
+    # logits are soft_cap * tanh(logits / soft_cap), in ``logits`` and in ``score``; None: uncapped
+    soft_cap: float | None = None
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def project_in(self, embedded: Tensor) -> Tensor:
+        """Rows of the table [B, T, width] -> the model's input [B, T, M]."""
+
+    @abstractmethod
+    def logits(self, states: Tensor) -> Tensor:
+        """States [B, T, M] -> logits [B, T, V], all in memory at once."""
+
+    @abstractmethod
+    def score(
+        self,
+        states: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        by: Callable[..., CrossEntropyOutput],
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        """Cross-entropy of ``logits(states)`` [B, T, V] against labels [B, T] and, with ``draws``,
+        also against labels sampled from the model's own distribution. ``by`` computes it: a
+        CrossEntropy component or a function with its arguments.
+        """
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Exclude the table that ids are looked up in from training."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> the model's input [B, T, M]."""
+        return self.project_in(self.table(ids))
+
+    def pretrained_tables(self) -> Sequence[Tensor]:
+        """The weights [V, d_vocab] that ``embedding.warm_start`` fills with pretrained rows."""
+        return [self.table.weight]  # type: ignore[list-item]
+
+    # transformers resizes what these name (get_output_embeddings, set_output_embeddings)
+    def output_layer(self) -> nn.Module | None:
+        """The linear layer of the LM head that has a table of its own; None: there is none."""
+        return None
+
+    def set_output_layer(self, layer: nn.Module) -> None:
+        """Replace the linear layer of the LM head."""
+        raise Unsupported(f"head {self.name!r} has no table of its own for logits")
+
+
 class ParameterInfo(NamedTuple):
     """A parameter as its parametrisation sees it, beside the same one in the base model."""
 

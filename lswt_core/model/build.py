@@ -114,6 +114,7 @@ def decoder_spec(recipe: Recipe, registry: Registry, choice: AttentionChoice) ->
     return DecoderSpec(
         dims=dims,
         trainable=recipe.embedding.trainable,
+        head=builder(recipe.one("head")),
         positional=builder(recipe.one("positional")),
         norm=builder(recipe.one("norm")),
         layers=tuple(layer(recipe.at_layer(number)) for number in range(dims.n_layers)),
