@@ -596,12 +596,12 @@ class Head(Component, nn.Module, ABC):
         labels: Tensor,
         draws: LabelSampling | None = None,
         *,
-        by: Callable[..., CrossEntropyOutput],
+        by: Callable[..., CrossEntropyOutput] | None = None,
         logsumexp: bool = False,
     ) -> CrossEntropyOutput:
         """Cross-entropy of ``logits(states)`` [B, T, V] against labels [B, T] and, with ``draws``,
         also against labels sampled from the model's own distribution. ``by`` computes it: a
-        CrossEntropy component or a function with its arguments.
+        CrossEntropy component or a function with its arguments; None: the head's choice.
         """
 
     @abstractmethod
@@ -669,6 +669,11 @@ class CrossEntropy(Component, nn.Module, ABC):
     """An implementation of cross-entropy over the vocabulary. Implementations differ in speed and
     memory; results agree up to rounding. Built as ``cls(**options)``.
     """
+
+    # Whether ``forward`` also takes ``soft_cap: float | None = None``: logits are then
+    # ``soft_cap * tanh(z @ table.T / soft_cap)`` wherever logits are spoken of. A head that caps
+    # its logits refuses others.
+    takes_soft_cap: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

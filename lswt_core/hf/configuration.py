@@ -14,10 +14,10 @@ class LswtConfig(PretrainedConfig):
     """Everything a model is built from.
 
     ``recipe`` holds the tables [model], [embedding], [head], [block], [mixer], [positional],
-    [memory], [attention], [qk_norm], [ffn], [norm] and [layers] with every default written out. ``components`` maps
-    "kind/name" to the distribution and version that provide the component and the sha256 of its
-    source. ``seq_len`` is the training sequence length (new tokens per step). ``memory_length`` and
-    ``attention`` can be overridden through ``from_pretrained``.
+    [memory], [attention], [qk_norm], [ffn], [norm] and [layers] with every default written out.
+    ``components`` maps "kind/name" to the distribution and version that provide the component and
+    the sha256 of its source. ``seq_len`` is the training sequence length (new tokens per step).
+    ``memory_length`` and ``attention`` can be overridden through ``from_pretrained``.
     """
 
     model_type = "lswt"

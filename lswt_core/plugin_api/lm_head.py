@@ -1,8 +1,11 @@
-"""For heads: one table for token embeddings and the LM head, and its projections."""
+"""For heads: one table for token embeddings and the LM head, and its projections; logits may be
+soft-capped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from lswt_core.interfaces import CrossEntropyOutput, Dims, Head, LabelSampling
 from lswt_core.plugin_api.cross_entropy import chunked_cross_entropy
 from lswt_core.plugin_api.plain_modules import is_plain_table
+from lswt_core.plugin_api.token_scores import cap_logits
 
 COMPUTE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -19,7 +23,8 @@ class LMHead(Head):
     than the model: it is projected to d_model on the way in and back on the way out, so that one
     pretrained table (768 wide) serves every model size.
 
-    A head with another output table overrides ``unembed`` and ``output_table``.
+    A head with another output table overrides ``unembed`` and ``output_table``; one that caps its
+    logits sets ``soft_cap``.
     """
 
     table: nn.Embedding
@@ -52,11 +57,12 @@ class LMHead(Head):
 
     def logits(self, states: Tensor) -> Tensor:
         """States [B, T, M] -> logits [B, T, V], all in memory at once."""
-        return self.unembed(self.output(states))
+        logits = self.unembed(self.output(states))
+        return logits if self.soft_cap is None else cap_logits(logits, self.soft_cap)
 
     def unembed(self, z: Tensor) -> Tensor:
-        """Projected states z [B, T, d_vocab] -> logits [B, T, V]."""
-        return nn.functional.linear(z, self.output_table(z.device).to(z.dtype))
+        """Projected states z [B, T, d_vocab] -> logits [B, T, V] before the cap."""
+        return nn.functional.linear(z, self.output_table(z).to(z.dtype))
 
     def score(
         self,
@@ -64,21 +70,25 @@ class LMHead(Head):
         labels: Tensor,
         draws: LabelSampling | None = None,
         *,
-        by: Callable[..., CrossEntropyOutput] = chunked_cross_entropy,
+        by: Callable[..., CrossEntropyOutput] | None = None,
         logsumexp: bool = False,
     ) -> CrossEntropyOutput:
         """Cross-entropy (see Head.score)."""
         z = self.output(states)  # [B, T, d_vocab]
-        table = self.output_table(z.device)
+        table = self.output_table(z)
         if not torch.is_grad_enabled():
             table = table.detach()  # an autograd.Function cannot see whether gradients are enabled
-        return by(z, table, labels, draws, logsumexp=logsumexp)
+        options: dict[str, Any] = {}
+        if self.soft_cap is not None:  # not every implementation knows of caps
+            options["soft_cap"] = self.soft_cap
+        by = by or chunked_cross_entropy
+        return by(z, table, labels, draws, logsumexp=logsumexp, **options)
 
-    def output_table(self, device: torch.device) -> Tensor:
-        """The rows [V, d_vocab] that projected states are multiplied by. If the table is more than
-        its weight (an adapter, quantised, offloaded), they are what its module returns.
+    def output_table(self, z: Tensor) -> Tensor:
+        """The rows [V, d_vocab] that projected states z are multiplied by. If the table is more
+        than its weight (an adapter, quantised, offloaded), they are what its module returns.
         """
         if is_plain_table(self.table):
             return self.table.weight
-        rows: Tensor = self.table(torch.arange(self.vocab_size, device=device))
+        rows: Tensor = self.table(torch.arange(self.vocab_size, device=z.device))
         return rows
