@@ -205,6 +205,10 @@ class Batch(NamedTuple):
     # [B, T] int64: the position at which the document of each token starts; None: no document
     # masking
     first_visible: Tensor | None = None
+    # [B, AuxiliaryLoss.lookahead] the labels that follow the segment's own, IGNORE where none does
+    # (with document masking: in a document that begins after the segment); None: not known, as in
+    # evaluation
+    labels_ahead: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor replaced by ``function(tensor)``."""
@@ -219,6 +223,9 @@ class Output(NamedTuple):
     states: Tensor  # [B, T, M], after the output norm
     logits: Tensor | None = None  # [B, T, V]
     logsumexp: Tensor | None = None  # [B, T], of the logits; 0 where nothing is predicted
+    # (states [B, T, M], labels [B, T]) -> their cross-entropy by the model's head, differentiable;
+    # no logits are held
+    score: Callable[[Tensor, Tensor], CrossEntropyOutput] | None = None
 
 
 class LossSum(NamedTuple):
@@ -714,8 +721,10 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
     key ``weight``.
     """
 
-    # Which fields of Output it reads, of {"states", "logits", "logsumexp"}; the others are None.
+    # Which fields of Output it reads, of {"states", "logits", "logsumexp", "score"}; the others are
+    # None.
     needs: ClassVar[frozenset[str]] = frozenset({"states"})
+    lookahead: int = 0  # labels beyond the segment's end that it reads (Batch.labels_ahead)
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
