@@ -48,6 +48,11 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "model": NANO["model"] | {"bias": False, "d_ffn": 40},
     },
     "frozen": {"embedding": NANO["embedding"] | {"trainable": False}},
+    "untied": {
+        "head": {"use": "untied"},
+        "embedding": NANO["embedding"] | {"trainable": False},
+    },
+    "soft-cap": {"head": {"use": "soft-cap", "cap": 3.0}},
     "eager": {"attention": {"use": "eager"}},
     "by-layer": {
         "layers": {
