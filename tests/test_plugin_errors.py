@@ -148,7 +148,7 @@ def test_the_components_of_a_file_are_checked_whatever_they_are_called(write: Wr
         one.rule.name: one.result()
         for one in checks(write(body="raise KeyError('mine')", name="swiglu"))
     }
-    assert "KeyError" in found["randomness"].message
+    assert "KeyError" in found["forward"].message
     found = {one.rule.name: one.result() for one in checks(write(name="swiglu"))}
     assert (
         found["huggingface"].outcome == "skipped"

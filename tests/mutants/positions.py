@@ -55,3 +55,14 @@ class DenseUnlikeSlopes(PositionalEncoding):
 
     def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
         return InconsistentBias(torch.tensor([0.1, 0.2], dtype=q.dtype), q_positions, k_positions)
+
+
+@caught_by("long sequences")
+class EndsAtThousand(PositionalEncoding):
+    """Its bias takes positions beyond 1,000 for 1,000."""
+
+    name, citation, has_bias = "ends-at-thousand", CITATION, True
+
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        distance = q_positions.clamp(max=1000)[:, None] - k_positions.clamp(max=1000)[None]
+        return DenseBias(distance.to(q.dtype) * -0.001)
