@@ -22,7 +22,7 @@ from lswt_core.interfaces import (
     StatefulFeedForward,
     Unsupported,
 )
-from lswt_core.model.decoder import Decoder
+from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.model.spec import DecoderSpec, LayerSpec
 from lswt_core.registry import REQUIRED, Offer, Registry
@@ -44,6 +44,8 @@ REFERENCES = {  # by kind: what a component is tested with
     "norm": "layernorm",
 }
 MODEL_KINDS = tuple(REFERENCES)
+LAYER_KINDS = ("block", "mixer", "ffn")  # they return LayerOutput
+STATE_KINDS = (*LAYER_KINDS, "memory")
 
 
 class Subject:
@@ -54,6 +56,7 @@ class Subject:
     ) -> None:
         self.offer, self.component, self.registry = offer, component, registry
         self.kind, self.options = offer.kind, options
+        self.memory_length = MEMORY_LENGTH  # tokens in the tiny model's KV cache; 0: it has none
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.offer.name}"
@@ -79,6 +82,21 @@ class Subject:
             return self.build(dims, self.layer_spec(dims).mixer_parts())
         return self.build(dims)
 
+    def with_memory_length(self, length: int) -> Subject:
+        """The same component in a model whose KV cache has another length, 0 for none."""
+        other = Subject(self.offer, self.component, self.registry, self.options)
+        other.memory_length = length
+        return other
+
+    def with_options(self, options: dict[str, Any]) -> Subject:
+        """The same component with other values of some options."""
+        return Subject(self.offer, self.component, self.registry, self.options | options)
+
+    @property
+    def is_stateful_ffn(self) -> bool:
+        """Whether it is a feed-forward layer that is called with state and context."""
+        return issubclass(self.component, StatefulFeedForward)
+
     def has_option(self, name: str) -> bool:
         """Whether the component has an option."""
         return any(option.name == name for option in self.offer.options)
@@ -92,7 +110,7 @@ class Subject:
                 f"the reference {kind} {REFERENCES[kind]!r} is not installed: {error}"
             ) from error
         if kind == "memory":
-            return partial(component, length=MEMORY_LENGTH)
+            return partial(component, length=self.memory_length)
         return component
 
     def memories(self, dims: Dims) -> dict[str, Callable[[Dims], Any]]:
@@ -102,11 +120,11 @@ class Subject:
         if self.kind == "mixer" and "memory" not in self.component.uses:  # type: ignore[attr-defined]
             return {}
         if self.kind != "memory":
-            return {"xl": self.reference("memory")}
+            return {"xl": self.reference("memory")} if self.memory_length else {}
         keeps_tokens = self.build(dims).length > 0
         options = dict(self.options)
         if keeps_tokens and self.has_option("length"):
-            options.setdefault("length", MEMORY_LENGTH)
+            options.setdefault("length", self.memory_length)
         memories = {self.offer.name: partial(self.component, **options)}
         if not keeps_tokens:
             memories["xl"] = self.reference("memory")  # type: ignore[assignment]
@@ -133,7 +151,8 @@ class Subject:
     def blueprint(self, dims: Dims) -> DecoderSpec:
         """The specification of a tiny model: reference components and the one under test."""
         with torch.device("meta"):
-            self.build_alone(dims)  # skips here, rather than deep inside of a model
+            if self.kind in MODEL_KINDS:
+                self.build_alone(dims)  # skips here, rather than deep inside of a model
             layers = (self.layer_spec(dims),) * dims.n_layers
         return DecoderSpec(
             dims=dims,
@@ -155,7 +174,9 @@ class Subject:
     ) -> Decoder:
         """The tiny model with initial values large enough for attention to be far from uniform."""
         self.require_cpu(dtype, dims)
-        decoder = self.meta_decoder(dims).to_empty(device="cpu").to(dtype)
+        decoder = self.meta_decoder(dims)
+        require_self_contained(decoder)
+        decoder = decoder.to_empty(device="cpu").to(dtype)
         initialise(decoder, seed=seed, std=0.4)
         return decoder
 
@@ -188,6 +209,10 @@ class Subject:
         carry = {"ids": ids, "embeddings": x}
         return layer(x, None, LayerContext(torch.arange(x.shape[1]), None, positional, carry)).x
 
+    def own_modules(self, decoder: Decoder) -> list[nn.Module]:
+        """The model's modules that are the component."""
+        return [module for module in decoder.modules() if isinstance(module, self.component)]
+
     def own_parameters(self, decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
         """The model's parameters that belong to the component, with their names."""
         prefixes = tuple(
@@ -208,3 +233,12 @@ class Subject:
         if isinstance(component, Memory) and component.position_dependent_from is not None:
             return "its state depends on absolute positions (position_dependent_from)"
         return None
+
+
+def require_self_contained(decoder: Decoder) -> None:
+    """Raise SkipTest if a layer reads what another component must write."""
+    layers = list(decoder.layers())
+    written = {IDS, EMBEDDINGS}.union(*(layer.writes for layer in layers))
+    for layer in layers:
+        if missing := sorted(layer.reads - written):
+            raise SkipTest(f"it reads {missing[0]!r}, which another component writes")
