@@ -388,6 +388,9 @@ class Layer(Component, nn.Module):
     # How many tokens back its state reaches; replaying so many rebuilds it. None: all of the past,
     # as a recurrent state does. 0: no state.
     reach: int | None = 0
+    # The number of tokens of a row from which on outputs depend on where in the row a text begins
+    # (groups of tokens that are counted from the row's beginning). None: never.
+    position_dependent_from: int | None = None
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """The count that a loss term will have, computed from the batch alone (see
