@@ -424,6 +424,9 @@ class Layer(Component, nn.Module):
     reach: int | None = 0
     # How many of its own parameters a token does not use (experts it is not sent to), for ``plan``.
     inactive_parameters: int = 0
+    # The number of tokens of a row from which on outputs depend on where in the row a text begins
+    # (groups of tokens that are counted from the row's beginning). None: never.
+    position_dependent_from: int | None = None
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """The count that a loss term will have, computed from the batch alone (see
