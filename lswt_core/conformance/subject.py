@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from unittest import SkipTest
@@ -10,6 +10,7 @@ from unittest import SkipTest
 import torch
 from torch import nn
 
+from lswt_core.conformance.reference_text import ReferenceText
 from lswt_core.conformance.tensors import VOCAB_SIZE
 from lswt_core.errors import PluginError
 from lswt_core.interfaces import (
@@ -22,7 +23,8 @@ from lswt_core.interfaces import (
 )
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
-from lswt_core.model.spec import DecoderSpec, LayerSpec
+from lswt_core.model.spec import DecoderSpec, LayerSpec, fill_components
+from lswt_core.recipe.provenance import USE
 from lswt_core.registry import REQUIRED, Offer, Registry
 
 DIMS = Dims(16, n_heads=2, d_ffn=24, n_layers=2, vocab_size=VOCAB_SIZE, d_vocab=8)
@@ -43,6 +45,43 @@ REFERENCES = {  # by kind: what a component is tested with
 MODEL_KINDS = tuple(REFERENCES)
 
 
+def as_tables(offer: Offer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a recipe holds them: a component's name stands for its table."""
+    inner = offer.inner
+    return {
+        name: {"use": value} if name in inner and isinstance(value, str) else value
+        for name, value in options.items()
+    }
+
+
+def reference_options(offer: Offer) -> dict[str, Any]:
+    """Reference components for the options that need one."""
+    found: dict[str, Any] = {}
+    for option in offer.options:
+        inner = offer.component_options.get(option.name)
+        name = inner and (USE | REFERENCES).get(inner.kind)
+        if inner is not None and name and option.default is REQUIRED:
+            table = {"use": ReferenceText.name if inner.kind == "data" else f"{CORE}:{name}"}
+            found[option.name] = {"one": table, "other": table} if inner.named else table
+    return found
+
+
+def build_from_options(
+    registry: Registry, offer: Offer, options: Mapping[str, Any], *arguments: Any
+) -> Any:
+    """Build a component whose options, and those inside of it, are as a recipe holds them."""
+
+    def builder(kind: str, table: Mapping[str, Any]) -> Callable[..., Any]:
+        if (kind, table["use"]) == ("data", ReferenceText.name):
+            return ReferenceText
+        own = {name: value for name, value in table.items() if name != "use"}
+        return partial(build_from_options, registry, registry.find(kind, table["use"]), own)
+
+    filled = fill_components(options, offer.inner, builder, arguments)
+    given = {name: value for name, value in filled.items() if name in options}
+    return registry.load(offer)(*arguments, **given)
+
+
 class Subject:
     """A component class under test, with the options to build it with."""
 
@@ -50,7 +89,8 @@ class Subject:
         self, offer: Offer, component: type[Component], registry: Registry, options: dict[str, Any]
     ) -> None:
         self.offer, self.component, self.registry = offer, component, registry
-        self.kind, self.options = offer.kind, options
+        self.kind = offer.kind
+        self.options = {**reference_options(offer), **as_tables(offer, options)}
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.offer.name}"
@@ -66,7 +106,12 @@ class Subject:
         ]
         if missing:
             raise SkipTest(f"it needs {', '.join(missing)}: give --option {missing[0]}=...")
-        return self.component(*arguments, **self.options)
+        return self.construct(*arguments)
+
+    def construct(self, *arguments: Any, **defaults: Any) -> Any:
+        """Call the constructor; ``defaults`` are options that the subject may have already."""
+        options = {**defaults, **self.options}
+        return build_from_options(self.registry, self.offer, options, *arguments)
 
     def build_alone(self, dims: Dims) -> Any:
         """Build a component of the model with the sizes, and the parts that it is made of."""
@@ -101,10 +146,10 @@ class Subject:
         if self.kind != "memory":
             return {"xl": self.reference("memory")}
         keeps_tokens = self.build(dims).length > 0
-        options = dict(self.options)
+        defaults = {}
         if keeps_tokens and self.has_option("length"):
-            options.setdefault("length", MEMORY_LENGTH)
-        memories = {self.offer.name: partial(self.component, **options)}
+            defaults["length"] = MEMORY_LENGTH
+        memories = {self.offer.name: partial(self.construct, **defaults)}
         if not keeps_tokens:
             memories["xl"] = self.reference("memory")  # type: ignore[assignment]
         return memories  # type: ignore[return-value]
