@@ -70,7 +70,8 @@ def keeps_shape_and_dtype(subject: Subject) -> None:
     """
     for dtype in (torch.float64, torch.float32):
         if subject.kind in ("ffn", "norm"):
-            out = subject.module(dtype=dtype)(torch.ones(2, 3, DIMS.d_model, dtype=dtype))
+            inputs = torch.ones(2, 3, DIMS.d_model, dtype=dtype)
+            out = subject.apply(subject.module(dtype=dtype), inputs)
             require(out.dtype == dtype, f"inputs in {dtype} give outputs in {out.dtype}")
         decoder = subject.decoder(dtype=dtype)
         for rows, length in ((1, 1), (3, 5), (2, 7)):

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import SkipTest
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lswt_core.conformance.reference_text import ReferenceText
 from lswt_core.conformance.tensors import VOCAB_SIZE
@@ -18,7 +18,9 @@ from lswt_core.interfaces import (
     AttentionRequirements,
     Component,
     Dims,
+    LayerContext,
     Memory,
+    StatefulFeedForward,
     Unsupported,
 )
 from lswt_core.model.decoder import Decoder
@@ -216,6 +218,18 @@ class Subject:
         module = module.to_empty(device="cpu").to(dtype)
         initialise(module, seed=0, std=0.4)
         return module
+
+    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The output of a norm or feed-forward layer alone for x [B, T, ...], as at the start of a
+        text.
+        """
+        if not isinstance(layer, StatefulFeedForward):
+            output: Tensor = layer(x)
+            return output
+        ids = torch.zeros(x.shape[:2], dtype=torch.int64)
+        positional = self.reference("positional")(DIMS)
+        carry = {"ids": ids, "embeddings": x}
+        return layer(x, None, LayerContext(torch.arange(x.shape[1]), None, positional, carry)).x
 
     def own_parameters(self, decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
         """The model's parameters that belong to the component, with their names."""

@@ -81,8 +81,13 @@ def shorten(error: Exception) -> str:
     after=("gradcheck", "memory state"),
 )
 def parameters_get_gradients(subject: Subject) -> None:
-    """Every parameter of the component gets a finite gradient that is not all zero."""
+    """Every parameter of the component gets a finite gradient that is not all zero, close to its
+    initial values: at zero, it may hide another one's.
+    """
     decoder, ids = subject.decoder(), random_tokens(2, 8)
+    with torch.no_grad():
+        for _, parameter in subject.own_parameters(decoder):
+            parameter.add_(random_normal(parameter.numel()).view_as(parameter), alpha=0.01)
     _, state = decoder(ids[:, :4])
     states, _ = decoder(ids[:, 4:], tree_map(Tensor.detach, state))
     decoder.vocabulary.score(states, ids[:, 4:]).total.backward()
