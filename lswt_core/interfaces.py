@@ -147,6 +147,20 @@ class SlopeBias(Bias):
         return -self.slopes[:, None, None] * distance
 
 
+class DifferenceBias(Bias):
+    """A bias that is a term of the query minus a term of the key, as differences of a running sum
+    are.
+    """
+
+    def __init__(self, q_terms: Tensor, k_terms: Tensor) -> None:
+        self.q_terms = q_terms  # [B, H, T]
+        self.k_terms = k_terms  # [B, H, N]
+
+    def dense(self) -> Tensor:
+        """The bias of every row, head, query and key, [B, H, T, N]."""
+        return self.q_terms[..., :, None] - self.k_terms[..., None, :]
+
+
 class KVBlock(NamedTuple):
     """One block of keys and values with the queries that attend to it, positional encoding applied
     to both. Attention is one softmax over the union of all blocks of a layer.
@@ -192,8 +206,14 @@ class AttentionRequirements(NamedTuple):
     has_mask: bool = False  # document masking or windows hide keys (KVBlock.first_visible)
     double_backward: bool = False  # second derivatives are taken (Hutchinson's estimator)
     queries_per_kv: int = 1  # query heads that share a key/value head
-    has_transform: bool = False  # scores are transformed (KVBlock.transform)
+    # the class of KVBlock.transform; None: scores are not transformed
+    transform: type[ScoreTransform] | None = None
     has_selection: bool = False  # keys are hidden per query (KVBlock.selected)
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether scores are transformed."""
+        return self.transform is not None
 
 
 class Batch(NamedTuple):
@@ -315,7 +335,7 @@ class PositionalEncoding(Component, nn.Module):
     # Whether an encoded key stays valid as the stream moves on, so that a KV cache may hold encoded
     # keys (RoPE: yes; dynamic NTK and xPos: no).
     cacheable_keys: ClassVar[bool] = False
-    has_bias: ClassVar[bool] = False  # whether ``bias`` returns a bias
+    has_bias: ClassVar[bool] = False  # whether ``bias`` or ``block_biases`` returns biases
     # Whether encodings depend on the number of tokens attended to (dynamic NTK).
     length_dependent: ClassVar[bool] = False
     # Whether ``encode_sink`` depends on the position of the segment's last token.
@@ -335,17 +355,24 @@ class PositionalEncoding(Component, nn.Module):
     def encode(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] at positions [T] and keys [B, N, H, D] at [N]. Override this
+        """Encode queries [B, T, H, D] at positions [T] and keys [B, N, G, D] at [N]. Override this
         instead of ``rotate`` if the encoding of a query depends on the keys.
         """
         return self.rotate(q, q_positions), self.rotate(k, k_positions)
 
+    def scale_queries(self, q: Tensor, q_positions: Tensor, oldest: Tensor) -> Tensor:
+        """Scale queries [B, T, H, D] at positions [T] by how many tokens each sees, before they are
+        encoded for any key. ``oldest`` is as in ``encode_sink``.
+        """
+        return q
+
     def encode_sink(
         self, q: Tensor, k: Tensor, q_positions: Tensor, oldest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position.
+        """Encode queries [B, T, H, D] and sink keys [B, N, G, D], which have no position.
 
-        ``oldest`` is the lowest position that a query sees: [], or [B, T] under document masking.
+        ``oldest`` is the lowest position that a query sees: [], or [B or 1, T] if documents or
+        windows hide keys.
         With the default, neither is encoded and logits do not depend on how a text is split into
         segments.
         """
@@ -388,6 +415,8 @@ class Layer(Component, nn.Module):
     # How many tokens back its state reaches; replaying so many rebuilds it. None: all of the past,
     # as a recurrent state does. 0: no state.
     reach: int | None = 0
+    # How many of its own parameters a token does not use (experts it is not sent to), for ``plan``.
+    inactive_parameters: int = 0
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """The count that a loss term will have, computed from the batch alone (see
@@ -419,12 +448,22 @@ class Mixer(Layer, ABC):
     # another one for its layer is refused.
     uses: ClassVar[frozenset[str]] = frozenset()
     # softmax attention only, checked against the backend while the model is built
-    transforms_scores: ClassVar[bool] = False  # sets KVBlock.transform
+    # the class of KVBlock.transform that it sets, as kernels may know SoftCap alone
+    transforms_scores: ClassVar[type[ScoreTransform] | None] = None
     selects_keys: ClassVar[bool] = False  # sets KVBlock.selected
     has_bias: ClassVar[bool] = False  # sets KVBlock.bias
+    # It keeps no state (``reach`` is 0), and sees earlier tokens in what a layer below wrote.
+    sees_past_of_others: bool = False
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__()
+
+    @classmethod
+    def head_dims(cls, dims: Dims) -> Dims:
+        """The sizes of the heads that the attention backend and memories get, from the layer's
+        (softmax attention only). By default the same.
+        """
+        return dims
 
     @abstractmethod
     def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
@@ -737,6 +776,20 @@ class Optimizer(Component, torch.optim.Optimizer):
     def statistics(self) -> dict[str, Tensor]:
         """Scalar tensors about the last step, to be logged."""
         return {}
+
+
+class WeightAverage(Component, ABC):
+    """An average of the trained weights, which is evaluated, saved and exported in their place.
+    Built as ``cls(**options)``.
+    """
+
+    is_active: ClassVar[bool] = True  # False: no average is kept
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """How far the average moves to the weights after update ``step``, the first being 1:
+        ``average += rate * (weights - average)``; 0: not at all. It starts as the initial weights.
+        """
 
 
 class Schedule(Component, ABC):

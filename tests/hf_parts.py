@@ -72,11 +72,57 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
             },
         }
     },
+    "gated": {"mixer": {"use": "gated-attention", "granularity": "headwise"}},
+    "differential": {"mixer": {"use": "differential-attention"}},
+    "latent": {
+        "mixer": {"use": "latent-attention", "kv_rank": 8, "q_rank": 12, "d_rope": 4},
+        "memory": {"registers": {"count": 3}, "xl": {"use": "xl-hidden", "length": 64}},
+    },
+    "value-residual": {"mixer": {"use": "value-residual"}},
+    "cross-layer": {
+        "mixer": {"use": "cross-layer-attention"},
+        "layers": {"1": {"mixer": {"keys": "below"}, "memory": {"xl": False}}},
+    },
+    "grouped": {
+        "model": NANO["model"] | {"n_heads": 4, "n_kv_heads": 2},
+        "memory": {"xl": {"use": "xl-cache", "length": 64}, "sink": {"use": "sink-logit"}},
+    },
+    "own-gates": {
+        "positional": {"use": "none"},
+        "layers": {"every 1": {"positional": {"use": "forgetting"}}},
+    },
+    "hyper-experts": {
+        "block": {"use": "hyper-connections", "streams": 3},
+        "ffn": {"use": "moe", "n_experts": 4},
+        "model": NANO["model"] | {"d_ffn": 24},
+    },
+    "other-blocks": {
+        "layers": {
+            "0": {"block": {"use": "sandwich"}, "ffn": {"use": "token-shift"}},
+            "1": {"block": {"use": "post-norm"}, "ffn": {"use": "token-shift"}},
+        }
+    },
+    "recurrent": {
+        "layers": {
+            "0": {
+                "mixer": {"use": "gated-delta-net"},
+                "memory": {"registers": False, "xl": False},
+            },
+        }
+    },
+    "only-recurrent": {
+        "mixer": {"use": "mamba2", "d_state": 8},
+        "positional": {"use": "none"},
+        "memory": {},
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}
         for name in (
             "alibi",
+            "cope",
+            "log-n",
+            "scalable-softmax",
             "t5",
             "xpos",
             "rope-partial",
@@ -127,14 +173,14 @@ def cache_of(out: Any) -> Any:
 
 
 @torch.no_grad()
-def logits(model: Any, *given: Any, **more: Any) -> Tensor:
-    return model(*given, **more).logits
+def logits(model: Any, *arguments: Any, **more: Any) -> Tensor:
+    return model(*arguments, **more).logits
 
 
-def generate(model: Any, given: Tensor, **more: Any) -> Tensor:
+def generate(model: Any, inputs: Tensor, **more: Any) -> Tensor:
     """Ten more tokens; none of them ends a text."""
     return model.generate(
-        given,
+        inputs,
         **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
         | more,
     )

@@ -24,6 +24,7 @@ from lswt_core.interfaces import (
     Optimizer,
     Parametrisation,
     QKNorm,
+    WeightAverage,
 )
 from lswt_core.interfaces import PositionalEncoding as Positional
 
@@ -157,6 +158,12 @@ class AdamW(Optimizer):
     ) -> None: ...
 
 
+class NoAverage(WeightAverage):
+    """The weights themselves."""
+
+    name = "none"
+
+
 class Cosine(interfaces.Schedule):
     """Cosine."""
 
@@ -217,6 +224,7 @@ def lswt_components() -> list[type]:
         Chunked,
         SimCtg,
         AdamW,
+        NoAverage,
         Cosine,
         Stdlib,
         Text,

@@ -65,9 +65,8 @@ class Residual(FeedForward):
 def test_what_a_module_says_about_its_children_stands() -> None:
     ffn = tiny(ffn=Residual).blocks[0].ffn
     assert not ffn.fc2.weight.any() and (ffn.fc1.bias > 0).any() and not ffn.fc2.bias.any()
-    assert ffn.turn.weight.equal(torch.eye(4).double()) and ffn.turn.bias.equal(
-        torch.ones(4).double()
-    )
+    assert ffn.turn.weight.equal(torch.eye(4).double())
+    assert ffn.turn.bias.equal(torch.ones(4).double())
     assert (ffn.table.weight == 0.5).all()
 
 
@@ -75,10 +74,8 @@ def test_what_it_leaves_alone_starts_as_ever() -> None:
     plain, other = tiny().state_dict(), tiny(ffn=Residual).state_dict()
     assert all(plain[name].equal(other[name]) for name in plain if ".ffn." not in name)
     # of 0.4
-    assert (
-        other["blocks.0.ffn.fc1.weight"].std() > 0.2
-        and other["blocks.0.ffn.tagged.weight"].std() > 0.2
-    )
+    assert other["blocks.0.ffn.fc1.weight"].std() > 0.2
+    assert other["blocks.0.ffn.tagged.weight"].std() > 0.2
 
 
 def test_draws_of_a_module_are_its_own() -> None:

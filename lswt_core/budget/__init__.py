@@ -14,6 +14,7 @@ from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_au
 from lswt_core.budget.layers import Amounts, extrapolate_layers
 from lswt_core.budget.memory import (
     MemoryBudget,
+    average_bytes,
     batch_bytes,
     logits_bytes,
     meta_batch,
@@ -26,10 +27,16 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.model.build import build_decoder_spec
-from lswt_core.model.components import build_auxiliary_losses, build_cross_entropy, build_optimizer
+from lswt_core.model.components import (
+    build_auxiliary_losses,
+    build_average,
+    build_cross_entropy,
+    build_optimizer,
+)
 from lswt_core.model.parameters import count_parameters
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.model.train_module import TrainModule
+from lswt_core.model.wiring import stream_width
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -44,6 +51,7 @@ class Budget(NamedTuple):
     trainable: dict[str, int]  # by component
     flops: Flops | None  # per token; None: unknown
     memory: MemoryBudget
+    active: int  # number of parameters that a token uses
     unknown: dict[str, str]  # what cannot be measured on the meta device -> why
 
     @property
@@ -58,7 +66,7 @@ class Budget(NamedTuple):
 
 
 def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
-    """Measure a recipe; exact if layers of equal tables are equal (``extrapolate_layers``)."""
+    """Measure a recipe; exact if equal layers need the same (``extrapolate_layers``)."""
     precision = Precision.choose(recipe.train.precision, world.device)
     blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}
@@ -80,14 +88,24 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         parameters=strip_prefix(amounts, "parameters: "),
         trainable=strip_prefix(amounts, "trainable: "),
         flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train.seq_len),
-        memory=MemoryBudget(strip_prefix(amounts, "bytes: "), recipe, logits),
+        memory=MemoryBudget(
+            strip_prefix(amounts, "bytes: "), recipe, logits, measure_stream(blueprint)
+        ),
+        active=sum(strip_prefix(amounts, "parameters: ").values()) - amounts["inactive"],
         unknown=unknown,
     )
+
+
+def measure_stream(blueprint: DecoderSpec) -> int:
+    """Return how many numbers of a token the residual stream has."""
+    with torch.device("meta"):
+        return stream_width(blueprint.layers[0].build(blueprint.dims), blueprint.dims.d_model)
 
 
 def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
     """Divide the FLOPs measured for a sequence of ``tokens``."""
     parameters = strip_prefix(amounts, "parameters: ")
+    active = sum(parameters.values()) - amounts["inactive"]
     forward = {
         part: amount // tokens for part, amount in strip_prefix(amounts, "forward: ").items()
     }
@@ -96,7 +114,7 @@ def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
         train=amounts["train"] // tokens,
         update_curvature=amounts["update_curvature"] // tokens,
         conventional=3 * sum(forward.values()),
-        six_n=6 * (sum(parameters.values()) - parameters.get("embedding", 0)),
+        six_n=6 * (active - parameters.get("embedding", 0)),
     )
 
 
@@ -142,7 +160,9 @@ def measure(
     return (
         add_prefix(counted["by_component"], "parameters: ")
         | add_prefix(counted["trainable_by_component"], "trainable: ")
+        | {"inactive": sum(layer.inactive_parameters for layer in loss.decoder.layers())}
         | add_prefix(parameter_bytes(loss, optimizer, half), "bytes: ")
+        | add_prefix(average_bytes(loss, build_average(recipe, registry)), "bytes: ")
         | measure_if_possible(OPTIMIZER_STATE, measure_optimizer, registry, unknown)
         | measure_if_possible(PASSES, measure_passes, registry, unknown)
     )

@@ -149,7 +149,8 @@ def inference_copy(decoder: Decoder, dtype: torch.dtype) -> tuple[Decoder, Cache
         for mixer in mixers_of(block):
             for name, memory in mixer.memory.items():
                 if memory.length:
-                    rolling = RollingKVCache(memory, positional, cache_state)
+                    encoding = mixer.encoding_of(positional)
+                    rolling = RollingKVCache(memory, encoding, cache_state)
                     mixer.memory._modules[name] = rolling
     return copied, cache_state
 
@@ -201,7 +202,7 @@ def layer_supports_rolling_cache(block: Block, decoder: Decoder) -> bool:
     return bool(mixers) and all(
         isinstance(mixer, SoftmaxAttention)
         and keeps_kv_cache(mixer)
-        and encodes_each_key_alone(mixer, positional)
+        and encodes_each_key_alone(mixer, mixer.encoding_of(positional))
         for mixer in mixers
     )
 
@@ -213,11 +214,14 @@ def mixers_of(block: nn.Module) -> list[Any]:
 
 def keeps_kv_cache(mixer: SoftmaxAttention) -> bool:
     """Return whether a mixer has memories that keep tokens, all of them as a KV cache, and reads
-    them in the usual way.
+    them in the usual way. Layers above must not read them: a ring buffer's order is not the text's.
     """
     memories = [memory for memory in mixer.memory.values() if isinstance(memory, Memory)]
     keeping = [memory for memory in memories if memory.length]
-    is_usual = type(mixer).key_values is SoftmaxAttention.key_values
+    is_usual = (
+        type(mixer).key_values is SoftmaxAttention.key_values
+        and type(mixer).carry_up is SoftmaxAttention.carry_up
+    )
     return is_usual and bool(keeping) and all(memory.is_kv_cache for memory in keeping)
 
 

@@ -94,10 +94,13 @@ def summary(recipe: Recipe, environment: Mapping[str, Any]) -> str:
     """Return one paragraph on the architecture."""
     model = recipe.model
     memories = ", ".join(chosen.name for chosen in recipe.many("memory").values()) or "none"
+    heads = f"{model.n_heads} heads"
+    if model.n_kv_heads not in (None, model.n_heads):
+        heads += f" that share {model.n_kv_heads} key/value heads"
     return (
         'A decoder of the LSWTransformer family ("Long-Short-Working Transformer") with'
         f" {environment['parameters']['total']:,} parameters: {model.n_layers} layers of width"
-        f" {model.d_model}, {model.n_heads} heads, positional encoding:"
+        f" {model.d_model}, {heads}, positional encoding:"
         f" {recipe.one('positional').name}, memories: {memories}, feed-forward:"
         f" {recipe.one('ffn').name}. Pretrained with lswt-core."
     )

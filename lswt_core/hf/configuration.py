@@ -94,3 +94,8 @@ class LswtConfig(PretrainedConfig):
     def num_attention_heads(self) -> int:
         """Attention heads per layer."""
         return self.recipe["model"]["n_heads"]
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key/value heads per layer."""
+        return self.recipe["model"].get("n_kv_heads", self.num_attention_heads)

@@ -139,7 +139,7 @@ class LswtModel(LswtPreTrainedModel):
         return packing.unpack(last), state
 
     def returns_cache(self, use_cache: bool | None) -> bool:
-        """Return whether a call returns a cache; never if no memory of the model keeps tokens."""
+        """Return whether a call returns a cache; never if no layer keeps state."""
         if use_cache is None:
             use_cache = not self.training
         return bool(use_cache and self.decoder.keeps_state)
@@ -238,14 +238,14 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
-        """Generate with an LswtCache; without a cache if no memory of the model keeps tokens."""
+        """Generate with an LswtCache; without a cache if some layer keeps no state."""
         implementation = generation_config.cache_implementation
         if implementation is not None:
             raise ValueError(
                 f"cache_implementation = {implementation!r}: this model has a cache of its own"
                 " memories; leave it out"
             )
-        if not self.model.decoder.keeps_state:
+        if not self.model.decoder.can_read_on:
             generation_config.use_cache = model_kwargs["use_cache"] = False
         elif generation_config.use_cache and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = LswtCache()

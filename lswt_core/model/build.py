@@ -25,7 +25,7 @@ from lswt_core.model.initialise import initialise
 from lswt_core.model.parametrise import compute_scalings, scale_initial_values
 from lswt_core.model.spec import Builder, DecoderSpec, LayerSpec
 from lswt_core.model.train_module import TrainModule
-from lswt_core.model.wiring import check_carry, check_parts, check_streams
+from lswt_core.model.wiring import check_carry, check_parts, check_replay, check_streams
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
@@ -54,7 +54,8 @@ def build_model(
         choice = choose_backends(recipe, registry, device, dtype)
         decoder = decoder_spec(recipe, registry, choice).build()
         check_carry(decoder)
-        check_streams(decoder)
+        check_streams(decoder, recipe.model.d_model)
+        check_replay(decoder, recipe)
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
         cross_entropy = build_cross_entropy(recipe, registry)
         try:

@@ -20,6 +20,7 @@ from lswt_core.interfaces import (
     PositionalEncoding,
     Schedule,
     Unsupported,
+    WeightAverage,
 )
 from lswt_core.model.parameters import apply_group_factors, build_parameter_groups
 from lswt_core.model.spec import Builder, dims_from_tables, fill_components
@@ -133,6 +134,12 @@ def build_optimizer(recipe: Recipe, registry: Registry, loss: TrainModule) -> Op
     if optimizer.shares_forward:
         allow_two_backward_passes()
     return optimizer
+
+
+def build_average(recipe: Recipe, registry: Registry) -> WeightAverage:
+    """The recipe's average of the weights."""
+    average: WeightAverage = build_component(registry, recipe.one("average"))
+    return average
 
 
 def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:

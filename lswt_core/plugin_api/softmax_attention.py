@@ -25,6 +25,7 @@ from lswt_core.interfaces import (
     Mixer,
     MixerParts,
     PositionalEncoding,
+    ScoreTransform,
     State,
 )
 from lswt_core.plugin_api.plain_modules import is_plain_linear
@@ -40,9 +41,13 @@ class SoftmaxAttention(Mixer):
     """
 
     uses = frozenset({"memory", "attention", "qk_norm", "positional"})
+    # Of the scores of all key blocks, sinks included; a mixer that sets it declares its class in
+    # ``transforms_scores``.
+    transform: ScoreTransform | None = None
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__(dims, parts)
+        dims = self.head_dims(dims)
         memories = {name: build(dims) for name, build in parts.memories.items()}
         require_one_token_memory(memories)
         self.n_heads, self.n_kv_heads, self.d_head = dims.n_heads, dims.n_kv_heads, dims.d_head
@@ -51,12 +56,17 @@ class SoftmaxAttention(Mixer):
         self.key = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.value = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.output = nn.Linear(dims.d_model, dims.d_model, bias=dims.bias)
-        self.query_norm, self.key_norm = parts.qk_norm(dims), parts.qk_norm(dims)
+        self.query_norm = parts.qk_norm(dims)
+        self.key_norm = parts.qk_norm(
+            dims._replace(d_model=d_kv, n_heads=dims.n_kv_heads, queries_per_kv=1)
+        )
         self.memory = nn.ModuleDict(memories)
         windows = [memory.window for memory in memories.values() if memory.window]
         self.window = min(windows, default=None)
         self.reach = max((memory.length for memory in memories.values()), default=0)
         self.backend = parts.attention(dims)
+        # a variant's own positional encoding, set by its constructor; None: the layer's
+        self.positional: PositionalEncoding | None = None
 
     def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
         """Attend from normed inputs x [B, T, M]; the state is that of every memory, by name."""
@@ -86,7 +96,7 @@ class SoftmaxAttention(Mixer):
         """Keys and values [B, N, G, D], as they were projected from x [B, N, M], as a block: keys
         normed. x is the layer's input, or what a memory keeps of earlier ones (xl-hidden).
         """
-        features = context.positional.features(x)
+        features = self.encoding_of(context.positional).features(x)
         return KeyValue(self.key_norm(k), v, positions, features=features)
 
     def attend(self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext) -> Tensor:
@@ -97,9 +107,20 @@ class SoftmaxAttention(Mixer):
     def encode(
         self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext
     ) -> list[KVBlock]:
-        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded."""
-        first_visible = self.apply_window(context.positions, context.first_visible)
-        return encode_positions(q, key_values, context.positions, first_visible, context.positional)
+        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded. A
+        mixer that selects keys replaces ``selected`` of what this returns.
+        """
+        positions = context.positions
+        first_visible = within_window(context, self.window)
+        positional = self.encoding_of(context.positional)
+        blocks = encode_positions(q, key_values, positions, first_visible, positional)
+        if self.transform is None:
+            return blocks
+        return [block._replace(transform=self.transform) for block in blocks]
+
+    def encoding_of(self, positional: PositionalEncoding) -> PositionalEncoding:
+        """The positional encoding of queries and keys: its own, or the layer's."""
+        return positional if self.positional is None else self.positional
 
     def combine(self, attended: Tensor, x: Tensor) -> Tensor:
         """What the output projection gets, from the heads' outputs [B, T, H, D] and the layer's
@@ -111,14 +132,16 @@ class SoftmaxAttention(Mixer):
         """What the layers above get (``writes``), from the keys and values of this one."""
         return {}
 
-    def apply_window(self, positions: Tensor, first_visible: Tensor | None) -> Tensor | None:
-        """Return the first position each query sees: the start of its document (first_visible
-        [B, T]) or of the layer's window, whichever is later.
-        """
-        if self.window is None:
-            return first_visible
-        window_start = (positions - self.window + 1)[None]  # [1, T]
-        return window_start if first_visible is None else first_visible.maximum(window_start)
+
+def within_window(context: LayerContext, window: int | None) -> Tensor | None:
+    """The first position each query sees, [B or 1, T]: the start of its document or of a window of
+    so many tokens, whichever is later. None: no key is hidden.
+    """
+    first_visible = context.first_visible
+    if window is None:
+        return first_visible
+    window_start = (context.positions - window + 1)[None]  # [1, T]
+    return window_start if first_visible is None else first_visible.maximum(window_start)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -216,6 +239,7 @@ def encode_positions(
     oldest = torch.cat([k_positions for _, k_positions in placed]).amin()  # []
     if first_visible is not None:
         oldest = first_visible.clamp_min(oldest)  # [B or 1, T]
+    q = positional.scale_queries(q, positions, oldest)
     blocks = [encode_sink_block(q, sink, positions, oldest, positional) for sink in sinks]
     q, keys = encode_keys(q, placed, positions, positional)
     encoded = [kv._replace(k=k) for (kv, _), k in zip(placed, keys, strict=True)]

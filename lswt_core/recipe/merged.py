@@ -35,6 +35,7 @@ ORDER = (  # of a resolved recipe's tables
     "cross_entropy",
     "loss",
     "optimizer",
+    "average",
     "schedule",
     "data",
     "tokenizer",

@@ -22,6 +22,7 @@ USE = {  # the default component of each table
     "parametrisation": "standard",
     "cross_entropy": "chunked",
     "optimizer": "adamw",
+    "average": "none",
     "schedule": "cosine",
     "data": "stdlib",
     "tokenizer": "bpe",

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
         Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
         Kind("loss", "AuxiliaryLoss", "loss", many=True),
         Kind("optimizer", "Optimizer", "optimizer"),
+        Kind("average", "WeightAverage", "average", given=0),
         Kind("schedule", "Schedule", "schedule"),
         Kind("data", "DataSource", "data", given=0),
         Kind("tokenizer", "Tokenizer", "tokenizer", given=0),

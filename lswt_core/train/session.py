@@ -32,11 +32,7 @@ from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
-from lswt_core.train.agreement import (
-    require_agreement,
-    require_same_checkpoint,
-    require_same_run,
-)
+from lswt_core.train.agreement import require_agreement, require_same_checkpoint, require_same_run
 from lswt_core.train.announce import (
     announce_model,
     announce_needs,
@@ -44,6 +40,7 @@ from lswt_core.train.announce import (
     announce_recipe,
     warn_of_short_schedule,
 )
+from lswt_core.train.averaging import average_weights
 from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
@@ -211,6 +208,7 @@ class Session:
             warm_started = read_recorded(self.records, "warm_start", self.console.warn)
         elif embeddings is not None:
             warm_started = warm_start(built, embeddings, corpus, self.world, self.console)
+            loop.trainer.restart_average()
         self.write_records(built, corpus, warm_started)
 
     def build_loop(
@@ -219,13 +217,15 @@ class Session:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
         recipe, console, context = self.recipe, self.console, self.step_context(built)
         optimizer = self.build_optimizer(built.loss)
+        average = average_weights(recipe, self.registry, context.loss, optimizer)
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
         rows = self.open_rows(corpus, context.rows, saved)
-        trainer = Trainer(
-            TrainerComponents(recipe.train, context, optimizer, schedule, rows, metrics, console)
+        components = TrainerComponents(
+            recipe.train, context, optimizer, schedule, rows, metrics, console, average
         )
+        trainer = Trainer(components)
         return TrainingLoop(
             trainer,
             Checkpointer(
@@ -281,7 +281,7 @@ class Session:
             return
         decoder = trainer.context.loss.decoder
         model = decoder, self.precision, self.recipe
-        with trainer.optimizer.eval_parameters():
+        with trainer.eval_parameters():
             write_sample(*model, corpus, self.directory, self.console, self.stop)
         self.write_report()
         if steps and self.recipe.overlay is not None:
