@@ -225,6 +225,10 @@ class Batch(NamedTuple):
     # [B, T] int64: the position at which the document of each token starts; None: no document
     # masking
     first_visible: Tensor | None = None
+    # [B, AuxiliaryLoss.lookahead] the labels that follow the segment's own, IGNORE where none does
+    # (with document masking: in a document that begins after the segment); None: not known, as in
+    # evaluation
+    labels_ahead: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor replaced by ``function(tensor)``."""
@@ -239,6 +243,9 @@ class Output(NamedTuple):
     states: Tensor  # [B, T, M], after the output norm
     logits: Tensor | None = None  # [B, T, V]
     logsumexp: Tensor | None = None  # [B, T], of the logits; 0 where nothing is predicted
+    # (states [B, T, M], labels [B, T]) -> their cross-entropy by the model's head, differentiable;
+    # no logits are held
+    score: Callable[[Tensor, Tensor], CrossEntropyOutput] | None = None
 
 
 class LossSum(NamedTuple):
@@ -606,6 +613,65 @@ class Norm(Component, nn.Module, ABC):
         """[..., M] -> [..., M]."""
 
 
+class Head(Component, nn.Module, ABC):
+    """Token ids to the model's input, and final hidden states to logits: token embedding and LM
+    head in one module, which may share a table. Built as ``cls(dims, **options)`` and stored as
+    ``decoder.vocabulary``. Heads of one or two tables extend ``lswt_core.plugin_api.lm_head``.
+    """
+
+    table: nn.Module  # an nn.Embedding [V, width] that ids are looked up in
+    vocab_size: int
+    # logits are soft_cap * tanh(logits / soft_cap), in ``logits`` and in ``score``; None: uncapped
+    soft_cap: float | None = None
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def project_in(self, embedded: Tensor) -> Tensor:
+        """Rows of the table [B, T, width] -> the model's input [B, T, M]."""
+
+    @abstractmethod
+    def logits(self, states: Tensor) -> Tensor:
+        """States [B, T, M] -> logits [B, T, V], all in memory at once."""
+
+    @abstractmethod
+    def score(
+        self,
+        states: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        by: Callable[..., CrossEntropyOutput] | None = None,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        """Cross-entropy of ``logits(states)`` [B, T, V] against labels [B, T] and, with ``draws``,
+        also against labels sampled from the model's own distribution. ``by`` computes it: a
+        CrossEntropy component or a function with its arguments; None: the head's choice.
+        """
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Exclude the table that ids are looked up in from training."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> the model's input [B, T, M]."""
+        return self.project_in(self.table(ids))
+
+    def pretrained_tables(self) -> Sequence[Tensor]:
+        """The weights [V, d_vocab] that ``embedding.warm_start`` fills with pretrained rows."""
+        return [self.table.weight]  # type: ignore[list-item]
+
+    # transformers resizes what these name (get_output_embeddings, set_output_embeddings)
+    def output_layer(self) -> nn.Module | None:
+        """The linear layer of the LM head that has a table of its own; None: there is none."""
+        return None
+
+    def set_output_layer(self, layer: nn.Module) -> None:
+        """Replace the linear layer of the LM head."""
+        raise Unsupported(f"head {self.name!r} has no table of its own for logits")
+
+
 class ParameterInfo(NamedTuple):
     """A parameter as its parametrisation sees it, beside the same one in the base model."""
 
@@ -650,6 +716,11 @@ class CrossEntropy(Component, nn.Module, ABC):
     memory; results agree up to rounding. Built as ``cls(**options)``.
     """
 
+    # Whether ``forward`` also takes ``soft_cap: float | None = None``: logits are then
+    # ``soft_cap * tanh(z @ table.T / soft_cap)`` wherever logits are spoken of. A head that caps
+    # its logits refuses others.
+    takes_soft_cap: ClassVar[bool] = False
+
     def __init__(self) -> None:
         super().__init__()
 
@@ -689,8 +760,10 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
     key ``weight``.
     """
 
-    # Which fields of Output it reads, of {"states", "logits", "logsumexp"}; the others are None.
+    # Which fields of Output it reads, of {"states", "logits", "logsumexp", "score"}; the others are
+    # None.
     needs: ClassVar[frozenset[str]] = frozenset({"states"})
+    lookahead: int = 0  # labels beyond the segment's end that it reads (Batch.labels_ahead)
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

@@ -56,6 +56,11 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "layers": {"1": {"ffn": {"shared_width": 0.5, "routed": {"use": "swiglu"}}}},
     },
     "frozen": {"embedding": NANO["embedding"] | {"trainable": False}},
+    "untied": {
+        "head": {"use": "untied"},
+        "embedding": NANO["embedding"] | {"trainable": False},
+    },
+    "soft-cap": {"head": {"use": "soft-cap", "cap": 3.0}},
     "eager": {"attention": {"use": "eager"}},
     "by-layer": {
         "layers": {

@@ -17,6 +17,7 @@ from lswt_core.interfaces import (
     DataSource,
     Dims,
     FeedForward,
+    Head,
     Memory,
     Mixer,
     MixerParts,
@@ -29,6 +30,12 @@ from lswt_core.interfaces import (
 from lswt_core.interfaces import PositionalEncoding as Positional
 
 Size = Annotated[int, Ge(1)]
+
+
+class Tied(Head):
+    """One table."""
+
+    name = "tied"
 
 
 class PreNorm(Block):
@@ -208,6 +215,7 @@ class Board(interfaces.Tracker):
 def lswt_components() -> list[type]:
     """Offer all of them."""
     return [
+        Tied,
         PreNorm,
         Attention,
         Standard,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import flash_parts
+import lswt_blocked
 import lswt_flash
 import pytest
 import torch
@@ -25,7 +26,7 @@ from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
-from lswt_sdpa.kernels import KERNELS
+from lswt_sdpa.kernels import KERNELS, EachQueryOfGroup
 from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -400,6 +401,7 @@ def test_backends_compute_one_softmax_over_all_parts(
 ) -> None:
     flash_parts.install(monkeypatch, 2)
     monkeypatch.setattr(lswt_flash, "WIDTH_MULTIPLE", 4)
+    monkeypatch.setattr(lswt_blocked, "FEW_QUERIES", 0)
     has_bias, has_mask = case["bias"] != "no", case["documents"] or "window" in case
     capped, selects = "cap" in case, "selects" in case
     flash = backend == "flash"
@@ -522,6 +524,9 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
 def test_kernels_are_tried_before_they_are_used() -> None:
     need = AttentionRequirements("cpu", torch.float32, 32)
     assert find_fault(KERNELS["cpu"], need) is None
+    grouped = need._replace(queries_per_kv=3)
+    assert find_fault(KERNELS["cpu"], grouped) is None
+    assert find_fault(EachQueryOfGroup(KERNELS["cpu"]), grouped) is None
     # wherever it is first asked for
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert find_fault(KERNELS["cpu"], need) is None

@@ -23,6 +23,7 @@ from helpers import (
     tokens,
 )
 from lswt_blocked import Blocked
+from lswt_compressed import Compressed
 from lswt_cope import Cope
 from lswt_eager import Eager
 from lswt_forgetting import Forgetting
@@ -43,6 +44,7 @@ MEMORIES: dict[str, Any] = {
     "xl-cache": partial(XlCache, length=64),
     "xl-hidden": partial(XlHidden, length=64),
     "window": partial(SlidingWindow, length=6),
+    "compressed": partial(Compressed, length=64),
 }
 ENCODINGS: dict[str, Any] = {
     "forgetting": Forgetting,
@@ -123,20 +125,20 @@ def test_it_is_its_papers_formula(encoding: str, dims: Dims, documents: bool) ->
 
 @every_encoding
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("backend", [Eager, Sdpa])
-def test_a_text_means_the_same_however_it_is_cut(encoding: str, memory: str, backend: Any) -> None:
+def test_a_text_means_the_same_however_it_is_cut(encoding: str, memory: str) -> None:
     """With memories of every kind, sinks, and documents that begin within segments."""
-    decoder = tiny(
-        positional=ENCODINGS[encoding],
-        memories={"xl": MEMORIES[memory], "sink": SinkLogit, "r": partial(Registers, count=2)},
-        attention=backend,
-        dims=GROUPED,
+    memories = {"xl": MEMORIES[memory], "sink": SinkLogit, "r": partial(Registers, count=2)}
+    decoder, fused = (
+        tiny(positional=ENCODINGS[encoding], memories=memories, attention=backend, dims=GROUPED)
+        for backend in (Eager, Sdpa)
     )
-    fill(decoder.positional)
+    for model in (decoder, fused):
+        fill(model.positional)
     ids, first_visible = tokens(2, 20), torch.tensor([[0] * 5 + [5] * 8 + [13] * 7, [0] * 20])
     for borders in (None, first_visible):
         whole = decoder(ids, None, borders)[0]
         assert max(distance(stream(decoder, ids, n, borders), whole) for n in (1, 6)) < 1e-12
+        assert distance(stream(fused, ids, 6, borders), whole) < 1e-12
     alone = decoder(ids[:1, 5:13])[0]
     assert distance(decoder(ids, None, first_visible)[0][:1, 5:13], alone) < 1e-12
 

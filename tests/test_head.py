@@ -12,15 +12,16 @@ import torch
 from helpers import distance
 from lswt_cross_entropy import Chunked, Dense
 from lswt_liger import Liger
+from lswt_tied import Tied
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core.interfaces import IGNORE, CrossEntropy, LabelSampling
-from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.interfaces import IGNORE, CrossEntropy, Dims, LabelSampling
 from lswt_core.model.initialise import initialise
 from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
+from lswt_core.plugin_api.lm_head import LMHead
 from lswt_core.plugin_api.token_scores import max_with_index, sample_labels
 
 VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
@@ -42,7 +43,7 @@ class Way(NamedTuple):
             1 if self.dtype == torch.float64 else max(1.0, float(wanted.detach().abs().max()))
         )
 
-    def vocabulary(self, *, trainable: bool = True) -> TiedEmbedding:
+    def vocabulary(self, *, trainable: bool = True) -> LMHead:
         """A small table and its projections."""
         owner = vocabulary(self.dtype)
         owner.table.requires_grad_(trainable)
@@ -70,9 +71,14 @@ every_way = pytest.mark.parametrize(
 )
 
 
-def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> TiedEmbedding:
+def dims_of(vocab_size: int = VOCAB) -> Dims:
+    """The sizes of a small table and its projections."""
+    return Dims(D_MODEL, 1, D_MODEL, 1, vocab_size=vocab_size, d_vocab=D_VOCAB)
+
+
+def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> LMHead:
     """A small table and its projections, with numbers."""
-    found = TiedEmbedding(size, D_VOCAB, D_MODEL)
+    found = Tied(dims_of(size))
     initialise(found, seed=0, std=0.8)
     return found.to(dtype)
 
@@ -91,16 +97,14 @@ def states_and_labels(
     ) if ignored else labels
 
 
-def formula(owner: TiedEmbedding, states: Tensor, labels: Tensor) -> Tensor:
+def formula(owner: LMHead, states: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of every token [B*T] by torch."""
     return cross_entropy(
         owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
     )
 
 
-def gradients(
-    owner: TiedEmbedding, states: Tensor, total: Tensor, keep: bool = False
-) -> list[Tensor]:
+def gradients(owner: LMHead, states: Tensor, total: Tensor, keep: bool = False) -> list[Tensor]:
     """Of the states, the output projection and, where it learns, the table."""
     expected = [
         states,

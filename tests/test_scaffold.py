@@ -277,6 +277,16 @@ def test_the_norms_are_what_they_say() -> None:
     assert distance(whole(wide), torch.nn.functional.rms_norm(wide, (16,), eps=0.5)) < 1e-12
 
 
+def test_the_head_scales_its_input_alone() -> None:
+    dims, ids = DIMS._replace(vocab_size=7, d_vocab=5), tokens(2, 3, size=7)
+    head = example("head")(dims, scale=3.0)
+    states = torch.ones(2, 3, DIMS.d_model)
+    torch.nn.init.normal_(head.table.weight)
+    embedded = torch.nn.functional.embedding(ids, head.table.weight)
+    assert distance(head.embed(ids), 3 * head.input(embedded)) < 1e-6
+    assert distance(head.logits(states), head.output(states) @ head.table.weight.T) < 1e-6
+
+
 def test_the_feed_forward_layer_is_gated() -> None:
     layer = example("ffn")(DIMS, sharpness=2.0).double()
     x = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -396,7 +406,7 @@ def test_the_tracker_writes_a_table(tmp_path: Path) -> None:
             "memroy",
             ['no kind of component "memroy"', 'did you mean "memory"?', "positional, memory"],
         ),
-        ("fine", "zzzz", ['"zzzz"', "The kinds: block, mixer"]),
+        ("fine", "zzzz", ['"zzzz"', "The kinds: head, block"]),
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused(

@@ -81,7 +81,7 @@ def auxiliary_parts(ours: Ours, x: Tensor, labels: Tensor) -> Iterator[StepPart]
             logits = loss.decoder.vocabulary.logits(x).detach().requires_grad_()
         if "logsumexp" in loss.needs:
             logsumexp = x[..., 0].detach().requires_grad_()
-        output = Output(x, logits, logsumexp)
+        output = Output(x, logits, logsumexp, loss.score if "score" in loss.needs else None)
         seconds = time_passes(ours, partial(run_loss, auxiliary, output))
         yield StepPart(f"loss {name}", 1, seconds)
 

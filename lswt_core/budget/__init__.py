@@ -75,8 +75,13 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         return measure(shallow, recipe, registry, precision, unknown)
 
     amounts = extrapolate_layers(recipe, blueprint, measure_layers)
-    shape = (blueprint.dims.vocab_size, blueprint.dims.d_vocab)
-    table = torch.empty(shape, device="meta", requires_grad=blueprint.trainable)
+    with torch.device("meta"):
+        has_own_table = blueprint.head(blueprint.dims).output_layer() is not None
+    table = torch.empty(
+        (blueprint.dims.vocab_size, blueprint.dims.d_vocab),
+        device="meta",
+        requires_grad=blueprint.trainable or has_own_table,
+    )
     logits = partial(
         logits_bytes,
         build_cross_entropy(recipe, registry),

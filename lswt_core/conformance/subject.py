@@ -35,6 +35,7 @@ MEMORY_LENGTH = 64  # tokens, more than any test sequence has
 # The distribution of the reference components, also if the plugin under test uses their names.
 CORE = "lswt-core"
 REFERENCES = {  # by kind: what a component is tested with
+    "head": "tied",
     "block": "pre-norm",
     "mixer": "attention",
     "positional": "rope",
@@ -182,6 +183,7 @@ class Subject:
         return DecoderSpec(
             dims=dims,
             trainable=True,
+            head=self.builder("head"),
             positional=self.builder("positional"),
             norm=self.builder("norm"),
             layers=layers,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lswt_core.interfaces import (
     Block,
+    Head,
     KeyValue,
     KVProjection,
     Memory,
@@ -22,7 +23,6 @@ from lswt_core.interfaces import (
     State,
 )
 from lswt_core.model.decoder import Decoder
-from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.plugin_api.plain_modules import is_ordinary
 from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
@@ -158,8 +158,8 @@ def inference_copy(decoder: Decoder, dtype: torch.dtype) -> tuple[Decoder, Cache
 def copy_module(
     module: nn.Module, dtype: torch.dtype, parent: nn.Module | None = None
 ) -> nn.Module:
-    """Return a copy with the same parameters; weights of linear layers and of the tied embedding
-    are converted to ``dtype``.
+    """Return a copy with the same parameters; weights of linear layers and of the head are
+    converted to ``dtype``.
     """
     copied = copy.copy(module)
     copied._modules = {}
@@ -168,7 +168,7 @@ def copy_module(
     copied._parameters = dict(module._parameters)
     if type(module) is nn.Linear:
         copied.__class__ = DecodeLinear
-    if isinstance(module, nn.Linear) or isinstance(parent, TiedEmbedding):
+    if isinstance(module, nn.Linear) or isinstance(parent, Head):
         for name, parameter in module._parameters.items():
             copied._parameters[name] = convert_parameter(parameter, dtype)
     return copied

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -41,14 +42,13 @@ class LswtModel(LswtPreTrainedModel):
     def __init__(self, config: LswtConfig) -> None:
         super().__init__(config)
         self.decoder = blueprint(config).build()
-        vocabulary = self.decoder.vocabulary
         # transformers has one dtype per model, also for a frozen embedding table
-        vocabulary.table.to(vocabulary.input.weight.dtype)
+        self.decoder.vocabulary.table.to(torch.get_default_dtype())
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Return the embedding table, which is tied to the LM head."""
-        return self.decoder.vocabulary.table
+        """Return the embedding table, to which the LM head may be tied."""
+        return self.decoder.vocabulary.table  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding table."""
@@ -172,7 +172,7 @@ class LswtModel(LswtPreTrainedModel):
 
 
 class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
-    """Token ids to logits; the LM head is tied to the embedding table."""
+    """Token ids to logits."""
 
     def __init__(self, config: LswtConfig) -> None:
         super().__init__(config)
@@ -180,15 +180,22 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Return the embedding table, which is tied to the LM head."""
+        """Return the embedding table, to which the LM head may be tied."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding table."""
         self.model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> None:
-        """Return None: the LM head has no matrix of its own for transformers to tie or resize."""
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the LM head's own linear layer; None if it has no matrix of its own for
+        transformers to tie or resize.
+        """
+        return self.model.decoder.vocabulary.output_layer()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the LM head's own linear layer."""
+        self.model.decoder.vocabulary.set_output_layer(new_embeddings)
 
     def forward(
         self,

@@ -27,7 +27,7 @@ from lswt_core import __version__
 from lswt_core.errors import PluginError
 from lswt_core.hf.components import current_registry, resolve_auto_backend
 from lswt_core.hf.configuration import LswtConfig
-from lswt_core.recipe.layer_selectors import LAYERED, LAYERS
+from lswt_core.recipe.layer_selectors import LAYERS, MODEL_KINDS
 from lswt_core.registry import Offer
 from lswt_core.registry.discover import FILE
 
@@ -74,7 +74,7 @@ def bundle_sources(config: LswtConfig) -> dict[str, str] | None:
 def chosen_components(config: LswtConfig) -> Iterator[tuple[str, str]]:
     """Yield kind and name of every component of a config except an "auto" attention."""
     for model_tables in (config.recipe, *config.recipe.get(LAYERS, {}).values()):
-        for kind in LAYERED:
+        for kind in MODEL_KINDS:
             table = model_tables.get(kind, {})
             tables = table.values() if kind == "memory" else [table]
             for chosen in tables:

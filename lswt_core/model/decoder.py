@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lswt_core.interfaces import (
     Block,
+    Head,
     Layer,
     LayerContext,
     LossSum,
@@ -21,7 +22,6 @@ from lswt_core.interfaces import (
     PositionalEncoding,
     State,
 )
-from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.plugin_api.blocks import add_losses
 
 # what the decoder itself writes for layers to read (LayerContext.carry)
@@ -35,7 +35,7 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        vocabulary: TiedEmbedding,
+        vocabulary: Head,
         positional: PositionalEncoding,
         input_norm: Norm,
         blocks: list[Block],

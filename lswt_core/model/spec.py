@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lswt_core.interfaces import Block, BlockParts, Dims, MixerParts
+from lswt_core.interfaces import Block, BlockParts, Dims, Head, MixerParts
 from lswt_core.model.decoder import Decoder
-from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.recipe.layer_selectors import tables_at
 
 # Builds a component for the layer that ``Dims.layer`` numbers. Those of mixers and blocks take
@@ -81,6 +80,7 @@ class DecoderSpec(NamedTuple):
 
     dims: Dims
     trainable: bool  # the embedding table
+    head: Builder
     positional: Builder
     norm: Builder  # the norms of the decoder's input and output
     layers: tuple[LayerSpec, ...]
@@ -113,6 +113,7 @@ class DecoderSpec(NamedTuple):
         return cls(
             dims=dims,
             trainable=tables["embedding"]["trainable"],
+            head=builder("head", tables["head"]),
             positional=builder("positional", tables["positional"]),
             norm=builder("norm", tables["norm"]),
             layers=tuple(layer(number) for number in range(dims.n_layers)),
@@ -124,7 +125,7 @@ class DecoderSpec(NamedTuple):
             layer.build(self.dims._replace(layer=number))
             for number, layer in enumerate(self.layers)
         ]
-        vocabulary = TiedEmbedding(self.dims.vocab_size, self.dims.d_vocab, self.dims.d_model)
+        vocabulary: Head = self.head(self.dims)
         if not self.trainable:
             vocabulary.freeze()
         input_norm, output_norm = self.norm(self.dims), self.norm(self.dims)

@@ -21,6 +21,7 @@ MAX_SHOWN = 20  # problems shown at once
 ORDER = (  # of a resolved recipe's tables
     "model",
     "embedding",
+    "head",
     "block",
     "mixer",
     "positional",

@@ -12,6 +12,7 @@ from lswt_core.recipe.toml_lines import Key
 from lswt_core.registry.kinds import KIND_OF_TABLE
 
 USE = {  # the default component of each table
+    "head": "tied",
     "block": "pre-norm",
     "mixer": "attention",
     "positional": "rope",

@@ -22,6 +22,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
+        Kind("head", "Head", "head", bases=("lswt_core.plugin_api.lm_head.LMHead",)),
         Kind("block", "Block", "block", given=2),
         Kind(
             "mixer",

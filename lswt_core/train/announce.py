@@ -24,6 +24,7 @@ from lswt_core.reporting.tables import LINE_WIDTH
 from lswt_core.reporting.units import format_bytes
 
 SINGLE_KINDS = (
+    "head",
     "block",
     "mixer",
     "positional",

@@ -221,7 +221,7 @@ class Session:
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
-        rows = self.open_rows(corpus, context.rows, saved)
+        rows = self.open_rows(corpus, context, saved)
         components = TrainerComponents(
             recipe.train, context, optimizer, schedule, rows, metrics, console, average
         )
@@ -245,9 +245,10 @@ class Session:
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         return optimizer
 
-    def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
+    def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """The rows of the training data that this rank reads."""
-        return open_training_rows(self.recipe, corpus, rows, self.world.device)
+        rows, lookahead = context.rows, context.loss.lookahead
+        return open_training_rows(self.recipe, corpus, rows, self.world.device, lookahead)
 
     def stopping(self) -> bool:
         """Whether to stop within a step; several ranks can only stop together, between steps."""

@@ -12,7 +12,7 @@ from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import check_code, check_recipe
 from lswt_core.data.corpus import Corpus
 from lswt_core.distributed.world import World
-from lswt_core.errors import CheckpointError
+from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.components import build_component
@@ -76,10 +76,13 @@ def warm_start(
 ) -> dict[str, Any]:
     """Copy pretrained token embeddings into the model; returns a record of it."""
     require_agreement(world, {"embedding.warm_start": dict(embeddings.facts)})
-    table = built.loss.decoder.vocabulary.table.weight
-    moved = copy_rows(embeddings, table, corpus.tokenizer)
-    console.say(moved.text)
-    return moved.record
+    tables = built.loss.decoder.vocabulary.pretrained_tables()
+    moved = [copy_rows(embeddings, table, corpus.tokenizer) for table in tables]
+    if not moved:
+        name = built.loss.decoder.vocabulary.name
+        raise Incompatible(f"head {name!r} has no table that embedding.warm_start could fill")
+    console.say(moved[0].text)
+    return moved[0].record
 
 
 def open_metrics(
