@@ -1,49 +1,21 @@
-"""Coordinate check: the size of activations against the width of a model, before training and
-after a few updates (Yang et al. 2022, arXiv 2203.03466, appendix D.1). Where a parametrisation is
-right, sizes do not depend on the width at any step.
+"""Coordinate check: the size of a recipe's activations against the width of its model, before
+training and after a few updates (Yang et al. 2022, arXiv 2203.03466, appendix D.1).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lswt_core.benchmark.ours import Ours, work_of
+from lswt_core.model.activation_growth import Growth, Measurement, activation_sizes
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.tables import Table
-
-LOGITS = "logits"
-# Activations grow no faster than width to this power in a right parametrisation: sizes are noisy at
-# small widths.
-TOLERATED_GROWTH = 0.2
-
-
-class Measurement(NamedTuple):
-    """The size of one activation of one model: the mean of its absolute values."""
-
-    width: int
-    step: int  # updates before it
-    place: str  # "input", "block 0", ..., "output", "logits"
-    size: float
-
-
-class Growth(NamedTuple):
-    """How an activation grows with the width: size ~ width ** exponent, by least squares."""
-
-    step: int
-    place: str
-    exponent: float
-
-    @property
-    def is_stable(self) -> bool:
-        """Whether the activation does not blow up with the width."""
-        return self.exponent <= TOLERATED_GROWTH
 
 
 def measure_width(
@@ -56,45 +28,17 @@ def measure_width(
     model = Ours(work, recipe, registry, str(recipe.model.d_model))
     probe, *batches = islice(work.batches(), steps + 1)
     width = recipe.model.d_model
-    measured = [Measurement(width, 0, *one) for one in activation_sizes(model, probe[0])]
+    measured = [Measurement(width, 0, *one) for one in sizes_now(model, probe[0])]
     for step, (inputs, labels) in enumerate(batches, start=1):
         model.train(inputs, labels)
-        measured += [Measurement(width, step, *one) for one in activation_sizes(model, probe[0])]
+        measured += [Measurement(width, step, *one) for one in sizes_now(model, probe[0])]
     return measured
 
 
-@torch.no_grad()
-def activation_sizes(model: Ours, ids: Tensor) -> list[tuple[str, float]]:
-    """The size of hidden states at every place of the residual stream, and of the logits."""
-    decoder, states = model.loss.decoder, list[Tensor]()
+def sizes_now(model: Ours, ids: Tensor) -> list[tuple[str, float]]:
+    """The sizes of a model's activations at its present weights, in the recipe's precision."""
     with model.work.precision.autocast(model.work.device):
-        embedded = decoder.vocabulary.embed(ids)
-        last, _ = decoder.trunk(embedded, ids=ids, visit=states.append)
-        states.append(decoder.vocabulary.logits(last))
-    blocks = [f"block {number}" for number in range(len(decoder.blocks))]
-    places = ["input", *blocks, "output", LOGITS]
-    return [
-        (place, float(state.float().abs().mean()))
-        for place, state in zip(places, states, strict=True)
-    ]
-
-
-def fit_growth(measured: Iterable[Measurement]) -> list[Growth]:
-    """The growth of every activation at every step, from several widths."""
-    points: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    for one in measured:
-        size = max(one.size, torch.finfo(torch.float32).tiny)
-        point = (math.log(one.width), math.log(size))
-        points.setdefault((one.step, one.place), []).append(point)
-    return [Growth(step, place, slope(pairs)) for (step, place), pairs in points.items()]
-
-
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The slope of the least-squares line through some points."""
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+        return activation_sizes(model.loss.decoder, ids)
 
 
 def format_sizes(measured: Sequence[Measurement], growths: Sequence[Growth]) -> str:

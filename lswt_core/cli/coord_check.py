@@ -38,13 +38,14 @@ def coord_check(arguments: argparse.Namespace) -> int:
         raise UsageError("--steps is at least 1")
     from lswt_core.benchmark import coordinate_check
     from lswt_core.distributed.world import World
+    from lswt_core.model.activation_growth import fit_growth
 
     device = World.join().device
     measured = []
     for own in overrides:
         sized = Recipe.load(arguments.recipe, [*arguments.overrides, *own], registry=registry)
         measured += coordinate_check.measure_width(sized, registry, device, arguments.steps)
-    growths = coordinate_check.fit_growth(measured)
+    growths = fit_growth(measured)
     if arguments.plot is not None:
         from lswt_core.reporting.curves import render_png, require_matplotlib
 

@@ -80,7 +80,7 @@ def require_options(given: Mapping[str, Any], offers: Sequence[Offer]) -> None:
 
 def problems_of(given: Mapping[str, Any], offer: Offer) -> list[Any]:
     """The validation errors of some options of a component, as pydantic reports them."""
-    from lswt_core.conformance.subject import as_tables  # imports torch
+    from lswt_core.conformance.inner_components import as_tables  # imports torch
 
     try:
         Registry([]).schema(offer).model_validate(as_tables(offer, given))

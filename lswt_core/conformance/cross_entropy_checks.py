@@ -76,6 +76,7 @@ def require_same_field(
         "compute the sum of -log softmax(z @ table.T)[label] over labels that are not IGNORE,"
         " softmax and sum in float32 at least"
     ),
+    after=("interface",),
 )
 def matches_the_formula(subject: Subject) -> None:
     """Total and number of correct labels are the formula's, with and without gradients, and 0 if

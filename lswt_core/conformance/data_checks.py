@@ -36,6 +36,7 @@ def build_or_skip(subject: Subject, *arguments: Any) -> Any:
     ("data",),
     why="every epoch and every resumed run reads the documents again, in the same order",
     fix="start over at every call of documents(split), in an order that depends on nothing else",
+    after=("interface",),
 )
 def documents_repeat(subject: Subject) -> None:
     """Documents come again in the same order, splits are disjoint, and the fingerprint stays."""
@@ -63,6 +64,7 @@ def documents_repeat(subject: Subject) -> None:
     ("tokenizer",),
     why="perplexity per byte and generated text need the text back",
     fix="let decode(encode(text)) be the text; unknown characters need a fallback, e.g. to bytes",
+    after=("interface",),
 )
 def text_survives(subject: Subject) -> None:
     """Decoding gives the text back, ids are below vocab_size, and two instances agree."""
@@ -118,6 +120,7 @@ def pieces_give_the_same_ids(subject: Subject) -> None:
     ("tracker",),
     why="a tracker mirrors a run: it gets every number, finite or not, also of a resumed run",
     fix="accept any number, write within run.directory, and let close() be called once",
+    after=("interface",),
 )
 def accepts_metrics(subject: Subject) -> None:
     """It accepts the numbers of a new run and of a resumed one."""

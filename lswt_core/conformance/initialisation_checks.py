@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lswt_core.conformance.check import require, rule
+from lswt_core.conformance.check import Violation, require, rule
 from lswt_core.conformance.subject import DIMS, MODEL_KINDS, Subject
-from lswt_core.conformance.tensors import seed_global_generators
+from lswt_core.conformance.tensors import seed_global_generators, tensors_in
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 
 RESET = "reset_parameters"
@@ -36,19 +37,61 @@ def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
         "register all tensors as parameters or buffers, and fill every one in"
         " reset_parameters(self)"
     ),
+    after=("interface",),
 )
 def builds_on_meta(subject: Subject) -> None:
-    """Every tensor is on the meta device after building, and initialisation fills every one."""
-    on_meta = subject.meta_decoder()
+    """Every tensor is registered and on the meta device after building, and initialisation fills
+    every one.
+    """
+    on_meta = build_on_meta(subject)
     allocated = [name for name, tensor in named_tensors(on_meta) if not tensor.is_meta]
     require(not allocated, f"allocated while building: {', '.join(allocated)}")
+    plain = [name for module in subject.own_modules(on_meta) for name in plain_tensors(module)]
+    require(
+        not plain,
+        f"{', '.join(dict.fromkeys(plain))}: a tensor that the constructor keeps as a plain"
+        " attribute has no values, and does not move to the model's device. Register it:"
+        ' self.register_buffer("...", torch.empty(...), persistent=False), and fill it in'
+        " reset_parameters",
+    )
     decoder = on_meta.to_empty(device="cpu")
+    values = [initialise_over(decoder, *fill) for fill in ((77, False), (78, True))]
+    unfilled = [
+        name for name, value in values[0].items() if not torch.equal(value, values[1][name])
+    ]
+    require(not unfilled, f"not filled by initialisation: {', '.join(unfilled)}")
+
+
+def build_on_meta(subject: Subject) -> Decoder:
+    """The tiny model on the meta device. Raises Violation if its constructor needs values."""
+    try:
+        return subject.meta_decoder()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise Violation(
+            f"the constructor reads a tensor's values ({str(error).split('.')[0]}): tensors have"
+            " none on the meta device; compute with Python's numbers, or in reset_parameters"
+        ) from error
+
+
+def plain_tensors(module: nn.Module) -> Iterator[str]:
+    """The names of attributes that are or hold tensors and are not registered."""
+    for path, submodule in module.named_modules():
+        for key, value in vars(submodule).items():
+            if key not in ("_parameters", "_buffers", "_modules") and tensors_in(value):
+                yield f"{path}.{key}".lstrip(".")
+
+
+def initialise_over(decoder: Decoder, number: int, truth: bool) -> dict[str, Tensor]:
+    """What initialisation leaves in a model full of NaN, of a number or of truth values."""
     with torch.no_grad():
         for _, tensor in named_tensors(decoder):
-            tensor.fill_(torch.nan if tensor.is_floating_point() else 77)
+            whole = truth if tensor.dtype == torch.bool else number
+            tensor.fill_(torch.nan if tensor.is_floating_point() else whole)
+    seed_global_generators(0)
     initialise(decoder, seed=1, std=0.02)
-    unfilled = [name for name, tensor in named_tensors(decoder) if tensor.isnan().any()]
-    require(not unfilled, f"not filled by initialisation: {', '.join(unfilled)}")
+    return {name: tensor.detach().clone() for name, tensor in named_tensors(decoder)}
 
 
 @rule(

@@ -10,6 +10,7 @@ from torch import Tensor
 from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import DIMS, Subject
 from lswt_core.conformance.tensors import VOCAB_SIZE, random_normal, random_tokens
+from lswt_core.conformance.training_checks import error_at_most_points
 from lswt_core.interfaces import IGNORE, Batch, CrossEntropyOutput, LossSum, Output
 from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 
@@ -95,6 +96,7 @@ def select_rows(out: Output, batch: Batch, rows: Any) -> tuple[Output, Batch]:
         'declare needs = frozenset({"logits"}), {"logsumexp"}, {"score"} or {"states"}, and use'
         " nothing else"
     ),
+    after=("interface",),
 )
 def needs_are_declared(subject: Subject) -> None:
     """The loss can be computed from what it declares."""
@@ -193,27 +195,37 @@ def ignores_padding(subject: Subject) -> None:
 
 
 @rule(
+    "loss gradient",
+    ("loss",),
+    why="a loss that is cut off from the model is reported, and trains nothing",
+    fix="compute the total from tensors with gradients: no detach() or .item() before it",
+    after=("needs",),
+)
+def loss_has_a_gradient(subject: Subject) -> None:
+    """The total can be differentiated by one of the fields that the loss reads."""
+    batch = make_batch(subject)
+    out = make_output(subject, batch)
+    total = compute_loss(subject, out, batch).total
+    require(total.requires_grad, "the total is detached: it has no gradient")
+    inputs = [field for field in out if isinstance(field, Tensor)]
+    gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+    reached = any(gradient is not None for gradient in gradients)
+    require(reached, "the total depends on none of the model's outputs")
+
+
+@rule(
     "gradcheck",
     ("loss",),
     why="a wrong derivative minimises another loss than the one that is reported",
     fix="check custom backward functions; keep float64 float64",
-    after=("needs",),
+    after=("loss gradient",),
 )
 def loss_derivatives_are_right(subject: Subject) -> None:
     """Derivatives agree with finite differences in float64, and are finite if all is padding."""
     batch = make_batch(subject, 2, 4)
-    inputs = {
-        name: tensor
-        for name, tensor in make_output(subject, batch)._asdict().items()
-        if isinstance(tensor, Tensor)
-    }
-    scorer = make_output(subject, batch).score
-
-    def total(*values: Tensor) -> Tensor:
-        out = Output(**dict(zip(inputs, values, strict=True)), score=scorer)
-        return compute_loss(subject, out, batch).total
-
-    torch.autograd.gradcheck(total, list(inputs.values()))
+    # finite differences are wrong near a kink, of a hinge say
+    if error := error_at_most_points(lambda seed: check_loss_derivatives(subject, batch, seed)):
+        raise error
     padding = Batch(
         batch.inputs,
         torch.full_like(batch.labels, IGNORE),
@@ -229,3 +241,15 @@ def loss_derivatives_are_right(subject: Subject) -> None:
                     tensor.grad.isfinite().all(),
                     f"the gradient of {name} is not finite for a batch of padding",
                 )
+
+
+def check_loss_derivatives(subject: Subject, batch: Batch, seed: int) -> None:
+    """Compare derivatives at one point. Raises RuntimeError where they disagree."""
+    output = make_output(subject, batch, seed=seed)
+    inputs = {name: field for name, field in output._asdict().items() if isinstance(field, Tensor)}
+
+    def total(*values: Tensor) -> Tensor:
+        out = Output(**dict(zip(inputs, values, strict=True)), score=output.score)
+        return compute_loss(subject, out, batch).total
+
+    torch.autograd.gradcheck(total, list(inputs.values()))

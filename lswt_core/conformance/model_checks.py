@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 from unittest import SkipTest
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import DIMS, MODEL_KINDS, Subject
@@ -22,6 +24,7 @@ from lswt_core.conformance.tensors import (
     random_tokens,
     seed_global_generators,
 )
+from lswt_core.model.decoder import Decoder
 
 
 @rule(
@@ -35,7 +38,7 @@ from lswt_core.conformance.tensors import (
         "draw nothing in forward; if you must, use a torch.Generator of your own, seeded by"
         " lswt_core.plugin_api.seeding.derive"
     ),
-    after=("meta device",),
+    after=("forward",),
 )
 def draws_nothing(subject: Subject) -> None:
     """A forward pass leaves the global generators of torch, numpy and Python as they were."""
@@ -62,16 +65,15 @@ def draws_nothing(subject: Subject) -> None:
         " that follow"
     ),
     fix="return the shape that the interface names, in the dtype of the input",
-    after=("meta device", "randomness"),
+    after=("forward", "randomness", "in-place writes"),
 )
 def keeps_shape_and_dtype(subject: Subject) -> None:
     """Hidden states are [B, T, M] in the model's dtype, for one row and several, one token and
     several.
     """
     for dtype in (torch.float64, torch.float32):
-        if subject.kind in ("ffn", "norm"):
-            inputs = torch.ones(2, 3, DIMS.d_model, dtype=dtype)
-            out = subject.apply(subject.module(dtype=dtype), inputs)
+        if subject.kind in ("ffn", "norm") and not subject.is_stateful_ffn:
+            out = subject.module(dtype=dtype)(torch.ones(2, 3, DIMS.d_model, dtype=dtype))
             require(out.dtype == dtype, f"inputs in {dtype} give outputs in {out.dtype}")
         decoder = subject.decoder(dtype=dtype)
         for rows, length in ((1, 1), (3, 5), (2, 7)):
@@ -95,18 +97,34 @@ def keeps_shape_and_dtype(subject: Subject) -> None:
     after=("shapes", "reference", "position-wise"),
 )
 def is_causal(subject: Subject) -> None:
-    """Changing token t changes its own hidden state and none before it."""
+    """Changing token t changes its own hidden state and none before it, at the start of a text and
+    after another segment.
+    """
     decoder, ids = subject.decoder(), random_tokens(2, 9)
-    before = decoder(ids)[0]
+    require_causal(lambda tokens: decoder(tokens)[0], ids, "")
+
+    def second_segment(tokens: Tensor) -> Tensor:
+        _, state = decoder(random_tokens(2, 5, 3))
+        states: Tensor = decoder(tokens, state)[0]
+        return states
+
+    require_causal(second_segment, ids, " of a text's second segment")
+
+
+def require_causal(read: Callable[[Tensor], Tensor], ids: Tensor, where: str) -> None:
+    """Change tokens of ids [B, 9], one at a time; ``read`` gives hidden states."""
+    expected = read(ids)
     for t in (3, 6, 8):
         changed = ids.clone()
         changed[:, t] = (ids[:, t] + 1) % VOCAB_SIZE
-        after = decoder(changed)[0]
-        error = max_difference(before[:, :t], after[:, :t])
-        require(error <= EXACT, f"hidden states before token {t} depend on it, by {error:.2g}")
+        found = read(changed)
+        error = max_difference(expected[:, :t], found[:, :t])
         require(
-            max_difference(before[:, t], after[:, t]) > EXACT,
-            f"the hidden state of token {t} does not depend on it",
+            error <= EXACT, f"hidden states before token {t}{where} depend on it, by {error:.2g}"
+        )
+        require(
+            max_difference(expected[:, t], found[:, t]) > EXACT,
+            f"the hidden state of token {t}{where} does not depend on it",
         )
 
 
@@ -142,7 +160,7 @@ def rows_are_independent(subject: Subject) -> None:
         "causality",
         "gradcheck",
         "attention bias",
-        "memory state",
+        "state",
         "stateless",
         "reference",
     ),
@@ -167,7 +185,7 @@ def segments_do_not_matter(subject: Subject) -> None:
         " and mixes texts"
     ),
     fix="return everything that is to be kept as state; assign nothing to self in forward",
-    after=("shapes", "memory state", "reproducible initialisation"),
+    after=("shapes", "state", "reproducible initialisation"),
 )
 def keeps_state_nowhere_else(subject: Subject) -> None:
     """Two texts read in turns give what each gives alone, and a copy of the model continues from a
@@ -192,6 +210,42 @@ def keeps_state_nowhere_else(subject: Subject) -> None:
         torch.equal(fresh(ids, states[0])[0], decoder(ids, states[0])[0]),
         "a copy of the model continues differently from the same state",
     )
+    require_no_counters(subject, decoder, ids, states[0])
+
+
+def require_no_counters(subject: Subject, decoder: Decoder, ids: Tensor, state: Any) -> None:
+    """The same call, once more, leaves the component's attributes and buffers as they were."""
+    decoder(ids, state)
+    before = attributes_of(subject, decoder)
+    decoder(ids, state)
+    after = attributes_of(subject, decoder)
+    changed = [name for name in before if not same(before[name], after.get(name))]
+    require(not changed, f"every call changes {', '.join(changed)} of the module")
+
+
+def attributes_of(subject: Subject, decoder: Decoder) -> dict[str, Any]:
+    """Copies of the numbers, tensors and buffers on the component's modules, and the lengths of
+    lists, by name.
+    """
+    found: dict[str, Any] = {}
+    for own in subject.own_modules(decoder):
+        for path, module in own.named_modules():
+            for key, value in (*vars(module).items(), *module._buffers.items()):
+                name = f"{path}.{key}".lstrip(".")
+                if isinstance(value, Tensor):
+                    found.setdefault(name, value.detach().clone())
+                elif isinstance(value, int | float):
+                    found.setdefault(name, value)
+                elif isinstance(value, list | dict | set) and not key.startswith("_"):
+                    found.setdefault(f"the length of {name}", len(value))
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and max_difference(a.double(), b.double()) == 0
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
 
 
 @rule(
@@ -205,7 +259,7 @@ def keeps_state_nowhere_else(subject: Subject) -> None:
         "make random tables persistent buffers or parameters, and let reset_parameters compute the"
         " others without drawing"
     ),
-    after=("reproducible initialisation",),
+    after=("shapes", "reproducible initialisation"),
 )
 def state_dict_is_complete(subject: Subject) -> None:
     """A model of another seed that loads the state dict is the same model."""

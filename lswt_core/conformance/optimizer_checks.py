@@ -2,128 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
 from unittest import SkipTest
 
 import torch
-from torch import Tensor, nn
 
 from lswt_core.checkpoint import Store, verify
 from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
 from lswt_core.conformance.check import require, rule
+from lswt_core.conformance.regression import (
+    Regression,
+    RegressionObjective,
+    build_optimizer,
+    largest_change,
+    train,
+)
 from lswt_core.conformance.subject import Subject
-from lswt_core.conformance.tensors import max_difference, random_normal
-from lswt_core.interfaces import Objective, Optimizer
-from lswt_core.train.update import apply_update, hessian_update_is_due
+from lswt_core.conformance.tensors import max_difference
 
-
-class Regression(nn.Module):
-    """A small regression: two weights with weight decay, two biases without."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 2)
-        for i, parameter in enumerate(self.parameters()):
-            parameter.data = random_normal(*parameter.shape, seed=i, dtype=torch.float32) * 0.5
-
-    def loss(self, seed: int) -> Tensor:
-        """The mean squared error on a batch drawn with a seed."""
-        x = random_normal(16, 4, seed=seed, dtype=torch.float32)
-        target = torch.stack((x.sum(-1), x[:, 0] * x[:, 1]), -1)
-        return (self.second(self.first(x).tanh()) - target).square().mean()
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups as the core builds them."""
-        parameters = dict(self.named_parameters())
-        weights = [name for name in parameters if name.endswith("weight")]
-        biases = [name for name in parameters if name.endswith("bias")]
-        decayed = {
-            "name": "decayed",
-            "params": [parameters[name] for name in weights],
-            "names": weights,
-            "matrices": weights,
-        }
-        undecayed = {
-            "name": "undecayed",
-            "params": [parameters[name] for name in biases],
-            "names": biases,
-            "matrices": [],
-            "weight_decay": 0.0,
-        }
-        return [decayed, undecayed]
-
-    def values(self) -> list[Tensor]:
-        """Copies of all parameters."""
-        return [parameter.detach().clone() for parameter in self.parameters()]
-
-
-class RegressionObjective:
-    """A step's objective for second-order optimizers: gradients and Hessian-vector products of the
-    regression.
-    """
-
-    tokens = 16
-
-    def __init__(self, model: Regression, step: int) -> None:
-        self.model, self.step = model, step
-
-    def backward(self, labels: Literal["data", "sampled"]) -> None:
-        """Add the gradient; another batch stands in for sampled labels."""
-        seed = self.step if labels == "data" else self.step + 1000
-        with torch.enable_grad():
-            self.model.loss(seed).backward()
-
-    @property
-    def sampled(self) -> Objective:
-        """Itself, for optimizers that share the forward pass."""
-        return self
-
-    def hessian_vector_product(
-        self, params: Sequence[Tensor], vectors: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The Hessian times ``vectors``, by differentiating twice."""
-        with torch.enable_grad():
-            loss = self.model.loss(self.step)
-            gradients = torch.autograd.grad(loss, list(params), create_graph=True)
-            return list(torch.autograd.grad(gradients, list(params), list(vectors)))
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """A generator that depends on the step."""
-        return torch.Generator().manual_seed(self.step)
-
-    def subset(self, fraction: float) -> Objective:
-        """The whole batch: it is small."""
-        return self
-
-
-def build_optimizer(subject: Subject, model: Regression, **options: Any) -> Optimizer:
-    """The optimizer over the model's parameter groups, with the options that it has; options of
-    the subject come first.
-    """
-    supported = {
-        name: value for name, value in ({"lr": 0.02} | options).items() if subject.has_option(name)
-    }
-    subject.build(model.groups())  # skips if a required option is missing
-    optimizer: Optimizer = subject.construct(model.groups(), **supported)
-    return optimizer
-
-
-def train(model: Regression, optimizer: Optimizer, steps: Iterable[int]) -> None:
-    """Make updates as the trainer does, curvature updates included."""
-    parameters = list(model.parameters())
-    for step in steps:
-        due = hessian_update_is_due(optimizer, step)
-        optimizer.zero_grad()
-        objective = RegressionObjective(model, step)
-        apply_update(optimizer, objective, parameters, update_hessian=due)
-
-
-def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest absolute difference of two lists of parameters."""
-    return max(map(max_difference, before, after))
+FEW_STEPS = 3  # some optimizers only prepare in their first step
 
 
 @rule(
@@ -134,6 +32,7 @@ def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
         " processes"
     ),
     fix="draw from objective.generator(purpose), which depends on seed and step alone",
+    after=("interface",),
 )
 def is_deterministic(subject: Subject) -> None:
     """Two runs give the same bits, whatever the state of the global generator."""
@@ -199,7 +98,7 @@ def uses_the_learning_rate(subject: Subject) -> None:
     before = model.values()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    train(model, optimizer, range(1))
+    train(model, optimizer, range(FEW_STEPS))
     change = largest_change(before, model.values())
     require(change == 0, f"with lr = 0 parameters change by {change:.2g}")
 
@@ -219,11 +118,13 @@ def uses_the_weight_decay(subject: Subject) -> None:
     optimizer = build_optimizer(subject, model, weight_decay=0.5)
     names = [name for name, _ in model.named_parameters()]
     before = dict(zip(names, model.values(), strict=True))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    for _ in range(FEW_STEPS):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    decayed = {name for group in model.groups()[:1] for name in group["names"]}
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if name not in decayed:
             change = max_difference(parameter, before[name])
             require(
                 change == 0, f"{name}, whose group has no weight decay, changes by {change:.2g}"
@@ -236,11 +137,32 @@ def uses_the_weight_decay(subject: Subject) -> None:
 
 
 @rule(
+    "all parameters",
+    ("optimizer",),
+    why="a parameter that the optimizer leaves out stays at its random initial value",
+    fix=(
+        "update every parameter of every group that has a gradient: matrices, kernels of three"
+        " dimensions, vectors, scalars; those without weight decay too"
+    ),
+    after=("determinism",),
+)
+def updates_every_parameter(subject: Subject) -> None:
+    """A dozen steps change every parameter, whatever its shape and group."""
+    model = Regression()
+    optimizer = build_optimizer(subject, model)
+    before = model.values()
+    train(model, optimizer, range(12))
+    named = zip(before, model.named_parameters(), strict=True)
+    left = [name for old, (name, parameter) in named if max_difference(old, parameter) == 0]
+    require(not left, f"{', '.join(left)} stay as they were")
+
+
+@rule(
     "descent",
     ("optimizer",),
     why="an optimizer that does not lower the loss of a small problem will not train a model",
     fix="check signs, bias corrections and the scale of updates",
-    after=("learning rate", "resume"),
+    after=("learning rate", "resume", "all parameters"),
 )
 def lowers_the_loss(subject: Subject) -> None:
     """Sixty steps lower the loss of a small regression by a third."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import SkipTest
@@ -10,7 +10,12 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
-from lswt_core.conformance.reference_text import ReferenceText
+from lswt_core.conformance.inner_components import (
+    CORE,
+    as_tables,
+    constructor_options,
+    reference_options,
+)
 from lswt_core.conformance.tensors import VOCAB_SIZE
 from lswt_core.errors import PluginError
 from lswt_core.interfaces import (
@@ -23,17 +28,14 @@ from lswt_core.interfaces import (
     StatefulFeedForward,
     Unsupported,
 )
-from lswt_core.model.decoder import Decoder
+from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
 from lswt_core.model.initialise import initialise
-from lswt_core.model.spec import DecoderSpec, LayerSpec, fill_components
-from lswt_core.recipe.provenance import USE
+from lswt_core.model.spec import DecoderSpec, LayerSpec
 from lswt_core.registry import REQUIRED, Offer, Registry
 
 DIMS = Dims(16, n_heads=2, d_ffn=24, n_layers=2, vocab_size=VOCAB_SIZE, d_vocab=8)
 GRADCHECK_DIMS = DIMS._replace(d_ffn=6, n_layers=1)
 MEMORY_LENGTH = 64  # tokens, more than any test sequence has
-# The distribution of the reference components, also if the plugin under test uses their names.
-CORE = "lswt-core"
 REFERENCES = {  # by kind: what a component is tested with
     "head": "tied",
     "block": "pre-norm",
@@ -46,43 +48,8 @@ REFERENCES = {  # by kind: what a component is tested with
     "norm": "layernorm",
 }
 MODEL_KINDS = tuple(REFERENCES)
-
-
-def as_tables(offer: Offer, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a recipe holds them: a component's name stands for its table."""
-    inner = offer.inner
-    return {
-        name: {"use": value} if name in inner and isinstance(value, str) else value
-        for name, value in options.items()
-    }
-
-
-def reference_options(offer: Offer) -> dict[str, Any]:
-    """Reference components for the options that need one."""
-    found: dict[str, Any] = {}
-    for option in offer.options:
-        inner = offer.component_options.get(option.name)
-        name = inner and (USE | REFERENCES).get(inner.kind)
-        if inner is not None and name and option.default is REQUIRED:
-            table = {"use": ReferenceText.name if inner.kind == "data" else f"{CORE}:{name}"}
-            found[option.name] = {"one": table, "other": table} if inner.named else table
-    return found
-
-
-def build_from_options(
-    registry: Registry, offer: Offer, options: Mapping[str, Any], *arguments: Any
-) -> Any:
-    """Build a component whose options, and those inside of it, are as a recipe holds them."""
-
-    def builder(kind: str, table: Mapping[str, Any]) -> Callable[..., Any]:
-        if (kind, table["use"]) == ("data", ReferenceText.name):
-            return ReferenceText
-        own = {name: value for name, value in table.items() if name != "use"}
-        return partial(build_from_options, registry, registry.find(kind, table["use"]), own)
-
-    filled = fill_components(options, offer.inner, builder, arguments)
-    given = {name: value for name, value in filled.items() if name in options}
-    return registry.load(offer)(*arguments, **given)
+LAYER_KINDS = ("block", "mixer", "ffn")  # they return LayerOutput
+STATE_KINDS = (*LAYER_KINDS, "memory")
 
 
 class Subject:
@@ -93,7 +60,8 @@ class Subject:
     ) -> None:
         self.offer, self.component, self.registry = offer, component, registry
         self.kind = offer.kind
-        self.options = {**reference_options(offer), **as_tables(offer, options)}
+        self.options = {**reference_options(offer, REFERENCES), **as_tables(offer, options)}
+        self.memory_length = MEMORY_LENGTH  # tokens in the tiny model's KV cache; 0: it has none
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.offer.name}"
@@ -114,7 +82,8 @@ class Subject:
     def construct(self, *arguments: Any, **defaults: Any) -> Any:
         """Call the constructor; ``defaults`` are options that the subject may have already."""
         options = {**defaults, **self.options}
-        return build_from_options(self.registry, self.offer, options, *arguments)
+        values = constructor_options(self.registry, self.offer, options, *arguments)
+        return self.component(*arguments, **values)
 
     def build_alone(self, dims: Dims) -> Any:
         """Build a component of the model with the sizes, and the parts that it is made of."""
@@ -123,6 +92,21 @@ class Subject:
         if self.kind == "mixer":
             return self.build(dims, self.layer_spec(dims).mixer_parts())
         return self.build(dims)
+
+    def with_memory_length(self, length: int) -> Subject:
+        """The same component in a model whose KV cache has another length, 0 for none."""
+        other = Subject(self.offer, self.component, self.registry, self.options)
+        other.memory_length = length
+        return other
+
+    def with_options(self, options: dict[str, Any]) -> Subject:
+        """The same component with other values of some options."""
+        return Subject(self.offer, self.component, self.registry, self.options | options)
+
+    @property
+    def is_stateful_ffn(self) -> bool:
+        """Whether it is a feed-forward layer that is called with state and context."""
+        return issubclass(self.component, StatefulFeedForward)
 
     def has_option(self, name: str) -> bool:
         """Whether the component has an option."""
@@ -137,7 +121,7 @@ class Subject:
                 f"the reference {kind} {REFERENCES[kind]!r} is not installed: {error}"
             ) from error
         if kind == "memory":
-            return partial(component, length=MEMORY_LENGTH)
+            return partial(component, length=self.memory_length)
         return component
 
     def memories(self, dims: Dims) -> dict[str, Callable[[Dims], Any]]:
@@ -147,11 +131,11 @@ class Subject:
         if self.kind == "mixer" and "memory" not in self.component.uses:  # type: ignore[attr-defined]
             return {}
         if self.kind != "memory":
-            return {"xl": self.reference("memory")}
+            return {"xl": self.reference("memory")} if self.memory_length else {}
         keeps_tokens = self.build(dims).length > 0
         defaults = {}
         if keeps_tokens and self.has_option("length"):
-            defaults["length"] = MEMORY_LENGTH
+            defaults["length"] = self.memory_length
         memories = {self.offer.name: partial(self.construct, **defaults)}
         if not keeps_tokens:
             memories["xl"] = self.reference("memory")  # type: ignore[assignment]
@@ -178,7 +162,8 @@ class Subject:
     def blueprint(self, dims: Dims) -> DecoderSpec:
         """The specification of a tiny model: reference components and the one under test."""
         with torch.device("meta"):
-            self.build_alone(dims)  # skips here, rather than deep inside of a model
+            if self.kind in MODEL_KINDS:
+                self.build_alone(dims)  # skips here, rather than deep inside of a model
             layers = (self.layer_spec(dims),) * dims.n_layers
         return DecoderSpec(
             dims=dims,
@@ -200,7 +185,9 @@ class Subject:
     ) -> Decoder:
         """The tiny model with initial values large enough for attention to be far from uniform."""
         self.require_cpu(dtype, dims)
-        decoder = self.meta_decoder(dims).to_empty(device="cpu").to(dtype)
+        decoder = self.meta_decoder(dims)
+        require_self_contained(decoder)
+        decoder = decoder.to_empty(device="cpu").to(dtype)
         initialise(decoder, seed=seed, std=0.4)
         return decoder
 
@@ -233,6 +220,10 @@ class Subject:
         carry = {"ids": ids, "embeddings": x}
         return layer(x, None, LayerContext(torch.arange(x.shape[1]), None, positional, carry)).x
 
+    def own_modules(self, decoder: Decoder) -> list[nn.Module]:
+        """The model's modules that are the component."""
+        return [module for module in decoder.modules() if isinstance(module, self.component)]
+
     def own_parameters(self, decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
         """The model's parameters that belong to the component, with their names."""
         prefixes = tuple(
@@ -253,3 +244,12 @@ class Subject:
         if isinstance(component, Memory) and component.position_dependent_from is not None:
             return "its state depends on absolute positions (position_dependent_from)"
         return None
+
+
+def require_self_contained(decoder: Decoder) -> None:
+    """Raise SkipTest if a layer reads what another component must write."""
+    layers = list(decoder.layers())
+    written = {IDS, EMBEDDINGS}.union(*(layer.writes for layer in layers))
+    for layer in layers:
+        if missing := sorted(layer.reads - written):
+            raise SkipTest(f"it reads {missing[0]!r}, which another component writes")

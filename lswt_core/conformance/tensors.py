@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ EXACT = 1e-10  # tolerance in float64, where sums may be taken in another order
 def random_normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """A tensor drawn from N(0, 1); drawn in float64, so that dtypes round the same numbers."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
 def random_tokens(rows: int, length: int, seed: int = 0) -> Tensor:
@@ -52,3 +53,14 @@ def max_difference(a: Tensor, b: Tensor) -> float:
     if a.numel() == b.numel() == 0:
         return 0.0
     return float((a - b).detach().abs().nan_to_num(nan=torch.inf).max())
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a value: nested tuples (named ones too), lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for branch in value for tensor in tensors_in(branch)]

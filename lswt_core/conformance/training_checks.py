@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -16,8 +17,12 @@ from lswt_core.conformance.tensors import (
     random_normal,
     random_tokens,
 )
+from lswt_core.interfaces import LossSum
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.pytree import tree_map
+
+MAX_BATCHES = 24
+IDS_OF_TRUNK = random_tokens(1, 3)  # for layers that read token ids
 
 
 class Trunk(nn.Module):
@@ -29,7 +34,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, M] -> [B, T, M]."""
-        return self.decoder.trunk(x)[0]
+        return self.decoder.trunk(x, ids=IDS_OF_TRUNK)[0]
 
 
 @rule(
@@ -41,28 +46,44 @@ class Trunk(nn.Module):
 )
 def derivatives_are_right(subject: Subject) -> None:
     """Derivatives by inputs and by the component's parameters agree with finite differences in
-    float64.
+    float64, at two of three points: finite differences are wrong near a kink (ReLU, a router).
     """
-    decoder = subject.decoder(GRADCHECK_DIMS)
+    if error := error_at_most_points(lambda seed: check_derivatives(subject, seed)):
+        raise Violation(shorten(error)) from error
+
+
+def error_at_most_points(check: Callable[[int], None]) -> RuntimeError | None:
+    """An error that a check raises at two of three points (seeds)."""
+    failures: list[RuntimeError] = []
+    for point in range(3):
+        try:
+            check(point)
+        except RuntimeError as error:
+            failures.append(error)
+        if len(failures) == 2:
+            return failures[0]
+        if point - len(failures) == 1:  # two have passed
+            return None
+    return None
+
+
+def check_derivatives(subject: Subject, seed: int) -> None:
+    """Compare derivatives at one point. Raises RuntimeError where they disagree."""
+    decoder = subject.decoder(GRADCHECK_DIMS, seed=seed)
     trunk = Trunk(decoder)
     names = [name for name, _ in subject.own_parameters(decoder)]
     parameters = dict(decoder.named_parameters())
     values = [parameters[name].detach().requires_grad_() for name in names]
     for name in names:
         parameters[name].requires_grad_(False)
-    x = (random_normal(1, 3, GRADCHECK_DIMS.d_model) * 0.7).requires_grad_()
+    x = (random_normal(1, 3, GRADCHECK_DIMS.d_model, seed=seed) * 0.7).requires_grad_()
 
     def apply_trunk(x: Tensor, *values: Tensor) -> Tensor:
         replaced = {f"decoder.{name}": value for name, value in zip(names, values, strict=True)}
         out: Tensor = torch.func.functional_call(trunk, replaced, x)
         return out
 
-    try:
-        torch.autograd.gradcheck(
-            apply_trunk, (x, *values), fast_mode=True, check_batched_grad=False
-        )
-    except RuntimeError as error:
-        raise Violation(shorten(error)) from error
+    torch.autograd.gradcheck(apply_trunk, (x, *values), fast_mode=True, check_batched_grad=False)
 
 
 def shorten(error: Exception) -> str:
@@ -78,25 +99,44 @@ def shorten(error: Exception) -> str:
         " the run"
     ),
     fix="use every parameter in forward, and keep divisions and roots away from zero",
-    after=("gradcheck", "memory state"),
+    after=("gradcheck", "state", "loss gradient"),
 )
 def parameters_get_gradients(subject: Subject) -> None:
-    """Every parameter of the component gets a finite gradient that is not all zero, close to its
-    initial values: at zero, it may hide another one's.
+    """Every parameter of the component gets a finite gradient that is not all zero, from one of
+    several batches, near the initial values: an expert may get no token of the first.
     """
-    decoder, ids = subject.decoder(), random_tokens(2, 8)
-    with torch.no_grad():
-        for _, parameter in subject.own_parameters(decoder):
-            parameter.add_(random_normal(parameter.numel()).view_as(parameter), alpha=0.01)
-    _, state = decoder(ids[:, :4])
-    states, _ = decoder(ids[:, 4:], tree_map(Tensor.detach, state))
-    decoder.vocabulary.score(states, ids[:, 4:]).total.backward()
-    for name, parameter in subject.own_parameters(decoder):
-        gradient = parameter.grad
-        if gradient is None:
-            raise Violation(f"{name} gets no gradient")
-        require(gradient.isfinite().all(), f"the gradient of {name} is not finite")
-        require(gradient.any(), f"the gradient of {name} is zero")
+    decoder = subject.decoder()
+    own = subject.own_parameters(decoder)
+    unmoved: dict[str, str] = {name: "gets no gradient" for name, _ in own}
+    for seed in range(MAX_BATCHES):
+        differentiate(decoder, random_tokens(4, 16, seed))
+        for name, parameter in own:
+            if (gradient := parameter.grad) is not None:
+                require(gradient.isfinite().all(), f"the gradient of {name} is not finite")
+                unmoved[name] = "" if gradient.any() else "has a gradient of zero"
+        if not any(unmoved.values()):
+            return
+        disturb([parameter for _, parameter in own], seed)
+    found = [f"{name} {what}" for name, what in unmoved.items() if what]
+    raise Violation(", ".join(found))
+
+
+@torch.no_grad()
+def disturb(parameters: list[nn.Parameter], seed: int) -> None:
+    """Move parameters a little: a factor of something that starts at zero has no gradient there."""
+    for number, parameter in enumerate(parameters):
+        noise = random_normal(*parameter.shape, seed=1000 * seed + number)
+        parameter.add_(noise, alpha=0.1)
+
+
+def differentiate(decoder: Decoder, ids: Tensor) -> None:
+    """Add the gradients of cross-entropy and of layers' losses over the second half of ids."""
+    half = ids.shape[1] // 2
+    _, state = decoder(ids[:, :half])
+    losses: dict[str, LossSum] = {}
+    states, _ = decoder(ids[:, half:], tree_map(Tensor.detach, state), losses=losses)
+    total = decoder.vocabulary.score(states, ids[:, half:]).total
+    torch.stack([total, *(term.total for term in losses.values())]).sum().backward()
 
 
 @rule(
@@ -130,7 +170,7 @@ def autocast_only_rounds(subject: Subject) -> None:
         " value, costs the speed"
     ),
     fix="no .item(), no branches on values of tensors, no printing in forward",
-    after=("shapes", "memory state", "stateless"),
+    after=("shapes", "state", "stateless"),
 )
 def compiles_without_graph_breaks(subject: Subject) -> None:
     """A step with a memory state is traced as one graph (backend "eager": no code is generated)."""

@@ -36,7 +36,7 @@ class SublayerRunner:
 
     def mix(self, mixer: Mixer | nn.Module, x: Tensor) -> Tensor:
         """Run a mixer on normed inputs [B, T, M] -> [B, T, M]."""
-        return self.gather(mixer(x, self.state, self.context))
+        return self.gather(mixer(x, self.state or None, self.context))
 
     def feed_forward(
         self, ffn: FeedForward | nn.Module, x: Tensor, name: str = FFN_STATE

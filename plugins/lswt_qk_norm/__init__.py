@@ -56,7 +56,9 @@ class RmsHeadNorm(QKNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, H, D] -> [B, N, H, D], computed in float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        root = wide.square().mean(-1, keepdim=True).sqrt()  # [B, N, H, 1]
+        square = wide.square().mean(-1, keepdim=True)  # [B, N, H, 1]
+        # the root has no derivative at 0
+        root = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
         return (wide / (root + self.eps) * self.weight).to(x.dtype)
 
 

@@ -106,3 +106,27 @@ class RoundedScores(AttentionBackend):
         if blocks[0].q.dtype == torch.bfloat16:
             all_scores = [(block_scores * 4).round() / 4 for block_scores in all_scores]
         return attend(blocks, all_scores)
+
+
+@caught_by("long sequences")
+class ScalesMany(AttentionBackend):
+    """Divides scores by 2 if there are more than 256 keys."""
+
+    name, citation = "scales-many", CITATION
+
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        all_scores = [attention_scores(block) for block in blocks]
+        many = sum(block.k.shape[1] for block in blocks) > 256
+        return attend(blocks, [scores / 2 if many else scores for scores in all_scores])
+
+
+@caught_by("in-place writes")
+class ScalesQueries(AttentionBackend):
+    """Scales queries in place after it has used them."""
+
+    name, citation = "scales-queries", CITATION
+
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        out = attend(blocks, [attention_scores(block) for block in blocks])
+        blocks[-1].q.data.mul_(0.5)
+        return out

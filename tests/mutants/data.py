@@ -74,3 +74,78 @@ class FiniteOnly(Tracker):
     def log(self, metrics: Any, step: int) -> None:
         for value in metrics.values():
             int(value)
+
+
+class TwoDocuments(DataSource):
+    """A correct source, the base of mutants."""
+
+    def __init__(self, *, prefix: str = "text") -> None:
+        self.prefix = prefix
+
+    def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
+        for word in self.words():
+            yield Document(f"{split} {word}", f"{self.prefix} {word} {split}")
+
+    def words(self) -> list[str]:
+        return [f"word {i}" for i in range(20)]
+
+    def fingerprint(self) -> str:
+        return self.prefix
+
+
+@caught_by("order")
+class SetOrder(TwoDocuments, DataSource):
+    """Its documents come in the order of a set."""
+
+    name = "set-order"
+
+    def words(self) -> list[str]:
+        return list(set(super().words()))
+
+
+@caught_by("fingerprint")
+class ConstantFingerprint(TwoDocuments, DataSource):
+    """Its fingerprint does not follow its documents."""
+
+    name = "constant-fingerprint"
+
+    def fingerprint(self) -> str:
+        return "constant"
+
+
+class Bytes(Tokenizer):
+    """A correct tokenizer, the base of mutants."""
+
+    vocab_size, bos_id, eos_id = 258, 256, 257
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+
+@caught_by("special tokens")
+class EndsAtNewline(Bytes, Tokenizer):
+    """Its EOS is the newline."""
+
+    name, eos_id = "ends-at-newline", 10
+
+
+@caught_by("fingerprint")
+class SameForAll(Bytes, Tokenizer):
+    """Its fingerprint leaves out an option that changes ids."""
+
+    name = "same-for-all"
+
+    def __init__(self, *, offset: int = 0) -> None:
+        self.offset = offset
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[(i + self.offset) % 256 for i in ids] for ids in super().encode(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode([(i - self.offset) % 256 for i in ids])

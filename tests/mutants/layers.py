@@ -218,3 +218,93 @@ class BranchesOnValues(TanhLayer, FeedForward):
         if out.abs().max().item() < 1e9:
             return out
         return out * 0
+
+
+@caught_by("interface")
+class NoForward(Norm):
+    """Has no forward."""
+
+    name, citation = "no-forward", CITATION
+
+
+@caught_by("interface")
+class TakesMore(Norm):
+    """Its forward takes an argument that nobody passes."""
+
+    name, citation = "takes-more", CITATION
+
+    def forward(self, x: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+        return x / (1 + eps)
+
+
+@caught_by("meta device")
+class PlainConstant(TanhLayer, FeedForward):
+    """Keeps a constant as a plain attribute."""
+
+    name = "plain-constant"
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.scale = torch.linspace(0.5, 1, dims.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+@caught_by("meta device")
+class ReadsConstant(TanhLayer, FeedForward):
+    """Reads a tensor's values in its constructor."""
+
+    name = "reads-constant"
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.scale = torch.linspace(0.5, 1, dims.d_model).mean().item()
+
+
+@caught_by("meta device")
+class UnfilledIndex(TanhLayer, FeedForward):
+    """Fills an integer buffer in the constructor alone."""
+
+    name = "unfilled-index"
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.register_buffer("order", torch.arange(dims.d_model), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Does not fill the index."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., self.order]
+
+
+@caught_by("in-place writes")
+class ScalesInPlace(TanhLayer, FeedForward):
+    """Scales its input in place."""
+
+    name = "scales-in-place"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.9))
+
+
+@caught_by("position-wise")
+class BeginsLate(TanhLayer, FeedForward):
+    """Beyond 100 tokens, adds the mean over all of them."""
+
+    name = "begins-late"
+
+    def forward(self, x: Tensor) -> Tensor:
+        late = x.mean(1, keepdim=True) if x.shape[1] > 100 else 0
+        return super().forward(x + late)
+
+
+@caught_by("zeros")
+class NoEps(Norm):
+    """Divides by a norm that may be zero."""
+
+    name, citation = "no-eps", CITATION
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.square().mean(-1, keepdim=True).sqrt()

@@ -189,3 +189,13 @@ class HalfGradient(SquaredNorm, AuxiliaryLoss):
 
     def forward(self, out: Output, batch: Batch) -> LossSum:
         return super().forward(out._replace(states=0.5 * (out.states + out.states.detach())), batch)
+
+
+@caught_by("loss gradient")
+class Detached(SquaredNorm, AuxiliaryLoss):
+    """Its total is detached."""
+
+    name = "detached"
+
+    def forward(self, out: Output, batch: Batch) -> LossSum:
+        return super().forward(out._replace(states=out.states.detach()), batch)

@@ -57,7 +57,7 @@ class ShiftedValues(Memory):
         return [*others, new._replace(v=new.v.roll(-1, 1))], None
 
 
-@caught_by("memory state")
+@caught_by("state")
 class TokensFirst(Memory):
     """The first dimension of its state is the token, not the row."""
 
@@ -76,7 +76,7 @@ class TokensFirst(Memory):
         return blocks, tuple(t.transpose(0, 1) for t in following)
 
 
-@caught_by("memory state")
+@caught_by("state")
 class Attached(Memory):
     """Does not detach its state."""
 
@@ -97,7 +97,7 @@ class Attached(Memory):
         )
 
 
-@caught_by("memory state")
+@caught_by("state")
 class NumberInState(Memory):
     """Its state holds a number, not only tensors."""
 
@@ -133,3 +133,47 @@ class ShiftedPositions(Memory):
         *old, _ = blocks
         shifted = [block._replace(positions=block.positions - 1) for block in old]  # type: ignore[operator]
         return [*shifted, new], following
+
+
+class Remembering(Memory):
+    """A correct KV cache, the base of mutants."""
+
+    citation = CITATION
+
+    def __init__(self, dims: Dims, *, length: int = 64) -> None:
+        super().__init__(dims)
+        self.length = length
+
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        *_, new = project(x, positions)
+        blocks, following = remember(new, state)
+        return blocks, tuple(tensor[:, -self.kept :] for tensor in following)
+
+    @property
+    def kept(self) -> int:
+        """The number of tokens that it keeps."""
+        return self.length
+
+
+@caught_by("long sequences")
+class ForgetsEarly(Remembering, Memory):
+    """Keeps at most 100 tokens, whatever its length."""
+
+    name = "forgets-early"
+
+    @property
+    def kept(self) -> int:
+        return min(self.length, 100)
+
+
+@caught_by("reach")
+class KeepsTooMuch(Remembering, Memory):
+    """Keeps more tokens than its length."""
+
+    name = "keeps-too-much"
+
+    @property
+    def kept(self) -> int:
+        return self.length + 10

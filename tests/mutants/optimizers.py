@@ -58,6 +58,32 @@ class UnsavedCounter(SignMomentum, Optimizer):
         return m.sign() / (1 + 0.01 * self.calls)
 
 
+@caught_by("resume")
+class ListOnSelf(SignMomentum, Optimizer):
+    """Keeps a list of earlier updates in an attribute."""
+
+    name = "list-on-self"
+
+    def update(self, m: Tensor) -> Tensor:
+        self.earlier = [*getattr(self, "earlier", [])[-3:], float(m.norm())]
+        return m.sign() / (1 + sum(self.earlier))
+
+
+@caught_by("all parameters")
+class SkipsScalars(SignMomentum, Optimizer):
+    """Leaves out parameters without dimensions."""
+
+    name = "skips-scalars"
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not p.dim():
+                    p.grad.zero_()
+        super().step()
+
+
 @caught_by("learning rate")
 class IgnoresLearningRate(SignMomentum, Optimizer):
     """Takes an update with a learning rate of its own."""
@@ -134,3 +160,27 @@ class CountsCalls(Schedule):
     def factor(self, step: int) -> float:
         self.calls += 1
         return 1 / self.calls
+
+
+@caught_by("peak")
+class NeverPeaks(Schedule):
+    """Its largest factor is 0.9."""
+
+    name = "never-peaks"
+
+    def factor(self, step: int) -> float:
+        return 0.9 * min(1.0, step / 100)
+
+
+@caught_by("floor")
+class EndsHalfWay(Schedule):
+    """Decays over twice the horizon."""
+
+    name = "ends-half-way"
+
+    def __init__(self, horizon: Horizon, *, floor: float = 0.1) -> None:
+        super().__init__(horizon)
+        self.floor = floor
+
+    def factor(self, step: int) -> float:
+        return 1 - (1 - self.floor) * (step - 1) / (2 * self.horizon.steps)

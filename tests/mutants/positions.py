@@ -70,3 +70,14 @@ class CountsWithinBlocks(PositionalEncoding):
     ) -> Sequence[Bias | None]:
         sizes = [kv.k.shape[1] for kv in keys if kv.positions is not None]
         return [DenseBias(torch.arange(size, dtype=q.dtype)[None] * 0.1) for size in sizes]
+
+
+@caught_by("long sequences")
+class EndsAtThousand(PositionalEncoding):
+    """Its bias takes positions beyond 1,000 for 1,000."""
+
+    name, citation, has_bias = "ends-at-thousand", CITATION, True
+
+    def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
+        distance = q_positions.clamp(max=1000)[:, None] - k_positions.clamp(max=1000)[None]
+        return DenseBias(distance.to(q.dtype) * -0.001)

@@ -9,31 +9,31 @@ from lswt_core.interfaces import Dims, ParameterInfo, Parametrisation, Scaling
 
 
 class Example(Parametrisation):
-    """Initial values and learning rate of every matrix times (fan-in / fan-in at half the width) to
-    the power of ``-power``.
+    """A matrix whose fan-in is m times that in a model of width ``base_d_model`` starts at
+    1 / sqrt(m) and learns at 1 / m of what the recipe says.
     """
 
     name = "example"
     citation = """@misc{lswt_example,
   title={lswt-example}, author={its authors}}"""
 
-    def __init__(self, *, power: Annotated[float, Gt(0)] = 0.5) -> None:
-        self.power = power
+    def __init__(self, *, base_d_model: Annotated[int, Gt(0)] = 256) -> None:
+        self.base_d_model = base_d_model
 
     def base_dims(self, dims: Dims) -> Dims:
-        """A model of half the width, with heads as wide."""
-        if dims.n_heads % (2 * dims.queries_per_kv):
-            raise ValueError(f"{dims.n_heads} heads cannot be halved; choose an even number")
-        return dims._replace(
-            d_model=dims.d_model // 2, n_heads=dims.n_heads // 2, d_ffn=dims.d_ffn // 2
-        )
+        """A model of width ``base_d_model``, with heads as wide."""
+        n_heads, rest = divmod(self.base_d_model, dims.d_head)
+        if rest or n_heads % dims.queries_per_kv:
+            raise ValueError(f"base_d_model = {self.base_d_model} has no whole number of heads")
+        d_ffn = dims.d_ffn * self.base_d_model // dims.d_model
+        return dims._replace(d_model=self.base_d_model, n_heads=n_heads, d_ffn=d_ffn)
 
     def scaling(self, parameter: ParameterInfo) -> Scaling:
         """Change this: the factors of a parameter."""
         if parameter.role != "matrix":
             return Scaling()
-        factor = (parameter.shape[-1] / parameter.base_shape[-1]) ** -self.power
-        return Scaling(init=factor, lr=factor)
+        m = parameter.shape[-1] / parameter.base_shape[-1]
+        return Scaling(init=m**-0.5, lr=1 / m)
 
 
 @hookimpl

@@ -1,0 +1,144 @@
+"""Checks of what mixers and blocks do with their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from torch import Tensor, nn
+
+from lswt_core.conformance.check import require, rule
+from lswt_core.conformance.subject import DIMS, Subject
+from lswt_core.conformance.tensors import random_normal
+from lswt_core.interfaces import (
+    BlockParts,
+    Dims,
+    LayerContext,
+    LayerOutput,
+    LossSum,
+    Mixer,
+    MixerParts,
+    State,
+    StatefulFeedForward,
+)
+from lswt_core.model.initialise import initialise
+from lswt_core.model.wiring import PARTS
+
+ENCODING_METHODS = ("rotate", "encode", "encode_sink", "bias", "block_biases", "features")
+
+
+class CalledParts:
+    """Builders of a mixer's parts that note which parts are built and called."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.built, self.called = set[str](), set[str]()
+
+    def builder(self, kind: str) -> Callable[[Dims], Any]:
+        """A builder of the reference part of a kind."""
+
+        def build(dims: Dims) -> Any:
+            self.built.add(kind)
+            part: nn.Module = self.subject.reference(kind)(dims)
+            part.register_forward_hook(lambda *_: self.called.add(kind))
+            return self.watch_encoding(part) if kind == "positional" else part
+
+        return build
+
+    def watch_encoding(self, encoding: Any) -> Any:
+        """A positional encoding that notes its use."""
+
+        def note(method: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*args: Any) -> Any:
+                self.called.add("positional")
+                return method(*args)
+
+            return noted
+
+        for name in ENCODING_METHODS:
+            if hasattr(encoding, name):
+                setattr(encoding, name, note(getattr(encoding, name)))
+        return encoding
+
+    def mixer_parts(self) -> MixerParts:
+        """All parts, with one memory."""
+        memories = {"xl": self.builder("memory")}
+        return MixerParts(memories, *map(self.builder, ("attention", "qk_norm", "positional")))
+
+
+@rule(
+    "parts",
+    ("mixer",),
+    why="a recipe that names a part is refused, or believed, by what `uses` says",
+    fix="name in `uses` the parts that are built and called in forward, and no others",
+    after=("forward",),
+)
+@torch.no_grad()
+def uses_what_it_says(subject: Subject) -> None:
+    """The parts in ``uses`` are built and called, and no others."""
+    uses = frozenset(subject.component.uses)  # type: ignore[attr-defined]
+    unknown = sorted(uses - set(PARTS))
+    require(not unknown, f"`uses` has {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+    parts = CalledParts(subject)
+    mixer: Mixer = subject.build(DIMS, parts.mixer_parts()).double()
+    own = set(parts.built)
+    initialise(mixer, seed=0, std=0.4)
+    context = LayerContext(torch.arange(4), None, parts.builder("positional")(DIMS).double(), {})
+    x = random_normal(1, 4, DIMS.d_model)
+    if mixer.reads:
+        raise SkipTest("it reads what other layers write")
+    mixer(x, mixer(x, None, context).state, context)
+    unused = sorted(uses - parts.called)
+    require(not unused, f"`uses` has {', '.join(unused)}, which forward never calls")
+    undeclared = sorted((own | parts.called) - uses)
+    require(not undeclared, f"it builds or calls {', '.join(undeclared)}, which `uses` lacks")
+
+
+class Probe(StatefulFeedForward):
+    """A feed-forward layer that returns all that a layer can."""
+
+    name = "probe"
+    reach = 1
+    writes = frozenset({"probe"})
+    loss_weights = {"probe": 1.0}  # noqa: RUF012
+    calls = 0
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: State, context: LayerContext
+    ) -> LayerOutput:
+        """The input, its last token as state, itself as carry, and a loss of 1."""
+        Probe.calls += 1
+        one = x.new_ones(())
+        return LayerOutput(x, {"last": x[:, -1:]}, {"probe": x}, {"probe": LossSum(one, one)})
+
+
+@rule(
+    "parts",
+    ("block",),
+    why=(
+        "what a part keeps, hands up or is trained by is lost without a word if the block does not"
+        " return it"
+    ),
+    fix="run parts by lswt_core.plugin_api.blocks.SublayerRunner, and return its output(x)",
+    after=("forward",),
+)
+@torch.no_grad()
+def hands_on_what_parts_return(subject: Subject) -> None:
+    """State, carry and losses of the parts are in the block's output."""
+    layer = subject.layer_spec(DIMS)
+    parts: BlockParts = layer.block_parts()._replace(ffn=Probe)
+    block: Any = subject.build(DIMS, parts).double()
+    initialise(block, seed=0, std=0.4)
+    context = LayerContext(torch.arange(4), None, layer.positional(DIMS).double(), {})
+    before = Probe.calls
+    out: LayerOutput = block(block.open_stream(random_normal(2, 4, DIMS.d_model)), None, context)
+    if Probe.calls == before:
+        raise SkipTest("it has no feed-forward layer")
+    state = out.state or {}
+    kept = any("last" in value for value in state.values() if isinstance(value, dict))
+    require("xl" in state, "the state of the mixer is not in the block's output")
+    require(kept, "the state of the feed-forward layer is not in the block's output")
+    require("probe" in out.carry, "what a part writes (carry) is not in the block's output")
+    require("probe" in out.losses, "the loss terms of a part are not in the block's output")
