@@ -47,6 +47,14 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "ffn": {"use": "glu", "activation": "relu"},
         "model": NANO["model"] | {"bias": False, "d_ffn": 40},
     },
+    "shared-expert": {
+        "ffn": {
+            "use": "shared-expert",
+            "shared": {"use": "swiglu", "bias": False},
+            "routed": {"use": "gelu"},
+        },
+        "layers": {"1": {"ffn": {"shared_width": 0.5, "routed": {"use": "swiglu"}}}},
+    },
     "frozen": {"embedding": NANO["embedding"] | {"trainable": False}},
     "untied": {
         "head": {"use": "untied"},

@@ -287,7 +287,7 @@ def test_not_offered(name: str, fragments: list[str], single: Any) -> None:
 
 
 def test_a_schema_that_cannot_be_built_names_the_component(single: Any) -> None:
-    registry = single(PLUGIN.replace("stripes: int = 3", "stripes: FeedForward = None"))
+    registry = single(PLUGIN.replace("stripes: int = 3", "stripes: list[FeedForward]"))
     with pytest.raises(
         PluginError,
         match=r"'zebra' \(file .*plugin\.py\)",

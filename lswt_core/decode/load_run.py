@@ -108,7 +108,8 @@ def warn_of_changed_code(saved: Saved, recipe: Recipe, registry: Registry) -> No
     if not saved.holds("components"):
         return
     used = [chosen for kind in MODEL_KINDS for chosen in recipe.every(kind)]
-    current = fingerprint_components([*used, recipe.one("tokenizer")], registry, ())
+    used = [inner for one in (*used, recipe.one("tokenizer")) for inner in one.with_inner()]
+    current = fingerprint_components(used, registry, ())
     for line in changed_code(saved, current):
         logger.warning("the code of %s: the model may not be the one that was trained", line)
 

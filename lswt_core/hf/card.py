@@ -11,6 +11,7 @@ from typing import Any
 
 from lswt_core.errors import CheckpointError
 from lswt_core.recipe import Chosen, Recipe
+from lswt_core.recipe.toml_writer import flat
 from lswt_core.reporting.run_report import read_metrics
 from lswt_core.reporting.tables import Table
 from lswt_core.reporting.units import format_duration
@@ -139,7 +140,9 @@ def training_table(
     train, data, optimizer = recipe.train, recipe.one("data"), recipe.one("optimizer")
     last: Mapping[str, Any] = next((entry for entry in reversed(entries) if "tokens" in entry), {})
     options = [
-        f"{key} = {value!r}" for key, value in data.options.items() if value not in ("", None)
+        f"{key} = {value!r}"
+        for key, value in flat(data.plain_options()).items()
+        if value not in ("", None)
     ]
     source = f"{data.name} ({', '.join(options)})" if options else data.name
     embeddings = recipe.embedding.warm_start

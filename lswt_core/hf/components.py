@@ -122,7 +122,8 @@ def describe_components(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Return distribution, version and sha256 of the source of each of the model's components, by
     "kind/name".
     """
-    chosen = [one for kind in MODEL_KINDS for one in recipe.every(kind)]
+    outer = [one for kind in MODEL_KINDS for one in recipe.every(kind)]
+    chosen = [inner for one in outer for inner in one.with_inner()]
     return {
         f"{one.kind}/{one.offer.name}": describe_source(one.offer)
         for one in chosen

@@ -4,7 +4,7 @@ recipe; an exported model's own code makes it from its config.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lswt_core.interfaces import Block, BlockParts, Dims, Head, MixerParts
@@ -14,6 +14,36 @@ from lswt_core.recipe.layer_selectors import tables_at
 # Builds a component for the layer that ``Dims.layer`` numbers. Those of mixers and blocks take
 # their parts as well.
 Builder = Callable[..., Any]
+
+
+def fill_components(
+    options: Mapping[str, Any],
+    inner: Mapping[str, tuple[str, int | None]],
+    builder: Callable[[str, Any], Builder],
+    arguments: Sequence[Any],
+) -> dict[str, Any]:
+    """A component's options with those that are components themselves as its constructor gets
+    them. ``inner`` holds, by name of these, the kind, and with how many of the constructor's own
+    positional ``arguments`` an instance is built (None: the constructor gets the builder).
+    ``builder(kind, value)`` is the builder of what stands for one component in ``options``; several
+    by name stand in a dict; None and False are none.
+    """
+    filled = dict(options)
+    for name, (kind, count) in inner.items():
+
+        def make(value: Any, kind: str = kind, count: int | None = count) -> Any:
+            build = builder(kind, value)
+            return build if count is None else build(*arguments[:count])
+
+        value = filled.get(name)
+        if value is None or value is False:
+            filled[name] = None
+        elif isinstance(value, Mapping) and not isinstance(value.get("use"), str):
+            present = {part: one for part, one in sorted(value.items()) if one is not False}
+            filled[name] = {part: make(one) for part, one in present.items()}
+        else:
+            filled[name] = make(value)
+    return filled
 
 
 class LayerSpec(NamedTuple):
