@@ -207,11 +207,12 @@ def loss_derivatives_are_right(subject: Subject) -> None:
         for name, tensor in make_output(subject, batch)._asdict().items()
         if isinstance(tensor, Tensor)
     }
-    scorer = make_output(subject, batch).score
+    scorer, module = make_output(subject, batch).score, subject.module()
 
     def total(*values: Tensor) -> Tensor:
         out = Output(**dict(zip(inputs, values, strict=True)), score=scorer)
-        return compute_loss(subject, out, batch).total
+        loss: LossSum = module(out, batch)
+        return loss.total
 
     torch.autograd.gradcheck(total, list(inputs.values()))
     padding = Batch(
