@@ -223,25 +223,9 @@ def loss_has_a_gradient(subject: Subject) -> None:
 def loss_derivatives_are_right(subject: Subject) -> None:
     """Derivatives agree with finite differences in float64, and are finite if all is padding."""
     batch = make_batch(subject, 2, 4)
-<<<<<<< HEAD
     # finite differences are wrong near a kink, of a hinge say
     if error := error_at_most_points(lambda seed: check_loss_derivatives(subject, batch, seed)):
         raise error
-=======
-    inputs = {
-        name: tensor
-        for name, tensor in make_output(subject, batch)._asdict().items()
-        if isinstance(tensor, Tensor)
-    }
-    scorer, module = make_output(subject, batch).score, subject.module()
-
-    def total(*values: Tensor) -> Tensor:
-        out = Output(**dict(zip(inputs, values, strict=True)), score=scorer)
-        loss: LossSum = module(out, batch)
-        return loss.total
-
-    torch.autograd.gradcheck(total, list(inputs.values()))
->>>>>>> s-head
     padding = Batch(
         batch.inputs,
         torch.full_like(batch.labels, IGNORE),
@@ -264,8 +248,11 @@ def check_loss_derivatives(subject: Subject, batch: Batch, seed: int) -> None:
     output = make_output(subject, batch, seed=seed)
     inputs = {name: field for name, field in output._asdict().items() if isinstance(field, Tensor)}
 
+    module = subject.module()
+
     def total(*values: Tensor) -> Tensor:
         out = Output(**dict(zip(inputs, values, strict=True)), score=output.score)
-        return compute_loss(subject, out, batch).total
+        loss: LossSum = module(out, batch)
+        return loss.total
 
     torch.autograd.gradcheck(total, list(inputs.values()))
