@@ -450,8 +450,9 @@ class MixerParts(NamedTuple):
 class Mixer(Layer, ABC):
     """How the tokens of a layer see each other. Built as ``cls(dims, parts, **options)``.
 
-    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``. The state is
-    returned and never stored on the module.
+    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``; a recurrence
+    is made of ``recurrence`` and ``linear_attention`` there. The state is returned and never stored
+    on the module.
     """
 
     # The parts it uses, of {"memory", "attention", "qk_norm", "positional"}. A recipe that names
