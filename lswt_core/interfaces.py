@@ -723,7 +723,7 @@ class CrossEntropy(Component, nn.Module, ABC):
     # Whether ``forward`` also takes ``soft_cap: float | None = None``: logits are then
     # ``soft_cap * tanh(z @ table.T / soft_cap)`` wherever logits are spoken of. A head that caps
     # its logits refuses others.
-    takes_soft_cap: ClassVar[bool] = False
+    takes_soft_cap: bool = False
 
     def __init__(self) -> None:
         super().__init__()
