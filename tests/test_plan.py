@@ -26,7 +26,7 @@ from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.memory_state import capture_memory, restore_memory

@@ -28,6 +28,7 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.compatibility import stream_width
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_average,
@@ -37,7 +38,6 @@ from lswt_core.model.components import (
 from lswt_core.model.parameters import count_parameters
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.model.train_module import TrainModule
-from lswt_core.model.wiring import stream_width
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry

@@ -13,7 +13,7 @@ from lswt_core.cli.common import next_commands, recipe_arguments, report_source,
 from lswt_core.cli.plan_text import comparison, text
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import Registry, nearest
 
 if TYPE_CHECKING:
