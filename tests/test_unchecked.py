@@ -96,6 +96,9 @@ def test_what_passed_is_checked_again_when_code_or_options_change(place: Path) -
     place.joinpath("leaky.py").write_text(text)
     check_components(*chosen_of(place), said.append)
     assert len(said) == 2
+    place.joinpath("leaky.py").write_text(f"{LEAKY}# broken again")
+    with pytest.raises(PluginError, match="position-wise"):
+        check_components(*chosen_of(place), said.append)
 
 
 def test_checks_leave_the_generator_alone(place: Path) -> None:
