@@ -435,6 +435,9 @@ class Layer(Component, nn.Module):
     reach: int | None = 0
     # How many of its own parameters a token does not use (experts it is not sent to), for ``plan``.
     inactive_parameters: int = 0
+    # The number of tokens of a row from which on outputs depend on where in the row a text begins
+    # (groups of tokens that are counted from the row's beginning). None: never.
+    position_dependent_from: int | None = None
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """The count that a loss term will have, computed from the batch alone (see
@@ -458,8 +461,9 @@ class MixerParts(NamedTuple):
 class Mixer(Layer, ABC):
     """How the tokens of a layer see each other. Built as ``cls(dims, parts, **options)``.
 
-    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``. The state is
-    returned and never stored on the module.
+    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``; a recurrence
+    is made of ``recurrence`` and ``linear_attention`` there. The state is returned and never stored
+    on the module.
     """
 
     # The parts it uses, of {"memory", "attention", "qk_norm", "positional"}. A recipe that names
@@ -730,7 +734,7 @@ class CrossEntropy(Component, nn.Module, ABC):
     # Whether ``forward`` also takes ``soft_cap: float | None = None``: logits are then
     # ``soft_cap * tanh(z @ table.T / soft_cap)`` wherever logits are spoken of. A head that caps
     # its logits refuses others.
-    takes_soft_cap: ClassVar[bool] = False
+    takes_soft_cap: bool = False
 
     def __init__(self) -> None:
         super().__init__()

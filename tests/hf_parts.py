@@ -115,6 +115,11 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
             },
         }
     },
+    "infini": {
+        "mixer": {"use": "infini", "chunk": 64},
+        "memory": {},
+    },
+    "sparse": {"memory": {"xl": {"use": "sparse-xl", "length": 64}}},
     "only-recurrent": {
         "mixer": {"use": "mamba2", "d_state": 8},
         "positional": {"use": "none"},

@@ -61,6 +61,8 @@ HEADS = {"tied": partial(SoftCapped, cap=CAP), "untied": partial(Untied, soft_ca
 def test_capped_logits_are_scored_sampled_and_differentiated(
     way: Way, build: Any, trainable: bool
 ) -> None:
+    if not way.build().takes_soft_cap:
+        pytest.skip("Triton's interpreter runs no kernel that calls tanh")
     head, (states, labels) = head_of(build, way.dtype), way.question()
     for table in head.pretrained_tables():
         table.requires_grad_(trainable)
@@ -74,7 +76,8 @@ def test_capped_logits_are_scored_sampled_and_differentiated(
         alone = [terms[0], terms[1], terms[2].square().sum()]
         losses = [*alone, 0.3 * alone[0] + 0.7 * alone[1] + alone[2]]
         grad = partial(torch.autograd.grad, retain_graph=True, materialize_grads=True)
-        return [one for loss in losses for one in grad(loss, weights)]
+        # copies: Liger scales its own in place when the graph is differentiated again
+        return [one.clone() for loss in losses for one in grad(loss, weights)]
 
     assert all(way.near(a, b) for a, b in zip(found, wanted, strict=True))
     loose = way._replace(off=10 * way.off)

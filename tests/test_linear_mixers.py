@@ -216,6 +216,15 @@ def test_states_of_all_of_the_past_cannot_be_replayed(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_only_states_of_all_of_the_past_cannot_be_replayed() -> None:
+    tables: dict[str, Any] = {"checkpoint": {"memory": "replay"}, "train": {"steps": 1}}
+    tables["model"] = {"d_model": 16, "n_heads": 2, "n_layers": 2}
+    recurrent = {"mixer": {"use": "mamba2"}, "memory": {}, "positional": {"use": "none"}}
+    assembled(Recipe.from_dict(tables))
+    with pytest.raises(Incompatible, match="mamba2"):
+        assembled(Recipe.from_dict(tables | recurrent))
+
+
 def assembled(recipe: Recipe) -> Any:
     return build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
 

@@ -22,6 +22,7 @@ from test_step import differentiated, largest_gap, step_of
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from lswt_core.ablation.recorded_session import RecordedRows
 from lswt_core.data import PrefetchedRows, Rows, Tokens, tokenise
 from lswt_core.interfaces import IGNORE, Batch
 from lswt_core.model.initialise import initialise
@@ -198,6 +199,15 @@ def test_looking_ahead_changes_no_position(kind: str, corpus: Tokens) -> None:
         for found, batch in zip(read_all(rows, 4), wanted, strict=True):
             assert found.inputs.equal(batch.inputs) and found.labels.equal(batch.labels)
     first.close()
+
+
+def test_arms_with_and_without_it_read_the_same_batches(corpus: Tokens, tmp_path: Path) -> None:
+    for name, lookahead in {"plain": 0, "ahead": 3}.items():
+        rows = RecordedRows(made("contiguous", corpus, lookahead=lookahead), tmp_path / name, 0)
+        read_all(rows, 3)
+        rows.close()
+    hashes = tmp_path.joinpath("plain").read_text()
+    assert len(hashes.split()) == 3 and tmp_path.joinpath("ahead").read_text() == hashes
 
 
 # ---------- a whole run

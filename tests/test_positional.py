@@ -22,7 +22,7 @@ from processes import run
 from torch import Tensor
 
 from lswt_core.interfaces import KeyValue
-from lswt_core.plugin_api.softmax_attention import encode_positions
+from lswt_core.plugin_api.encoded_blocks import encode_positions
 
 BACKENDS = {"eager": Eager, "sdpa": Sdpa}
 FIXED = [cls for cls in offered("positional") if not cls.length_dependent]

@@ -100,7 +100,8 @@ class RecordedSession(Session):
 
 def hash_parameter(parameter: torch.Tensor, owner: str) -> dict[str, str]:
     """Return a parameter's shape, owner and a hash of its values."""
-    content = parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    flat = parameter.detach().cpu().contiguous().reshape(-1)  # bytes of a scalar need a dimension
+    content = flat.view(torch.uint8).numpy().tobytes()
     return {
         "shape": str(list(parameter.shape)),
         "owner": owner,

@@ -83,6 +83,10 @@ class LswtModel(LswtPreTrainedModel):
         memory = self.select_cache(past_key_values if cache is None else cache, use_cache)
         embedded = self.embed(input_ids, inputs_embeds)
         packing = pack_batch(self.decoder, attention_mask, position_ids, embedded, memory)
+        if packing.first_visible is not None or (memory is not None and memory.has_masked_tokens):
+            self.require_row_independent_layers(
+                embedded.shape[1] + (0 if memory is None else memory.length)
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden: list[Tensor] | None = [] if output_hidden_states else None
@@ -167,6 +171,19 @@ class LswtModel(LswtPreTrainedModel):
                 raise ValueError(
                     f"memory {module.name!r} cannot continue a padded or packed batch of more than"
                     f" {limit - 1} tokens: it groups tokens into blocks, counted from where the"
+                    " row begins, not the text; put rows of one length together"
+                )
+
+    def require_row_independent_layers(self, length: int) -> None:
+        """Raise ValueError if a layer does not compute a text of a padded or packed row as it would
+        alone.
+        """
+        for layer in self.decoder.layers():
+            limit = layer.position_dependent_from
+            if limit and length >= limit:
+                raise ValueError(
+                    f"{layer.name!r} cannot read a padded or packed batch of more than"
+                    f" {limit - 1} tokens: it groups tokens into chunks, counted from where the"
                     " row begins, not the text; put rows of one length together"
                 )
 

@@ -61,11 +61,11 @@ class Cope(PositionalEncoding):
             gates = (grouped_matmul(q, k.mT) * softmax_scale(q)).sigmoid()  # [B, H, T, N]
             gates = gates.masked_fill(k_positions > q_positions[:, None], 0.0)
             positions = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=len(self.embeddings) - 1)
-            bias = interpolate(self(q), positions)
+            bias = interpolate_positions(self(q), positions)
         return [DenseBias(part) for part in bias.split([k.shape[1] for k, _ in placed], -1)]
 
 
-def interpolate(values: Tensor, positions: Tensor) -> Tensor:
+def interpolate_positions(values: Tensor, positions: Tensor) -> Tensor:
     """Values [..., P] of whole numbers at fractional positions [..., N] up to P - 1, [..., N]."""
     below = positions.detach().floor().to(torch.int64)
     above = positions.detach().ceil().to(torch.int64)

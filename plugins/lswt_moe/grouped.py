@@ -17,11 +17,24 @@ NAMESPACE = re.sub(r"\W", "_", __name__)
 ALIGNMENT = 8  # numbers: widths that the fused kernel takes are multiples of it
 
 
-@torch.library.custom_op(f"{NAMESPACE}::grouped_linear", mutates_args=())
 def grouped_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     """``weight[expert[n]] @ x[n]`` for rows x [N, I], weights [E, O, I] and experts [N] in
     ascending order: -> [N, O].
     """
+    out: Tensor = OPERATIONS.grouped_linear(x, weight, expert)
+    return out
+
+
+def grouped_outer(y: Tensor, x: Tensor, expert: Tensor, n_experts: int) -> Tensor:
+    """The sum of the outer products of y [N, O] and x [N, I] over the rows of each expert:
+    -> [E, O, I].
+    """
+    out: Tensor = OPERATIONS.grouped_outer(y, x, expert, n_experts)
+    return out
+
+
+def compute_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+    """``grouped_linear`` on a device."""
     if has_fused_kernel(x, weight):
         return grouped_mm(x, weight.mT, offs=group_ends(expert, len(weight)))
     if len(x) <= len(weight) or is_capturing(x):  # nothing waits for the device
@@ -30,25 +43,20 @@ def grouped_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     return torch.cat([group @ one.mT for group, one in zip(groups, weight, strict=True)])
 
 
-@torch.library.custom_op(f"{NAMESPACE}::grouped_outer", mutates_args=())
-def grouped_outer(y: Tensor, x: Tensor, expert: Tensor, n_experts: int) -> Tensor:
-    """The sum of the outer products of y [N, O] and x [N, I] over the rows of each expert:
-    -> [E, O, I].
-    """
+def compute_outer(y: Tensor, x: Tensor, expert: Tensor, n_experts: int) -> Tensor:
+    """``grouped_outer`` on a device."""
     sizes = group_sizes(expert, n_experts)
     pairs = zip(y.split(sizes), x.split(sizes), strict=True)
     return torch.stack([a.mT @ b for a, b in pairs])
 
 
-@grouped_linear.register_fake
 def linear_shape(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
-    """[N, O], without numbers."""
+    """``grouped_linear`` without numbers."""
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
-@grouped_outer.register_fake
 def outer_shape(y: Tensor, x: Tensor, expert: Tensor, n_experts: int) -> Tensor:
-    """[E, O, I], without numbers."""
+    """``grouped_outer`` without numbers."""
     return x.new_empty(n_experts, y.shape[1], x.shape[1])
 
 
@@ -99,17 +107,33 @@ def outer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return grouped_linear(x, grad, expert), grouped_linear(y, grad.mT, expert), None, None
 
 
-grouped_linear.register_autograd(linear_backward, setup_context=save_for_linear)
-grouped_outer.register_autograd(outer_backward, setup_context=save_for_outer)
-
-
-@register_flop_formula(getattr(torch.ops, NAMESPACE).grouped_linear)
 def linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     """FLOPs of ``grouped_linear`` from shapes: every row meets one expert."""
     return int(2 * x[0] * weight[1] * weight[2])
 
 
-@register_flop_formula(getattr(torch.ops, NAMESPACE).grouped_outer)
 def outer_flops(y: Any, x: Any, *_: Any, **__: Any) -> int:
     """FLOPs of ``grouped_outer`` from shapes."""
     return int(2 * x[0] * x[1] * y[1])
+
+
+def register_operations() -> None:
+    """Register both operations. By single steps: torch.library.custom_op would import the compiler
+    at the first call, for seconds.
+    """
+    linear, outer = f"{NAMESPACE}::grouped_linear", f"{NAMESPACE}::grouped_outer"
+    torch.library.define(linear, "(Tensor x, Tensor weight, Tensor expert) -> Tensor")
+    torch.library.define(outer, "(Tensor y, Tensor x, Tensor expert, int n_experts) -> Tensor")
+    torch.library.impl(linear, "default", compute_linear)
+    torch.library.impl(outer, "default", compute_outer)
+    torch.library.register_fake(linear, linear_shape)
+    torch.library.register_fake(outer, outer_shape)
+    torch.library.register_autograd(linear, linear_backward, setup_context=save_for_linear)
+    torch.library.register_autograd(outer, outer_backward, setup_context=save_for_outer)
+    register_flop_formula(OPERATIONS.grouped_linear)(linear_flops)
+    register_flop_formula(OPERATIONS.grouped_outer)(outer_flops)
+
+
+OPERATIONS = getattr(torch.ops, NAMESPACE)
+if not hasattr(OPERATIONS, "grouped_linear"):  # else the module is loaded for a second time
+    register_operations()

@@ -19,10 +19,10 @@ from lswt_core.plugin_api.attention import (
 from lswt_core.plugin_api.attention_merge import merged_attention
 from lswt_sdpa.kernels import (
     KERNELS,
-    join_groups,
+    join_query_groups,
     kernel_name,
     select_kernel,
-    split_groups,
+    split_query_groups,
 )
 
 
@@ -128,15 +128,15 @@ def attend_joint(
         return scaled_dot_product_attention(
             q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=heads != groups
         )
-    queries = split_groups(q, groups, 1)
+    queries = split_query_groups(q, groups, 1)
     masks: Sequence[Tensor | None] = [mask] * len(queries)
     if mask is not None and mask.shape[1] > 1:
-        masks = split_groups(mask, groups, 1)
+        masks = split_query_groups(mask, groups, 1)
     outputs = [
         scaled_dot_product_attention(part, k, v, own_mask, is_causal=is_causal, scale=scale)
         for part, own_mask in zip(queries, masks, strict=True)
     ]
-    return join_groups(outputs, 1)
+    return join_query_groups(outputs, 1)
 
 
 @assume_constant_result

@@ -130,9 +130,11 @@ class EachQueryOfGroup(Kernel):
         """See Kernel."""
         if q.shape[2] == k.shape[2]:
             return self.kernel.forward(q, k, v, causal)
-        calls = [self.kernel.forward(part, k, v, causal) for part in split_groups(q, k.shape[2], 2)]
-        out = join_groups([out for out, _ in calls], 2)
-        return out, join_groups([logsumexp for _, logsumexp in calls], 1)
+        calls = [
+            self.kernel.forward(part, k, v, causal) for part in split_query_groups(q, k.shape[2], 2)
+        ]
+        out = join_query_groups([out for out, _ in calls], 2)
+        return out, join_query_groups([logsumexp for _, logsumexp in calls], 1)
 
     def backward(
         self,
@@ -149,10 +151,10 @@ class EachQueryOfGroup(Kernel):
         if q.shape[2] == groups:
             return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
         parts = zip(
-            split_groups(grad, groups, 2),
-            split_groups(q, groups, 2),
-            split_groups(out, groups, 2),
-            split_groups(logsumexp, groups, 1),
+            split_query_groups(grad, groups, 2),
+            split_query_groups(q, groups, 2),
+            split_query_groups(out, groups, 2),
+            split_query_groups(logsumexp, groups, 1),
             strict=True,
         )
         calls = [
@@ -160,7 +162,7 @@ class EachQueryOfGroup(Kernel):
             for d, query, o, total in parts
         ]
         dk, dv = (torch.stack([call[i] for call in calls]).sum(0) for i in (1, 2))
-        return join_groups([call[0] for call in calls], 2), dk, dv
+        return join_query_groups([call[0] for call in calls], 2), dk, dv
 
 
 class MemoryEfficient(Kernel):
@@ -224,13 +226,16 @@ def select_kernel(need: AttentionRequirements) -> tuple[str, list[str]]:
     """The fastest kernel that passes its test on the device, "" if none does, and what is wrong
     with those that would be faster.
     """
-    if need.device in ("cpu", "meta"):  # meta: memory estimates, nothing is computed
+    # on the meta device (memory estimates) nothing is computed; not every torch's CPU kernel has
+    # grouped heads
+    if need.device == "meta" or (need.device == "cpu" and need.queries_per_kv == 1):
         return "cpu", []
-    if need.device != "cuda":
+    if need.device not in ("cpu", "cuda"):
         return "", [f"no kernel for {need.device} returns the logsumexp of the scores"]
     key = (need.device, need.dtype, need.d_head, need.queries_per_kv)
     if key not in selected:
-        candidates = {name: KERNELS[name] for name in cuda_kernels(need.dtype)}
+        names = ["cpu"] if need.device == "cpu" else cuda_kernels(need.dtype)
+        candidates = {name: KERNELS[name] for name in names}
         verified = first_verified(candidates, need)
         selected[key] = (verified[0] or "", verified[1])
     return selected[key]
@@ -245,15 +250,15 @@ def cuda_kernels(dtype: torch.dtype) -> list[str]:
     return ["flash", "cudnn", "memory-efficient"]
 
 
-def split_groups(tensor: Tensor, groups: int, dim: int) -> tuple[Tensor, ...]:
+def split_query_groups(tensor: Tensor, groups: int, dim: int) -> tuple[Tensor, ...]:
     """Split the query heads H of a dimension: the first of every group, the second, ..., [.., G,
     ..] each.
     """
     return tensor.unflatten(dim, (groups, -1)).unbind(dim + 1)
 
 
-def join_groups(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Undo `split_groups`."""
+def join_query_groups(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Undo `split_query_groups`."""
     return torch.stack(list(tensors), dim + 1).flatten(dim, dim + 1)
 
 
