@@ -10,6 +10,17 @@ tokens of every row that one forward pass reads, as in Transformer-XL.
 
 A component's kind is its base class, its name the class attribute ``name``, and its options are the
 annotated keyword-only parameters of its constructor.
+
+An option can be a component: a recipe writes a table with ``use`` ([ffn.inner] use = "gelu"), and
+the annotation says what the constructor gets. ``inner: FeedForward``: a component, built with the
+arguments that its owner got. ``inner: Callable[[Dims], FeedForward]``: a function that builds one,
+for sizes of the owner's choice. ``sources: Mapping[str, DataSource]``: several, sorted by name.
+``| None = None``: perhaps none. The owner answers for what it wraps: flags, state, loss terms.
+
+Any module of the model may name parameters of its own in two attributes, tuples of names.
+``no_weight_decay``: without weight decay, as are embeddings and whatever has fewer than two
+dimensions. ``matrix_parameters``: [..., out, in], each matrix used like the weight of an nn.Linear
+(a stack of experts), which then starts like one and is scaled like one by a parametrisation.
 """
 
 from __future__ import annotations

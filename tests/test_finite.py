@@ -47,7 +47,7 @@ def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path)
 
 
-WORDS = ("--plugin", "bursting.py", "optimizer.use=bursting", "--out", "run")
+WORDS = ("--plugin", "bursting.py", "optimizer.use=bursting", "--out", "run", "--unchecked")
 
 
 @pytest.mark.parametrize(

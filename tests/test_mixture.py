@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import tomli
 from data_parts import Given
+from helpers import ROOT
 from lswt_mixture import Mixture
+from runs import inside, write_recipe
 
 from lswt_core import Recipe, Registry
+from lswt_core.checkpoint import Store
 from lswt_core.data.cache_keys import cache_key
+from lswt_core.decode.load_run import load_run
 from lswt_core.errors import DataError, Incompatible
 from lswt_core.interfaces import DataSource, Document
 from lswt_core.model.components import build_component
+from lswt_core.recipe import toml_writer
 
 LONG = Given(["a" * (1 + 13 * i % 29) for i in range(300)], ["va" * 3, "vb", "vc" * 9])
 SHORT = Given(["b" * (1 + 7 * i % 11) for i in range(40)], ["wa", "wb"])
@@ -198,3 +205,31 @@ class Endless(DataSource):
 def test_nothing_is_read_ahead_of_what_is_asked_for() -> None:
     documents = Mixture(sources={"a": Endless(), "b": Endless()}).documents("train")
     assert [next(documents).id for _ in range(4)] == ["a/x", "b/x", "a/x", "b/x"]
+
+
+def test_the_guides_example_is_a_recipe() -> None:
+    guide = (ROOT / ".github" / "guide.md").read_text()
+    (text,) = re.findall(r"```toml\n(\[data\].*?)```", guide, re.DOTALL)
+    recipe = Recipe.from_dict({"train": {"steps": 1}, **tomli.loads(text)})
+    assert [one.name for one in recipe.components() if one.kind == "data"] == [
+        "mixture",
+        "stdlib",
+        "text",
+    ]
+
+
+def test_a_run_records_the_code_of_what_is_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nano, table = write_recipe(tmp_path), recipe_of(tmp_path).resolved()["data"]
+    text = nano.read_text().partition("[data]")
+    rest = text[2].partition("\n[")
+    nano.write_text(text[0] + toml_writer.document({"data": table}) + f"\n[{rest[2]}")
+    words = ["ffn.use=shared-expert", "ffn.shared.use=relu2", "ffn.routed.use=swiglu"]
+    assert inside(monkeypatch, nano, *words, "--out", "run", "train.steps=2") == 0
+    saved = Store(tmp_path / "run" / "checkpoints").newest(print)
+    assert saved is not None
+    components = saved.document("components")
+    assert {"data/mixture", "data/text", "ffn/shared-expert", "ffn/relu2"} <= components.keys()
+    run = load_run(tmp_path / "run", Registry())
+    assert run.recipe.one("ffn").options["shared"].name == "relu2"

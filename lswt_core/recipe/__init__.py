@@ -22,7 +22,7 @@ from lswt_core.recipe.overrides import PLACE, read_overrides
 from lswt_core.recipe.provenance import OVERLAYS, Branch, Builder, Leaf, Origin
 from lswt_core.recipe.toml_lines import parse_key
 from lswt_core.recipe.validate import Checked
-from lswt_core.registry import Registry, nearest
+from lswt_core.registry import AUTO, Registry, nearest
 from lswt_core.registry.kinds import KINDS
 
 __all__ = ["OVERLAYS", "Chosen", "Origin", "Recipe"]
@@ -145,6 +145,18 @@ class Recipe:
     def components(self) -> list[Chosen]:
         """The different components of every kind, those inside of others included."""
         return [one for kind in KINDS for chosen in self.every(kind) for one in chosen.with_inner()]
+
+    def third_party(self) -> list[Chosen]:
+        """The different components that are not of the core's own distribution, backends that an
+        automatic choice of attention may take included.
+        """
+        found = [chosen for chosen in self.components() if not chosen.offer.is_own]
+        for chosen in self.every("attention"):
+            for name in chosen.options["prefer"] if chosen.offer.name == AUTO.name else ():
+                offer = self.registry.find("attention", name)
+                if not offer.is_own:
+                    found.append(Chosen("attention", chosen.table, name, offer, {}))
+        return found
 
     def resolved(self) -> dict[str, Any]:
         """The plain tables with every default; loading them gives an equal recipe. None is left

@@ -50,6 +50,11 @@ class Offer(NamedTuple):
         }
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is of the core's own distribution."""
+        return self.distribution == AUTO.distribution
+
+    @property
     def inner(self) -> dict[str, tuple[str, int | None]]:
         """Of each option that is a component its kind, and with how many of its owner's positional
         arguments it is built; None: the owner builds it.
