@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
 from unittest import SkipTest
+
+import torch
 
 from lswt_core.conformance.subject import Subject
 
@@ -66,6 +69,17 @@ class Result(NamedTuple):
         return self.outcome == "FAILED" or self.message.startswith(PRESUPPOSES)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: tiny tensors are slower on many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Check:
     """A rule applied to one component. Calling it raises Failed if the component violates the rule,
     and unittest.SkipTest, with the reason, if the rule does not apply here.
@@ -105,7 +119,8 @@ class Check:
             if name in self._siblings and self._siblings[name].result().blocking:
                 return Result("skipped", f"{PRESUPPOSES} the check {name!r}, which failed")
         try:
-            self.rule.function(self.subject)
+            with one_thread():
+                self.rule.function(self.subject)
         except SkipTest as reason:
             return Result("skipped", str(reason))
         except Violation as violation:
