@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
 from unittest import SkipTest
+
+import torch
 
 from lswt_core.conformance.subject import Subject
 
@@ -66,11 +69,23 @@ class Result(NamedTuple):
         return self.outcome == "FAILED" or self.message.startswith(PRESUPPOSES)
 
 
+<<<<<<< HEAD
 def describe(error: BaseException, subject: Subject) -> str:
     """An exception in one line, with the place in a plugin's code that raised it."""
     culprit = subject.registry.culprit(error)
     raised = f"{type(error).__name__}: {error}".strip()
     return raised if culprit is None else f"{raised} (in {culprit.method}, {culprit.where})"
+=======
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: tiny tensors are slower on many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+>>>>>>> s-kit
 
 
 class Check:
@@ -112,7 +127,8 @@ class Check:
             if name in self._siblings and self._siblings[name].result().blocking:
                 return Result("skipped", f"{PRESUPPOSES} the check {name!r}, which failed")
         try:
-            self.rule.function(self.subject)
+            with one_thread():
+                self.rule.function(self.subject)
         except SkipTest as reason:
             return Result("skipped", str(reason))
         except Violation as violation:
