@@ -69,13 +69,13 @@ class Result(NamedTuple):
         return self.outcome == "FAILED" or self.message.startswith(PRESUPPOSES)
 
 
-<<<<<<< HEAD
 def describe(error: BaseException, subject: Subject) -> str:
     """An exception in one line, with the place in a plugin's code that raised it."""
     culprit = subject.registry.culprit(error)
     raised = f"{type(error).__name__}: {error}".strip()
     return raised if culprit is None else f"{raised} (in {culprit.method}, {culprit.where})"
-=======
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one thread: tiny tensors are slower on many."""
@@ -85,7 +85,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
->>>>>>> s-kit
 
 
 class Check:
