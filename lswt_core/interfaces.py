@@ -10,6 +10,17 @@ tokens of every row that one forward pass reads, as in Transformer-XL.
 
 A component's kind is its base class, its name the class attribute ``name``, and its options are the
 annotated keyword-only parameters of its constructor.
+
+An option can be a component: a recipe writes a table with ``use`` ([ffn.inner] use = "gelu"), and
+the annotation says what the constructor gets. ``inner: FeedForward``: a component, built with the
+arguments that its owner got. ``inner: Callable[[Dims], FeedForward]``: a function that builds one,
+for sizes of the owner's choice. ``sources: Mapping[str, DataSource]``: several, sorted by name.
+``| None = None``: perhaps none. The owner answers for what it wraps: flags, state, loss terms.
+
+Any module of the model may name parameters of its own in two attributes, tuples of names.
+``no_weight_decay``: without weight decay, as are embeddings and whatever has fewer than two
+dimensions. ``matrix_parameters``: [..., out, in], each matrix used like the weight of an nn.Linear
+(a stack of experts), which then starts like one and is scaled like one by a parametrisation.
 """
 
 from __future__ import annotations
@@ -147,6 +158,20 @@ class SlopeBias(Bias):
         return -self.slopes[:, None, None] * distance
 
 
+class DifferenceBias(Bias):
+    """A bias that is a term of the query minus a term of the key, as differences of a running sum
+    are.
+    """
+
+    def __init__(self, q_terms: Tensor, k_terms: Tensor) -> None:
+        self.q_terms = q_terms  # [B, H, T]
+        self.k_terms = k_terms  # [B, H, N]
+
+    def dense(self) -> Tensor:
+        """The bias of every row, head, query and key, [B, H, T, N]."""
+        return self.q_terms[..., :, None] - self.k_terms[..., None, :]
+
+
 class KVBlock(NamedTuple):
     """One block of keys and values with the queries that attend to it, positional encoding applied
     to both. Attention is one softmax over the union of all blocks of a layer.
@@ -192,8 +217,14 @@ class AttentionRequirements(NamedTuple):
     has_mask: bool = False  # document masking or windows hide keys (KVBlock.first_visible)
     double_backward: bool = False  # second derivatives are taken (Hutchinson's estimator)
     queries_per_kv: int = 1  # query heads that share a key/value head
-    has_transform: bool = False  # scores are transformed (KVBlock.transform)
+    # the class of KVBlock.transform; None: scores are not transformed
+    transform: type[ScoreTransform] | None = None
     has_selection: bool = False  # keys are hidden per query (KVBlock.selected)
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether scores are transformed."""
+        return self.transform is not None
 
 
 class Batch(NamedTuple):
@@ -205,6 +236,10 @@ class Batch(NamedTuple):
     # [B, T] int64: the position at which the document of each token starts; None: no document
     # masking
     first_visible: Tensor | None = None
+    # [B, AuxiliaryLoss.lookahead] the labels that follow the segment's own, IGNORE where none does
+    # (with document masking: in a document that begins after the segment); None: not known, as in
+    # evaluation
+    labels_ahead: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor replaced by ``function(tensor)``."""
@@ -219,6 +254,9 @@ class Output(NamedTuple):
     states: Tensor  # [B, T, M], after the output norm
     logits: Tensor | None = None  # [B, T, V]
     logsumexp: Tensor | None = None  # [B, T], of the logits; 0 where nothing is predicted
+    # (states [B, T, M], labels [B, T]) -> their cross-entropy by the model's head, differentiable;
+    # no logits are held
+    score: Callable[[Tensor, Tensor], CrossEntropyOutput] | None = None
 
 
 class LossSum(NamedTuple):
@@ -315,7 +353,7 @@ class PositionalEncoding(Component, nn.Module):
     # Whether an encoded key stays valid as the stream moves on, so that a KV cache may hold encoded
     # keys (RoPE: yes; dynamic NTK and xPos: no).
     cacheable_keys: ClassVar[bool] = False
-    has_bias: ClassVar[bool] = False  # whether ``bias`` returns a bias
+    has_bias: ClassVar[bool] = False  # whether ``bias`` or ``block_biases`` returns biases
     # Whether encodings depend on the number of tokens attended to (dynamic NTK).
     length_dependent: ClassVar[bool] = False
     # Whether ``encode_sink`` depends on the position of the segment's last token.
@@ -335,17 +373,24 @@ class PositionalEncoding(Component, nn.Module):
     def encode(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] at positions [T] and keys [B, N, H, D] at [N]. Override this
+        """Encode queries [B, T, H, D] at positions [T] and keys [B, N, G, D] at [N]. Override this
         instead of ``rotate`` if the encoding of a query depends on the keys.
         """
         return self.rotate(q, q_positions), self.rotate(k, k_positions)
 
+    def scale_queries(self, q: Tensor, q_positions: Tensor, oldest: Tensor) -> Tensor:
+        """Scale queries [B, T, H, D] at positions [T] by how many tokens each sees, before they are
+        encoded for any key. ``oldest`` is as in ``encode_sink``.
+        """
+        return q
+
     def encode_sink(
         self, q: Tensor, k: Tensor, q_positions: Tensor, oldest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode queries [B, T, H, D] and sink keys [B, N, H, D], which have no position.
+        """Encode queries [B, T, H, D] and sink keys [B, N, G, D], which have no position.
 
-        ``oldest`` is the lowest position that a query sees: [], or [B, T] under document masking.
+        ``oldest`` is the lowest position that a query sees: [], or [B or 1, T] if documents or
+        windows hide keys.
         With the default, neither is encoded and logits do not depend on how a text is split into
         segments.
         """
@@ -388,6 +433,11 @@ class Layer(Component, nn.Module):
     # How many tokens back its state reaches; replaying so many rebuilds it. None: all of the past,
     # as a recurrent state does. 0: no state.
     reach: int | None = 0
+    # How many of its own parameters a token does not use (experts it is not sent to), for ``plan``.
+    inactive_parameters: int = 0
+    # The number of tokens of a row from which on outputs depend on where in the row a text begins
+    # (groups of tokens that are counted from the row's beginning). None: never.
+    position_dependent_from: int | None = None
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """The count that a loss term will have, computed from the batch alone (see
@@ -411,20 +461,31 @@ class MixerParts(NamedTuple):
 class Mixer(Layer, ABC):
     """How the tokens of a layer see each other. Built as ``cls(dims, parts, **options)``.
 
-    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``. The state is
-    returned and never stored on the module.
+    A variant of softmax attention extends ``lswt_core.plugin_api.softmax_attention``; a recurrence
+    is made of ``recurrence`` and ``linear_attention`` there. The state is returned and never stored
+    on the module.
     """
 
     # The parts it uses, of {"memory", "attention", "qk_norm", "positional"}. A recipe that names
     # another one for its layer is refused.
     uses: ClassVar[frozenset[str]] = frozenset()
     # softmax attention only, checked against the backend while the model is built
-    transforms_scores: ClassVar[bool] = False  # sets KVBlock.transform
+    # the class of KVBlock.transform that it sets, as kernels may know SoftCap alone
+    transforms_scores: ClassVar[type[ScoreTransform] | None] = None
     selects_keys: ClassVar[bool] = False  # sets KVBlock.selected
     has_bias: ClassVar[bool] = False  # sets KVBlock.bias
+    # It keeps no state (``reach`` is 0), and sees earlier tokens in what a layer below wrote.
+    sees_past_of_others: bool = False
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__()
+
+    @classmethod
+    def head_dims(cls, dims: Dims) -> Dims:
+        """The sizes of the heads that the attention backend and memories get, from the layer's
+        (softmax attention only). By default the same.
+        """
+        return dims
 
     @abstractmethod
     def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
@@ -567,6 +628,65 @@ class Norm(Component, nn.Module, ABC):
         """[..., M] -> [..., M]."""
 
 
+class Head(Component, nn.Module, ABC):
+    """Token ids to the model's input, and final hidden states to logits: token embedding and LM
+    head in one module, which may share a table. Built as ``cls(dims, **options)`` and stored as
+    ``decoder.vocabulary``. Heads of one or two tables extend ``lswt_core.plugin_api.lm_head``.
+    """
+
+    table: nn.Module  # an nn.Embedding [V, width] that ids are looked up in
+    vocab_size: int
+    # logits are soft_cap * tanh(logits / soft_cap), in ``logits`` and in ``score``; None: uncapped
+    soft_cap: float | None = None
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def project_in(self, embedded: Tensor) -> Tensor:
+        """Rows of the table [B, T, width] -> the model's input [B, T, M]."""
+
+    @abstractmethod
+    def logits(self, states: Tensor) -> Tensor:
+        """States [B, T, M] -> logits [B, T, V], all in memory at once."""
+
+    @abstractmethod
+    def score(
+        self,
+        states: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        by: Callable[..., CrossEntropyOutput] | None = None,
+        logsumexp: bool = False,
+    ) -> CrossEntropyOutput:
+        """Cross-entropy of ``logits(states)`` [B, T, V] against labels [B, T] and, with ``draws``,
+        also against labels sampled from the model's own distribution. ``by`` computes it: a
+        CrossEntropy component or a function with its arguments; None: the head's choice.
+        """
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Exclude the table that ids are looked up in from training."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] -> the model's input [B, T, M]."""
+        return self.project_in(self.table(ids))
+
+    def pretrained_tables(self) -> Sequence[Tensor]:
+        """The weights [V, d_vocab] that ``embedding.warm_start`` fills with pretrained rows."""
+        return [self.table.weight]  # type: ignore[list-item]
+
+    # transformers resizes what these name (get_output_embeddings, set_output_embeddings)
+    def output_layer(self) -> nn.Module | None:
+        """The linear layer of the LM head that has a table of its own; None: there is none."""
+        return None
+
+    def set_output_layer(self, layer: nn.Module) -> None:
+        """Replace the linear layer of the LM head."""
+        raise Unsupported(f"head {self.name!r} has no table of its own for logits")
+
+
 class ParameterInfo(NamedTuple):
     """A parameter as its parametrisation sees it, beside the same one in the base model."""
 
@@ -611,6 +731,11 @@ class CrossEntropy(Component, nn.Module, ABC):
     memory; results agree up to rounding. Built as ``cls(**options)``.
     """
 
+    # Whether ``forward`` also takes ``soft_cap: float | None = None``: logits are then
+    # ``soft_cap * tanh(z @ table.T / soft_cap)`` wherever logits are spoken of. A head that caps
+    # its logits refuses others.
+    takes_soft_cap: bool = False
+
     def __init__(self) -> None:
         super().__init__()
 
@@ -650,8 +775,10 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
     key ``weight``.
     """
 
-    # Which fields of Output it reads, of {"states", "logits", "logsumexp"}; the others are None.
+    # Which fields of Output it reads, of {"states", "logits", "logsumexp", "score"}; the others are
+    # None.
     needs: ClassVar[frozenset[str]] = frozenset({"states"})
+    lookahead: int = 0  # labels beyond the segment's end that it reads (Batch.labels_ahead)
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -737,6 +864,20 @@ class Optimizer(Component, torch.optim.Optimizer):
     def statistics(self) -> dict[str, Tensor]:
         """Scalar tensors about the last step, to be logged."""
         return {}
+
+
+class WeightAverage(Component, ABC):
+    """An average of the trained weights, which is evaluated, saved and exported in their place.
+    Built as ``cls(**options)``.
+    """
+
+    is_active: ClassVar[bool] = True  # False: no average is kept
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """How far the average moves to the weights after update ``step``, the first being 1:
+        ``average += rate * (weights - average)``; 0: not at all. It starts as the initial weights.
+        """
 
 
 class Schedule(Component, ABC):

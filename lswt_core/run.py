@@ -8,10 +8,11 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lswt_core.cli.common import exit_codes, next_commands, recipe_arguments, registry_of
+from lswt_core.cli.unchecked import check_plugins, unchecked_argument
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.exit_status import run_guarded
 
@@ -40,6 +41,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue although optimizer, schedule, length or a plugin's code have changed",
     )
+    unchecked_argument(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
 
 
@@ -52,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     from lswt_core.train.session import Session  # imports torch
 
     directory = arguments.out or Path("runs") / recipe.name
-    code = Session(arguments, recipe, registry, directory).run()
+
+    def check(chosen: Recipe, say: Callable[[str], None]) -> None:
+        check_plugins(arguments, [chosen], registry, say)
+
+    code = Session(arguments, recipe, registry, directory, check).run()
     if code == 0 and os.environ.get("RANK", "0") == "0":
         place, given = shlex.quote(str(directory)), shlex.quote(str(arguments.recipe))
         generate = f'lswt_core generate {place} --prompt "def parse("'

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if not torch.cuda.is_available():
     # Triton's kernels are interpreted; read when Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# transformers copies the code of exported models to here: not to a directory that processes share
+MODULES = tempfile.mkdtemp(prefix="lswt-modules-")
+os.environ["HF_MODULES_CACHE"] = MODULES
+atexit.register(shutil.rmtree, MODULES, ignore_errors=True)
 
 # a shell that starts the tests in the background ignores these signals, and so would every run
 for number, handler in (
@@ -37,7 +46,33 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def denormals_as_they_were() -> Iterator[None]:
-    """Undo what a run within this process sets: hypothesis expects denormal numbers."""
+def process_as_at_first() -> Iterator[None]:
+    """The same random numbers whatever ran before; and undo what a library or a run within this
+    process sets: environment variables, and no denormal numbers, which hypothesis expects.
+    """
+    torch.manual_seed(0)
+    before = dict(os.environ)
     yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
     torch.set_flush_denormal(False)
+
+
+BUDGETS: dict[str, Any] = {}  # by recipe
+
+
+@pytest.fixture
+def budgets_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure what a recipe takes once in all tests: it is most of what building an arm takes."""
+    from lswt_core.ablation import build_arms
+
+    measure: Callable[..., Any] = build_arms.budget
+
+    def remembered(recipe: Any, *context: Any) -> Any:
+        key = recipe.dump()
+        if key not in BUDGETS:
+            BUDGETS[key] = measure(recipe, *context)
+        return BUDGETS[key]
+
+    monkeypatch.setattr(build_arms, "budget", remembered)

@@ -29,12 +29,12 @@ class Given(DataSource):
 
 
 def laid(texts: list[str]) -> list[tuple[int, int, int]]:
-    """Texts end to end, told token by token: input, label, place where its document begins."""
-    told: list[tuple[int, int, int]] = []
+    """Texts end to end, token by token: input, label, place where its document begins."""
+    tokens: list[tuple[int, int, int]] = []
     for text in texts:
-        begin, ids = len(told), list(text.encode())
-        told += [
+        begin, ids = len(tokens), list(text.encode())
+        tokens += [
             (value, following, begin)
             for value, following in zip([BEGIN, *ids], [*ids, END], strict=True)
         ]
-    return told
+    return tokens

@@ -16,10 +16,14 @@ from torch import Tensor
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, cap: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Attention and the logarithm of its sums; a causal mask is aligned to the bottom right."""
-    size, keys = q.shape[1], k.shape[1]
+    size, keys, shared = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k, v = (kv.repeat_interleave(shared, 2) for kv in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
+    scores = cap * (scores / cap).tanh() if cap else scores
     hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
     scores = scores.masked_fill(hidden, -torch.inf)
     total = scores.logsumexp(-1)
@@ -35,19 +39,24 @@ def backward(
     total: Tensor,
     scale: float,
     causal: bool,
+    cap: float = 0.0,
 ) -> Three:
     """Gradients from whatever output and sums it is given, as the kernels have them."""
-    size, keys = q.shape[1], k.shape[1]
+    size, keys, groups = q.shape[1], k.shape[1], k.shape[2]
+    k, v = (kv.repeat_interleave(q.shape[2] // groups, 2) for kv in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
+    slope = 1 - (scores / cap).tanh().square() if cap else 1
+    scores = cap * (scores / cap).tanh() if cap else scores
     hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
     p = (scores.masked_fill(hidden, -torch.inf) - total[..., None]).exp()
     of_p = torch.einsum("bihd,bjhd->bhij", grad, v)
-    of_scores = p * (of_p - torch.einsum("bihd,bihd->bhi", grad, out)[..., None]) * scale
-    return (
-        torch.einsum("bhij,bjhd->bihd", of_scores, k).contiguous(),
-        torch.einsum("bhij,bihd->bjhd", of_scores, q).contiguous(),
-        torch.einsum("bhij,bihd->bjhd", p, grad).contiguous(),
+    of_scores = p * (of_p - torch.einsum("bihd,bihd->bhi", grad, out)[..., None])
+    of_scores = of_scores * slope * scale
+    of_k, of_v = (
+        torch.einsum("bhij,bihd->bjhd", a, b).unflatten(2, (groups, -1)).sum(3)
+        for a, b in ((of_scores, q), (p, grad))
     )
+    return torch.einsum("bhij,bjhd->bihd", of_scores, k).contiguous(), of_k, of_v
 
 
 def forward_4(
@@ -58,10 +67,11 @@ def forward_4(
     *,
     softmax_scale: float,
     causal: bool,
+    softcap: float | None = None,
     return_lse: bool,
 ) -> tuple[Any, ...]:
     """flash_attn/cute/interface.py."""
-    out, total = forward(q, k, v, softmax_scale, causal)
+    out, total = forward(q, k, v, softmax_scale, causal, softcap or 0.0)
     return out, total if return_lse else None, None, None
 
 
@@ -74,12 +84,13 @@ def backward_4(
     lse: Tensor,
     softmax_scale: float | None = None,
     causal: bool = False,
+    softcap: float = 0.0,
     *,
     deterministic: bool = False,
 ) -> Three:
     """The same."""
     assert softmax_scale is not None
-    return backward(dout, q, k, v, out, lse, softmax_scale, causal)
+    return backward(dout, q, k, v, out, lse, softmax_scale, causal, softcap)
 
 
 def forward_3(
@@ -90,9 +101,11 @@ def forward_3(
     *,
     softmax_scale: float,
     causal: bool = False,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """hopper/flash_attn_interface.py."""
-    return (*forward(q, k, v, softmax_scale, causal), torch.tensor([]), torch.tensor([]))
+    found = forward(q, k, v, softmax_scale, causal, softcap)
+    return (*found, torch.tensor([]), torch.tensor([]))
 
 
 def backward_3(
@@ -108,10 +121,12 @@ def backward_3(
     dv: Tensor,
     softmax_scale: float,
     is_causal: bool = False,
+    softcap: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
     """The same."""
-    return written(backward(dout, q, k, v, out, softmax_lse, softmax_scale, is_causal), dq, dk, dv)
+    found = backward(dout, q, k, v, out, softmax_lse, softmax_scale, is_causal, softcap)
+    return written(found, dq, dk, dv)
 
 
 def forward_2(
@@ -132,11 +147,11 @@ def forward_2(
         dropout_p,
         window_size_left,
         window_size_right,
-        softcap,
         alibi_slopes,
         return_softmax,
-    ) == (0.0, -1, -1, 0.0, None, False)
-    return (*forward(q, k, v, softmax_scale, causal), torch.tensor([]), torch.tensor([]))
+    ) == (0.0, -1, -1, None, False)
+    found = forward(q, k, v, softmax_scale, causal, softcap)
+    return (*found, torch.tensor([]), torch.tensor([]))
 
 
 def backward_2(
@@ -160,14 +175,9 @@ def backward_2(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """The same."""
-    assert (dropout_p, window_size_left, window_size_right, softcap, alibi_slopes) == (
-        0.0,
-        -1,
-        -1,
-        0.0,
-        None,
-    )
-    return written(backward(dout, q, k, v, out, softmax_lse, softmax_scale, causal), dq, dk, dv)
+    assert (dropout_p, window_size_left, window_size_right, alibi_slopes) == (0.0, -1, -1, None)
+    found = backward(dout, q, k, v, out, softmax_lse, softmax_scale, causal, softcap)
+    return written(found, dq, dk, dv)
 
 
 def written(found: Three, *targets: Tensor) -> Tensor:

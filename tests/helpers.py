@@ -17,6 +17,7 @@ from lswt_pre_norm import PreNorm
 from lswt_qk_norm import NoNorm
 from lswt_rope import Rope
 from lswt_swiglu import SwiGlu
+from lswt_tied import Tied
 from torch import Tensor
 
 from lswt_core.interfaces import (
@@ -78,6 +79,7 @@ def kind_of_class(cls: type) -> str:
 def build(
     *,
     dims: Dims = DIMS,
+    head: Callable[[Dims], Any] = Tied,
     block: Callable[..., Any] = PreNorm,
     mixer: Callable[..., Any] = Attention,
     positional: Callable[[Dims], Any] = Rope,
@@ -98,6 +100,7 @@ def build(
         return DecoderSpec(
             dims=dims,
             trainable=True,
+            head=head,
             positional=positional,
             norm=norm,
             layers=(layer,) * dims.n_layers,

@@ -47,7 +47,20 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "ffn": {"use": "glu", "activation": "relu"},
         "model": NANO["model"] | {"bias": False, "d_ffn": 40},
     },
+    "shared-expert": {
+        "ffn": {
+            "use": "shared-expert",
+            "shared": {"use": "swiglu", "bias": False},
+            "routed": {"use": "gelu"},
+        },
+        "layers": {"1": {"ffn": {"shared_width": 0.5, "routed": {"use": "swiglu"}}}},
+    },
     "frozen": {"embedding": NANO["embedding"] | {"trainable": False}},
+    "untied": {
+        "head": {"use": "untied"},
+        "embedding": NANO["embedding"] | {"trainable": False},
+    },
+    "soft-cap": {"head": {"use": "soft-cap", "cap": 3.0}},
     "eager": {"attention": {"use": "eager"}},
     "by-layer": {
         "layers": {
@@ -64,11 +77,62 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
             },
         }
     },
+    "gated": {"mixer": {"use": "gated-attention", "granularity": "headwise"}},
+    "differential": {"mixer": {"use": "differential-attention"}},
+    "latent": {
+        "mixer": {"use": "latent-attention", "kv_rank": 8, "q_rank": 12, "d_rope": 4},
+        "memory": {"registers": {"count": 3}, "xl": {"use": "xl-hidden", "length": 64}},
+    },
+    "value-residual": {"mixer": {"use": "value-residual"}},
+    "cross-layer": {
+        "mixer": {"use": "cross-layer-attention"},
+        "layers": {"1": {"mixer": {"keys": "below"}, "memory": {"xl": False}}},
+    },
+    "grouped": {
+        "model": NANO["model"] | {"n_heads": 4, "n_kv_heads": 2},
+        "memory": {"xl": {"use": "xl-cache", "length": 64}, "sink": {"use": "sink-logit"}},
+    },
+    "own-gates": {
+        "positional": {"use": "none"},
+        "layers": {"every 1": {"positional": {"use": "forgetting"}}},
+    },
+    "hyper-experts": {
+        "block": {"use": "hyper-connections", "streams": 3},
+        "ffn": {"use": "moe", "n_experts": 4},
+        "model": NANO["model"] | {"d_ffn": 24},
+    },
+    "other-blocks": {
+        "layers": {
+            "0": {"block": {"use": "sandwich"}, "ffn": {"use": "token-shift"}},
+            "1": {"block": {"use": "post-norm"}, "ffn": {"use": "token-shift"}},
+        }
+    },
+    "recurrent": {
+        "layers": {
+            "0": {
+                "mixer": {"use": "gated-delta-net"},
+                "memory": {"registers": False, "xl": False},
+            },
+        }
+    },
+    "infini": {
+        "mixer": {"use": "infini", "chunk": 64},
+        "memory": {},
+    },
+    "sparse": {"memory": {"xl": {"use": "sparse-xl", "length": 64}}},
+    "only-recurrent": {
+        "mixer": {"use": "mamba2", "d_state": 8},
+        "positional": {"use": "none"},
+        "memory": {},
+    },
     "stretching": {"positional": {"use": "rope-dynamic", "trained_length": 9, "temperature": 1.1}},
     **{
         name: {"positional": {"use": name}}
         for name in (
             "alibi",
+            "cope",
+            "log-n",
+            "scalable-softmax",
             "t5",
             "xpos",
             "rope-partial",
@@ -119,14 +183,14 @@ def cache_of(out: Any) -> Any:
 
 
 @torch.no_grad()
-def logits(model: Any, *given: Any, **more: Any) -> Tensor:
-    return model(*given, **more).logits
+def logits(model: Any, *arguments: Any, **more: Any) -> Tensor:
+    return model(*arguments, **more).logits
 
 
-def generate(model: Any, given: Tensor, **more: Any) -> Tensor:
+def generate(model: Any, inputs: Tensor, **more: Any) -> Tensor:
     """Ten more tokens; none of them ends a text."""
     return model.generate(
-        given,
+        inputs,
         **{"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
         | more,
     )

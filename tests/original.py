@@ -81,9 +81,9 @@ def rebuild(
         vocab_size=config["vocab_size"],
         d_vocab=config["d_vocab"],
     )
-    wanted = decoder.state_dict()
+    expected = decoder.state_dict()
     named = {translate(name): convert_layout(name, tensor) for name, tensor in weights.items()}
-    decoder.to_empty(device="cpu").load_state_dict({name: named[name] for name in wanted})
+    decoder.to_empty(device="cpu").load_state_dict({name: named[name] for name in expected})
     return decoder.to(dtype)
 
 
@@ -107,11 +107,13 @@ def rebuilt(
 
 def expected(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """A case's tensors, those computed in ``dtype`` under their plain names."""
-    found = load_file(SEED / f"case_{case}.safetensors")
+    tensors = load_file(SEED / f"case_{case}.safetensors")
     doubles = {
-        name.removesuffix("_f64"): tensor for name, tensor in found.items() if name.endswith("_f64")
+        name.removesuffix("_f64"): tensor
+        for name, tensor in tensors.items()
+        if name.endswith("_f64")
     }
-    return found | doubles if dtype == torch.float64 else found
+    return tensors | doubles if dtype == torch.float64 else tensors
 
 
 def seed_errors(case: str, dtype: torch.dtype, backend: str) -> dict[str, float]:
@@ -126,14 +128,14 @@ def seed_errors(case: str, dtype: torch.dtype, backend: str) -> dict[str, float]
         "logits_chunk8_trim8": (8, 8),
         "logits_chunk8_trim4": (8, 4),
     }
-    found = {}
+    actual = {}
     for name, (size, length) in patterns.items():
         decoder = rebuilt(case, dtype, backend, length)
         with torch.no_grad():
-            found[name] = distance(
+            actual[name] = distance(
                 decoder.vocabulary.logits(stream(decoder, golden["input_ids"], size)), golden[name]
             )
-    return found
+    return actual
 
 
 def small_errors(case: str, backend: str) -> dict[str, float]:

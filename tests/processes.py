@@ -63,12 +63,12 @@ def run(
             timeout=timeout,
         )
     with (
-        tempfile.TemporaryFile("w+") as given,
+        tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile("w+") as out,
         tempfile.TemporaryFile("w+") as err,
     ):
-        given.write(input or "")
-        given.seek(0)
+        stdin.write(input or "")
+        stdin.seek(0)
         request = json.dumps(
             {
                 "words": command[2:],
@@ -80,7 +80,7 @@ def run(
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
             line.settimeout(timeout)
             line.connect(server())
-            socket.send_fds(line, [request], [file.fileno() for file in (given, out, err)])
+            socket.send_fds(line, [request], [file.fileno() for file in (stdin, out, err)])
             pid = int(line.recv(64))
             try:
                 code = int(line.recv(64))

@@ -17,6 +17,7 @@ from lswt_core.interfaces import (
     DataSource,
     Dims,
     FeedForward,
+    Head,
     Memory,
     Mixer,
     MixerParts,
@@ -24,10 +25,17 @@ from lswt_core.interfaces import (
     Optimizer,
     Parametrisation,
     QKNorm,
+    WeightAverage,
 )
 from lswt_core.interfaces import PositionalEncoding as Positional
 
 Size = Annotated[int, Ge(1)]
+
+
+class Tied(Head):
+    """One table."""
+
+    name = "tied"
 
 
 class PreNorm(Block):
@@ -157,6 +165,12 @@ class AdamW(Optimizer):
     ) -> None: ...
 
 
+class NoAverage(WeightAverage):
+    """The weights themselves."""
+
+    name = "none"
+
+
 class Cosine(interfaces.Schedule):
     """Cosine."""
 
@@ -201,6 +215,7 @@ class Board(interfaces.Tracker):
 def lswt_components() -> list[type]:
     """Offer all of them."""
     return [
+        Tied,
         PreNorm,
         Attention,
         Standard,
@@ -217,6 +232,7 @@ def lswt_components() -> list[type]:
         Chunked,
         SimCtg,
         AdamW,
+        NoAverage,
         Cosine,
         Stdlib,
         Text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,9 +95,9 @@ def final(directory: Path) -> dict[str, object]:
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
-    expected, found = final(one), final(other)
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not expected[key].equal(found[key])] == []  # type: ignore[attr-defined]
+    expected, actual = final(one), final(other)
+    assert expected.keys() == actual.keys()
+    assert [key for key in expected if not expected[key].equal(actual[key])] == []  # type: ignore[attr-defined]
 
 
 def lines(directory: Path) -> list[dict[str, float]]:
@@ -114,6 +115,18 @@ def inside(monkeypatch: pytest.MonkeyPatch, recipe: Path, *more: object) -> int:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     return main([str(recipe), "sample.tokens=0", *map(str, more)])
+
+
+def run_inside(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recipe: Path,
+    *more: object,
+) -> Done:
+    """``inside``, with what it prints."""
+    capsys.readouterr()
+    code = inside(monkeypatch, recipe, *more)
+    return subprocess.CompletedProcess([], code, *capsys.readouterr())
 
 
 def saved_steps(directory: Path) -> list[int]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from nano import NANO
 from processes import Done, environment, run
 
+from lswt_core.__main__ import main
 from lswt_core.ablation.arms import ArmSpec, axis_of_swap, lay_out_arms
 from lswt_core.ablation.build_arms import AblationSpec
 from lswt_core.ablation.certificate import RunRecord, check_records
@@ -95,9 +97,28 @@ def start(place: Path, *more: object) -> Done:
     return run(*words(place, *more), cwd=place, LSWT_CACHE_DIR=place / "cache")
 
 
+@pytest.fixture
+def dry_run(
+    place: Path,
+    budgets_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Done]:
+    """``dry_run(words)``: build and certify the arms in this process."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(place / "cache"))
+
+    def call(*more: str) -> Done:
+        command = [*words(place, *more)[1:], "--dry-run"]
+        code = main(command)
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    return call
+
+
 def read(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "report.json").read_text())
-    return found
+    report: dict[str, Any] = json.loads((directory / "report.json").read_text())
+    return report
 
 
 # ---------- a whole ablation
@@ -115,43 +136,36 @@ def ablation(place: Path) -> tuple[Path, str]:
 
 @pytest.mark.slow
 def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
-    found = read(ablation[0])
-    baseline, gelu, _ = found["arms"]
-    assert [arm["name"] for arm in found["arms"]] == ["baseline", "ffn=gelu", "optimizer.lr=1e30"]
-    assert [arm["swap"] for arm in found["arms"]] == ["", "ffn=gelu", "optimizer.lr=1e30"]
-    assert (
-        baseline["parameters"] > gelu["parameters"]
-        and baseline["flops_per_token"] > gelu["flops_per_token"]
-    )
+    report = read(ablation[0])
+    baseline, gelu, _ = report["arms"]
+    assert [arm["name"] for arm in report["arms"]] == ["baseline", "ffn=gelu", "optimizer.lr=1e30"]
+    assert [arm["swap"] for arm in report["arms"]] == ["", "ffn=gelu", "optimizer.lr=1e30"]
+    assert baseline["parameters"] > gelu["parameters"]
+    assert baseline["flops_per_token"] > gelu["flops_per_token"]
     assert baseline["tokens_per_second"] > 0 and baseline["peak_bytes"] > 10**7
     values = baseline["final_loss"]["values"]
-    assert (
-        len(values) == 2
-        and values[0] != values[1]
-        and baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
-    )
+    assert len(values) == 2
+    assert values[0] != values[1]
+    assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
-    one, lost = found["comparisons"]
+    one, lost = report["comparisons"]
     assert (one["arm"], one["baseline"], one["seeds"]) == ("ffn=gelu", "baseline", 2)
     assert one["delta"] == pytest.approx(
         gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"]
     )
     assert one["ci95"][0] < one["delta"] < one["ci95"][1] and 0 < one["p"] <= one["p_holm"] <= 1
-    assert (
-        one["verdict"] in ("better", "worse", "equivalent", "not resolved")
-        and one["documents_ci95"] is not None
-    )
+    assert one["verdict"] in ("better", "worse", "equivalent", "not resolved")
+    assert one["documents_ci95"] is not None
     assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
 
 
 @pytest.mark.slow
 def test_a_diverged_arm_is_reported_and_sinks_nothing(ablation: tuple[Path, str]) -> None:
-    found = read(ablation[0])
-    failures = found["arms"][2]["failures"]
-    assert [one["seed"] for one in failures] == [0, 1] and all(
-        one["why"].startswith("diverged") for one in failures
-    )
+    report = read(ablation[0])
+    failures = report["arms"][2]["failures"]
+    assert [one["seed"] for one in failures] == [0, 1]
+    assert all(one["why"].startswith("diverged") for one in failures)
     assert "FAILED: diverged" in ablation[1]
     assert "optimizer.lr=1e30, seed 1" in (ablation[0] / "report.md").read_text()
     assert "--resume" not in ablation[1], "advice for a run that stands alone"
@@ -205,10 +219,8 @@ def test_runs_are_found_again_by_what_they_depend_on(
         place, "--swap", "ffn=gelu", "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "other"
     )
     assert again.returncode == 0, again.stderr
-    assert (
-        again.stdout.count("found, held-out loss") == 4
-        and again.stdout.count("done, held-out loss") == 2
-    )
+    assert again.stdout.count("found, held-out loss") == 4
+    assert again.stdout.count("done, held-out loss") == 2
     before, after = read(ablation[0]), read(place / "other")
     assert before["arms"][:2] == after["arms"][:2]
     assert before["comparisons"][0]["delta"] == after["comparisons"][0]["delta"]
@@ -219,7 +231,7 @@ def test_another_question_does_not_overwrite_a_report(
     ablation: tuple[Path, str], place: Path
 ) -> None:
     done = start(place, "--swap", "norm=rmsnorm", "--seeds", 2, "--out", "out")
-    assert done.returncode == 2 and "holds the report of another ablation" in done.stderr
+    assert done.returncode == 2 and "--out" in done.stderr
 
 
 @pytest.mark.slow
@@ -227,7 +239,7 @@ def test_another_question_does_not_overwrite_a_report(
 def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     ablation: tuple[Path, str], place: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    asked = [
+    options = [
         "--swap",
         "ffn=gelu",
         "--seeds",
@@ -237,7 +249,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
         "--store",
         str(tmp_path / "store"),
     ]
-    command = [sys.executable, "-m", *words(place, *asked)]
+    command = [sys.executable, "-m", *words(place, *options)]
     surroundings = environment(LSWT_CACHE_DIR=place / "cache")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=place, env=surroundings
@@ -249,7 +261,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
         printed, _ = process.communicate()
     assert ("missing seeds" in printed) == (number == signal.SIGINT)
     assert process.returncode == (75 if number == signal.SIGINT else -signal.SIGKILL)
-    done = start(place, *asked)
+    done = start(place, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     whole, found = read(ablation[0]), read(tmp_path / "out")
     assert [arm["final_loss"] for arm in found["arms"]] == [
@@ -331,9 +343,8 @@ def arms(place: Path, *more: str) -> tuple[str, list[Any], dict[str, Any]]:
 def test_swaps_become_arms() -> None:
     path, swaps = Path("r.toml"), ["ffn=gelu", "ffn=geglu", "memory.xl=false"]
     single = lay_out_arms("one-at-a-time", path, swaps, (), "here")
-    assert [arm.name for arm in single] == ["baseline", *swaps] and [
-        arm.axes for arm in single[1:]
-    ] == [("ffn",), ("ffn",), ("memory.xl",)]
+    assert [arm.name for arm in single] == ["baseline", *swaps]
+    assert [arm.axes for arm in single[1:]] == [("ffn",), ("ffn",), ("memory.xl",)]
     every = lay_out_arms("factorial", path, swaps, (), "here")
     assert len(every) == 3 * 2 and every[-1].axes == ("ffn", "memory.xl")
     added = lay_out_arms("add-one-in", path, ["ffn=gelu", "memory.xl=false"], (), "here")
@@ -342,7 +353,7 @@ def test_swaps_become_arms() -> None:
         ("without ffn=gelu", ("memory.xl=false",)),
         ("without memory.xl=false", ("ffn.use=gelu",)),
     ]
-    with pytest.raises(RecipeError, match='two of them are about "ffn"'):
+    with pytest.raises(RecipeError, match='"ffn"'):
         lay_out_arms("add-one-in", path, swaps, (), "here")
 
 
@@ -373,7 +384,7 @@ set = ["optimizer.lr=1e-4"]
 """
 
 
-def test_an_ablation_file_says_all_of_it(place: Path) -> None:
+def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Done]) -> None:
     (place / "study.toml").write_text(FILE)
     name, found, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
     assert name == "study"
@@ -388,20 +399,20 @@ def test_an_ablation_file_says_all_of_it(place: Path) -> None:
     assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
         "the command line wins"
     )
-    done = start(place, "--dry-run")
-    assert done.returncode == 2 and "there is nothing to compare" in done.stderr
+    done = dry_run()
+    assert done.returncode == 2 and "--swap" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("text", "where", "what"),
     [
         ('recipe = "nano.toml"\nsedes = 3', "study.toml:2", "sedes"),
-        ('recipe = "nano.toml"\nseeds = 0', "study.toml:2", "greater than or equal to 1"),
-        ('recipe = "nano.toml"\n[arm.x]\naxis = ["ffn"]', "study.toml:2", "it changes nothing"),
+        ('recipe = "nano.toml"\nseeds = 0', "study.toml:2", "seeds"),
+        ('recipe = "nano.toml"\n[arm.x]\naxis = ["ffn"]', "study.toml:2", '"x"'),
         (
             'recipe = "nano.toml"\n[swap]\nffn = "gelu"\n[arm."ffn=gelu"]\nset = ["ffn.use=gelu"]',
             "study.toml:4",
-            "two arms are called",
+            '"ffn=gelu"',
         ),
     ],
 )
@@ -411,31 +422,29 @@ def test_a_wrong_ablation_file_is_answered_with_the_line(
     (place / "study.toml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         arms(place, str(place / "study.toml"))
-    assert where in str(caught.value) and what in str(caught.value)
+    (problem,) = caught.value.problems
+    assert problem.where.endswith(where) and what in problem.what
 
 
-def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(place: Path) -> None:
+def test_an_arm_that_changes_more_than_its_axis_is_refused_with_the_line(
+    place: Path, dry_run: Callable[..., Done]
+) -> None:
     (place / "gelu.toml").write_text(
         'extends = "nano.toml"\n[ffn]\nuse = "gelu"\n[optimizer]\nlr = 1e-3\n'
     )
-    done = start(place, "--arm", "gelu.toml", "--dry-run")
+    done = dry_run("--arm", "gelu.toml")
     assert done.returncode == 2
-    assert (
-        "optimizer.lr is 0.001 instead of 0.002" in done.stderr
-        and "gelu.toml:5" in done.stderr
-        and "--allow optimizer.lr" in done.stderr
-    )
-    allowed = start(place, "--arm", "gelu.toml", "--allow", "optimizer.lr", "--dry-run")
-    assert allowed.returncode == 0 and "allowed: optimizer.lr" in allowed.stdout
+    assert "0.001" in done.stderr and "0.002" in done.stderr
+    assert "gelu.toml:5" in done.stderr
+    assert "--allow optimizer.lr" in done.stderr
+    allowed = dry_run("--arm", "gelu.toml", "--allow", "optimizer.lr")
+    assert allowed.returncode == 0 and "optimizer.lr" in allowed.stdout
 
 
-def test_losses_on_other_texts_are_not_compared(place: Path) -> None:
-    swapped = start(place, "--swap", "evaluate.tokens=512", "--dry-run")
-    assert (
-        swapped.returncode == 2
-        and "they do not compare" in swapped.stderr
-        and "--allow data" in swapped.stderr
-    )
+def test_losses_on_other_texts_are_not_compared(dry_run: Callable[..., Done]) -> None:
+    swapped = dry_run("--swap", "evaluate.tokens=512")
+    assert swapped.returncode == 2
+    assert "--allow data" in swapped.stderr
 
 
 def recipes(place: Path, **arms: list[str]) -> dict[str, Recipe]:
@@ -446,21 +455,19 @@ CPU = torch.device("cpu")
 
 
 def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path) -> None:
-    found = share_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
-    assert (
-        found is not None and found.name == found.baseline_choice == "blocked" and not found.note()
-    )
-    found = share_attention(
+    shared = share_attention(recipes(place, base=[], gelu=["ffn.use=gelu"]), Registry(), CPU)
+    assert shared is not None
+    assert shared.name == shared.baseline_choice == "blocked"
+    assert not shared.note()
+    shared = share_attention(
         recipes(place, base=[], biased=["positional.use=alibi"], own=["attention.use=eager"]),
         Registry(),
         CPU,
     )
-    assert (
-        found is not None
-        and (found.name, found.baseline_choice) == ("sdpa", "blocked")
-        and "arm biased cannot take blocked" in found.note()
-    )
-    assert found.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), (
+    assert shared is not None
+    assert (shared.name, shared.baseline_choice) == ("sdpa", "blocked")
+    assert "biased" in shared.note() and "blocked" in shared.note()
+    assert shared.overrides == dict.fromkeys(("base", "biased"), ('attention.prefer=["sdpa"]',)), (
         "a named backend stays"
     )
     assert (
@@ -472,7 +479,7 @@ def test_an_arm_with_position_biases_and_its_baseline_share_a_kernel(place: Path
         is None
     )
     narrow = 'attention.prefer=["blocked"]'
-    with pytest.raises(Incompatible, match="arm biased cannot take blocked"):
+    with pytest.raises(Incompatible, match="biased"):
         share_attention(
             recipes(place, base=[narrow], biased=[narrow, "positional.use=alibi"]),
             Registry(),
@@ -494,18 +501,17 @@ def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, l
         ArmSpec(name, (name,), place / "nano.toml", words, ("positional",))
         for name, words in more.items()
     ]
-    asked = AblationSpec("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
-    ablation = Ablation(asked, Registry(), World.join(), print)
+    spec = AblationSpec("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
+    ablation = Ablation(spec, Registry(), World.join(), print)
     ablation.build(Recipe.load(place / "nano.toml", more["baseline"]))
     assert [one.structure.kernels["attention"] for one in ablation.arms] == ["sdpa", "sdpa"]
     settings = ablation.settings(Workers(1, 1, [], []))
-    assert (
-        settings["attention"] == "sdpa" and "attention is sdpa in every arm" in settings["notes"][0]
-    )
-    told = study(arm("baseline", [3.0]), arm("x", [2.9]))
+    assert settings["attention"] == "sdpa"
+    assert "sdpa" in settings["notes"][0]
+    results = study(arm("baseline", [3.0]), arm("x", [2.9]))
     assert (
         settings["notes"][0]
-        in summarize(make_report(replace(told, settings=told.settings | settings)))[-2]
+        in summarize(make_report(replace(results, settings=results.settings | settings)))[-2]
     )
 
 
@@ -559,8 +565,8 @@ def test_what_a_swap_is_about() -> None:
     "swap",
     ["attention=eager", "train.precision=bfloat16", "memory.registers=false", "model.d_ffn=48"],
 )
-def test_a_clean_swap_passes(place: Path, swap: str) -> None:
-    done = start(place, "--swap", swap, "--dry-run")
+def test_a_clean_swap_passes(dry_run: Callable[..., Done], swap: str) -> None:
+    done = dry_run("--swap", swap)
     assert done.returncode == 0, done.stderr
 
 
@@ -573,8 +579,10 @@ def test_a_clean_swap_passes(place: Path, swap: str) -> None:
         ("memory.xll=false", "cannot remove"),
     ],
 )
-def test_a_swap_that_cannot_be_is_answered(place: Path, swap: str, what: str) -> None:
-    done = start(place, "--swap", swap, "--dry-run")
+def test_a_swap_that_cannot_be_is_answered(
+    dry_run: Callable[..., Done], swap: str, what: str
+) -> None:
+    done = dry_run("--swap", swap)
     assert done.returncode == 2 and what in done.stderr and "Traceback" not in done.stderr
 
 
@@ -590,7 +598,8 @@ def test_a_start_that_is_not_shared_is_seen() -> None:
     assert [flaw.about for flaw in flaws] == [
         "initialisation",
         "data",
-    ] and "from batch 2 on" in flaws[1].text
+    ]
+    assert "batch 2" in flaws[1].text
     assert not check_records(one, one, ["ffn"])[1]
     assert not check_records(
         one, RunRecord(one.parameters | {"f": parameter("w", "ffn.swiglu")}, one.batches), ["ffn"]
@@ -604,30 +613,27 @@ def test_a_start_that_is_not_shared_is_seen() -> None:
 
 
 @pytest.mark.parametrize("what", ["params", "flops"])
-def test_budgets_are_matched_by_a_free_size(place: Path, what: str) -> None:
-    done = start(place, "--swap", "ffn=gelu", "--match", what, "--dry-run")
+def test_budgets_are_matched_by_a_free_size(dry_run: Callable[..., Done], what: str) -> None:
+    done = dry_run("model.n_layers=1", "--swap", "ffn=gelu", "--match", what)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "matched by" in line)
     # 3/2 of 128: two matrices for three
     assert "model.d_ffn=19" in line and abs(float(line.rpartition(" ")[2].rstrip("%"))) < 1.0
 
 
-def test_a_budget_that_the_swap_itself_decides_is_refused(place: Path) -> None:
-    done = start(place, "--swap", "model.d_ffn=48", "--match", "params", "--dry-run")
-    assert (
-        done.returncode == 2
-        and "the swap is about it" in done.stderr
-        and "--knob n_layers" in done.stderr
-    )
+def test_a_budget_that_the_swap_itself_decides_is_refused(dry_run: Callable[..., Done]) -> None:
+    done = dry_run("--swap", "model.d_ffn=48", "--match", "params")
+    assert done.returncode == 2
+    assert "--knob n_layers" in done.stderr
 
 
 def test_the_solver_finds_the_nearest_size() -> None:
     # exact only without rounding to eights
     assert match_size("x", "k", 100, 10_007, lambda size: 7 * size + 7).size == 1429
     assert match_size("x", "k", 100, 80_008, lambda size: 100 * size + 8).size == 800
-    with pytest.raises(UsageError, match="cannot be matched"):
+    with pytest.raises(UsageError, match="k = 1,"):
         match_size("x", "k", 10, 1000, lambda size: 900 * size)
-    with pytest.raises(UsageError, match="no size is small enough"):
+    with pytest.raises(UsageError, match="small"):
         match_size("x", "k", 10, 10, lambda size: 900 * size)
 
 
@@ -664,7 +670,7 @@ class Checked(HTMLParser):
 
 def outcome(seed: int, loss: float, **more: Any) -> Outcome:
     curve = [(64 * step, loss + 1 / step) for step in range(1, 20)]
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "loss": loss,
         "documents": [("a", 90 * loss, 90), ("b", 10 * loss, 10)],
         "curve": curve,
@@ -675,7 +681,7 @@ def outcome(seed: int, loss: float, **more: Any) -> Outcome:
         "peak_bytes": 10**9,
         "seconds": 3.0,
     }
-    return Outcome(seed, **(given | more))
+    return Outcome(seed, **(defaults | more))
 
 
 def arm(name: str, losses: list[float | None]) -> ArmResult:
@@ -719,14 +725,12 @@ STUDIES = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
     printed = publish(STUDIES[name], tmp_path)
-    found = read(tmp_path)
-    assert (
-        len(found["arms"]) == len(STUDIES[name].arms)
-        and len(found["comparisons"]) == len(found["arms"]) - 1
-    )
+    report = read(tmp_path)
+    assert len(report["arms"]) == len(STUDIES[name].arms)
+    assert len(report["comparisons"]) == len(report["arms"]) - 1
     text = (tmp_path / "report.html").read_text()
     assert Checked.whole(text) and "<b>" not in text and "study &lt;1&gt;" in text
-    for one in found["comparisons"]:
+    for one in report["comparisons"]:
         assert one["verdict"] in printed and one["arm"][:20] in (tmp_path / "report.md").read_text()
 
 
@@ -744,13 +748,11 @@ def test_verdicts_say_no_more_than_is_known() -> None:
     clear = arm("clear", [2.9, 3.0, 3.11, 2.95])
     tiny = arm("tiny", [3.001, 3.101, 3.2011, 3.0509])
     noisy = arm("noisy", [2.8, 3.3, 3.1, 3.0])
-    found = make_report(study(base, clear, tiny, noisy))
-    assert verdicts(found) == ["better", "equivalent", "not resolved"]
-    assert "though the difference is resolved" in found["comparisons"][1]["why"]
-    assert (
-        found["comparisons"][2]["seeds_needed"] > 4
-        and "would have been seen with a chance" in found["comparisons"][2]["why"]
-    )
+    report = make_report(study(base, clear, tiny, noisy))
+    assert verdicts(report) == ["better", "equivalent", "not resolved"]
+    assert "though the difference is resolved" in report["comparisons"][1]["why"]
+    assert report["comparisons"][2]["seeds_needed"] > 4
+    assert "would have been seen with a chance" in report["comparisons"][2]["why"]
 
 
 BASE, LOW, HIGH = (
@@ -781,13 +783,13 @@ def failing(losses: list[float], times: int) -> list[float | None]:
 def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
     of_baseline: int, of_arm: int, losses: list[float], wanted: str
 ) -> None:
-    found = make_report(
+    actual = make_report(
         study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm)))
     )
-    assert verdicts(found) == [wanted]
-    assert found["comparisons"][0]["failed"] == {"arm": of_arm, "baseline": of_baseline}
-    assert [len(one["failures"]) for one in found["arms"]] == [of_baseline, of_arm]
-    for text in forms(found):
+    assert verdicts(actual) == [wanted]
+    assert actual["comparisons"][0]["failed"] == {"arm": of_arm, "baseline": of_baseline}
+    assert [len(one["failures"]) for one in actual["arms"]] == [of_baseline, of_arm]
+    for text in forms(actual):
         assert all(f"{count} of 5" in text for count in (of_baseline, of_arm))
 
 
@@ -822,16 +824,14 @@ def test_a_statistic_that_fails_costs_no_report(
         return result
 
     monkeypatch.setattr(f"lswt_core.ablation.compare.{statistic}", broken)
-    found = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
+    report = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
     reasons = [
-        why for one in (*found["comparisons"], *found["arms"]) for why in one["unknown"].values()
+        why for one in (*report["comparisons"], *report["arms"]) for why in one["unknown"].values()
     ]
-    assert (
-        reasons
-        and {*verdicts(found)} <= {"better", "worse", "not resolved"}
-        and json.dumps(found, allow_nan=False)
-    )
-    assert all("unknown" in text and reasons[0] in text for text in forms(found))
+    assert reasons
+    assert {*verdicts(report)} <= {"better", "worse", "not resolved"}
+    assert json.dumps(report, allow_nan=False)
+    assert all("unknown" in text and reasons[0] in text for text in forms(report))
 
 
 def test_a_study_whose_test_fails_is_published(

@@ -18,7 +18,14 @@ from lswt_eager import Eager
 from lswt_sdpa import Sdpa
 from torch import Tensor
 
-from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Dims,
+    KVBlock,
+    SoftCap,
+    Unsupported,
+)
 from lswt_core.plugin_api.attention import attention_scores, reference_attention
 
 BACKENDS: dict[str, Callable[[Dims], AttentionBackend]] = {
@@ -34,13 +41,14 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 class Shape(NamedTuple):
-    """Sizes of a question to a backend."""
+    """Sizes of what a backend attends to."""
 
     rows: int
     tokens: int
     remembered: int
     registers: int
-    heads: int
+    heads: int  # of keys and values
+    shared: int  # query heads for each of them
     width: int
     learned: bool  # whether gradients flow into what is remembered
     own_queries: bool  # whether registers are met by queries of their own
@@ -54,6 +62,7 @@ shapes = st.builds(
     remembered=st.sampled_from([0, 1, 17, 40, 129]),
     registers=st.sampled_from([0, 5, 16]),
     heads=st.integers(1, 3),
+    shared=st.sampled_from([1, 1, 2, 3]),
     width=st.sampled_from([32, 64, 128]),
     learned=st.booleans(),
     own_queries=st.booleans(),
@@ -61,18 +70,22 @@ shapes = st.builds(
 )
 
 
-def question(shape: Shape, dtype: torch.dtype) -> tuple[list[KVBlock], list[Tensor], Tensor]:
+def attention_inputs(
+    shape: Shape, dtype: torch.dtype
+) -> tuple[list[KVBlock], list[Tensor], Tensor]:
     """Parts, their leaves and a cotangent, the same numbers in any precision: those that bfloat16
     holds.
     """
     generator = torch.Generator().manual_seed(1)
 
-    def draw(size: int, learned: bool = True) -> Tensor:
-        numbers = torch.randn(shape.rows, size, shape.heads, shape.width, generator=generator)
+    def draw(size: int, learned: bool = True, shared: int = 1) -> Tensor:
+        heads = shape.heads * shared
+        numbers = torch.randn(shape.rows, size, heads, shape.width, generator=generator)
         return numbers.to(shape.dtype).to(dtype).requires_grad_(learned)
 
-    q, k, v = (draw(shape.tokens) for _ in range(3))
-    sink = [draw(shape.tokens), draw(shape.registers), draw(shape.registers)]
+    q, own = (draw(shape.tokens, shared=shape.shared) for _ in range(2))
+    k, v = (draw(shape.tokens) for _ in range(2))
+    sink = [own, draw(shape.registers), draw(shape.registers)]
     old = [draw(shape.remembered, shape.learned) for _ in range(2)]
     parts = [KVBlock(sink[0] if shape.own_queries else q, sink[1], sink[2], causal=False)] * (
         shape.registers > 0
@@ -80,12 +93,14 @@ def question(shape: Shape, dtype: torch.dtype) -> tuple[list[KVBlock], list[Tens
     parts += [KVBlock(q, *old, causal=False)] * (shape.remembered > 0)
     parts.append(KVBlock(q, k, v, causal=True))
     leaves = [t for part in parts for t in part[:3] if t.requires_grad]  # type: ignore[union-attr]
-    return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False)
+    return parts, list({id(t): t for t in leaves}.values()), draw(shape.tokens, False, shape.shared)
 
 
-def answer(backend: AttentionBackend, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+def outputs_and_gradients(
+    backend: AttentionBackend, shape: Shape, dtype: torch.dtype
+) -> list[Tensor]:
     """Output and gradients, in float64."""
-    parts, leaves, cotangent = question(shape, dtype)
+    parts, leaves, cotangent = attention_inputs(shape, dtype)
     out = backend(parts)
     return [t.detach().double() for t in (out, *torch.autograd.grad(out, leaves, cotangent))]
 
@@ -105,13 +120,13 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
     keep it: the gradient of a score is p (g . v - g . out), and g . out is off by as much as 2^-9
     of the terms that it sums.
     """
-    parts, leaves, cotangent = question(shape, torch.float64)
-    found = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
+    parts, leaves, cotangent = attention_inputs(shape, torch.float64)
+    joined = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
     # [B, H, T, 1]
     off = 2**-9 * (reference_attention(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]
-    seen = found.masked_fill(found.isinf(), 0.0)
+    seen = joined.masked_fill(joined.isinf(), 0.0)
     gradients = torch.autograd.grad(
-        (found.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True
+        (joined.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True
     )
     return [torch.zeros_like(cotangent), *gradients]
 
@@ -122,21 +137,23 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_shapes_drawn_at_random(backend: str, shape: Shape) -> None:
-    dims = Dims(shape.heads * shape.width, shape.heads, 8, 1)
-    found, wanted = (
-        answer(BACKENDS[backend](dims), shape, shape.dtype),
-        answer(Eager(dims), shape, torch.float64),
+    heads = shape.heads * shape.shared
+    dims = Dims(heads * shape.width, heads, 8, 1, queries_per_kv=shape.shared)
+    actual, expected = (
+        outputs_and_gradients(BACKENDS[backend](dims), shape, shape.dtype),
+        outputs_and_gradients(Eager(dims), shape, torch.float64),
     )
     allowed: Sequence[float] = (
-        [SMALLEST[shape.dtype]] * len(wanted) if shape.dtype in SMALLEST else []
+        [SMALLEST[shape.dtype]] * len(expected) if shape.dtype in SMALLEST else []
     )
     if not allowed:
-        simple = errors(answer(Eager(dims), shape, shape.dtype), wanted)
+        simple = errors(outputs_and_gradients(Eager(dims), shape, shape.dtype), expected)
         rounded = errors(
-            [a + b for a, b in zip(wanted, missed_by_rounded_outputs(shape), strict=True)], wanted
+            [a + b for a, b in zip(expected, missed_by_rounded_outputs(shape), strict=True)],
+            expected,
         )
         allowed = [2 * error + more + 2**-7 for error, more in zip(simple, rounded, strict=True)]
-    assert all(error <= most for error, most in zip(errors(found, wanted), allowed, strict=True))
+    assert all(error <= most for error, most in zip(errors(actual, expected), allowed, strict=True))
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 30])
@@ -147,13 +164,13 @@ def test_blocks_of_any_size_are_the_whole(
     monkeypatch.setattr(tiles, "TILE_QUERIES", rows)
     monkeypatch.setattr(tiles, "TILE_SCORES", block)
     monkeypatch.setattr(tiles, "SAVED_BYTES", kept)
-    shape = Shape(2, 16, 11, 3, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
+    shape = Shape(2, 16, 11, 3, 2, 2, 32, learned=True, own_queries=True, dtype=torch.float64)
     dims = Dims(64, 2, 8, 1)
     assert (
         max(
             errors(
-                answer(Blocked(dims), shape, torch.float64),
-                answer(Eager(dims), shape, torch.float64),
+                outputs_and_gradients(Blocked(dims), shape, torch.float64),
+                outputs_and_gradients(Eager(dims), shape, torch.float64),
             )
         )
         < 1e-12
@@ -165,6 +182,7 @@ def test_blocks_of_any_size_are_the_whole(
     [
         ({"device": "cuda"}, "CPU"),
         ({"has_bias": True}, "biases"),
+        ({"transform": SoftCap}, "transforms"),
         ({"double_backward": True}, "second derivative"),
     ],
 )
@@ -186,8 +204,8 @@ def test_what_is_remembered_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -
         products.append((*a.shape[1:], b.shape[-1]))
         return multiply(a, b, **options)
 
-    shape = Shape(1, 8, 24, 0, 2, 32, learned=False, own_queries=False, dtype=torch.float32)
-    parts, leaves, cotangent = question(shape, torch.float32)
+    shape = Shape(1, 8, 24, 0, 2, 1, 32, learned=False, own_queries=False, dtype=torch.float32)
+    parts, leaves, cotangent = attention_inputs(shape, torch.float32)
     out = Blocked(Dims(64, 2, 8, 1))(parts)
     monkeypatch.setattr(torch, "bmm", counted)
     torch.autograd.grad(out, leaves, cotangent)

@@ -128,7 +128,7 @@ def test_documents_come_back_and_unknown_names_list_the_known(tmp_path: Path) ->
     store.save(1, {}, {"data": document})
     saved = store.newest(no_notice)
     assert saved.document("data") == document
-    with pytest.raises(CheckpointError, match=r"no model\.safetensors; it has data\.json"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*data\.json"):
         saved.tensors("model")
 
 
@@ -138,17 +138,17 @@ def test_documents_come_back_and_unknown_names_list_the_known(tmp_path: Path) ->
         (
             {"model": {"w": torch.zeros(2, dtype=torch.complex64)}},
             {},
-            "tensor 'w' of 'model' cannot be saved",
+            "'w' of 'model'",
         ),
         (
             {"model": {"w": torch.zeros(2, 2).to_sparse()}},
             {},
-            "tensor 'w' of 'model' cannot be saved",
+            "'w' of 'model'",
         ),
-        ({"../model": {}}, {}, "cannot name a file"),
-        ({}, {"MANIFEST": {}}, "the name of the manifest"),
-        ({}, {"train": float("nan")}, "document 'train' cannot be saved as JSON"),
-        ({}, {"train": {1, 2}}, "document 'train' cannot be saved as JSON"),
+        ({"../model": {}}, {}, r"\.\./model"),
+        ({}, {"MANIFEST": {}}, "MANIFEST"),
+        ({}, {"train": float("nan")}, "'train'.*JSON"),
+        ({}, {"train": {1, 2}}, "'train'.*JSON"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(
@@ -310,11 +310,11 @@ def test_a_disk_that_fails_at_any_operation_leaves_the_old_and_no_rubbish(
         store = Store(directory)
         save(store, 1, 2)
         store.files = Faulty(at, OSError(code, os.strerror(code)), once=True)
-        with pytest.raises(expected, match="earlier checkpoints are untouched") as caught:
+        with pytest.raises(expected, match=str(directory)) as caught:
             save(store, 3)
         assert caught.value.exit_code == exit_code
         if code == errno.ENOSPC:
-            assert "it takes 200 bytes" in str(caught.value) and "are free" in str(caught.value)
+            assert "200 bytes" in str(caught.value)
         published = ("rename", "step-00000003") in calls[:at]
         assert_holds(store.newest(no_notice), 3 if published else 2)
         assert published or not list(directory.glob(".tmp-*"))
@@ -495,14 +495,14 @@ def test_a_run_directory_has_one_owner_until_it_dies(tmp_path: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         for _ in range(2):
             with (
-                pytest.raises(BusyError, match=rf"in use by process {holder.pid} on ") as caught,
+                pytest.raises(BusyError, match=rf"\b{holder.pid}\b") as caught,
                 RunLock(run),
             ):
                 pass
         assert caught.value.exit_code == 73
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
-    with RunLock(run), pytest.raises(BusyError, match=f"process {os.getpid()} on "), RunLock(run):
+    with RunLock(run), pytest.raises(BusyError, match=rf"\b{os.getpid()}\b"), RunLock(run):
         pass
     with RunLock(run):
         pass

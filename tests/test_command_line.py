@@ -47,8 +47,8 @@ def test_a_finished_run_names_what_comes_next(
     monkeypatch.setenv("RANK", rank)
     assert run(["quickstart"]) == 0
     words = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "-m" in line]
-    wanted = [["generate", "runs/quickstart"], ["ablate", "quickstart"]]
-    assert words == (wanted if rank == "0" else [])
+    expected = [["generate", "runs/quickstart"], ["ablate", "quickstart"]]
+    assert words == (expected if rank == "0" else [])
 
 
 def test_a_full_disk_is_no_bug(

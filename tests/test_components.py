@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import flash_parts
+import lswt_blocked
 import lswt_flash
 import pytest
 import torch
@@ -25,7 +26,7 @@ from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
-from lswt_sdpa.kernels import KERNELS
+from lswt_sdpa.kernels import KERNELS, EachQueryOfGroup
 from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -35,9 +36,12 @@ from lswt_core.errors import PluginError
 from lswt_core.interfaces import (
     AttentionRequirements,
     DenseBias,
+    DifferenceBias,
     Dims,
     KVBlock,
+    ScoreTransform,
     SlopeBias,
+    SoftCap,
     Unsupported,
 )
 from lswt_core.model.parameters import build_parameter_groups
@@ -80,9 +84,9 @@ def test_what_was_remembered_in_another_precision_is_still_understood(backend: s
         tokens(2, 8),
     )
     _, kept = decoder(ids[:, :4])
-    wanted, _ = decoder(ids[:, 4:], kept)
-    found, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
-    assert (found - wanted).norm() / wanted.norm() < 0.02
+    expected, _ = decoder(ids[:, 4:], kept)
+    actual, following = decoder(ids[:, 4:], tree_map(Tensor.bfloat16, kept))
+    assert (actual - expected).norm() / expected.norm() < 0.02
     assert {tensor.dtype for tensor in tree_leaves(following)} == {torch.float32}
 
 
@@ -130,11 +134,11 @@ def test_parted_documents_do_not_see_each_other(backend: str, size: int) -> None
     first_visible = torch.tensor(
         [[max(b for b in row if b <= i) for i in range(20)] for row in borders]
     )
-    found = stream(decoder, ids, size, first_visible)
+    states = stream(decoder, ids, size, first_visible)
     for row, firsts in enumerate(borders):
         for first, last in zip(firsts, [*firsts[1:], 20], strict=True):
             alone = decoder(ids[row : row + 1, first:last])[0]
-            assert distance(found[row, first:last], alone[0]) < 1e-12
+            assert distance(states[row, first:last], alone[0]) < 1e-12
 
 
 # ---------- backends
@@ -238,24 +242,27 @@ def test_blocks_have_a_graph_for_every_shape_and_make(monkeypatch: pytest.Monkey
     assert counters["stats"]["unique_graphs"] == 9
 
 
-def question(
+def attention_case(
     sinks: bool,
     memory: bool,
     bias: str,
     documents: bool,
     own_queries: bool = True,
     window: bool = False,
+    shared: int = 1,
+    cap: float = 0.0,
+    selects: bool = False,
 ) -> tuple[list[KVBlock], list[Tensor]]:
-    """Random parts and the tensors they are made of; head width 4, three queries of two rows and
-    two heads.
+    """Random parts and the tensors they are made of; head width 4, three queries of two rows, two
+    key/value heads, each ``shared`` by so many query heads.
     """
     generator = torch.Generator().manual_seed(5)
     leaves: list[Tensor] = []
 
-    def draw(size: int) -> Tensor:
+    def draw(size: int, heads: int = 2) -> Tensor:
         leaves.append(
             (
-                2 * torch.randn(2, size, 2, 4, dtype=torch.float64, generator=generator)
+                2 * torch.randn(2, size, heads, 4, dtype=torch.float64, generator=generator)
             ).requires_grad_()
         )
         return leaves[-1]
@@ -268,16 +275,22 @@ def question(
         if window
         else None
     )
-    q, parts = draw(3), []
+    q, parts = draw(3, 2 * shared), []
 
     def bias_over(k_positions: Tensor) -> Any:
         if bias == "slopes":
-            return SlopeBias(torch.tensor([0.5, 0.25], dtype=torch.float64), positions, k_positions)
-        drawn = torch.randn(2, 2, 3, len(k_positions), dtype=torch.float64, generator=generator)
+            slopes = 0.5 / torch.arange(1, 1 + 2 * shared, dtype=torch.float64)
+            return SlopeBias(slopes, positions, k_positions)
+        if bias == "difference":
+            terms = torch.randn(2, 2 * shared, 3 + len(k_positions), generator=generator).double()
+            return DifferenceBias(terms[..., :3], terms[..., 3:])
+        sizes = (2, 2 * shared, 3, len(k_positions))
+        drawn = torch.randn(sizes, dtype=torch.float64, generator=generator)
         return DenseBias(drawn) if bias == "dense" else None
 
     if sinks:
-        parts.append(KVBlock(draw(3) if own_queries else q, draw(2), draw(2), causal=False))
+        own = draw(3, 2 * shared) if own_queries else q
+        parts.append(KVBlock(own, draw(2), draw(2), causal=False))
     if memory:
         parts.append(
             KVBlock(
@@ -301,12 +314,21 @@ def question(
             first_visible=first_visible,
         )
     )
+    if cap:
+        transform = SoftCap(cap)
+        parts = [part._replace(transform=transform) for part in parts]
+    if selects:
+        chosen = torch.rand(2, 2 * shared, 3, 4, generator=generator) < 0.6
+        own_choice = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 1]]).bool()
+        parts[-1] = parts[-1]._replace(selected=own_choice)  # broadcasts
+        parts[:-1] = [part._replace(selected=chosen[..., : part.k.shape[1]]) for part in parts[:-1]]
     return parts, leaves
 
 
 def one_by_one(parts: Sequence[KVBlock]) -> Tensor:
     """Attention by the definition: for every query the list of keys it may see."""
     rows, length, heads, width = parts[0].q.shape
+    shared = heads // parts[0].k.shape[2]
     out = torch.zeros(rows, length, heads, width, dtype=torch.float64)
     for b, i, h in torch.cartesian_prod(
         torch.arange(rows), torch.arange(length), torch.arange(heads)
@@ -323,19 +345,25 @@ def one_by_one(parts: Sequence[KVBlock]) -> Tensor:
                 hidden = (part.causal and j > i) or (
                     first_visible is not None and positions < int(first_visible[b, i])
                 )
+                if part.selected is not None:
+                    chosen = part.selected.expand(rows, heads, length, -1)
+                    hidden = hidden or not chosen[b, h, i, j]
                 if not hidden:
                     dense = (
                         0.0
                         if part.bias is None
                         else part.bias.dense().expand(rows, heads, length, -1)[b, h, i, j]
                     )
-                    scores.append(part.q[b, i, h] @ part.k[b, j, h] / width**0.5 + dense)
-                    values.append(part.v[b, j, h])
+                    score = part.q[b, i, h] @ part.k[b, j, h // shared] / width**0.5
+                    if isinstance(part.transform, SoftCap):
+                        score = part.transform.cap * torch.tanh(score / part.transform.cap)
+                    scores.append(score + dense)
+                    values.append(part.v[b, j, h // shared])
         out[b, i, h] = torch.stack(scores).softmax(0) @ torch.stack(values)
     return out
 
 
-QUESTIONS = [
+ATTENTION_CASES = [
     {"sinks": sinks, "memory": memory, "bias": bias, "documents": documents}
     for sinks in (False, True)
     for memory in (False, True)
@@ -346,18 +374,36 @@ QUESTIONS = [
     {"sinks": True, "memory": True, "bias": "no", "documents": False, "window": True},
     {"sinks": True, "memory": True, "bias": "slopes", "documents": False, "window": True},
 ]
+ALL = {"sinks": True, "memory": True, "documents": False}
+ATTENTION_CASES += [
+    ALL | {"bias": "no", "shared": 3},
+    ALL | {"bias": "dense", "documents": True, "shared": 2},
+    ALL | {"bias": "slopes", "own_queries": False, "shared": 2},
+    ALL | {"bias": "difference"},
+    ALL | {"bias": "difference", "shared": 2},
+    ALL | {"bias": "no", "documents": True, "shared": 2},
+    ALL | {"bias": "no", "cap": 1.5, "shared": 2},
+    ALL | {"bias": "dense", "cap": 1.5},
+    ALL | {"bias": "no", "selects": True},
+    ALL | {"bias": "no", "selects": True, "documents": True, "shared": 2},
+    ALL | {"bias": "slopes", "selects": True, "cap": 1.5},
+]
 
 
 @pytest.mark.parametrize(
-    "asked", QUESTIONS, ids=lambda asked: "-".join(f"{key}={value}" for key, value in asked.items())
+    "case",
+    ATTENTION_CASES,
+    ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()),
 )
 @pytest.mark.parametrize("backend", [*BACKENDS, "flash"])
 def test_backends_compute_one_softmax_over_all_parts(
-    backend: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    backend: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flash_parts.install(monkeypatch, 2)
     monkeypatch.setattr(lswt_flash, "WIDTH_MULTIPLE", 4)
-    has_bias, has_mask = asked["bias"] != "no", asked["documents"] or "window" in asked
+    monkeypatch.setattr(lswt_blocked, "FEW_QUERIES", 0)
+    has_bias, has_mask = case["bias"] != "no", case["documents"] or "window" in case
+    capped, selects = "cap" in case, "selects" in case
     flash = backend == "flash"
     computer = Flash(DIMS) if flash else BACKENDS[backend](DIMS)
     need = AttentionRequirements(
@@ -366,21 +412,30 @@ def test_backends_compute_one_softmax_over_all_parts(
         4,
         has_bias,
         has_mask,
+        queries_per_kv=case.get("shared", 1),
+        transform=SoftCap if capped else None,
+        has_selection=selects,
     )
-    if ((has_bias or has_mask) and backend in ("split", "flash")) or (
-        has_bias and backend == "blocked"
-    ):
+    parts, leaves = attention_case(**case)
+    refused = (
+        ((has_bias or has_mask or selects) and backend in ("split", "flash"))
+        or (has_bias and backend == "blocked")
+        or (capped and backend not in ("eager", "flash"))
+    )
+    if refused:
         with pytest.raises(Unsupported):
             computer.require(need)
+        if not (backend == "split" and not capped):  # which joins what it was not case about
+            with pytest.raises(Unsupported):
+                computer(parts)
         return
     computer.require(need)
-    parts, leaves = question(**asked)
     weights = torch.randn(
-        2, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
+        parts[0].q.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
     )
-    found, wanted = computer(parts), one_by_one(parts)
-    assert distance(found, wanted) < 1e-12
-    gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in (found, wanted)]
+    actual, expected = computer(parts), one_by_one(parts)
+    assert distance(actual, expected) < 1e-12
+    gradients = [torch.autograd.grad((out * weights).sum(), leaves) for out in (actual, expected)]
     assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
 
 
@@ -392,6 +447,8 @@ def test_backends_compute_one_softmax_over_all_parts(
         ({"d_head": 264}, "256"),
         ({"d_head": 36}, "multiples of 8"),
         ({"has_mask": True}, "window"),
+        ({"has_selection": True}, "per query"),
+        ({"transform": ScoreTransform}, "SoftCap alone"),
         ({"double_backward": True}, "second"),
     ],
 )
@@ -416,11 +473,9 @@ def test_the_newest_sound_generation_of_flash_attn_is_taken(
         SimpleNamespace(**vars(flash_parts.PACKAGES[3]) | {"_flash_attn_backward": wrong}),
     )
     flash_parts.install(monkeypatch, 3, 2)
-    said = Flash(DIMS).require(need)
-    assert (
-        said.startswith("flash-attn version 2; not version 4: ")
-        and "not version 3: its gradient of queries is off by" in said
-    )
+    version = Flash(DIMS).require(need)
+    assert version.startswith("flash-attn version 2; not version 4: ")
+    assert "not version 3: its gradient of queries is off by" in version
 
 
 def wrong(*_: Any, dq: Tensor, dk: Tensor, dv: Tensor, **options: Any) -> Tensor:
@@ -434,28 +489,30 @@ def test_every_generation_of_flash_attn_is_called_as_it_wants_to_be(
     generation: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flash_parts.install(monkeypatch, generation)
-    parts, leaves = question(sinks=True, memory=True, bias="no", documents=False)
-    found, wanted = Flash(DIMS, deterministic=deterministic)(parts), one_by_one(parts)
-    assert distance(found, wanted) < 1e-12
-    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (found, wanted)]
+    case = ALL | ({"shared": 2, "cap": 1.5} if deterministic else {})
+    parts, leaves = attention_case(bias="no", **case)
+    actual, expected = Flash(DIMS, deterministic=deterministic)(parts), one_by_one(parts)
+    assert distance(actual, expected) < 1e-12
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (actual, expected)]
     assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
 
 
 def test_flash_refuses_to_ignore_what_hides_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     flash_parts.install(monkeypatch, 2)
-    for asked in ({"bias": "no", "documents": True}, {"bias": "slopes", "documents": False}):
-        with pytest.raises(Unsupported, match="use attention 'sdpa'"):
-            Flash(DIMS)(question(sinks=True, memory=True, **asked)[0])  # type: ignore[arg-type]
+    for case in ({"bias": "no", "documents": True}, {"bias": "slopes", "documents": False}):
+        with pytest.raises(Unsupported, match="'sdpa'"):
+            Flash(DIMS)(attention_case(sinks=True, memory=True, **case)[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "memory-efficient"])
 @pytest.mark.parametrize(("tokens", "keys"), [(33, 33), (64, 129)])
+@pytest.mark.parametrize("kv_heads", [1, 3])
 def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
-    kernel: str, tokens: int, keys: int
+    kernel: str, tokens: int, keys: int, kv_heads: int
 ) -> None:
     q, k, v = (
-        torch.empty(2, size, 3, 64, dtype=torch.bfloat16, device="meta")
-        for size in (tokens, keys, keys)
+        torch.empty(2, size, heads, 64, dtype=torch.bfloat16, device="meta")
+        for size, heads in ((tokens, 3), (keys, kv_heads), (keys, kv_heads))
     )
     # torch checks types and shapes, and computes nothing
     out, total = KERNELS[kernel].forward(q, k, v, tokens == keys)
@@ -467,6 +524,9 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
 def test_kernels_are_tried_before_they_are_used() -> None:
     need = AttentionRequirements("cpu", torch.float32, 32)
     assert find_fault(KERNELS["cpu"], need) is None
+    grouped = need._replace(queries_per_kv=3)
+    assert find_fault(KERNELS["cpu"], grouped) is None
+    assert find_fault(EachQueryOfGroup(KERNELS["cpu"]), grouped) is None
     # wherever it is first asked for
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert find_fault(KERNELS["cpu"], need) is None
@@ -501,8 +561,8 @@ class NotFinite(OnCpu):
     def __init__(self, which: int) -> None:
         self.which = which
 
-    def backward(self, *given: Any) -> Any:
-        found = list(super().backward(*given))
+    def backward(self, *arguments: Any) -> Any:
+        found = list(super().backward(*arguments))
         found[self.which] = found[self.which].index_fill(1, torch.tensor([0]), torch.nan)
         return tuple(found)
 
@@ -580,9 +640,8 @@ def test_an_exchanged_component_moves_no_other_parameter(arm: dict[str, Any]) ->
     shared = [
         name for name in control if name in other and control[name].shape == other[name].shape
     ]
-    assert len(shared) > len(control) / 2 and {
-        name for name in control if ".ffn." not in name
-    } <= set(shared)
+    assert len(shared) > len(control) / 2
+    assert {name for name in control if ".ffn." not in name} <= set(shared)
     assert all(torch.equal(control[name], other[name]) for name in shared)
     assert not torch.equal(
         control["blocks.0.attention.query.weight"],
@@ -639,11 +698,11 @@ def test_parameters_are_as_many_as_the_originals(size: str, variant: str) -> Non
         **VARIANTS[variant](dims), vocab_size=golden["vocab_size"], d_vocab=golden["d_vocab"]
     )
     decoder.vocabulary.table.requires_grad_(not variant.endswith("frozen"))
-    wanted = golden["variants"][variant]
+    expected = golden["variants"][variant]
     decayed, undecayed = (
         sum(p.numel() for p in group["params"])
         for group in build_parameter_groups(TrainModule(decoder, {}))
     )
-    assert (decayed, undecayed) == (wanted["decayed"], wanted["not_decayed"])
-    assert sum(p.numel() for p in decoder.parameters()) == wanted["total"]
-    assert len(list(decoder.parameters())) == wanted["n_tensors"]
+    assert (decayed, undecayed) == (expected["decayed"], expected["not_decayed"])
+    assert sum(p.numel() for p in decoder.parameters()) == expected["total"]
+    assert len(list(decoder.parameters())) == expected["n_tensors"]

@@ -122,7 +122,7 @@ def test_a_failure_says_what_why_and_how_to_fix_it() -> None:
     assert str(check) == "loss/mean: micro-batches"
     with pytest.raises(
         Failed,
-        match=r"add up to(.|\n)*why it matters: a batch that is split(.|\n)*fix: return the sum",
+        match=r"\n *why it matters: \S(.|\n)*\n *fix: \S",
     ):
         check()
 
@@ -139,7 +139,7 @@ def test_a_check_that_presupposes_a_failed_one_is_skipped() -> None:
     check = next(one for one in BY_MUTANT["MeanOverRows"] if one.rule.name == "row independence")
     assert check.result().outcome == "FAILED"
     skipped = next(one for one in BY_MUTANT["MeanOverTokens"] if one.rule.name == "causality")
-    with pytest.raises(SkipTest, match="presupposes the check 'position-wise'"):
+    with pytest.raises(SkipTest, match="'position-wise'"):
         skipped()
 
 
@@ -150,29 +150,25 @@ def test_the_command_reports_failures(tmp_path: Path, capsys: pytest.CaptureFixt
     only = [word for check in ("options", "range", "stateless") for word in ("--only", check)]
     assert main(["plugins", "check", str(file), *only]) == PluginError.exit_code
     text = capsys.readouterr().out
-    assert (
-        "schedule/example: range" in text
-        and "FAILED" in text
-        and "fix: return a number between 0 and 1" in text
-    )
+    assert "schedule/example: range" in text
+    assert "FAILED" in text
+    assert "fix: return a number between 0 and 1" in text
     assert "1 ok, 1 failed, 1 skipped" in text
     assert main(["plugins", "check", "lswt_schedules", "--only", "range", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {one["check"] for one in found} == {"range"} and {one["outcome"] for one in found} == {
-        "ok"
-    }
+    report = json.loads(capsys.readouterr().out)
+    assert {one["check"] for one in report} == {"range"}
+    assert {one["outcome"] for one in report} == {"ok"}
     assert main(["plugins", "check", "lswt_schedules", "--only", "rang"]) == 2
     assert main(["plugins", "check", "lswt_nonesuch"]) == PluginError.exit_code
-    assert "cannot be imported" in capsys.readouterr().err
+    assert "lswt_nonesuch" in capsys.readouterr().err
 
 
 def test_options_and_classes_can_be_given() -> None:
     from lswt_rope import Rope
 
     applied = checks(Rope, reversed=False)
-    assert {str(one.subject) for one in applied} == {"positional/rope"} and applied[
-        0
-    ].subject.options == {"reversed": False}
+    assert {str(one.subject) for one in applied} == {"positional/rope"}
+    assert applied[0].subject.options == {"reversed": False}
 
 
 @pytest.mark.slow

@@ -37,17 +37,16 @@ def test_a_terminal_has_a_bar_of_the_text_that_is_read_and_then_one_of_steps(
         "tokens_per_second": 10.0,
     }
     console.step(1, 4, values)
-    assert console.bar is not None and (console.bar.n, console.bar.total, console.bar.unit) == (
+    assert console.bar is not None
+    assert (console.bar.n, console.bar.total, console.bar.unit) == (
         1,
         4,
         "step",
     )
     console.close()
-    assert (
-        "tokenising training text:   0%" in screen.getvalue()
-        and "10.0M" in screen.getvalue()
-        and "50 documents" in screen.getvalue()
-    )
+    assert "tokenising training text:   0%" in screen.getvalue()
+    assert "10.0M" in screen.getvalue()
+    assert "50 documents" in screen.getvalue()
 
 
 def test_elsewhere_a_line_is_enough(capsys: pytest.CaptureFixture[str]) -> None:

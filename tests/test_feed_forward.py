@@ -43,10 +43,10 @@ def test_a_layer_is_its_papers_formula(name: str, hidden: Callable[..., float], 
         [[hidden(*numbers) for numbers in zip(*halves(row), strict=True)] for row in text]
         for text in first.tolist()
     ]
-    wanted = torch.tensor(inner, dtype=torch.float64) @ layer.fc2.weight.T + (
+    expected = torch.tensor(inner, dtype=torch.float64) @ layer.fc2.weight.T + (
         layer.fc2.bias if bias else 0
     )
-    assert distance(layer(x), wanted) < 1e-12
+    assert distance(layer(x), expected) < 1e-12
 
 
 def halves(row: list[float]) -> list[list[float]]:

@@ -83,29 +83,24 @@ def test_the_table_is_what_was_written(
     write: Callable[..., Path], trained: BytePair, stored: str
 ) -> None:
     path = write(stored=stored)
-    found = load_pretrained(Embedding(warm_start=str(path), vocab_size=400, d_vocab=32))
-    assert found is not None and found.tokens == trained.vocab()
+    actual = load_pretrained(Embedding(warm_start=str(path), vocab_size=400, d_vocab=32))
+    assert actual is not None and actual.tokens == trained.vocab()
     kind = gguf.GGMLQuantizationType[stored]
-    wanted = gguf.quants.dequantize(gguf.quants.quantize(TABLE, kind), kind)
-    assert (
-        found.table.equal(torch.tensor(wanted))
-        and (found.table - torch.tensor(TABLE)).abs().max() < 0.02
-    )
-    assert found.facts["file"] == "model.gguf" and found.facts["stored"] == stored
+    expected = gguf.quants.dequantize(gguf.quants.quantize(TABLE, kind), kind)
+    assert actual.table.equal(torch.tensor(expected))
+    assert (actual.table - torch.tensor(TABLE)).abs().max() < 0.02
+    assert actual.facts["file"] == "model.gguf" and actual.facts["stored"] == stored
 
 
 def test_the_tokenizer_is_the_one_that_was_written(
     write: Callable[..., Path], trained: BytePair
 ) -> None:
     tokenizer = GgufTokenizer(path=str(write()))
-    assert (
-        tokenizer.encode(STRANGE) == trained.encode(STRANGE)
-        and tokenizer.vocab_size == trained.vocab_size
-    )
+    assert tokenizer.encode(STRANGE) == trained.encode(STRANGE)
+    assert tokenizer.vocab_size == trained.vocab_size
     assert [tokenizer.decode(ids) for ids in tokenizer.encode(STRANGE)] == STRANGE
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1) and tokenizer.decode(
-        [0, *tokenizer.encode(["the house"])[0], 1]
-    ) == "the house"
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert tokenizer.decode([0, *tokenizer.encode(["the house"])[0], 1]) == "the house"
     assert tokenizer.vocab() == trained.vocab()
     assert tokenizer.fingerprint() == GgufTokenizer(path=tokenizer.path).fingerprint()
 
@@ -124,7 +119,7 @@ def test_digits_stand_alone_where_the_file_says_so(
 
 
 def test_another_way_of_splitting_is_refused(write: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match=r"gpt2/llama-bpe, .*supported: gpt2/gpt-2, gpt2/smollm\n"):
+    with pytest.raises(DataError, match=r"gpt2/llama-bpe, .* gpt2/gpt-2, gpt2/smollm\n"):
         GgufTokenizer(path=str(write(split="llama-bpe"))).encode(["x"])
 
 
@@ -145,16 +140,14 @@ def test_an_installed_package_brings_the_file(
 
     install("some-weights", "some_weights/model.gguf")
     assert locate_gguf("package:some-weights", "key") == site / "some_weights" / "model.gguf"
-    found = load_pretrained(
+    source = load_pretrained(
         Embedding(warm_start="package:some-weights", vocab_size=400, d_vocab=32)
     )
-    assert found is not None and found.table.equal(torch.tensor(TABLE))
+    assert source is not None and source.table.equal(torch.tensor(TABLE))
     install("two-weights", "two_weights/a.gguf", "two_weights/b.gguf")
     with pytest.raises(
         DataError,
-        match=(
-            r"'package:two-weights' must hold exactly one .gguf file.*a\.gguf, two_weights/b\.gguf"
-        ),
+        match=(r"'package:two-weights' .*a\.gguf, two_weights/b\.gguf"),
     ):
         locate_gguf("package:two-weights", "key")
     with pytest.raises(
@@ -167,12 +160,12 @@ def test_what_is_missing_or_damaged_is_told(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"not this" * 100)
-    with pytest.raises(DataError, match=r"bad\.gguf is not a GGUF file"):
+    with pytest.raises(DataError, match=r"bad\.gguf"):
         GgufFile(tmp_path / "bad.gguf")
     file = GgufFile(write())
-    with pytest.raises(DataError, match=r"no 'general\.nothing' in its metadata"):
+    with pytest.raises(DataError, match=r"'general\.nothing'"):
         file.field("general.nothing")
-    with pytest.raises(DataError, match="no tensor 'other'"):
+    with pytest.raises(DataError, match="'other'"):
         file.tensor("other")
     with pytest.raises(DataError, match=r"tokenizer.path = .*none\.gguf"):
         GgufTokenizer(path=str(tmp_path / "none.gguf")).encode(["x"])

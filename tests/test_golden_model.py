@@ -54,17 +54,17 @@ def test_last_states_are_the_originals(case: str, dtype: torch.dtype) -> None:
 
 
 def test_states_of_every_layer_and_the_kept_keys_and_values_are_the_originals() -> None:
-    golden, decoder, found = (
+    golden, decoder, actual = (
         expected("rev_reg5", torch.float32),
         rebuilt("rev_reg5", torch.float32),
         [],
     )
     for module in (decoder.input_norm, *decoder.blocks, decoder.output_norm):
         module.register_forward_hook(
-            lambda _module, _given, out: found.append(out[0] if isinstance(out, tuple) else out)
+            lambda _module, _given, out: actual.append(out[0] if isinstance(out, tuple) else out)
         )
     _, state = decoder(golden["input_ids"])
-    assert distance(torch.stack(found), golden["hidden_states_full"]) <= 2e-5
+    assert distance(torch.stack(actual), golden["hidden_states_full"]) <= 2e-5
     # [k or v, B, H, N, D], keys before any rotation
     for layer, kept in enumerate(golden["cache_full"]):
         for name, tensor in zip("kv", kept, strict=True):
@@ -87,10 +87,10 @@ def batch_of(golden: dict[str, Tensor], part: slice = slice(None)) -> Batch:
 
 def gradient_norms(case: str, loss: TrainModule) -> Tensor:
     """Norms in the order of the manifest."""
-    found: dict[str, Any] = dict(loss.decoder.named_parameters())
+    parameters: dict[str, Any] = dict(loss.decoder.named_parameters())
     return torch.stack(
         [
-            found[translate(name)].grad.norm()
+            parameters[translate(name)].grad.norm()
             for name in SEED_CASES[case]["info"]["grad_param_names"]
         ]
     )
@@ -133,11 +133,11 @@ def test_the_originals_accuracy_counts_predicted_pads_and_ours_does_not(case: st
 def test_every_gradient_is_the_originals(dtype: torch.dtype, backend: str) -> None:
     loss = loss_of("rev_reg5", dtype, backend)
     loss(batch_of(expected("rev_reg5", dtype))).loss.backward()
-    found: dict[str, Any] = dict(loss.decoder.named_parameters())
+    actual: dict[str, Any] = dict(loss.decoder.named_parameters())
     golden = load_file(SEED / "grads_rev_reg5.safetensors")
-    assert {translate(name) for name in golden} == set(found)
+    assert {translate(name) for name in golden} == set(actual)
     for name, tensor in golden.items():
-        assert distance(found[translate(name)].grad, convert_layout(name, tensor)) <= 2e-5, name
+        assert distance(actual[translate(name)].grad, convert_layout(name, tensor)) <= 2e-5, name
 
 
 @every_case
@@ -242,7 +242,7 @@ def test_rotary_tables_of_the_original_are_an_option_and_differ(base: int) -> No
 
 def test_rotation_pairs_the_halves_of_a_head() -> None:
     x = torch.arange(1, 9, dtype=torch.float64).view(1, 1, 1, 8) / 8
-    wanted = [
+    expected = [
         -0.2119490671,
         0.1639765052,
         0.3712843255,
@@ -259,7 +259,7 @@ def test_rotation_pairs_the_halves_of_a_head() -> None:
         assert (
             distance(
                 rope.rotate(x, torch.tensor([positions])).flatten(),
-                torch.tensor(wanted, dtype=torch.float64),
+                torch.tensor(expected, dtype=torch.float64),
             )
             < 1e-9
         )

@@ -98,9 +98,7 @@ def test_labels_are_the_originals_with_either_assignment(document_assignment: st
 def test_rows_that_no_document_reaches_are_refused() -> None:
     with pytest.raises(
         DataError,
-        match=(
-            "3 documents of data source 'lines', assigned round-robin, leave some of 4 rows without"
-        ),
+        match=r"3 documents of data source 'lines'.* 4 rows",
     ):
         rows("round-robin", ["abc", "def", "ghi"], 4).segment()
 
@@ -112,9 +110,6 @@ def test_round_robin_assignment_of_a_finite_text_is_refused_before_it_is_read() 
     )
     with pytest.raises(
         Incompatible,
-        match=(
-            r"train.document_assignment = 'round-robin' assigns the documents of a stream, but data"
-            r" source 'stdlib'"
-        ),
+        match=r"train\.document_assignment = 'round-robin'.*'stdlib'",
     ):
         open_corpus(recipe, Registry(), World(), lambda *_: pytest.fail("too late"))

@@ -12,15 +12,16 @@ import torch
 from helpers import distance
 from lswt_cross_entropy import Chunked, Dense
 from lswt_liger import Liger
+from lswt_tied import Tied
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core.interfaces import IGNORE, CrossEntropy, LabelSampling
-from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.interfaces import IGNORE, CrossEntropy, Dims, LabelSampling
 from lswt_core.model.initialise import initialise
 from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
+from lswt_core.plugin_api.lm_head import LMHead
 from lswt_core.plugin_api.token_scores import max_with_index, sample_labels
 
 VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
@@ -42,15 +43,15 @@ class Way(NamedTuple):
             1 if self.dtype == torch.float64 else max(1.0, float(wanted.detach().abs().max()))
         )
 
-    def vocabulary(self, *, trainable: bool = True) -> TiedEmbedding:
+    def vocabulary(self, *, trainable: bool = True) -> LMHead:
         """A small table and its projections."""
         owner = vocabulary(self.dtype)
         owner.table.requires_grad_(trainable)
         return owner
 
-    def question(self, **options: Any) -> tuple[Tensor, Tensor]:
+    def states_and_labels(self, **options: Any) -> tuple[Tensor, Tensor]:
         """States and labels."""
-        states, labels = question(**options)
+        states, labels = states_and_labels(**options)
         return states.detach().to(self.dtype).requires_grad_(), labels
 
 
@@ -70,14 +71,21 @@ every_way = pytest.mark.parametrize(
 )
 
 
-def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> TiedEmbedding:
+def dims_of(vocab_size: int = VOCAB) -> Dims:
+    """The sizes of a small table and its projections."""
+    return Dims(D_MODEL, 1, D_MODEL, 1, vocab_size=vocab_size, d_vocab=D_VOCAB)
+
+
+def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> LMHead:
     """A small table and its projections, with numbers."""
-    found = TiedEmbedding(size, D_VOCAB, D_MODEL)
+    found = Tied(dims_of(size))
     initialise(found, seed=0, std=0.8)
     return found.to(dtype)
 
 
-def question(rows: int = 3, length: int = 13, ignored: bool = True) -> tuple[Tensor, Tensor]:
+def states_and_labels(
+    rows: int = 3, length: int = 13, ignored: bool = True
+) -> tuple[Tensor, Tensor]:
     """States [B, T, M] that want a gradient, and labels [B, T], some of them ignored."""
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(
@@ -89,23 +97,21 @@ def question(rows: int = 3, length: int = 13, ignored: bool = True) -> tuple[Ten
     ) if ignored else labels
 
 
-def formula(owner: TiedEmbedding, states: Tensor, labels: Tensor) -> Tensor:
+def formula(owner: LMHead, states: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of every token [B*T] by torch."""
     return cross_entropy(
         owner.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
     )
 
 
-def gradients(
-    owner: TiedEmbedding, states: Tensor, total: Tensor, keep: bool = False
-) -> list[Tensor]:
+def gradients(owner: LMHead, states: Tensor, total: Tensor, keep: bool = False) -> list[Tensor]:
     """Of the states, the output projection and, where it learns, the table."""
-    wanted = [
+    expected = [
         states,
         owner.output.weight,
         *([owner.table.weight] if owner.table.weight.requires_grad else []),
     ]
-    return list(torch.autograd.grad(total, wanted, retain_graph=keep))
+    return list(torch.autograd.grad(total, expected, retain_graph=keep))
 
 
 @every_way
@@ -114,22 +120,25 @@ def gradients(
 def test_value_and_gradients_are_those_of_the_formula(
     way: Way, ignored: bool, trainable: bool
 ) -> None:
-    owner, (states, labels) = way.vocabulary(trainable=trainable), way.question(ignored=ignored)
+    owner, (states, labels) = (
+        way.vocabulary(trainable=trainable),
+        way.states_and_labels(ignored=ignored),
+    )
     score, wanted = owner.score(states, labels, by=way.build()), formula(owner, states, labels)
     assert score.nll is None or way.near(score.nll.flatten(), wanted)
     assert way.near(score.total, wanted.sum())
     assert int(score.correct) == int((owner.logits(states).argmax(-1) == labels).sum())
-    for found, expected in zip(
+    for actual, expected in zip(
         gradients(owner, states, 0.37 * score.total),
         gradients(owner, states, 0.37 * wanted.sum()),
         strict=True,
     ):
-        assert way.near(found, expected)
+        assert way.near(actual, expected)
 
 
 @every_way
 def test_without_gradients_every_token_is_told(way: Way) -> None:
-    owner, (states, labels) = way.vocabulary(), way.question()
+    owner, (states, labels) = way.vocabulary(), way.states_and_labels()
     with torch.no_grad():
         score = owner.score(states, labels, by=way.build())
     assert score.nll is not None and way.near(score.nll.flatten(), formula(owner, states, labels))
@@ -137,25 +146,23 @@ def test_without_gradients_every_token_is_told(way: Way) -> None:
 
 @every_way
 def test_nothing_but_ignored_labels_is_no_loss(way: Way) -> None:
-    owner, (states, labels) = way.vocabulary(), way.question()
+    owner, (states, labels) = way.vocabulary(), way.states_and_labels()
     draws = LabelSampling(torch.rand(labels.shape))
     score = owner.score(
         states, torch.full_like(labels, IGNORE), draws, by=way.build(), logsumexp=True
     )
     assert score.sampled is not None and score.logsumexp is not None
-    assert (
-        not score.total.any()
-        and not score.correct.any()
-        and not score.sampled.any()
-        and not score.logsumexp.any()
-    )
+    assert not score.total.any()
+    assert not score.correct.any()
+    assert not score.sampled.any()
+    assert not score.logsumexp.any()
     for total in (score.total, score.sampled, score.logsumexp.sum()):
         assert not any(gradient.any() for gradient in gradients(owner, states, total, keep=True))
 
 
 @every_way
 def test_bfloat16_states_are_scored_in_float32(way: Way) -> None:
-    owner, (states, labels) = vocabulary(torch.float32), question()
+    owner, (states, labels) = vocabulary(torch.float32), states_and_labels()
     with torch.autocast("cpu", torch.bfloat16):
         score = owner.score(states.float(), labels, by=way.build())
     assert score.total.dtype == torch.float32
@@ -168,7 +175,7 @@ def test_bfloat16_states_are_scored_in_float32(way: Way) -> None:
 
 
 def test_without_gradients_none_is_computed() -> None:
-    owner, (states, labels) = vocabulary(), question()
+    owner, (states, labels) = vocabulary(), states_and_labels()
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         owner.score(states, labels)
     # the projection and the logits
@@ -194,7 +201,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
-    owner, (states, labels) = vocabulary(size=100), question(4, 50)
+    owner, (states, labels) = vocabulary(size=100), states_and_labels(4, 50)
     way = Chunked(chunk=8)
     assert way.peak_logits("cpu", 4 * 50, owner.table.weight) == 8 * 100
     assert Dense().peak_logits("cpu", 4 * 50, owner.table.weight) == 4 * 50 * 100
@@ -223,35 +230,38 @@ def test_a_compiled_chunk_is_one_graph_and_finds_the_same(
     monkeypatch.setattr(
         torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True)
     )
-    owner, (states, labels) = vocabulary(size=words), question()
+    owner, (states, labels) = vocabulary(size=words), states_and_labels()
     plain, fused, draws = (
         Chunked(chunk=size),
         Chunked(chunk=size),
         LabelSampling(torch.rand(labels.shape)),
     )
     fused.compile_kernels()
-    wanted, found = (
+    expected, actual = (
         owner.score(states, labels, draws, by=by, logsumexp=True) for by in (plain, fused)
     )
     for field in ("total", "sampled", "logsumexp"):
-        values = [getattr(score, field) for score in (found, wanted)]
+        values = [getattr(score, field) for score in (actual, expected)]
         assert distance(*values) < 1e-12
         slopes = (gradients(owner, states, value.square().sum(), keep=True) for value in values)
         assert all(distance(a, b) < 1e-11 for a, b in zip(*slopes, strict=True))
-    assert int(found.correct) == int(wanted.correct)
+    assert int(actual.correct) == int(expected.correct)
 
 
 @pytest.mark.parametrize("size", [512, 1024, 1100])
 def test_a_vocabulary_of_many_blocks_is_scored_as_by_the_formula(size: int) -> None:
-    owner, (states, _) = vocabulary(size=size), question()
+    owner, (states, _) = vocabulary(size=size), states_and_labels()
     likeliest = owner.logits(states).argmax(-1)
     # every second one is right
     labels = likeliest.where(torch.arange(likeliest.shape[1]) % 2 == 0, size - 1)
-    score, wanted = owner.score(states, labels, by=Chunked(chunk=5)), formula(owner, states, labels)
+    score, expected = (
+        owner.score(states, labels, by=Chunked(chunk=5)),
+        formula(owner, states, labels),
+    )
     assert int(score.correct) == int((likeliest == labels).sum()) >= labels.numel() // 2
-    assert score.nll is not None and distance(score.nll.flatten(), wanted) < 1e-12
+    assert score.nll is not None and distance(score.nll.flatten(), expected) < 1e-12
     pairs = zip(
-        gradients(owner, states, score.total), gradients(owner, states, wanted.sum()), strict=True
+        gradients(owner, states, score.total), gradients(owner, states, expected.sum()), strict=True
     )
     assert all(distance(a, b) < 1e-11 for a, b in pairs)
 
@@ -267,16 +277,16 @@ def test_the_first_of_the_largest_is_found(size: int) -> None:
 
 def test_drawn_labels_follow_the_softmax() -> None:
     owner, draws = vocabulary(), 8000
-    states, _ = question(1, 1)
+    states, _ = states_and_labels(1, 1)
     many = states.detach().expand(1, draws, -1)
     uniforms = torch.rand(1, draws, generator=torch.Generator().manual_seed(2))
     labels = owner.score(
         many, torch.zeros(1, draws, dtype=torch.int64), LabelSampling(uniforms)
     ).drawn
     assert labels is not None
-    wanted = draws * owner.logits(states)[0, 0].softmax(-1)
-    chi_square = ((labels.flatten().bincount(minlength=VOCAB) - wanted).square() / wanted).sum()
-    assert wanted.min() > 5
+    expected = draws * owner.logits(states)[0, 0].softmax(-1)
+    chi_square = ((labels.flatten().bincount(minlength=VOCAB) - expected).square() / expected).sum()
+    assert expected.min() > 5
     # 99.9 % of a chi-square distribution with 10 degrees of freedom lie below
     assert chi_square < 29.59
 
@@ -290,7 +300,7 @@ SOME = torch.tensor([True, False, True])  # rows
 def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(
     way: Way, rows: Tensor | None, trainable: bool
 ) -> None:
-    owner, (states, labels) = way.vocabulary(trainable=trainable), way.question()
+    owner, (states, labels) = way.vocabulary(trainable=trainable), way.states_and_labels()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
     score = owner.score(states, labels, LabelSampling(uniforms, rows), by=way.build())
     kept = (
@@ -299,13 +309,11 @@ def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(
     with torch.no_grad():
         cumulative = owner.logits(states).flatten(0, 1).softmax(-1).cumsum(-1)
         # how many ids lie below the number
-        wanted = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)
-    assert (
-        score.sampled is not None
-        and score.drawn is not None
-        and score.drawn.flatten()[kept].equal(wanted[kept])
-    )
-    drawn = formula(owner, states, wanted).sum()
+        expected = (cumulative <= uniforms.flatten()[:, None]).sum(-1).masked_fill(~kept, IGNORE)
+    assert score.sampled is not None
+    assert score.drawn is not None
+    assert score.drawn.flatten()[kept].equal(expected[kept])
+    drawn = formula(owner, states, expected).sum()
     assert way.near(score.sampled, drawn)
     pairs = zip(
         gradients(owner, states, score.sampled, keep=True),
@@ -324,7 +332,7 @@ def test_drawn_labels_depend_on_their_numbers_alone_and_bring_their_gradient(
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "with both losses"])
 def test_the_normaliser_has_its_own_gradient(way: Way, trainable: bool, together: bool) -> None:
-    owner, (states, labels) = way.vocabulary(trainable=trainable), way.question()
+    owner, (states, labels) = way.vocabulary(trainable=trainable), way.states_and_labels()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
     score, kept = (
         owner.score(states, labels, LabelSampling(uniforms), by=way.build(), logsumexp=True),
@@ -333,16 +341,16 @@ def test_the_normaliser_has_its_own_gradient(way: Way, trainable: bool, together
     logsumexp = owner.logits(states).logsumexp(-1) * kept
     assert score.logsumexp is not None and way.near(score.logsumexp, logsumexp)
     assert score.sampled is not None and score.drawn is not None
-    found, wanted = score.logsumexp.square().sum(), logsumexp.square().sum()
+    actual, expected = score.logsumexp.square().sum(), logsumexp.square().sum()
     if together:
         drawn = score.drawn.masked_fill(~kept, IGNORE)
-        found = found + 0.3 * score.total + 0.7 * score.sampled
-        wanted = (
-            wanted
+        actual = actual + 0.3 * score.total + 0.7 * score.sampled
+        expected = (
+            expected
             + 0.3 * formula(owner, states, labels).sum()
             + 0.7 * formula(owner, states, drawn).sum()
         )
-    pairs = zip(gradients(owner, states, found), gradients(owner, states, wanted), strict=True)
+    pairs = zip(gradients(owner, states, actual), gradients(owner, states, expected), strict=True)
     assert all(way._replace(off=10 * way.off).near(a, b) for a, b in pairs)
 
 
@@ -353,15 +361,15 @@ def test_labels_without_probability_are_never_drawn(number: float) -> None:
 
 
 def test_the_dense_score_has_right_second_derivatives() -> None:
-    owner, (states, labels) = vocabulary(), question(1, 3)
+    owner, (states, labels) = vocabulary(), states_and_labels(1, 3)
     assert torch.autograd.gradgradcheck(
         lambda states: owner.score(states, labels, by=dense_cross_entropy).total, [states]
     )
 
 
 def test_the_chunked_score_refuses_a_second_derivative() -> None:
-    owner, (states, labels) = vocabulary(), question()
-    with pytest.raises(RuntimeError, match="take `dense`"):
+    owner, (states, labels) = vocabulary(), states_and_labels()
+    with pytest.raises(RuntimeError, match="`dense`"):
         torch.autograd.grad(owner.score(states, labels).total, states, create_graph=True)
 
 
@@ -373,7 +381,7 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
     frozen.freeze()
     wide.table.weight.data = frozen.table.weight.float()
     wide.table.requires_grad_(False)
-    states, labels = question()
+    states, labels = states_and_labels()
     ids, states = labels.clamp_min(0), states.detach().float().requires_grad_()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
     assert frozen.table.weight.dtype == torch.float16 and not frozen.table.weight.requires_grad
@@ -383,22 +391,19 @@ def test_a_frozen_table_is_half_as_large_and_computes_as_its_rounded_numbers_do(
             lambda owner: owner.score(states, labels, LabelSampling(uniforms)),
             lambda owner: owner.score(states, labels, by=dense_cross_entropy),
         ):
-            found, wanted = score(frozen), score(wide)
-            assert (
-                found.nll is not None
-                and wanted.nll is not None
-                and found.nll.equal(wanted.nll)
-                and int(found.correct) == int(wanted.correct)
-            )
+            actual, expected = score(frozen), score(wide)
+            assert actual.nll is not None
+            assert expected.nll is not None
+            assert actual.nll.equal(expected.nll)
+            assert int(actual.correct) == int(expected.correct)
             assert all(
                 a.equal(b)
                 for a, b in zip(
-                    gradients(frozen, states, found.total),
-                    gradients(wide, states, wanted.total),
+                    gradients(frozen, states, actual.total),
+                    gradients(wide, states, expected.total),
                     strict=True,
                 )
             )
-        assert frozen.embed(ids).equal(wide.embed(ids)) and frozen.logits(states).equal(
-            wide.logits(states)
-        )
+        assert frozen.embed(ids).equal(wide.embed(ids))
+        assert frozen.logits(states).equal(wide.logits(states))
         assert frozen.embed(ids).dtype == precision

@@ -69,12 +69,10 @@ def test_the_config_describes_the_model() -> None:
     ) == (61, 32, 2, 2)
     assert config.memory_length == 64 and config.attention == "auto"
     assert config.recipe["ffn"] == {"use": "swiglu", "bias": True}, "every default is written out"
-    told = config.components["positional/rope"]
-    assert (
-        told["distribution"] == "lswt-core"
-        and told["version"] == lswt_core.__version__
-        and len(told["sha256"]) == 64
-    )
+    component = config.components["positional/rope"]
+    assert component["distribution"] == "lswt-core"
+    assert component["version"] == lswt_core.__version__
+    assert len(component["sha256"]) == 64
 
 
 # ---------- saving, loading
@@ -85,13 +83,10 @@ def test_saving_and_loading_keeps_the_model(mix: str, tmp_path: Path) -> None:
     model = model_of(mix, torch.float32)
     model.save_pretrained(tmp_path)
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(loaded) is LswtForCausalLM and not any(
-        found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    )
-    assert (
-        loaded.config.recipe == model.config.recipe
-        and loaded.config.components == model.config.components
-    )
+    assert type(loaded) is LswtForCausalLM
+    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.recipe == model.config.recipe
+    assert loaded.config.components == model.config.components
     assert [p.requires_grad for p in loaded.parameters()] == [
         p.requires_grad for p in model.parameters()
     ]
@@ -106,9 +101,8 @@ def test_a_model_loads_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     model = model_of("frozen", torch.float32)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert {p.dtype for p in loaded.parameters()} == {
-        dtype
-    } and not loaded.get_input_embeddings().weight.requires_grad
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert not loaded.get_input_embeddings().weight.requires_grad
     assert distance(logits(loaded, ids()).double(), logits(model.to(dtype), ids()).double()) == 0
 
 
@@ -122,14 +116,12 @@ def test_large_models_are_saved_in_shards(tmp_path: Path) -> None:
 def test_memory_length_and_attention_can_be_overridden(tmp_path: Path) -> None:
     model_of("family", torch.float32).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=7, attention="eager")
-    assert (
-        loaded.model.decoder.memory_length == 7
-        and loaded.model.decoder.blocks[0].attention.backend.name == "eager"
-    )
+    assert loaded.model.decoder.memory_length == 7
+    assert loaded.model.decoder.blocks[0].attention.backend.name == "eager"
     with pytest.raises(RecipeError, match="length"):
         AutoModelForCausalLM.from_pretrained(tmp_path, memory_length=0)
     model_of("no-memory", torch.float32).save_pretrained(tmp_path / "none")
-    with pytest.raises(ValueError, match="none of the model's memories has a length"):
+    with pytest.raises(ValueError, match="memories"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "none", memory_length=7)
 
 
@@ -179,13 +171,12 @@ def test_only_missing_weights_are_initialised(tmp_path: Path) -> None:
 def test_a_new_model_is_initialised_as_in_training() -> None:
     model = LswtForCausalLM(config_of("family"))
     block = model.model.decoder.blocks[0]
-    assert (
-        float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
-        and not block.ffn.fc1.bias.any()
+    assert float(block.ffn.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert not block.ffn.fc1.bias.any()
+    assert block.ffn_norm.norm.weight.eq(1).all()
+    assert float(block.attention.memory["registers"].keys.detach().std()) == pytest.approx(
+        0.25, rel=0.3
     )
-    assert block.ffn_norm.norm.weight.eq(1).all() and float(
-        block.attention.memory["registers"].keys.detach().std()
-    ) == pytest.approx(0.25, rel=0.3)
 
 
 # ---------- components
@@ -213,16 +204,15 @@ def test_a_changed_source_of_a_component_is_logged(caplog: pytest.LogCaptureFixt
     config.components["ffn/swiglu"] |= {"version": "0.0.9", "sha256": "0"}
     with caplog.at_level(logging.WARNING):
         LswtForCausalLM(config)
-    assert (
-        "ffn/swiglu: its source has changed since the model was exported (lswt-core 0.0.9 then,"
-        f" lswt-core {lswt_core.__version__} here)" in caplog.text
-    )
+    (record,) = caplog.records
+    for part in ("ffn/swiglu", "0.0.9", lswt_core.__version__):
+        assert part in record.getMessage()
 
 
 def test_options_of_a_config_are_validated() -> None:
     config = config_of("family")
     config.recipe["positional"]["bass"] = 3
-    with pytest.raises(RecipeError, match=r'unknown key "positional\.bass"'):
+    with pytest.raises(RecipeError, match=r"positional\.bass"):
         LswtForCausalLM(config)
 
 
@@ -268,9 +258,8 @@ def test_a_third_party_component_is_exported(stranger: None, tmp_path: Path) -> 
     ).eval()
     initialise(model.model.decoder, seed=3, std=0.4)
     assert not save_model(model, tmp_path / "saved"), "its code stays with its package"
-    assert not list(tmp_path.joinpath("saved").glob("*.py")) and not hasattr(
-        AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map"
-    )
+    assert not list(tmp_path.joinpath("saved").glob("*.py"))
+    assert not hasattr(AutoConfig.from_pretrained(tmp_path / "saved"), "auto_map")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.config.components["positional/waves"]["distribution"] == "lswt-waves"
     buffers = dict(loaded.named_buffers())
@@ -330,13 +319,12 @@ def test_models_of_our_own_components_load_without_this_library(
     )
     assert done.returncode == 0, done.stderr
     for mix, model in models.items():
-        found = load_file(tmp_path / mix / "found.safetensors")
-        assert found["logits"].equal(logits(model, ids())) and found["again"].equal(
-            found["logits"]
-        ), mix
+        tensors = load_file(tmp_path / mix / "found.safetensors")
+        assert tensors["logits"].equal(logits(model, ids())), mix
+        assert tensors["again"].equal(tensors["logits"]), mix
         with torch.no_grad():
-            assert found["states"].equal(model.model(ids()).last_hidden_state)
-        assert found["text"].equal(generate(model, ids(), max_new_tokens=5))
+            assert tensors["states"].equal(model.model(ids()).last_hidden_state)
+        assert tensors["text"].equal(generate(model, ids(), max_new_tokens=5))
 
 
 def test_bundled_code_is_not_run_if_the_library_is_installed(

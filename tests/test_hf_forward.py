@@ -29,7 +29,7 @@ MASKS = {
 def test_a_padded_batch_gives_what_each_row_gives_alone(mix: str, side: str) -> None:
     model, mask = model_of(mix), torch.tensor(MASKS[side])
     if mix == "stretching":
-        with pytest.raises(ValueError, match="does not support a padded batch"):
+        with pytest.raises(ValueError, match="padded"):
             model(ids(), attention_mask=mask)
         return
     together = logits(model, ids(), attention_mask=mask)
@@ -42,17 +42,18 @@ def test_labels_give_the_mean_loss_of_the_next_token(mix: str) -> None:
     model, labels = model_of(mix, torch.float32), ids().clone()
     labels[0, :6] = -100
     out = model(ids(), labels=labels)
-    wanted = torch.nn.functional.cross_entropy(
+    expected = torch.nn.functional.cross_entropy(
         out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     )
-    assert distance(out.loss, wanted) < 1e-5
+    assert distance(out.loss, expected) < 1e-5
     out.loss.backward()
     table = model.get_input_embeddings().weight
     assert all(
         p.grad is not None and p.grad.isfinite().all()
         for p in model.parameters()
         if p.requires_grad
-    ) and (table.grad is None) == (mix == "frozen")
+    )
+    assert (table.grad is None) == (not model.config.recipe["embedding"]["trainable"])
 
 
 def test_arguments_of_forward() -> None:
@@ -66,18 +67,16 @@ def test_arguments_of_forward() -> None:
         distance(logits(model, ids(), logits_to_keep=torch.tensor([0, 5])), whole.logits[:, [0, 5]])
         < 1e-12
     )
-    assert (
-        model(ids(), return_dict=False)[0].equal(whole.logits)
-        and cache_of(model(ids(), use_cache=False)) is None
-    )
+    assert model(ids(), return_dict=False)[0].equal(whole.logits)
+    assert cache_of(model(ids(), use_cache=False)) is None
     for given in ({}, {"input_ids": ids(), "inputs_embeds": torch.zeros(3, 12, 24)}):
-        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
             model(**given)
-    with pytest.raises(ValueError, match="24 wide, not 32"):
+    with pytest.raises(ValueError, match=r"24.*32"):
         model(inputs_embeds=torch.zeros(3, 12, 32))
-    with pytest.raises(ValueError, match="attention_mask must be"):
+    with pytest.raises(ValueError, match="attention_mask"):
         model(ids(), attention_mask=torch.ones(3, 4))
-    with pytest.raises(TypeError, match="must be an LswtCache"):
+    with pytest.raises(TypeError, match="LswtCache"):
         model(ids(), past_key_values=((torch.zeros(1), torch.zeros(1)),))
 
 
@@ -94,7 +93,7 @@ def test_a_text_may_be_read_in_several_calls(mix: str) -> None:
 def test_padding_after_cached_tokens_is_refused() -> None:
     model = model_of("family")
     begun = cache_of(model(ids(), use_cache=True))
-    with pytest.raises(ValueError, match="padding in the middle of a text"):
+    with pytest.raises(ValueError, match="middle"):
         model(
             ids(3, 2), attention_mask=torch.tensor([[0, 1], [1, 1], [1, 1]]), past_key_values=begun
         )
@@ -115,7 +114,7 @@ PACKED = [(4, 8), (12,), (1, 1, 7, 3)]
 def test_packed_texts_give_what_each_gives_alone(mix: str) -> None:
     model, positions = model_of(mix), torch.stack([counted(*lengths) for lengths in PACKED])
     if mix in ("stretching", "reference-reversed"):
-        with pytest.raises(ValueError, match="does not support a row of several texts"):
+        with pytest.raises(ValueError, match="several texts"):
             model(ids(), position_ids=positions)
         return
     together = logits(model, ids(), position_ids=positions)
@@ -146,14 +145,14 @@ def test_a_packed_row_continues_its_last_text(mix: str) -> None:
         cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
         states = [copy.deepcopy(cache) for _ in range(4)]
         told = (None, counted(10)[None, 7:], counted(15)[None, 12:], torch.tensor([[7, 0, 1]]))
-        found = [
+        actual = [
             logits(model, ids()[1:2, :3], position_ids=positions, past_key_values=one)
             for positions, one in zip(told, states, strict=True)
         ]
-    wanted = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
-    assert all(distance(one, wanted) < 1e-12 for one in found[:3])
-    assert distance(found[3][:, :1], wanted[:, :1]) < 1e-12
-    assert distance(found[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
+    expected = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
+    assert all(distance(one, expected) < 1e-12 for one in actual[:3])
+    assert distance(actual[3][:, :1], expected[:, :1]) < 1e-12
+    assert distance(actual[3][:, 1:], logits(model, ids()[1:2, 1:3])) < 1e-12
 
 
 def test_default_position_ids_change_nothing() -> None:
@@ -209,7 +208,7 @@ def test_unknown_arguments_are_refused(name: str) -> None:
     asked = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
     model = model_of("family")
     for one in (model, model.model):
-        with pytest.raises(TypeError, match=f"takes no {name}"):
+        with pytest.raises(TypeError, match=name):
             one(ids(), **{name: asked})
 
 
@@ -272,7 +271,7 @@ def test_padded_rows_are_refused_once_a_memory_groups_tokens() -> None:
     assert together[0, 4:].equal(generate(model, ids(2, 4)[:1, 2:], max_new_tokens=3)[0, 2:])
     with pytest.raises(
         ValueError,
-        match="'compressed' cannot continue a padded or packed batch of more than 6 tokens",
+        match=r"'compressed'.* 6 tokens",
     ):
         generate(model, ids(2, 4), attention_mask=short, max_new_tokens=5)
     generate(model, ids(2, 4), attention_mask=torch.ones_like(short), max_new_tokens=9)
@@ -282,9 +281,8 @@ def test_the_cache_is_bounded_by_the_memory_length() -> None:
     model = model_of("short-memory")
     out = generate(model, ids(), max_new_tokens=20, return_dict_in_generate=True)
     cache = cache_of(out)
-    assert cache.get_seq_length() == 31 and {
-        tensor.shape[1] for tensor in tree_leaves(cache.state)
-    } == {5}
+    assert cache.get_seq_length() == 31
+    assert {tensor.shape[1] for tensor in tree_leaves(cache.state)} == {5}
     prompt = cache_of(model(ids(1, 80), use_cache=True))
     assert all(
         tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tree_leaves(prompt.state)
@@ -312,7 +310,7 @@ def test_other_generation_modes() -> None:
     ).equal(plain[:, 12:])
     with pytest.raises(ValueError, match="stateful"):
         generate(model, ids()[:1], prompt_lookup_num_tokens=2)
-    with pytest.raises(ValueError, match="has a cache of its own"):
+    with pytest.raises(ValueError, match="cache of its own"):
         generate(model, ids()[:1], cache_implementation="static")
 
 

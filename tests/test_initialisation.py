@@ -14,6 +14,8 @@ from lswt_swiglu import SwiGlu
 from torch import Tensor, nn
 
 from lswt_core import LswtForCausalLM
+from lswt_core.ablation.recorded_session import hash_parameter
+from lswt_core.errors import PluginError
 from lswt_core.interfaces import Dims, FeedForward
 from lswt_core.model.initialise import initialise
 
@@ -65,9 +67,8 @@ class Residual(FeedForward):
 def test_what_a_module_says_about_its_children_stands() -> None:
     ffn = tiny(ffn=Residual).blocks[0].ffn
     assert not ffn.fc2.weight.any() and (ffn.fc1.bias > 0).any() and not ffn.fc2.bias.any()
-    assert ffn.turn.weight.equal(torch.eye(4).double()) and ffn.turn.bias.equal(
-        torch.ones(4).double()
-    )
+    assert ffn.turn.weight.equal(torch.eye(4).double())
+    assert ffn.turn.bias.equal(torch.ones(4).double())
     assert (ffn.table.weight == 0.5).all()
 
 
@@ -75,10 +76,8 @@ def test_what_it_leaves_alone_starts_as_ever() -> None:
     plain, other = tiny().state_dict(), tiny(ffn=Residual).state_dict()
     assert all(plain[name].equal(other[name]) for name in plain if ".ffn." not in name)
     # of 0.4
-    assert (
-        other["blocks.0.ffn.fc1.weight"].std() > 0.2
-        and other["blocks.0.ffn.tagged.weight"].std() > 0.2
-    )
+    assert other["blocks.0.ffn.fc1.weight"].std() > 0.2
+    assert other["blocks.0.ffn.tagged.weight"].std() > 0.2
 
 
 def test_draws_of_a_module_are_its_own() -> None:
@@ -122,3 +121,28 @@ def test_a_model_of_transformers_starts_so_too_and_keeps_what_it_loads(
     assert (
         LswtForCausalLM.from_pretrained(tmp_path).model.decoder.blocks[0].ffn.fc2.weight == 3
     ).all()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_initial_values_of_any_shape_are_recorded(shape: tuple[int, ...]) -> None:
+    ones, twos = (hash_parameter(torch.full(shape, x), "block.mine") for x in (1.0, 2.0))
+    assert ones["shape"] == str(list(shape)) and ones["sha256"] != twos["sha256"]
+
+
+def test_stacked_matrices_start_as_linear_layers_do() -> None:
+    class Stacked(nn.Module):
+        matrix_parameters = ("weight",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(3, 40, 50))
+
+    both = nn.ModuleDict({"a": Stacked(), "b": nn.Linear(50, 40)})
+    initialise(both, seed=0, std=0.1)
+    assert float(both.a.weight.detach().std()) == pytest.approx(0.1, rel=0.05)
+    again = Stacked()
+    initialise(nn.ModuleDict({"a": again}), seed=0, std=0.2)
+    assert torch.allclose(again.weight, 2 * both.a.weight)
+    again.gain = nn.Parameter(torch.empty(2))
+    with pytest.raises(PluginError, match="reset_parameters"):
+        initialise(again, seed=0, std=0.1)

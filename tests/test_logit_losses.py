@@ -78,11 +78,10 @@ def batches() -> list[Batch]:
 def test_loss_and_gradient_are_the_papers(name: str, batch: Batch) -> None:
     logits = drawn(*batch.inputs.shape, 7)
     term, wanted = term_of(name, logits, batch), plain(name, logits, batch)
-    assert distance(term.total, wanted) < 1e-10 and int(term.count) == int(
-        (batch.labels != IGNORE).sum()
-    )
-    found, expected = (torch.autograd.grad(total, logits)[0] for total in (term.total, wanted))
-    assert distance(found, expected) < 1e-10
+    assert distance(term.total, wanted) < 1e-10
+    assert int(term.count) == int((batch.labels != IGNORE).sum())
+    actual, expected = (torch.autograd.grad(total, logits)[0] for total in (term.total, wanted))
+    assert distance(actual, expected) < 1e-10
 
 
 def test_the_normaliser_of_equal_logits_is_their_number() -> None:
@@ -94,8 +93,8 @@ def test_the_normaliser_of_equal_logits_is_their_number() -> None:
 
 def test_a_token_said_twice_is_one_candidate_and_the_label_is_none() -> None:
     batch = Batch(torch.tensor([[1, 1, 2]]), torch.tensor([[1, 2, 3]]))
-    found = term_of("unlikelihood", torch.zeros(1, 3, 4, dtype=torch.float64), batch)
-    assert float(found.total) == pytest.approx(3 * -math.log(3 / 4))  # {}, {1}, {1, 2}
+    term = term_of("unlikelihood", torch.zeros(1, 3, 4, dtype=torch.float64), batch)
+    assert float(term.total) == pytest.approx(3 * -math.log(3 / 4))  # {}, {1}, {1, 2}
 
 
 def test_a_certain_repetition_costs_a_finite_sum_and_has_no_gradient() -> None:
@@ -164,13 +163,13 @@ def test_a_model_is_trained_by_the_papers_loss(name: str, trainable: bool) -> No
     term = TrainModule(decoder, {name: (Registry().get("loss", name)(DIMS), 1.0)})(batch).terms[
         name
     ]
-    wanted = plain(name, decoder.vocabulary.logits(decoder(batch.inputs)[0]), batch)
-    assert distance(term.total, wanted) < 1e-10
+    expected = plain(name, decoder.vocabulary.logits(decoder(batch.inputs)[0]), batch)
+    assert distance(term.total, expected) < 1e-10
     weights = [p for p in decoder.parameters() if p.requires_grad]
     pairs = zip(
         *(
             torch.autograd.grad(total, weights, materialize_grads=True)
-            for total in (term.total, wanted)
+            for total in (term.total, expected)
         ),
         strict=True,
     )
@@ -180,6 +179,6 @@ def test_a_model_is_trained_by_the_papers_loss(name: str, trainable: bool) -> No
 @every_loss
 def test_half_precision_is_summed_in_float32(name: str) -> None:
     batch, logits = batch_of(size=5), drawn(ROWS, 6).detach().bfloat16()
-    found = term_of(name, logits, batch).total
-    assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(plain(name, logits.double(), batch)), rel=1e-5)
+    term = term_of(name, logits, batch).total
+    assert term.dtype == torch.float32
+    assert float(term) == pytest.approx(float(plain(name, logits.double(), batch)), rel=1e-5)

@@ -123,7 +123,7 @@ def test_values_that_make_no_sense_are_refused(build: Any) -> None:
     assert {"lr", "weight_decay"} <= names
     for name in names:
         for value in (BAD[name], float("nan")):
-            with pytest.raises(ValueError, match=f"invalid {name} of optimizer"):
+            with pytest.raises(ValueError, match=name):
                 build(small_model(), **{name: value})
 
 
@@ -134,5 +134,5 @@ def test_values_that_make_no_sense_are_refused(build: Any) -> None:
 )
 def test_an_option_of_all_parameters_is_refused_by_group(build: Any) -> None:
     optimizer = build(small_model()[:1])
-    with pytest.raises(ValueError, match="one beta1 for all parameters"):
+    with pytest.raises(ValueError, match="beta1"):
         optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)], "beta1": 0.5})

@@ -131,11 +131,11 @@ def test_what_cannot_be_saved_is_refused_by_name() -> None:
     params = small_model()
     optimizer = built(params, Unsaveable)
     drive(optimizer, params, range(1))
-    with pytest.raises(CheckpointError, match="a/past cannot be saved: it is of type deque"):
+    with pytest.raises(CheckpointError, match=r"a/past.*deque"):
         optimizer_state(optimizer)
     other = built(params)
     other.state["all"] = {"count": torch.zeros(())}  # type: ignore[index]
-    with pytest.raises(CheckpointError, match="an entry 'all', which belongs to no parameter"):
+    with pytest.raises(CheckpointError, match="'all'"):
         optimizer_state(other)
 
 
@@ -146,12 +146,12 @@ def test_a_plan_counts_nested_tensors_and_refuses_what_no_checkpoint_holds(
     params = small_model(device="meta")
     numbers = sum(p.numel() for p in params)
     assert optimizer_bytes(built(params)) == numbers * (4 + 4 + 2) + 2 * (2 * 8 + 3 * 8 + 1 + 4)
-    with pytest.raises(CheckpointError, match="past cannot be saved"):
+    with pytest.raises(CheckpointError, match="past"):
         optimizer_bytes(built(params, Unsaveable))
 
 
 def test_the_kit_asks_the_files_themselves() -> None:
-    found = {str(one): one.result() for one in checks(__name__) if one.rule.name == "resume"}
-    assert found["optimizer/nested: resume"].outcome == "ok"
-    assert found["optimizer/unsaveable: resume"].outcome == "FAILED"
-    assert "past cannot be saved" in found["optimizer/unsaveable: resume"].message
+    results = {str(one): one.result() for one in checks(__name__) if one.rule.name == "resume"}
+    assert results["optimizer/nested: resume"].outcome == "ok"
+    assert results["optimizer/unsaveable: resume"].outcome == "FAILED"
+    assert "past" in results["optimizer/unsaveable: resume"].message

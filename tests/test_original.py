@@ -105,9 +105,9 @@ def changed(tmp_path: Path, case: str = "seed_checkpoint", **config: Any) -> Pat
     """A case with other values in its config; None removes one."""
     copy = tmp_path / "changed"
     shutil.copytree(FORMATS / case, copy)
-    told = json.loads((copy / "config.json").read_text()) | config
+    report = json.loads((copy / "config.json").read_text()) | config
     (copy / "config.json").write_text(
-        json.dumps({key: value for key, value in told.items() if value is not None})
+        json.dumps({key: value for key, value in report.items() if value is not None})
     )
     return copy
 
@@ -129,9 +129,8 @@ def test_tokenizer_files_are_copied(tmp_path: Path) -> None:
     source = changed(tmp_path)
     (source / "tokenizer.json").write_text("{}")
     done = lswt_core.import_checkpoint(source, tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}" and not any(
-        "tokenizer" in note for note in done.notes
-    )
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert not any("tokenizer" in note for note in done.notes)
 
 
 def test_a_tokenizer_can_be_added(tmp_path: Path) -> None:
@@ -153,13 +152,13 @@ def test_a_tokenizer_can_be_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config, why",
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
-        ({"n_registers": None}, "lacks n_registers"),
+        ({"model_type": "gpt2"}, "'gpt2'"),
+        ({"n_registers": None}, "n_registers"),
         ({"n_registers": 4}, r"memory.registers.keys: \(3, 4, 16\), expected \(4, 4, 16\)"),
-        ({"d_ffn": 128}, "do not match its config.json"),
+        ({"d_ffn": 128}, r"config\.json"),
         ({"gated_att": True}, "gated_att"),
-        ({"rope_xpos_enabled": True}, "xPos is not offered"),
-        ({"hidden_act": "laplace"}, "'laplace' is not offered"),
+        ({"rope_xpos_enabled": True}, "xPos"),
+        ({"hidden_act": "laplace"}, "'laplace'"),
         ({"rope_dynamic": True}, "rope_positions"),
     ],
 )
@@ -198,14 +197,14 @@ def test_sharded_weights_are_read_by_their_index(tmp_path: Path) -> None:
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     source = changed(tmp_path)
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled weights are not read"):
+    with pytest.raises(CheckpointError, match="pickled"):
         lswt_core.import_checkpoint(source, tmp_path / "out")
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(CheckpointError, match=str(tmp_path / "out")):
         lswt_core.import_checkpoint(FORMATS / "seed_checkpoint", tmp_path / "out")
 
 
@@ -228,14 +227,13 @@ def test_a_name_is_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
         "main",
         "secret",
     )
-    assert asked["cache_dir"] == str(tmp_path / "cache") and not any(
-        "bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"]
-    )
+    assert asked["cache_dir"] == str(tmp_path / "cache")
+    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
 
 
 def test_a_name_without_a_network_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="neither a directory nor a model"):
+    with pytest.raises(DataError, match="Avelina/lovelace-medium-alpha1"):
         lswt_core.import_checkpoint("Avelina/lovelace-medium-alpha1", tmp_path / "out")

@@ -68,7 +68,7 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-def asked(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def run_cli(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """What a command prints on standard output."""
     assert main(["plugins", *map(str, words)]) == 0
     return capsys.readouterr().out
@@ -78,8 +78,8 @@ def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
     plugin: Path, broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ["--plugin", plugin, "--plugin", broken]
-    found = json.loads(asked(capsys, "list", *files, "--json"))
-    listed = {(one["kind"], one["name"]): one for one in found["components"]}
+    report = json.loads(run_cli(capsys, "list", *files, "--json"))
+    listed = {(one["kind"], one["name"]): one for one in report["components"]}
     assert listed.keys() >= {(offer.kind, offer.name) for offer in Registry().offers()}
     assert {kind for kind, _ in listed} == {*KINDS}
     ours, rope = listed["positional", "waves"], listed["positional", "rope"]
@@ -89,19 +89,15 @@ def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
         True,
         None,
     )
-    assert (
-        (rope["distribution"], rope["imports"]) == ("lswt-core", True)
-        and rope["version"]
-        and rope["source"].endswith("lswt_rope/rotary.py")
-    )
+    assert (rope["distribution"], rope["imports"]) == ("lswt-core", True)
+    assert rope["version"]
+    assert rope["source"].endswith("lswt_rope/rotary.py")
     sunken = listed["positional", "sunken"]
-    assert (
-        sunken["imports"] is False
-        and "broken.py" in sunken["cause"]
-        and "a_module_that_is_missing" in sunken["cause"]
-    )
+    assert sunken["imports"] is False
+    assert "broken.py" in sunken["cause"]
+    assert "a_module_that_is_missing" in sunken["cause"]
 
-    lines = asked(capsys, "list", *files).splitlines()
+    lines = run_cli(capsys, "list", *files).splitlines()
     columns = [
         lines[0].index(title)
         for title in ("name", "distribution", "imports", "source", "what it is")
@@ -118,11 +114,9 @@ def test_the_list_tells_of_every_component_and_whether_it_can_be_imported(
         str(plugin),
         "Up and down.",
     ]
-    assert (
-        rows["positional", "sunken"][1] == "no"
-        and "a_module_that_is_missing" in rows["positional", "sunken"][3]
-    )
-    assert len(lines) == 1 + len(found["components"]) + len(found["broken"])
+    assert rows["positional", "sunken"][1] == "no"
+    assert "a_module_that_is_missing" in rows["positional", "sunken"][3]
+    assert len(lines) == 1 + len(report["components"]) + len(report["broken"])
 
 
 def test_a_plugin_that_cannot_even_be_read_is_listed(
@@ -130,26 +124,27 @@ def test_a_plugin_that_cannot_even_be_read_is_listed(
 ) -> None:
     path = tmp_path / "torn.py"
     path.write_text("def broken(:")
-    (torn,) = json.loads(asked(capsys, "list", "--plugin", path, "--json"))["broken"]
-    assert (torn["entry"], torn["distribution"]) == ("torn", "file") and "SyntaxError" in torn[
-        "cause"
-    ]
+    (torn,) = json.loads(run_cli(capsys, "list", "--plugin", path, "--json"))["broken"]
+    assert (torn["entry"], torn["distribution"]) == ("torn", "file")
+    assert "SyntaxError" in torn["cause"]
     assert any(
         line.split()[:3] == ["broken", "torn", "file"]
-        for line in asked(capsys, "list", "--plugin", path).splitlines()
+        for line in run_cli(capsys, "list", "--plugin", path).splitlines()
     )
 
 
 def test_a_description_tells_options_with_bounds_and_capabilities(
     plugin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads(asked(capsys, "describe", "positional/waves", "--plugin", plugin, "--json"))
-    assert (found["doc"], found["citation"], found["imports"]) == (
+    report = json.loads(
+        run_cli(capsys, "describe", "positional/waves", "--plugin", plugin, "--json")
+    )
+    assert (report["doc"], report["citation"], report["imports"]) == (
         "Up and down.\n\nAnd again.",
         "@misc{waves, title={Waves}}",
         True,
     )
-    assert found["options"] == {
+    assert report["options"] == {
         "height": {
             "type": "float",
             "bounds": {"gt": 0, "le": 2},
@@ -172,14 +167,14 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
             "required": False,
         },
     }
-    assert found["capabilities"] == {
+    assert report["capabilities"] == {
         "cacheable_keys": {"value": False, "of": "class"},
         "has_bias": {"value": True, "of": "class"},
         "length_dependent": {"value": None, "of": "instance"},
         "sinks_depend_on_segment_end": {"value": False, "of": "instance"},
         "overrides": {"value": ["embed"], "of": "class"},
     }
-    text = asked(capsys, "describe", "positional/waves", "--plugin", plugin)
+    text = run_cli(capsys, "describe", "positional/waves", "--plugin", plugin)
     for line in (
         "  height: a number, greater than 0, at most 2 (required)",
         "  calm: true or false (default false)",
@@ -205,27 +200,23 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
 def test_capabilities_are_those_the_interface_declares(
     component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads(asked(capsys, "describe", component, "--json"))
-    assert found["capabilities"] | wanted == found["capabilities"]
-    assert found["many"] is KINDS[component.partition("/")[0]].many
+    actual = json.loads(run_cli(capsys, "describe", component, "--json"))
+    assert actual["capabilities"] | wanted == actual["capabilities"]
+    assert actual["many"] is KINDS[component.partition("/")[0]].many
 
 
 def test_what_cannot_be_imported_is_described_all_the_same(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["describe", "positional/sunken", "--plugin", broken]
-    found = json.loads(asked(capsys, *words, "--json"))
-    assert (
-        found["imports"] is False
-        and found["capabilities"] is None
-        and found["options"]["times"]["default"] == 3
-    )
-    text = asked(capsys, *words)
-    assert (
-        "imports: no: " in text
-        and "a_module_that_is_missing" in text
-        and "capabilities" not in text
-    )
+    report = json.loads(run_cli(capsys, *words, "--json"))
+    assert report["imports"] is False
+    assert report["capabilities"] is None
+    assert report["options"]["times"]["default"] == 3
+    text = run_cli(capsys, *words)
+    assert "imports: no: " in text
+    assert "a_module_that_is_missing" in text
+    assert "capabilities" not in text
 
 
 @pytest.mark.parametrize(
@@ -240,8 +231,8 @@ def test_what_is_not_there_is_told(
     component: str, code: int, fragments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plugins", "describe", component]) == code
-    told = capsys.readouterr().err
-    assert all(fragment in told for fragment in fragments), told
+    output = capsys.readouterr().err
+    assert all(fragment in output for fragment in fragments), output
 
 
 LIBRARIES = """
@@ -267,8 +258,8 @@ def test_a_component_without_its_library_cannot_be_used(
 ) -> None:
     path = tmp_path / "libraries.py"
     path.write_text(LIBRARIES)
-    found = json.loads(asked(capsys, "list", "--plugin", path, "--json"))
-    listed = {(one["kind"], one["name"]): one for one in found["components"]}
+    report = json.loads(run_cli(capsys, "list", "--plugin", path, "--json"))
+    listed = {(one["kind"], one["name"]): one for one in report["components"]}
     assert listed["norm", "there"]["imports"] is True
     assert listed["norm", "missing"]["imports"] is False
     assert "a_package_that_is_missing" in listed["norm", "missing"]["cause"]
@@ -285,7 +276,7 @@ def test_a_component_without_its_library_cannot_be_used(
 def test_the_markdown_table_has_every_kind_and_marks_defaults(
     plugin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    header, rule, *rows = asked(capsys, "list", "--markdown", "--plugin", plugin).splitlines()
+    header, rule, *rows = run_cli(capsys, "list", "--markdown", "--plugin", plugin).splitlines()
     assert header.count("|") == rule.count("|") == 4
     table = {cells[1].strip(): cells for row in rows if (cells := row.split("|"))}
     assert list(table) == list(KINDS)

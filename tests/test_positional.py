@@ -17,12 +17,12 @@ from lswt_rope import Rope
 from lswt_sdpa import Sdpa
 from lswt_xl_cache import XlCache
 from nano import NANO
-from position_parts import drawn, filled, scores
+from position_parts import drawn, fill, filled, key_value, scores
 from processes import run
 from torch import Tensor
 
 from lswt_core.interfaces import KeyValue
-from lswt_core.plugin_api.softmax_attention import encode_positions
+from lswt_core.plugin_api.encoded_blocks import encode_positions
 
 BACKENDS = {"eager": Eager, "sdpa": Sdpa}
 FIXED = [cls for cls in offered("positional") if not cls.length_dependent]
@@ -32,6 +32,7 @@ STRETCHED = {
     "xpos": {"scale_base": 3.0},
     "t5": {"buckets": 6, "max_distance": 9},
     "rope-yarn": {"trained_length": 40, "factor": 5.0},
+    "cope": {"positions": 4},
 }
 every = pytest.mark.parametrize("cls", FIXED, ids=lambda cls: cls.name)
 every_rotary = pytest.mark.parametrize("cls", ROTARY, ids=lambda cls: cls.name)
@@ -49,6 +50,7 @@ def test_a_text_means_the_same_however_it_is_cut(cls: Any, backend: str) -> None
         memories=MEMORIES,
         attention=BACKENDS[backend],
     )
+    fill(decoder.positional)
     whole = decoder(ids)[0]
     assert max(distance(stream(decoder, ids, size), whole) for size in (1, 7, 45)) < 1e-12
 
@@ -59,6 +61,7 @@ def test_a_memory_may_be_far_longer_than_the_segment(cls: Any) -> None:
         tokens(1, 700),
         tiny(positional=partial(cls, **STRETCHED.get(cls.name, {})), memories=MEMORIES),
     )
+    fill(decoder.positional)
     _, state = decoder(ids[:, :697])
     assert distance(decoder(ids[:, 697:], state)[0], decoder(ids)[0][:, 697:]) < 1e-12
 
@@ -71,9 +74,9 @@ def test_scores_are_finite_and_right_in_single_precision_however_far_a_key(cls: 
         torch.arange(-200_000, 4, 997),
     )
     q, k = drawn(4, 1), drawn(len(k_positions), 2)
-    wanted = scores(encoding, q, k, q_positions, k_positions)
-    found = scores(encoding.float(), q.float(), k.float(), q_positions, k_positions)
-    assert ((found - wanted) / (1 + wanted.abs())).abs().max() < 1e-5
+    expected = scores(encoding, q, k, q_positions, k_positions)
+    actual = scores(encoding.float(), q.float(), k.float(), q_positions, k_positions)
+    assert ((actual - expected) / (1 + expected.abs())).abs().max() < 1e-5
 
 
 @every
@@ -94,10 +97,10 @@ def test_scores_depend_on_distances_alone(cls: Any, by: int) -> None:
 def test_sinks_are_neither_rotated_nor_biased(cls: Any) -> None:
     encoding, q, sink, new = filled(cls), drawn(4, 1), drawn(2, 2), drawn(4, 3)
     positions, temperature = torch.arange(4), getattr(encoding, "temperature", 1.0)
-    first, last = encode_positions(
-        q, [KeyValue(sink, sink, None), KeyValue(new, new, positions)], positions, None, encoding
-    )
-    assert first.bias is None and first.v is sink and first.q is q
+    keys = [KeyValue(sink, sink, None), key_value(encoding, new, positions)]
+    first, last = encode_positions(q, keys, positions, None, encoding)
+    scaled = encoding.scale_queries(q, positions, torch.tensor(0))
+    assert first.bias is None and first.v is sink and first.q.equal(scaled)
     assert first.k.equal(sink * temperature) and last.causal and not first.causal
 
 
@@ -124,11 +127,14 @@ def test_low_precision_around_it_does_not_reach_its_angles_and_biases(cls: Any) 
     q_positions = torch.tensor([131_071, 131_072])
     k_positions = q_positions - 5
 
+    features = encoding.features(torch.zeros(2, 2, DIMS.d_model))
+
     def seen() -> list[Tensor]:
-        bias = encoding.bias(q, q_positions, k_positions)
+        keys = [KeyValue(k, k, k_positions, features=features)]
+        biases = encoding.block_biases(q, keys, q_positions)
         return [
             *encoding.encode(q, k, q_positions, k_positions),
-            *([] if bias is None else [bias.dense()]),
+            *(bias.dense() for bias in biases if bias is not None),
         ]
 
     plain = seen()
@@ -159,7 +165,8 @@ def test_it_compiles_as_one_graph(cls: Any) -> None:
 @every_rotary
 def test_a_token_without_distance_is_seen_as_it_is(cls: Any) -> None:
     encoding, q, k, positions = filled(cls), drawn(1, 1), drawn(1, 2), torch.tensor([77])
-    plain = torch.einsum("bihd,bjhd->bhij", q, k) * getattr(encoding, "temperature", 1.0)
+    scaled = encoding.scale_queries(q, positions, positions[0])
+    plain = torch.einsum("bihd,bjhd->bhij", scaled, k) * getattr(encoding, "temperature", 1.0)
     assert distance(scores(encoding, q, k, positions, positions), plain) < 1e-12
 
 
@@ -174,8 +181,7 @@ def test_flex_attention_takes_the_same_biases(cls: Any) -> None:
     )
     segments = [KeyValue(drawn(2, 4).float(), drawn(2, 5).float(), None)]
     segments += [
-        KeyValue(drawn(len(places), 6).float(), drawn(len(places), 7).float(), places)
-        for places in (past, positions)
+        key_value(encoding, drawn(len(places), 6).float(), places) for places in (past, positions)
     ]
     with torch.no_grad():
         parts = encode_positions(drawn(5, 3).float(), segments, positions, None, encoding)

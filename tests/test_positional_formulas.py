@@ -67,18 +67,16 @@ def test_t5_biases_are_those_of_t5(buckets: int, max_distance: int) -> None:
     positions = torch.arange(1000)
     bias = encoding.bias(drawn(4, 1), positions[-4:], positions)
     assert isinstance(bias, DenseBias)
-    wanted = original.compute_bias(4, 1000, past_seen_tokens=996)[0]
+    expected = original.compute_bias(4, 1000, past_seen_tokens=996)[0]
     seen = positions[None, :] <= positions[-4:, None]
-    assert distance(bias.dense() * seen, wanted * seen) == 0
+    assert distance(bias.dense() * seen, expected * seen) == 0
 
 
 def test_t5_starts_as_t5_does_and_does_not_decay() -> None:
     encoding = RelativeBuckets(Dims(400, 100, 4, 1))
     encoding.reset_parameters()
-    assert (
-        float(encoding.biases.detach().std()) == pytest.approx(400**-0.5, rel=0.05)
-        and "biases" in encoding.no_weight_decay
-    )
+    assert float(encoding.biases.detach().std()) == pytest.approx(400**-0.5, rel=0.05)
+    assert "biases" in encoding.no_weight_decay
 
 
 def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
@@ -108,7 +106,7 @@ def test_t5_is_shared_by_the_layers_or_each_has_its_own() -> None:
 
 
 def test_t5_refuses_distances_that_its_exact_buckets_cover() -> None:
-    with pytest.raises(Unsupported, match="16 of t5's 32 buckets"):
+    with pytest.raises(Unsupported, match=r"16 .*32 buckets"):
         RelativeBuckets(DIMS, max_distance=16)
 
 
@@ -123,9 +121,12 @@ def test_xpos_scores_are_turned_and_faded_products() -> None:
         torch.arange(3),
         torch.arange(-37, 3),
     )
-    found = scores(encoding, q, k, q_positions, k_positions)
+    actual = scores(encoding, q, k, q_positions, k_positions)
     for i, j in ((0, 0), (2, 39), (1, 11), (2, 0)):
-        apart, wanted = int(q_positions[i] - k_positions[j]), torch.zeros(2, 2, dtype=torch.float64)
+        apart, expected = (
+            int(q_positions[i] - k_positions[j]),
+            torch.zeros(2, 2, dtype=torch.float64),
+        )
         for pair in range(width // 2):
             zeta, angle = (
                 (2 * pair + 0.4 * width) / (1.4 * width),
@@ -134,8 +135,8 @@ def test_xpos_scores_are_turned_and_faded_products() -> None:
             a, b = (
                 torch.complex(x[..., pair], x[..., pair + width // 2]) for x in (q[:, i], k[:, j])
             )
-            wanted += zeta ** (apart / 20.0) * (a * b.conj() * cmath.exp(1j * angle)).real
-        assert distance(found[:, :, i, j], wanted) < 1e-12
+            expected += zeta ** (apart / 20.0) * (a * b.conj() * cmath.exp(1j * angle)).real
+        assert distance(actual[:, :, i, j], expected) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,9 @@ def test_xpos_scales_never_overflow(dtype: torch.dtype, longest: int) -> None:
         torch.ones(1, len(positions), 1, 8, dtype=dtype),
     )
     encoded = encoding.encode(q, k, torch.arange(longest), positions)
-    assert all(x.isfinite().all() for x in encoded) and all(
-        (x[0, -1].abs().max() > 0) for x in encoded
-    )
-    with pytest.raises(ValueError, match=f"segment of {longest + 1} tokens .* at most {longest}:"):
+    assert all(x.isfinite().all() for x in encoded)
+    assert all((x[0, -1].abs().max() > 0) for x in encoded)
+    with pytest.raises(ValueError, match=f"{longest + 1} tokens .* {longest}:"):
         encoding.encode(
             q[:, :1].expand(-1, longest + 1, -1, -1), k, torch.arange(longest + 1), positions
         )
@@ -169,18 +169,18 @@ def test_xpos_scales_never_overflow(dtype: torch.dtype, longest: int) -> None:
 )
 def test_partial_rotation_is_that_of_gpt_neox(fraction: float, width: int, base: float) -> None:
     x, positions, turned = drawn(6, 1, width=width), torch.arange(6), int(width * fraction)
-    wanted = x.clone()
+    expected = x.clone()
     for p, pair in torch.cartesian_prod(positions, torch.arange(turned // 2)).tolist():
         angle = p * base ** (-2 * pair / turned)
         a, b = x[:, p, :, pair], x[:, p, :, pair + turned // 2]
-        wanted[:, p, :, pair] = a * math.cos(angle) - b * math.sin(angle)
-        wanted[:, p, :, pair + turned // 2] = b * math.cos(angle) + a * math.sin(angle)
+        expected[:, p, :, pair] = a * math.cos(angle) - b * math.sin(angle)
+        expected[:, p, :, pair + turned // 2] = b * math.cos(angle) + a * math.sin(angle)
     assert (
         distance(
             PartialRope(Dims(2 * width, 2, 4, 1), fraction=fraction, base=base).rotate(
                 x, positions
             ),
-            wanted,
+            expected,
         )
         < 1e-12
     )

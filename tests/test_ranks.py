@@ -30,14 +30,14 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
         port = taken.getsockname()[1]
 
     def rank(number: int) -> Done:
-        told = {
+        launcher = {
             "WORLD_SIZE": 2,
             "RANK": number,
             "LOCAL_RANK": number,
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": port,
         }
-        return run(*commands[number], cwd=cwd, timeout=60, pictures=False, **told, **settings)  # type: ignore[arg-type]
+        return run(*commands[number], cwd=cwd, timeout=60, pictures=False, **launcher, **settings)  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(2) as both:
         return list(both.map(rank, range(2)))
@@ -47,7 +47,7 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
 
 
 @pytest.mark.parametrize(
-    ("told", "visible", "number"),
+    ("variables", "visible", "number"),
     [
         ({}, 4, 0),
         ({"LOCAL_RANK": "3"}, 4, 3),
@@ -60,30 +60,32 @@ def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[D
         ({"SLURM_LOCALID": "1"}, 4, 0),  # a run of one process within a larger job
     ],
 )
-def test_which_accelerator_a_process_takes(told: dict[str, str], visible: int, number: int) -> None:
-    found = read_launcher(told | MET)
-    assert found.device_number(visible) == number
-    assert (found.rank, found.size) == ((2, 4) if "WORLD_SIZE" in told else (0, 1))
+def test_which_accelerator_a_process_takes(
+    variables: dict[str, str], visible: int, number: int
+) -> None:
+    rank = read_launcher(variables | MET)
+    assert rank.device_number(visible) == number
+    assert (rank.rank, rank.size) == ((2, 4) if "WORLD_SIZE" in variables else (0, 1))
 
 
 @pytest.mark.parametrize(
-    ("told", "named"),
+    ("variables", "named"),
     [
-        ({"WORLD_SIZE": "4", "RANK": "2", **MET}, "LOCAL_RANK and SLURM_LOCALID"),
+        ({"WORLD_SIZE": "4", "RANK": "2", **MET}, "LOCAL_RANK.*SLURM_LOCALID"),
         ({"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2", **MET}, "LOCAL_RANK = 2"),
         ({"WORLD_SIZE": "4", "RANK": "2", "SLURM_LOCALID": "3", **MET}, "SLURM_LOCALID = 3"),
-        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0", **MET}, "RANK is not set"),
-        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0", **MET}, " RANK is"),
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR"),
         ({"WORLD_SIZE": "4", "RANK": "4", **MET}, "RANK = 4"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE = 'four'"),
     ],
 )
 def test_a_process_that_does_not_know_its_accelerator_is_refused(
-    told: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", *MET):
         monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(parallel, "device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
@@ -193,16 +195,17 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
         )
     for done in pair(*words, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache"):
         assert done.returncode == 5, done.stdout + done.stderr
-        told = [line for line in done.stderr.splitlines() if line.startswith("  process 1: ")]
-        assert [line.split(" is ")[0].removeprefix("  process 1: ") for line in told] == [
+        differences = [
+            line for line in done.stderr.splitlines() if line.startswith("  process 1: ")
+        ]
+        assert [line.split(" is ")[0].removeprefix("  process 1: ") for line in differences] == [
             "recipe.train.seed",
             "code.ffn/own.version",
             "code.ffn/own.sha256",
             "run directory",
         ]
-        assert (
-            str(tmp_path / "one" / "run") in told[-1] and str(tmp_path / "two" / "run") in told[-1]
-        )
+        assert str(tmp_path / "one" / "run") in differences[-1]
+        assert str(tmp_path / "two" / "run") in differences[-1]
     left = [
         path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()
     ]
@@ -225,6 +228,6 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.Mo
     nothing: Saved | None = None
     with pytest.raises(
         CheckpointError,
-        match=r"process 1: checkpoint is 'none', but 'step-00000004 \(0123\)' in process 0",
+        match=r"process 1: .*'none'.*'step-00000004 \(0123\)'",
     ):
         require_same_checkpoint(World(1, 2), nothing)

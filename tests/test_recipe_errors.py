@@ -382,10 +382,10 @@ def test_all_problems_at_once_up_to_twenty(tmp_path: Path) -> None:
         "[train]\nsteps = 0\n[ffn]\nuse = 'gellu'\n[model]\n"
         + "".join(f"key_{i} = 1\n" for i in range(30)),
     )
-    found = problems(path, "optimizer.lr=-1", "bad word")
-    assert len(found) == 21
-    assert found[-1].what == "... and 14 more"
-    assert "bad word" in found[0].what and found[0].where == "command line"
+    reported = problems(path, "optimizer.lr=-1", "bad word")
+    assert len(reported) == 21
+    assert reported[-1].what == "... and 14 more"
+    assert "bad word" in reported[0].what and reported[0].where == "command line"
 
 
 def test_a_recipe_without_length_points_at_the_file(tmp_path: Path) -> None:
@@ -443,8 +443,8 @@ def test_unknown_overlay(tmp_path: Path) -> None:
 def test_hostile_content(content: bytes, why: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)
-    found = problems(path)
-    assert str(path) in found[0].where and why in found[0].why
+    reported = problems(path)
+    assert str(path) in reported[0].where and why in reported[0].why
 
 
 def test_bad_byte_names_its_line(tmp_path: Path) -> None:

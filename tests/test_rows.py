@@ -89,13 +89,13 @@ def order(tokens: Tokens, epoch: int, seed: int = 3) -> list[str]:
 
 
 def test_streams_without_shuffling_are_the_texts_end_to_end(tokens: Tokens) -> None:
-    told, length = laid(TEXTS), len(tokens.ids) // 3
+    expected, length = laid(TEXTS), len(tokens.ids) // 3
     inputs, labels, first_visible = read(
         contiguous(tokens, 3, 5, shuffle=False, document_masking=True), length // 5
     )
     for row in range(3):
         for place in range(length // 5 * 5):
-            value, following, begin = told[row * length + place]
+            value, following, begin = expected[row * length + place]
             assert inputs[row][place] == value and labels[row][place] == following
             assert first_visible[row][place] == max(begin - row * length, 0)
 
@@ -107,7 +107,7 @@ def test_shuffled_streams_over_three_epochs(
     tokens: Tokens, global_batch_size: int, seq_len: int
 ) -> None:
     length = len(tokens.ids) // global_batch_size
-    told = [laid(order(tokens, epoch)) for epoch in range(4)]
+    expected = [laid(order(tokens, epoch)) for epoch in range(4)]
     count = 3 * length // seq_len
     inputs, labels, first_visible = read(
         contiguous(tokens, global_batch_size, seq_len, document_masking=True), count
@@ -115,7 +115,7 @@ def test_shuffled_streams_over_three_epochs(
     for row in range(global_batch_size):
         for place in range(count * seq_len):
             epoch, offset = divmod(place, length)
-            value, following, begin = told[epoch][row * length + offset]
+            value, following, begin = expected[epoch][row * length + offset]
             assert (inputs[row][place], labels[row][place]) == (value, following)
             assert first_visible[row][place] == max(begin - row * length, 0) + epoch * length
 
@@ -150,7 +150,7 @@ def test_one_document_fills_several_streams(tmp_path: Path) -> None:
 
 
 def test_a_text_too_short_is_an_error_with_the_numbers(tokens: Tokens) -> None:
-    with pytest.raises(DataError, match=f"{len(tokens.ids)} tokens, 4 rows of 100 tokens need 400"):
+    with pytest.raises(DataError, match=f"{len(tokens.ids)} tokens.* 400"):
         contiguous(tokens, 4, 100)
 
 
@@ -209,22 +209,21 @@ def test_a_segment_stays_until_it_is_committed(tokens: Tokens, kind: str) -> Non
     rows = rows_of(kind, tokens)
     first, again = rows.segment(), rows.segment()
     rows.advance()
-    assert torch.equal(first.inputs, again.inputs) and not torch.equal(
-        first.inputs, rows.segment().inputs
-    )
+    assert torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.inputs, rows.segment().inputs)
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "stream"])
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"seq_len": 7}, "seq_len was 6 and is 7"), ({"seed": 4}, "seed was 3 and is 4")],
+    [({"seq_len": 7}, "seq_len.* 6 .* 7"), ({"seed": 4}, "seed.* 3 .* 4")],
 )
 def test_a_state_of_other_rows_is_refused(
     tokens: Tokens, kind: str, options: dict, named: str
 ) -> None:
     state = rows_of(kind, tokens).state()
     if kind == "stream" and "seed" in options:
-        state, named = {**state, "seed": 2}, "seed was 2 and is 3"
+        state, named = {**state, "seed": 2}, "seed.* 2 .* 3"
         options = {}
     with pytest.raises(DataError, match=named):
         rows_of(kind, tokens, **options).restore(state)
@@ -232,11 +231,11 @@ def test_a_state_of_other_rows_is_refused(
 
 def test_a_state_of_other_text_is_refused(tokens: Tokens, tmp_path: Path) -> None:
     other = [*TEXTS, "new"]
-    with pytest.raises(DataError, match="the text, its tokenizer or its split changed"):
+    with pytest.raises(DataError, match="its split"):
         contiguous(tokenise(Given(other), Bytes(), "train", tmp_path), 4, 6).restore(
             contiguous(tokens, 4, 6).state()
         )
-    with pytest.raises(DataError, match="the text, its tokenizer or its split changed"):
+    with pytest.raises(DataError, match="its split"):
         stream(4, 6, texts=other).restore(stream(4, 6).state())
 
 
@@ -244,23 +243,23 @@ def test_a_state_of_other_text_is_refused(tokens: Tokens, tmp_path: Path) -> Non
 
 
 def test_documents_are_dealt_to_the_shortest_row() -> None:
-    seq_len, told, dealt = 8, [[], [], []], 0
+    seq_len, expected, dealt = 8, [[], [], []], 0
     texts = ["aaaa", "b" * 20, "", "c", "dd", "eeeeeee", "f" * 9]
     inputs, labels, first_visible = read(stream(3, seq_len, texts=texts, document_masking=True), 9)
-    for segment in range(9):  # the rule, told naively: deal while a row has no whole segment left
-        while min(len(row) for row in told) < (segment + 1) * seq_len:
-            row = min(range(3), key=lambda index: len(told[index]))
+    for segment in range(9):
+        # the rule, written naively: deal while a row has no whole segment left
+        while min(len(row) for row in expected) < (segment + 1) * seq_len:
+            row = min(range(3), key=lambda index: len(expected[index]))
             text, dealt = texts[dealt % len(texts)], dealt + 1
             if text:
-                told[row] += [
-                    (value, following, len(told[row]) + begin)
+                expected[row] += [
+                    (value, following, len(expected[row]) + begin)
                     for value, following, begin in laid([text])
                 ]
     for row in range(3):
         for place in range(9 * seq_len):
-            assert (inputs[row][place], labels[row][place], first_visible[row][place]) == told[row][
-                place
-            ]
+            actual = (inputs[row][place], labels[row][place], first_visible[row][place])
+            assert actual == expected[row][place]
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
@@ -315,12 +314,12 @@ def test_prefetched_rows_are_the_rows(kind: str, tokens: Tokens) -> None:
     plain, ahead = made(kind, tokens), PrefetchedRows(made(kind, tokens), pin_memory=False)
     assert read(ahead, 12) == read(plain, 12)
     saved = json.loads(json.dumps(ahead.state()))
-    wanted = read(plain, 7)
+    expected = read(plain, 7)
     again = PrefetchedRows(made(kind, tokens), pin_memory=False)
     for rows in (ahead, again):
         rows.restore(saved)
         assert torch.equal(rows.segment().inputs, rows.segment().inputs)
-        assert read(rows, 7) == wanted
+        assert read(rows, 7) == expected
         rows.close()
 
 

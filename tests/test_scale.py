@@ -25,8 +25,8 @@ def test_a_power_of_two_changes_no_bit(labels: str) -> None:
     loss = loss_of(dtype=torch.float32)
     plain = step_of(loss, 2)
     scaled = Step(plain.context, batch_of(), plain.memory, plain.number, INITIAL_SCALE)
-    found, expected = differentiated(loss, scaled, labels), differentiated(loss, plain, labels)
-    assert all(found[name].equal(expected[name]) for name in expected)
+    actual, expected = differentiated(loss, scaled, labels), differentiated(loss, plain, labels)
+    assert all(actual[name].equal(expected[name]) for name in expected)
 
 
 def test_it_grows_when_steady_and_is_halved_by_overflows() -> None:

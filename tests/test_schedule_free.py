@@ -99,14 +99,14 @@ def test_an_evaluation_sees_the_average(monkeypatch: pytest.MonkeyPatch) -> None
     optimizer = ScheduleFree(params)
     drive(optimizer, params, range(5))
     with optimizer.eval_parameters():
-        wanted = [p.detach().clone() for p in params]
+        expected = [p.detach().clone() for p in params]
     monkeypatch.setattr(
         "lswt_core.train.loop.evaluate",
         lambda *_: seen.extend(p.detach().clone() for p in params) or {},
     )
     loop = TrainingLoop(MagicMock(optimizer=optimizer), MagicMock(), MagicMock(), 0, 0, MagicMock())
     loop.evaluate()
-    assert all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +139,11 @@ def test_runs_are_judged_by_the_average_and_resume_to_the_bit(tmp_path: Path, me
     assert [line["eval/loss"] for line in lines(whole) if "eval/loss" in line][-1] == lines(parted)[
         -1
     ]["eval/loss"]
-    found = final(whole)
+    tensors = final(whole)
     name = next(
-        key for key in found if key.startswith("optimizer/") and key.endswith("fc1.weight/z")
+        key for key in tensors if key.startswith("optimizer/") and key.endswith("fc1.weight/z")
     )
     parameter = name.removeprefix("optimizer/").removesuffix("/z")
-    y, z, x = found[f"optimizer/{parameter}/y"], found[name], found[f"model/{parameter}"]
+    y, z, x = tensors[f"optimizer/{parameter}/y"], tensors[name], tensors[f"model/{parameter}"]
     torch.testing.assert_close(y, 0.1 * z + 0.9 * x, rtol=0, atol=1e-6)  # type: ignore[operator]
     assert not torch.equal(x, y)  # type: ignore[arg-type]

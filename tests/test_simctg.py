@@ -44,10 +44,8 @@ def test_loss_and_gradient_are_the_originals(case: str) -> None:
     loss = mean(term_of(states, 0.5, batch_of(case)))
     loss.backward()
     assert distance(loss, NUMBERS[f"{case}/m0.5/lswt/cl_f64"]) < 1e-12
-    assert (
-        states.grad is not None
-        and distance(states.grad, NUMBERS[f"{case}/m0.5/lswt/grad_hidden_cl_f64"]) < 1e-12
-    )
+    assert states.grad is not None
+    assert distance(states.grad, NUMBERS[f"{case}/m0.5/lswt/grad_hidden_cl_f64"]) < 1e-12
     assert (
         distance(
             mean(term_of(NUMBERS["hidden"], 0.5, batch_of(case))), NUMBERS[f"{case}/m0.5/lswt/cl"]
@@ -60,8 +58,8 @@ def test_loss_and_gradient_are_the_originals(case: str) -> None:
     "case, agree", [("nopad", True), ("trailing", True), ("allpadrow", True), ("scattered", False)]
 )
 def test_the_paper_authors_code_agrees_where_pads_are_at_the_end(case: str, agree: bool) -> None:
-    found = mean(term_of(NUMBERS["hidden"].double(), 0.5, batch_of(case)))
-    assert (distance(found, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12) is agree
+    term = mean(term_of(NUMBERS["hidden"].double(), 0.5, batch_of(case)))
+    assert (distance(term, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12) is agree
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "everything"])
@@ -70,16 +68,14 @@ def test_pads_taken_to_be_on_the_right_are_the_paper_authors_code(case: str) -> 
     loss = mean(term_of(states, 0.5, batch_of(case), pads="right"))
     loss.backward()
     assert distance(loss, NUMBERS[f"{case}/m0.5/official/cl_f64"]) < 1e-12
-    assert (
-        states.grad is not None
-        and distance(states.grad, NUMBERS[f"{case}/m0.5/official/grad_hidden_cl_f64"]) < 1e-12
-    )
+    assert states.grad is not None
+    assert distance(states.grad, NUMBERS[f"{case}/m0.5/official/grad_hidden_cl_f64"]) < 1e-12
 
 
 def test_a_batch_without_a_pair_can_be_not_a_number_as_in_the_original() -> None:
     states = NUMBERS["hidden"].double()
-    found = term_of(states, 0.5, batch_of("everything"), empty="nan")
-    assert mean(found).isnan() and NUMBERS["everything/m0.5/lswt/cl_f64"].isnan()
+    term = term_of(states, 0.5, batch_of("everything"), empty="nan")
+    assert mean(term).isnan() and NUMBERS["everything/m0.5/lswt/cl_f64"].isnan()
     assert torch.equal(
         term_of(states, 0.5, batch_of("allpadrow"), empty="nan").total,
         term_of(states, 0.5, batch_of("allpadrow")).total,
@@ -118,8 +114,8 @@ def test_equal_states_cost_the_margin_and_orthogonal_ones_nothing_up_to_one(marg
 def test_at_margin_two_no_hinge_is_flat_and_the_loss_has_a_closed_form() -> None:
     states = torch.randn(1, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     unit = states[0] / states[0].norm(dim=-1, keepdim=True)
-    wanted = 1 + (unit.sum(0).square().sum() - 7) / (7 * 6)
-    assert distance(mean(term_of(states, 2.0)), wanted) < 1e-12
+    expected = 1 + (unit.sum(0).square().sum() - 7) / (7 * 6)
+    assert distance(mean(term_of(states, 2.0)), expected) < 1e-12
 
 
 def test_zero_states_have_finite_loss_and_gradient() -> None:
@@ -140,8 +136,8 @@ def test_padding_may_hold_anything() -> None:
 
 def test_autocast_does_not_blur_the_hinge() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        found = mean(term_of(NUMBERS["hidden"], 0.5, batch_of("scattered")))
-    assert distance(found, NUMBERS["scattered/m0.5/lswt/cl"]) < 1e-6
+        term = mean(term_of(NUMBERS["hidden"], 0.5, batch_of("scattered")))
+    assert distance(term, NUMBERS["scattered/m0.5/lswt/cl"]) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -176,14 +172,14 @@ def test_blocks_are_the_formula(
         else torch.ones(2, 13, dtype=torch.bool)
     )
     ids = torch.zeros(2, 13, dtype=torch.int64)
-    found = term_of(states, margin, Batch(ids, ids, valid=valid if padded else None)).total
-    wanted = dense(states, margin, valid, valid_pairs(valid))
-    assert wanted > 1 and distance(found, wanted) < 1e-12
+    actual = term_of(states, margin, Batch(ids, ids, valid=valid if padded else None)).total
+    expected = dense(states, margin, valid, valid_pairs(valid))
+    assert expected > 1 and distance(actual, expected) < 1e-12
     assert (
         distance(
             *(
                 torch.autograd.grad(0.7 * total, states, retain_graph=True)[0]
-                for total in (found, wanted)
+                for total in (actual, expected)
             )
         )
         < 1e-12
@@ -201,7 +197,7 @@ def test_under_autocast_the_gradient_is_as_precise_as_the_step() -> None:
     states = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(5)).requires_grad_()
     exact = torch.autograd.grad(term_of(states, 0.9).total, states)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        found = term_of(states, 0.9).total
-    rounded = torch.autograd.grad(found, states)[0]
+        term = term_of(states, 0.9).total
+    rounded = torch.autograd.grad(term, states)[0]
     assert float((rounded - exact).norm() / exact.norm()) < 2**-7
-    assert distance(found, term_of(states, 0.9).total) < 1e-3  # of about 2,800
+    assert distance(term, term_of(states, 0.9).total) < 1e-3  # of about 2,800

@@ -134,24 +134,22 @@ def test_it_is_its_definition(backend: str, sink: Any) -> None:
         < 1e-12
     )
     layer = layer_of(sink, backend=BACKENDS[backend])
-    found, wanted = (
+    actual, expected = (
         gradients(layer, layer(x, None, context_of(x.shape[1], Rope(DIMS)))[0]),
         gradients(layer, DEFINITIONS[sink](layer, x)),
     )
-    assert (
-        len(found) == 8 + (sink is SinkLogit)
-        and max(distance(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-12
-    )
-    assert all(gradient.any() for gradient in found)
+    assert len(actual) == 8 + (sink is SinkLogit)
+    assert max(distance(a, b) for a, b in zip(actual, expected, strict=True)) < 1e-12
+    assert all(gradient.any() for gradient in actual)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @every_sink
 @torch.no_grad()
 def test_it_is_its_definition_in_one_kernel_without_a_mask(sink: Any) -> None:
-    found = read(layer_of(sink, backend=Flex), inputs())
+    report = read(layer_of(sink, backend=Flex), inputs())
     # its CPU kernel sums in float32
-    assert distance(found, DEFINITIONS[sink](layer_of(sink), inputs())) < 1e-5
+    assert distance(report, DEFINITIONS[sink](layer_of(sink), inputs())) < 1e-5
 
 
 class Nothing(Registers, Memory):
@@ -166,10 +164,10 @@ def test_one_is_a_register_of_zeros_is_a_logit_of_zero() -> None:
     x, logit = inputs(), layer_of(SinkLogit)
     with torch.no_grad():
         logit.memory["sink0"].logits.zero_()
-    wanted = read(layer_of(SoftmaxOffByOne), x)
-    assert distance(read(layer_of(partial(Nothing, count=1)), x), wanted) < 1e-12
-    assert distance(read(logit, x), wanted) < 1e-12
-    assert distance(read(layer_of(), x), wanted) > 1e-2
+    expected = read(layer_of(SoftmaxOffByOne), x)
+    assert distance(read(layer_of(partial(Nothing, count=1)), x), expected) < 1e-12
+    assert distance(read(logit, x), expected) < 1e-12
+    assert distance(read(layer_of(), x), expected) > 1e-2
 
 
 def test_a_logit_far_below_the_scores_is_no_sink() -> None:
@@ -196,9 +194,8 @@ def test_logits_start_at_zero_and_do_not_decay() -> None:
         for name, parameter in decoder.named_parameters()
         if name.endswith("sink.logits")
     }
-    assert len(logits) == 2 and all(
-        parameter.shape == (2,) and not parameter.any() for parameter in logits.values()
-    )
+    assert len(logits) == 2
+    assert all(parameter.shape == (2,) and not parameter.any() for parameter in logits.values())
     undecayed = {
         name
         for group in build_parameter_groups(decoder)
@@ -265,8 +262,8 @@ def test_large_logits_stay_finite_in_half_precision(dtype: torch.dtype, logit: f
     layer = layer_of(SinkLogit, backend=Sdpa)
     with torch.no_grad():
         layer.memory["sink0"].logits.fill_(logit)
-    wanted, found = read(layer, inputs()), read(layer.to(dtype), inputs().to(dtype))
-    assert found.isfinite().all() and distance(found.double(), wanted) < 0.1
+    expected, actual = read(layer, inputs()), read(layer.to(dtype), inputs().to(dtype))
+    assert actual.isfinite().all() and distance(actual.double(), expected) < 0.1
 
 
 @every_sink

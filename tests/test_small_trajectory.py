@@ -126,16 +126,16 @@ def start(run: str, sink_frame: str = "reference") -> tuple[Trainer, list[dict[s
 
 def gap(trainer: Trainer, run: str) -> float:
     """The largest difference of any weight from the run's last."""
-    found: dict[str, Any] = dict(trainer.context.loss.decoder.named_parameters())
+    parameters: dict[str, Any] = dict(trainer.context.loss.decoder.named_parameters())
     prefix = f"{run}/final/"
     golden = {
         name.removeprefix(prefix): tensor
         for name, tensor in NUMBERS.items()
         if name.startswith(prefix)
     }
-    assert {translate(name) for name in golden} == set(found)
+    assert {translate(name) for name in golden} == set(parameters)
     return max(
-        distance(found[translate(name)], convert_layout(name, tensor))
+        distance(parameters[translate(name)], convert_layout(name, tensor))
         for name, tensor in golden.items()
     )
 

@@ -56,15 +56,15 @@ def test_sophia_g_replays_the_official_code_at_another_scale_of_the_batch(
     tokens: int, file: str
 ) -> None:
     """With it the official win rate, which is our un-clipped share."""
-    given, data = load("sophia/sophiag_mlp.safetensors"), load(f"sophia/{file}.safetensors")
-    params, groups = golden_model(given, torch.float32, decay=0.2)
+    inputs, data = load("sophia/sophiag_mlp.safetensors"), load(f"sophia/{file}.safetensors")
+    params, groups = golden_model(inputs, torch.float32, decay=0.2)
     optimizer = SophiaG(groups, lr=3e-3)
     for step in range(30):
-        feed(optimizer, params, at(given, "grad", step))
+        feed(optimizer, params, at(inputs, "grad", step))
         assert_all_close(params, at(data, "param", step), TOLERANCE[torch.float32])
         if step % 10 == 9:
             optimizer.update_curvature(
-                Scripted(params, at(given, "hess_grad", step // 10), tokens=tokens)
+                Scripted(params, at(inputs, "hess_grad", step // 10), tokens=tokens)
             )
             share = optimizer.statistics()["unclipped_share"]
             torch.testing.assert_close(
@@ -108,21 +108,21 @@ def test_the_replay_notices_another_eps_and_how_it_is_applied(
 
 @pytest.mark.parametrize(("gamma", "key"), [(30.0, "pto_p30"), (0.01, "pto")])
 def test_sophia_h_replays_pytorch_optimizer(gamma: float, key: str) -> None:
-    given, data = load("sophia/sophiag_mlp.safetensors"), load("sophia/sophiah_mlp.safetensors")
-    params, groups = golden_model(given, torch.float32, decay=0.2, decay_all=True)
+    inputs, data = load("sophia/sophiag_mlp.safetensors"), load("sophia/sophiah_mlp.safetensors")
+    params, groups = golden_model(inputs, torch.float32, decay=0.2, decay_all=True)
     # It clips m / max(h, p) at p and multiplies by lr: our gamma is its p, our lr its lr * p.
     optimizer = SophiaH(groups, lr=3e-3, gamma=gamma, probe="rademacher")
     for step in range(30):
         if step in (10, 20):
             optimizer.update_curvature(estimate(at(data, "hess_est", step // 10 - 1)))
-        feed(optimizer, params, at(given, "grad", step))
+        feed(optimizer, params, at(inputs, "grad", step))
         assert_all_close(params, at(data, f"{key}/param", step), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize(("gamma", "key"), [(0.01, "levanter"), (30.0, "levanter_g30")])
 def test_sophia_h_replays_levanter(gamma: float, key: str) -> None:
-    given, data = load("sophia/sophiag_mlp.safetensors"), load("sophia/sophiah_mlp.safetensors")
-    params, groups = golden_model(given, torch.float32, decay=0.2, decay_all=True)
+    inputs, data = load("sophia/sophiag_mlp.safetensors"), load("sophia/sophiah_mlp.safetensors")
+    params, groups = golden_model(inputs, torch.float32, decay=0.2, decay_all=True)
     optimizer = SophiaH(groups, lr=3e-3, probe="rademacher")
     for step in range(30):
         # levanter corrects the momentum's bias; dividing by less is the same
@@ -130,7 +130,7 @@ def test_sophia_h_replays_levanter(gamma: float, key: str) -> None:
         optimizer.gamma, optimizer.eps = gamma * correction, 1e-8 * correction
         if step in (10, 20):
             optimizer.update_curvature(estimate(at(data, "hess_est", step // 10 - 1)))
-        feed(optimizer, params, at(given, "grad", step))
+        feed(optimizer, params, at(inputs, "grad", step))
         assert_all_close(params, at(data, f"{key}/param", step), TOLERANCE[torch.float32])
     optimizer.update_curvature(estimate(at(data, "hess_est", 2)))
     for name, p in zip(NAMES, params, strict=True):
@@ -310,18 +310,18 @@ def test_the_norm_of_the_sampled_gradient_is_bounded_if_asked(bound: float, fact
 def test_without_a_fraction_no_part_is_asked_for(build: type[Optimizer]) -> None:
     """A fraction of 1 is the objective itself, to the bit; any other is passed on."""
     params = small_model()
-    asked: list[float] = []
+    fractions: list[float] = []
 
     class Parted(Scripted):
         def subset(self, fraction: float) -> Parted:
-            asked.append(fraction)
+            fractions.append(fraction)
             return self
 
     objective = Parted(params, gradients_of(0), product=lambda us: us)
     build(params).update_curvature(objective)
-    assert asked == []
+    assert fractions == []
     build(params, fraction=0.5).update_curvature(objective)
-    assert asked == [0.5]
+    assert fractions == [0.5]
 
 
 @pytest.mark.parametrize("probe", ["gaussian", "rademacher"])
@@ -374,10 +374,7 @@ def test_sophia_refuses_to_go_on_as_sign_momentum(build: type[Optimizer], refres
     before = [p.detach().clone() for p in params]
     with pytest.raises(
         RuntimeError,
-        match=(
-            rf"'{build.name}' has taken 3 steps .* hessian_update_interval is 3.*sign"
-            r" momentum.*Call update_curvature"
-        ),
+        match=rf"'{build.name}' .*3 steps .*hessian_update_interval is 3.*update_curvature",
     ):
         feed(resumed, params, gradients_of(4))
     assert all(torch.equal(a, b) for a, b in zip(params, before, strict=True))

@@ -4,6 +4,7 @@ cannot.
 
 import gzip
 import json
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_the_split_of_a_file_does_not_depend_on_the_others(installed: Path) -> N
 
 def test_a_python_file_in_no_encoding_is_an_error(installed: Path) -> None:
     (installed / "package/bad.py").write_bytes(b"x = '\xff'\n")
-    with pytest.raises(DataError, match=r"package/bad\.py cannot be read: .*encoding"):
+    with pytest.raises(DataError, match=r"package/bad\.py.*encoding"):
         texts(StandardLibrary(), "train") + texts(StandardLibrary(), "valid")
 
 
@@ -135,7 +136,8 @@ def test_text_takes_files_directories_and_patterns(tmp_path: Path) -> None:
         str(tmp_path / "d/two.txt"),
     ]
     source = Text(paths=paths, valid=[str(tmp_path / "d/e/three.md")])
-    assert texts(source, "train") == ["1", "2", "4"] and ids(source, "train") == [
+    assert texts(source, "train") == ["1", "2", "4"]
+    assert ids(source, "train") == [
         "one.txt",
         "two.txt",
         "four.txt",
@@ -181,9 +183,8 @@ def test_text_tells_its_size_before_it_is_read(tmp_path: Path, files: int) -> No
     )
     for split in ("train", "valid"):
         size = sum(len(document.text.encode()) for document in source.documents(split))
-        assert size > 0 and source.n_bytes(split) == pytest.approx(
-            size, rel=1e-9 if files > 1 else 0.2
-        )
+        assert size > 0
+        assert source.n_bytes(split) == pytest.approx(size, rel=1e-9 if files > 1 else 0.2)
 
 
 def test_text_without_lines_is_cut_anywhere(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_text_without_lines_is_cut_anywhere(tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf8_is_an_error_with_its_place(tmp_path: Path) -> None:
     source = Text(paths=[str(tree(tmp_path, {"bad.txt": "né".encode() + b"\xff."}))])
-    with pytest.raises(DataError, match=r"bad\.txt: byte 3 \(0xff\) is not UTF-8"):
+    with pytest.raises(DataError, match=r"bad\.txt: byte 3 \(0xff\)"):
         texts(source, "train")
 
 
@@ -204,7 +205,7 @@ def test_a_path_that_names_nothing_is_an_error(
 ) -> None:
     (tmp_path / "hollow").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"matches no .*fix data.paths"):
+    with pytest.raises(DataError, match=f"'{re.escape(path)}' .*data.paths"):
         texts(kind(paths=[path]), "train")
 
 
@@ -245,17 +246,17 @@ def test_jsonl_plain_and_gzipped_are_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a"', r"x\.jsonl:2: not JSON: .* at column 13"),
-        (b'{"text": "\xff"}', r"x\.jsonl:2: byte 10 of the line is not UTF-8"),
+        (b'{"text": "a"', r"x\.jsonl:2: .* column 13"),
+        (b'{"text": "\xff"}', r"x\.jsonl:2: byte 10 "),
         (
             b'{"texts": "a", "id": 3}',
-            r"x\.jsonl:2: no field 'text' among 'texts', 'id'; set data\.field .*'texts'",
+            r"x\.jsonl:2: .*'text' .*'texts', 'id'.*data\.field.*'texts'",
         ),
-        (b"{}", r"x\.jsonl:2: no field 'text' among none"),
-        (b'["a"]', r"x\.jsonl:2: a JSON list, not an object"),
-        (b'{"text": null}', r"x\.jsonl:2: field 'text' is null, not a string"),
+        (b"{}", r"x\.jsonl:2: .*'text' .*none"),
+        (b'["a"]', r"x\.jsonl:2: .*list"),
+        (b'{"text": null}', r"x\.jsonl:2: .*'text' .*null"),
         (b'{"text": "\\ud800"}', r"x\.jsonl:2: .*surrogate"),
-        (b"[" * 100_000, r"x\.jsonl:2: JSON nested too deeply"),
+        (b"[" * 100_000, r"x\.jsonl:2: .*nested"),
     ],
 )
 def test_a_bad_line_is_an_error_with_its_place(tmp_path: Path, line: bytes, said: str) -> None:
@@ -269,7 +270,7 @@ def test_a_cut_gzip_file_is_an_error(tmp_path: Path) -> None:
         "".join(json.dumps({"text": str(number**9)}) + "\n" for number in range(500)).encode()
     )
     (tmp_path / "x.jsonl.gz").write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=r"x\.jsonl\.gz:\d+: cannot be read.*complete copy"):
+    with pytest.raises(DataError, match=r"x\.jsonl\.gz:\d+: "):
         texts(JsonLines(paths=[str(tmp_path)]), "train")
 
 
@@ -277,15 +278,13 @@ def test_parquet_errors(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", {"texts": ["a", None], "id": [1, 2]})
     with pytest.raises(
         DataError,
-        match=(
-            r"x\.parquet: no column 'text' among 'texts', 'id'; set data\.column .*perhaps 'texts'"
-        ),
+        match=r"x\.parquet: .*'text' .*'texts', 'id'.*data\.column .*'texts'",
     ):
         texts(Parquet(paths=[str(path)]), "train")
-    with pytest.raises(DataError, match=r"x\.parquet:1: column 'texts' holds None, not a string"):
+    with pytest.raises(DataError, match=r"x\.parquet:1: .*'texts' .*None"):
         texts(Parquet(paths=[str(path)], column="texts"), "train")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"x\.parquet: cannot be read"):
+    with pytest.raises(DataError, match=r"x\.parquet: "):
         texts(Parquet(paths=[str(path)]), "train")
 
 
@@ -305,10 +304,8 @@ def test_fingerprints_follow_the_content(tmp_path: Path, kind: type) -> None:
         return kind(paths=[str(tmp_path / directory)]).fingerprint()
 
     first = made("first", ["a", "b"])
-    assert (
-        first == made("copy", ["a", "b"])
-        and first == kind(paths=[str(tmp_path / "first")]).fingerprint()
-    )
+    assert first == made("copy", ["a", "b"])
+    assert first == kind(paths=[str(tmp_path / "first")]).fingerprint()
     others = [
         made("other", ["a", "c"]),
         made("more", ["a", "b", "c"]),
@@ -359,17 +356,14 @@ def test_a_local_data_set(hub: Path, streaming: bool) -> None:
         assert valid == every[:3]
     named = HuggingFaceData(path=str(hub), valid_split="test", streaming=streaming)
     assert texts(named, "train") == every and texts(named, "valid") == ["held"]
-    assert (
-        source.fingerprint() != named.fingerprint() and source.fingerprint() == source.fingerprint()
-    )
+    assert source.fingerprint() != named.fingerprint()
+    assert source.fingerprint() == source.fingerprint()
     options = {"streaming": streaming, "valid_documents": 3}
-    with pytest.raises(
-        DataError, match=r"no column 'texts' among .*set data.column .*perhaps 'text'"
-    ):
+    with pytest.raises(DataError, match=r"'texts' .*data\.column .*'text'"):
         texts(HuggingFaceData(path=str(hub), column="texts", **options), "train")
-    with pytest.raises(DataError, match=r"column 'id' holds a int, not a string"):
+    with pytest.raises(DataError, match=r"'id' .*int"):
         texts(HuggingFaceData(path=str(hub), column="id", **options), "train")
-    with pytest.raises(DataError, match="split 'nope' of data set"):
+    with pytest.raises(DataError, match="'nope'"):
         texts(HuggingFaceData(path=str(hub), train_split="nope", **options), "train")
     kept = [path for path in (hub.parent / "cache").rglob("*") if path.is_file()]
     assert (bool(kept) or streaming) and not any(b"hf_secret" in path.read_bytes() for path in kept)
@@ -383,15 +377,15 @@ def test_a_data_set_out_of_reach_says_the_ways_out(streaming: bool) -> None:
         texts(
             HuggingFaceData(path="someone/something", subset="small", streaming=streaming), "train"
         )
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "'someone/something' (small)",
         "local directory",
         "data.use=text",
         "data.use=stdlib",
     ):
-        assert part in said
-    assert len(said.splitlines()) == 2 and "hf_secret" not in said
+        assert part in message
+    assert len(message.splitlines()) == 2 and "hf_secret" not in message
 
 
 @pytest.mark.slow

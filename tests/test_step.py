@@ -121,11 +121,11 @@ def differentiated(loss: TrainModule, step: Objective, labels: Any) -> dict[str,
 def test_a_step_has_the_gradient_of_the_mean_loss(memory: str) -> None:
     loss, batch = loss_of(memories=MEMORIES[memory]), batch_of()
     step = step_of(loss, 2)
-    found = differentiated(loss, step, "data")
+    grads = differentiated(loss, step, "data")
     loss.zero_grad()
     result = loss(batch, concatenate_rows(step.memory))
     result.loss.backward()
-    assert largest_gap(found, gradients(loss)) < 1e-12
+    assert largest_gap(grads, gradients(loss)) < 1e-12
     assert distance(torch.stack([part.loss for part in step.results]).sum(), result.loss) < 1e-12
     assert step.tokens == int((batch.labels != IGNORE).sum())
     step.check_counts()
@@ -216,9 +216,9 @@ def test_sampled_gradients_estimate_the_gauss_newton_diagonal() -> None:
         torch.zeros(()),
     )
     for number in range(draws):
-        found = differentiated(loss, step_of(loss, 1, batch=batch, number=number), "sampled")
-        squares = squares + len(kept) * sum(g.square().sum() for g in found.values()) / draws
-        means = {name: means[name] + g / draws for name, g in found.items()}
+        grads = differentiated(loss, step_of(loss, 1, batch=batch, number=number), "sampled")
+        squares = squares + len(kept) * sum(g.square().sum() for g in grads.values()) / draws
+        means = {name: means[name] + g / draws for name, g in grads.items()}
     assert float(squares / fisher) == pytest.approx(1, abs=0.1)
     # the gradient itself has mean zero
     bias = sum(float(mean.square().sum()) for mean in means.values())
@@ -240,10 +240,10 @@ def test_a_part_is_a_step_over_some_of_the_rows(
     memory, labels = tree_map(lambda t: t[rows], whole.memory[0]), batch.labels[rows]
     part = step_of(loss, micro_batch_size).subset(fraction)
     assert part.tokens == int((labels != IGNORE).sum())
-    found = differentiated(loss, part, "data")
+    grads = differentiated(loss, part, "data")
     loss.zero_grad()
     loss(batch.map(lambda t: t[rows]), memory).loss.backward()
-    assert largest_gap(found, gradients(loss)) < 1e-12
+    assert largest_gap(grads, gradients(loss)) < 1e-12
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
@@ -295,17 +295,17 @@ def test_the_whole_as_a_part_is_the_whole_to_the_bit() -> None:
 def test_a_cold_memory_stays_cold_in_a_part() -> None:
     loss, batch = loss_of(), batch_of()
     step = Step(step_of(loss, 2).context, batch, [None] * 4, 3)
-    found = differentiated(loss, step.subset(0.5), "data")
+    grads = differentiated(loss, step.subset(0.5), "data")
     loss.zero_grad()
     loss(batch.map(lambda t: t[::2])).loss.backward()
-    assert largest_gap(found, gradients(loss)) < 1e-12
+    assert largest_gap(grads, gradients(loss)) < 1e-12
 
 
 @pytest.mark.parametrize("fraction", [0.05, 1.2])
 def test_a_part_without_rows_is_refused(fraction: float) -> None:
     with pytest.raises(
         Incompatible,
-        match=rf"fraction = {fraction} of 8 rows is \d+ rows: choose a fraction from 0.125 to 1",
+        match=rf"fraction = {fraction} .*0\.125 to 1",
     ):
         step_of(loss_of(), 2).subset(fraction)
 
@@ -320,7 +320,7 @@ def test_the_curvature_of_a_fraction_is_that_of_its_rows(name: str, fraction: fl
     optimizer.update_curvature(step_of(loss, 2))
     part = step_of(loss, ROWS).subset(fraction)
     if name == "sophia-g":
-        wanted = {
+        expected = {
             key: part.tokens * g.square()
             for key, g in differentiated(loss, part, "sampled").items()
         }
@@ -328,20 +328,22 @@ def test_the_curvature_of_a_fraction_is_that_of_its_rows(name: str, fraction: fl
         draws = part.generator("hutchinson")
         probes = [torch.randn(p.shape, generator=draws).double() for p in params]
         products = part.hessian_vector_product(params, probes)
-        wanted = {
+        expected = {
             key: u * hu
             for (key, _), u, hu in zip(loss.named_parameters(), probes, products, strict=True)
         }
-    found = {
-        key: optimizer.state[p]["curvature"] for key, p in loss.named_parameters() if key in wanted
+    actual = {
+        key: optimizer.state[p]["curvature"]
+        for key, p in loss.named_parameters()
+        if key in expected
     }
-    assert largest_gap(found, wanted) < 1e-10
+    assert largest_gap(actual, expected) < 1e-10
 
 
 # ---------- second derivatives
 
 
-def question() -> tuple[TrainModule, list[Tensor], list[Tensor]]:
+def curvature_problem() -> tuple[TrainModule, list[Tensor], list[Tensor]]:
     """A model small enough for its whole Hessian, its parameters and a direction."""
     loss = TrainModule(
         tiny(dims=SMALLEST, vocab_size=5, d_vocab=3),
@@ -354,23 +356,23 @@ def question() -> tuple[TrainModule, list[Tensor], list[Tensor]]:
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_the_exact_hessian_product_is_that_of_the_whole_hessian(micro_batch_size: int) -> None:
-    loss, params, vectors = question()
+    loss, params, vectors = curvature_problem()
     batch = batch_of(4, 4, 5)
     names, sizes = [name for name, _ in loss.named_parameters()], [p.numel() for p in params]
 
     def mean_loss(flat: Tensor) -> Tensor:
-        given = {
+        values = {
             name: part.view_as(p)
             for name, part, p in zip(names, flat.split(sizes), params, strict=True)
         }
-        return torch.func.functional_call(loss, given, (batch,), {"create_graph": True}).loss
+        return torch.func.functional_call(loss, values, (batch,), {"create_graph": True}).loss
 
     def flattened(parts: list[Tensor]) -> Tensor:
         return torch.cat([part.detach().flatten() for part in parts])
 
     hessian = torch.autograd.functional.hessian(mean_loss, flattened(params))
-    found = step_of(loss, micro_batch_size, batch=batch).hessian_vector_product(params, vectors)
-    assert distance(flattened(found), hessian @ flattened(vectors)) < 1e-10
+    products = step_of(loss, micro_batch_size, batch=batch).hessian_vector_product(params, vectors)
+    assert distance(flattened(products), hessian @ flattened(vectors)) < 1e-10
     assert not gradients(loss)
 
 
@@ -384,10 +386,10 @@ def test_where_kernels_have_no_second_derivative_differences_come_close_and_weig
     params, generator = list(fused.parameters()), torch.Generator().manual_seed(2)
     vectors = [torch.randn(p.shape, generator=generator).to(dtype) for p in params]
     before = [p.detach().clone() for p in params]
-    found = step_of(fused, 2, precision=precision).hessian_vector_product(params, vectors)
-    wanted = step_of(exact, 2).hessian_vector_product(list(exact.parameters()), vectors)
-    size = torch.cat([tensor.flatten() for tensor in wanted]).norm()
-    gap = torch.cat([(a - b).flatten() for a, b in zip(found, wanted, strict=True)]).norm()
+    actual = step_of(fused, 2, precision=precision).hessian_vector_product(params, vectors)
+    expected = step_of(exact, 2).hessian_vector_product(list(exact.parameters()), vectors)
+    size = torch.cat([tensor.flatten() for tensor in expected]).norm()
+    gap = torch.cat([(a - b).flatten() for a, b in zip(actual, expected, strict=True)]).norm()
     assert gap / size < 1e-4
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
     assert not gradients(fused)
@@ -410,7 +412,7 @@ def test_a_loss_that_counts_something_else_than_it_announced_is_told(micro_batch
     loss = TrainModule(tiny(), {"miscounted": (Miscounted(DIMS), 1.0)})
     step = step_of(loss, micro_batch_size)
     step.backward("data")
-    with pytest.raises(TypeError, match=r"'miscounted' averaged over 48 items.*count\(batch\)"):
+    with pytest.raises(TypeError, match=r"'miscounted' .*48 items"):
         step.check_counts()
 
 
@@ -576,21 +578,21 @@ def test_activation_checkpointing_changes_no_shared_gradient() -> None:
 @pytest.mark.parametrize("size", [0.5, 0.99995, 1.0, 1.00005, 7.0])
 @pytest.mark.parametrize("bound", [None, 0.0, 1.0])
 def test_gradients_are_clipped_as_torch_clips_them(size: float, bound: float | None) -> None:
-    found, wanted = (
+    actual, expected = (
         [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))]
         for _ in range(2)
     )
-    for params in (found, wanted):
+    for params in (actual, expected):
         for p in params[:2]:  # the last has none
             p.grad = size * torch.ones_like(p) / 7**0.5
-    norm = gradient_norm(found)
-    clip_gradients(found, norm, float(norm), bound)
+    norm = gradient_norm(actual)
+    clip_gradients(actual, norm, float(norm), bound)
     assert (
-        float(torch.nn.utils.clip_grad_norm_(wanted, bound or float("inf")))
+        float(torch.nn.utils.clip_grad_norm_(expected, bound or float("inf")))
         == float(norm)
         == pytest.approx(size)
     )
-    for a, b in zip(found[:2], wanted[:2], strict=True):
+    for a, b in zip(actual[:2], expected[:2], strict=True):
         assert a.grad is not None and b.grad is not None and a.grad.equal(b.grad)
 
 
@@ -637,7 +639,5 @@ def test_a_frozen_half_table_trains_as_its_rounded_numbers_do_and_stays(
         moved = {name for name, p in loss.named_parameters() if not p.equal(start[name])}
         assert moved == set(start) - {"decoder.vocabulary.table.weight"}
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
-    assert (
-        frozen.decoder.vocabulary.table.weight.dtype == torch.float16
-        and frozen.decoder.vocabulary.table.weight.equal(before)
-    )
+    assert frozen.decoder.vocabulary.table.weight.dtype == torch.float16
+    assert frozen.decoder.vocabulary.table.weight.equal(before)

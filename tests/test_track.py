@@ -106,9 +106,8 @@ def test_a_tracker_that_raises_is_reported_once_and_dropped_alone(tmp_path: Path
     for step in range(5):
         metrics.log(step, {"loss": 1.0})
     metrics.close()
-    assert notices == [
-        "tracker 'fake' failed and is off for the rest of the run: ConnectionError: no route"
-    ]
+    (notice,) = notices
+    assert "'fake'" in notice and "ConnectionError: no route" in notice
     assert len(good.seen) == len(lines(tmp_path / "metrics.jsonl")) == 5
 
 
@@ -127,11 +126,8 @@ def test_a_tracker_that_hangs_delays_nothing(
     metrics.close()
     assert time.monotonic() - began < 5
     assert len(lines(tmp_path / "metrics.jsonl")) == 100
-    assert ["do not keep up" in notices[0], "did not finish" in notices[1], len(notices)] == [
-        True,
-        True,
-        2,
-    ]
+    lagging, unfinished = notices
+    assert "from step" in lagging and "metrics.jsonl" in unfinished
     release.set()
 
 
@@ -140,7 +136,7 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
     with Path("/dev/full").open("wb", buffering=0) as full:
         os.dup2(full.fileno(), metrics._file.fileno())
-    with pytest.raises(ResourceError, match=r"metrics\.jsonl cannot be written: No space left"):
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl.*No space left"):
         metrics.log(1, {"loss": 1.0})
     metrics.close()
 

@@ -147,14 +147,14 @@ def errors(run: str, **changes: Any) -> Errors:
     """The distance of a repeated run."""
     trainer, loss, metrics = trained(run, **changes)
     golden = {name.removeprefix(f"{run}/"): tensor for name, tensor in DATA.items()}
-    found: dict[str, Any] = dict(loss.decoder.named_parameters())
+    parameters: dict[str, Any] = dict(loss.decoder.named_parameters())
     finals = {
         name.removeprefix("final/"): tensor
         for name, tensor in golden.items()
         if name.startswith("final/")
     }
     norms = torch.stack(
-        [found[translate(name)].detach().norm() for name in MANIFEST["final_norms_names"]]
+        [parameters[translate(name)].detach().norm() for name in MANIFEST["final_norms_names"]]
     )
     return Errors(
         mle=(torch.stack(trainer.mle) - golden["mle"]).abs().amax(dim=1),
@@ -166,7 +166,9 @@ def errors(run: str, **changes: Any) -> Errors:
         ).abs(),
         final=torch.cat(
             [
-                (found[translate(name)].detach() - convert_layout(name, tensor)).abs().flatten()
+                (parameters[translate(name)].detach() - convert_layout(name, tensor))
+                .abs()
+                .flatten()
                 for name, tensor in finals.items()
             ]
         ),
@@ -176,21 +178,21 @@ def errors(run: str, **changes: Any) -> Errors:
 
 @pytest.mark.parametrize("run", ["adamw_simctg", "laprop_mle"])
 def test_adaptive_runs_are_the_originals(run: str) -> None:
-    found = errors(run)
-    assert found.lr.max() <= 1e-12
-    assert found.mle.max() <= 2e-5 and found.grad_norm.max() <= 2e-5
-    assert found.final.max() <= 2e-5 and found.norms.max() <= 2e-5
+    gaps = errors(run)
+    assert gaps.lr.max() <= 1e-12
+    assert gaps.mle.max() <= 2e-5 and gaps.grad_norm.max() <= 2e-5
+    assert gaps.final.max() <= 2e-5 and gaps.norms.max() <= 2e-5
 
 
 def test_runs_of_signs_are_the_originals_up_to_a_few_coordinates() -> None:
     """Another order of summation may turn the sign of a momentum near zero, which moves a
     coordinate by twice the rate.
     """
-    found = errors("minato_mle")
-    assert found.lr.max() <= 1e-12
-    assert found.mle[:2].max() <= 2e-5 and found.grad_norm[:2].max() <= 2e-5
-    assert found.mle.max() <= 1e-2 and found.grad_norm.max() <= 1e-2
-    assert (found.final > 1e-5).double().mean() <= 2e-3 and found.norms.max() <= 1e-2
+    gaps = errors("minato_mle")
+    assert gaps.lr.max() <= 1e-12
+    assert gaps.mle[:2].max() <= 2e-5 and gaps.grad_norm[:2].max() <= 2e-5
+    assert gaps.mle.max() <= 1e-2 and gaps.grad_norm.max() <= 1e-2
+    assert (gaps.final > 1e-5).double().mean() <= 2e-3 and gaps.norms.max() <= 1e-2
 
 
 @pytest.mark.parametrize(

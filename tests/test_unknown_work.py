@@ -38,19 +38,19 @@ def test_a_plan_reports_flops_that_depend_on_data_as_unknown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [recipe, "--plugin", write(body=ROUTED), "--swap", "ffn=moe"]
-    found = planned(capsys, *words)
-    swapped = found["swaps"]["ffn=moe"]
-    assert found["flops"]["train"] > 0 and not found["unknown"]
-    assert (
-        swapped["flops"] is None and swapped["time"] is None and swapped["parameters"]["total"] > 0
-    )
+    report = planned(capsys, *words)
+    swapped = report["swaps"]["ffn=moe"]
+    assert report["flops"]["train"] > 0 and not report["unknown"]
+    assert swapped["flops"] is None
+    assert swapped["time"] is None
+    assert swapped["parameters"]["total"] > 0
     assert "activations" not in swapped["memory"] and swapped["memory"]["optimizer"] > 0
     (why,) = swapped["unknown"].values()
     assert "ffn/moe" in why and "Moe.forward" in why and "nonzero" in why
     assert main(["plan", *map(str, words), "--on", "h100", "ffn.use=moe"]) == 0
-    told = capsys.readouterr().out
-    plan = told.partition("\n\nnext:")[0]
-    assert "unknown" in plan.splitlines()[-1] and told.count("Moe.forward") == 1
+    output = capsys.readouterr().out
+    plan = output.partition("\n\nnext:")[0]
+    assert "unknown" in plan.splitlines()[-1] and output.count("Moe.forward") == 1
 
 
 def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
@@ -60,13 +60,11 @@ def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
 ) -> None:
     file = write(before=COUNTING)
     file.write_text(file.read_text().replace("return [Moe]", "return [Moe, Looking]"))
-    found = planned(capsys, recipe, "--plugin", file, "optimizer.use=looking")
-    (why,) = found["unknown"].values()
-    assert (
-        "optimizer/looking" in why
-        and found["flops"]["train"] > 0
-        and "optimizer" not in found["memory"]
-    )
+    report = planned(capsys, recipe, "--plugin", file, "optimizer.use=looking")
+    (why,) = report["unknown"].values()
+    assert "optimizer/looking" in why
+    assert report["flops"]["train"] > 0
+    assert "optimizer" not in report["memory"]
 
 
 def test_an_ablation_continues_but_cannot_match_unknown_flops(
@@ -84,9 +82,9 @@ def test_an_ablation_continues_but_cannot_match_unknown_flops(
         "--dry-run",
     ]
     assert main(words) == 0
-    told = capsys.readouterr().out
-    row = next(line.split() for line in told.splitlines() if line.startswith("ffn=moe"))
-    assert row[3] == "unknown" and told.count("Moe.forward") == 1
+    output = capsys.readouterr().out
+    row = next(line.split() for line in output.splitlines() if line.startswith("ffn=moe"))
+    assert row[3] == "unknown" and output.count("Moe.forward") == 1
     assert main([*words, "--match", "flops"]) == 2
 
 
@@ -110,8 +108,8 @@ def test_a_run_continues(
         str(tmp_path / "run"),
     ]
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert told.count("Moe.forward") == 1 and "at least" in told
+    output = capsys.readouterr().out
+    assert output.count("Moe.forward") == 1 and "at least" in output
 
 
 def test_a_benchmark_measures_without_them(
@@ -160,10 +158,10 @@ def test_a_backend_without_softmax_is_run_and_counted(
         "--swap",
         "attention=other",
     ]
-    found = planned(capsys, *words)
+    report = planned(capsys, *words)
     plain, near, other = (
-        found["flops"],
-        *(found["swaps"][f"attention={name}"]["flops"] for name in ("near", "other")),
+        report["flops"],
+        *(report["swaps"][f"attention={name}"]["flops"] for name in ("near", "other")),
     )
     assert near == plain
     heads, width, new, layers = 2, 16, 16, 2

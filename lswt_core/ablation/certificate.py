@@ -31,8 +31,9 @@ SHAPES_OF_KINDS = {
     "model.bias": {"mixer"},
     "model.n_kv_heads": {"mixer", "memory"},
 }
-# kinds that are made of components of other kinds, which may change with them
+# kinds that are made of other owners of parameters, which may change with them
 PARTS_OF_KIND = {
+    "head": {"embedding", "projections"},
     "mixer": {"memory", "attention", "qk_norm", "positional"},
     "block": {"norm", "mixer", "ffn", "memory", "attention", "qk_norm", "positional"},
 }

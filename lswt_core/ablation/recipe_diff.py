@@ -87,10 +87,12 @@ def resolve_axes(
 
 def find_added_component(axis: str, changes: Sequence[Change]) -> str | None:
     """Return the table of the component that an axis lies in, if one recipe alone has it."""
-    table = ".".join(axis.split(".")[:2])
-    for change in changes:
-        if change.key == f"{table}.use" and None in (change.before, change.after):
-            return table
+    path = axis.split(".")
+    tables = [".".join(path[:size]) for size in range(2, len(path) + 1)]
+    for table in tables:
+        for change in changes:
+            if change.key == f"{table}.use" and None in (change.before, change.after):
+                return table
     return None
 
 
@@ -102,9 +104,10 @@ def find_axis(key: str, changes: Sequence[Change]) -> str:
     kind = KIND_OF_TABLE.get(path[0])
     if kind is None:
         return key
-    table = ".".join(path[: 2 if kind.many else 1])
-    if any(change.key in (table, f"{table}.use") for change in changes):
-        return table
+    for size in range(2 if kind.many else 1, len(path)):
+        table = ".".join(path[:size])
+        if any(change.key in (table, f"{table}.use") for change in changes):
+            return table
     return key
 
 

@@ -24,6 +24,7 @@ from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import parameters_with_components
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.train.session import Session
+from lswt_core.train.step import StepContext
 
 
 class RecordedRows:
@@ -43,8 +44,8 @@ class RecordedRows:
         return self.inner.segment(ahead)
 
     def advance(self) -> None:
-        """Commit to the next batch, and record its hash."""
-        batch = self.inner.segment()
+        """Commit to the next batch, and record its hash, whether or not a loss looks ahead."""
+        batch = self.inner.segment()._replace(labels_ahead=None)
         digest = sha256(b"".join(t.numpy().tobytes() for t in batch if t is not None)).hexdigest()
         self.file.write(f"{digest[:16]}\n")
         self.inner.advance()
@@ -69,13 +70,14 @@ class RecordedRows:
 class RecordedSession(Session):
     """A session of an ablation's run."""
 
-    def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
+    def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """Open the training data, its batches recorded."""
         used = 0
         if saved is not None:
             counters = saved.document("train")
             used = counters["step"] + counters["skipped"]
-        return RecordedRows(super().open_rows(corpus, rows, saved), self.directory / BATCHES, used)
+        rows = super().open_rows(corpus, context, saved)
+        return RecordedRows(rows, self.directory / BATCHES, used)
 
     def write_records(
         self, built: BuiltModel, corpus: Corpus, warm_start: dict[str, Any] | None
@@ -98,7 +100,8 @@ class RecordedSession(Session):
 
 def hash_parameter(parameter: torch.Tensor, owner: str) -> dict[str, str]:
     """Return a parameter's shape, owner and a hash of its values."""
-    content = parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    flat = parameter.detach().cpu().contiguous().reshape(-1)  # bytes of a scalar need a dimension
+    content = flat.view(torch.uint8).numpy().tobytes()
     return {
         "shape": str(list(parameter.shape)),
         "owner": owner,

@@ -36,6 +36,7 @@ class Workers(NamedTuple):
     # indices of accelerators, each for one process at a time; empty: the CPU, or torch's choice
     devices: Sequence[str]
     plugins: Sequence[Path]
+    unchecked: bool = False  # plugins of others were not checked; runs record it
 
 
 class RunsStopped(Preempted):
@@ -125,6 +126,7 @@ class Runner:
         command += ["--parent", str(self.pipe[0])]
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]
+        command += ["--unchecked"] if self.workers.unchecked else []
         environment = os.environ | {"OMP_NUM_THREADS": str(self.workers.threads)}
         if device:
             environment["CUDA_VISIBLE_DEVICES"] = device

@@ -128,8 +128,16 @@ class Ablation:
             "runs_at_once": workers.at_once,
             "threads": workers.threads,
             **baseline.structure.kernels,
-            "notes": self.notes(),
+            "notes": [*self.notes(), *self.unchecked_note(workers)],
         }
+
+    def unchecked_note(self, workers: Workers) -> list[str]:
+        """A remark that plugins of others were not checked, if they were not."""
+        found = [chosen for arm in self.arms for chosen in arm.recipe.third_party()]
+        names = dict.fromkeys(f"{one.kind}/{one.offer.name}" for one in found)
+        if not workers.unchecked or not names:
+            return []
+        return [f"Not checked before the runs (--unchecked): {', '.join(names)}"]
 
     def certify(
         self,

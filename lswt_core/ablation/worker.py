@@ -148,6 +148,9 @@ def main() -> int:
         help="reading end of a pipe: save and stop when the other end closes",
     )
     parser.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE")
+    parser.add_argument(
+        "--unchecked", action="store_true", help="record that plugins of others were not checked"
+    )
     parser.set_defaults(
         overrides=[], out=None, resume=False, full=True, accept_changes=False, traceback=False
     )

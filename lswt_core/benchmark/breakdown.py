@@ -15,7 +15,7 @@ from lswt_core.benchmark.ceilings import Ceilings
 from lswt_core.benchmark.interleave import time_call, time_per_call
 from lswt_core.benchmark.ours import Ours
 from lswt_core.budget import Budget
-from lswt_core.interfaces import Batch, Output
+from lswt_core.interfaces import Batch, LayerContext, Output
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.train.update import clip_gradients, gradient_norm
 
@@ -52,8 +52,11 @@ def measure_breakdown(ours: Ours, budget: Budget, ceilings: Ceilings) -> list[St
 
     def run_block() -> Tensor:
         state = ours.state[0] if ours.state else {}
-        decoder = loss.decoder
-        return decoder.blocks[0](x, positions, state, None, decoder.positional)[0]
+        decoder, block = loss.decoder, loss.decoder.first_block
+        carry = decoder.initial_carry(labels, x)
+        context = LayerContext(positions, None, decoder.positional_of(block), carry)
+        output: Tensor = block(block.open_stream(x), state, context).x
+        return output
 
     def run_head() -> Tensor:
         return loss.score(x, labels).total
@@ -81,7 +84,7 @@ def auxiliary_parts(ours: Ours, x: Tensor, labels: Tensor) -> Iterator[StepPart]
             logits = loss.decoder.vocabulary.logits(x).detach().requires_grad_()
         if "logsumexp" in loss.needs:
             logsumexp = x[..., 0].detach().requires_grad_()
-        output = Output(x, logits, logsumexp)
+        output = Output(x, logits, logsumexp, loss.score if "score" in loss.needs else None)
         seconds = time_passes(ours, partial(run_loss, auxiliary, output))
         yield StepPart(f"loss {name}", 1, seconds)
 

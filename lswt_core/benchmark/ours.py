@@ -12,7 +12,7 @@ from lswt_core.decode import InferenceEngine
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import NumericsError
-from lswt_core.interfaces import Batch, Memory
+from lswt_core.interfaces import Batch
 from lswt_core.model.build import build_model, materialise
 from lswt_core.model.components import build_memories, build_optimizer, dims_of
 from lswt_core.model.parameters import trainable_parameters
@@ -66,8 +66,7 @@ class Ours(Contender):
         self.state: Any = None  # of the memories in training
         self.eval_state: Any = None
         self.steps = 0
-        memories = [module for module in self.loss.modules() if isinstance(module, Memory)]
-        self.has_memory = any(memory.length for memory in memories)  # type: ignore[misc]
+        self.has_memory = self.loss.decoder.keeps_state  # type: ignore[misc]
 
     @property
     def model(self) -> nn.Module:

@@ -9,11 +9,13 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_auxiliary
 from lswt_core.budget.layers import Amounts, extrapolate_layers
 from lswt_core.budget.memory import (
     MemoryBudget,
+    average_bytes,
     batch_bytes,
     logits_bytes,
     meta_batch,
@@ -26,11 +28,18 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.model.build import build_decoder_spec
-from lswt_core.model.components import build_auxiliary_losses, build_cross_entropy, build_optimizer
+from lswt_core.model.compatibility import stream_width
+from lswt_core.model.components import (
+    build_auxiliary_losses,
+    build_average,
+    build_cross_entropy,
+    build_optimizer,
+)
 from lswt_core.model.parameters import count_parameters
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
 
 # what can be unknown, as keys of Budget.unknown
@@ -44,6 +53,7 @@ class Budget(NamedTuple):
     trainable: dict[str, int]  # by component
     flops: Flops | None  # per token; None: unknown
     memory: MemoryBudget
+    active: int  # number of parameters that a token uses
     unknown: dict[str, str]  # what cannot be measured on the meta device -> why
 
     @property
@@ -53,12 +63,14 @@ class Budget(NamedTuple):
 
     @property
     def flops_per_token(self) -> int | None:
-        """Training FLOPs per token, curvature updates included; None: unknown."""
-        return None if self.flops is None else self.flops.train + self.flops.update_curvature
+        """Training FLOPs per token, the optimizer's included; None: unknown."""
+        if self.flops is None:
+            return None
+        return self.flops.train + self.flops.update_curvature + self.flops.optimizer
 
 
 def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
-    """Measure a recipe; exact if layers of equal tables are equal (``extrapolate_layers``)."""
+    """Measure a recipe; exact if equal layers need the same (``extrapolate_layers``)."""
     precision = Precision.choose(recipe.train.precision, world.device)
     blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}
@@ -67,8 +79,13 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         return measure(shallow, recipe, registry, precision, unknown)
 
     amounts = extrapolate_layers(recipe, blueprint, measure_layers)
-    shape = (blueprint.dims.vocab_size, blueprint.dims.d_vocab)
-    table = torch.empty(shape, device="meta", requires_grad=blueprint.trainable)
+    with torch.device("meta"):
+        has_own_table = blueprint.head(blueprint.dims).output_layer() is not None
+    table = torch.empty(
+        (blueprint.dims.vocab_size, blueprint.dims.d_vocab),
+        device="meta",
+        requires_grad=blueprint.trainable or has_own_table,
+    )
     logits = partial(
         logits_bytes,
         build_cross_entropy(recipe, registry),
@@ -79,15 +96,26 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
     return Budget(
         parameters=strip_prefix(amounts, "parameters: "),
         trainable=strip_prefix(amounts, "trainable: "),
-        flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train.seq_len),
-        memory=MemoryBudget(strip_prefix(amounts, "bytes: "), recipe, logits),
+        flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train),
+        memory=MemoryBudget(
+            strip_prefix(amounts, "bytes: "), recipe, logits, measure_stream(blueprint)
+        ),
+        active=sum(strip_prefix(amounts, "parameters: ").values()) - amounts["inactive"],
         unknown=unknown,
     )
 
 
-def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
-    """Divide the FLOPs measured for a sequence of ``tokens``."""
+def measure_stream(blueprint: DecoderSpec) -> int:
+    """Return how many numbers of a token the residual stream has."""
+    with torch.device("meta"):
+        return stream_width(blueprint.layers[0].build(blueprint.dims), blueprint.dims.d_model)
+
+
+def flops_per_token(amounts: Amounts, train: Train) -> Flops:
+    """Divide the FLOPs measured for a sequence, and for an update."""
+    tokens = train.seq_len
     parameters = strip_prefix(amounts, "parameters: ")
+    active = sum(parameters.values()) - amounts["inactive"]
     forward = {
         part: amount // tokens for part, amount in strip_prefix(amounts, "forward: ").items()
     }
@@ -95,8 +123,9 @@ def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
         forward=forward,
         train=amounts["train"] // tokens,
         update_curvature=amounts["update_curvature"] // tokens,
+        optimizer=amounts.get("optimizer_step", 0) // train.tokens_per_step,
         conventional=3 * sum(forward.values()),
-        six_n=6 * (sum(parameters.values()) - parameters.get("embedding", 0)),
+        six_n=6 * (active - parameters.get("embedding", 0)),
     )
 
 
@@ -134,7 +163,9 @@ def measure(
     counted = count_parameters(loss)
 
     def measure_optimizer() -> Amounts:
-        return {"bytes: optimizer": optimizer_bytes(optimizer)}
+        with FlopCounterMode(display=False) as counter:
+            size = optimizer_bytes(optimizer)
+        return {"bytes: optimizer": size, "optimizer_step": counter.get_total_flops()}
 
     def measure_passes() -> Amounts:
         return pass_amounts(loss, optimizer, meta_batch(1, recipe.train.seq_len), half)
@@ -142,7 +173,9 @@ def measure(
     return (
         add_prefix(counted["by_component"], "parameters: ")
         | add_prefix(counted["trainable_by_component"], "trainable: ")
+        | {"inactive": sum(layer.inactive_parameters for layer in loss.decoder.layers())}
         | add_prefix(parameter_bytes(loss, optimizer, half), "bytes: ")
+        | add_prefix(average_bytes(loss, build_average(recipe, registry)), "bytes: ")
         | measure_if_possible(OPTIMIZER_STATE, measure_optimizer, registry, unknown)
         | measure_if_possible(PASSES, measure_passes, registry, unknown)
     )

@@ -8,9 +8,10 @@ keys, which take no gradient, cost less in the backward pass.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,12 @@ class Flops(NamedTuple):
     forward: dict[str, int]  # by part of the model
     train: int  # forward and backward, what the mathematics needs
     update_curvature: int  # a second-order optimizer's Hessian estimate, averaged over steps
+    # matrix products of the optimizer's update (Muon's Newton-Schulz iterations, say), spread over
+    # the tokens of a step
+    optimizer: int
     conventional: int  # 3 x forward, the convention of most papers
-    # 6 x parameters without the embedding table and without attention scores, the convention of
-    # scaling laws
+    # 6 x parameters that a token uses, without the embedding table and without attention scores,
+    # the convention of scaling laws
     six_n: int
 
 
@@ -51,7 +55,7 @@ def forward_flops(loss: TrainModule, batch: Batch, state: State) -> dict[str, in
     "vocabulary".
     """
     # not under no_grad, where FlopCounterMode does not track modules
-    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
+    with counted_attention(loss) as pairs, flop_counter() as counter:
         loss.decoder.vocabulary.logits(loss.decoder(batch.inputs, state, batch.first_visible)[0])
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
 
@@ -73,7 +77,7 @@ def train_flops(loss: TrainModule, batch: Batch, state: State) -> tuple[int, int
     """Return the FLOPs of a loss and its gradient, and the share of the backward pass. The gradient
     of the logits counts as forward: cross-entropy computes it there.
     """
-    with counted_attention(loss) as pairs, FlopCounterMode(display=False) as counter:
+    with counted_attention(loss) as pairs, flop_counter() as counter:
         value = loss(batch, state).loss
         forward = counter.get_total_flops()
         value.backward()
@@ -85,6 +89,20 @@ def train_flops(loss: TrainModule, batch: Batch, state: State) -> tuple[int, int
 def without_auxiliary(loss: TrainModule) -> TrainModule:
     """Return the same decoder with cross-entropy alone."""
     return TrainModule(loss.decoder, {}, loss.cross_entropy)
+
+
+def flop_counter() -> FlopCounterMode:
+    """A counter of operations, of triangular systems too, which torch's leaves out."""
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.linalg_solve_triangular: solver_flops}
+    )
+
+
+def solver_flops(matrix: Sequence[int], right: Sequence[int], **_: Any) -> int:
+    """The FLOPs of solving triangular systems: matrices [..., N, N], right-hand sides [..., N, K];
+    half of those of a product.
+    """
+    return math.prod(right) * matrix[-1]
 
 
 class PairFlops:
@@ -109,8 +127,8 @@ class PairFlops:
 
 
 def visible_pairs(block: KVBlock, window: int | None) -> int:
-    """Return the pairs of a query and a key that it attends to. Document masks have no values on
-    the meta device and are ignored.
+    """Return the pairs of a query and a key that it attends to. Document masks and selections of
+    keys have no values on the meta device and are ignored.
     """
     queries, keys = block.q.shape[1], block.k.shape[1]
     if window is None or block.positions is None:
@@ -129,7 +147,7 @@ def counted_attention(loss: TrainModule) -> Iterator[PairFlops]:
     pairs = PairFlops()
 
     def substitute(layer: SoftmaxAttention) -> nn.Module:
-        if is_softmax_attention(layer.backend, layer.n_heads, layer.d_head):
+        if is_softmax_attention(layer.backend, layer.n_heads, layer.n_kv_heads, layer.d_head):
             return CountingAttention(pairs, layer.window)
         return layer.backend
 
@@ -137,7 +155,7 @@ def counted_attention(loss: TrainModule) -> Iterator[PairFlops]:
         yield pairs
 
 
-def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
+def is_softmax_attention(backend: nn.Module, heads: int, kv_heads: int, d_head: int) -> bool:
     """Return whether a backend computes softmax attention over its key blocks, by comparing it with
     the reference on the CPU. False if it has parameters or buffers; True if it does not run on the
     CPU.
@@ -146,10 +164,11 @@ def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
         return False
     try:
         if isinstance(backend, AttentionBackend):
-            backend.require(AttentionRequirements("cpu", torch.float32, d_head))
+            need = AttentionRequirements("cpu", torch.float32, d_head)
+            backend.require(need._replace(queries_per_kv=heads // kv_heads))
     except Unsupported:
         return True
-    blocks = random_blocks(heads, d_head)
+    blocks = random_blocks(heads, kv_heads, d_head)
     try:
         with torch.no_grad():
             output = copy.deepcopy(backend)(blocks)
@@ -158,12 +177,12 @@ def is_softmax_attention(backend: nn.Module, heads: int, d_head: int) -> bool:
         return False
 
 
-def random_blocks(heads: int, d_head: int) -> list[KVBlock]:
+def random_blocks(heads: int, kv_heads: int, d_head: int) -> list[KVBlock]:
     """Return three cached and three new tokens as key blocks, on the CPU."""
     generator = torch.Generator().manual_seed(0)
-    shape = (1, 3, heads, d_head)
     q, k, v, cached_k, cached_v = (
-        torch.randn(shape, generator=generator, device="cpu") for _ in range(5)
+        torch.randn(1, 3, size, d_head, generator=generator, device="cpu")
+        for size in (heads, *[kv_heads] * 4)
     )
     cached = torch.arange(-3, 0, device="cpu")
     new = torch.arange(3, device="cpu")
@@ -187,5 +206,7 @@ class CountingAttention(nn.Module):
         output = torch.zeros_like(blocks[-1].q)
         for block in blocks:
             self.pairs.add(block, self.window)
-            output = output + block.q + (block.k + block.v).mean(1, keepdim=True)
+            output = output + block.q + (block.k + block.v).mean((1, 2), keepdim=True)
+            if block.bias is not None:
+                output = output + block.bias.dense().mean()
         return output

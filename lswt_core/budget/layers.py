@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
+from lswt_core.interfaces import Layer
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import LAYERED, tables_at
@@ -21,9 +24,9 @@ def extrapolate_layers(
     and with two of one kind.
 
     Exact if every amount is a sum over layers plus a constant, and if layers of equal recipe tables
-    are equal. Amounts that cannot be measured are absent.
+    that read and write the same are equal. Amounts that cannot be measured are absent.
     """
-    groups = group_equal_layers(recipe)
+    groups = group_equal_layers(recipe, blueprint)
     if blueprint.dims.n_layers <= 2 * len(groups):
         return measure(blueprint)
     base = measure(select_layers(blueprint, [group[0] for group in groups]))
@@ -41,14 +44,21 @@ def extrapolate_layers(
     return total
 
 
-def group_equal_layers(recipe: Recipe) -> list[list[int]]:
-    """Return the layer indices, grouped by equal recipe tables."""
+def group_equal_layers(recipe: Recipe, blueprint: DecoderSpec) -> list[list[int]]:
+    """Return the layer indices, grouped by equal recipe tables and by what layers hand to each
+    other, in which the first may differ.
+    """
     tables = recipe.resolved()
-    groups: dict[str, list[int]] = {}
-    for layer in range(recipe.model.n_layers):
-        own = tables_at(tables, layer)
+    with torch.device("meta"):
+        blocks = blueprint.build().blocks
+    groups: dict[tuple[str, frozenset[str], frozenset[str]], list[int]] = {}
+    for number, block in enumerate(blocks):
+        own = tables_at(tables, number)
         key = fingerprint({name: own[name] for name in LAYERED if name in own})
-        groups.setdefault(key, []).append(layer)
+        parts = [part for part in block.modules() if isinstance(part, Layer)]
+        reads = frozenset().union(*(part.reads for part in parts))
+        writes = frozenset().union(*(part.writes for part in parts))
+        groups.setdefault((key, reads, writes), []).append(number)
     return list(groups.values())
 
 

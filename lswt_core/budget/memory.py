@@ -12,10 +12,12 @@ from lswt_core.checkpoint.values import outline
 from lswt_core.device import available_memory
 from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
-from lswt_core.interfaces import Batch, CrossEntropy, Optimizer
+from lswt_core.interfaces import Batch, CrossEntropy, Layer, Optimizer, WeightAverage
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.plugin_api.token_scores import TILE
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.units import format_bytes
@@ -32,6 +34,7 @@ class MemoryBudget(NamedTuple):
     parts: dict[str, int]
     recipe: Recipe
     logits: Callable[[int], int]  # tokens -> bytes that their cross-entropy holds at once
+    stream_width: int  # numbers of a token in the residual stream
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
         """Return the bytes of one process by part, their "total", and what is "available" on its
@@ -51,11 +54,11 @@ class MemoryBudget(NamedTuple):
         """Return the bytes per sequence that autograd saves; with activation checkpointing, the
         input of every block and what one recomputed block saves.
         """
-        model, train = self.recipe.model, self.recipe.train
+        n_layers, train = self.recipe.model.n_layers, self.recipe.train
         if train.activation_checkpointing == "none":
             return self.parts["activations"]
-        inputs = model.n_layers * train.seq_len * model.d_model * FLOAT32_BYTES
-        return inputs + self.parts["activations"] // model.n_layers
+        inputs = n_layers * train.seq_len * self.stream_width * FLOAT32_BYTES
+        return inputs + self.parts["activations"] // n_layers
 
     def largest_micro(self, world: World, available: int | None = None) -> int:
         """Return the largest micro-batch size that fits, a divisor of the process's batch size; 0
@@ -84,14 +87,38 @@ def parameter_bytes(loss: TrainModule, optimizer: Optimizer, half: int) -> dict[
     }
 
 
+def average_bytes(loss: TrainModule, average: WeightAverage) -> dict[str, int]:
+    """Return the bytes of an average of the weights, in float32; nothing if none is kept."""
+    if not average.is_active:
+        return {}
+    return {"average": FLOAT32_BYTES * sum(p.numel() for p in trainable_parameters(loss))}
+
+
 def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dict[str, int]:
     """Return the bytes that grow with the batch: the state of full memories, and the activations
     saved for the backward pass.
     """
     return {
-        "memories": count_bytes(tree_leaves(state)) * half // FLOAT32_BYTES,
+        "memories": state_bytes(loss.decoder, state, half),
         "activations": saved_bytes(loss, batch, state) * half // FLOAT32_BYTES,
     }
+
+
+def state_bytes(decoder: Decoder, state: State, half: int) -> int:
+    """Return the bytes of a state measured in float32: what memories keep is in the compute
+    precision, of ``half`` bytes per number; a recurrent state stays in float32, which sums up.
+    """
+    total = 0
+    for block, layer_state in zip(decoder.blocks, state, strict=True):
+        layers = [module for module in block.modules() if isinstance(module, Layer)]
+        is_recurrent = any(layer.reach is None for layer in layers)
+        memories = {
+            name for one in layers if isinstance(one, SoftmaxAttention) for name in one.memory
+        }
+        for name, tree in layer_state.items():
+            size = FLOAT32_BYTES if is_recurrent and name not in memories else half
+            total += count_bytes(tree_leaves(tree)) * size // FLOAT32_BYTES
+    return total
 
 
 def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, tokens: int) -> int:

@@ -13,7 +13,16 @@ from lswt_core.errors import CheckpointError
 from lswt_core.interfaces import Optimizer
 
 # Group entries that are not saved: options come from the recipe, the rate from the schedule.
-UNSAVED = ("params", "names", "name", "matrices", "lr", "weight_decay")
+UNSAVED = (
+    "params",
+    "names",
+    "name",
+    "matrices",
+    "lr",
+    "lr_factor",
+    "weight_decay",
+    "weight_decay_factor",
+)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

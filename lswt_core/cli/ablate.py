@@ -22,6 +22,7 @@ from lswt_core.ablation.arms import (
 )
 from lswt_core.cli.ablate_words import STORE, after_dry_run, words_of
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
+from lswt_core.cli.unchecked import check_plugins, unchecked_argument
 from lswt_core.errors import PluginError, RunsFailed, UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
@@ -127,6 +128,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         help="build and certify the arms, show what they cost, and train nothing",
     )
     plugin_argument(parser)
+    unchecked_argument(parser)
 
 
 def ablate(arguments: argparse.Namespace) -> int:
@@ -134,6 +136,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     ablation, baseline = planned_ablation(arguments)
     spec = ablation.spec
     ablation.build(baseline)
+    check_plugins(arguments, [arm.recipe for arm in ablation.arms], ablation.registry, say)
     say(ablation.describe_arms())
     if arguments.dry_run:
         say(after_dry_run(arguments))
@@ -189,7 +192,7 @@ def workers_of(arguments: argparse.Namespace) -> Workers:
 
     devices = arguments.devices.split(",") if arguments.devices else []
     at_once = arguments.jobs or len(devices) or 1
-    return Workers(at_once, threads(at_once), devices, arguments.plugin)
+    return Workers(at_once, threads(at_once), devices, arguments.plugin, arguments.unchecked)
 
 
 def refuse_failed(study: Study, directory: Path) -> None:

@@ -23,6 +23,7 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
         words
         + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
         + (["--full"] if arguments.full else [])
+        + (["--unchecked"] if arguments.unchecked else [])
     )
 
 

@@ -49,11 +49,11 @@ def parameter_lines(numbers: Mapping[str, Any]) -> list[str]:
         line(name, f"{n:,}", "" if trained[name] == n else "not trained")
         for name, n in numbers["by_component"].items()
     ]
-    return [
-        *rows,
-        line("total", f"{numbers['total']:,}"),
-        line("trainable", f"{numbers['trainable']:,}"),
-    ]
+    total, active = numbers["total"], numbers["active"]
+    rows.append(line("total", f"{total:,}"))
+    if active != total:
+        rows.append(line("active", f"{active:,}", "those that a token uses"))
+    return [*rows, line("trainable", f"{numbers['trainable']:,}")]
 
 
 def memory_lines(need: Mapping[str, int]) -> list[str]:
@@ -83,6 +83,10 @@ def work_lines(work: Mapping[str, Any]) -> list[str]:
     if work["refresh"]:
         rows.append(
             line("curvature", flop(work["refresh"]), "the optimizer's, spread over its steps")
+        )
+    if work["optimizer"]:
+        rows.append(
+            line("optimizer", flop(work["optimizer"]), "its matrix products, a step's share")
         )
     conventional = line("3 x forward", flop(work["conventional"]), "as papers count")
     return [

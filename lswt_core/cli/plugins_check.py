@@ -80,8 +80,10 @@ def require_options(given: Mapping[str, Any], offers: Sequence[Offer]) -> None:
 
 def problems_of(given: Mapping[str, Any], offer: Offer) -> list[Any]:
     """The validation errors of some options of a component, as pydantic reports them."""
+    from lswt_core.conformance.inner_components import as_tables  # imports torch
+
     try:
-        Registry([]).schema(offer).model_validate(given)
+        Registry([]).schema(offer).model_validate(as_tables(offer, given))
     except ValidationError as error:
         return error.errors()
     return []

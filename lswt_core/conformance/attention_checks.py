@@ -15,11 +15,14 @@ from lswt_core.interfaces import (
     AttentionBackend,
     AttentionRequirements,
     DenseBias,
+    Dims,
     KVBlock,
+    SoftCap,
     Unsupported,
 )
-from lswt_core.plugin_api.attention import attention_scores
+from lswt_core.plugin_api.attention import attention_scores, grouped_matmul
 
+SINKS_CASE = 2  # of plain_cases
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
@@ -27,26 +30,50 @@ def plain_attention(blocks: list[KVBlock]) -> Tensor:
     """One softmax over the union of blocks, [B, T, H, D]."""
     weights = torch.cat([attention_scores(block) for block in blocks], dim=-1).softmax(-1)
     values = torch.cat([block.v for block in blocks], dim=1).transpose(1, 2)
-    return (weights.to(values.dtype) @ values).transpose(1, 2)
+    return grouped_matmul(weights.to(values.dtype), values).transpose(1, 2)
 
 
 def make_cases(dtype: torch.dtype) -> Iterator[tuple[str, AttentionRequirements, list[KVBlock]]]:
     """Key/value blocks as models make them: the new segment alone, with a KV cache, with sinks,
-    with document masking, with a bias.
+    with document masking, with a bias, with transformed scores, with keys selected per query.
     """
-    B, T, N, H, D = 2, 5, 7, DIMS.n_heads, DIMS.d_head
+    yield from plain_cases(dtype, DIMS.n_heads, 1)
+    for name, need, blocks in plain_cases(dtype, 2 * DIMS.n_heads, 2):
+        yield f"{name}, of grouped heads", need, blocks
+    _, need, blocks = list(plain_cases(dtype, DIMS.n_heads, 1))[SINKS_CASE]
+    cap = SoftCap(0.5)
+    capped = [block._replace(transform=cap) for block in blocks]
+    yield "transformed scores", need._replace(transform=SoftCap), capped
+
+    generator = torch.Generator().manual_seed(5)
+    selected = []
+    for block in blocks:
+        shape = (2, 1, block.q.shape[1], block.k.shape[1])
+        chosen = torch.rand(shape, generator=generator) < 0.5
+        # every query sees itself
+        chosen = chosen | torch.eye(*shape[-2:], dtype=torch.bool) if block.causal else chosen
+        selected.append(block._replace(selected=chosen))
+    yield "keys selected per query", need._replace(has_selection=True), selected
+
+
+def plain_cases(
+    dtype: torch.dtype, heads: int, queries_per_kv: int
+) -> Iterator[tuple[str, AttentionRequirements, list[KVBlock]]]:
+    """Cases with any number of query heads, of which some share a key/value head."""
+    B, T, N, D = 2, 5, 7, DIMS.d_head
+    G, H = heads // queries_per_kv, heads
     q = random_normal(B, T, H, D, seed=1, dtype=dtype)
     sink_q = random_normal(B, T, H, D, seed=2, dtype=dtype)
 
     def make_block(q: Tensor, length: int, *, causal: bool = False) -> KVBlock:
-        k = random_normal(B, length, H, D, seed=length, dtype=dtype)
-        v = random_normal(B, length, H, D, seed=length + 9, dtype=dtype)
+        k = random_normal(B, length, G, D, seed=length, dtype=dtype)
+        v = random_normal(B, length, G, D, seed=length + 9, dtype=dtype)
         return KVBlock(q, k, v, causal)
 
     new = make_block(q, T, causal=True)._replace(positions=torch.arange(T))
     old = make_block(q, N)._replace(positions=torch.arange(-N, 0))
     sinks = make_block(sink_q, 2)
-    need = AttentionRequirements("cpu", dtype, D)
+    need = AttentionRequirements("cpu", dtype, D, queries_per_kv=queries_per_kv)
     yield "the new segment alone", need, [new]
     yield "a KV cache", need, [old, new]
     yield "sinks", need, [sinks, old, new]
@@ -70,16 +97,20 @@ def make_cases(dtype: torch.dtype) -> Iterator[tuple[str, AttentionRequirements,
     ),
     fix=(
         "compute one softmax over all blocks, scores times 1/sqrt(D); in the causal block key j is"
-        " visible to query i iff j <= i, in the others every key is"
+        " visible to query i iff j <= i, in the others every key is; query head h reads key/value"
+        " head h // (H/G); what it cannot do (grouped heads, has_mask, has_bias, has_transform,"
+        " has_selection), `require` must refuse"
     ),
     after=("meta device", "randomness"),
 )
 def matches_plain_attention(subject: Subject) -> None:
     """Outputs and gradients equal those of plain attention, or `require` refuses the case."""
-    backend = subject.build(DIMS)
     compared = 0
     for dtype, tolerance in TOLERANCES.items():
         for name, need, blocks in make_cases(dtype):
+            n_heads = DIMS.n_heads * need.queries_per_kv
+            dims = Dims(n_heads * DIMS.d_head, n_heads, 8, 1, queries_per_kv=need.queries_per_kv)
+            backend = subject.build(dims)
             if supports(backend, need):
                 compared += 1
                 compare(backend, f"{name}, {dtype}", blocks, tolerance)

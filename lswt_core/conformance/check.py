@@ -80,6 +80,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def describe(error: BaseException, subject: Subject) -> str:
+    """An exception in one line, with the place in a plugin's code that raised it."""
+    culprit = subject.registry.culprit(error)
+    raised = f"{type(error).__name__}: {error}".strip()
+    return raised if culprit is None else f"{raised} (in {culprit.method}, {culprit.where})"
+
+
 class Check:
     """A rule applied to one component. Calling it raises Failed if the component violates the rule,
     and unittest.SkipTest, with the reason, if the rule does not apply here.
@@ -128,7 +135,7 @@ class Check:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too
-            return Result("FAILED", f"{type(error).__name__}: {error}".strip())
+            return Result("FAILED", describe(error, self.subject))
         return Result("ok", "")
 
 

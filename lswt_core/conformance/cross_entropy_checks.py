@@ -171,3 +171,30 @@ def logsumexp_matches(subject: Subject) -> None:
         "logsumexp",
         [z, table],
     )
+
+
+@rule(
+    "soft cap",
+    ("cross_entropy",),
+    why="a head that caps its logits is trained, sampled and exported by the capped ones",
+    fix=(
+        "with soft_cap take cap * tanh(z @ table.T / cap) for the logits everywhere: loss, sampled"
+        " labels, logsumexp and their gradients (times 1 - tanh^2); or leave takes_soft_cap False"
+    ),
+    after=("reference", "cross-entropy gradients", "sampled labels", "logsumexp"),
+)
+def caps_logits(subject: Subject) -> None:
+    """Loss, sampled labels and logsumexp of capped logits are the formula's."""
+    cross_entropy = build_cross_entropy(subject)
+    if not cross_entropy.takes_soft_cap:
+        raise SkipTest("it takes no soft_cap")
+    uniforms = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(4))
+    draws = LabelSampling(uniforms)
+    z, table, labels = make_inputs()
+    for field in ("total", "sampled", "logsumexp"):
+        require_same_field(
+            cross_entropy(z, table, labels, draws, logsumexp=True, soft_cap=2.0),
+            dense_cross_entropy(z, table, labels, draws, logsumexp=True, soft_cap=2.0),
+            field,
+            [z, table],
+        )

@@ -20,6 +20,7 @@ from unittest import SkipTest
 import numpy as np
 import torch
 
+from lswt_core.conformance.inner_components import constructor_options
 from lswt_core.interfaces import DataSource, Document
 from lswt_core.registry import Registry
 
@@ -122,6 +123,17 @@ def effects_of(action: Callable[[], None]) -> list[str]:
     return effects + ["opens a network connection"] * bool(connections)
 
 
+def build_source(own: Registry, *, source: str, options: dict[str, Any], **_: Any) -> DataSource:
+    """A plugin's data source; components inside of it may be installed ones."""
+    offer = own.find("data", source)
+    modules = {entry.module for entry in own.entries}
+    installed = [entry for entry in Registry().entries if entry.module not in modules]
+    own.entries = (*own.entries, *installed)
+    component = own.load(offer)
+    built: DataSource = component(**constructor_options(own, offer, options))
+    return built
+
+
 def main() -> None:
     """Answer the request on standard input."""
     request = json.load(sys.stdin)
@@ -139,6 +151,5 @@ def main() -> None:
 
     report: dict[str, Any] = {"effects": effects_of(import_plugin)}
     if "source" in request:
-        component = registry[0].get("data", request["source"])
-        report["documents"] = digests(component(**request["options"]))
+        report["documents"] = digests(build_source(registry[0], **request))
     print(json.dumps(report))

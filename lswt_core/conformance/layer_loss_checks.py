@@ -35,7 +35,7 @@ def loss_terms(decoder: Decoder, ids: Tensor) -> dict[str, LossSum]:
 )
 def loss_terms_are_declared(subject: Subject) -> None:
     """Layers return the loss terms that they declare: finite sums and counts, scalar tensors."""
-    decoder, batch = subject.decoder(), make_batch()
+    decoder, batch = subject.decoder(), make_batch(subject)
     losses = loss_terms(decoder, batch.inputs)
     declared = {name for layer in decoder.layers() for name in layer.loss_weights}
     undeclared = sorted(losses.keys() - declared)
@@ -61,7 +61,11 @@ def loss_terms_are_declared(subject: Subject) -> None:
 def layers_count_right(subject: Subject) -> None:
     """loss_count(name, batch) is what forward counts, also where labels are left out."""
     decoder = subject.decoder()
-    for batch in (make_batch(padded=False), make_batch(), make_batch(2, 3)):
+    for batch in (
+        make_batch(subject, padded=False),
+        make_batch(subject),
+        make_batch(subject, 2, 3),
+    ):
         for name, term in loss_terms(decoder, batch.inputs).items():
             counts = [
                 int(layer.loss_count(name, batch))
@@ -91,7 +95,7 @@ def layers_count_right(subject: Subject) -> None:
 )
 def layer_losses_add_up(subject: Subject) -> None:
     """Loss terms of the rows alone add up to those of the whole batch."""
-    decoder, batch = subject.decoder(), make_batch()
+    decoder, batch = subject.decoder(), make_batch(subject)
     whole = loss_terms(decoder, batch.inputs)
     rows = [loss_terms(decoder, one) for one in batch.inputs.split(1)]
     for name, term in whole.items():
@@ -116,7 +120,7 @@ def layer_losses_add_up(subject: Subject) -> None:
 )
 def layer_losses_have_gradients(subject: Subject) -> None:
     """Every loss term can be differentiated by some parameter."""
-    decoder, batch = subject.decoder(), make_batch()
+    decoder, batch = subject.decoder(), make_batch(subject)
     parameters = list(decoder.parameters())
     for name, term in loss_terms(decoder, batch.inputs).items():
         require(term.total.requires_grad, f"the term {name!r} is detached: it has no gradient")

@@ -11,17 +11,28 @@ from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import DIMS, Subject
 from lswt_core.conformance.tensors import VOCAB_SIZE, random_normal, random_tokens
 from lswt_core.conformance.training_checks import error_at_most_points
-from lswt_core.interfaces import IGNORE, Batch, LossSum, Output
+from lswt_core.interfaces import IGNORE, Batch, CrossEntropyOutput, LossSum, Output
+from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
 
 
-def make_batch(rows: int = 4, length: int = 6, *, padded: bool = True) -> Batch:
-    """Random tokens and labels; padding, which is not predicted, where ``valid`` is False."""
+def make_batch(
+    subject: Subject, rows: int = 4, length: int = 6, *, padded: bool = True, ahead: bool = True
+) -> Batch:
+    """Random tokens and labels; padding, which is not predicted, where ``valid`` is False. Labels
+    after the segment, some of them IGNORE, if the loss reads them and ``ahead``.
+    """
     inputs, labels = random_tokens(rows, length), random_tokens(rows, length, 1)
+    lookahead = getattr(subject.module(), "lookahead", 0)
+    labels_ahead = None
+    if lookahead and ahead:
+        labels_ahead = random_tokens(rows, lookahead, 2)
+        labels_ahead[0] = IGNORE
     if not padded:
-        return Batch(inputs, labels)
+        return Batch(inputs, labels, labels_ahead=labels_ahead)
     valid = torch.rand(rows, length, generator=torch.Generator().manual_seed(2)) < 0.7
     valid[:, 2:4] = True
-    return Batch(inputs.where(valid, 0), labels.where(valid, IGNORE), valid=valid)
+    labels = labels.where(valid, IGNORE)
+    return Batch(inputs.where(valid, 0), labels, valid=valid, labels_ahead=labels_ahead)
 
 
 def needs_of(subject: Subject) -> frozenset[str]:
@@ -31,7 +42,9 @@ def needs_of(subject: Subject) -> frozenset[str]:
 
 
 def make_output(subject: Subject, batch: Batch, *, seed: int = 3) -> Output:
-    """Random hidden states; logits and their logsumexp if the loss declares that it needs them."""
+    """Random hidden states; logits, their logsumexp and a scorer if the loss declares that it needs
+    them.
+    """
     shape, needs = batch.inputs.shape, needs_of(subject)
     states = random_normal(*shape, DIMS.d_model, seed=seed).requires_grad_()
     logits = random_normal(*shape, VOCAB_SIZE, seed=seed + 1).requires_grad_()
@@ -41,7 +54,14 @@ def make_output(subject: Subject, batch: Batch, *, seed: int = 3) -> Output:
         output = output._replace(logits=logits)
     if "logsumexp" in needs:
         output = output._replace(logsumexp=logsumexp.requires_grad_())
+    if "score" in needs:
+        output = output._replace(score=score_by_random_table)
     return output
+
+
+def score_by_random_table(states: Tensor, labels: Tensor) -> CrossEntropyOutput:
+    """The cross-entropy of states [B, T, M] by a random head."""
+    return dense_cross_entropy(states, random_normal(VOCAB_SIZE, DIMS.d_model, seed=9), labels)
 
 
 def compute_loss(subject: Subject, out: Output, batch: Batch) -> LossSum:
@@ -61,7 +81,7 @@ def total_of(loss: LossSum) -> float:
 
 def select_rows(out: Output, batch: Batch, rows: Any) -> tuple[Output, Batch]:
     """Some rows of an output and its batch; ``rows`` is an index."""
-    fields = [None if field is None else field[rows] for field in out]
+    fields = [field[rows] if isinstance(field, Tensor) else field for field in out]
     return Output(*fields), batch.map(lambda tensor: tensor[rows])  # type: ignore[arg-type]
 
 
@@ -72,12 +92,15 @@ def select_rows(out: Output, batch: Batch, rows: Any) -> tuple[Output, Batch]:
         "logits are computed only if a loss declares that it needs them: they are the largest"
         " tensor of all"
     ),
-    fix='declare needs = frozenset({"logits"}), {"logsumexp"} or {"states"}, and use nothing else',
+    fix=(
+        'declare needs = frozenset({"logits"}), {"logsumexp"}, {"score"} or {"states"}, and use'
+        " nothing else"
+    ),
     after=("interface",),
 )
 def needs_are_declared(subject: Subject) -> None:
     """The loss can be computed from what it declares."""
-    batch, needs = make_batch(), needs_of(subject)
+    batch, needs = make_batch(subject), needs_of(subject)
     require(needs <= set(Output._fields), f"needs is {set(needs)}")
     compute_loss(subject, make_output(subject, batch), batch)
 
@@ -93,9 +116,11 @@ def needs_are_declared(subject: Subject) -> None:
     after=("needs",),
 )
 def count_is_right(subject: Subject) -> None:
-    """count(batch) is what forward counts, with padding and without."""
-    for padded in (False, True):
-        batch = make_batch(padded=padded)
+    """count(batch) is what forward counts, with padding and without, with labels after the segment
+    and without.
+    """
+    for padded, ahead in ((False, True), (True, True), (True, False)):
+        batch = make_batch(subject, padded=padded, ahead=ahead)
         announced = int(subject.module().count(batch))  # type: ignore[operator]
         counted = int(compute_loss(subject, make_output(subject, batch), batch).count)
         require(announced == counted, f"count() returns {announced}, forward counts {counted}")
@@ -113,7 +138,7 @@ def count_is_right(subject: Subject) -> None:
 )
 def micro_batches_add_up(subject: Subject) -> None:
     """Totals and counts of micro-batches add up, in any order of rows."""
-    batch = make_batch()
+    batch = make_batch(subject)
     out = make_output(subject, batch)
     whole = compute_loss(subject, out, batch)
     splits = [
@@ -148,7 +173,7 @@ def micro_batches_add_up(subject: Subject) -> None:
 )
 def ignores_padding(subject: Subject) -> None:
     """Other hidden states, logits and ids at padding leave the loss as it was."""
-    batch = make_batch()
+    batch = make_batch(subject)
     out, other = make_output(subject, batch), make_output(subject, batch, seed=20)
     valid = batch.valid
     assert valid is not None
@@ -178,11 +203,11 @@ def ignores_padding(subject: Subject) -> None:
 )
 def loss_has_a_gradient(subject: Subject) -> None:
     """The total can be differentiated by one of the fields that the loss reads."""
-    batch = make_batch()
+    batch = make_batch(subject)
     out = make_output(subject, batch)
     total = compute_loss(subject, out, batch).total
     require(total.requires_grad, "the total is detached: it has no gradient")
-    inputs = [field for field in out if field is not None]
+    inputs = [field for field in out if isinstance(field, Tensor)]
     gradients = torch.autograd.grad(total, inputs, allow_unused=True)
     reached = any(gradient is not None for gradient in gradients)
     require(reached, "the total depends on none of the model's outputs")
@@ -197,7 +222,7 @@ def loss_has_a_gradient(subject: Subject) -> None:
 )
 def loss_derivatives_are_right(subject: Subject) -> None:
     """Derivatives agree with finite differences in float64, and are finite if all is padding."""
-    batch = make_batch(2, 4)
+    batch = make_batch(subject, 2, 4)
     # finite differences are wrong near a kink, of a hinge say
     if error := error_at_most_points(lambda seed: check_loss_derivatives(subject, batch, seed)):
         raise error
@@ -211,7 +236,7 @@ def loss_derivatives_are_right(subject: Subject) -> None:
     if loss.total.requires_grad:
         loss.total.backward()
         for name, tensor in out._asdict().items():
-            if tensor is not None and tensor.grad is not None:
+            if isinstance(tensor, Tensor) and tensor.grad is not None:
                 require(
                     tensor.grad.isfinite().all(),
                     f"the gradient of {name} is not finite for a batch of padding",
@@ -220,11 +245,14 @@ def loss_derivatives_are_right(subject: Subject) -> None:
 
 def check_loss_derivatives(subject: Subject, batch: Batch, seed: int) -> None:
     """Compare derivatives at one point. Raises RuntimeError where they disagree."""
-    fields = make_output(subject, batch, seed=seed)._asdict().items()
-    inputs = {name: tensor for name, tensor in fields if tensor is not None}
+    output = make_output(subject, batch, seed=seed)
+    inputs = {name: field for name, field in output._asdict().items() if isinstance(field, Tensor)}
+
+    module = subject.module()
 
     def total(*values: Tensor) -> Tensor:
-        out = Output(**dict(zip(inputs, values, strict=True)))
-        return compute_loss(subject, out, batch).total
+        out = Output(**dict(zip(inputs, values, strict=True)), score=output.score)
+        loss: LossSum = module(out, batch)
+        return loss.total
 
     torch.autograd.gradcheck(total, list(inputs.values()))

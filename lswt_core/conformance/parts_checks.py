@@ -23,8 +23,8 @@ from lswt_core.interfaces import (
     State,
     StatefulFeedForward,
 )
+from lswt_core.model.compatibility import PARTS
 from lswt_core.model.initialise import initialise
-from lswt_core.model.wiring import PARTS
 
 ENCODING_METHODS = ("rotate", "encode", "encode_sink", "bias", "block_biases", "features")
 

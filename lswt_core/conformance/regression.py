@@ -107,8 +107,7 @@ def build_optimizer(subject: Subject, model: Regression, **options: Any) -> Opti
         name: value for name, value in ({"lr": 0.02} | options).items() if subject.has_option(name)
     }
     subject.build(model.groups())  # skips if a required option is missing
-    component: Any = subject.component
-    optimizer: Optimizer = component(model.groups(), **(supported | subject.options))
+    optimizer: Optimizer = subject.construct(model.groups(), **supported)
     return optimizer
 
 

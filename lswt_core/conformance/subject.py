@@ -8,8 +8,14 @@ from typing import Any
 from unittest import SkipTest
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lswt_core.conformance.inner_components import (
+    CORE,
+    as_tables,
+    constructor_options,
+    reference_options,
+)
 from lswt_core.conformance.tensors import VOCAB_SIZE
 from lswt_core.errors import PluginError
 from lswt_core.interfaces import (
@@ -17,6 +23,7 @@ from lswt_core.interfaces import (
     AttentionRequirements,
     Component,
     Dims,
+    LayerContext,
     Memory,
     StatefulFeedForward,
     Unsupported,
@@ -29,9 +36,8 @@ from lswt_core.registry import REQUIRED, Offer, Registry
 DIMS = Dims(16, n_heads=2, d_ffn=24, n_layers=2, vocab_size=VOCAB_SIZE, d_vocab=8)
 GRADCHECK_DIMS = DIMS._replace(d_ffn=6, n_layers=1)
 MEMORY_LENGTH = 64  # tokens, more than any test sequence has
-# The distribution of the reference components, also if the plugin under test uses their names.
-CORE = "lswt-core"
 REFERENCES = {  # by kind: what a component is tested with
+    "head": "tied",
     "block": "pre-norm",
     "mixer": "attention",
     "positional": "rope",
@@ -53,7 +59,8 @@ class Subject:
         self, offer: Offer, component: type[Component], registry: Registry, options: dict[str, Any]
     ) -> None:
         self.offer, self.component, self.registry = offer, component, registry
-        self.kind, self.options = offer.kind, options
+        self.kind = offer.kind
+        self.options = {**reference_options(offer, REFERENCES), **as_tables(offer, options)}
         self.memory_length = MEMORY_LENGTH  # tokens in the tiny model's KV cache; 0: it has none
 
     def __str__(self) -> str:
@@ -70,7 +77,13 @@ class Subject:
         ]
         if missing:
             raise SkipTest(f"it needs {', '.join(missing)}: give --option {missing[0]}=...")
-        return self.component(*arguments, **self.options)
+        return self.construct(*arguments)
+
+    def construct(self, *arguments: Any, **defaults: Any) -> Any:
+        """Call the constructor; ``defaults`` are options that the subject may have already."""
+        options = {**defaults, **self.options}
+        values = constructor_options(self.registry, self.offer, options, *arguments)
+        return self.component(*arguments, **values)
 
     def build_alone(self, dims: Dims) -> Any:
         """Build a component of the model with the sizes, and the parts that it is made of."""
@@ -120,10 +133,10 @@ class Subject:
         if self.kind != "memory":
             return {"xl": self.reference("memory")} if self.memory_length else {}
         keeps_tokens = self.build(dims).length > 0
-        options = dict(self.options)
+        defaults = {}
         if keeps_tokens and self.has_option("length"):
-            options.setdefault("length", self.memory_length)
-        memories = {self.offer.name: partial(self.component, **options)}
+            defaults["length"] = self.memory_length
+        memories = {self.offer.name: partial(self.construct, **defaults)}
         if not keeps_tokens:
             memories["xl"] = self.reference("memory")  # type: ignore[assignment]
         return memories  # type: ignore[return-value]
@@ -155,6 +168,7 @@ class Subject:
         return DecoderSpec(
             dims=dims,
             trainable=True,
+            head=self.builder("head"),
             positional=self.builder("positional"),
             norm=self.builder("norm"),
             layers=layers,
@@ -193,6 +207,18 @@ class Subject:
         module = module.to_empty(device="cpu").to(dtype)
         initialise(module, seed=0, std=0.4)
         return module
+
+    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The output of a norm or feed-forward layer alone for x [B, T, ...], as at the start of a
+        text.
+        """
+        if not isinstance(layer, StatefulFeedForward):
+            output: Tensor = layer(x)
+            return output
+        ids = torch.zeros(x.shape[:2], dtype=torch.int64)
+        positional = self.reference("positional")(DIMS)
+        carry = {"ids": ids, "embeddings": x}
+        return layer(x, None, LayerContext(torch.arange(x.shape[1]), None, positional, carry)).x
 
     def own_modules(self, decoder: Decoder) -> list[nn.Module]:
         """The model's modules that are the component."""

@@ -13,5 +13,5 @@ def cache_key(fingerprint: str, *components: Chosen) -> str:
     options are included because a component's own fingerprint may leave one out.
     """
     parts: list[object] = [fingerprint]
-    parts += [[chosen.kind, chosen.name, chosen.options] for chosen in components]
+    parts += [[chosen.kind, chosen.name, chosen.plain_options()] for chosen in components]
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

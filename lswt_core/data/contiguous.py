@@ -39,6 +39,7 @@ class ContiguousRows(RowLayout):
         seq_len: int,
         seed: int,
         document_masking: bool = False,
+        lookahead: int = 0,
         shuffle: bool = True,
     ) -> None:
         """Raises DataError if the corpus has less than one segment a row."""
@@ -49,6 +50,7 @@ class ContiguousRows(RowLayout):
             seq_len=seq_len,
             seed=seed,
             document_masking=document_masking,
+            lookahead=lookahead,
         )
         self.identity["shuffle"] = shuffle
         self.tokens, self.eos_id, self.shuffle, self.seed = tokens, eos_id, shuffle, seed
@@ -66,7 +68,8 @@ class ContiguousRows(RowLayout):
     def segment(self, ahead: int = 0) -> Batch:
         """The next segment of every row; it may begin in one epoch and end in the next."""
         cursor = self.cursor + ahead * self.seq_len
-        epochs, offsets = np.divmod(cursor + np.arange(self.seq_len), self.length)
+        reach = cursor + np.arange(self.seq_len + self.lookahead)
+        epochs, offsets = np.divmod(reach, self.length)
         parts = []
         for epoch in np.unique(epochs):
             parts.append(self._read(int(epoch), offsets[epochs == epoch], cursor))

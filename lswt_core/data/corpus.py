@@ -92,8 +92,12 @@ def fit_tokenizer(recipe: Recipe, registry: Registry, source: DataSource) -> Tok
     return tokenizer
 
 
-def open_training_rows(recipe: Recipe, corpus: Corpus, rows: range, device: torch.device) -> Rows:
-    """Some rows of the global batch of training data, prefetched."""
+def open_training_rows(
+    recipe: Recipe, corpus: Corpus, rows: range, device: torch.device, lookahead: int = 0
+) -> Rows:
+    """Some rows of the global batch of training data, prefetched. ``lookahead``: labels beyond a
+    segment that batches hold.
+    """
     train = recipe.train
     inner: Rows
     if corpus.train is None:
@@ -105,6 +109,7 @@ def open_training_rows(recipe: Recipe, corpus: Corpus, rows: range, device: torc
             seq_len=train.seq_len,
             seed=train.seed,
             document_masking=train.document_masking,
+            lookahead=lookahead,
             document_assignment=train.document_assignment,
         )
     else:
@@ -116,6 +121,7 @@ def open_training_rows(recipe: Recipe, corpus: Corpus, rows: range, device: torc
             seq_len=train.seq_len,
             seed=train.seed,
             document_masking=train.document_masking,
+            lookahead=lookahead,
         )
     return PrefetchedRows(inner, pin_memory=device.type == "cuda")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lswt_core.errors import DataError
-from lswt_core.interfaces import Batch
+from lswt_core.interfaces import IGNORE, Batch
 
 
 class BatchStream(Protocol):
@@ -55,11 +55,16 @@ class RowLayout:
         seq_len: int,
         seed: int,
         document_masking: bool,
+        lookahead: int = 0,
     ) -> None:
+        """``lookahead``: labels beyond a segment that batches hold (Batch.labels_ahead). What is
+        consumed does not depend on it.
+        """
         assert all(0 <= row < global_batch_size for row in rows), (
             f"{rows} are not among {global_batch_size} rows"
         )
         self.rows, self.seq_len, self.document_masking = rows, seq_len, document_masking
+        self.lookahead = lookahead
         self.identity: dict[str, Any] = {
             "fingerprint": fingerprint,
             "global_batch_size": global_batch_size,
@@ -84,11 +89,19 @@ class RowLayout:
         )
 
     def batch(self, inputs: np.ndarray, labels: np.ndarray, first_visible: np.ndarray) -> Batch:
-        """A batch of int64 arrays [B, T]; ``first_visible`` only with document masking."""
-        visible = None
+        """A batch of int64 arrays [B, T + lookahead]; ``first_visible`` only with document
+        masking, where labels of documents that begin after the segment are IGNORE.
+        """
+        size = self.seq_len
+        own = [np.ascontiguousarray(x[:, :size]) for x in (inputs, labels, first_visible)]
+        batch = Batch(torch.from_numpy(own[0]), torch.from_numpy(own[1]))
+        ahead = labels[:, size:]
         if self.document_masking:
-            visible = torch.from_numpy(first_visible)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(labels), first_visible=visible)
+            batch = batch._replace(first_visible=torch.from_numpy(own[2]))
+            ahead = np.where(first_visible[:, size:] < size, ahead, IGNORE)
+        if self.lookahead:
+            batch = batch._replace(labels_ahead=torch.from_numpy(np.ascontiguousarray(ahead)))
+        return batch
 
     def close(self) -> None:
         """Nothing to release."""

@@ -41,6 +41,7 @@ class StreamingRows(RowLayout):
         seq_len: int,
         seed: int,
         document_masking: bool = False,
+        lookahead: int = 0,
         document_assignment: DocumentAssignment = "least-loaded",
     ) -> None:
         super().__init__(
@@ -50,6 +51,7 @@ class StreamingRows(RowLayout):
             seq_len=seq_len,
             seed=seed,
             document_masking=document_masking,
+            lookahead=lookahead,
         )
         self.source, self.tokenizer = source, tokenizer
         self.document_assignment = document_assignment
@@ -62,10 +64,11 @@ class StreamingRows(RowLayout):
         """The next segment of every row. The assignment of documents depends only on the rows'
         unread tokens relative to each other, and so not on how far ahead is read.
         """
-        self._fill((ahead + 1) * self.seq_len)
-        start, eos_id = ahead * self.seq_len, self.tokenizer.eos_id
-        read = [self._queues[row].read(start, self.seq_len, eos_id) for row in self.rows]
-        # [B, T] each
+        start, count = ahead * self.seq_len, self.seq_len + self.lookahead
+        self._fill(start + count)
+        eos_id = self.tokenizer.eos_id
+        read = [self._queues[row].read(start, count, eos_id) for row in self.rows]
+        # [B, T + lookahead] each
         inputs, labels, first_visible = (np.stack(arrays) for arrays in zip(*read, strict=True))
         return self.batch(inputs, labels, first_visible)
 

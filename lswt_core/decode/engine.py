@@ -14,7 +14,6 @@ from lswt_core.decode.cuda_graph import CudaGraphStep, DecodeStep, fixed_shapes
 from lswt_core.decode.rolling_kv_cache import CacheState, inference_copy, single_row_kernels
 from lswt_core.device import Precision
 from lswt_core.errors import NumericsError
-from lswt_core.interfaces import Mixer
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 
@@ -30,7 +29,7 @@ class InferenceEngine:
     carried along as cache.
 
     Later calls see as many earlier tokens as the layers' states keep. If the mixer of some layer
-    keeps none (registers are no state), the cache is the text itself, of which the last
+    sees none of them (registers are no state), the cache is the text itself, of which the last
     ``seq_len`` ids are recomputed at every call.
 
     Calling the engine returns a new cache and leaves the old one valid, so that a text can branch.
@@ -44,10 +43,7 @@ class InferenceEngine:
         self.capture: Capture | None = None
         if self.device.type == "cuda":
             self.capture = CudaGraphStep
-        self.has_memory = all(
-            any(mixer.reach != 0 for mixer in block.modules() if isinstance(mixer, Mixer))
-            for block in decoder.blocks
-        )
+        self.has_memory = decoder.can_read_on
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:

@@ -23,7 +23,7 @@ from lswt_core.model.components import build_component
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.layer_selectors import LAYERED
+from lswt_core.recipe.layer_selectors import MODEL_KINDS
 from lswt_core.registry import Registry
 from lswt_core.reporting.units import format_bytes
 
@@ -107,8 +107,9 @@ def warn_of_changed_code(saved: Saved, recipe: Recipe, registry: Registry) -> No
     """
     if not saved.holds("components"):
         return
-    used = [chosen for kind in LAYERED for chosen in recipe.every(kind)]
-    current = fingerprint_components([*used, recipe.one("tokenizer")], registry, ())
+    used = [chosen for kind in MODEL_KINDS for chosen in recipe.every(kind)]
+    used = [inner for one in (*used, recipe.one("tokenizer")) for inner in one.with_inner()]
+    current = fingerprint_components(used, registry, ())
     for line in changed_code(saved, current):
         logger.warning("the code of %s: the model may not be the one that was trained", line)
 

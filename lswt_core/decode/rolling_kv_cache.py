@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lswt_core.interfaces import (
     Block,
+    Head,
     KeyValue,
     KVProjection,
     Memory,
@@ -22,7 +23,6 @@ from lswt_core.interfaces import (
     State,
 )
 from lswt_core.model.decoder import Decoder
-from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.plugin_api.plain_modules import is_ordinary
 from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
@@ -149,7 +149,8 @@ def inference_copy(decoder: Decoder, dtype: torch.dtype) -> tuple[Decoder, Cache
         for mixer in mixers_of(block):
             for name, memory in mixer.memory.items():
                 if memory.length:
-                    rolling = RollingKVCache(memory, positional, cache_state)
+                    encoding = mixer.encoding_of(positional)
+                    rolling = RollingKVCache(memory, encoding, cache_state)
                     mixer.memory._modules[name] = rolling
     return copied, cache_state
 
@@ -157,8 +158,8 @@ def inference_copy(decoder: Decoder, dtype: torch.dtype) -> tuple[Decoder, Cache
 def copy_module(
     module: nn.Module, dtype: torch.dtype, parent: nn.Module | None = None
 ) -> nn.Module:
-    """Return a copy with the same parameters; weights of linear layers and of the tied embedding
-    are converted to ``dtype``.
+    """Return a copy with the same parameters; weights of linear layers and of the head are
+    converted to ``dtype``.
     """
     copied = copy.copy(module)
     copied._modules = {}
@@ -167,7 +168,7 @@ def copy_module(
     copied._parameters = dict(module._parameters)
     if type(module) is nn.Linear:
         copied.__class__ = DecodeLinear
-    if isinstance(module, nn.Linear) or isinstance(parent, TiedEmbedding):
+    if isinstance(module, nn.Linear) or isinstance(parent, Head):
         for name, parameter in module._parameters.items():
             copied._parameters[name] = convert_parameter(parameter, dtype)
     return copied
@@ -201,7 +202,7 @@ def layer_supports_rolling_cache(block: Block, decoder: Decoder) -> bool:
     return bool(mixers) and all(
         isinstance(mixer, SoftmaxAttention)
         and keeps_kv_cache(mixer)
-        and encodes_each_key_alone(mixer, positional)
+        and encodes_each_key_alone(mixer, mixer.encoding_of(positional))
         for mixer in mixers
     )
 
@@ -213,11 +214,14 @@ def mixers_of(block: nn.Module) -> list[Any]:
 
 def keeps_kv_cache(mixer: SoftmaxAttention) -> bool:
     """Return whether a mixer has memories that keep tokens, all of them as a KV cache, and reads
-    them in the usual way.
+    them in the usual way. Layers above must not read them: a ring buffer's order is not the text's.
     """
     memories = [memory for memory in mixer.memory.values() if isinstance(memory, Memory)]
     keeping = [memory for memory in memories if memory.length]
-    is_usual = type(mixer).key_values is SoftmaxAttention.key_values
+    is_usual = (
+        type(mixer).key_values is SoftmaxAttention.key_values
+        and type(mixer).carry_up is SoftmaxAttention.carry_up
+    )
     return is_usual and bool(keeping) and all(memory.is_kv_cache for memory in keeping)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from lswt_core.errors import CheckpointError
 from lswt_core.recipe import Chosen, Recipe
+from lswt_core.recipe.toml_writer import flat
 from lswt_core.reporting.run_report import read_metrics
 from lswt_core.reporting.tables import Table
 from lswt_core.reporting.units import format_duration
@@ -93,10 +94,13 @@ def summary(recipe: Recipe, environment: Mapping[str, Any]) -> str:
     """Return one paragraph on the architecture."""
     model = recipe.model
     memories = ", ".join(chosen.name for chosen in recipe.many("memory").values()) or "none"
+    heads = f"{model.n_heads} heads"
+    if model.n_kv_heads not in (None, model.n_heads):
+        heads += f" that share {model.n_kv_heads} key/value heads"
     return (
         'A decoder of the LSWTransformer family ("Long-Short-Working Transformer") with'
         f" {environment['parameters']['total']:,} parameters: {model.n_layers} layers of width"
-        f" {model.d_model}, {model.n_heads} heads, positional encoding:"
+        f" {model.d_model}, {heads}, positional encoding:"
         f" {recipe.one('positional').name}, memories: {memories}, feed-forward:"
         f" {recipe.one('ffn').name}. Pretrained with lswt-core."
     )
@@ -136,7 +140,9 @@ def training_table(
     train, data, optimizer = recipe.train, recipe.one("data"), recipe.one("optimizer")
     last: Mapping[str, Any] = next((entry for entry in reversed(entries) if "tokens" in entry), {})
     options = [
-        f"{key} = {value!r}" for key, value in data.options.items() if value not in ("", None)
+        f"{key} = {value!r}"
+        for key, value in flat(data.plain_options()).items()
+        if value not in ("", None)
     ]
     source = f"{data.name} ({', '.join(options)})" if options else data.name
     embeddings = recipe.embedding.warm_start

@@ -19,14 +19,14 @@ from lswt_core.model.attention_choice import choose_backends
 from lswt_core.model.build import build_decoder_spec
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.layer_selectors import LAYERED, LAYERS
+from lswt_core.recipe.layer_selectors import LAYERS, MODEL_KINDS
 from lswt_core.registry import Offer, Registry
 from lswt_core.registry.discover import FILE
 
 if TYPE_CHECKING:
     from lswt_core.hf.configuration import LswtConfig
 
-TABLES = ("model", "embedding", *LAYERED, LAYERS)  # the recipe tables that define a model
+TABLES = ("model", "embedding", *MODEL_KINDS, LAYERS)  # the recipe tables that define a model
 # a model may be moved to any device later: a backend that works on CPU in float32 works everywhere
 PORTABLE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 ACTIVE_REGISTRY: ContextVar[Registry | None] = ContextVar("ACTIVE_REGISTRY", default=None)
@@ -122,7 +122,8 @@ def describe_components(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Return distribution, version and sha256 of the source of each of the model's components, by
     "kind/name".
     """
-    chosen = [one for kind in LAYERED for one in recipe.every(kind)]
+    outer = [one for kind in MODEL_KINDS for one in recipe.every(kind)]
+    chosen = [inner for one in outer for inner in one.with_inner()]
     return {
         f"{one.kind}/{one.offer.name}": describe_source(one.offer)
         for one in chosen

@@ -13,11 +13,11 @@ from transformers.configuration_utils import PretrainedConfig
 class LswtConfig(PretrainedConfig):
     """Everything a model is built from.
 
-    ``recipe`` holds the tables [model], [embedding], [positional], [memory], [attention],
-    [qk_norm], [ffn], [norm] and [layers] with every default written out. ``components`` maps
-    "kind/name" to the distribution and version that provide the component and the sha256 of its
-    source. ``seq_len`` is the training sequence length (new tokens per step). ``memory_length`` and
-    ``attention`` can be overridden through ``from_pretrained``.
+    ``recipe`` holds the tables [model], [embedding], [head], [block], [mixer], [positional],
+    [memory], [attention], [qk_norm], [ffn], [norm] and [layers] with every default written out.
+    ``components`` maps "kind/name" to the distribution and version that provide the component and
+    the sha256 of its source. ``seq_len`` is the training sequence length (new tokens per step).
+    ``memory_length`` and ``attention`` can be overridden through ``from_pretrained``.
     """
 
     model_type = "lswt"
@@ -33,7 +33,8 @@ class LswtConfig(PretrainedConfig):
         self.recipe = copy.deepcopy(recipe or {})
         self.components = copy.deepcopy(components or {})
         self.seq_len = seq_len
-        # the embedding table is also the LM head: transformers has no second matrix to tie
+        # either the table is also the LM head, and transformers has no second matrix to tie, or
+        # there are two
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
@@ -94,3 +95,8 @@ class LswtConfig(PretrainedConfig):
     def num_attention_heads(self) -> int:
         """Attention heads per layer."""
         return self.recipe["model"]["n_heads"]
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key/value heads per layer."""
+        return self.recipe["model"].get("n_kv_heads", self.num_attention_heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -41,14 +42,13 @@ class LswtModel(LswtPreTrainedModel):
     def __init__(self, config: LswtConfig) -> None:
         super().__init__(config)
         self.decoder = blueprint(config).build()
-        vocabulary = self.decoder.vocabulary
         # transformers has one dtype per model, also for a frozen embedding table
-        vocabulary.table.to(vocabulary.input.weight.dtype)
+        self.decoder.vocabulary.table.to(torch.get_default_dtype())
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Return the embedding table, which is tied to the LM head."""
-        return self.decoder.vocabulary.table
+        """Return the embedding table, to which the LM head may be tied."""
+        return self.decoder.vocabulary.table  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding table."""
@@ -83,6 +83,10 @@ class LswtModel(LswtPreTrainedModel):
         memory = self.select_cache(past_key_values if cache is None else cache, use_cache)
         embedded = self.embed(input_ids, inputs_embeds)
         packing = pack_batch(self.decoder, attention_mask, position_ids, embedded, memory)
+        if packing.first_visible is not None or (memory is not None and memory.has_masked_tokens):
+            self.require_row_independent_layers(
+                embedded.shape[1] + (0 if memory is None else memory.length)
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden: list[Tensor] | None = [] if output_hidden_states else None
@@ -139,7 +143,7 @@ class LswtModel(LswtPreTrainedModel):
         return packing.unpack(last), state
 
     def returns_cache(self, use_cache: bool | None) -> bool:
-        """Return whether a call returns a cache; never if no memory of the model keeps tokens."""
+        """Return whether a call returns a cache; never if no layer keeps state."""
         if use_cache is None:
             use_cache = not self.training
         return bool(use_cache and self.decoder.keeps_state)
@@ -170,9 +174,22 @@ class LswtModel(LswtPreTrainedModel):
                     " row begins, not the text; put rows of one length together"
                 )
 
+    def require_row_independent_layers(self, length: int) -> None:
+        """Raise ValueError if a layer does not compute a text of a padded or packed row as it would
+        alone.
+        """
+        for layer in self.decoder.layers():
+            limit = layer.position_dependent_from
+            if limit and length >= limit:
+                raise ValueError(
+                    f"{layer.name!r} cannot read a padded or packed batch of more than"
+                    f" {limit - 1} tokens: it groups tokens into chunks, counted from where the"
+                    " row begins, not the text; put rows of one length together"
+                )
+
 
 class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
-    """Token ids to logits; the LM head is tied to the embedding table."""
+    """Token ids to logits."""
 
     def __init__(self, config: LswtConfig) -> None:
         super().__init__(config)
@@ -180,15 +197,22 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Return the embedding table, which is tied to the LM head."""
+        """Return the embedding table, to which the LM head may be tied."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding table."""
         self.model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> None:
-        """Return None: the LM head has no matrix of its own for transformers to tie or resize."""
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the LM head's own linear layer; None if it has no matrix of its own for
+        transformers to tie or resize.
+        """
+        return self.model.decoder.vocabulary.output_layer()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the LM head's own linear layer."""
+        self.model.decoder.vocabulary.set_output_layer(new_embeddings)
 
     def forward(
         self,
@@ -238,14 +262,14 @@ class LswtForCausalLM(LswtPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
-        """Generate with an LswtCache; without a cache if no memory of the model keeps tokens."""
+        """Generate with an LswtCache; without a cache if some layer keeps no state."""
         implementation = generation_config.cache_implementation
         if implementation is not None:
             raise ValueError(
                 f"cache_implementation = {implementation!r}: this model has a cache of its own"
                 " memories; leave it out"
             )
-        if not self.model.decoder.keeps_state:
+        if not self.model.decoder.can_read_on:
             generation_config.use_cache = model_kwargs["use_cache"] = False
         elif generation_config.use_cache and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = LswtCache()

@@ -148,7 +148,8 @@ def first_visible_in_cache(
     """
     if cache is None or cache.text_length is None or not cache.has_masked_tokens:
         return None
-    if int(cache.text_length.min()) >= decoder.memory_length:
+    # recurrent layers may keep the last tokens too, those of a convolution or a chunk
+    if not decoder.is_recurrent and int(cache.text_length.min()) >= decoder.memory_length:
         return None
     return -cache.text_length.to(embedded.device)[:, None].expand(embedded.shape[:2])
 

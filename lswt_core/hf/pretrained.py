@@ -19,11 +19,17 @@ def has_own_tensors(module: nn.Module) -> bool:
     return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
-def reset_module(module: nn.Module) -> None:
-    """Call ``reset_parameters``, then restore every tensor that was loaded from a file."""
+def reset_module(module: nn.Module, std: float) -> None:
+    """Draw its ``matrix_parameters``, call ``reset_parameters``, then restore every tensor that was
+    loaded from a file.
+    """
+    matrices = getattr(module, "matrix_parameters", ())
     tensors = (*module.parameters(), *module.buffers())
     loaded = [(t, t.clone()) for t in tensors if getattr(t, "_is_hf_initialized", False)]
-    module.reset_parameters()  # type: ignore[operator]
+    for name in matrices:
+        nn.init.normal_(module.get_parameter(name), std=std)
+    if not matrices or hasattr(module, "reset_parameters"):
+        module.reset_parameters()  # type: ignore[operator]
     for tensor, value in loaded:  # transformers resets a module if one of its buffers is missing
         tensor.copy_(value)
 
@@ -41,13 +47,13 @@ class LswtPreTrainedModel(PreTrainedModel):
         """Initialise a module's own parameters as training does
         (``lswt_core.model.initialise.initialise``), from torch's global random generator.
         """
+        std = self.config.recipe["model"]["init_std"]
         if has_default_initialisation(module):
-            std = self.config.recipe["model"]["init_std"]
             nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif has_own_tensors(module):
-            reset_module(module)
+            reset_module(module, std)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -59,7 +65,7 @@ class LswtPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         for module in reversed(waiting):  # children before their parents
             if hasattr(module, "reset_parameters"):
-                reset_module(module)
+                reset_module(module, self.config.recipe["model"]["init_std"])
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

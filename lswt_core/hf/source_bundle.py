@@ -18,7 +18,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lswt_core import __version__
 from lswt_core.errors import PluginError
 from lswt_core.hf.components import current_registry, resolve_auto_backend
 from lswt_core.hf.configuration import LswtConfig
-from lswt_core.recipe.layer_selectors import LAYERED, LAYERS
+from lswt_core.recipe.layer_selectors import LAYERS, MODEL_KINDS
 from lswt_core.registry import Offer
 from lswt_core.registry.discover import FILE
 
@@ -74,12 +74,22 @@ def bundle_sources(config: LswtConfig) -> dict[str, str] | None:
 def chosen_components(config: LswtConfig) -> Iterator[tuple[str, str]]:
     """Yield kind and name of every component of a config except an "auto" attention."""
     for model_tables in (config.recipe, *config.recipe.get(LAYERS, {}).values()):
-        for kind in LAYERED:
+        for kind in MODEL_KINDS:
             table = model_tables.get(kind, {})
             tables = table.values() if kind == "memory" else [table]
             for chosen in tables:
                 if chosen and (kind, chosen["use"]) != ("attention", "auto"):
-                    yield kind, chosen["use"]
+                    yield from components_in(kind, chosen)
+
+
+def components_in(kind: str, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of the component of a table, and of every one inside of it."""
+    yield kind, table["use"]
+    for name, option in current_registry().find(kind, table["use"]).component_options.items():
+        inner = table.get(name) or {}
+        for one in inner.values() if option.named else [inner]:
+            if one:
+                yield from components_in(option.kind, one)
 
 
 def sort_by_imports(wanted: set[str]) -> list[str]:
@@ -231,7 +241,8 @@ def blueprint_source(offers: dict[tuple[str, str], Offer], backend: str) -> str:
     classes: dict[Any, str] = {key: registry.load(offer).__name__ for key, offer in offers.items()}
     classes[("attention", "auto")] = classes[("attention", backend)]
     table = "\n".join(f"    {key!r}: {name}," for key, name in sorted(classes.items()))
-    return BLUEPRINT_TEMPLATE.replace("    TABLE", table)
+    inner = {key: offer.inner for key, offer in sorted(offers.items()) if offer.inner}
+    return BLUEPRINT_TEMPLATE.replace("    TABLE", table).replace("INNER_TABLE", repr(inner))
 
 
 BLUEPRINT_TEMPLATE = f'''# {RULE} the components of this model
@@ -240,6 +251,9 @@ BLUEPRINT_TEMPLATE = f'''# {RULE} the components of this model
 CLASSES: dict[tuple[str, str], Any] = {{
     TABLE
 }}
+# of each option that is a component its kind, and with how many of its owner's arguments it is
+# built (None: the owner builds it)
+INNER: dict[tuple[str, str], dict[str, tuple[str, int | None]]] = INNER_TABLE
 
 
 def blueprint(config: LswtConfig) -> DecoderSpec:
@@ -256,6 +270,12 @@ def blueprint(config: LswtConfig) -> DecoderSpec:
         options = {{key: value for key, value in table.items() if key != "use"}}
         if use == "auto":
             options = {{}}
-        return lambda *arguments: CLASSES[kind, use](*arguments, **options)
+
+        def build(*arguments: Any) -> Any:
+            inner = INNER.get((kind, use), {{}})
+            filled = fill_components(options, inner, builder, arguments)
+            return CLASSES[kind, use](*arguments, **filled)
+
+        return build
 
     return DecoderSpec.from_tables(config.recipe, builder)'''

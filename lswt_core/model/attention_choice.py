@@ -8,7 +8,14 @@ from typing import NamedTuple
 import torch
 
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, Mixer, Unsupported
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Dims,
+    Mixer,
+    ScoreTransform,
+    Unsupported,
+)
 from lswt_core.model.components import (
     build_component,
     build_encodings,
@@ -62,20 +69,32 @@ def attention_requirements(
     has_window = any(memory.window for memory in build_memories(recipe, registry))
     mixers: list[type[Mixer]] = [registry.load(one.offer) for one in recipe.every("mixer")]
     encodings = build_encodings(recipe, registry)
+    # mixers may split the model's width into other heads; the model's own first
+    heads = dict.fromkeys(mixer.head_dims(dims) for mixer in mixers)
+    first, *others = sorted(heads, key=lambda one: one != dims)
     required = AttentionRequirements(
         device=device.type,
         dtype=dtype,
-        d_head=dims.d_head,
+        d_head=first.d_head,
         has_bias=any(one.has_bias for one in encodings) or any(one.has_bias for one in mixers),
         has_mask=recipe.train.document_masking or has_window,
         queries_per_kv=dims.queries_per_kv,
-        has_transform=any(mixer.transforms_scores for mixer in mixers),
+        transform=common_class([mixer.transforms_scores for mixer in mixers]),
         has_selection=any(mixer.selects_keys for mixer in mixers),
     )
+    needs = [required, *(required._replace(d_head=one.d_head) for one in others)]
     # finite differences of the gradient are taken in float32
     if optimizer_class(recipe, registry).needs_hessian_vector_products:
-        return [required, required._replace(dtype=torch.float32)]
-    return [required]
+        needs += [need._replace(dtype=torch.float32) for need in needs]
+    return needs
+
+
+def common_class(transforms: Sequence[type[ScoreTransform] | None]) -> type[ScoreTransform] | None:
+    """Return the class that all transforms of scores are of, None if there are none."""
+    classes = {one for one in transforms if one is not None}
+    if len(classes) > 1:
+        return ScoreTransform
+    return next(iter(classes), None)
 
 
 def resolve_auto(

@@ -12,8 +12,9 @@ import torch
 
 from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import Dims, Scaling, Unsupported
+from lswt_core.interfaces import CrossEntropy, Dims, Head, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
+from lswt_core.model.compatibility import check_carry, check_parts, check_replay, check_streams
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_component,
@@ -25,7 +26,6 @@ from lswt_core.model.initialise import initialise
 from lswt_core.model.parametrise import compute_scalings, scale_initial_values
 from lswt_core.model.spec import Builder, DecoderSpec, LayerSpec
 from lswt_core.model.train_module import TrainModule
-from lswt_core.model.wiring import check_carry, check_parts, check_streams
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 
@@ -54,19 +54,29 @@ def build_model(
         choice = choose_backends(recipe, registry, device, dtype)
         decoder = decoder_spec(recipe, registry, choice).build()
         check_carry(decoder)
-        check_streams(decoder)
+        check_streams(decoder, recipe.model.d_model)
+        check_replay(decoder, recipe)
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"
         cross_entropy = build_cross_entropy(recipe, registry)
-        try:
-            cross_entropy.require(device.type)
-        except Unsupported as error:
-            raise Incompatible(
-                f"[cross_entropy] {cross_entropy.name} cannot be used here: {error}"
-            ) from error
+        check_cross_entropy(cross_entropy, decoder.vocabulary, device)
         losses = build_auxiliary_losses(recipe, registry)
         scalings = scalings_of(recipe, registry, choice)
         loss = TrainModule(decoder, losses, cross_entropy, scalings)
         return BuiltModel(loss, choice.names, choice.notes)
+
+
+def check_cross_entropy(cross_entropy: CrossEntropy, head: Head, device: torch.device) -> None:
+    """Raise Incompatible if a cross-entropy cannot run on a device, or not with the head."""
+    refused = f"[cross_entropy] {cross_entropy.name} cannot be used here"
+    try:
+        cross_entropy.require(device.type)
+    except Unsupported as error:
+        raise Incompatible(f"{refused}: {error}") from error
+    if head.soft_cap is not None and not cross_entropy.takes_soft_cap:
+        raise Incompatible(
+            f"{refused}: head {head.name!r} caps logits at {head.soft_cap:g}, which it does not"
+            ' compute (takes_soft_cap); choose cross_entropy.use = "chunked"'
+        )
 
 
 def scalings_of(recipe: Recipe, registry: Registry, choice: AttentionChoice) -> dict[str, Scaling]:
@@ -114,6 +124,7 @@ def decoder_spec(recipe: Recipe, registry: Registry, choice: AttentionChoice) ->
     return DecoderSpec(
         dims=dims,
         trainable=recipe.embedding.trainable,
+        head=builder(recipe.one("head")),
         positional=builder(recipe.one("positional")),
         norm=builder(recipe.one("norm")),
         layers=tuple(layer(recipe.at_layer(number)) for number in range(dims.n_layers)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,23 +20,30 @@ from lswt_core.interfaces import (
     PositionalEncoding,
     Schedule,
     Unsupported,
+    WeightAverage,
 )
 from lswt_core.model.parameters import apply_group_factors, build_parameter_groups
-from lswt_core.model.spec import dims_from_tables
+from lswt_core.model.spec import Builder, dims_from_tables, fill_components
 from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
+from lswt_core.registry.kinds import KINDS
 
 
 def build_component(registry: Registry, chosen: Chosen, *args: Any) -> Any:
-    """Instantiate a component as ``cls(*args, **options)``.
+    """Instantiate a component as ``cls(*args, **options)``, options that are components included.
 
     Raises Incompatible, naming its table, if it refuses its options; PluginError if its
     constructor cannot be called so.
     """
+
+    def builder(kind: str, part: Chosen) -> Builder:
+        return partial(build_inner, registry, chosen, part)
+
+    options = fill_components(chosen.options, chosen.offer.inner, builder, args)
     package = f"{chosen.offer.distribution} {chosen.offer.version}"
     try:
-        return registry.load(chosen.offer)(*args, **chosen.options)
+        return registry.load(chosen.offer)(*args, **options)
     except (Unsupported, ValueError) as error:
         raise Incompatible(f"[{chosen.table}] {chosen.name} ({package}): {error}") from error
     except TypeError as error:
@@ -44,6 +52,18 @@ def build_component(registry: Registry, chosen: Chosen, *args: Any) -> Any:
         raise PluginError(
             f"[{chosen.table}] {chosen.name} ({package}) cannot be built: {error}"
         ) from error
+
+
+def build_inner(registry: Registry, owner: Chosen, chosen: Chosen, *args: Any) -> Any:
+    """Instantiate a component inside of another one, which may call this itself."""
+    given = KINDS[chosen.kind].given
+    if len(args) != given:
+        package = f"{owner.offer.distribution} {owner.offer.version}"
+        raise PluginError(
+            f"[{owner.table}] {owner.name} ({package}) builds [{chosen.table}] with {len(args)}"
+            f" arguments; a {chosen.kind} component is built with {given}"
+        )
+    return build_component(registry, chosen, *args)
 
 
 def build_cross_entropy(recipe: Recipe, registry: Registry) -> CrossEntropy:
@@ -114,6 +134,12 @@ def build_optimizer(recipe: Recipe, registry: Registry, loss: TrainModule) -> Op
     if optimizer.shares_forward:
         allow_two_backward_passes()
     return optimizer
+
+
+def build_average(recipe: Recipe, registry: Registry) -> WeightAverage:
+    """The recipe's average of the weights."""
+    average: WeightAverage = build_component(registry, recipe.one("average"))
+    return average
 
 
 def build_schedule(recipe: Recipe, registry: Registry) -> Schedule:

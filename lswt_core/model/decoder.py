@@ -13,14 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from lswt_core.interfaces import (
     Block,
+    Head,
     Layer,
     LayerContext,
     LossSum,
+    Mixer,
     Norm,
     PositionalEncoding,
     State,
 )
-from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.plugin_api.blocks import add_losses
 
 # what the decoder itself writes for layers to read (LayerContext.carry)
@@ -34,7 +35,7 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        vocabulary: TiedEmbedding,
+        vocabulary: Head,
         positional: PositionalEncoding,
         input_norm: Norm,
         blocks: list[Block],
@@ -155,3 +156,19 @@ class Decoder(nn.Module):
     def keeps_state(self) -> bool:
         """Whether states are kept between calls."""
         return self.is_recurrent or self.memory_length > 0
+
+    @property
+    def can_read_on(self) -> bool:
+        """Whether the mixer of every layer sees tokens of earlier calls, by its own state or that
+        of a layer below, so that a text can be read on token by token. Otherwise earlier tokens
+        must be read again: to some layers they are lost.
+        """
+        return all(
+            any(sees_past(mixer) for mixer in block.modules() if isinstance(mixer, Mixer))
+            for block in self.blocks
+        )
+
+
+def sees_past(mixer: Mixer) -> bool:
+    """Whether a mixer sees tokens of earlier calls: by its own state, or that of a layer below."""
+    return mixer.reach != 0 or mixer.sees_past_of_others

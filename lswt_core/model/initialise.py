@@ -17,11 +17,15 @@ def initialise(model: nn.Module, *, seed: int, std: float) -> None:
     """Initialise every parameter from its own random stream, derived from the seed and its name:
     adding a component changes no other parameter, so that the arms of an ablation start equal.
 
-    Linear and Embedding weights are N(0, std^2), biases 0 (Radford et al. 2019). Any other module,
-    and a subclass of these with its own ``reset_parameters``, is initialised by that method,
-    torch's convention. Children come before their parents, so that a parent may change them.
+    Linear and Embedding weights are N(0, std^2), biases 0 (Radford et al. 2019); so are weights
+    that a module lists in ``matrix_parameters``. Any other module, and a subclass of these with its
+    own ``reset_parameters``, is initialised by that method, torch's convention. Children come
+    before their parents, so that a parent may change them.
     """
     for name, module in children_first(model):
+        for key in getattr(module, "matrix_parameters", ()):
+            weight = module.get_parameter(key)
+            fill_normal(weight, std, derive_seed(seed, "init", f"{name}.{key}"))
         if not has_default_initialisation(module):
             call_reset_parameters(module, name, derive_seed(seed, "init", name))
             continue
@@ -75,8 +79,9 @@ def call_reset_parameters(module: nn.Module, name: str, seed: int) -> None:
             torch.manual_seed(seed)
             reset_parameters()
         return
-    owned = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    if owned:
+    owned = {name for name, _ in module.named_parameters(recurse=False)}
+    owned |= {name for name, _ in module.named_buffers(recurse=False)}
+    if owned - set(getattr(module, "matrix_parameters", ())):
         raise PluginError(
             f"{type(module).__name__} at {name!r} owns parameters or buffers but does not say how"
             " they start: give it a method reset_parameters(self) that fills them (models are"

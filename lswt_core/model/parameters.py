@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lswt_core.interfaces import Component, Optimizer, Scaling
-from lswt_core.model.embedding import TiedEmbedding
+from lswt_core.interfaces import Component, Head, Optimizer, Scaling
 from lswt_core.recipe.schema import Group, Groups
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
 
-# parameters of the core, by the end of their module's name; all others belong to a component
 DEFAULT_GROUPS = Groups()
-CORE_OWNERS = {
+# parameters that are listed apart from their component, by the end of their module's name
+OWNERS_APART = {
     "vocabulary.table": "embedding",
     "vocabulary.input": "projections",
     "vocabulary.output": "projections",
@@ -116,9 +115,9 @@ def trainable_with_roles(model: nn.Module) -> Iterator[Parameter]:
 
 
 def vocabulary_modules(model: nn.Module) -> set[nn.Module]:
-    """The tied embedding and its submodules."""
-    vocabularies = [module for module in model.modules() if isinstance(module, TiedEmbedding)]
-    return {part for vocabulary in vocabularies for part in vocabulary.modules()}
+    """The heads and their submodules."""
+    heads = [module for module in model.modules() if isinstance(module, Head)]
+    return {part for head in heads for part in head.modules()}
 
 
 def parameter_group(key: GroupKey, parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -162,14 +161,14 @@ def parameters_with_components(model: nn.Module) -> Iterator[tuple[str, str, nn.
             yield f"{path}.{key}".lstrip("."), owner, parameter
         for key, child in module.named_children():
             child_path = f"{path}.{key}".lstrip(".")
-            yield from walk(child, child_path, core_owner(child_path) or owner)
+            yield from walk(child, child_path, owner_apart(child_path) or owner)
 
     return walk(model, "", "decoder")
 
 
-def core_owner(path: str) -> str | None:
-    """The name under which a module of the core counts its parameters; None: its parent's."""
-    return next((owner for suffix, owner in CORE_OWNERS.items() if path.endswith(suffix)), None)
+def owner_apart(path: str) -> str | None:
+    """The name under which a module counts its parameters; None: its parent's."""
+    return next((owner for suffix, owner in OWNERS_APART.items() if path.endswith(suffix)), None)
 
 
 def component_kind(component: Component) -> str:

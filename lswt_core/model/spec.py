@@ -4,17 +4,46 @@ recipe; an exported model's own code makes it from its config.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lswt_core.interfaces import Block, BlockParts, Dims, MixerParts
+from lswt_core.interfaces import Block, BlockParts, Dims, Head, MixerParts
 from lswt_core.model.decoder import Decoder
-from lswt_core.model.embedding import TiedEmbedding
 from lswt_core.recipe.layer_selectors import tables_at
 
 # Builds a component for the layer that ``Dims.layer`` numbers. Those of mixers and blocks take
 # their parts as well.
 Builder = Callable[..., Any]
+
+
+def fill_components(
+    options: Mapping[str, Any],
+    inner: Mapping[str, tuple[str, int | None]],
+    builder: Callable[[str, Any], Builder],
+    arguments: Sequence[Any],
+) -> dict[str, Any]:
+    """A component's options with those that are components themselves as its constructor gets
+    them. ``inner`` holds, by name of these, the kind, and with how many of the constructor's own
+    positional ``arguments`` an instance is built (None: the constructor gets the builder).
+    ``builder(kind, value)`` is the builder of what stands for one component in ``options``; several
+    by name stand in a dict; None and False are none.
+    """
+    filled = dict(options)
+    for name, (kind, count) in inner.items():
+
+        def make(value: Any, kind: str = kind, count: int | None = count) -> Any:
+            build = builder(kind, value)
+            return build if count is None else build(*arguments[:count])
+
+        value = filled.get(name)
+        if value is None or value is False:
+            filled[name] = None
+        elif isinstance(value, Mapping) and not isinstance(value.get("use"), str):
+            present = {part: one for part, one in sorted(value.items()) if one is not False}
+            filled[name] = {part: make(one) for part, one in present.items()}
+        else:
+            filled[name] = make(value)
+    return filled
 
 
 class LayerSpec(NamedTuple):
@@ -51,6 +80,7 @@ class DecoderSpec(NamedTuple):
 
     dims: Dims
     trainable: bool  # the embedding table
+    head: Builder
     positional: Builder
     norm: Builder  # the norms of the decoder's input and output
     layers: tuple[LayerSpec, ...]
@@ -83,6 +113,7 @@ class DecoderSpec(NamedTuple):
         return cls(
             dims=dims,
             trainable=tables["embedding"]["trainable"],
+            head=builder("head", tables["head"]),
             positional=builder("positional", tables["positional"]),
             norm=builder("norm", tables["norm"]),
             layers=tuple(layer(number) for number in range(dims.n_layers)),
@@ -94,7 +125,7 @@ class DecoderSpec(NamedTuple):
             layer.build(self.dims._replace(layer=number))
             for number, layer in enumerate(self.layers)
         ]
-        vocabulary = TiedEmbedding(self.dims.vocab_size, self.dims.d_vocab, self.dims.d_model)
+        vocabulary: Head = self.head(self.dims)
         if not self.trainable:
             vocabulary.freeze()
         input_norm, output_norm = self.norm(self.dims), self.norm(self.dims)

@@ -5,6 +5,7 @@ over micro-batches and ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -61,6 +62,8 @@ class TrainModule(nn.Module):
         self.weights = {CROSS_ENTROPY: 1.0} | weights | layer_loss_weights(decoder, auxiliary)
         needs = [loss.needs for loss, _ in auxiliary.values()]
         self.needs: frozenset[str] = frozenset().union(*needs)
+        # labels beyond a segment's end that some loss reads
+        self.lookahead = max((loss.lookahead for loss, _ in auxiliary.values()), default=0)
 
     def forward(
         self,
@@ -92,7 +95,8 @@ class TrainModule(nn.Module):
         )
         terms = {CROSS_ENTROPY: LossSum(score.total, count_labels(batch))}
         if not cross_entropy_only:
-            terms |= self.auxiliary_terms(states, score, batch) | layer_losses
+            auxiliary = self.auxiliary_terms(states, score, batch, create_graph=create_graph)
+            terms |= auxiliary | layer_losses
         shares = [
             self.weights[name] * mean_loss(term, name, counts) for name, term in terms.items()
         ]
@@ -103,11 +107,19 @@ class TrainModule(nn.Module):
         return BatchLoss(torch.stack(shares).sum(), next_state, terms, score.correct, sampled)
 
     def auxiliary_terms(
-        self, states: Tensor, score: CrossEntropyOutput, batch: Batch
+        self,
+        states: Tensor,
+        score: CrossEntropyOutput,
+        batch: Batch,
+        *,
+        create_graph: bool = False,
     ) -> dict[str, LossSum]:
         """Every auxiliary loss of hidden states [B, T, M]."""
         logits = self.decoder.vocabulary.logits(states) if "logits" in self.needs else None
-        out = Output(states, logits, score.logsumexp)
+        scorer = None
+        if "score" in self.needs:
+            scorer = partial(self.score, create_graph=create_graph)
+        out = Output(states, logits, score.logsumexp, scorer)
         return {name: loss(out, batch) for name, loss in self.auxiliary.items()}
 
     def score(

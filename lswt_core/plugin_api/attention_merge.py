@@ -13,8 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lswt_core.interfaces import AttentionRequirements, KVBlock
-from lswt_core.plugin_api.attention import distinct_queries, reference_attention
+from lswt_core.interfaces import AttentionRequirements, KVBlock, SoftCap, Unsupported
+from lswt_core.plugin_api.attention import (
+    common_transform,
+    distinct_queries,
+    reference_attention,
+    refuse_other_parts,
+)
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 # of a probe, relative; float32 may be multiplied as TF32
@@ -33,13 +38,16 @@ class ProbeSize(NamedTuple):
 # less than a tile of a kernel, and the lengths of the family's recipes
 SHORT_PROBE, FAMILY_PROBE = ProbeSize(48, 80, 16), ProbeSize(2048, 2048, 16)
 PROBE_SIZES = {"cpu": (SHORT_PROBE,), "cuda": (SHORT_PROBE, FAMILY_PROBE)}
-PROBE_ROWS, PROBE_HEADS = 2, 2
+PROBE_ROWS, PROBE_KV_HEADS = 2, 2
+PROBE_CAP = 2.0  # of scores of size 1
 
 
 class Kernel(ABC):
-    """A fused attention kernel. Tensors are [B, T or N, H, D]; logsumexp [B, H, T] is in float32
-    or wider; the scale is 1/sqrt(D).
+    """A fused attention kernel. Queries and outputs are [B, T, H, D], keys and values [B, N, G, D];
+    logsumexp [B, H, T] is in float32 or wider; the scale is 1/sqrt(D).
     """
+
+    soft_cap: float = 0.0  # scores are capped by SoftCap(soft_cap); 0: they are not
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -123,12 +131,32 @@ class BlockTensors(NamedTuple):
 
 
 def merged_attention(kernel: Kernel, blocks: Sequence[KVBlock]) -> Tensor:
-    """One softmax over blocks without bias or mask (but the causal one): -> [B, T, H, D]."""
+    """One softmax over blocks without bias or mask (but the causal one): -> [B, T, H, D]. Raises
+    Unsupported for blocks with more than that, or another cap than the kernel's.
+    """
+    refuse_other_parts("merged by logsumexp", blocks, {"transform"})
+    if soft_cap_of(blocks) != kernel.soft_cap:
+        raise Unsupported(f"the kernel caps scores at {kernel.soft_cap or 'nothing'}")
     queries, query_index = distinct_queries(blocks)
     keys, values = [block.k for block in blocks], [block.v for block in blocks]
     causal = [block.causal for block in blocks]
     out: Tensor = MergedAttention.apply(kernel, query_index, causal, *keys, *values, *queries)
     return out
+
+
+def soft_cap_of(blocks: Sequence[KVBlock]) -> float:
+    """The cap of all blocks' scores, 0 if they are not capped. Raises Unsupported for a transform
+    that is no SoftCap.
+    """
+    transform = common_transform(blocks)
+    if transform is None:
+        return 0.0
+    if type(transform) is not SoftCap:
+        raise Unsupported(
+            f"fused kernels have no {type(transform).__name__}, SoftCap is the one transform of"
+            " scores that they may have: use attention 'eager'"
+        )
+    return transform.cap
 
 
 def merge_by_logsumexp(outputs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -214,26 +242,29 @@ def build_probe(
     """Key blocks, leaf tensors to differentiate by, and a gradient of the output: the same random
     numbers at every call, laid out in memory as a model's are.
 
-    Sinks are parameters [N, H, D] expanded over the rows, with queries of their own. These, and
-    all values, are slices of a fused product [B, T, 3 M]; rotated queries and keys are dense.
+    Sinks are parameters [N, G, D] expanded over the rows, with queries of their own. These, and
+    all values, are slices of a fused product [B, T, M + 2 G D]; rotated queries and keys are dense.
     """
     generator = torch.Generator().manual_seed(0)
+    n_kv, n_heads = PROBE_KV_HEADS, PROBE_KV_HEADS * need.queries_per_kv
 
     def randn(*shape: int) -> Tensor:
-        values = torch.randn(*shape, PROBE_HEADS, need.d_head, generator=generator, device="cpu")
+        values = torch.randn(*shape, need.d_head, generator=generator, device="cpu")
         return values.to(need.device, need.dtype)
 
-    qkv = randn(PROBE_ROWS, size.tokens, 3).requires_grad_()
-    sink_q, v = qkv[:, :, 0], qkv[:, :, 2]
-    q, k = (randn(PROBE_ROWS, size.tokens).requires_grad_() for _ in range(2))
-    sink_k, sink_v = (randn(size.sinks).requires_grad_() for _ in range(2))
-    cached_k = randn(PROBE_ROWS, size.cached)
-    cached_v = randn(PROBE_ROWS, size.cached, 3)[:, :, 2]
+    qkv = randn(PROBE_ROWS, size.tokens, n_heads + 2 * n_kv).requires_grad_()
+    sink_q, v = qkv[:, :, :n_heads], qkv[:, :, -n_kv:]
+    q = randn(PROBE_ROWS, size.tokens, n_heads).requires_grad_()
+    k = randn(PROBE_ROWS, size.tokens, n_kv).requires_grad_()
+    sink_k, sink_v = (randn(size.sinks, n_kv).requires_grad_() for _ in range(2))
+    cached_k = randn(PROBE_ROWS, size.cached, n_kv)
+    cached_v = randn(PROBE_ROWS, size.cached, n_heads + 2 * n_kv)[:, :, -n_kv:]
     expanded_k, expanded_v = (sink.expand(PROBE_ROWS, -1, -1, -1) for sink in (sink_k, sink_v))
+    cap = SoftCap(PROBE_CAP) if need.has_transform else None
     blocks = [
-        KVBlock(sink_q, expanded_k, expanded_v, causal=False),
-        KVBlock(q, cached_k, cached_v, causal=False),
-        KVBlock(q, k, v, causal=True),
+        KVBlock(sink_q, expanded_k, expanded_v, causal=False, transform=cap),
+        KVBlock(q, cached_k, cached_v, causal=False, transform=cap),
+        KVBlock(q, k, v, causal=True, transform=cap),
     ]
     leaves = {
         "queries": q,
@@ -243,4 +274,4 @@ def build_probe(
         "sinks' keys": sink_k,
         "sinks' values": sink_v,
     }
-    return blocks, leaves, randn(PROBE_ROWS, size.tokens)
+    return blocks, leaves, randn(PROBE_ROWS, size.tokens, n_heads)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lswt_core.interfaces import IGNORE, CrossEntropyOutput, LabelSampling
 from lswt_core.plugin_api.token_scores import (
     TokenScores,
+    cap_logits,
+    cap_slope,
     row_tiles,
     sample_labels,
     score_chunk,
@@ -20,7 +22,9 @@ from lswt_core.plugin_api.token_scores import (
 )
 
 # a function like `score_chunk`
-Epilogue: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, TokenScores, bool], None]
+Epilogue: TypeAlias = Callable[
+    [Tensor, Tensor, Tensor | None, TokenScores, bool, float | None], None
+]
 
 
 class Chunking(NamedTuple):
@@ -29,6 +33,7 @@ class Chunking(NamedTuple):
     size: int  # tokens whose logits exist at once
     # a compiled `score_tile`, which takes a chunk in one pass; None: `score_chunk`
     epilogue: Epilogue | None = None
+    soft_cap: float | None = None  # of the logits
 
 
 def default_chunk_size(device: str, *, trained: bool) -> int:
@@ -47,6 +52,7 @@ def chunked_cross_entropy(
     *,
     logsumexp: bool = False,
     chunking: Chunking | None = None,
+    soft_cap: float | None = None,
 ) -> CrossEntropyOutput:
     """Cross-entropy (see ``interfaces.CrossEntropy``) with one chunk's logits in memory at a time.
     Raises RuntimeError in a backward pass with create_graph=True.
@@ -56,6 +62,7 @@ def chunked_cross_entropy(
         uniforms, mask = draws.uniforms.flatten(), sampled_tokens(draws, labels)
     if chunking is None:
         chunking = Chunking(default_chunk_size(z.device.type, trained=table.requires_grad))
+    chunking = chunking._replace(soft_cap=soft_cap)
     outputs = ChunkedCrossEntropy.apply(
         z.flatten(0, 1), table, labels.flatten(), uniforms, mask, chunking
     )
@@ -79,6 +86,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     g + E[y] - E[y'], d logsumexp / d z = g + E[y]. The table's gradient takes one product more,
     (p - onehot)^T z; where other gradients need another sum of p, logits are recomputed in the
     backward pass. Logits are computed in z's dtype, softmax and sums in float32 or wider.
+
+    With capped logits, c the cap's derivative at each logit: p stands for c p, and E[y] for
+    c_y E[y] (``TokenScores.label_slope``).
     """
 
     @staticmethod
@@ -96,13 +106,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         drawn [N].
         """
         wants_z, wants_table = ctx.needs_input_grad[:2]
-        scores = TokenScores.allocate(z, with_samples=uniforms is not None)
+        scores = TokenScores.allocate(
+            z, with_samples=uniforms is not None, capped=chunking.soft_cap is not None
+        )
         dz, dtable = score_tokens(
             z, table, labels, uniforms, scores, chunking, (wants_z, wants_table)
         )
         saved_z = z if wants_table else None
-        ctx.save_for_backward(dz, dtable, saved_z, table, labels, scores.drawn, mask)
-        ctx.chunk_size = chunking.size
+        slopes = scores.label_slope, scores.drawn_slope
+        ctx.save_for_backward(dz, dtable, saved_z, table, labels, scores.drawn, mask, *slopes)
+        ctx.chunking = chunking
         correct = scores.correct.sum()
         constants = [scores.nll, correct] + ([] if scores.drawn is None else [scores.drawn])
         ctx.mark_non_differentiable(*constants)
@@ -120,7 +133,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         # once_differentiable would not notice create_graph=True: the incoming gradient is constant
         if torch.is_grad_enabled():
             raise RuntimeError("the chunked cross-entropy has no second derivative; take `dense`")
-        dz, dtable, z, table, labels, drawn, mask = ctx.saved_tensors
+        dz, dtable, z, table, labels, drawn, mask, label_slope, drawn_slope = ctx.saved_tensors
         if sampled is None and logsumexp is None:
             assert total is not None, "at least one output has a gradient"
             dz = None if dz is None else dz * total.to(dz.dtype)
@@ -134,22 +147,24 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             of_sampled = sampled * (kept if mask is None else kept & mask)
         # [N], the factor of p E beside that of `total`
         extra = of_sampled if logsumexp is None else of_sampled + logsumexp * kept
+        of_label = extra if label_slope is None else extra * label_slope
+        of_drawn = of_sampled if drawn_slope is None else of_sampled * drawn_slope
         total = extra.new_zeros(()) if total is None else total
         if dz is not None:
             dz = dz * (total + extra)[:, None].to(dz.dtype)
-            add_rows(dz, table, label, extra)
+            add_rows(dz, table, label, of_label)
             if drawn is not None:
-                add_rows(dz, table, drawn, -of_sampled)
+                add_rows(dz, table, drawn, -of_drawn)
         if dtable is not None:
             if logsumexp is None and mask is None and sampled is not None:
                 # one factor for all tokens: the forward pass's sum of p^T z can be scaled
                 dtable = scale_table_gradient(dtable, table, total + sampled)
-                add_to_rows(dtable, label, z, extra)
+                add_to_rows(dtable, label, z, of_label)
             else:
                 dtable = scale_table_gradient(dtable, table, total)
-                add_products(dtable, z, table, extra, ctx.chunk_size)
+                add_products(dtable, z, table, extra, ctx.chunking)
             if drawn is not None:
-                add_to_rows(dtable, drawn, z, -of_sampled)
+                add_to_rows(dtable, drawn, z, -of_drawn)
         return dz, dtable, None, None, None, None
 
 
@@ -173,7 +188,9 @@ def score_tokens(
     for rows in split_range(len(z), chunking.size):
         logits = z[rows] @ weight.T  # [chunk, V]
         chunk_uniforms = None if uniforms is None else uniforms[rows]
-        score(logits, labels[rows], chunk_uniforms, scores.rows(rows), wants_z or wants_table)
+        gradient = wants_z or wants_table
+        chunk_scores = scores.rows(rows)
+        score(logits, labels[rows], chunk_uniforms, chunk_scores, gradient, chunking.soft_cap)
         if dz is not None:
             torch.mm(logits, weight, out=dz[rows])
         if wants_table:
@@ -202,13 +219,22 @@ def add_to_rows(total: Tensor, ids: Tensor, z: Tensor, factors: Tensor) -> None:
     total.index_put_((ids,), z.to(total.dtype) * factors[:, None].to(total.dtype), accumulate=True)
 
 
-def add_products(total: Tensor, z: Tensor, table: Tensor, factors: Tensor, chunk: int) -> None:
-    """Add p^T z to total [V, d_vocab], p the softmax of each token's logits times factors [N]."""
-    weight = table.to(z.dtype)
-    for rows in split_range(len(z), chunk):
+def add_products(
+    total: Tensor, z: Tensor, table: Tensor, factors: Tensor, chunking: Chunking
+) -> None:
+    """Add p^T z to total [V, d_vocab], p the softmax of each token's logits (times the cap's
+    derivative) times factors [N].
+    """
+    weight, soft_cap = table.to(z.dtype), chunking.soft_cap
+    for rows in split_range(len(z), chunking.size):
         logits = z[rows] @ weight.T  # [chunk, V]
         for tile in row_tiles(logits):
-            p = logits[tile].to(factors.dtype).softmax(-1)
+            wide = logits[tile].to(factors.dtype)
+            if soft_cap is None:
+                p = wide.softmax(-1)
+            else:
+                wide = cap_logits(wide, soft_cap)
+                p = wide.softmax(-1).mul_(cap_slope(wide, soft_cap))
             logits[tile] = p.mul_(factors[rows][tile, None])
         total += logits.T @ z[rows]
 
@@ -220,12 +246,15 @@ def dense_cross_entropy(
     draws: LabelSampling | None = None,
     *,
     logsumexp: bool = False,
+    soft_cap: float | None = None,
 ) -> CrossEntropyOutput:
     """Cross-entropy (see ``interfaces.CrossEntropy``) by torch's own operations: has a second
     derivative; all logits are in memory, more than once.
     """
     wide = torch.promote_types(z.dtype, torch.float32)
     logits = nn.functional.linear(z, table.to(z.dtype)).to(wide).flatten(0, 1)  # [N, V]
+    if soft_cap is not None:
+        logits = cap_logits(logits, soft_cap)
     kept = (labels != IGNORE).flatten()
 
     def nll(ids: Tensor) -> Tensor:

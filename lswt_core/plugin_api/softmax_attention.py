@@ -25,8 +25,10 @@ from lswt_core.interfaces import (
     Mixer,
     MixerParts,
     PositionalEncoding,
+    ScoreTransform,
     State,
 )
+from lswt_core.plugin_api.encoded_blocks import encode_positions
 from lswt_core.plugin_api.plain_modules import is_plain_linear
 
 # from so many tokens on, one fused QKV product is faster than three, concatenation included
@@ -40,9 +42,13 @@ class SoftmaxAttention(Mixer):
     """
 
     uses = frozenset({"memory", "attention", "qk_norm", "positional"})
+    # Of the scores of all key blocks, sinks included; a mixer that sets it declares its class in
+    # ``transforms_scores``.
+    transform: ScoreTransform | None = None
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
         super().__init__(dims, parts)
+        dims = self.head_dims(dims)
         memories = {name: build(dims) for name, build in parts.memories.items()}
         require_one_token_memory(memories)
         self.n_heads, self.n_kv_heads, self.d_head = dims.n_heads, dims.n_kv_heads, dims.d_head
@@ -51,12 +57,17 @@ class SoftmaxAttention(Mixer):
         self.key = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.value = nn.Linear(dims.d_model, d_kv, bias=dims.bias)
         self.output = nn.Linear(dims.d_model, dims.d_model, bias=dims.bias)
-        self.query_norm, self.key_norm = parts.qk_norm(dims), parts.qk_norm(dims)
+        self.query_norm = parts.qk_norm(dims)
+        self.key_norm = parts.qk_norm(
+            dims._replace(d_model=d_kv, n_heads=dims.n_kv_heads, queries_per_kv=1)
+        )
         self.memory = nn.ModuleDict(memories)
         windows = [memory.window for memory in memories.values() if memory.window]
         self.window = min(windows, default=None)
         self.reach = max((memory.length for memory in memories.values()), default=0)
         self.backend = parts.attention(dims)
+        # a variant's own positional encoding, set by its constructor; None: the layer's
+        self.positional: PositionalEncoding | None = None
 
     def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
         """Attend from normed inputs x [B, T, M]; the state is that of every memory, by name."""
@@ -86,7 +97,7 @@ class SoftmaxAttention(Mixer):
         """Keys and values [B, N, G, D], as they were projected from x [B, N, M], as a block: keys
         normed. x is the layer's input, or what a memory keeps of earlier ones (xl-hidden).
         """
-        features = context.positional.features(x)
+        features = self.encoding_of(context.positional).features(x)
         return KeyValue(self.key_norm(k), v, positions, features=features)
 
     def attend(self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext) -> Tensor:
@@ -97,9 +108,20 @@ class SoftmaxAttention(Mixer):
     def encode(
         self, q: Tensor, key_values: Sequence[KeyValue], context: LayerContext
     ) -> list[KVBlock]:
-        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded."""
-        first_visible = self.apply_window(context.positions, context.first_visible)
-        return encode_positions(q, key_values, context.positions, first_visible, context.positional)
+        """The key blocks with the queries [B, T, H, D] that attend to them, positions encoded. A
+        mixer that selects keys replaces ``selected`` of what this returns.
+        """
+        positions = context.positions
+        first_visible = within_window(context, self.window)
+        positional = self.encoding_of(context.positional)
+        blocks = encode_positions(q, key_values, positions, first_visible, positional)
+        if self.transform is None:
+            return blocks
+        return [block._replace(transform=self.transform) for block in blocks]
+
+    def encoding_of(self, positional: PositionalEncoding) -> PositionalEncoding:
+        """The positional encoding of queries and keys: its own, or the layer's."""
+        return positional if self.positional is None else self.positional
 
     def combine(self, attended: Tensor, x: Tensor) -> Tensor:
         """What the output projection gets, from the heads' outputs [B, T, H, D] and the layer's
@@ -111,14 +133,16 @@ class SoftmaxAttention(Mixer):
         """What the layers above get (``writes``), from the keys and values of this one."""
         return {}
 
-    def apply_window(self, positions: Tensor, first_visible: Tensor | None) -> Tensor | None:
-        """Return the first position each query sees: the start of its document (first_visible
-        [B, T]) or of the layer's window, whichever is later.
-        """
-        if self.window is None:
-            return first_visible
-        window_start = (positions - self.window + 1)[None]  # [1, T]
-        return window_start if first_visible is None else first_visible.maximum(window_start)
+
+def within_window(context: LayerContext, window: int | None) -> Tensor | None:
+    """The first position each query sees, [B or 1, T]: the start of its document or of a window of
+    so many tokens, whichever is later. None: no key is hidden.
+    """
+    first_visible = context.first_visible
+    if window is None:
+        return first_visible
+    window_start = (context.positions - window + 1)[None]  # [1, T]
+    return window_start if first_visible is None else first_visible.maximum(window_start)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -199,69 +223,6 @@ def require_one_token_memory(memories: Mapping[str, Memory]) -> None:
             " attended to more than once; leave one, the others being removed by e.g."
             f" memory.{names[0]} = false"
         )
-
-
-def encode_positions(
-    q: Tensor,
-    key_values: Sequence[KeyValue],
-    positions: Tensor,
-    first_visible: Tensor | None,
-    positional: PositionalEncoding,
-) -> list[KVBlock]:
-    """Apply the positional encoding to queries [B, T, H, D] and all keys. Sinks have no position
-    and become blocks of their own, first; the last of ``key_values`` is the new tokens' own.
-    """
-    sinks = [kv for kv in key_values if kv.positions is None]
-    placed = [(kv, kv.positions) for kv in key_values if kv.positions is not None]
-    oldest = torch.cat([k_positions for _, k_positions in placed]).amin()  # []
-    if first_visible is not None:
-        oldest = first_visible.clamp_min(oldest)  # [B or 1, T]
-    blocks = [encode_sink_block(q, sink, positions, oldest, positional) for sink in sinks]
-    q, keys = encode_keys(q, placed, positions, positional)
-    encoded = [kv._replace(k=k) for (kv, _), k in zip(placed, keys, strict=True)]
-    biases = positional.block_biases(q, encoded, positions)
-    for i, (kv, bias) in enumerate(zip(encoded, biases, strict=True)):
-        # a single query sees all keys: no mask
-        causal = i == len(encoded) - 1 and len(positions) > 1
-        blocks.append(KVBlock(q, kv.k, kv.v, causal, bias, kv.positions, first_visible))
-    return blocks
-
-
-def encode_keys(
-    q: Tensor,
-    key_values: list[tuple[KeyValue, Tensor]],
-    positions: Tensor,
-    positional: PositionalEncoding,
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """Encode queries [B, T, H, D] and the keys of every block for each other.
-
-    An encoding that rotates each key by its own position alone is applied block by block: nothing
-    is concatenated, and cached keys stay without gradient.
-    """
-    if type(positional).encode is PositionalEncoding.encode:
-        keys = [
-            kv.k if kv.encoded else positional.rotate(kv.k, k_positions)
-            for kv, k_positions in key_values
-        ]
-        return positional.rotate(q, positions), keys
-    q, k = positional.encode(
-        q,
-        torch.cat([kv.k for kv, _ in key_values], dim=1),
-        positions,
-        torch.cat([k_positions for _, k_positions in key_values]),
-    )
-    return q, k.split([kv.k.shape[1] for kv, _ in key_values], dim=1)
-
-
-def encode_sink_block(
-    q: Tensor, sink: KeyValue, positions: Tensor, oldest: Tensor, positional: PositionalEncoding
-) -> KVBlock:
-    """The key block of a sink, attended to by the queries [B, T, H, D] as the positional encoding
-    encodes them for sinks, or by the sink's own queries.
-    """
-    if sink.q is not None:
-        return KVBlock(sink.q.expand(q.shape).contiguous(), sink.k, sink.v, causal=False)
-    return KVBlock(*positional.encode_sink(q, sink.k, positions, oldest), sink.v, causal=False)
 
 
 @contextmanager

@@ -17,17 +17,30 @@ TILE_CPU = 1 << 20  # so many stay in a CPU core's cache
 COLUMNS = 512  # of a block in which a CPU searches for the index of the largest logit
 
 
+def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
+    """``soft_cap * tanh(logits / soft_cap)``, of any shape."""
+    return soft_cap * (logits / soft_cap).tanh()
+
+
+def cap_slope(capped: Tensor, soft_cap: float) -> Tensor:
+    """The derivative of ``cap_logits`` where it returned ``capped``."""
+    return 1 - (capped / soft_cap).square()
+
+
 class TokenScores(NamedTuple):
-    """Results per token, [N]; 0 or False where the label is IGNORE (but ``drawn``)."""
+    """Results per token, [N]; 0 or False where the label is IGNORE (but ``drawn`` and slopes)."""
 
     logsumexp: Tensor
     nll: Tensor
     correct: Tensor  # bool
     drawn: Tensor | None  # labels sampled from the model
     sampled: Tensor | None  # nll of these
+    # where logits are capped: the cap's derivative at the logits of labels and of sampled labels
+    label_slope: Tensor | None = None
+    drawn_slope: Tensor | None = None
 
     @classmethod
-    def allocate(cls, z: Tensor, *, with_samples: bool) -> TokenScores:
+    def allocate(cls, z: Tensor, *, with_samples: bool, capped: bool = False) -> TokenScores:
         """Uninitialised memory for the tokens of z [N, d_vocab], in float32 or wider."""
         nll = z.new_empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32))
         return cls(
@@ -36,6 +49,8 @@ class TokenScores(NamedTuple):
             torch.empty_like(nll, dtype=torch.bool),
             torch.empty_like(nll, dtype=torch.int64) if with_samples else None,
             torch.empty_like(nll) if with_samples else None,
+            torch.empty_like(nll) if capped else None,
+            torch.empty_like(nll) if capped and with_samples else None,
         )
 
     def rows(self, rows: slice) -> TokenScores:
@@ -44,22 +59,34 @@ class TokenScores(NamedTuple):
 
 
 def score_chunk(
-    logits: Tensor, labels: Tensor, uniforms: Tensor | None, scores: TokenScores, gradient: bool
+    logits: Tensor,
+    labels: Tensor,
+    uniforms: Tensor | None,
+    scores: TokenScores,
+    gradient: bool,
+    soft_cap: float | None = None,
 ) -> None:
     """Fill in ``scores`` of tokens with logits [n, V], labels [n] and, to sample labels, uniforms
-    [n] in [0, 1). With ``gradient``, overwrite the logits by p - onehot(label), 0 where the label
-    is IGNORE.
+    [n] in [0, 1). The logits are soft-capped first if there is a cap. With ``gradient``, overwrite
+    them by p - onehot(label), times the cap's derivative, 0 where the label is IGNORE.
     """
     for rows in row_tiles(logits):
         tile_uniforms = None if uniforms is None else uniforms[rows]
-        score_tile(logits[rows], labels[rows], tile_uniforms, scores.rows(rows), gradient)
+        score_tile(logits[rows], labels[rows], tile_uniforms, scores.rows(rows), gradient, soft_cap)
 
 
 def score_tile(
-    logits: Tensor, labels: Tensor, uniforms: Tensor | None, scores: TokenScores, gradient: bool
+    logits: Tensor,
+    labels: Tensor,
+    uniforms: Tensor | None,
+    scores: TokenScores,
+    gradient: bool,
+    soft_cap: float | None = None,
 ) -> None:
     """``score_chunk`` for so few logits that copies of all of them are affordable."""
     wide = logits.to(scores.nll.dtype)  # [n, V]
+    if soft_cap is not None:
+        wide = cap_logits(wide, soft_cap)
     p = wide.softmax(-1)
     kept = labels != IGNORE
     label = labels.where(kept, 0)[:, None]
@@ -69,13 +96,19 @@ def score_tile(
     label_logits = wide.gather(-1, label)[:, 0]
     torch.addcmul(scores.logsumexp, label_logits, kept, value=-1, out=scores.nll)
     torch.logical_and(index == label[:, 0], kept, out=scores.correct)
+    if soft_cap is not None and scores.label_slope is not None:
+        scores.label_slope.copy_(cap_slope(label_logits, soft_cap))
     if uniforms is not None and scores.drawn is not None and scores.sampled is not None:
         drawn = sample_labels(p, uniforms)
         scores.drawn.copy_(drawn)
         drawn_logits = wide.gather(-1, drawn[:, None])[:, 0]
         torch.addcmul(scores.logsumexp, drawn_logits, kept, value=-1, out=scores.sampled)
+        if soft_cap is not None and scores.drawn_slope is not None:
+            scores.drawn_slope.copy_(cap_slope(drawn_logits, soft_cap))
     if gradient:
         p.scatter_add_(-1, label, -torch.ones_like(p[:, :1]))
+        if soft_cap is not None:
+            p.mul_(cap_slope(wide, soft_cap))
         logits.copy_(p.mul_(kept[:, None]))
 
 

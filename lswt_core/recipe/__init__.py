@@ -14,15 +14,16 @@ from lswt_core.errors import Problem, RecipeError
 from lswt_core.recipe import messages as wording
 from lswt_core.recipe import schema
 from lswt_core.recipe import toml_writer as write
+from lswt_core.recipe.chosen import Chosen
 from lswt_core.recipe.layer_selectors import GRAMMAR, LAYERS, select
 from lswt_core.recipe.loader import File, read_chain
 from lswt_core.recipe.merged import Layers, Merged, raise_problems
 from lswt_core.recipe.overrides import PLACE, read_overrides
-from lswt_core.recipe.provenance import OVERLAYS, USE, Branch, Builder, Leaf, Origin
+from lswt_core.recipe.provenance import OVERLAYS, Branch, Builder, Leaf, Origin
 from lswt_core.recipe.toml_lines import parse_key
-from lswt_core.recipe.validate import Checked, Chosen
-from lswt_core.registry import Registry, nearest
-from lswt_core.registry.kinds import KIND_OF_TABLE, KINDS
+from lswt_core.recipe.validate import Checked
+from lswt_core.registry import AUTO, Registry, nearest
+from lswt_core.registry.kinds import KINDS
 
 __all__ = ["OVERLAYS", "Chosen", "Origin", "Recipe"]
 
@@ -142,8 +143,20 @@ class Recipe:
         return tables
 
     def components(self) -> list[Chosen]:
-        """The different components of every kind."""
-        return [chosen for kind in KINDS for chosen in self.every(kind)]
+        """The different components of every kind, those inside of others included."""
+        return [one for kind in KINDS for chosen in self.every(kind) for one in chosen.with_inner()]
+
+    def third_party(self) -> list[Chosen]:
+        """The different components that are not of the core's own distribution, backends that an
+        automatic choice of attention may take included.
+        """
+        found = [chosen for chosen in self.components() if not chosen.offer.is_own]
+        for chosen in self.every("attention"):
+            for name in chosen.options["prefer"] if chosen.offer.name == AUTO.name else ():
+                offer = self.registry.find("attention", name)
+                if not offer.is_own:
+                    found.append(Chosen("attention", chosen.table, name, offer, {}))
+        return found
 
     def resolved(self) -> dict[str, Any]:
         """The plain tables with every default; loading them gives an equal recipe. None is left
@@ -179,22 +192,20 @@ class Recipe:
         Raises RecipeError for an unknown key.
         """
         checked, path = self._locate(key)
-        kind = KIND_OF_TABLE.get(path[0])
-        size = 2 if kind is not None and kind.many else 1
-        table, name = ".".join(path[:size]), ".".join(path[size:])
-        node = checked.tree.at(path)
-        history: list[tuple[Any, Origin]] = []
-        if isinstance(node, Leaf) and checked.tree.at(path[:-1]) is not node:
-            history = list(node.history)
-        owner = checked.owners.get(table)
-        while owner and len(path) > size and (inner := owner.inner(path[size])) is not None:
-            owner, size = inner, size + 1
-        name = ".".join(path[size:])
-        if not name and history:
+        owner, size = checked.owner_of(path)
+        name, node = ".".join(path[size:]), checked.tree.find(path)
+        history = list(node.history) if isinstance(node, Leaf) else []
+        if owner is None and not name and history:
             return history  # a component that was removed
-        if owner is None or name.partition(".")[0] not in owner.keys:
+        if owner is None or name == "" or path[size] not in owner.keys:
             raise RecipeError([self._unknown_key(key, name, owner)])
-        return default_of(owner, path[size]) + history
+        if not owner.is_component(path[size]):
+            return default_of(owner, path[size]) + history
+        if isinstance(node, Branch):
+            raise RecipeError([self._table_of_components(key, node)])
+        if len(path) > size + 1 and not history:
+            raise RecipeError([self._unknown_key(key, name, None)])
+        return history or default_of(owner, path[size])
 
     def _locate(self, key: str) -> tuple[Checked, tuple[str, ...]]:
         """The checked recipe that a key is looked up in, and its path there: layers."0-3".ffn.use
@@ -209,6 +220,11 @@ class Recipe:
             problem = Problem(f'cannot explain "{key}"', self.name, str(error), GRAMMAR)
             raise RecipeError([problem]) from error
         return (self._merged.layers[layer] if self._merged.layers else self._chosen), path[2:]
+
+    def _table_of_components(self, key: str, table: Branch) -> Problem:
+        """The problem of a key that holds components."""
+        fix = f"ask for a key of one of: {', '.join(table.items)}"
+        return Problem(f'"{key}" is a table', self.name, "only values have a history", fix)
 
     def _unknown_key(self, key: str, name: str, owner: wording.Owner | None) -> Problem:
         """The problem of a key that has no history."""
@@ -232,9 +248,9 @@ def default_of(owner: wording.Owner, name: str) -> list[tuple[Any, Origin]]:
         default = field.get_default()
     elif name == "weight":
         default = 1.0
-    else:  # use: the table's name, or the default of the kind
-        default = owner.table.partition(".")[2] or USE[KIND_OF_TABLE[owner.table].name]
-    return [(default, Origin("default", ""))]
+    else:
+        default = owner.usual  # use
+    return [] if default is None and field is None else [(default, Origin("default", ""))]
 
 
 def layers_of(chain: Sequence[File], overrides: Sequence[str]) -> Layers:

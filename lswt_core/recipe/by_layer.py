@@ -138,14 +138,31 @@ def collect(base: Mapping[str, Any], layers: list[dict[str, Any]]) -> dict[str, 
 def differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a layer that are not the base's."""
     found = {
-        name: table for name, table in own.items() if name != "memory" and table != base.get(name)
+        name: with_removals(base.get(name, {}), table)
+        for name, table in own.items()
+        if name != "memory" and table != base.get(name)
     }
     before, after = base.get("memory", {}), own.get("memory", {})
     memory = {
-        name: after.get(name, False)
+        name: with_removals(before.get(name, {}), after[name]) if name in after else False
         for name in {**before, **after}
         if before.get(name) != after.get(name)
     }
     if memory:
         found["memory"] = memory
     return found
+
+
+def with_removals(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's table with ``name = false`` for every component inside of the base's table that
+    it does not have: it is to be merged over the base's.
+    """
+    if base.get("use") != own.get("use"):
+        return dict(own)
+    table = dict(own)
+    for name, before in base.items():
+        if isinstance(before, Mapping) and isinstance(own.get(name), Mapping):
+            table[name] = with_removals(before, own[name])
+        elif isinstance(before, Mapping) and "use" in before:
+            table.setdefault(name, False)
+    return table

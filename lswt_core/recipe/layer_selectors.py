@@ -9,6 +9,7 @@ from typing import Any
 LAYERS = "layers"
 # tables that may differ from layer to layer
 LAYERED = ("block", "mixer", "positional", "memory", "attention", "qk_norm", "ffn", "norm")
+MODEL_KINDS = ("head", *LAYERED)  # kinds of component that an exported model consists of
 GRAMMAR = (
     'layers are numbered from 0; write e.g. "3", "0-3", "0-3,8", "every 4" (the last of every four)'
     ' or "every 4 from 0"'

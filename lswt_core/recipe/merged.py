@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from lswt_core.errors import PluginError, Problem, RecipeError
 from lswt_core.recipe import messages as wording
 from lswt_core.recipe.by_layer import collect, expand
+from lswt_core.recipe.chosen import Chosen
 from lswt_core.recipe.layer_selectors import LAYERED, LAYERS
 from lswt_core.recipe.provenance import OVERLAYS, Branch, Leaf, Origin, lay
-from lswt_core.recipe.validate import Checked, Chosen
+from lswt_core.recipe.validate import Checked
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KIND_OF_TABLE, KINDS
 
@@ -20,6 +21,7 @@ MAX_SHOWN = 20  # problems shown at once
 ORDER = (  # of a resolved recipe's tables
     "model",
     "embedding",
+    "head",
     "block",
     "mixer",
     "positional",
@@ -34,6 +36,7 @@ ORDER = (  # of a resolved recipe's tables
     "cross_entropy",
     "loss",
     "optimizer",
+    "average",
     "schedule",
     "data",
     "tokenizer",
@@ -150,7 +153,7 @@ def component_table(chosen: Chosen) -> dict[str, Any]:
     table: dict[str, Any] = {"use": chosen.name}
     if chosen.kind == KINDS["loss"].name:
         table["weight"] = chosen.weight
-    return table | without_none(chosen.options)
+    return table | without_none(chosen.plain_options())
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lswt_core.errors import Problem
 from lswt_core.recipe.provenance import OVERLAYS, Branch, Leaf
 from lswt_core.recipe.toml_writer import key, value
 from lswt_core.registry import nearest
+from lswt_core.registry.component_option import ComponentOption
 from lswt_core.registry.option_schema import words
 
 ALIASES = {  # names of other libraries and of older versions -> ours
@@ -50,6 +51,7 @@ class Owner(typing.NamedTuple):
     words: str  # 'the memory "xl-cache" (lswt-core 0.1.0)'
     model: type[BaseModel]
     extra: frozenset[str] = frozenset()  # keys besides the model's
+    usual: str | None = None  # the default of ``use``
 
     @property
     def keys(self) -> list[str]:
@@ -62,6 +64,11 @@ class Owner(typing.NamedTuple):
         if not field.metadata:
             return field.annotation
         return Annotated[field.annotation, *field.metadata]
+
+    def is_component(self, name: str) -> bool:
+        """Whether a key holds components."""
+        field = self.model.model_fields.get(name)
+        return field is not None and any(isinstance(one, ComponentOption) for one in field.metadata)
 
     def inner(self, name: object) -> Owner | None:
         """The owner of a table inside of this one; None if the key is no table."""
@@ -129,6 +136,14 @@ def not_a_table(node: Leaf, fix: str) -> Problem:
     )
 
 
+def not_a_component(node: Leaf, path: str) -> Problem:
+    """A value where the table of a component belongs."""
+    fix = f"write [{path}] with use = ..."
+    if isinstance(node.value, str):  # written like a swap
+        fix = f'write {path}.use = "{node.value}"'
+    return not_a_table(node, fix)
+
+
 def wrong_value(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
     """A value that pydantic rejects, or a missing key."""
     node, name = table.at(detail["loc"]), str(detail["loc"][0]) if detail["loc"] else ""
@@ -138,7 +153,10 @@ def wrong_value(detail: ErrorDetails, table: Branch, owner: Owner) -> Problem:
     default = owner.model.model_fields[name].default
     if detail["type"] == "missing":
         named = table.items.get("use", table).origin
-        why, fix = f"{owner.words} needs it", f"add {key(name)} = ..., {expected}"
+        written = (
+            f"[{owner.table}.{key(name)}]" if owner.is_component(name) else f"{key(name)} = ..."
+        )
+        why, fix = f"{owner.words} needs it", f"add {written}, {expected}"
         return Problem(f'missing key "{owner.table}.{name}"', named.where, why, fix, named.text)
     given = node.value if isinstance(node, Leaf) else detail["input"]
     label = node.key if isinstance(node, Leaf) else f"{owner.table}.{name}"

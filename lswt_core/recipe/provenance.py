@@ -12,6 +12,7 @@ from lswt_core.recipe.toml_lines import Key
 from lswt_core.registry.kinds import KIND_OF_TABLE
 
 USE = {  # the default component of each table
+    "head": "tied",
     "block": "pre-norm",
     "mixer": "attention",
     "positional": "rope",
@@ -22,6 +23,7 @@ USE = {  # the default component of each table
     "parametrisation": "standard",
     "cross_entropy": "chunked",
     "optimizer": "adamw",
+    "average": "none",
     "schedule": "cosine",
     "data": "stdlib",
     "tokenizer": "bpe",
@@ -75,6 +77,11 @@ class Branch:
                 break
             node = node.items[part]
         return node
+
+    def find(self, path: tuple[Any, ...]) -> Leaf | Branch | None:
+        """The node at a path; None if there is none."""
+        parent = self.at(path[:-1])
+        return self.at(path) if self.at(path) is not parent else None
 
     def plain(self, *without: str) -> dict[str, Any]:
         """The values alone, as nested dicts."""
@@ -154,13 +161,15 @@ def join_tables(old: Branch, new: Branch, use: str | None = None) -> Branch:
     hold no component.
 
     A table that names another component replaces the old one whole, so that no component gets the
-    options of another.
+    options of another. The same holds for tables inside of a component's: a table that has no
+    ``use`` is named like its component.
     """
     replaced = use is not None and names_another(old, new, use)
     kept = {} if replaced else old.items
     items = dict(kept)
     for name, node in new.items.items():
-        items[name] = join((old.items if name == "use" else kept).get(name), node)
+        before = (old.items if name == "use" else kept).get(name)
+        items[name] = join(before, node, None if use is None else name)
     return replace(new, items=items)
 
 

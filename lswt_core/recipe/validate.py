@@ -6,50 +6,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lswt_core.errors import PluginError, Problem
+from lswt_core.errors import Problem
 from lswt_core.recipe import messages as wording
+from lswt_core.recipe.choices import USE_KEY, Choice, Chooser, Inner
+from lswt_core.recipe.chosen import Chosen
 from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.messages import Owner
 from lswt_core.recipe.provenance import USE, Branch, Leaf, Origin
 from lswt_core.recipe.schema import CORE_TABLES, Table
-from lswt_core.registry import AUTO, NotOffered, Offer, Registry
+from lswt_core.registry import AUTO, Registry
 from lswt_core.registry.kinds import KIND_OF_TABLE, KINDS, Kind
 
 Model = TypeVar("Model", bound=BaseModel)
-LIST = "python -m lswt_core plugins list"
 
 
 class Weight(Table):
     """The core's own key of [loss.X]."""
 
     weight: Annotated[float, Ge(0)] = 1.0
-
-
-class Chosen(NamedTuple):
-    """A component of a recipe, with its validated options and all defaults."""
-
-    kind: str
-    table: str  # "ffn", "memory.xl"
-    name: str  # as written, perhaps qualified
-    offer: Offer
-    options: dict[str, Any]
-    weight: float = 1.0  # of a loss
-
-
-class Choice(NamedTuple):
-    """A component that is offered, its options not yet validated."""
-
-    kind: Kind
-    name: str
-    offer: Offer
-    table: Branch
-    owner: Owner
 
 
 class Checked:
@@ -62,14 +42,32 @@ class Checked:
         # plugins that are broken or clash
         self.plugin_problems: list[Problem] = []
         self.core: dict[str, Table] = {}
+        self.chooser = Chooser(registry, self.problems, self.plugin_problems)
         self.chosen: dict[str, dict[str, Chosen]] = {kind: {} for kind in KINDS}
         self.owners = {name: Owner(name, f"[{name}]", model) for name, model in CORE_TABLES.items()}
-        choices = [choice for kind in KINDS.values() for choice in self.choices(kind)]
-        self.owners |= {choice.owner.table: choice.owner for choice in choices}
+        found = [choice for kind in KINDS.values() for choice in self.choices(kind)]
+        choices = [choice for choice in found if choice is not None]
+        self.owners |= {
+            inner.owner.table: inner.owner for choice in choices for inner in choice.with_inner()
+        }
         self.homes = self.find_homes()
         self.check_core()
         for choice in choices:
             self.check_component(choice)
+
+    def owner_of(self, path: tuple[str, ...]) -> tuple[Owner | None, int]:
+        """The owner of the innermost table that a path lies in, None if the recipe has no such
+        table, and the length of the table's path.
+        """
+        for size in range(len(path), 0, -1):
+            if (owner := self.owners.get(".".join(path[:size]))) is not None:
+                break
+        else:
+            kind = KIND_OF_TABLE.get(path[0])
+            return None, 2 if kind is not None and kind.many else 1
+        while len(path) > size and (inner := owner.inner(path[size])) is not None:
+            owner, size = inner, size + 1
+        return owner, size
 
     def find_homes(self) -> dict[str, list[str]]:
         """For each key, the tables that have it."""
@@ -101,8 +99,8 @@ class Checked:
             return None
         return node
 
-    def choices(self, kind: Kind) -> Iterator[Choice]:
-        """The components of a kind that the recipe names and that are offered."""
+    def choices(self, kind: Kind) -> Iterator[Choice | None]:
+        """The components of a kind that the recipe names; None for one that is not offered."""
         found = self.tree.items.get(kind.table)
         if kind.many:
             fix = f"write [{kind.table}.NAME] and its keys below it"
@@ -114,59 +112,15 @@ class Checked:
         if table is None:
             return
         if not kind.many:
-            yield from self.choice(kind, kind.table, None, table)
+            yield self.chooser.choice(kind, kind.table, USE[kind.name], table)
             return
         for component, node in table.items.items():
             if isinstance(node, Branch):
-                yield from self.choice(kind, f"{kind.table}.{component}", component, node)
+                path = f"{kind.table}.{component}"
+                yield self.chooser.choice(kind, path, component, node, extra_keys(kind))
             elif node.value is not False:
                 fix = f"write [{node.key}], or {node.key} = false to remove it"
                 self.problems.append(wording.not_a_table(node, fix))
-
-    def choice(
-        self, kind: Kind, path: str, component: str | None, table: Branch
-    ) -> Iterator[Choice]:
-        """The component of a table: that of ``use``, else of the table's name or the kind's
-        default. Yields nothing, and adds a problem, if there is none.
-        """
-        use = table.items.get("use")
-        usual = USE[kind.name] if component is None else component
-        name = use.value if isinstance(use, Leaf) else usual
-        origin = use.origin if isinstance(use, Leaf) else table.origin
-        if not isinstance(name, str) or isinstance(use, Branch):
-            what, why = f'wrong value for "{path}.use"', "it is not a text in quotes"
-            fix = f'write e.g. use = "{usual}"'
-            self.problems.append(Problem(what, origin.where, why, fix, origin.text))
-            return
-        extra = frozenset({"use", "weight"} if kind.name == "loss" else {"use"})
-        try:
-            if (kind.name, name) == ("attention", AUTO.name):
-                offer = self.automatic()
-            else:
-                offer = self.registry.find(kind.name, name)
-            words = f'the {kind.name} "{offer.name}" ({offer.distribution} {offer.version})'
-            owner = Owner(path, words, self.registry.schema(offer), extra)
-        except PluginError as error:
-            self.report(error, kind.name, name, origin)
-            return
-        yield Choice(kind, name, offer, table, owner)
-
-    def report(self, error: PluginError, kind: str, name: str, origin: Origin) -> None:
-        """Add the problem of a component that no plugin offers, or whose plugin is broken."""
-        if not isinstance(error, NotOffered):
-            what, fix = f'cannot use the {kind} "{name}"', f"see {LIST}"
-            self.plugin_problems.append(Problem(what, origin.where, str(error), fix, origin.text))
-            return
-        guess = f'did you mean "{error.nearest}"? Else ' if error.nearest else ""
-        why = f"no plugin offers it; {error.details()}"
-        fix = f"{guess}install the package that offers it, or choose another (see {LIST})"
-        problem = Problem(f'unknown {kind} "{name}"', origin.where, why, fix, origin.text)
-        plain = name.rpartition(":")[2]
-        broken = [one.entry for one in error.broken]
-        if any(plain == entry or plain.startswith(f"{entry}-") for entry in broken):
-            self.plugin_problems.append(problem)
-        else:
-            self.problems.append(problem)
 
     def validate(
         self, model: type[Model], table: Branch, owner: Owner, *without: str
@@ -197,38 +151,38 @@ class Checked:
             own = {name: node for name, node in table.items.items() if name == "weight"}
             only = Branch(table.key, own, table.origin, table.rank)
             weight = self.validate(Weight, only, Owner(owner.table, owner.words, Weight))
-        model = self.validate(owner.model, table, owner, *owner.extra)
-        if model is None or weight is None:
+        chosen = self.checked_choice(choice)
+        if chosen is None or weight is None:
             return
-        options = {name: getattr(model, name) for name in type(model).model_fields}
         preferred = table.items.get("prefer")
         if (kind, choice.name) == ("attention", AUTO.name) and isinstance(preferred, Leaf):
-            for backend in options["prefer"]:
-                self.check_backend(backend, preferred.origin)
+            for backend in chosen.options["prefer"]:
+                self.chooser.check_backend(backend, preferred.origin)
         name = owner.table.removeprefix(f"{choice.kind.table}.") if choice.kind.many else kind
-        self.chosen[kind][name] = Chosen(
-            kind, owner.table, choice.name, choice.offer, options, weight.weight
-        )
+        self.chosen[kind][name] = chosen._replace(weight=weight.weight)
 
-    def automatic(self) -> Offer:
-        """The "auto" backend; by default it prefers those of its list that are offered."""
-        (prefer,) = AUTO.options
-        offered = [name for name in prefer.default if self.offered(name)]
-        return AUTO._replace(options=(prefer._replace(default=offered),))
+    def checked_choice(self, choice: Choice) -> Chosen | None:
+        """A component with the options of it and of all inside of it; None, with problems, if some
+        are not valid.
+        """
+        owner = choice.owner
+        inner = {name: self.checked_inner(one) for name, one in choice.inner.items()}
+        model = self.validate(owner.model, choice.options_table(), owner, *owner.extra)
+        if model is None:
+            return None
+        options = {name: getattr(model, name) for name in type(model).model_fields} | inner
+        return Chosen(choice.kind.name, owner.table, choice.name, choice.offer, options)
 
-    def offered(self, backend: str) -> bool:
-        """Whether some plugin offers an attention backend of that name."""
-        try:
-            return bool(self.registry.find("attention", backend))
-        except NotOffered:
-            return False
+    def checked_inner(self, inner: Inner) -> Any:
+        """The components of an option."""
+        if isinstance(inner, dict):
+            return {name: self.checked_choice(one) for name, one in inner.items()}
+        return None if inner is None else self.checked_choice(inner)
 
-    def check_backend(self, backend: str, origin: Origin) -> None:
-        """Report an attention backend of ``prefer`` that is not offered."""
-        try:
-            self.registry.find("attention", backend)
-        except PluginError as error:
-            self.report(error, "attention", backend, origin)
+
+def extra_keys(kind: Kind) -> frozenset[str]:
+    """The keys of a component's table that are the core's."""
+    return frozenset({"use", "weight"}) if kind.name == "loss" else USE_KEY
 
 
 Location = tuple[int | str, ...]

@@ -16,6 +16,7 @@ import pluggy
 from lswt_core import hooks
 from lswt_core.errors import PluginError
 from lswt_core.registry.blame import location_in, one_line
+from lswt_core.registry.component_option import from_hint
 from lswt_core.registry.discover import Entry
 from lswt_core.registry.kinds import KIND_OF_INTERFACE
 from lswt_core.registry.offer import NAME, Offer, Option, find_flaw
@@ -28,7 +29,7 @@ def read_offers(entry: Entry) -> list[Offer]:
     """Import a plugin and describe its components. Raises PluginError."""
     offers = [describe(entry, component) for component in component_classes(entry)]
     if flaw := find_flaw(offers):
-        raise PluginError(f"{entry}: {flaw}; its author must rename it")
+        raise PluginError(f"{entry}: {flaw}; its author must change it")
     return offers
 
 
@@ -159,4 +160,7 @@ def options_of(component: type) -> tuple[Option, ...]:
     for option in options:
         if option.name not in hints:
             raise TypeError(f"the parameter {option.name!r} has no annotation")
-    return tuple(Option(option.name, hints[option.name], option.default) for option in options)
+    return tuple(
+        Option(option.name, from_hint(hint := hints[option.name]) or hint, option.default)
+        for option in options
+    )

@@ -22,6 +22,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
+        Kind("head", "Head", "head", bases=("lswt_core.plugin_api.lm_head.LMHead",)),
         Kind("block", "Block", "block", given=2),
         Kind(
             "mixer",
@@ -40,6 +41,7 @@ KINDS: dict[str, Kind] = {
         Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
         Kind("loss", "AuxiliaryLoss", "loss", many=True),
         Kind("optimizer", "Optimizer", "optimizer"),
+        Kind("average", "WeightAverage", "average", given=0),
         Kind("schedule", "Schedule", "schedule"),
         Kind("data", "DataSource", "data", given=0),
         Kind("tokenizer", "Tokenizer", "tokenizer", given=0),

@@ -11,6 +11,9 @@ from typing import Annotated, Any, NamedTuple
 from annotated_types import MinLen
 
 from lswt_core import __version__
+from lswt_core.registry import component_option
+from lswt_core.registry.component_option import ComponentOption
+from lswt_core.registry.kinds import KINDS
 
 REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has none
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no colon: "distribution:name" qualifies
@@ -20,7 +23,7 @@ class Option(NamedTuple):
     """A keyword-only parameter of a component's constructor."""
 
     name: str
-    annotation: Any
+    annotation: Any  # a type, or a ComponentOption
     default: Any  # REQUIRED if there is none
 
 
@@ -36,6 +39,30 @@ class Offer(NamedTuple):
     doc: str
     citation: str
     options: tuple[Option, ...]
+
+    @property
+    def component_options(self) -> dict[str, ComponentOption]:
+        """The options that are components themselves, by name."""
+        return {
+            option.name: option.annotation
+            for option in self.options
+            if isinstance(option.annotation, ComponentOption)
+        }
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of the core's own distribution."""
+        return self.distribution == AUTO.distribution
+
+    @property
+    def inner(self) -> dict[str, tuple[str, int | None]]:
+        """Of each option that is a component its kind, and with how many of its owner's positional
+        arguments it is built; None: the owner builds it.
+        """
+        return {
+            name: (option.kind, None if option.builder else KINDS[option.kind].given)
+            for name, option in self.component_options.items()
+        }
 
     @property
     def qualified(self) -> str:
@@ -85,10 +112,20 @@ def find_flaw(offers: Sequence[Offer]) -> str | None:
                 return (
                     f"{offer.kind} {offer.name!r} has an option with a reserved name, {option.name}"
                 )
+            if flaw := find_option_flaw(offer, option):
+                return f"the option {option.name!r} of {offer.kind} {offer.name!r}: {flaw}"
     for (kind, name), times in Counter((offer.kind, offer.name) for offer in offers).items():
         if times > 1:
             return f"it offers {kind} {name!r} twice"
     return None
+
+
+def find_option_flaw(offer: Offer, option: Option) -> str | None:
+    """Why a component cannot have an option that is a component, or None."""
+    if not isinstance(option.annotation, ComponentOption):
+        return None
+    owner = KINDS[offer.kind]
+    return component_option.find_flaw(option.annotation, owner, option.default, REQUIRED)
 
 
 def is_reserved(option: str, kind: str) -> bool:

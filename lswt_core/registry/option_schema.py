@@ -6,12 +6,13 @@ import types
 import typing
 import warnings
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import annotated_types
 from pydantic import BaseModel, ConfigDict, create_model
 
 from lswt_core.errors import PluginError
+from lswt_core.registry.component_option import ComponentOption
 from lswt_core.registry.offer import REQUIRED, Offer
 
 STRICT = ConfigDict(
@@ -37,7 +38,10 @@ def build(offer: Offer) -> type[BaseModel]:
     pydantic does not know.
     """
     fields: dict[str, Any] = {
-        option.name: (option.annotation, ... if option.default is REQUIRED else option.default)
+        option.name: (
+            as_table(option.annotation),
+            ... if option.default is REQUIRED else option.default,
+        )
         for option in offer.options
     }
     try:
@@ -51,14 +55,27 @@ def build(offer: Offer) -> type[BaseModel]:
             f" {offer.source}) cannot be checked"
         )
         raise PluginError(
-            f"{problem}: {str(error).partition('. ')[0]}; use bool, int, float, str, list, Literal"
-            " and bounds of annotated_types"
+            f"{problem}: {str(error).partition('. ')[0]}; use bool, int, float, str, list, Literal,"
+            " bounds of annotated_types and interfaces of components"
         ) from error
+
+
+def as_table(annotation: Any) -> Any:
+    """The type of an option's value in a recipe: tables for components, whose own options are
+    checked elsewhere.
+    """
+    if not isinstance(annotation, ComponentOption):
+        return annotation
+    table = dict[str, Any]
+    return Annotated[table | None if annotation.optional else table, annotation]
 
 
 def words(annotation: Any) -> str:
     """An annotation in words, e.g. "a whole number, at least 1"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    for part in (annotation, *arguments):
+        if isinstance(part, ComponentOption):
+            return part.words()
     if origin is typing.Annotated:
         return ", ".join([words(arguments[0]), *filter(None, map(bound, arguments[1:]))])
     if origin is Literal:

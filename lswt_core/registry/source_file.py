@@ -20,7 +20,7 @@ VOCABULARY: dict[str, Any] = {
     **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict)},
     **{
         f"typing.{name}": getattr(typing, name)
-        for name in ("Annotated", "Literal", "Optional", "Union")
+        for name in ("Annotated", "Any", "Literal", "Optional", "Union")
     },
     **{f"annotated_types.{name}": getattr(annotated_types, name) for name in BOUNDS},
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 
+from lswt_core.registry.component_option import read_annotation
 from lswt_core.registry.discover import Entry
 from lswt_core.registry.kinds import KIND_OF_BASE
 from lswt_core.registry.offer import REQUIRED, Offer, Option, find_flaw
@@ -141,6 +142,6 @@ def option(source: SourceFile, parameter: ast.arg, default: ast.expr | None) -> 
         raise Unreadable
     return Option(
         parameter.arg,
-        source.annotation(parameter.annotation),
+        read_annotation(source, parameter.annotation) or source.annotation(parameter.annotation),
         REQUIRED if default is None else source.literal(default),
     )

@@ -24,6 +24,7 @@ from lswt_core.reporting.tables import LINE_WIDTH
 from lswt_core.reporting.units import format_bytes
 
 SINGLE_KINDS = (
+    "head",
     "block",
     "mixer",
     "positional",
@@ -34,6 +35,7 @@ SINGLE_KINDS = (
     "parametrisation",
     "cross_entropy",
     "optimizer",
+    "average",
     "schedule",
     "data",
     "tokenizer",
@@ -130,7 +132,7 @@ def announce_needs(
     require_memory(needs, world.device, recipe.name, taken.memory.largest_micro(world))
     # "memories" are this step's and the next's
     memories = needs.get("memories", 0) // 2 * world.size
-    size = needs["weights"] + needs.get("optimizer", 0) + memories
+    size = sum(needs.get(name, 0) for name in ("weights", "average", "optimizer")) + memories
     announce_disk(console, size, recipe.checkpoint.keep, directory)
 
 

@@ -29,7 +29,8 @@ SHOWN_NAMES = 3  # of tensors, in an error
 @dataclass(frozen=True)
 class Checkpointer:
     """Saves a trainer to a store and restores it. A checkpoint holds parameters, optimizer state,
-    memory states, counters, loss scale and data position.
+    memory states, counters, loss scale and data position. Where weights are averaged, the model's
+    parameters are the average, and "trained" holds the weights that training goes on with.
     """
 
     trainer: Trainer
@@ -50,7 +51,8 @@ class Checkpointer:
         trainer.require_finite_weights()
         # before eval_parameters: "replay" rebuilds states with the weights that are trained
         memory, outline = capture_memory(trainer, self.recipe.checkpoint.memory)
-        with trainer.optimizer.eval_parameters():
+        trained = {} if trainer.average is None else trainer.average.trained_tensors()
+        with trainer.eval_parameters():
             moments, scalars = optimizer_state(trainer.optimizer)
             world = trainer.context.world
             groups = {
@@ -58,6 +60,8 @@ class Checkpointer:
                 "optimizer": moments,
                 "memory": {name: world.gather_rows(tensor) for name, tensor in memory.items()},
             }
+            if trained:
+                groups["trained"] = trained
             self.require_finite(groups)
             if world.rank == 0:
                 self.write(groups, self.documents(scalars, outline))
@@ -107,6 +111,8 @@ class Checkpointer:
         check_fingerprint(saved.document("fingerprint"), self.fingerprint)
         document = saved.document("train")
         load_model(trainer.context.loss, saved.tensors("model"))
+        if trainer.average is not None:
+            trainer.average.restore(saved.tensors("trained"))
         restore_optimizer(
             trainer.optimizer, saved.tensors("optimizer"), saved.document("optimizer")
         )

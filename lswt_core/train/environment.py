@@ -22,9 +22,12 @@ from lswt_core.recipe import Recipe
 
 
 def run_environment(
-    recipe: Recipe, built: BuiltModel, world: World, precision: Precision
+    recipe: Recipe, built: BuiltModel, world: World, precision: Precision, unchecked: bool
 ) -> dict[str, Any]:
-    """The environment of a run, as JSON data."""
+    """The environment of a run, as JSON data. ``unchecked``: components of others were not checked
+    before it.
+    """
+    skipped = recipe.third_party() if unchecked else []
     components = {}
     for chosen in recipe.components():
         offer = chosen.offer
@@ -38,6 +41,7 @@ def run_environment(
         "attention": {"backend": built.attention, "notes": list(built.notes)},
         "recipe": {"overlay": recipe.overlay, "fingerprint": recipe.fingerprint()},
         "components": components,
+        "unchecked": [f"{one.kind}.{one.offer.name}" for one in skipped],
         "machine": {
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),

@@ -29,7 +29,7 @@ def evaluate(
     """
     device, state = world.device, None
     correct = torch.zeros((), dtype=torch.float64, device=device)
-    sums = {  # [2] total and count of every loss
+    sums = {  # [2] total and count of every loss but those of layers
         name: torch.zeros(2, dtype=torch.float64, device=device)
         for name in (CROSS_ENTROPY, *loss.auxiliary)
     }
@@ -43,8 +43,9 @@ def evaluate(
             result = loss(batch, state)
         state = detach_state(result.state)
         correct += result.correct
-        for name, term in result.terms.items():
-            sums[name] += torch.stack((term.total.double(), term.count.double()))
+        for name, pair in sums.items():
+            term = result.terms[name]
+            pair += torch.stack((term.total.double(), term.count.double()))
         del result  # frees the tensors that its memory state is a view of
     reduced = {name: world.sum(pair).tolist() for name, pair in sums.items()}
     return evaluation_metrics(reduced, float(world.sum(correct)), held_out)

@@ -63,7 +63,7 @@ class TrainingLoop:
     def evaluate(self) -> None:
         """Evaluate on the validation set and log the result."""
         trainer, context = self.trainer, self.trainer.context
-        with trainer.optimizer.eval_parameters():
+        with trainer.eval_parameters():
             values = evaluate(
                 context.loss,
                 self.open_held_out(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,7 @@ from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
-from lswt_core.train.agreement import (
-    require_agreement,
-    require_same_checkpoint,
-    require_same_run,
-)
+from lswt_core.train.agreement import require_agreement, require_same_checkpoint, require_same_run
 from lswt_core.train.announce import (
     announce_model,
     announce_needs,
@@ -44,6 +40,7 @@ from lswt_core.train.announce import (
     announce_recipe,
     warn_of_short_schedule,
 )
+from lswt_core.train.averaging import average_weights
 from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
@@ -55,6 +52,7 @@ from lswt_core.train.start import (
     is_finished,
     open_metrics,
     run_command,
+    step_context,
     warm_start,
 )
 from lswt_core.train.step import StepContext
@@ -67,9 +65,18 @@ class Session:
     """A run, started or resumed in a directory."""
 
     def __init__(
-        self, arguments: argparse.Namespace, recipe: Recipe, registry: Registry, directory: Path
+        self,
+        arguments: argparse.Namespace,
+        recipe: Recipe,
+        registry: Registry,
+        directory: Path,
+        check: Callable[[Recipe, Callable[[str], None]], None] | None = None,
     ) -> None:
-        """``recipe``: without an overlay; that of the device is applied unless ``--full``."""
+        """``recipe``: without an overlay; that of the device is applied unless ``--full``. The
+        first rank calls ``check`` with the recipe and a function that prints, once the model is
+        built; it may refuse to train it.
+        """
+        self.check = check
         self.arguments, self.registry, self.directory = arguments, registry, directory
         self.world = World.join()
         configure_process()
@@ -144,9 +151,13 @@ class Session:
         store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
         saved = find_checkpoint(store, self.recipe, self.arguments, self.console)
         require_same_checkpoint(self.world, saved)
-        if saved is not None and self.world.any(self.is_finished(saved)):
+        report = self.directory / "report.html"
+        finished = saved is not None and is_finished(saved, self.recipe, report, self.records)
+        if saved is not None and self.world.any(finished):
             return None
         built = self.assemble_model(saved)
+        if self.check is not None and self.world.rank == 0:
+            self.check(self.recipe, self.console.say)
         embeddings = None
         if saved is None:
             embeddings = load_pretrained(self.recipe.embedding)
@@ -160,10 +171,6 @@ class Session:
             loop.close()
             raise
         return loop, corpus
-
-    def is_finished(self, saved: Saved) -> bool:
-        """Whether nothing is left to do after a checkpoint."""
-        return is_finished(saved, self.recipe, self.directory / "report.html", self.records)
 
     def assemble_model(self, saved: Saved | None) -> BuiltModel:
         """The model on the meta device. Raises CheckpointError if its code is not the checkpoint's,
@@ -183,19 +190,6 @@ class Session:
         warn_of_short_schedule(self.console, schedule, self.recipe)
         return built
 
-    def step_context(self, built: BuiltModel) -> StepContext:
-        """What all steps share."""
-        train, world = self.recipe.train, self.world
-        return StepContext(
-            built.loss,
-            world,
-            self.precision,
-            seed=train.seed,
-            rows=world.rows(train.batch_size),
-            micro_batch_size=world.micro_batch_size(train.batch_size, train.micro_batch_size),
-            stopping=self.stopping,
-        )
-
     def start(
         self,
         loop: TrainingLoop,
@@ -211,21 +205,25 @@ class Session:
             warm_started = read_recorded(self.records, "warm_start", self.console.warn)
         elif embeddings is not None:
             warm_started = warm_start(built, embeddings, corpus, self.world, self.console)
+            loop.trainer.restart_average()
         self.write_records(built, corpus, warm_started)
 
     def build_loop(
         self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
     ) -> TrainingLoop:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
-        recipe, console, context = self.recipe, self.console, self.step_context(built)
+        recipe, console = self.recipe, self.console
+        context = step_context(built, recipe.train, self.world, self.precision, self.stopping)
         optimizer = self.build_optimizer(built.loss)
+        average = average_weights(recipe, self.registry, context.loss, optimizer)
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
-        rows = self.open_rows(corpus, context.rows, saved)
-        trainer = Trainer(
-            TrainerComponents(recipe.train, context, optimizer, schedule, rows, metrics, console)
+        rows = self.open_rows(corpus, context, saved)
+        components = TrainerComponents(
+            recipe.train, context, optimizer, schedule, rows, metrics, console, average
         )
+        trainer = Trainer(components)
         return TrainingLoop(
             trainer,
             Checkpointer(
@@ -245,9 +243,10 @@ class Session:
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         return optimizer
 
-    def open_rows(self, corpus: Corpus, rows: range, saved: Saved | None) -> Rows:
+    def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """The rows of the training data that this rank reads."""
-        return open_training_rows(self.recipe, corpus, rows, self.world.device)
+        rows, lookahead = context.rows, context.loss.lookahead
+        return open_training_rows(self.recipe, corpus, rows, self.world.device, lookahead)
 
     def stopping(self) -> bool:
         """Whether to stop within a step; several ranks can only stop together, between steps."""
@@ -269,7 +268,9 @@ class Session:
             "started": self.started,
             "fingerprint": corpus.fingerprint(),
             "warm_start": warm_start,
-            **run_environment(self.recipe, built, self.world, self.precision),
+            **run_environment(
+                self.recipe, built, self.world, self.precision, self.arguments.unchecked
+            ),
         }
         write_run_records(self.directory, self.recipe, self.records, record)
 
@@ -281,7 +282,7 @@ class Session:
             return
         decoder = trainer.context.loss.decoder
         model = decoder, self.precision, self.recipe
-        with trainer.optimizer.eval_parameters():
+        with trainer.eval_parameters():
             write_sample(*model, corpus, self.directory, self.console, self.stop)
         self.write_report()
         if steps and self.recipe.overlay is not None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import check_code, check_recipe
 from lswt_core.data.corpus import Corpus
+from lswt_core.device import Precision
 from lswt_core.distributed.world import World
-from lswt_core.errors import CheckpointError
+from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.components import build_component
 from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.agreement import require_agreement
 from lswt_core.train.environment import is_intact
 from lswt_core.train.metrics import Metrics
+from lswt_core.train.step import StepContext
 
 
 def find_checkpoint(
@@ -76,10 +80,13 @@ def warm_start(
 ) -> dict[str, Any]:
     """Copy pretrained token embeddings into the model; returns a record of it."""
     require_agreement(world, {"embedding.warm_start": dict(embeddings.facts)})
-    table = built.loss.decoder.vocabulary.table.weight
-    moved = copy_rows(embeddings, table, corpus.tokenizer)
-    console.say(moved.text)
-    return moved.record
+    tables = built.loss.decoder.vocabulary.pretrained_tables()
+    moved = [copy_rows(embeddings, table, corpus.tokenizer) for table in tables]
+    if not moved:
+        name = built.loss.decoder.vocabulary.name
+        raise Incompatible(f"head {name!r} has no table that embedding.warm_start could fill")
+    console.say(moved[0].text)
+    return moved[0].record
 
 
 def open_metrics(
@@ -102,6 +109,25 @@ def open_metrics(
     return Metrics(path, trackers, resume_step=resume_step, notice=console.warn)
 
 
+def step_context(
+    built: BuiltModel,
+    train: Train,
+    world: World,
+    precision: Precision,
+    stopping: Callable[[], bool],
+) -> StepContext:
+    """What all steps share."""
+    return StepContext(
+        built.loss,
+        world,
+        precision,
+        seed=train.seed,
+        rows=world.rows(train.batch_size),
+        micro_batch_size=world.micro_batch_size(train.batch_size, train.micro_batch_size),
+        stopping=stopping,
+    )
+
+
 def run_command(arguments: Namespace, directory: Path, *more: str) -> str:
     """The command line that starts or resumes a run."""
     words = ["python", "-m", "lswt_core.run", str(arguments.recipe), *arguments.overrides]
@@ -109,6 +135,6 @@ def run_command(arguments: Namespace, directory: Path, *more: str) -> str:
         words += ["--plugin", str(file)]
     if arguments.out:
         words += ["--out", str(directory)]
-    if arguments.full:
-        words.append("--full")
+    words += ["--full"] if arguments.full else []
+    words += ["--unchecked"] if arguments.unchecked else []
     return shlex.join([*words, *more])

@@ -245,8 +245,9 @@ class Step:
             if int(counted) != int(announced):
                 raise TypeError(
                     f"loss {name!r} averaged over {int(counted)} items, but its count(batch)"
-                    f" returned {int(announced)}: override count(self, batch) to return, from the"
-                    " batch alone, the count of forward"
+                    f" returned {int(announced)}: override count(self, batch), of a layer"
+                    " loss_count(self, name, batch), to return the count of forward from the batch"
+                    " alone"
                 )
 
     def hessian_vector_product(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import CROSS_ENTROPY
 from lswt_core.recipe.schema import Train
 from lswt_core.reporting.console import Console
+from lswt_core.train.averaging import AveragedWeights
 from lswt_core.train.finite import NotFinite, weights_overflow
 from lswt_core.train.loss_scaler import LossScaler
 from lswt_core.train.metrics import MetricsSink
@@ -38,6 +41,7 @@ class TrainerComponents:
     batches: BatchStream
     metrics: MetricsSink
     console: Console
+    average: AveragedWeights | None = None
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Trainer:
         self.train, self.context = components.train, components.context
         self.optimizer, self.schedule = components.optimizer, components.schedule
         self.batches, self.metrics = components.batches, components.metrics
-        self.console = components.console
+        self.console, self.average = components.console, components.average
         self.state = TrainerState()
         self.saved_step = -1  # of the last checkpoint
         self.loss_scaler = LossScaler(self.context.precision.dtype)
@@ -174,6 +178,20 @@ class Trainer:
         self.state.step += 1
         self.state.in_a_row = 0
         self.loss_scaler.update(found_inf=False)
+        if self.average is not None:
+            self.average.update(self.state.step)
+
+    def restart_average(self) -> None:
+        """Take the current weights as their average, after they were given other initial values."""
+        if self.average is not None:
+            self.average.restart()
+
+    @contextmanager
+    def eval_parameters(self) -> Iterator[None]:
+        """A context in which the parameters hold the values to evaluate and save."""
+        averaged = nullcontext() if self.average is None else self.average.in_place()
+        with self.optimizer.eval_parameters(), averaged:
+            yield
 
     def log(self, update: Update, lr: float, seconds: float) -> None:
         """Log the metrics of the update that was just applied."""

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lswt_blocked.heads import (
+    concatenate_tensors,
+    flatten_queries,
+    scale_queries,
+    unflatten_heads,
+    unflatten_queries,
+    visible_by_group,
+)
 from lswt_core.interfaces import KVBlock
 from lswt_core.plugin_api.attention import distinct_queries, softmax_scale
 
@@ -36,8 +44,11 @@ class BlockLayout(NamedTuple):
     columns: tuple[slice, ...]  # of every block, within N
     query_index: tuple[int, ...]  # of every block: which of the distinct queries attends to it
     causal: bool  # whether the last block is causal
-    # Of every block: bool [B or 1, T, n], what document masks and windows leave visible; None: all.
+    # Of every block: bool [B or 1, G or 1, T, H/G or 1, n], the keys that each query sees but for
+    # the causal mask; None: all.
     visible: tuple[Tensor | None, ...]
+    groups: int  # G, key/value heads; query heads h // (H/G) share one
+    queries_per_kv: int  # H/G
 
     @classmethod
     def of(cls, blocks: Sequence[KVBlock], query_index: Sequence[int]) -> BlockLayout:
@@ -46,12 +57,11 @@ class BlockLayout(NamedTuple):
         for block in blocks:
             stop = start + block.k.shape[1]
             columns.append(slice(start, stop))
-            mask = None
-            if block.first_visible is not None and block.positions is not None:
-                mask = block.positions[None, None, :] >= block.first_visible[:, :, None]
-            visible.append(mask)
+            visible.append(visible_by_group(block))
             start = stop
-        return cls(tuple(columns), tuple(query_index), blocks[-1].causal, tuple(visible))
+        groups = blocks[-1].k.shape[2]
+        sizes = groups, blocks[-1].q.shape[2] // groups
+        return cls(tuple(columns), tuple(query_index), blocks[-1].causal, tuple(visible), *sizes)
 
     @property
     def separate(self) -> list[int]:
@@ -60,31 +70,40 @@ class BlockLayout(NamedTuple):
         return [block for block, index in enumerate(self.query_index) if index != last]
 
     def tiles(self, q: Tensor) -> Iterator[QueryTile]:
-        """The tiles of queries [BH, T, D]."""
-        n_keys, length = self.columns[-1].stop, q.shape[1]
-        heads = max(1, TILE_SCORES // n_keys // min(TILE_QUERIES, length))
+        """The tiles of queries [BG, T R, D]."""
+        n_keys, length = self.columns[-1].stop, q.shape[1] // self.queries_per_kv
+        tokens = max(1, TILE_QUERIES // self.queries_per_kv)
+        heads = max(1, TILE_SCORES // n_keys // (min(tokens, length) * self.queries_per_kv))
         for head in range(0, len(q), heads):
-            for start in range(0, length, TILE_QUERIES):
-                stop = min(start + TILE_QUERIES, length)
+            for start in range(0, length, tokens):
+                stop = min(start + tokens, length)
                 keys = n_keys
                 if self.causal:
                     keys -= length - stop  # above the diagonal for every query of the tile
-                yield QueryTile(slice(head, head + heads), slice(start, stop), keys)
+                heads_of_tile, own = slice(head, head + heads), slice(start, stop)
+                yield QueryTile(heads_of_tile, own, keys, self.queries_per_kv)
 
 
 class QueryTile(NamedTuple):
-    """Some queries of some heads, and the keys that they attend to."""
+    """Some queries of some key/value heads, and the keys that they attend to."""
 
-    heads: slice  # of BH
-    rows: slice  # of T
+    heads: slice  # of BG
+    tokens: slice  # of T
     keys: int  # the first so many of N
+    queries_per_kv: int  # R
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of T R: the queries of a group's heads are neighbours."""
+        first, last = self.tokens.start, self.tokens.stop
+        return slice(first * self.queries_per_kv, last * self.queries_per_kv)
 
     def query_rows(self, tensor: Tensor) -> Tensor:
-        """Its rows of queries, outputs or their gradients, [BH, T, D] -> [bh, t, D]."""
+        """Its rows of queries, outputs or their gradients, [BG, T R, D] -> [bg, t R, D]."""
         return tensor[self.heads, self.rows]
 
     def key_rows(self, tensor: Tensor) -> Tensor:
-        """Its rows of keys or values, [BH, N, D] -> [bh, n, D]."""
+        """Its rows of keys or values, [BG, N, D] -> [bg, n, D]."""
         return tensor[self.heads, : self.keys]
 
     def clip(self, columns: slice) -> slice:
@@ -96,33 +115,36 @@ class SeparateQueries(NamedTuple):
     """A block with queries of its own."""
 
     columns: slice
-    q: Tensor  # [BH, T, D], scaled
-    k: Tensor  # [BH, n, D]
+    q: Tensor  # [BG, T R, D], scaled
+    k: Tensor  # [BG, n, D]
 
 
 class TileInputs(NamedTuple):
-    """Inputs of all tiles; batch and heads are one dimension, BH."""
+    """Inputs of all tiles. Batch and key/value heads are one dimension, BG; queries and the R = H/G
+    heads of a group are one, T R.
+    """
 
     layout: BlockLayout
-    q: Tensor  # [BH, T, D], scaled: the queries of the last block
-    keys: Tensor  # [BH, N, D] of all blocks, zero for blocks with separate queries
-    values: Tensor  # [BH, N, D] of all blocks
-    # q [BH, T, D], scaled, and k [BH, n, D] of every block with separate queries, one after another
+    q: Tensor  # [BG, T R, D], scaled: the queries of the last block
+    keys: Tensor  # [BG, N, D] of all blocks, zero for blocks with separate queries
+    values: Tensor  # [BG, N, D] of all blocks
+    # q [BG, T R, D], scaled, and k [BG, n, D] of every block with separate queries, one after
+    # another
     separate: Sequence[Tensor]
 
     @classmethod
     def of(cls, layout: BlockLayout, tensors: Sequence[Tensor]) -> TileInputs:
-        """From the keys of every block, the values of every block, and the distinct queries, all
-        [B, N or T, H, D]; each is copied once.
+        """From the keys of every block, the values of every block, all [B, N, G, D], and the
+        distinct queries [B, T, H, D]; each is copied once.
         """
         n = len(layout.columns)
         keys, values, queries = list(tensors[:n]), tensors[n : 2 * n], tensors[2 * n :]
         separate: list[Tensor] = []
         for block in layout.separate:
-            separate.append(scale_queries(queries[layout.query_index[block]]))
+            separate.append(scale_queries(queries[layout.query_index[block]], layout.groups))
             separate.append(concatenate_tensors([keys[block]]))
             keys[block] = torch.zeros_like(keys[block])
-        q = scale_queries(queries[layout.query_index[-1]])
+        q = scale_queries(queries[layout.query_index[-1]], layout.groups)
         return cls(layout, q, concatenate_tensors(keys), concatenate_tensors(values), separate)
 
     def separate_blocks(self) -> Iterator[SeparateQueries]:
@@ -132,7 +154,7 @@ class TileInputs(NamedTuple):
             yield SeparateQueries(self.layout.columns[block], q, k)
 
     def weights(self, tile: QueryTile) -> Tensor:
-        """Softmax over the scores of a tile, [bh, t, n].
+        """Softmax over the scores of a tile, [bg, t R, n].
 
         One product over all keys is faster than products over slices, which would be copied. So the
         scores of blocks with separate queries are computed twice and overwritten.
@@ -144,30 +166,38 @@ class TileInputs(NamedTuple):
         return scores.softmax(-1)
 
     def mask(self, scores: Tensor, tile: QueryTile) -> None:
-        """Set scores [bh, t, n] of invisible keys to -inf, in place."""
+        """Set scores [bg, t R, n] of invisible keys to -inf, in place."""
+        scores = scores.unflatten(1, (-1, tile.queries_per_kv))  # [bg, t, R, n]
         if self.layout.causal:
-            square = scores[..., tile.rows.start - tile.rows.stop :]
+            size = tile.tokens.stop - tile.tokens.start
+            square = scores[..., -size:]
             # faster than masked_fill_
-            square.add_(square.new_full(square.shape[1:], float("-inf")).triu_(1))
+            above = square.new_full((size, size), float("-inf")).triu_(1)
+            square.add_(above[:, None])
         for columns, visible in zip(self.layout.columns, self.layout.visible, strict=True):
             if visible is None:
                 continue
             block_scores = scores[..., tile.clip(columns)]
-            hidden = ~visible[:, tile.rows, : block_scores.shape[-1]]  # [B or 1, t, n]
-            if len(hidden) > 1:
-                heads = len(self.keys) // len(hidden)
-                hidden = hidden.repeat_interleave(heads, dim=0)[tile.heads]  # [bh, t, n]
-            block_scores.masked_fill_(hidden, float("-inf"))
+            hidden = ~visible[:, :, tile.tokens, :, : block_scores.shape[-1]]
+            block_scores.masked_fill_(self.of_heads(hidden, tile.heads), float("-inf"))
+
+    def of_heads(self, mask: Tensor, heads: slice) -> Tensor:
+        """A mask [B or 1, G or 1, ...] of some heads of BG, [bg or 1, ...]."""
+        rows, groups = mask.shape[:2]
+        if rows == groups == 1:
+            return mask[0]
+        index = torch.arange(len(self.keys), device=mask.device)[heads]
+        row, group = index // self.layout.groups, index % self.layout.groups
+        return mask[row * int(rows > 1), group * int(groups > 1)]
 
 
 class TileGradients(NamedTuple):
     """Gradients. Tiles add to those of keys and values, and write those of queries."""
 
-    q: Tensor  # [BH, T, D]
-    separate: Sequence[Tensor]  # [BH, T, D] of separate queries
-    keys: Sequence[
-        Tensor | None
-    ]  # [BH, n, D] of every block, in float32 at least; None: not needed
+    q: Tensor  # [BG, T R, D]
+    separate: Sequence[Tensor]  # [BG, T R, D] of separate queries
+    # [BG, n, D] of every block, in float32 at least; None: not needed
+    keys: Sequence[Tensor | None]
     values: Sequence[Tensor | None]  # as keys
 
     @classmethod
@@ -184,8 +214,10 @@ class TileGradients(NamedTuple):
         return cls(torch.empty_like(inputs.q), separate, sums[:n], sums[n:])
 
     def add_tile(self, inputs: TileInputs, tile: QueryTile, p: Tensor, grad: Tensor) -> None:
-        """Take in a tile with softmax weights p [bh, t, n] and the output's gradient [BH, T, D]."""
-        grad = tile.query_rows(grad)  # [bh, t, D]
+        """Take in a tile with softmax weights p [bg, t R, n] and the output's gradient
+        [BG, T R, D].
+        """
+        grad = tile.query_rows(grad)  # [bg, t R, D]
         dp = torch.bmm(grad, tile.key_rows(inputs.values).mT)
         ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # of the scores
         scale = softmax_scale(grad)
@@ -207,7 +239,9 @@ class TileGradients(NamedTuple):
                 dv[tile.heads, rows] += torch.bmm(p[..., columns].mT, grad)
 
     def by_distinct_query(self, layout: BlockLayout) -> list[Tensor]:
-        """The gradient of every distinct query, [BH, T, D]: a sum over the blocks it attends to."""
+        """The gradient of every distinct query, [BG, T R, D]: a sum over the blocks it attends
+        to.
+        """
         indices = [layout.query_index[-1], *(layout.query_index[b] for b in layout.separate)]
         gradients: list[list[Tensor]] = [[] for _ in range(1 + max(indices))]
         for index, gradient in zip(indices, [self.q, *self.separate], strict=True):
@@ -220,8 +254,8 @@ class TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layout: BlockLayout, *tensors: Tensor) -> Tensor:
-        """Keys of every block, values of every block and the distinct queries, [B, N or T, H, D] ->
-        [B, T, H, D].
+        """Keys of every block, values of every block, [B, N, G, D], and the distinct queries
+        [B, T, H, D] -> [B, T, H, D].
         """
         inputs = TileInputs.of(layout, tensors)
         out = torch.empty_like(inputs.q)
@@ -233,9 +267,9 @@ class TiledAttention(torch.autograd.Function):
             out[tile.heads, tile.rows] = torch.bmm(p, tile.key_rows(inputs.values))
             if save:
                 weights.append(p)
-        ctx.layout, ctx.n_heads, ctx.n_separate = layout, tensors[0].shape[2], len(inputs.separate)
+        ctx.layout, ctx.n_separate = layout, len(inputs.separate)
         ctx.save_for_backward(inputs.q, inputs.keys, inputs.values, *inputs.separate, *weights)
-        return unflatten_heads(out, ctx.n_heads)
+        return unflatten_queries(out, layout.groups, layout.queries_per_kv)
 
     @staticmethod
     @once_differentiable
@@ -248,33 +282,17 @@ class TiledAttention(torch.autograd.Function):
         weights = others[ctx.n_separate :]
         n = len(layout.columns)
         gradients = TileGradients.allocate(inputs, ctx.needs_input_grad[1 : 2 * n + 1])
-        out_grad = concatenate_tensors([grad])
+        out_grad = flatten_queries(grad, layout.groups)
         for i, tile in enumerate(layout.tiles(out_grad)):
             p = weights[i] if weights else inputs.weights(tile)
             gradients.add_tile(inputs, tile, p, out_grad)
-        flat = (*gradients.keys, *gradients.values, *gradients.by_distinct_query(layout))
         results: list[Tensor | None] = [None]
-        for gradient, needed in zip(flat, ctx.needs_input_grad[1:], strict=True):
-            if gradient is None or not needed:
-                results.append(None)
-            else:
-                results.append(unflatten_heads(gradient, ctx.n_heads, grad.dtype))
+        for gradient in (*gradients.keys, *gradients.values):
+            if gradient is not None:
+                gradient = unflatten_heads(gradient, layout.groups, grad.dtype)
+            results.append(gradient)
+        heads = layout.groups, layout.queries_per_kv
+        queries = gradients.by_distinct_query(layout)
+        for gradient, needed in zip(queries, ctx.needs_input_grad[2 * n + 1 :], strict=True):
+            results.append(unflatten_queries(gradient, *heads) if needed else None)
         return tuple(results)
-
-
-def concatenate_tensors(tensors: Sequence[Tensor]) -> Tensor:
-    """Several [B, n, H, D] -> one [BH, N, D]."""
-    return torch.cat([tensor.transpose(1, 2) for tensor in tensors], dim=2).flatten(0, 1)
-
-
-def scale_queries(q: Tensor) -> Tensor:
-    """Queries [B, T, H, D] -> [BH, T, D], times 1 / sqrt(D)."""
-    q = q.transpose(1, 2)
-    return q.new_empty(q.shape).copy_(q).mul_(softmax_scale(q)).flatten(0, 1)
-
-
-def unflatten_heads(tensor: Tensor, n_heads: int, dtype: torch.dtype | None = None) -> Tensor:
-    """[BH, N, D] -> [B, N, H, D], contiguous, as the next projection needs it."""
-    tensor = tensor.unflatten(0, (-1, n_heads)).transpose(1, 2)
-    dtype = dtype or tensor.dtype
-    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)

@@ -66,8 +66,8 @@ class Compressed(Memory):
         *others, both = project(
             torch.cat((compressed, recent, x), dim=1), torch.cat((old_positions, positions))
         )
-        old = KeyValue(both.k[:, : m + n], both.v[:, : m + n], old_positions)
-        new = KeyValue(both.k[:, m + n :], both.v[:, m + n :], positions)
+        old = block_part(both, slice(None, m + n), old_positions)
+        new = block_part(both, slice(m + n, None), positions)
         tokens = torch.cat((recent, x.detach()), dim=1)
         return [*others, old, new], self.next_state(compressed, tokens, both.k.dtype)
 
@@ -80,6 +80,12 @@ class Compressed(Memory):
         means = tokens[:, :old].unflatten(1, (groups, self.rate)).mean(2)  # [B, groups, M]
         compressed = torch.cat((compressed, means), dim=1)[:, -self.slots :]
         return {"blocks": compressed.to(dtype), "recent": tokens[:, old:].to(dtype)}
+
+
+def block_part(block: KeyValue, tokens: slice, positions: Tensor) -> KeyValue:
+    """Some tokens of a block, at their positions."""
+    features = None if block.features is None else block.features[:, tokens]
+    return KeyValue(block.k[:, tokens], block.v[:, tokens], positions, features=features)
 
 
 @hookimpl

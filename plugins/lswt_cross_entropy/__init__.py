@@ -32,6 +32,7 @@ class Chunked(CrossEntropy):
     """
 
     name = "chunked"
+    takes_soft_cap = True
     citation = """@article{hsu2024liger,
   title={Liger Kernel: Efficient Triton Kernels for LLM Training},
   author={Hsu, Pin-Lun and Dai, Yun and Kothapalli, Vignesh and others},
@@ -50,11 +51,12 @@ class Chunked(CrossEntropy):
         draws: LabelSampling | None = None,
         *,
         logsumexp: bool = False,
+        soft_cap: float | None = None,
     ) -> CrossEntropyOutput:
         """Cross-entropy of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
         chunking = Chunking(self.chunk_size(z.device.type, table), self.epilogue)
         return chunked_cross_entropy(
-            z, table, labels, draws, logsumexp=logsumexp, chunking=chunking
+            z, table, labels, draws, logsumexp=logsumexp, chunking=chunking, soft_cap=soft_cap
         )
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
@@ -76,6 +78,7 @@ class Dense(CrossEntropy):
     """
 
     name = "dense"
+    takes_soft_cap = True
 
     def forward(
         self,
@@ -85,9 +88,10 @@ class Dense(CrossEntropy):
         draws: LabelSampling | None = None,
         *,
         logsumexp: bool = False,
+        soft_cap: float | None = None,
     ) -> CrossEntropyOutput:
         """Cross-entropy of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
-        return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
+        return dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp, soft_cap=soft_cap)
 
     def peak_logits(self, device: str, tokens: int, table: Tensor) -> int:
         """All logits."""

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import AttentionBackend, KVBlock
-from lswt_core.plugin_api.attention import attention_scores
+from lswt_core.plugin_api.attention import attention_scores, grouped_matmul
 
 
 class Eager(AttentionBackend):
     """Scaled dot-product attention: one softmax over the scores of all key/value blocks, in float32
     at least (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    Holds all scores, so memory grows with T x N. Supports every bias and mask, and second
-    derivatives.
+    Holds all scores, so memory grows with T x N. Supports every bias, mask and transform, and
+    second derivatives.
     """
 
     name = "eager"
@@ -29,9 +29,9 @@ class Eager(AttentionBackend):
         """One softmax over the keys of all blocks: -> [B, T, H, D]."""
         # [B, H, T, sum of N]
         weights = torch.cat([attention_scores(block) for block in blocks], dim=-1).softmax(dim=-1)
-        # [B, H, sum of N, D]
+        # [B, G, sum of N, D]
         values = torch.cat([block.v for block in blocks], dim=1).transpose(1, 2)
-        return (weights.to(values.dtype) @ values).transpose(1, 2)
+        return grouped_matmul(weights.to(values.dtype), values).transpose(1, 2)
 
 
 @hookimpl

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import AttentionBackend, AttentionRequirements, Dims, KVBlock, Unsupported
-from lswt_core.plugin_api.attention import assume_constant_result
-from lswt_core.plugin_api.attention_merge import merged_attention
-from lswt_flash.versions import KERNELS_BY_VERSION, newest_verified
+from lswt_core.interfaces import (
+    AttentionBackend,
+    AttentionRequirements,
+    Dims,
+    KVBlock,
+    SoftCap,
+    Unsupported,
+)
+from lswt_core.plugin_api.attention import assume_constant_result, refuse_other_parts
+from lswt_core.plugin_api.attention_merge import merged_attention, soft_cap_of
+from lswt_flash.versions import FlashKernel, newest_verified
 
 WIDTH_MULTIPLE = 8  # of head widths
 
@@ -22,7 +29,8 @@ class Flash(AttentionBackend):
 
     Runs one kernel per key/value block and merges the outputs by their logsumexps, so the KV cache
     is neither copied nor masked. Uses the newest installed version that passes a small test on the
-    device. ``deterministic`` makes the backward pass bitwise repeatable, at some cost.
+    device. Of transforms of the scores it has SoftCap. ``deterministic`` makes the backward pass
+    bitwise repeatable, at some cost.
     """
 
     name = "flash"
@@ -39,8 +47,8 @@ class Flash(AttentionBackend):
         self.deterministic = deterministic
 
     def require(self, need: AttentionRequirements) -> str:
-        """Refuse all but CUDA and half precision, masks, biases and second derivatives; returns
-        which version runs.
+        """Refuse all but CUDA and half precision, masks, biases, transforms of scores other than
+        SoftCap, and second derivatives; returns which version runs.
         """
         for applies, reason in unsupported_reasons(need):
             if applies:
@@ -53,14 +61,17 @@ class Flash(AttentionBackend):
         """One softmax over the keys of all blocks: -> [B, T, H, D]. Raises Unsupported for masks
         that `require` was not asked about, as for prompts of different lengths in one batch.
         """
-        if any(block.first_visible is not None or block.bias is not None for block in blocks):
-            raise Unsupported(
-                "flash-attn can neither hide keys (of padding, a document, a window) nor add"
-                " biases: use attention 'sdpa'"
-            )
-        q = blocks[0].q
-        version = version_for(q.device.type, q.dtype, q.shape[-1], self.deterministic)
-        return merged_attention(KERNELS_BY_VERSION[version, self.deterministic], blocks)
+        refuse_other_parts(self.name, blocks, {"transform"})
+        q, soft_cap = blocks[0].q, soft_cap_of(blocks)
+        version = version_for(
+            q.device.type,
+            q.dtype,
+            q.shape[-1],
+            q.shape[2] // blocks[0].k.shape[2],
+            soft_cap > 0,
+            self.deterministic,
+        )
+        return merged_attention(FlashKernel(version, self.deterministic, soft_cap), blocks)
 
 
 def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
@@ -83,14 +94,33 @@ def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
             "it cannot hide keys outside of a document or a window; set train.document_masking ="
             " false, and use no memory with a window",
         ),
+        (need.has_selection, "it cannot hide keys per query; use attention 'sdpa'"),
+        (
+            need.transform not in (None, SoftCap),
+            "it transforms scores by SoftCap alone; use attention 'flex' or 'eager'",
+        ),
         (need.double_backward, "it has no second derivative"),
     ]
 
 
 @assume_constant_result
-def version_for(device: str, dtype: torch.dtype, d_head: int, deterministic: bool) -> int:
+def version_for(
+    device: str,
+    dtype: torch.dtype,
+    d_head: int,
+    queries_per_kv: int,
+    capped: bool,
+    deterministic: bool,
+) -> int:
     """The version that runs."""
-    return newest_verified(AttentionRequirements(device, dtype, d_head), deterministic)[0]
+    need = AttentionRequirements(
+        device,
+        dtype,
+        d_head,
+        queries_per_kv=queries_per_kv,
+        transform=SoftCap if capped else None,
+    )
+    return newest_verified(need, deterministic)[0]
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from torch import Tensor, library
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
 from lswt_core.plugin_api.attention import softmax_scale
-from lswt_core.plugin_api.attention_merge import Gradients, Kernel, find_fault
+from lswt_core.plugin_api.attention_merge import PROBE_CAP, Gradients, Kernel, find_fault
 
 # The module with the forward and backward pass of every version, newest first.
 MODULES = {
@@ -22,11 +22,17 @@ MODULES = {
 }
 
 
-def attend_4(module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def cap_option(soft_cap: float) -> dict[str, float]:
+    """The keyword of a cap on scores; none if there is no cap, as not every release takes it."""
+    return {"softcap": soft_cap} if soft_cap else {}
+
+
+def attend_4(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, soft_cap: float
+) -> tuple[Tensor, Tensor]:
     """Forward pass of FlashAttention 4 (flash-attn-4, written in CuTe)."""
-    out, logsumexp, *_ = module._flash_attn_fwd(
-        q, k, v, softmax_scale=softmax_scale(q), causal=causal, return_lse=True
-    )
+    options = {"softmax_scale": softmax_scale(q), "causal": causal, **cap_option(soft_cap)}
+    out, logsumexp, *_ = module._flash_attn_fwd(q, k, v, return_lse=True, **options)
     return out, logsumexp
 
 
@@ -39,19 +45,26 @@ def differentiate_4(
     out: Tensor,
     logsumexp: Tensor,
     causal: bool,
+    soft_cap: float,
     deterministic: bool,
 ) -> Gradients:
     """Backward pass of FlashAttention 4."""
-    options = {"softmax_scale": softmax_scale(q), "causal": causal, "deterministic": deterministic}
+    options = {
+        "softmax_scale": softmax_scale(q),
+        "causal": causal,
+        "deterministic": deterministic,
+        **cap_option(soft_cap),
+    }
     dq, dk, dv, *_ = module._flash_attn_bwd(q, k, v, out, grad, logsumexp, **options)
     return dq, dk, dv
 
 
-def attend_3(module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def attend_3(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, soft_cap: float
+) -> tuple[Tensor, Tensor]:
     """Forward pass of FlashAttention 3 (built from the package's hopper directory)."""
-    out, logsumexp, *_ = module._flash_attn_forward(
-        q, k, v, softmax_scale=softmax_scale(q), causal=causal
-    )
+    options = {"softmax_scale": softmax_scale(q), "causal": causal, **cap_option(soft_cap)}
+    out, logsumexp, *_ = module._flash_attn_forward(q, k, v, **options)
     return out, logsumexp
 
 
@@ -64,6 +77,7 @@ def differentiate_3(
     out: Tensor,
     logsumexp: Tensor,
     causal: bool,
+    soft_cap: float,
     deterministic: bool,
 ) -> Gradients:
     """Backward pass of FlashAttention 3, which writes into given tensors."""
@@ -72,6 +86,7 @@ def differentiate_3(
         "softmax_scale": softmax_scale(q),
         "is_causal": causal,
         "deterministic": deterministic,
+        **cap_option(soft_cap),
     }
     module._flash_attn_backward(grad, q, k, v, out, logsumexp, **into, **options)
     return into["dq"], into["dk"], into["dv"]
@@ -80,17 +95,19 @@ def differentiate_3(
 NO_WINDOW: dict[str, Any] = {
     "window_size_left": -1,
     "window_size_right": -1,
-    "softcap": 0.0,
     "alibi_slopes": None,
 }
 
 
-def attend_2(module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def attend_2(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, soft_cap: float
+) -> tuple[Tensor, Tensor]:
     """Forward pass of FlashAttention 2 (flash-attn from 2.7)."""
     options = {
         "dropout_p": 0.0,
         "softmax_scale": softmax_scale(q),
         "causal": causal,
+        "softcap": soft_cap,
         "return_softmax": False,
     }
     out, logsumexp, *_ = module._flash_attn_forward(q, k, v, **options, **NO_WINDOW)
@@ -106,6 +123,7 @@ def differentiate_2(
     out: Tensor,
     logsumexp: Tensor,
     causal: bool,
+    soft_cap: float,
     deterministic: bool,
 ) -> Gradients:
     """Backward pass of FlashAttention 2, which writes into given tensors."""
@@ -114,6 +132,7 @@ def differentiate_2(
         "dropout_p": 0.0,
         "softmax_scale": softmax_scale(q),
         "causal": causal,
+        "softcap": soft_cap,
         "deterministic": deterministic,
     }
     module._flash_attn_backward(grad, q, k, v, out, logsumexp, **into, **options, **NO_WINDOW)
@@ -133,15 +152,17 @@ def flash_module(version: int) -> Any:
 
 @library.custom_op("lswt_flash::attend", mutates_args=())
 def flash_attend(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, version: int
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, soft_cap: float, version: int
 ) -> tuple[Tensor, Tensor]:
     """The output [B, T, H, D], and the logsumexp of the scores [B, H, T]."""
-    out, logsumexp = FORWARD[version](flash_module(version), q, k, v, causal)
+    out, logsumexp = FORWARD[version](flash_module(version), q, k, v, causal, soft_cap)
     return out, logsumexp
 
 
 @flash_attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, causal: bool, version: int) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, soft_cap: float, version: int
+) -> tuple[Tensor, Tensor]:
     rows, length, heads, _ = q.shape
     return torch.empty_like(q), q.new_empty(
         (rows, heads, length), dtype=torch.promote_types(q.dtype, torch.float32)
@@ -157,12 +178,13 @@ def flash_differentiate(
     out: Tensor,
     logsumexp: Tensor,
     causal: bool,
+    soft_cap: float,
     version: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
     return BACKWARD[version](
-        flash_module(version), grad, q, k, v, out, logsumexp, causal, deterministic
+        flash_module(version), grad, q, k, v, out, logsumexp, causal, soft_cap, deterministic
     )
 
 
@@ -175,6 +197,7 @@ def _(
     out: Tensor,
     logsumexp: Tensor,
     causal: bool,
+    soft_cap: float,
     version: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,12 +207,12 @@ def _(
 class FlashKernel(Kernel):
     """A version of FlashAttention."""
 
-    def __init__(self, version: int, deterministic: bool) -> None:
-        self.version, self.deterministic = version, deterministic
+    def __init__(self, version: int, deterministic: bool, soft_cap: float = 0.0) -> None:
+        self.version, self.deterministic, self.soft_cap = version, deterministic, soft_cap
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        out, logsumexp = flash_attend(q, k, v, causal, self.version)
+        out, logsumexp = flash_attend(q, k, v, causal, self.soft_cap, self.version)
         return out, logsumexp
 
     def backward(
@@ -203,26 +226,20 @@ class FlashKernel(Kernel):
         causal: bool,
     ) -> Gradients:
         """See Kernel."""
-        dq, dk, dv = flash_differentiate(
-            grad, q, k, v, out, logsumexp, causal, self.version, self.deterministic
-        )
+        options = (causal, self.soft_cap, self.version, self.deterministic)
+        dq, dk, dv = flash_differentiate(grad, q, k, v, out, logsumexp, *options)
         return dq, dk, dv
 
 
-KERNELS_BY_VERSION = {
-    (version, deterministic): FlashKernel(version, deterministic)
-    for version in MODULES
-    for deterministic in (False, True)
-}
-# By dtype, head width and determinism: the version selected, and what is wrong with newer ones.
-selected_versions: dict[tuple[torch.dtype, int, bool], tuple[int, list[str]]] = {}
+# By what the probe depends on: the version selected, and what is wrong with newer ones.
+selected_versions: dict[tuple[torch.dtype, int, int, bool, bool], tuple[int, list[str]]] = {}
 
 
 def newest_verified(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
     """The newest installed version that passes a small test on the device, and what is wrong with
     newer ones. Raises Unsupported, with the reasons, if there is none.
     """
-    key = (need.dtype, need.d_head, deterministic)
+    key = (need.dtype, need.d_head, need.queries_per_kv, need.has_transform, deterministic)
     if key not in selected_versions:
         selected_versions[key] = verify_versions(need, deterministic)
     return selected_versions[key]
@@ -237,7 +254,8 @@ def verify_versions(need: AttentionRequirements, deterministic: bool) -> tuple[i
         except Exception as error:  # the package raises errors of any class
             failures.append(f"version {version}: {error}")
             continue
-        fault = find_fault(KERNELS_BY_VERSION[version, deterministic], need)
+        soft_cap = PROBE_CAP if need.has_transform else 0.0
+        fault = find_fault(FlashKernel(version, deterministic, soft_cap), need)
         if fault is None:
             return version, failures
         failures.append(f"version {version}: {fault}")

@@ -15,12 +15,17 @@ from lswt_core.interfaces import (
     AttentionBackend,
     AttentionRequirements,
     Bias,
+    DifferenceBias,
     Dims,
     KVBlock,
     SlopeBias,
     Unsupported,
 )
-from lswt_core.plugin_api.attention import concatenate_blocks
+from lswt_core.plugin_api.attention import (
+    common_transform,
+    concatenate_blocks,
+    concatenate_masks,
+)
 from lswt_core.plugin_api.compilation import raise_recompile_limit
 
 Index = Tensor  # [] int, as the kernel passes them to its callbacks
@@ -28,8 +33,8 @@ SINK_POSITION = 1 << 60  # no query hides a sink: it is above every ``first_visi
 
 
 class Flex(AttentionBackend):
-    """FlexAttention (Dong et al. 2024, arXiv 2412.05496): blocks are concatenated, masks and biases
-    are callbacks.
+    """FlexAttention (Dong et al. 2024, arXiv 2412.05496): blocks are concatenated; masks, biases
+    and transforms of scores are callbacks.
 
     On CUDA the kernel is compiled. On the CPU it has no backward pass: it serves evaluation alone,
     and training refuses it.
@@ -57,8 +62,8 @@ class Flex(AttentionBackend):
     def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
         """One softmax over the keys of all blocks: -> [B, T, H, D]."""
         blocks = sorted(blocks, key=lambda block: block.causal)  # the order of `join`
-        unmasked = [block._replace(causal=False, bias=None, first_visible=None) for block in blocks]
-        q, k, v, _ = concatenate_blocks(unmasked)
+        plain = [KVBlock(block.q, block.k, block.v, causal=False) for block in blocks]
+        q, k, v, _ = concatenate_blocks(plain)
         width = blocks[0].v.shape[-1]
         kernel: Any = compiled_kernel() if q.is_cuda else flex_attention
         out = kernel(
@@ -68,6 +73,7 @@ class Flex(AttentionBackend):
             score_mod=score_mod_of(blocks),
             block_mask=block_mask_of(blocks),
             scale=width**-0.5,
+            enable_gqa=q.shape[2] != k.shape[2],
         )
         return out.transpose(1, 2)[..., :width]
 
@@ -88,15 +94,44 @@ def block_mask_of(blocks: Sequence[KVBlock]) -> Any:
     )
     positions = torch.cat([positions_or_sinks(block) for block in blocks])  # [n_keys]
     per_row = first_visible is not None and first_visible.shape[0] > 1
+    selected = selected_keys(blocks)
+    selection = None if selected is None else dense_callback(selected)
 
     def mask_mod(row: Index, head: Index, query: Index, key: Index) -> Tensor:
         visible = key - n_old <= query
-        if first_visible is None:
-            return visible
-        return visible & (positions[key] >= first_visible[row if per_row else 0, query])
+        if first_visible is not None:
+            first = first_visible[row if per_row else 0, query]
+            visible = visible & (positions[key] >= first)
+        return visible if selection is None else visible & selection(row, head, query, key)
 
-    rows = q.shape[0] if per_row else None
-    return create_block_mask(mask_mod, rows, None, q.shape[1], n_keys, device=str(q.device))
+    rows, heads = (1, 1) if selected is None else selected.shape[:2]
+    return create_block_mask(
+        mask_mod,
+        q.shape[0] if per_row or rows > 1 else None,
+        q.shape[2] if heads > 1 else None,
+        q.shape[1],
+        n_keys,
+        device=str(q.device),
+    )
+
+
+def selected_keys(blocks: Sequence[KVBlock]) -> Tensor | None:
+    """Which keys of all blocks are selected, [B or 1, H or 1, T, n_keys]; None: all are."""
+    return concatenate_masks(
+        [
+            KVBlock(block.q, block.k, block.v, causal=False, selected=block.selected)
+            for block in blocks
+        ]
+    )
+
+
+def dense_callback(values: Tensor) -> Callable[[Index, Index, Index, Index], Tensor]:
+    """A tensor that broadcasts to [B, H, T, N] as a function of row, head, query and key."""
+    values = values.expand(*(1,) * (4 - values.ndim), *values.shape)
+    of_row, of_head, of_query, of_key = (int(size > 1) for size in values.shape)
+    return lambda row, head, query, key: values[
+        row * of_row, head * of_head, query * of_query, key * of_key
+    ]
 
 
 def positions_or_sinks(block: KVBlock) -> Tensor:
@@ -107,7 +142,8 @@ def positions_or_sinks(block: KVBlock) -> Tensor:
 
 
 def score_mod_of(blocks: Sequence[KVBlock]) -> Callable[..., Tensor] | None:
-    """The biases of all blocks as one callback on scores; None: no bias."""
+    """The transform and the biases of all blocks as one callback on scores; None: neither."""
+    transform = common_transform(blocks)
     columns: list[tuple[int, int, Callable[..., Tensor]]] = []  # first key, number of keys, bias
     start = 0
     for block in blocks:
@@ -115,10 +151,12 @@ def score_mod_of(blocks: Sequence[KVBlock]) -> Callable[..., Tensor] | None:
         if block.bias is not None:
             columns.append((start, size, bias_function(block.bias)))
         start += size
-    if not columns:
+    if not columns and transform is None:
         return None
 
     def score_mod(score: Tensor, row: Index, head: Index, query: Index, key: Index) -> Tensor:
+        if transform is not None:
+            score = transform(score)
         for start, size, bias in columns:
             inside = (key >= start) & (key < start + size)
             added = bias(row, head, query, (key - start).clamp(0, size - 1))
@@ -129,14 +167,16 @@ def score_mod_of(blocks: Sequence[KVBlock]) -> Callable[..., Tensor] | None:
 
 
 def bias_function(bias: Bias) -> Callable[[Index, Index, Index, Index], Tensor]:
-    """A bias as a function of row, head, query and key of its block; slopes stay slopes."""
+    """A bias as a function of row, head, query and key of its block; slopes and differences stay
+    what they are.
+    """
     if isinstance(bias, SlopeBias):
         slopes, q_positions, k_positions = bias.slopes, bias.q_positions, bias.k_positions
         return lambda row, head, query, key: -slopes[head] * (q_positions[query] - k_positions[key])
-    dense = bias.dense()
-    dense = dense.expand(*(1,) * (4 - dense.ndim), *dense.shape)  # [B or 1, H or 1, T, N]
-    per_row, per_head = (int(size > 1) for size in dense.shape[:2])
-    return lambda row, head, query, key: dense[row * per_row, head * per_head, query, key]
+    if isinstance(bias, DifferenceBias):
+        q_terms, k_terms = bias.q_terms, bias.k_terms
+        return lambda row, head, query, key: q_terms[row, head, query] - k_terms[row, head, key]
+    return dense_callback(bias.dense())
 
 
 @hookimpl

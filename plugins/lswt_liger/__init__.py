@@ -17,6 +17,7 @@ from lswt_core.interfaces import (
     Unsupported,
 )
 from lswt_core.plugin_api.cross_entropy import chunked_cross_entropy
+from lswt_core.plugin_api.token_scores import cap_logits
 
 
 class Liger(CrossEntropy):
@@ -34,6 +35,11 @@ class Liger(CrossEntropy):
   title={Liger Kernel: Efficient Triton Kernels for LLM Training},
   author={Hsu, Pin-Lun and Dai, Yun and Kothapalli, Vignesh and others},
   journal={arXiv preprint arXiv:2410.10989}, year={2024}}"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Triton's interpreter runs no kernel that calls tanh
+        self.takes_soft_cap = find_spec("triton") is None or not triton_interprets()
 
     def require(self, device: str) -> None:
         """Require the package, and a GPU (or Triton's interpreter, for tests)."""
@@ -55,24 +61,36 @@ class Liger(CrossEntropy):
         draws: LabelSampling | None = None,
         *,
         logsumexp: bool = False,
+        soft_cap: float | None = None,
     ) -> CrossEntropyOutput:
         """Cross-entropy of z [B, T, d_vocab] by a table [V, d_vocab] against labels [B, T]."""
         if z.is_meta:  # memory estimates: the same amount of work
-            return chunked_cross_entropy(z, table, labels, draws, logsumexp=logsumexp)
+            return chunked_cross_entropy(
+                z, table, labels, draws, logsumexp=logsumexp, soft_cap=soft_cap
+            )
         weight, predicted = table.to(z.dtype), labels != IGNORE
         per_token = logsumexp or not torch.is_grad_enabled()
-        total, correct, nll = fused_cross_entropy(z, weight, labels, per_token=per_token)
+        total, correct, nll = fused_cross_entropy(
+            z, weight, labels, per_token=per_token, soft_cap=soft_cap
+        )
         sampled = drawn = None
         if draws is not None:
             with torch.no_grad():
-                drawn = chunked_cross_entropy(z, table.detach(), labels, draws).drawn
+                drawn = chunked_cross_entropy(
+                    z, table.detach(), labels, draws, soft_cap=soft_cap
+                ).drawn
             assert drawn is not None
             scored = predicted if draws.rows is None else predicted & draws.rows[:, None]
             drawn_labels = drawn.masked_fill(~scored, IGNORE)
-            sampled, _, _ = fused_cross_entropy(z, weight, drawn_labels, per_token=False)
+            sampled, _, _ = fused_cross_entropy(
+                z, weight, drawn_labels, per_token=False, soft_cap=soft_cap
+            )
         log_sum = None
         if logsumexp and nll is not None:  # nll = logsumexp - the label's logit
-            log_sum = (nll + (z * weight[labels.where(predicted, 0)]).sum(-1)) * predicted
+            label_logits = (z * weight[labels.where(predicted, 0)]).sum(-1)
+            if soft_cap is not None:
+                label_logits = cap_logits(label_logits.to(nll.dtype), soft_cap)
+            log_sum = (nll + label_logits) * predicted
         return CrossEntropyOutput(
             total, correct, sampled, log_sum, None if nll is None else nll.detach(), drawn
         )
@@ -85,7 +103,7 @@ class Liger(CrossEntropy):
 
 
 def fused_cross_entropy(
-    z: Tensor, weight: Tensor, labels: Tensor, *, per_token: bool
+    z: Tensor, weight: Tensor, labels: Tensor, *, per_token: bool, soft_cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The sum of negative log-likelihoods [], the number of labels with the largest logit [], and,
     if ``per_token``, the negative log-likelihood of each label [B, T].
@@ -95,6 +113,7 @@ def fused_cross_entropy(
     kernel: Any = LigerFusedLinearCrossEntropyLoss(
         ignore_index=IGNORE,
         reduction="none" if per_token else "sum",
+        softcap=soft_cap,
         accum_dtype=torch.float32,
         return_token_accuracy=True,
     )

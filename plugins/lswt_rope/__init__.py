@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lswt_core.hooks import hookimpl
+from lswt_rope.log_n import LogN, ScalableSoftmax
 from lswt_rope.parted import HighFrequencyRope, PartialRope
 from lswt_rope.rotary import Rope
 from lswt_rope.scaled import DynamicRope, InterpolatedRope, NtkRope, YarnRope
@@ -21,4 +22,6 @@ def lswt_components() -> list[type]:
         NtkRope,
         YarnRope,
         DynamicRope,
+        LogN,
+        ScalableSoftmax,
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -116,6 +118,53 @@ class Cudnn(Kernel):
         return tokens_first(*gradients)
 
 
+class EachQueryOfGroup(Kernel):
+    """A kernel that knows no grouped heads, called once for every query head of a group: keys and
+    values are not repeated in memory.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """See Kernel."""
+        if q.shape[2] == k.shape[2]:
+            return self.kernel.forward(q, k, v, causal)
+        calls = [
+            self.kernel.forward(part, k, v, causal) for part in split_query_groups(q, k.shape[2], 2)
+        ]
+        out = join_query_groups([out for out, _ in calls], 2)
+        return out, join_query_groups([logsumexp for _, logsumexp in calls], 1)
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Gradients:
+        """See Kernel."""
+        groups = k.shape[2]
+        if q.shape[2] == groups:
+            return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
+        parts = zip(
+            split_query_groups(grad, groups, 2),
+            split_query_groups(q, groups, 2),
+            split_query_groups(out, groups, 2),
+            split_query_groups(logsumexp, groups, 1),
+            strict=True,
+        )
+        calls = [
+            self.kernel.backward(d, query, k, v, o, total.contiguous(), causal)
+            for d, query, o, total in parts
+        ]
+        dk, dv = (torch.stack([call[i] for call in calls]).sum(0) for i in (1, 2))
+        return join_query_groups([call[0] for call in calls], 2), dk, dv
+
+
 class MemoryEfficient(Kernel):
     """torch's build of xFormers' memory-efficient attention: any dtype on CUDA."""
 
@@ -160,28 +209,33 @@ KERNELS: dict[str, Kernel] = {
     "cpu": CpuFlash(),
     "cudnn": Cudnn(),
     "flash": TorchFlash(),
-    "memory-efficient": MemoryEfficient(),
+    "memory-efficient": EachQueryOfGroup(MemoryEfficient()),
 }
-# The kernel selected for a device, dtype and head width, and what is wrong with faster ones.
-selected: dict[tuple[str, torch.dtype, int], tuple[str, list[str]]] = {}
+# The kernel selected for a device, dtype, head width and size of a group of query heads, and what
+# is wrong with faster ones.
+selected: dict[tuple[str, torch.dtype, int, int], tuple[str, list[str]]] = {}
 
 
-def kernel_name(device: str, dtype: torch.dtype, d_head: int) -> str:
+def kernel_name(device: str, dtype: torch.dtype, d_head: int, queries_per_kv: int = 1) -> str:
     """Which of KERNELS runs blocks one by one on a device; "": none."""
-    return select_kernel(AttentionRequirements(device, dtype, d_head))[0]
+    need = AttentionRequirements(device, dtype, d_head, queries_per_kv=queries_per_kv)
+    return select_kernel(need)[0]
 
 
 def select_kernel(need: AttentionRequirements) -> tuple[str, list[str]]:
     """The fastest kernel that passes its test on the device, "" if none does, and what is wrong
     with those that would be faster.
     """
-    if need.device in ("cpu", "meta"):  # meta: memory estimates, nothing is computed
+    # on the meta device (memory estimates) nothing is computed; not every torch's CPU kernel has
+    # grouped heads
+    if need.device == "meta" or (need.device == "cpu" and need.queries_per_kv == 1):
         return "cpu", []
-    if need.device != "cuda":
+    if need.device not in ("cpu", "cuda"):
         return "", [f"no kernel for {need.device} returns the logsumexp of the scores"]
-    key = (need.device, need.dtype, need.d_head)
+    key = (need.device, need.dtype, need.d_head, need.queries_per_kv)
     if key not in selected:
-        candidates = {name: KERNELS[name] for name in cuda_kernels(need.dtype)}
+        names = ["cpu"] if need.device == "cpu" else cuda_kernels(need.dtype)
+        candidates = {name: KERNELS[name] for name in names}
         verified = first_verified(candidates, need)
         selected[key] = (verified[0] or "", verified[1])
     return selected[key]
@@ -194,6 +248,18 @@ def cuda_kernels(dtype: torch.dtype) -> list[str]:
     if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= HOPPER:
         return ["cudnn", "flash", "memory-efficient"]
     return ["flash", "cudnn", "memory-efficient"]
+
+
+def split_query_groups(tensor: Tensor, groups: int, dim: int) -> tuple[Tensor, ...]:
+    """Split the query heads H of a dimension: the first of every group, the second, ..., [.., G,
+    ..] each.
+    """
+    return tensor.unflatten(dim, (groups, -1)).unbind(dim + 1)
+
+
+def join_query_groups(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Undo `split_query_groups`."""
+    return torch.stack(list(tensors), dim + 1).flatten(dim, dim + 1)
 
 
 def heads_first(*tensors: Tensor) -> list[Tensor]:

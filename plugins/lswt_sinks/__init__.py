@@ -25,7 +25,7 @@ class SoftmaxOffByOne(Memory):
     ) -> tuple[list[KeyValue], State]:
         """Add a sink of zeros; there is no state."""
         blocks = project(x, positions)
-        zeros = torch.zeros_like(blocks[-1].v[:, :1])  # [B, 1, H, D]
+        zeros = torch.zeros_like(blocks[-1].v[:, :1])  # [B, 1, G, D]
         return [KeyValue(zeros, zeros, None), *blocks], None
 
 
@@ -35,7 +35,8 @@ class SinkLogit(Memory):
 
     After OpenAI 2025 (arXiv 2508.10925). Logits start at 0, which is softmax-off-by-one.
     Implemented as a sink with the key (b_h sqrt(D), 0, ...) and a constant query (1, 0, ...), so
-    any attention backend supports it, in its own precision.
+    any attention backend supports it, in its own precision. Query heads that share a key have
+    (b_h sqrt(D), 0, ...) as their queries, and the key is constant.
     """
 
     name = "sink-logit"
@@ -56,11 +57,14 @@ class SinkLogit(Memory):
     ) -> tuple[list[KeyValue], State]:
         """Add the sink; there is no state."""
         blocks = project(x, positions)
-        zeros = torch.zeros_like(blocks[-1].v[:, :1])  # [B, 1, H, D]
-        query = zeros.clone()
-        query[..., 0] = 1
-        key = query * (self.logits * zeros.shape[-1] ** 0.5).to(zeros.dtype)[:, None]
-        return [KeyValue(key, zeros, None, q=query), *blocks], None
+        zeros = torch.zeros_like(blocks[-1].v[:, :1])  # [B, 1, G, D]
+        unit = zeros.clone()
+        unit[..., 0] = 1
+        logits = (self.logits * zeros.shape[-1] ** 0.5).to(zeros.dtype)[:, None]  # [H, 1]
+        if len(self.logits) == zeros.shape[2]:  # in the key, where no gradient is summed over T
+            return [KeyValue(unit * logits, zeros, None, q=unit), *blocks], None
+        query = unit[:, :, :1] * logits  # [B, 1, H, D]
+        return [KeyValue(unit, zeros, None, q=query), *blocks], None
 
 
 @hookimpl

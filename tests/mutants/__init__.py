@@ -5,6 +5,7 @@ from mutants import (  # noqa: F401
     attention,
     blocks,
     data,
+    heads,
     layers,
     losses,
     memories,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import AttentionBackend, KVBlock
-from lswt_core.plugin_api.attention import attention_scores
+from lswt_core.plugin_api.attention import attention_scores, grouped_matmul
 from mutants.expected import CITATION, caught_by
 
 
@@ -16,7 +16,7 @@ def attend(blocks: Sequence[KVBlock], all_scores: list[Tensor]) -> Tensor:
     """Softmax over the scores of all blocks, then the weighted sum of values."""
     weights = torch.cat(all_scores, -1).softmax(-1)
     values = torch.cat([block.v for block in blocks], 1).transpose(1, 2)
-    return (weights.to(values.dtype) @ values).transpose(1, 2)
+    return grouped_matmul(weights.to(values.dtype), values).transpose(1, 2)
 
 
 @caught_by("reference")
@@ -56,6 +56,43 @@ class NoDocumentMask(AttentionBackend):
         return attend(
             blocks, [attention_scores(block._replace(first_visible=None)) for block in blocks]
         )
+
+
+@caught_by("reference")
+class WrongGroups(AttentionBackend):
+    """Query head h reads key/value head h modulo their number."""
+
+    name, citation = "wrong-groups", CITATION
+
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        repeats = blocks[0].q.shape[2] // blocks[0].k.shape[2]
+        tiled = [
+            block._replace(k=block.k.repeat(1, 1, repeats, 1), v=block.v.repeat(1, 1, repeats, 1))
+            for block in blocks
+        ]
+        return attend(tiled, [attention_scores(block) for block in tiled])
+
+
+@caught_by("reference")
+class NoTransform(AttentionBackend):
+    """Ignores transforms of scores without refusing them in ``require``."""
+
+    name, citation = "no-transform", CITATION
+
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        return attend(
+            blocks, [attention_scores(block._replace(transform=None)) for block in blocks]
+        )
+
+
+@caught_by("reference")
+class NoSelection(AttentionBackend):
+    """Ignores selections of keys without refusing them in ``require``."""
+
+    name, citation = "no-selection", CITATION
+
+    def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
+        return attend(blocks, [attention_scores(block._replace(selected=None)) for block in blocks])
 
 
 @caught_by("low precision")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import (
+    IGNORE,
     AuxiliaryLoss,
     Batch,
     CrossEntropy,
@@ -89,6 +90,34 @@ class UnmaskedLogsumexp(DenseCrossEntropy, CrossEntropy):
     def forward(self, z: Tensor, table: Tensor, *rest: Any, **options: Any) -> CrossEntropyOutput:
         out = super().forward(z, table, *rest, **options)
         return out._replace(logsumexp=(z @ table.to(z.dtype).T).logsumexp(-1))
+
+
+@caught_by("soft cap")
+class UncappedSample(DenseCrossEntropy, CrossEntropy):
+    """Samples labels from the distribution of the logits before the cap."""
+
+    name = "uncapped-sample"
+    takes_soft_cap = True
+
+    def forward(
+        self,
+        z: Tensor,
+        table: Tensor,
+        labels: Tensor,
+        draws: LabelSampling | None = None,
+        *,
+        logsumexp: bool = False,
+        soft_cap: float | None = None,
+    ) -> CrossEntropyOutput:
+        out = dense_cross_entropy(z, table, labels, draws, logsumexp=logsumexp, soft_cap=soft_cap)
+        if draws is None or soft_cap is None:
+            return out
+        drawn = dense_cross_entropy(z, table, labels, draws).drawn
+        assert drawn is not None
+        drawn = drawn.masked_fill(labels < 0, IGNORE)
+        return out._replace(
+            sampled=dense_cross_entropy(z, table, drawn, soft_cap=soft_cap).total, drawn=drawn
+        )
 
 
 class SquaredNorm(AuxiliaryLoss):

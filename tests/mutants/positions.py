@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import Bias, DenseBias, PositionalEncoding, SlopeBias
+from lswt_core.interfaces import Bias, DenseBias, KeyValue, PositionalEncoding, SlopeBias
 from mutants.expected import CITATION, caught_by
 
 
@@ -55,6 +57,19 @@ class DenseUnlikeSlopes(PositionalEncoding):
 
     def bias(self, q: Tensor, q_positions: Tensor, k_positions: Tensor) -> Bias:
         return InconsistentBias(torch.tensor([0.1, 0.2], dtype=q.dtype), q_positions, k_positions)
+
+
+@caught_by("attention bias")
+class CountsWithinBlocks(PositionalEncoding):
+    """Its bias counts keys from the start of each block."""
+
+    name, citation, has_bias = "counts-within-blocks", CITATION, True
+
+    def block_biases(
+        self, q: Tensor, keys: Sequence[KeyValue], q_positions: Tensor
+    ) -> Sequence[Bias | None]:
+        sizes = [kv.k.shape[1] for kv in keys if kv.positions is not None]
+        return [DenseBias(torch.arange(size, dtype=q.dtype)[None] * 0.1) for size in sizes]
 
 
 @caught_by("long sequences")

@@ -42,7 +42,9 @@ README = """\
 The @KIND@ `@NAME@` for lswt-core: one class in `@MODULE@.py`. Its docstring says what it computes;
 the keyword-only parameters of its constructor are its options; the docstring of the method to
 change begins with "Change this". Its interface is `lswt_core.interfaces.@INTERFACE@`. If it
-implements a paper, set `citation` to the paper's BibTeX.
+implements a paper, set `citation` to the paper's BibTeX. An option can be a component itself:
+annotated `inner: FeedForward`, a recipe writes it as a table, `[ffn.inner]` with `use = "gelu"`
+(see the top of `lswt_core/interfaces.py`).
 
 ```bash
 # once; edits take effect without reinstalling

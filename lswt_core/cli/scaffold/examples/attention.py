@@ -30,12 +30,14 @@ class Example(AttentionBackend):
             raise Unsupported(
                 "torch's fused attention has no second derivative; use attention 'eager'"
             )
+        if need.has_transform:
+            raise Unsupported("torch's fused attention transforms no scores; use 'eager'")
 
     def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
         """Change this: one softmax over the keys of all blocks. -> [B, T, H, D]."""
         d_head = blocks[0].v.shape[-1]
         q, k, v, mask = concatenate_blocks(blocks)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)  # [B, H, N, D]
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # [B, G, N, D]
         outputs = []
         for start in range(0, q.shape[1], self.queries):
             rows = slice(start, start + self.queries)
@@ -45,6 +47,7 @@ class Example(AttentionBackend):
                 v,
                 attn_mask=None if mask is None else mask[:, :, rows],  # [B or 1, H or 1, rows, N]
                 scale=d_head**-0.5,
+                enable_gqa=k.shape[1] != q.shape[2],
             )
             outputs.append(attended)
         return torch.cat(outputs, dim=2).transpose(1, 2)[..., :d_head]

@@ -1,10 +1,13 @@
 """Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
-layer reads and no layer below wrote, residual streams of different shape.
+layer reads and no layer below wrote, residual streams of different shape, states that a checkpoint
+could not rebuild.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+import torch
 
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import Block, Layer, Mixer
@@ -91,14 +94,34 @@ def writes_in(block: object, before: Layer | None = None) -> set[str]:
     return written
 
 
-def check_streams(decoder: Decoder) -> None:
+def check_streams(decoder: Decoder, d_model: int) -> None:
     """Raise Incompatible if blocks of a model have residual streams of different shape."""
     first = decoder.first_block
     for number, block in enumerate(decoder.blocks):
         assert isinstance(block, Block)
-        for method in ("open_stream", "close_stream"):
-            if getattr(type(block), method) is not getattr(type(first), method):
-                raise Incompatible(
-                    f"block {block.name!r} of layer {number} has another residual stream than"
-                    f" {first.name!r} of layer 0: use one of them for all layers"
-                )
+        opens_alike = all(
+            getattr(type(block), method) is getattr(type(first), method)
+            for method in ("open_stream", "close_stream")
+        )
+        if not opens_alike or stream_width(block, d_model) != stream_width(first, d_model):
+            raise Incompatible(
+                f"block {block.name!r} of layer {number} has another residual stream than"
+                f" {first.name!r} of layer 0: use the same block for all layers, with the same"
+                " options of the stream"
+            )
+
+
+def stream_width(block: Block, d_model: int) -> int:
+    """How many numbers of a token the residual stream of a block on the meta device has."""
+    return block.open_stream(torch.empty(1, 1, d_model, device="meta")).numel()
+
+
+def check_replay(decoder: Decoder, recipe: Recipe) -> None:
+    """Raise Incompatible if checkpoints are to rebuild states that depend on all of the past."""
+    if recipe.checkpoint.memory != "replay" or not decoder.is_recurrent:
+        return
+    name = next(layer.name for layer in decoder.layers() if layer.reach is None)
+    raise Incompatible(
+        f'checkpoint.memory = "replay" rebuilds states from the last tokens, but the state of'
+        f' {name!r} depends on all of the past: set checkpoint.memory = "exact"'
+    )

@@ -1,0 +1,76 @@
+"""For optimizers of other packages: a component around a ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lswt_core.errors import PluginError
+from lswt_core.interfaces import Optimizer
+
+INSTALL = "pip install 'lswt-core[optimizers]'"
+
+
+class WrappedOptimizer(Optimizer):
+    """An optimizer whose update is another's: ``inner(groups, **arguments)``, with which it shares
+    state and parameter groups. The inner optimizer's state is saved and restored as any other's.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Any],
+        inner: Callable[..., torch.optim.Optimizer],
+        **arguments: Any,
+    ) -> None:
+        try:
+            self._inner = inner(list(groups), **arguments)
+        except TypeError as error:
+            raise ValueError(f"the optimizer cannot be built: {error}") from error
+        super().__init__(self._inner.param_groups, self._inner.defaults)
+        self._share()
+
+    def _share(self) -> None:
+        """Share state and groups, which load_state_dict replaces."""
+        self._inner.state, self._inner.param_groups = self.state, self.param_groups
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        self._share()
+        result: float | None = self._inner.step(closure)
+        # a saved tensor comes back contiguous, and products of another layout round differently
+        for state in self.state.values():
+            for key, value in state.items():
+                state[key] = contiguous(value)
+        return result
+
+
+def contiguous(value: Any) -> Any:
+    """A tensor, or a list of them, in the usual memory layout; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    if isinstance(value, list):
+        return [contiguous(item) for item in value]
+    return value
+
+
+def library_class(component: Optimizer | type[Optimizer], package: str, name: str) -> Any:
+    """A class of an optional package; raises PluginError, with what to install, if missing."""
+    try:
+        return getattr(import_module(package), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"optimizer {component.name!r} needs {package}, which is missing or has no {name}"
+            f" ({error}): {INSTALL}"
+        ) from error
+
+
+def with_tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as optimizers expect them: lists, which is what TOML has, become tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in arguments.items()
+    }
