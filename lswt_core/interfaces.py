@@ -272,9 +272,7 @@ class LossSum(NamedTuple):
 
 
 class LayerContext(NamedTuple):
-    """What a layer may read besides its input and state, the same for all layers of a forward
-    pass but for ``positional`` and ``carry``.
-    """
+    """What a layer may read besides its input and state."""
 
     positions: Tensor  # [T] of the segment's tokens
     # [B or 1, T]: the position at which the document of each token starts; None: no document
@@ -604,8 +602,8 @@ class StatefulFeedForward(FeedForward, ABC):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: State, context: LayerContext
     ) -> LayerOutput:
-        """x [B, T, M] -> [B, T, M], the next state (any tree) and loss terms; ``state`` is what
-        the last call returned, None at the start of a stream.
+        """Inputs [B, T, M] -> [B, T, M], the next state (any tree) and loss terms; ``state`` is
+        what the last call returned, None at the start of a stream.
         """
 
 
@@ -843,8 +841,8 @@ class Optimizer(Component, torch.optim.Optimizer):
     needs_hessian_vector_products: ClassVar[bool] = False
     # ``update_curvature`` is called every so many steps, beginning with the first; 0: never.
     hessian_update_interval: int = 0
-    # Whether that call comes before the update, with sampled gradients from the forward pass that also
-    # gives the gradients of the data; else after the update, with a forward pass of its own.
+    # Whether that is before the update, with sampled gradients from the forward pass that also gives
+    # the gradients of the data; else after the update, with a forward pass of its own.
     shares_forward: bool = False
     # Share of a step's rows that ``update_curvature`` uses; it calls Objective.subset itself.
     fraction: float = 1.0
