@@ -841,7 +841,7 @@ class Optimizer(Component, torch.optim.Optimizer):
     needs_hessian_vector_products: ClassVar[bool] = False
     # ``update_curvature`` is called every so many steps, beginning with the first; 0: never.
     hessian_update_interval: int = 0
-    # Whether that is before the update, with sampled gradients from the forward pass that also gives
+    # Whether that is before the update, with sampled gradients of the forward pass that also gives
     # the gradients of the data; else after the update, with a forward pass of its own.
     shares_forward: bool = False
     # Share of a step's rows that ``update_curvature`` uses; it calls Objective.subset itself.
