@@ -13,7 +13,7 @@ from lswt_cross_entropy import Chunked
 from lswt_soft_cap import SoftCapped
 from lswt_tied import Tied
 from lswt_untied import Untied
-from test_head import Way, dims_of, every_way, question
+from test_head import Way, dims_of, every_way, states_and_labels
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -63,7 +63,7 @@ def test_capped_logits_are_scored_sampled_and_differentiated(
 ) -> None:
     if not way.build().takes_soft_cap:
         pytest.skip("Triton's interpreter runs no kernel that calls tanh")
-    head, (states, labels) = head_of(build, way.dtype), way.question()
+    head, (states, labels) = head_of(build, way.dtype), way.states_and_labels()
     for table in head.pretrained_tables():
         table.requires_grad_(trainable)
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
@@ -89,7 +89,7 @@ def test_capped_logits_are_scored_sampled_and_differentiated(
 
 
 def test_the_cap_changes_what_is_sampled() -> None:
-    head, (states, labels) = head_of(HEADS["tied"]), question()
+    head, (states, labels) = head_of(HEADS["tied"]), states_and_labels()
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
     capped, head.soft_cap = head.score(states, labels, LabelSampling(uniforms)), None
     plain = head.score(states, labels, LabelSampling(uniforms))
@@ -98,7 +98,7 @@ def test_the_cap_changes_what_is_sampled() -> None:
 
 
 def test_a_cap_far_away_is_none() -> None:
-    (states, labels), one = question(), head_of(Tied)
+    (states, labels), one = states_and_labels(), head_of(Tied)
     other = head_of(partial(SoftCapped, cap=1e8))
     assert distance(one.logits(states), other.logits(states)) < 1e-6
     assert distance(one.score(states, labels).total, other.score(states, labels).total) < 1e-6
@@ -108,7 +108,7 @@ def test_a_cap_far_away_is_none() -> None:
 def test_a_compiled_chunk_caps_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = partial(torch.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", traced)
-    head, (states, labels) = head_of(HEADS["tied"]), question()
+    head, (states, labels) = head_of(HEADS["tied"]), states_and_labels()
     draws = LabelSampling(torch.rand(labels.shape, generator=torch.Generator().manual_seed(4)))
     plain, fused = Chunked(chunk=13), Chunked(chunk=13)
     fused.compile_kernels()
@@ -122,7 +122,7 @@ def test_a_compiled_chunk_caps_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_capped_dense_scores_have_right_second_derivatives() -> None:
-    head, (states, labels) = head_of(HEADS["tied"]), question(1, 3)
+    head, (states, labels) = head_of(HEADS["tied"]), states_and_labels(1, 3)
     assert torch.autograd.gradgradcheck(
         lambda states: head.score(states, labels, by=dense_cross_entropy).total, [states]
     )
@@ -140,7 +140,7 @@ class Unaware(Chunked):
 
 
 def test_a_cross_entropy_without_caps_is_refused_by_heads_that_need_one() -> None:
-    cpu, (states, labels) = torch.device("cpu"), question()
+    cpu, (states, labels) = torch.device("cpu"), states_and_labels()
     check_cross_entropy(Unaware(), head_of(Tied), cpu)
     assert head_of(Tied).score(states, labels, by=Unaware()).total > 0
     with pytest.raises(Incompatible, match=r"'soft-cap' caps logits at 1\.3"):
@@ -151,7 +151,7 @@ def test_a_cross_entropy_without_caps_is_refused_by_heads_that_need_one() -> Non
 
 
 def test_untied_is_the_tied_head_where_both_tables_are_one() -> None:
-    one, other, (states, labels) = head_of(Tied), head_of(Untied), question()
+    one, other, (states, labels) = head_of(Tied), head_of(Untied), states_and_labels()
     for name, parameter in one.named_parameters():
         assert dict(other.named_parameters())[name].equal(parameter), "initial values are shared"
     assert not other.unembedding.weight.equal(other.table.weight)
@@ -170,7 +170,7 @@ def test_freezing_is_of_the_input_alone() -> None:
 
 
 def test_a_wrapped_output_layer_is_scored_by_what_it_returns() -> None:
-    head, (states, labels) = head_of(Untied), question()
+    head, (states, labels) = head_of(Untied), states_and_labels()
     head.unembedding.register_forward_hook(lambda module, args, out: 2 * out)
     logits = head.logits(states).flatten(0, 1)
     wanted = cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")

@@ -104,7 +104,8 @@ def test_an_evaluation_sees_the_average(monkeypatch: pytest.MonkeyPatch) -> None
         "lswt_core.train.loop.evaluate",
         lambda *_: seen.extend(p.detach().clone() for p in params) or {},
     )
-    loop = TrainingLoop(MagicMock(optimizer=optimizer), MagicMock(), MagicMock(), 0, 0, MagicMock())
+    trainer = MagicMock(optimizer=optimizer, eval_parameters=optimizer.eval_parameters)
+    loop = TrainingLoop(trainer, MagicMock(), MagicMock(), 0, 0, MagicMock())
     loop.evaluate()
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 

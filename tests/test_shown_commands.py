@@ -26,7 +26,7 @@ from lswt_core.train.session import Session
 PAGES = "".join(path.read_text() for path in (ROOT / "README.md", ROOT / ".github" / "guide.md"))
 ABLATIONS = [path.name for path in shipped_recipes() if path.parent.name == "ablations"]
 BASELINES = {"warm-start.toml": "ablations/random-start.toml"}  # the twin
-OTHER_TEXT = ("bytes.toml", "site-packages.toml")  # whose losses do not compare
+OTHER_TEXT = ("bytes.toml", "mixture.toml", "site-packages.toml")  # whose losses do not compare
 
 
 def commands(text: str) -> list[str]:

@@ -90,11 +90,11 @@ def in_chunks(
 ) -> tuple[Tensor, Tensor]:
     """``linear_attention`` in plain torch, in one dtype."""
     length = q.shape[1]
-    q, k, v, log_decay = (heads_first(split_chunks(t, size)) for t in (q, k, v, log_decay))
+    q, k, v, log_decay = (heads_before_chunks(split_chunks(t, size)) for t in (q, k, v, log_decay))
     decay = Chunks.of(log_decay, first)  # q, k, v [B, H, n, C, K or V]
     seen_keys = k * decay.since_start[..., None]  # as the state before the chunk sees them
     if write is not None:
-        b = heads_first(split_chunks(write, size))[..., None]
+        b = heads_before_chunks(split_chunks(write, size))[..., None]
         overlap = b * (k @ k.mT) * decay.between  # below the diagonal, which the solver skips
         both = torch.cat((b * v, b * seen_keys), dim=-1)
         both = torch.linalg.solve_triangular(overlap, both, upper=False, unitriangular=True)
@@ -114,6 +114,6 @@ def in_chunks(
     return out.flatten(2, 3).transpose(1, 2)[:, :length], state
 
 
-def heads_first(x: Tensor) -> Tensor:
+def heads_before_chunks(x: Tensor) -> Tensor:
     """[B, n, C, H, ...] -> [B, H, n, C, ...]."""
     return x.movedim(3, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from lswt_core.interfaces import (
     StatefulFeedForward,
     Unsupported,
 )
+from lswt_core.plugin_api.recurrence import without_autocast
 from lswt_core.plugin_api.softmax_attention import cast_for_autocast
 from lswt_moe.grouped import grouped_linear
 
@@ -45,7 +45,7 @@ class Router(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] -> [..., E]."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with without_autocast(x.device):
+        with without_autocast(x):
             return linear(x.to(dtype), self.weight.to(dtype))
 
 
@@ -175,11 +175,6 @@ class MixtureOfExperts(StatefulFeedForward):
         """Rows, or tokens."""
         rows, length = batch.inputs.shape
         return batch.inputs.new_full((), rows if name == BALANCE else rows * length)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context without autocast, of which the meta device knows nothing."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @hookimpl
