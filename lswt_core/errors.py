@@ -12,7 +12,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 # What the exit codes of the command line mean; README has the same table.
 EXIT_CODES = {
     0: "done; of `ablate`: no run has failed",
-    2: "the command or the recipe cannot be, or not on this machine; an arm is no clean swap",
+    2: (
+        "the command or the recipe is invalid, or not possible on this machine; an arm differs in"
+        " more than its swap"
+    ),
     3: "a plugin is missing, broken, or breaks its interface",
     4: "data or a tokenizer cannot be read",
     5: "a checkpoint cannot be written, read or continued",
@@ -21,9 +24,9 @@ EXIT_CODES = {
     8: "runs of an ablation failed; its report is written and says which",
     70: "a bug",
     73: "another process holds the directory",
-    75: "stopped and saved: the same command goes on",
+    75: "stopped and saved: the same command resumes",
     130: "interrupted where there is nothing to save",
-    141: "the reader of the output has left",
+    141: "the output's pipe was closed",
 }
 
 

@@ -45,7 +45,9 @@ KVProjection: TypeAlias = Callable[[Tensor, Tensor], "list[KeyValue]"]
 
 
 class Unsupported(Exception):
-    """A component cannot do what the model requires. Raised while the model is built."""
+    """A component cannot do what is required of it. Raised by constructors and ``require`` while a
+    model is built, and by optional operations when they are called for.
+    """
 
 
 class Component:
@@ -91,8 +93,8 @@ class KeyValue(NamedTuple):
 
     k: Tensor  # [B, N, G, D]
     v: Tensor  # [B, N, G, D]
-    # [N]. None: sinks, which have no position. They are visible to every query and are never
-    # rotated, biased or cached.
+    # [N]. None: sinks, which have no position. They are visible to every query, are never
+    # biased or cached, and are encoded by PositionalEncoding.encode_sink alone.
     positions: Tensor | None
     # Sinks only, broadcasts to [B, T, H, D]: queries that replace the layer's for these keys.
     q: Tensor | None = None
@@ -213,7 +215,8 @@ class AttentionRequirements(NamedTuple):
     device: str  # "cpu", "cuda", ...
     dtype: torch.dtype  # of queries, keys and values
     d_head: int
-    has_bias: bool = False  # the positional encoding adds a bias to the scores
+    # the positional encoding or the mixer adds a bias to the scores (KVBlock.bias)
+    has_bias: bool = False
     has_mask: bool = False  # document masking or windows hide keys (KVBlock.first_visible)
     double_backward: bool = False  # second derivatives are taken (Hutchinson's estimator)
     queries_per_kv: int = 1  # query heads that share a key/value head
@@ -236,9 +239,9 @@ class Batch(NamedTuple):
     # [B, T] int64: the position at which the document of each token starts; None: no document
     # masking
     first_visible: Tensor | None = None
-    # [B, AuxiliaryLoss.lookahead] the labels that follow the segment's own, IGNORE where none does
-    # (with document masking: in a document that begins after the segment); None: not known, as in
-    # evaluation
+    # [B, L], L the largest AuxiliaryLoss.lookahead of the run: the labels after the segment's own,
+    # IGNORE where there is none (with document masking: in a document that begins after the
+    # segment); None: not known, as in evaluation
     labels_ahead: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -269,9 +272,7 @@ class LossSum(NamedTuple):
 
 
 class LayerContext(NamedTuple):
-    """What a layer may read besides its input and state, the same for all layers of a forward
-    pass but for ``positional`` and ``carry``.
-    """
+    """What a layer may read besides its input and state."""
 
     positions: Tensor  # [T] of the segment's tokens
     # [B or 1, T]: the position at which the document of each token starts; None: no document
@@ -288,7 +289,9 @@ class LayerOutput(NamedTuple):
     """What a block, a mixer or a stateful feed-forward layer returns."""
 
     x: Tensor  # [B, T, M]; of a block: the residual stream
-    state: State = None  # the next state: a dictionary of trees by name, row first; None: no state
+    # The next state, row first: of blocks and mixers a dictionary of trees by name, of feed-forward
+    # layers any tree. None: no state.
+    state: State = None
     carry: Mapping[str, Any] = {}  # for the layers above: the names declared in ``writes``
     losses: Mapping[str, LossSum] = {}  # the names declared in ``loss_weights``
 
@@ -354,7 +357,7 @@ class PositionalEncoding(Component, nn.Module):
     # keys (RoPE: yes; dynamic NTK and xPos: no).
     cacheable_keys: ClassVar[bool] = False
     has_bias: ClassVar[bool] = False  # whether ``bias`` or ``block_biases`` returns biases
-    # Whether encodings depend on the number of tokens attended to (dynamic NTK).
+    # Whether all encodings of a call depend on how many tokens are attended to (dynamic NTK).
     length_dependent: ClassVar[bool] = False
     # Whether ``encode_sink`` depends on the position of the segment's last token.
     sinks_depend_on_segment_end: bool = False
@@ -435,8 +438,8 @@ class Layer(Component, nn.Module):
     reach: int | None = 0
     # How many of its own parameters a token does not use (experts it is not sent to), for ``plan``.
     inactive_parameters: int = 0
-    # The number of tokens of a row from which on outputs depend on where in the row a text begins
-    # (groups of tokens that are counted from the row's beginning). None: never.
+    # Rows of at least so many tokens cannot be padded or packed: tokens are grouped from the row's
+    # beginning, not the text's. None: no limit.
     position_dependent_from: int | None = None
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
@@ -474,7 +477,7 @@ class Mixer(Layer, ABC):
     transforms_scores: ClassVar[type[ScoreTransform] | None] = None
     selects_keys: ClassVar[bool] = False  # sets KVBlock.selected
     has_bias: ClassVar[bool] = False  # sets KVBlock.bias
-    # It keeps no state (``reach`` is 0), and sees earlier tokens in what a layer below wrote.
+    # Whether it sees earlier tokens only in what a layer below wrote, and keeps no state itself.
     sees_past_of_others: bool = False
 
     def __init__(self, dims: Dims, parts: MixerParts) -> None:
@@ -599,8 +602,8 @@ class StatefulFeedForward(FeedForward, ABC):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: State, context: LayerContext
     ) -> LayerOutput:
-        """[B, T, M] -> [B, T, M] and the next state, a tree; ``state`` is what the last call
-        returned, None at the start of a stream.
+        """Inputs [B, T, M] -> [B, T, M], the next state (any tree) and loss terms; ``state`` is
+        what the last call returned, None at the start of a stream.
         """
 
 
@@ -775,7 +778,8 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
     key ``weight``.
     """
 
-    # Which fields of Output it reads, of {"states", "logits", "logsumexp", "score"}; the others are
+    # Which fields of Output it reads, of {"states", "logits", "logsumexp", "score"}. ``states`` is
+    # always there; of the others, those that no loss reads are
     # None.
     needs: ClassVar[frozenset[str]] = frozenset({"states"})
     lookahead: int = 0  # labels beyond the segment's end that it reads (Batch.labels_ahead)
@@ -798,6 +802,9 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
 class Objective(Protocol):
     """The loss of one step's global batch, to be differentiated at the current weights. The states
     of memories are read and never advanced.
+
+    For an optimizer with ``shares_forward`` it is the loss of the ``fraction`` of rows that the
+    step's own forward pass sampled labels for: ``subset`` takes that fraction alone.
     """
 
     @property
@@ -834,10 +841,11 @@ class Optimizer(Component, torch.optim.Optimizer):
     needs_hessian_vector_products: ClassVar[bool] = False
     # ``update_curvature`` is called every so many steps, beginning with the first; 0: never.
     hessian_update_interval: int = 0
-    # Whether it is called before the update, with sampled gradients from the forward pass that also
-    # gives the gradients of the data; else after the update, with a forward pass of its own.
+    # Whether that is before the update, with sampled gradients of the forward pass that also gives
+    # the gradients of the data; else after the update, with a forward pass of its own.
     shares_forward: bool = False
-    fraction: float = 1.0  # of a step's rows, for ``update_curvature`` (Objective.subset)
+    # Share of a step's rows that ``update_curvature`` uses; it calls Objective.subset itself.
+    fraction: float = 1.0
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for copies and pickles, with the attributes that options may be stored in.
@@ -851,8 +859,10 @@ class Optimizer(Component, torch.optim.Optimizer):
         return own | super().__getstate__()
 
     def update_curvature(self, objective: Objective) -> None:
-        """Update the Hessian estimate of a second-order method. Gradients are clear before the
-        call; what it leaves in them is dropped.
+        """Update the Hessian estimate of a second-order method: after ``step`` on the same batch,
+        or before it with ``shares_forward``. Gradients are clear before the call; what it leaves in
+        them is dropped. Where the objective raises an exception because a gradient is not finite,
+        the estimate must stay as it was; the next update tries again.
         """
 
     def eval_parameters(self) -> AbstractContextManager[None]:
@@ -890,7 +900,9 @@ class Schedule(Component, ABC):
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """The learning rate of update ``step`` as a fraction of the peak. The first update is 1."""
+        """The learning rate of update ``step`` as a fraction of the peak. Updates are numbered from
+        1.
+        """
 
 
 # ---------- data, tracking

@@ -204,7 +204,12 @@ def test_many_calls_share_one_synchronisation(monkeypatch: pytest.MonkeyPatch) -
 def test_mfu_is_the_share_of_the_data_sheets_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work(*[4] * 10, Precision(torch.bfloat16, ""), torch.device("cuda"))
     flops = Flops(
-        forward={}, train=5 * 10**12, update_curvature=0, conventional=6 * 10**12, six_n=4 * 10**12
+        forward={},
+        train=5 * 10**12,
+        update_curvature=0,
+        optimizer=0,
+        conventional=6 * 10**12,
+        six_n=4 * 10**12,
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     found = data_sheet_utilisation(work, 0.1, flops)  # 160 tokens/s

@@ -19,7 +19,7 @@ from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_component, build_schedule, dims_of
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import REQUIRED, Registry
 from lswt_core.registry.component_option import ComponentOption
 

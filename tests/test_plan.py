@@ -23,9 +23,10 @@ from lswt_core.errors import RecipeError, ResourceError
 from lswt_core.interfaces import Batch
 from lswt_core.model.build import build_decoder_spec, build_model, materialise
 from lswt_core.model.components import build_optimizer, build_schedule
+from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.memory_state import capture_memory, restore_memory
@@ -459,3 +460,18 @@ def test_swaps_are_overrides(swap: str, override: str) -> None:
 def test_what_is_no_swap_is_refused(swap: str) -> None:
     with pytest.raises(RecipeError, match="AXIS=VALUE"):
         override_of(swap)
+
+
+def test_newton_schulz_is_counted() -> None:
+    """Each iteration multiplies X X^T, its square, and X: for m <= n, 2 m^2 n + 2 m^3 + 2 m^2 n."""
+    recipe = recipe_of(loss={}, optimizer={"use": "muon", "ns_steps": 3})
+    measured = budget(recipe, Registry(), WORLD)
+    loss = build_model(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
+    hidden = [name for group in build_parameter_groups(loss) for name in group["matrices"]]
+    shapes = [sorted(loss.get_parameter(name).shape) for name in hidden]
+    products = sum(3 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+    assert measured.flops is not None
+    assert measured.flops.optimizer == products // recipe.train.tokens_per_step > 0
+    plain = budget(recipe_of(loss={}, optimizer={"use": "adamw"}), Registry(), WORLD)
+    assert plain.flops is not None
+    assert plain.flops.optimizer == 0

@@ -37,7 +37,7 @@ from lswt_core.interfaces import (
     RunInfo,
     Unsupported,
 )
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
 from lswt_core.run import main as run

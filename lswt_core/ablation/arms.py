@@ -17,7 +17,7 @@ from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.loader import File, find, read, read_chain
 from lswt_core.recipe.provenance import Origin
 from lswt_core.recipe.schema import Table
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.recipe.toml_lines import parse_key
 from lswt_core.recipe.toml_writer import flat
 from lswt_core.recipe.toml_writer import value as toml_value

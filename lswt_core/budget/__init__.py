@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_auxiliary
 from lswt_core.budget.layers import Amounts, extrapolate_layers
@@ -27,6 +28,7 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import Batch, Optimizer
 from lswt_core.model.build import build_decoder_spec
+from lswt_core.model.compatibility import stream_width
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_average,
@@ -36,8 +38,8 @@ from lswt_core.model.components import (
 from lswt_core.model.parameters import count_parameters
 from lswt_core.model.spec import DecoderSpec
 from lswt_core.model.train_module import TrainModule
-from lswt_core.model.wiring import stream_width
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
 
 # what can be unknown, as keys of Budget.unknown
@@ -61,8 +63,10 @@ class Budget(NamedTuple):
 
     @property
     def flops_per_token(self) -> int | None:
-        """Training FLOPs per token, curvature updates included; None: unknown."""
-        return None if self.flops is None else self.flops.train + self.flops.update_curvature
+        """Training FLOPs per token, the optimizer's included; None: unknown."""
+        if self.flops is None:
+            return None
+        return self.flops.train + self.flops.update_curvature + self.flops.optimizer
 
 
 def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
@@ -92,7 +96,7 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
     return Budget(
         parameters=strip_prefix(amounts, "parameters: "),
         trainable=strip_prefix(amounts, "trainable: "),
-        flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train.seq_len),
+        flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train),
         memory=MemoryBudget(
             strip_prefix(amounts, "bytes: "), recipe, logits, measure_stream(blueprint)
         ),
@@ -107,8 +111,9 @@ def measure_stream(blueprint: DecoderSpec) -> int:
         return stream_width(blueprint.layers[0].build(blueprint.dims), blueprint.dims.d_model)
 
 
-def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
-    """Divide the FLOPs measured for a sequence of ``tokens``."""
+def flops_per_token(amounts: Amounts, train: Train) -> Flops:
+    """Divide the FLOPs measured for a sequence, and for an update."""
+    tokens = train.seq_len
     parameters = strip_prefix(amounts, "parameters: ")
     active = sum(parameters.values()) - amounts["inactive"]
     forward = {
@@ -118,6 +123,7 @@ def flops_per_token(amounts: Amounts, tokens: int) -> Flops:
         forward=forward,
         train=amounts["train"] // tokens,
         update_curvature=amounts["update_curvature"] // tokens,
+        optimizer=amounts.get("optimizer_step", 0) // train.tokens_per_step,
         conventional=3 * sum(forward.values()),
         six_n=6 * (active - parameters.get("embedding", 0)),
     )
@@ -157,7 +163,9 @@ def measure(
     counted = count_parameters(loss)
 
     def measure_optimizer() -> Amounts:
-        return {"bytes: optimizer": optimizer_bytes(optimizer)}
+        with FlopCounterMode(display=False) as counter:
+            size = optimizer_bytes(optimizer)
+        return {"bytes: optimizer": size, "optimizer_step": counter.get_total_flops()}
 
     def measure_passes() -> Amounts:
         return pass_amounts(loss, optimizer, meta_batch(1, recipe.train.seq_len), half)

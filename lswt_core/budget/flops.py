@@ -41,6 +41,9 @@ class Flops(NamedTuple):
     forward: dict[str, int]  # by part of the model
     train: int  # forward and backward, what the mathematics needs
     update_curvature: int  # a second-order optimizer's Hessian estimate, averaged over steps
+    # matrix products of the optimizer's update (Muon's Newton-Schulz iterations, say), spread over
+    # the tokens of a step
+    optimizer: int
     conventional: int  # 3 x forward, the convention of most papers
     # 6 x parameters that a token uses, without the embedding table and without attention scores,
     # the convention of scaling laws

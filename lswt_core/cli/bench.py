@@ -15,7 +15,7 @@ from lswt_core.cli.common import recipe_arguments, report_source, required_regis
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.packaged import SUFFIX, is_qualified
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import Registry
 
 if TYPE_CHECKING:

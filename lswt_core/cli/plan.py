@@ -13,7 +13,7 @@ from lswt_core.cli.common import next_commands, recipe_arguments, report_source,
 from lswt_core.cli.plan_text import comparison, text
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap import override_of
+from lswt_core.recipe.swap_syntax import override_of
 from lswt_core.registry import Registry, nearest
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     "parameters" {total, active (those that a token uses), trainable, by_component,
     trainable_by_component}; "memory" of one process in bytes, by part, with its total, what is
     available and "largest_micro", the most rows that fit at a time; "flops" per token {forward,
-    train, refresh, conventional, six_n, forward_by_part}; "run" {steps, tokens_per_step, tokens};
+    train, refresh, optimizer, conventional, six_n, forward_by_part}; "run" {steps,
+    tokens_per_step, tokens};
     "time" {tokens_per_second, seconds, machine ...} as estimated; "device", "precision",
     "attention", and "unknown", what cannot be measured without numbers, and why: "flops" and "time"
     are then None, and parts of the memory are absent.
@@ -165,6 +166,7 @@ def work_of(flops: Flops) -> dict[str, Any]:
         "forward": sum(flops.forward.values()),
         "train": flops.train,
         "refresh": flops.update_curvature,
+        "optimizer": flops.optimizer,
         "conventional": flops.conventional,
         "six_n": flops.six_n,
         "forward_by_part": flops.forward,

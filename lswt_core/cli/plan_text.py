@@ -84,6 +84,10 @@ def work_lines(work: Mapping[str, Any]) -> list[str]:
         rows.append(
             line("curvature", flop(work["refresh"]), "the optimizer's, spread over its steps")
         )
+    if work["optimizer"]:
+        rows.append(
+            line("optimizer", flop(work["optimizer"]), "its matrix products, a step's share")
+        )
     conventional = line("3 x forward", flop(work["conventional"]), "as papers count")
     return [
         *rows,

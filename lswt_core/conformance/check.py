@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
 from unittest import SkipTest
+
+import torch
 
 from lswt_core.conformance.subject import Subject
 
@@ -73,6 +76,17 @@ def describe(error: BaseException, subject: Subject) -> str:
     return raised if culprit is None else f"{raised} (in {culprit.method}, {culprit.where})"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: tiny tensors are slower on many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Check:
     """A rule applied to one component. Calling it raises Failed if the component violates the rule,
     and unittest.SkipTest, with the reason, if the rule does not apply here.
@@ -112,7 +126,8 @@ class Check:
             if name in self._siblings and self._siblings[name].result().blocking:
                 return Result("skipped", f"{PRESUPPOSES} the check {name!r}, which failed")
         try:
-            self.rule.function(self.subject)
+            with one_thread():
+                self.rule.function(self.subject)
         except SkipTest as reason:
             return Result("skipped", str(reason))
         except Violation as violation:

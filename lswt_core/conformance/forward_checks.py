@@ -16,8 +16,8 @@ from lswt_core.conformance.subject import LAYER_KINDS, MODEL_KINDS, Subject
 from lswt_core.conformance.tensors import decode_segments, random_tokens, tensors_in
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import Layer, LayerContext, LayerOutput, PositionalEncoding
+from lswt_core.model.compatibility import check_carry
 from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
-from lswt_core.model.wiring import check_carry
 
 
 class WatchedCarry(dict[str, Any]):

@@ -14,6 +14,7 @@ from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import CrossEntropy, Dims, Head, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
+from lswt_core.model.compatibility import check_carry, check_parts, check_replay, check_streams
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_component,
@@ -25,7 +26,6 @@ from lswt_core.model.initialise import initialise
 from lswt_core.model.parametrise import compute_scalings, scale_initial_values
 from lswt_core.model.spec import Builder, DecoderSpec, LayerSpec
 from lswt_core.model.train_module import TrainModule
-from lswt_core.model.wiring import check_carry, check_parts, check_replay, check_streams
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import AUTO, Registry
 

@@ -176,14 +176,6 @@ class NamesMemory(Fading, Mixer):
     name, uses = "names-memory", frozenset({"memory"})
 
 
-@caught_by("parts")
-class HidesNorm(SoftmaxAttention, Mixer):
-    """Does not say that it uses QK norm."""
-
-    name, citation = "hides-norm", CITATION
-    uses = frozenset({"memory", "attention", "positional"})
-
-
 @caught_by("reach")
 class GrowsForever(SoftmaxAttention, Mixer):
     """Keeps every token beside its memories' state."""

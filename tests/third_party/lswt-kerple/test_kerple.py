@@ -16,6 +16,7 @@ from lswt_qk_norm import NoNorm
 from lswt_registers import Registers
 from lswt_sdpa import Sdpa
 from lswt_swiglu import SwiGlu
+from lswt_tied import Tied
 from lswt_xl_cache import XlCache
 
 from lswt_core.interfaces import AttentionBackend, Dims
@@ -62,7 +63,14 @@ def model(backend: type[AttentionBackend]) -> Decoder:
         ffn=SwiGlu,
         norm=LayerNorm,
     )
-    spec = DecoderSpec(dims, trainable=True, positional=Kerple, norm=LayerNorm, layers=(layer,))
+    spec = DecoderSpec(
+        dims,
+        trainable=True,
+        head=Tied,
+        positional=Kerple,
+        norm=LayerNorm,
+        layers=(layer,),
+    )
     decoder = spec.build()
     initialise(decoder, seed=0, std=0.4)
     return decoder.double()

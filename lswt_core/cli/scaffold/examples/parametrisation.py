@@ -10,7 +10,7 @@ from lswt_core.interfaces import Dims, ParameterInfo, Parametrisation, Scaling
 
 class Example(Parametrisation):
     """A matrix whose fan-in is m times that in a model of width ``base_d_model`` starts at
-    1 / sqrt(m) and learns at 1 / m of what the recipe says.
+    1 / sqrt(m), or at 1 / m if its fan-out is the same, and learns at 1 / m.
     """
 
     name = "example"
@@ -33,7 +33,8 @@ class Example(Parametrisation):
         if parameter.role != "matrix":
             return Scaling()
         m = parameter.shape[-1] / parameter.base_shape[-1]
-        return Scaling(init=m**-0.5, lr=1 / m)
+        grows = parameter.shape[-2] != parameter.base_shape[-2]  # the fan-out, too
+        return Scaling(init=m**-0.5 if grows else 1 / m, lr=1 / m)
 
 
 @hookimpl
