@@ -37,20 +37,20 @@ def test_a_plan_reports_flops_that_depend_on_data_as_unknown(
     recipe: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [recipe, "--plugin", write(body=ROUTED), "--swap", "ffn=moe"]
+    words = [recipe, "--plugin", write(body=ROUTED), "--swap", "ffn=own"]
     report = planned(capsys, *words)
-    swapped = report["swaps"]["ffn=moe"]
+    swapped = report["swaps"]["ffn=own"]
     assert report["flops"]["train"] > 0 and not report["unknown"]
     assert swapped["flops"] is None
     assert swapped["time"] is None
     assert swapped["parameters"]["total"] > 0
     assert "activations" not in swapped["memory"] and swapped["memory"]["optimizer"] > 0
     (why,) = swapped["unknown"].values()
-    assert "ffn/moe" in why and "Moe.forward" in why and "nonzero" in why
-    assert main(["plan", *map(str, words), "--on", "h100", "ffn.use=moe"]) == 0
+    assert "ffn/own" in why and "OwnLinear.forward" in why and "nonzero" in why
+    assert main(["plan", *map(str, words), "--on", "h100", "ffn.use=own"]) == 0
     output = capsys.readouterr().out
     plan = output.partition("\n\nnext:")[0]
-    assert "unknown" in plan.splitlines()[-1] and output.count("Moe.forward") == 1
+    assert "unknown" in plan.splitlines()[-1] and output.count("OwnLinear.forward") == 1
 
 
 def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
@@ -59,7 +59,7 @@ def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = write(before=COUNTING)
-    file.write_text(file.read_text().replace("return [Moe]", "return [Moe, Looking]"))
+    file.write_text(file.read_text().replace("return [OwnLinear]", "return [OwnLinear, Looking]"))
     report = planned(capsys, recipe, "--plugin", file, "optimizer.use=looking")
     (why,) = report["unknown"].values()
     assert "optimizer/looking" in why
@@ -78,13 +78,13 @@ def test_an_ablation_continues_but_cannot_match_unknown_flops(
         "--plugin",
         str(write(body=ROUTED)),
         "--swap",
-        "ffn=moe",
+        "ffn=own",
         "--dry-run",
     ]
     assert main(words) == 0
     output = capsys.readouterr().out
-    row = next(line.split() for line in output.splitlines() if line.startswith("ffn=moe"))
-    assert row[3] == "unknown" and output.count("Moe.forward") == 1
+    row = next(line.split() for line in output.splitlines() if line.startswith("ffn=own"))
+    assert row[3] == "unknown" and output.count("OwnLinear.forward") == 1
     assert main([*words, "--match", "flops"]) == 2
 
 
@@ -103,13 +103,13 @@ def test_a_run_continues(
         str(recipe),
         "--plugin",
         str(write(body=ROUTED)),
-        "ffn.use=moe",
+        "ffn.use=own",
         "--out",
         str(tmp_path / "run"),
     ]
     assert main(words) == 0
     output = capsys.readouterr().out
-    assert output.count("Moe.forward") == 1 and "at least" in output
+    assert output.count("OwnLinear.forward") == 1 and "at least" in output
 
 
 def test_a_benchmark_measures_without_them(
@@ -117,7 +117,7 @@ def test_a_benchmark_measures_without_them(
     recipe: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--plugin", str(write(body=ROUTED)), "ffn.use=moe", "--rounds=1", "--tokens=1"]
+    words = ["--plugin", str(write(body=ROUTED)), "ffn.use=own", "--rounds=1", "--tokens=1"]
     assert main(["bench", str(recipe), *words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["utilisation"] == {} and found["breakdown"]
@@ -147,7 +147,9 @@ def test_a_backend_without_softmax_is_run_and_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = write(before=LINEAR)
-    file.write_text(file.read_text().replace("return [Moe]", "return [Moe, Near, Other]"))
+    file.write_text(
+        file.read_text().replace("return [OwnLinear]", "return [OwnLinear, Near, Other]")
+    )
     words = [
         recipe,
         "--plugin",
