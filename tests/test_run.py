@@ -349,6 +349,7 @@ def test_a_curvature_that_is_not_finite_is_taken_with_the_next_update(
             "optimizer.use=curved",
             "optimizer.hessian_update_interval=3",
             f"optimizer.shared_forward={str(shared).lower()}",
+            "--unchecked",
         ],
     )
     module.write_text(CURVED.format(calls="2, 3"))

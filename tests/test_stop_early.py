@@ -44,7 +44,9 @@ def test_asked_to_stop_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monk
     for file in range(40):
         tmp_path.joinpath("corpus", f"long-{file}.txt").write_text(f"line {file}\n" * (LONG // 8))
     tmp_path.joinpath("slow.py").write_text(SLOW)
-    words = command(recipe, "--out", "run", "--plugin", "slow.py", "tokenizer.use=slow")
+    words = command(
+        recipe, "--out", "run", "--plugin", "slow.py", "--unchecked", "tokenizer.use=slow"
+    )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, env=surroundings(recipe), cwd=tmp_path, **streams) as process:  # type: ignore[call-overload]
         seen = ""
@@ -60,6 +62,15 @@ def test_asked_to_stop_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monk
     # the held-out text is whole
     assert len(left) <= 1 and not any(name.endswith(".part") for name in left)
     monkeypatch.setenv("PAUSE", "0")
-    again = start(recipe, "--out", "run", "--plugin", "slow.py", "tokenizer.use=slow", "--resume")
+    again = start(
+        recipe,
+        "--out",
+        "run",
+        "--plugin",
+        "slow.py",
+        "--unchecked",
+        "tokenizer.use=slow",
+        "--resume",
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     assert "starting from the beginning" in again.stdout, again.stdout + again.stderr
