@@ -31,15 +31,24 @@ from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
 from lswt_core.interfaces import Optimizer
 from lswt_core.plugin_api import optimizer as moments
 from lswt_core.plugin_api.optimizer import BucketOptimizer
+from lswt_core.plugin_api.wrapped_optimizer import WrappedOptimizer
 
 AdamW, LaProp, SignMomentum, Lion, Muon, ScheduleFree = (
     Registry().get("optimizer", name)
     for name in ("adamw", "laprop", "sign-momentum", "lion", "muon", "schedule-free")
 )
 ALL = pytest.mark.parametrize("build", offered("optimizer"), ids=described)
+# SOAP's first update only prepares, and its eigenvectors have no definite signs
+PROMPT = pytest.mark.parametrize(
+    "build", [cls for cls in offered("optimizer") if cls.name != "soap"], ids=described
+)
 OURS = pytest.mark.parametrize(
     "build",
-    [cls for cls in offered("optimizer") if cls not in (AdamW, Muon, ScheduleFree)],
+    [
+        cls
+        for cls in offered("optimizer")
+        if cls not in (AdamW, Muon, ScheduleFree) and not issubclass(cls, WrappedOptimizer)
+    ],
     ids=described,
 )
 
@@ -226,7 +235,7 @@ def test_a_saved_state_continues_bit_for_bit(build: type[Optimizer], cut: int) -
     }
 
 
-@ALL
+@PROMPT
 def test_flipping_signs_commutes_with_the_optimizer(build: type[Optimizer]) -> None:
     plain, flipped = small_model(), small_model()
     signs = [torch.where(g > 0, 1.0, -1.0) for g in gradients_of(3000)]
@@ -238,7 +247,7 @@ def test_flipping_signs_commutes_with_the_optimizer(build: type[Optimizer]) -> N
     assert all(torch.equal(a, b * sign) for a, b, sign in zip(plain, flipped, signs, strict=True))
 
 
-@ALL
+@PROMPT
 def test_parameters_without_gradient_are_left_alone(build: type[Optimizer]) -> None:
     used, unused = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     optimizer = build([{"params": [used, unused]}], weight_decay=0.5)
@@ -249,7 +258,7 @@ def test_parameters_without_gradient_are_left_alone(build: type[Optimizer]) -> N
     assert unused not in optimizer.state
 
 
-@ALL
+@PROMPT
 def test_a_closure_is_evaluated_with_gradients(build: type[Optimizer]) -> None:
     p = torch.ones(3, requires_grad=True)
     optimizer = build([p])

@@ -33,6 +33,27 @@ class WrappedOptimizer(Optimizer):
         super().__init__(self._inner.param_groups, self._inner.defaults)
         self._share()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As Optimizer's, with the inner optimizer's class and attributes: torch's own copy of it
+        would keep its state and groups alone.
+        """
+        state = super().__getstate__()
+        inner = state.pop("_inner")
+        return state | {"_inner_class": type(inner), "_inner_attributes": own_attributes(inner)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the inner optimizer of a copy anew. A state without it is load_state_dict's."""
+        inner_class = state.pop("_inner_class", None)
+        attributes = state.pop("_inner_attributes", {})
+        super().__setstate__(state)
+        if inner_class is None:
+            return
+        self._inner = inner_class.__new__(inner_class)
+        self._inner.__dict__.update(attributes)
+        self._inner.__setstate__(
+            {"state": self.state, "param_groups": self.param_groups, "defaults": self.defaults}
+        )
+
     def _share(self) -> None:
         """Share state and groups, which load_state_dict replaces."""
         self._inner.state, self._inner.param_groups = self.state, self.param_groups
@@ -46,6 +67,16 @@ class WrappedOptimizer(Optimizer):
             for key, value in state.items():
                 state[key] = contiguous(value)
         return result
+
+
+def own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's attributes but for state, groups, and torch's hooks and wrapped ``step``."""
+    shared = ("state", "param_groups", "defaults", "step")
+    return {
+        key: value
+        for key, value in vars(optimizer).items()
+        if key not in shared and not key.startswith("_optimizer_")
+    }
 
 
 def contiguous(value: Any) -> Any:

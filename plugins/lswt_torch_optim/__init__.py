@@ -71,6 +71,11 @@ class Soap(WrappedOptimizer, Optimizer):
         max_precondition_dim: Annotated[int, Ge(1)] = 10_000,
     ) -> None:
         require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+        require_bounds(
+            type(self),
+            precondition_frequency=precondition_frequency,
+            max_precondition_dim=max_precondition_dim,
+        )
         super().__init__(
             groups,
             library_class(self, LIBRARY, "SOAP"),
@@ -108,6 +113,7 @@ class AdEMAMix(WrappedOptimizer, Optimizer):
         weight_decay: Annotated[float, Ge(0)] = 0.1,
     ) -> None:
         require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+        require_bounds(type(self), beta3=beta3, alpha=alpha, warmup_steps=warmup_steps)
         super().__init__(
             groups,
             library_class(self, LIBRARY, "AdEMAMix"),
@@ -144,6 +150,7 @@ class Mars(WrappedOptimizer, Optimizer):
         weight_decay: Annotated[float, Ge(0)] = 0.1,
     ) -> None:
         require_bounds(type(self), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+        require_bounds(type(self), gamma=gamma)
         super().__init__(
             groups,
             library_class(self, LIBRARY, "MARS"),
