@@ -54,7 +54,7 @@ class Component:
     """Base of all components."""
 
     name: ClassVar[str]  # its name in recipes
-    citation: ClassVar[str] = ""  # BibTeX
+    citation: ClassVar[str] = ""  # BibTeX; `plugins check` asks for it
     # import names of optional packages of which it needs one; () if it needs none
     libraries: ClassVar[tuple[str, ...]] = ()
 
@@ -536,9 +536,9 @@ class Block(Layer, ABC):
 
 class Memory(Component, nn.Module, ABC):
     """Middleware around the key/value projection of one layer: which keys the layer attends to
-    besides the new tokens, and which state it keeps. Built as ``cls(dims, **options)``, once a
-    layer. Several stack; at most one of them has a ``length``. The state is returned and never
-    stored on the module.
+    besides the new tokens, and which state it keeps. Rows and queries share positions: a selection
+    by query is a mixer's (KVBlock.selected). Built as ``cls(dims, **options)``, once a layer.
+    Several stack; at most one has a ``length``. State is returned, never stored on the module.
     """
 
     length: int = 0  # how many tokens back a state reaches; replaying so many rebuilds it

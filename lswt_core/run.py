@@ -61,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     code = Session(arguments, recipe, registry, directory, check).run()
     if code == 0 and os.environ.get("RANK", "0") == "0":
         place, given = shlex.quote(str(directory)), shlex.quote(str(arguments.recipe))
-        generate = f'lswt_core generate {place} --prompt "def parse("'
-        print(next_commands(generate, f"lswt_core ablate {given} --swap ffn=gelu"))
+        files = [word for file in arguments.plugin for word in ("--plugin", str(file))]
+        plugins = f" {shlex.join(files)}" if files else ""
+        generate = f'lswt_core generate {place}{plugins} --prompt "def parse("'
+        print(next_commands(generate, f"lswt_core ablate {given}{plugins} --swap ffn=gelu"))
     return code
 
 

@@ -13,8 +13,10 @@ from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import DIMS, Subject
 from lswt_core.conformance.tensors import random_normal
 from lswt_core.interfaces import (
+    AttentionBackend,
     BlockParts,
     Dims,
+    KVBlock,
     LayerContext,
     LayerOutput,
     LossSum,
@@ -81,18 +83,56 @@ def uses_what_it_says(subject: Subject) -> None:
     unknown = sorted(uses - set(PARTS))
     require(not unknown, f"`uses` has {', '.join(unknown)}; parts are {', '.join(PARTS)}")
     parts = CalledParts(subject)
-    given = parts.mixer_parts()
-    if "memory" not in uses:
+    mix_two_segments(subject, parts, parts.mixer_parts())
+    unused = sorted(uses - parts.called)
+    require(not unused, f"`uses` has {', '.join(unused)}, which forward never calls")
+
+
+def mix_two_segments(subject: Subject, parts: CalledParts, given: MixerParts) -> None:
+    """Run the mixer, built with these parts, on two segments. Raises SkipTest if it reads what
+    other layers write.
+    """
+    if "memory" not in subject.component.uses:  # type: ignore[attr-defined]
         given = given._replace(memories={})
     mixer: Mixer = subject.build(DIMS, given).double()
+    if mixer.reads:
+        raise SkipTest("it reads what other layers write")
     initialise(mixer, seed=0, std=0.4)
     context = LayerContext(torch.arange(4), None, parts.builder("positional")(DIMS).double(), {})
     x = random_normal(1, 4, DIMS.d_model)
-    if mixer.reads:
-        raise SkipTest("it reads what other layers write")
     mixer(x, mixer(x, None, context).state, context)
-    unused = sorted(uses - parts.called)
-    require(not unused, f"`uses` has {', '.join(unused)}, which forward never calls")
+
+
+@rule(
+    "declared scores",
+    ("mixer",),
+    why=(
+        "the attention backend is chosen by what a mixer declares: one that cannot do what its"
+        " blocks carry fails in the run"
+    ),
+    fix="set transforms_scores, selects_keys or has_bias on the class",
+    after=("parts",),
+)
+@torch.no_grad()
+def declares_what_blocks_carry(subject: Subject) -> None:
+    """Transforms, selections and biases of its key blocks are declared."""
+    component: Any = subject.component
+    parts, seen = CalledParts(subject), list[KVBlock]()
+
+    def attention(dims: Dims) -> AttentionBackend:
+        backend: AttentionBackend = subject.reference("attention")(dims)
+        backend.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[0]))
+        return backend
+
+    mix_two_segments(subject, parts, parts.mixer_parts()._replace(attention=attention))
+    allowed = component.transforms_scores or ()
+    for block in seen:
+        transform = block.transform
+        declared = transform is None or isinstance(transform, allowed)
+        require(declared, f"transforms scores by {type(transform).__name__}, and declares none")
+        selects = block.selected is not None
+        require(component.selects_keys or not selects, "selects keys, and does not declare it")
+        require(component.has_bias or block.bias is None, "biases scores, and does not declare it")
 
 
 class Probe(StatefulFeedForward):

@@ -36,10 +36,13 @@ def check_parts(recipe: Recipe, registry: Registry) -> None:
                 used.add(chosen.table)
             else:
                 unused.setdefault((mixer.name, chosen.table), []).append(layer)
-    for (mixer_name, table), layers in unused.items():
-        is_memory = table.startswith("memory.")
-        if is_memory or table not in used:
-            raise Incompatible(unused_part(mixer_name, table, layers, recipe.model.n_layers))
+    refused = [
+        unused_part(mixer_name, table, layers, recipe.model.n_layers)
+        for (mixer_name, table), layers in unused.items()
+        if table.startswith("memory.") or table not in used
+    ]
+    if refused:
+        raise Incompatible("\n  and ".join(refused))
 
 
 def named_parts(components: object) -> Iterator[tuple[str, Chosen]]:

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lswt_core.interfaces import Dims, LayerContext, LayerOutput, Mixer, MixerParts, State
+from lswt_core.interfaces import (
+    Dims,
+    LayerContext,
+    LayerOutput,
+    Mixer,
+    MixerParts,
+    SoftCap,
+    State,
+)
 from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from mutants.expected import CITATION, caught_by
 
@@ -186,3 +194,14 @@ class GrowsForever(SoftmaxAttention, Mixer):
         before = () if state is None else (state["all"],)
         out = super().forward(x, state, context)
         return out._replace(state={**out.state, "all": torch.cat((*before, x), 1).detach()})
+
+
+@caught_by("declared scores")
+class CapsUndeclared(SoftmaxAttention, Mixer):
+    """Caps its scores without declaring it."""
+
+    name, citation = "caps-undeclared", CITATION
+
+    def __init__(self, dims: Dims, parts: MixerParts) -> None:
+        super().__init__(dims, parts)
+        self.transform = SoftCap(20.0)
