@@ -23,7 +23,7 @@ from lswt_core.recipe import Chosen
 from lswt_core.registry import Registry
 
 # Checks that ``plugins check`` alone makes. They are about words; or take seconds; or start
-# processes, read the run's own text or write where a tracker writes.
+# processes, read the run's own text or write where a tracker writes; or depend on a recipe's rates.
 LEFT_OUT = frozenset(
     {
         "documentation",
@@ -31,6 +31,7 @@ LEFT_OUT = frozenset(
         "bfloat16",
         "compile",
         "coordinate check",
+        "descent",
         "gradcheck",
         "huggingface",
         "long sequences",
