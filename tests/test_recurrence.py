@@ -17,7 +17,7 @@ from lswt_nope import NoPosition
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
-from lswt_core.plugin_api import fla_kernels
+import lswt_core.plugin_api.linear_attention as linear_attention_module
 from lswt_core.plugin_api.linear_attention import linear_attention
 from lswt_core.plugin_api.recurrence import CausalConvolution, document_starts, first_seen
 
@@ -192,7 +192,7 @@ def fla(monkeypatch: pytest.MonkeyPatch) -> None:
     simple.chunk_simple_gla = kernel_of(False)  # type: ignore[attr-defined]
     for module in (ModuleType("fla"), ModuleType("fla.ops"), delta, simple):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(fla_kernels, "can_run", lambda q, v: True)
+    monkeypatch.setattr(linear_attention_module, "fla_can_run", lambda q, v: True)
 
 
 @pytest.mark.parametrize("first", [None, FIRST, FIRST[:1]], ids=["one", "documents", "shared"])

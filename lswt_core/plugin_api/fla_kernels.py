@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,20 +29,20 @@ SCHEMA = (
 
 @assume_constant_result
 @cache
-def is_installed() -> bool:
+def fla_is_installed() -> bool:
     """Whether the package can be imported."""
     return find_spec("fla") is not None
 
 
-def can_run(q: Tensor, v: Tensor) -> bool:
+def fla_can_run(q: Tensor, v: Tensor) -> bool:
     """Whether the kernels run queries [B, T, H, K] and values [B, T, H, V], and are worth it: a
     single token takes no chunk.
     """
     fits = q.shape[1] > 1 and max(q.shape[-1], v.shape[-1]) <= MAX_WIDTH
-    return q.device.type == "cuda" and q.dtype in HALF and fits and is_installed()
+    return q.device.type == "cuda" and q.dtype in HALF and fits and fla_is_installed()
 
 
-def linear_attention(
+def fla_linear_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -99,10 +100,11 @@ def find_sequences(first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def run_kernel(tensors: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Run the kernel that the tensors ask for: with or without the delta rule."""
+    # by name: transformers asks for every package that an exported model's code imports
     if "beta" in tensors:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as kernel
+        kernel = import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     else:
-        from fla.ops.simple_gla import chunk_simple_gla as kernel
+        kernel = import_module("fla.ops.simple_gla").chunk_simple_gla
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     out, state = kernel(**contiguous, **options)
     return out, state
@@ -126,7 +128,8 @@ def forward_operator(
 
 
 @forward_operator.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Shapes and dtypes of the outputs and the next state."""
     shape = (*q.shape[:1], *q.shape[2:], v.shape[-1])
     wide = torch.promote_types(q.dtype, torch.float32)
     return torch.empty_like(v), q.new_empty(shape, dtype=wide)
@@ -147,7 +150,8 @@ def backward_operator(by_output: Tensor, by_state: Tensor, *inputs: Tensor | Non
 
 
 @backward_operator.register_fake
-def _(by_output: Tensor, by_state: Tensor, *inputs: Tensor | None) -> list[Tensor]:
+def backward_shapes(by_output: Tensor, by_state: Tensor, *inputs: Tensor | None) -> list[Tensor]:
+    """Shapes and dtypes of the gradients."""
     return [torch.empty_like(t) for t in inputs[:-1] if t is not None]
 
 

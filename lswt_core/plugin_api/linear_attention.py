@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lswt_core.plugin_api import fla_kernels
+from lswt_core.plugin_api.fla_kernels import fla_can_run, fla_linear_attention
 from lswt_core.plugin_api.recurrence import at_least_float32, split_chunks, without_autocast
 
 CHUNK = 64  # tokens
@@ -40,8 +40,8 @@ def linear_attention(
     returns. Computed in float32 or wider, in chunks; on CUDA, half-precision inputs go to
     flash-linear-attention's kernels if they are installed and ``use_fla``.
     """
-    if use_fla and fla_kernels.can_run(q, v):
-        return fla_kernels.linear_attention(q, k, v, log_decay, write, state, first)
+    if use_fla and fla_can_run(q, v):
+        return fla_linear_attention(q, k, v, log_decay, write, state, first)
     with without_autocast(q):
         wide = at_least_float32(q), at_least_float32(k), at_least_float32(v)
         write = None if write is None else at_least_float32(write)
