@@ -62,7 +62,7 @@ class MaximalUpdate(Parametrisation):
         return Scaling(init, 1 / fan_in, fan_in if self.independent_weight_decay else 1.0)
 
 
-class Spectral(Parametrisation):
+class Spectral(MaximalUpdate, Parametrisation):
     """The spectral condition for feature learning (Yang, Simon and Bernstein 2023, arXiv
     2310.17813), for Adam-like updates: a matrix and its updates have spectral norms of order
     sqrt(fan-out / fan-in).
@@ -79,12 +79,9 @@ class Spectral(Parametrisation):
   journal={arXiv preprint arXiv:2310.17813}, year={2023}}"""
 
     def __init__(self, *, base_d_model: Width = 256, independent_weight_decay: bool = True) -> None:
-        self.base_d_model = base_d_model
-        self.independent_weight_decay = independent_weight_decay
-
-    def base_dims(self, dims: Dims) -> Dims:
-        """The model of width ``base_d_model``, with heads as wide and as many layers."""
-        return narrow(dims, self.base_d_model)
+        super().__init__(
+            base_d_model=base_d_model, independent_weight_decay=independent_weight_decay
+        )
 
     def scaling(self, parameter: ParameterInfo) -> Scaling:
         """The condition's factors for a matrix."""
