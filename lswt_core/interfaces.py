@@ -846,6 +846,9 @@ class Optimizer(Component, torch.optim.Optimizer):
     shares_forward: bool = False
     # Share of a step's rows that ``update_curvature`` uses; it calls Objective.subset itself.
     fraction: float = 1.0
+    # What an update needs at once of a parameter that is cut over ranks: an element and its state,
+    # or all of the parameter, which is then gathered. See ``lswt_core.plugin_api.sharded_tensor``.
+    unit: Literal["element", "matrix"] = "element"
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for copies and pickles, with the attributes that options may be stored in.

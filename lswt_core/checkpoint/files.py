@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from lswt_core.checkpoint.pieces import Piece
 from lswt_core.plugin_api.atomic_write import fsync
 
 DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
@@ -28,6 +28,9 @@ DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
 }
 
 
+PIECES = "pieces"  # metadata of a safetensors file: where pieces lie in their tensors
+
+
 class Written(NamedTuple):
     """Size and hash of a written file; the hash is of the data as passed to the disk."""
 
@@ -38,14 +41,18 @@ class Written(NamedTuple):
 class Files:
     """File-system operations."""
 
-    def write_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> Written:
-        """Write tensors in the safetensors format, copying one at a time to the host.
+    def write_tensors(self, path: Path, tensors: Mapping[str, Piece]) -> Written:
+        """Write tensors in the safetensors format, copying one at a time to the host. Where there
+        are pieces of larger tensors, the header's metadata has "pieces": the ``offsets`` of each,
+        and the ``shape`` of the whole, as JSON.
 
         Tensors that share storage or are not contiguous are stored in full; the safetensors library
         refuses the former, and hashing its file would need a second read.
         """
         # the format allows no padding between tensors; widest types first keeps all aligned
-        ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+        ordered = sorted(
+            tensors.items(), key=lambda item: (-item[1].tensor.element_size(), item[0])
+        )
         return _write(path, _safetensors(ordered))
 
     def write_bytes(self, path: Path, content: bytes) -> Written:
@@ -84,10 +91,19 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
     return Written(size, digest.hexdigest())
 
 
-def _safetensors(named: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+def _safetensors(named: Sequence[tuple[str, Piece]]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file: header length, header, tensors."""
-    header, end = {}, 0
-    for name, tensor in named:
+    header: dict[str, Any] = {}
+    places = {
+        name: {"offsets": piece.offsets, "shape": piece.shape}
+        for name, piece in named
+        if not piece.is_whole
+    }
+    if places:
+        header["__metadata__"] = {PIECES: json.dumps(places)}
+    end = 0
+    for name, piece in named:
+        tensor = piece.tensor
         begin, end = end, end + tensor.nbytes
         header[name] = {
             "dtype": DTYPES[tensor.dtype],
@@ -97,5 +113,5 @@ def _safetensors(named: Sequence[tuple[str, Tensor]]) -> Iterator[bytes | memory
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # aligns the data
     yield len(encoded).to_bytes(8, "little") + encoded
-    for _, tensor in named:
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    for _, piece in named:
+        yield piece.tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

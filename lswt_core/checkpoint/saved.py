@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import torch
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, StringConstraints
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
+from lswt_core.checkpoint.files import DTYPES, PIECES
 from lswt_core.errors import CheckpointError
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+DTYPE_OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 # a base name, so that no path leads out of the directory
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -46,6 +50,49 @@ class Manifest(BaseModel):
         return self.model_copy(update={"sha256": hash_manifest(self.model_dump())})
 
 
+class StoredPiece(NamedTuple):
+    """A tensor in a safetensors file, and where it lies in the whole."""
+
+    path: Path
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is all of the tensor."""
+        return self.sizes == self.shape
+
+    def read(self, *part: slice) -> Tensor:
+        """The tensor, or a part of it; memory-mapped."""
+        with safe_open(self.path, "pt") as file:
+            if not part:
+                return file.get_tensor(self.name)
+            return file.get_slice(self.name)[part]
+
+
+def read_places(path: Path) -> dict[str, StoredPiece]:
+    """What a safetensors file holds, by name."""
+    stored = {}
+    with safe_open(path, "pt") as file:
+        places = json.loads((file.metadata() or {}).get(PIECES, "{}"))
+        for name in file.keys():  # noqa: SIM118 no mapping
+            piece = file.get_slice(name)
+            sizes = tuple(piece.get_shape())
+            place = places.get(name, {"offsets": [0] * len(sizes), "shape": sizes})
+            stored[name] = StoredPiece(
+                path,
+                name,
+                DTYPE_OF_NAME[piece.get_dtype()],
+                sizes,
+                tuple(place["offsets"]),
+                tuple(place["shape"]),
+            )
+    return stored
+
+
 class Saved:
     """A verified checkpoint."""
 
@@ -55,10 +102,32 @@ class Saved:
         self.step = manifest.step
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of a group, on the CPU."""
-        mapped = load_file(self._file(f"{group}.safetensors"))
-        # copied, because a memory-mapped tensor would keep the disk space of a pruned checkpoint
-        return {name: tensor.clone() for name, tensor in mapped.items()}
+        """The tensors of a group, on the CPU, put together where several ranks wrote them."""
+        whole: dict[str, Tensor] = {}
+        for path in self.files_of(group):
+            for name, stored in read_places(path).items():
+                # copied: a memory-mapped tensor would keep the disk space of a pruned checkpoint
+                if stored.is_whole:
+                    whole[name] = stored.read().clone()
+                    continue
+                if name not in whole:
+                    whole[name] = torch.empty(stored.shape, dtype=stored.dtype)
+                begin = zip(stored.offsets, stored.sizes, strict=True)
+                whole[name][tuple(slice(o, o + n) for o, n in begin)] = stored.read()
+        return whole
+
+    def files_of(self, group: str) -> list[Path]:
+        """The files of a group: one, or one of each rank that wrote some of it."""
+        name = re.compile(rf"{re.escape(group)}(-\d{{5}}-of-\d{{5}})?\.safetensors")
+        files = [file for file in self.manifest.files if name.fullmatch(file)]
+        return [self._file(file) for file in files or [f"{group}.safetensors"]]
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of all groups of tensors."""
+        files = [file for file in self.manifest.files if file.endswith(".safetensors")]
+        suffix = re.compile(r"(-\d{5}-of-\d{5})?\.safetensors$")
+        return sorted({suffix.sub("", file) for file in files})
 
     def holds(self, name: str) -> bool:
         """Whether there is a JSON document of that name."""
@@ -87,14 +156,15 @@ def hash_manifest(manifest: Mapping[str, Any]) -> str:
     return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def verify(path: Path, *, contents: bool = True) -> Saved:
+def verify(path: Path, *, hashed: Container[int] | None = None) -> Saved:
     """Verify a checkpoint directory against its manifest. Raises CheckpointError, naming the file
-    and the fault. ``contents=False`` compares sizes, not hashes.
+    and the fault. Of files whose numbers in the manifest are not among ``hashed`` only the sizes
+    are compared; None: all are hashed.
     """
     try:
         manifest = _read_manifest(path)
-        for name, record in manifest.files.items():
-            _check_file(path / name, record, contents)
+        for number, (name, record) in enumerate(manifest.files.items()):
+            _check_file(path / name, record, hashed is None or number in hashed)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return Saved(path, manifest)

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from lswt_core.checkpoint.files import DTYPES, Files
+from lswt_core.checkpoint.files import DTYPES, Files, Written
+from lswt_core.checkpoint.pieces import Piece, piece_of
 from lswt_core.checkpoint.saved import (
     MANIFEST,
     FileName,
@@ -62,13 +63,28 @@ class Store:
         """
         for step in reversed(self.steps()):
             try:
-                saved = verify(self._path(step))
+                saved = verify(self.path(step))
             except CheckpointError as error:
                 notice(f"checkpoint skipped: {error}")
             else:
                 self._verified.add(step)
                 return saved
         return None
+
+    def open(self, step: int) -> Saved:
+        """A checkpoint that was verified. Raises CheckpointError if its files are incomplete."""
+        return verify(self.path(step), hashed=())
+
+    def fault(self, step: int, hashed: Container[int]) -> str:
+        """What is wrong with a checkpoint, of whose files those numbers are hashed; "" if it is
+        intact.
+        """
+        try:
+            verify(self.path(step), hashed=hashed)
+        except CheckpointError as error:
+            return str(error)
+        self._verified.add(step)
+        return ""
 
     def save(
         self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
@@ -79,26 +95,40 @@ class Store:
         The checkpoint appears complete or not at all; afterwards all but the newest ``keep`` are
         removed. An existing checkpoint of the step is kept if it verifies, else renamed.
         """
-        _check_tensors(tensors)
-        encoded = _encode(documents)
-        if self._is_intact(step):
-            return self._path(step)
+        check_tensors(tensors)
+        encoded = encode(documents)
+        if self.is_intact(step):
+            return self.path(step)
         temporary = self._temporary(step)
         try:
             self._prepare()
             self._write(temporary, step, tensors, encoded)
-            self._publish(temporary, step)
-            self._prune()
+            self.publish(temporary, step)
         except BaseException as error:
+            self.abandon(temporary)
+            needed = sum(t.nbytes for members in tensors.values() for t in members.values())
+            explained = self.explain(error, step, needed)
+            if explained is error:
+                raise
+            raise explained from error
+        return self.path(step)
+
+    def path(self, step: int) -> Path:
+        """The directory of a step's checkpoint."""
+        return self.directory / directory_name(step)
+
+    def begin(self, step: int) -> Path:
+        """Create a temporary directory for the files of a checkpoint."""
+        self._prepare()
+        temporary = self._temporary(step)
+        self.files.mkdir(temporary)
+        return temporary
+
+    def abandon(self, temporary: Path | None) -> None:
+        """Remove the files of a checkpoint that failed."""
+        if temporary is not None:
             with suppress(OSError):
                 self.files.remove_tree(temporary)
-            if isinstance(error, OSError):
-                raise self._explain_failure(error, step, tensors) from error
-            raise
-        return self._path(step)
-
-    def _path(self, step: int) -> Path:
-        return self.directory / directory_name(step)
 
     def _temporary(self, step: int) -> Path:
         return self.directory / f".tmp-{step}-{secrets.token_hex(4)}"
@@ -120,62 +150,77 @@ class Store:
     ) -> None:
         """Write and fsync all files, the manifest last."""
         self.files.mkdir(path)
-        written = {}
+        written: dict[str, Written] = {}
         for group, members in tensors.items():
-            written[f"{group}.safetensors"] = self.files.write_tensors(
-                path / f"{group}.safetensors", members
-            )
+            pieces = {name: piece_of(tensor) for name, tensor in members.items()}
+            written |= self.write_group(path, f"{group}.safetensors", pieces)
+        self.seal(path, step, written, documents)
+
+    def write_group(self, path: Path, name: str, pieces: Mapping[str, Piece]) -> dict[str, Written]:
+        """Write and fsync a file of tensors; returns its entry in the manifest."""
+        written = self.files.write_tensors(path / name, pieces)
+        self.files.fsync(path / name)
+        return {name: written}
+
+    def seal(
+        self,
+        path: Path,
+        step: int,
+        written: Mapping[str, Written],
+        documents: Mapping[str, bytes],
+    ) -> None:
+        """Write and fsync the documents, and the manifest of all files."""
+        written = dict(written)
         for name, document in documents.items():
             written[f"{name}.json"] = self.files.write_bytes(path / f"{name}.json", document)
-        for name in written:
-            self.files.fsync(path / name)
+            self.files.fsync(path / f"{name}.json")
         records = {name: Record(**file._asdict()) for name, file in written.items()}
         manifest = Manifest(step=step, files=records).sealed()
         self.files.write_bytes(path / MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.files.fsync(path / MANIFEST)
         self.files.fsync_directory(path)
 
-    def _publish(self, temporary: Path, step: int) -> None:
-        """Rename a complete checkpoint to its final name."""
-        target = self._path(step)
+    def publish(self, temporary: Path, step: int) -> None:
+        """Rename a complete checkpoint to its final name, and remove old ones."""
+        target = self.path(step)
         if target.exists():  # it does not verify, else nothing would have been written
             damaged = f"{target.name}-damaged-{secrets.token_hex(4)}"
             self.files.rename(target, self.directory / damaged)
         self.files.rename(temporary, target)
         self.files.fsync_directory(self.directory)
         # sizes only: content was hashed while it was written, and would be read from the page cache
-        verify(target, contents=False)
+        verify(target, hashed=())
         self._verified.add(step)
+        self._prune()
 
     def _prune(self) -> None:
         """Remove checkpoints older than the newest ``keep`` that verify."""
         steps = self.steps()
         intact = 0
         while steps and intact < self.keep:
-            intact += self._is_intact(steps.pop())
+            intact += self.is_intact(steps.pop())
         for step in steps:
             # renamed first, so that no half-removed directory has a checkpoint's name
             obsolete = self._temporary(step)
-            self.files.rename(self._path(step), obsolete)
+            self.files.rename(self.path(step), obsolete)
             self.files.remove_tree(obsolete)
 
-    def _is_intact(self, step: int) -> bool:
+    def is_intact(self, step: int) -> bool:
         """Whether a checkpoint exists and verifies. Content is hashed once a process."""
         try:
-            verify(self._path(step), contents=step not in self._verified)
+            verify(self.path(step), hashed=() if step in self._verified else None)
         except CheckpointError:
             return False
         self._verified.add(step)
         return True
 
-    def _explain_failure(
-        self, error: OSError, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
-    ) -> Exception:
-        """The error for a failed save."""
+    def explain(self, error: BaseException, step: int, needed: int) -> BaseException:
+        """The error for a save that failed, of so many bytes; anything but an OSError as it is."""
+        if not isinstance(error, OSError):
+            return error
         where = f"the checkpoint of step {step} cannot be saved in {self.directory}"
         if error.errno not in DISK_FULL:
             return CheckpointError(f"{where}: {error}; earlier checkpoints are untouched")
-        needed = sum(tensor.nbytes for members in tensors.values() for tensor in members.values())
         existing = self.directory if self.directory.is_dir() else self.directory.parent
         free = shutil.disk_usage(existing).free
         return ResourceError(
@@ -184,7 +229,7 @@ class Store:
         )
 
 
-def _check_tensors(groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_tensors(groups: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Raise CheckpointError for tensors that safetensors cannot store."""
     for group, members in groups.items():
         _check_name(group)
@@ -196,7 +241,7 @@ def _check_tensors(groups: Mapping[str, Mapping[str, Tensor]]) -> None:
                 )
 
 
-def _encode(documents: Mapping[str, Any]) -> dict[str, bytes]:
+def encode(documents: Mapping[str, Any]) -> dict[str, bytes]:
     """Encode documents as JSON. Raises CheckpointError."""
     encoded = {}
     for name, document in documents.items():

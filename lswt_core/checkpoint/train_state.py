@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lswt_core.checkpoint.values import escape_key, fill_outline, outline, unescape_key
 from lswt_core.errors import CheckpointError
 from lswt_core.interfaces import Optimizer
+from lswt_core.plugin_api.sharded_tensor import local_tensor
 
 # Group entries that are not saved: options come from the recipe, the rate from the schedule.
 UNSAVED = (
@@ -31,7 +32,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into a model's parameters and buffers. Raises CheckpointError unless names and
+    """Copy tensors, or this rank's pieces of them, into a model's parameters and buffers. Raises CheckpointError unless names and
     dtypes are the model's.
     """
     state = model.state_dict()
@@ -48,7 +49,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                     f"checkpoint and model differ in {name}: {tensors[name].dtype} there,"
                     f" {tensor.dtype} here"
                 )
-            tensor.copy_(tensors[name])
+            local_tensor(tensor).copy_(tensors[name])
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -125,6 +126,12 @@ def restore_dtype(loaded: Any, saved: Any) -> Any:
     if isinstance(loaded, list | tuple) and isinstance(saved, list | tuple):
         return type(saved)(restore_dtype(*pair) for pair in zip(loaded, saved, strict=True))
     return saved
+
+
+def named_parameters(optimizer: Optimizer) -> dict[str, Tensor]:
+    """An optimizer's parameters by name."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return dict(zip(parameter_names(optimizer), parameters, strict=True))
 
 
 def parameter_names(optimizer: Optimizer) -> list[str]:

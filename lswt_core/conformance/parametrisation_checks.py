@@ -135,7 +135,7 @@ def build_decoder(
     """A reference model with the parametrisation's initial values."""
     decoder = subject.meta_decoder(dims).to_empty(device="cpu")
     initialise(decoder, seed=0, std=std)
-    scale_initial_values(decoder, scalings)
+    scale_initial_values(decoder.named_parameters(), scalings)
     return decoder
 
 

@@ -142,13 +142,14 @@ def open_held_out(recipe: Recipe, corpus: Corpus, world: World, unigram: float) 
         corpus.valid,
         corpus.tokenizer.eos_id,
         global_batch_size=batch_size,
-        rows=world.share(batch_size),
+        rows=world.share(batch_size) or range(1),
         seq_len=seq_len,
         seed=0,
         document_masking=recipe.train.document_masking,
         shuffle=False,
     )
-    return HeldOut(corpus.valid, rows, max(1, tokens_per_row // seq_len), unigram)
+    segments, is_idle = max(1, tokens_per_row // seq_len), not world.share(batch_size)
+    return HeldOut(corpus.valid, rows, segments, unigram, is_idle)
 
 
 def unigram_baseline(recipe: Recipe, corpus: Corpus) -> float:

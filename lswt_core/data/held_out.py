@@ -14,3 +14,6 @@ class HeldOut(NamedTuple):
     rows: ContiguousRows  # unshuffled
     segments: int  # number of segments that every row evaluates
     unigram_perplexity: float  # baseline; NaN for a stream
+    # this rank has no rows: it runs one that is another's, because all ranks gather parameters
+    # together, and counts nothing
+    is_idle: bool = False

@@ -74,7 +74,7 @@ class InferenceEngine:
         """Hidden states [B, M] -> logits [B, V], at least float32; raises NumericsError if one is
         not finite.
         """
-        return compute_logits(self.decoder, self.precision, states)
+        return compute_logits(self.decoder.vocabulary.logits, self.precision, states)
 
     def start(self, pad_lengths: Tensor | None = None) -> CachedSequence:
         """Begin a batch of texts with the current weights. ``pad_lengths`` [B] is how many ids at
@@ -114,7 +114,7 @@ class CachedSequence:
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states [B, M] -> logits [B, V], as ``InferenceEngine.logits``."""
-        return compute_logits(self.decoder, self.engine.precision, states)
+        return compute_logits(self.decoder.vocabulary.logits, self.engine.precision, states)
 
     def read_segment(self, ids: Tensor) -> Tensor:
         """Run a segment. With rolling KV caches its positions count from the beginning of the text,
@@ -184,12 +184,14 @@ def last_ids(before: Tensor | None, ids: Tensor, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def compute_logits(decoder: Decoder, precision: Precision, states: Tensor) -> Tensor:
+def compute_logits(
+    head: Callable[[Tensor], Tensor], precision: Precision, states: Tensor
+) -> Tensor:
     """Hidden states [B, M] -> logits [B, V], at least float32; raises NumericsError if one is not
     finite.
     """
     with precision.autocast(states.device), single_row_kernels(states):
-        logits = decoder.vocabulary.logits(states)
+        logits = head(states)
     if not logits.isfinite().all():
         raise NumericsError(
             "the model's logits are not finite: go back to an earlier checkpoint, or compute in"

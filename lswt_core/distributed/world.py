@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lswt_core.device import device_count, pick_device
 from lswt_core.distributed.launch import read_launcher
@@ -22,13 +22,17 @@ BARRIER_TIMEOUT = timedelta(days=7)
 
 
 class World(NamedTuple):
-    """The data-parallel ranks of a run: each has the whole model and its own rows of the batch."""
+    """The data-parallel ranks of a run: each has its own rows of the batch, and a piece of the model
+    (see ``distributed.sharding``).
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
     # all ranks, on the CPU, with BARRIER_TIMEOUT; None: torch's default group
     patient: dist.ProcessGroup | None = None
+    # ranks as (replicas of the model, shards of a replica); None: one process
+    mesh: DeviceMesh | None = None
 
     @classmethod
     def join(cls) -> World:
@@ -50,6 +54,28 @@ class World(NamedTuple):
             device,
             dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
         )
+
+    def n_shards(self, wanted: int | Literal["all"]) -> int:
+        """Over how many ranks a replica of the model is cut, from ``train.shard``. Raises
+        ResourceError if that does not divide the number of ranks.
+        """
+        shards = self.size if wanted == "all" else wanted
+        if self.size % shards:
+            valid = [n for n in range(1, self.size + 1) if self.size % n == 0]
+            raise ResourceError(
+                f"train.shard = {wanted} does not divide {self.size} processes; choose"
+                f" {', '.join(map(str, valid))} or 'all'"
+            )
+        return shards
+
+    def with_mesh(self, shard: int | Literal["all"]) -> World:
+        """The same ranks, arranged as replicas of shards. Raises ResourceError."""
+        shards = self.n_shards(shard)
+        if self.size == 1:
+            return self
+        shape = (self.size // shards, shards)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicas", "shards"))
+        return self._replace(mesh=mesh)
 
     def leave(self) -> None:
         """Destroy the process group."""
@@ -97,26 +123,6 @@ class World(NamedTuple):
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """All-reduce every parameter's gradient to its sum over ranks: each rank's loss is its
-        share of the batch's mean.
-        """
-        if self.size == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-
-    def gather_rows(self, tensor: Tensor) -> Tensor:
-        """All-gather rows (dimension 0), in global order."""
-        if self.size == 1:
-            return tensor
-        tensor = tensor.contiguous()
-        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(gathered, tensor)
-        return torch.cat(gathered)
 
     def gather_texts(self, text: str) -> list[str]:
         """All-gather a string: those of all ranks, by rank."""

@@ -4,11 +4,12 @@ device, then allocate and initialise parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
@@ -131,14 +132,47 @@ def decoder_spec(recipe: Recipe, registry: Registry, choice: AttentionChoice) ->
     )
 
 
-def materialise(loss: TrainModule, recipe: Recipe, device: torch.device) -> None:
+def materialise(
+    loss: TrainModule,
+    recipe: Recipe,
+    device: torch.device,
+    shard: Callable[[nn.Module], None] | None = None,
+) -> None:
     """Move the model from the meta device to ``device`` and initialise every parameter; blocks
     are marked to be compiled at their first call where ``train.compile`` says so.
+
+    Block by block: ``shard`` is called with each once it has its values, and with the whole at
+    last, so that no device ever holds more than one block whole.
     """
-    loss.to_empty(device=device)
-    initialise(loss, seed=recipe.train.seed, std=recipe.model.init_std)
-    scale_initial_values(loss, loss.scalings)
+    blocks = list(loss.decoder.blocks)
+    in_blocks = {part for block in blocks for part in block.modules()}
+    for i, block in enumerate(blocks):
+        block.to_empty(device=device)
+        give_values(loss, block, recipe, f"decoder.blocks.{i}")
+        if shard is not None:
+            shard(block)
+    for module in loss.modules():
+        if module not in in_blocks:
+            module.to_empty(device=device, recurse=False)
+    give_values(loss, loss, recipe, without=blocks)
+    if shard is not None:
+        shard(loss)
     if should_compile(recipe.train.compile, device):
         compile_blocks(loss.decoder.blocks)
         if loss.cross_entropy is not None:
             loss.cross_entropy.compile_kernels()
+
+
+def give_values(
+    loss: TrainModule,
+    part: nn.Module,
+    recipe: Recipe,
+    prefix: str = "",
+    without: Sequence[nn.Module] = (),
+) -> None:
+    """Give a part of the model its initial values, but for the modules ``without``."""
+    seed, std = recipe.train.seed, recipe.model.init_std
+    initialise(part, seed=seed, std=std, prefix=prefix, without=without)
+    left_out = {p for module in without for p in module.parameters()}
+    named = part.named_parameters(prefix=prefix)
+    scale_initial_values([(name, p) for name, p in named if p not in left_out], loss.scalings)

@@ -25,6 +25,7 @@ from lswt_core.interfaces import (
 from lswt_core.model.parameters import apply_group_factors, build_parameter_groups
 from lswt_core.model.spec import Builder, dims_from_tables, fill_components
 from lswt_core.model.train_module import TrainModule
+from lswt_core.plugin_api.sharded_tensor import is_sharded
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
@@ -125,9 +126,17 @@ def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
 
 
 def build_optimizer(recipe: Recipe, registry: Registry, loss: TrainModule) -> Optimizer:
-    """The optimizer over the trainable parameters of ``loss``."""
+    """The optimizer over the trainable parameters of ``loss``, which may be sharded."""
     groups = build_parameter_groups(loss, recipe.groups, loss.scalings)
-    optimizer: Optimizer = build_component(registry, recipe.one("optimizer"), groups)
+    build = partial(build_component, registry, recipe.one("optimizer"))
+    optimizer: Optimizer
+    is_cut = any(is_sharded(p) for group in groups for p in group["params"])
+    if is_cut and optimizer_class(recipe, registry).unit == "matrix":
+        from lswt_core.distributed.whole_matrices import WholeMatrices
+
+        optimizer = WholeMatrices(groups, build)
+    else:
+        optimizer = build(groups)
     apply_group_factors(optimizer)
     # raises now rather than at the first curvature update
     spaced_rows(optimizer.fraction, recipe.train.batch_size)

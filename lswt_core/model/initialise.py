@@ -4,7 +4,7 @@ parameter's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -13,7 +13,14 @@ from lswt_core.errors import PluginError
 from lswt_core.plugin_api.seeding import derive_seed
 
 
-def initialise(model: nn.Module, *, seed: int, std: float) -> None:
+def initialise(
+    model: nn.Module,
+    *,
+    seed: int,
+    std: float,
+    prefix: str = "",
+    without: Sequence[nn.Module] = (),
+) -> None:
     """Initialise every parameter from its own random stream, derived from the seed and its name:
     adding a component changes no other parameter, so that the arms of an ablation start equal.
 
@@ -21,8 +28,11 @@ def initialise(model: nn.Module, *, seed: int, std: float) -> None:
     that a module lists in ``matrix_parameters``. Any other module, and a subclass of these with its
     own ``reset_parameters``, is initialised by that method, torch's convention. Children come
     before their parents, so that a parent may change them.
+
+    ``prefix`` is the module's name in the model that it is part of; submodules ``without`` are left
+    out.
     """
-    for name, module in children_first(model):
+    for name, module in children_first(model, prefix, without):
         for key in getattr(module, "matrix_parameters", ()):
             weight = module.get_parameter(key)
             fill_normal(weight, std, derive_seed(seed, "init", f"{name}.{key}"))
@@ -36,10 +46,12 @@ def initialise(model: nn.Module, *, seed: int, std: float) -> None:
                 fill_normal(parameter, std, derive_seed(seed, "init", f"{name}.{key}"))
 
 
-def children_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def children_first(
+    model: nn.Module, prefix: str = "", without: Sequence[nn.Module] = ()
+) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module once, under its name in ``named_modules``, children before parents."""
-    names = {module: name for name, module in model.named_modules()}
-    seen: set[nn.Module] = set()
+    names = {module: name for name, module in model.named_modules(prefix=prefix)}
+    seen = {part for module in without for part in module.modules()}
 
     def walk(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module not in seen:

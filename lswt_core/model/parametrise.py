@@ -4,10 +4,10 @@ parameter's role and its shape in the model and in a base model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lswt_core.errors import Incompatible, PluginError
 from lswt_core.interfaces import Dims, ParameterInfo, Parametrisation, Scaling
@@ -66,8 +66,10 @@ def parameter_roles(model: nn.Module) -> Iterator[tuple[str, tuple[str, tuple[in
 
 
 @torch.no_grad()
-def scale_initial_values(model: nn.Module, scalings: Mapping[str, Scaling]) -> None:
-    """Multiply initial values by their factors."""
-    for name, parameter in model.named_parameters():
+def scale_initial_values(
+    named: Iterable[tuple[str, Tensor]], scalings: Mapping[str, Scaling]
+) -> None:
+    """Multiply the initial values of named parameters by their factors."""
+    for name, parameter in named:
         if name in scalings:
             parameter.mul_(scalings[name].init)

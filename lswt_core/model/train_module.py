@@ -44,6 +44,9 @@ class BatchLoss(NamedTuple):
 class TrainModule(nn.Module):
     """Decoder, cross-entropy and auxiliary losses: from a batch to its loss."""
 
+    # besides ``forward``: what else of the model is called on its own, with parameters in place
+    forward_methods = ("hidden_states", "logits")
+
     def __init__(
         self,
         decoder: Decoder,
@@ -105,6 +108,20 @@ class TrainModule(nn.Module):
             term = LossSum(score.sampled, count_labels(batch, draws.rows))
             sampled = mean_loss(term, SAMPLED, counts)
         return BatchLoss(torch.stack(shares).sum(), next_state, terms, score.correct, sampled)
+
+    def hidden_states(
+        self,
+        inputs: Tensor,
+        state: tuple[Mapping[str, Any], ...] | None = None,
+        first_visible: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[dict[str, Any], ...]]:
+        """The decoder alone: token ids [B, T] -> hidden states [B, T, M] and the next state."""
+        states, next_state = self.decoder(inputs, state, first_visible)
+        return states, next_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The head alone: hidden states [..., M] -> logits [..., V]."""
+        return self.decoder.vocabulary.logits(states)
 
     def auxiliary_terms(
         self,

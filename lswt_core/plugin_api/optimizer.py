@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from lswt_core.interfaces import Optimizer
+from lswt_core.plugin_api.sharded_tensor import local_tensor
 
 BUCKET = 1 << 24  # elements, 64 MB in float32: enough to keep any device busy
 BUCKET_CPU = 1 << 18  # all that an update of so many touches stays in a core's cache
@@ -62,11 +63,19 @@ class BucketOptimizer(Optimizer, ABC):
             slices: list[ParameterSlice] = []
             for p in group["params"]:
                 if p.grad is not None:
-                    whole = ParameterSlice(p, p.grad, self.prepare(group, p))
-                    slices += split_for_cache(whole)
+                    slices += split_for_cache(self.local_slice(group, p, p.grad))
             for bucket in group_into_buckets(slices):
                 self.update_wide(group, bucket)
         return loss
+
+    def local_slice(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> ParameterSlice:
+        """The piece of a parameter that this rank holds, with those of its gradient and moments."""
+        state = self.prepare(group, p)
+        pieces = {
+            key: local_tensor(value) if isinstance(value, Tensor) else value
+            for key, value in state.items()
+        }
+        return ParameterSlice(local_tensor(p), local_tensor(gradient), pieces)
 
     def update_wide(self, group: dict[str, Any], slices: list[ParameterSlice]) -> None:
         """Call ``update`` with gradients and moments in float32 or wider, and store the moments."""

@@ -20,6 +20,8 @@ class WrappedOptimizer(Optimizer):
     state and parameter groups. The inner optimizer's state is saved and restored as any other's.
     """
 
+    unit = "matrix"  # what the other needs of a parameter is not known
+
     def __init__(
         self,
         groups: Iterable[Any],

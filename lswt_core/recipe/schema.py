@@ -87,6 +87,8 @@ class Train(Table):
     batch_size: Size = 480  # rows of all ranks together (effective batch size)
     seq_len: Size = 2048  # sequence length: new tokens a row reads per step
     micro_batch_size: Size | None = None  # rows per forward pass; None: all of a process's
+    # ranks that hold one replica of the model, each a piece of it; all: every rank; 1: a replica each
+    shard: Size | Literal["all"] = 1
     tokens: Amount | None = None  # length of the run; give this or steps
     steps: Steps | None = None
     grad_clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped

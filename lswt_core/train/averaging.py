@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import Optimizer, WeightAverage
 from lswt_core.model.components import build_average
+from lswt_core.plugin_api.sharded_tensor import local_tensor, local_tensors
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -30,8 +31,8 @@ class AveragedWeights:
         """Move the average towards the weights after update number ``step``, the first being 1."""
         rate = self.average.rate(step)
         if rate:
-            current = [widened(p) for p in self.weights.values()]
-            torch._foreach_lerp_(list(self.averages.values()), current, rate)
+            current = [widened(p) for p in local_tensors(list(self.weights.values()))]
+            torch._foreach_lerp_(local_tensors(list(self.averages.values())), current, rate)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -61,7 +62,7 @@ class AveragedWeights:
     def copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         """Copy every tensor of ``target`` from the one of its name."""
         for name, tensor in target.items():
-            tensor.copy_(source[name])
+            local_tensor(tensor).copy_(local_tensor(source[name]))
 
 
 def widened(parameter: Tensor) -> Tensor:

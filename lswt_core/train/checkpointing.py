@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -21,6 +22,7 @@ from lswt_core.recipe import Recipe
 from lswt_core.train.finite import find_nonfinite
 from lswt_core.train.memory_state import capture_memory, restore_memory
 from lswt_core.train.metrics import Metrics
+from lswt_core.train.restored_pieces import read_group
 from lswt_core.train.trainer import Trainer, TrainerState
 
 SHOWN_NAMES = 3  # of tensors, in an error
@@ -31,6 +33,8 @@ class Checkpointer:
     """Saves a trainer to a store and restores it. A checkpoint holds parameters, optimizer state,
     memory states, counters, loss scale and data position. Where weights are averaged, the model's
     parameters are the average, and "trained" holds the weights that training goes on with.
+
+    All ranks save and restore together, each its pieces of the tensors and its rows' memories.
     """
 
     trainer: Trainer
@@ -54,23 +58,22 @@ class Checkpointer:
         trained = {} if trainer.average is None else trainer.average.trained_tensors()
         with trainer.eval_parameters():
             moments, scalars = optimizer_state(trainer.optimizer)
-            world = trainer.context.world
             groups = {
                 "model": model_tensors(trainer.context.loss),
                 "optimizer": moments,
-                "memory": {name: world.gather_rows(tensor) for name, tensor in memory.items()},
+                "memory": memory,
             }
             if trained:
                 groups["trained"] = trained
             self.require_finite(groups)
-            if world.rank == 0:
-                self.write(groups, self.documents(scalars, outline))
-        world.wait()
+            self.write(groups, self.documents(self.merged(scalars), outline))
         trainer.saved_step = trainer.state.step
 
     def require_finite(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Raise NumericsError if a tensor has an infinite or NaN element."""
-        names = find_nonfinite(groups)
+        """Raise NumericsError, on every rank, if a rank's tensor has an infinite or NaN element."""
+        world = self.trainer.context.world
+        found = world.gather_texts(json.dumps(find_nonfinite(groups)))
+        names = sorted({name for of_rank in found for name in json.loads(of_rank)})
         if not names:
             return
         shown = ", ".join(names[:SHOWN_NAMES])
@@ -78,12 +81,36 @@ class Checkpointer:
             shown += ", ..."
         raise self.trainer.not_finite_error(f"{len(names)} tensors ({shown})")
 
+    def merged(self, scalars: dict[str, Any]) -> dict[str, Any]:
+        """Optimizer state that is no tensor, of all ranks: each has that of its own matrices where
+        the optimizer updates whole matrices.
+        """
+        found = self.trainer.context.world.gather_texts(json.dumps(scalars))
+        for of_rank in map(json.loads, found):
+            scalars["state"] |= of_rank["state"]
+        return scalars
+
     def write(
         self, groups: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
     ) -> None:
         """Write a checkpoint; the metrics of its steps reach the disk first."""
         self.metrics.sync()
-        path = self.store.save(self.trainer.state.step, groups, documents)
+        step, world = self.trainer.state.step, self.trainer.context.world
+        if world.size == 1:
+            path = self.store.save(step, groups, documents)
+        else:
+            from lswt_core.checkpoint.pieces import piece_of, row_piece
+            from lswt_core.checkpoint.sharded import save_together
+
+            rows, total = self.trainer.context.rows, self.trainer.train.batch_size
+            pieces = {
+                group: {name: piece_of(tensor) for name, tensor in members.items()}
+                for group, members in groups.items()
+            }
+            pieces["memory"] = {
+                name: row_piece(tensor, rows, total) for name, tensor in groups["memory"].items()
+            }
+            path = save_together(self.store, step, pieces, documents, world)
         self.trainer.console.saved(path)
 
     def documents(self, optimizer_scalars: dict[str, Any], memory_outline: Any) -> dict[str, Any]:
@@ -110,11 +137,13 @@ class Checkpointer:
         trainer = self.trainer
         check_fingerprint(saved.document("fingerprint"), self.fingerprint)
         document = saved.document("train")
-        load_model(trainer.context.loss, saved.tensors("model"))
+        load_model(trainer.context.loss, read_group(saved, "model", trainer))
         if trainer.average is not None:
-            trainer.average.restore(saved.tensors("trained"))
+            trainer.average.restore(read_group(saved, "trained", trainer))
         restore_optimizer(
-            trainer.optimizer, saved.tensors("optimizer"), saved.document("optimizer")
+            trainer.optimizer,
+            read_group(saved, "optimizer", trainer),
+            saved.document("optimizer"),
         )
         self.rows.restore(saved.document("data"))
         names = [field.name for field in fields(TrainerState)]
@@ -122,4 +151,5 @@ class Checkpointer:
         trainer.loss_scaler.load_state(document["loss_scale"])
         trainer.saved_step = trainer.state.step
         mode = self.recipe.checkpoint.memory
-        restore_memory(trainer, mode, saved.tensors("memory"), document["memory"])
+        memory = read_group(saved, "memory", trainer)
+        restore_memory(trainer, mode, memory, document["memory"])

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from lswt_core.data.corpus import Corpus
 from lswt_core.decode import InferenceEngine, Sample, generate
-from lswt_core.device import Precision
-from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.console import Console
@@ -21,28 +19,33 @@ PROMPT_TOKENS = 32  # of a held-out document, if the recipe has no prompt
 
 
 def write_sample(
-    decoder: Decoder,
-    precision: Precision,
+    engine: InferenceEngine,
     recipe: Recipe,
     corpus: Corpus,
     directory: Path,
     console: Console,
     stopping: Callable[[], bool],
+    rank: int,
 ) -> None:
-    """Generate text after the recipe's prompt into sample.txt, if the recipe asks for it."""
+    """Generate text after the recipe's prompt into sample.txt, if the recipe asks for it. All
+    ranks generate the same; the first writes it.
+    """
     sample, tokenizer = recipe.sample, corpus.tokenizer
     if not sample.tokens:
         return
     prompt = encode_prompt(sample.prompt, corpus)
-    ids = generate(
-        InferenceEngine(decoder, precision, recipe.train.seq_len),
+    generated = generate(
+        engine,
         [tokenizer.bos_id, *prompt],
         Sample(sample.temperature, sample.top_p, seed=recipe.train.seed),
         max_new_tokens=sample.tokens,
         eos_id=tokenizer.eos_id,
         should_stop=stopping,
     )
-    text = f"{tokenizer.decode(prompt)}⟦model⟧{tokenizer.decode(list(ids))}"
+    ids = list(generated)
+    if rank > 0:
+        return
+    text = f"{tokenizer.decode(prompt)}⟦model⟧{tokenizer.decode(ids)}"
     write_atomically(directory / "sample.txt", (text + "\n").encode())
     console.say("sample (the model writes after ⟦model⟧):")
     for line in text.splitlines():

@@ -33,8 +33,7 @@ def evaluate(
         name: torch.zeros(2, dtype=torch.float64, device=device)
         for name in (CROSS_ENTROPY, *loss.auxiliary)
     }
-    segments = held_out.segments if held_out.rows.rows else 0
-    for _ in range(segments):
+    for _ in range(held_out.segments):
         if stopping():
             raise Interrupted
         batch = held_out.rows.segment().map(lambda tensor: tensor.to(device))
@@ -42,6 +41,8 @@ def evaluate(
         with precision.autocast(device):
             result = loss(batch, state)
         state = detach_state(result.state)
+        if held_out.is_idle:
+            continue
         correct += result.correct
         for name, pair in sums.items():
             term = result.terms[name]

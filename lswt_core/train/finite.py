@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lswt_core.distributed.world import World
+from lswt_core.plugin_api.sharded_tensor import local_tensor, local_tensors
+
 
 class NotFinite(Exception):
     """A loss, gradient or Hessian estimate is infinite or NaN; nothing of it may be used."""
@@ -18,9 +21,12 @@ class NotFinite(Exception):
         self.loss = loss
 
 
-def require_finite(tensors: Sequence[Tensor]) -> None:
-    """Raise NotFinite if a tensor's norm is infinite or NaN. Synchronises with the device."""
-    if not torch.isfinite(torch.stack(torch._foreach_norm(list(tensors)))).all():
+def require_finite(world: World, tensors: Sequence[Tensor]) -> None:
+    """Raise NotFinite, on every rank, if the norm of a rank's tensor is infinite or NaN.
+    Synchronises with the device.
+    """
+    norms = torch.stack(torch._foreach_norm(list(tensors)))
+    if world.any(not norms.isfinite().all()):
         raise NotFinite
 
 
@@ -32,17 +38,17 @@ def weights_overflow(weights: Sequence[Tensor]) -> Tensor:
     Weights whose norm alone overflows float32 count too. The largest magnitude would be exact, but
     is slow on a CPU; the norms cost one more read of the weights, a seventh of AdamW's traffic.
     """
-    norms = torch.stack(torch._foreach_norm(list(weights)))
+    norms = torch.stack(torch._foreach_norm(local_tensors(weights)))
     return norms.isfinite().all().logical_not().double()
 
 
 def find_nonfinite(groups: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    """The names, as "group/tensor", of all tensors with an infinite or NaN element."""
+    """The names, as "group/tensor", of all tensors with an infinite or NaN element on this rank."""
     floating = {
-        f"{group}/{name}": tensor
+        f"{group}/{name}": local_tensor(tensor)
         for group, members in groups.items()
         for name, tensor in members.items()
-        if tensor.is_floating_point() and tensor.numel()
+        if tensor.is_floating_point() and local_tensor(tensor).numel()
     }
     norms = torch._foreach_norm(list(floating.values())) if floating else ()
     suspects = [name for name, norm in zip(floating, norms, strict=True) if not math.isfinite(norm)]

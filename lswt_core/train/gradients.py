@@ -13,15 +13,19 @@ from torch import Tensor, nn
 
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import Objective
+from lswt_core.plugin_api.sharded_tensor import local_tensors
 from lswt_core.train.finite import require_finite
+from lswt_core.train.hvp import swapped_gradients
 
 
-def reduce_gradients(
-    world: World, parameters: Sequence[nn.Parameter], loss_scale: float
-) -> list[Tensor]:
-    """All-reduce gradients in place and divide them by the loss scale; returns them."""
-    world.sum_gradients(parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def finish_gradients(parameters: Sequence[nn.Parameter], loss_scale: float) -> list[Tensor]:
+    """Divide accumulated gradients by the loss scale, in place, and give parameters that have none
+    a zero; returns the piece of each that this rank holds.
+    """
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    gradients = local_tensors([p.grad for p in parameters if p.grad is not None])
     if loss_scale != 1:
         torch._foreach_mul_(gradients, 1 / loss_scale)
     return gradients
@@ -41,21 +45,19 @@ class SampledGradient:
         self.gradients: list[Tensor | None] = [None] * len(parameters)
 
     def accumulate(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradient; its graph is retained for the training loss."""
-        gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-        for i, gradient in enumerate(gradients):
-            total = self.gradients[i]
-            if total is None:
-                self.gradients[i] = gradient
-            elif gradient is not None:
-                total.add_(gradient)
+        """Add a micro-batch's gradient; its graph is retained for the training loss. By a backward
+        pass: ``torch.autograd.grad`` finds nothing where parameters are sharded.
+        """
+        with swapped_gradients(self.parameters, self.gradients) as accumulated:
+            loss.backward(retain_graph=True)
+            self.gradients = accumulated()
 
     def move_to_parameters(self) -> None:
         """Move the accumulated gradient into every ``p.grad``. Raises NotFinite."""
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
             p.grad = gradient
         self.gradients = []
-        require_finite(reduce_gradients(self.world, self.parameters, self.loss_scale))
+        require_finite(self.world, finish_gradients(self.parameters, self.loss_scale))
 
 
 class SharedForward:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
+from lswt_core.plugin_api.sharded_tensor import global_norm, is_sharded, local_tensors
 from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
 # Evaluates the losses of all micro-batches, one at a time; their sum is the loss.
@@ -47,20 +48,37 @@ def finite_difference_hvp(
         ahead = sum_gradients(losses, params)
     with perturbed(params, weights, vectors, -epsilon):
         behind = sum_gradients(losses, params)
-    return [(a - b) / (2 * epsilon) for a, b in zip(ahead, behind, strict=True)]
-
-
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, []."""
-    return torch.stack(torch._foreach_norm(list(tensors))).norm()
+    for a, b in zip(local_tensors(ahead), local_tensors(behind), strict=True):
+        a.sub_(b).div_(2 * epsilon)
+    return ahead
 
 
 def sum_gradients(losses: MicroBatchLosses, params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of the sum of the losses; ``p.grad`` is left alone."""
-    total = [torch.zeros_like(p) for p in params]
-    for loss in losses():
-        torch._foreach_add_(total, list(torch.autograd.grad(loss, params, materialize_grads=True)))
-    return total
+    """The gradient of the sum of the losses; ``p.grad`` is left alone. By backward passes:
+    ``torch.autograd.grad`` finds nothing where parameters are sharded.
+    """
+    inputs = None if is_sharded(params[0]) else list(params)
+    with swapped_gradients(params, [torch.zeros_like(p) for p in params]) as accumulated:
+        for loss in losses():
+            loss.backward(inputs=inputs)
+        return [gradient for gradient in accumulated() if gradient is not None]
+
+
+@contextmanager
+def swapped_gradients(
+    params: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Iterator[Callable[[], list[Tensor | None]]]:
+    """Every ``p.grad`` is that of ``gradients`` within the block, and what it was after it. Yields
+    a function that returns what ``p.grad`` has become.
+    """
+    own = [p.grad for p in params]
+    try:
+        for p, gradient in zip(params, gradients, strict=True):
+            p.grad = gradient
+        yield lambda: [p.grad for p in params]
+    finally:
+        for p, gradient in zip(params, own, strict=True):
+            p.grad = gradient
 
 
 @contextmanager
@@ -70,12 +88,13 @@ def perturbed(
     """Set parameters to ``weights + step * vectors`` within the block, to ``weights`` after it."""
     try:
         with torch.no_grad():
-            for p, weight, vector in zip(params, weights, vectors, strict=True):
+            pieces = (local_tensors(tensors) for tensors in (params, weights, vectors))
+            for p, weight, vector in zip(*pieces, strict=True):
                 p.copy_(weight + step * vector)
         yield
     finally:
         with torch.no_grad():
-            for p, weight in zip(params, weights, strict=True):
+            for p, weight in zip(local_tensors(params), local_tensors(weights), strict=True):
                 p.copy_(weight)
 
 

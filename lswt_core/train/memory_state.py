@@ -42,10 +42,9 @@ def capture_memory(trainer: Trainer, mode: MemoryMode) -> tuple[dict[str, Tensor
 def restore_memory(
     trainer: Trainer, mode: MemoryMode, tensors: dict[str, Tensor], outline: Any
 ) -> None:
-    """Restore this rank's rows of captured memory states; ``tensors`` hold those of all ranks."""
+    """Restore captured memory states; ``tensors`` are this rank's rows of them."""
     context = trainer.context
-    rows = slice(context.rows.start, context.rows.stop)
-    tree = unflatten(outline, {name: tensor[rows] for name, tensor in tensors.items()})
+    tree = unflatten(outline, tensors)
     if mode == "replay":
         trainer.history.extend(Batch(**fields) for fields in tree)
         replay_memory(trainer)
@@ -64,7 +63,7 @@ def replay_memory(trainer: Trainer) -> None:
         for batch in trainer.history:
             for i, state in enumerate(trainer.memory):
                 micro = select_micro_batch(batch, i, context.micro_batch_size, context.world.device)
-                _, state = context.loss.decoder(micro.inputs, state, micro.first_visible)
+                _, state = context.loss.hidden_states(micro.inputs, state, micro.first_visible)
                 trainer.memory[i] = detach_state(state)
 
 

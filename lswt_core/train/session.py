@@ -18,6 +18,8 @@ from lswt_core.data.corpus import (
     open_training_rows,
     unigram_baseline,
 )
+from lswt_core.decode import InferenceEngine
+from lswt_core.decode.sharded_engine import ShardedEngine
 from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError, Preempted
@@ -26,7 +28,7 @@ from lswt_core.model.build import BuiltModel, build_model, materialise
 from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
-from lswt_core.model.parameters import summarise_groups
+from lswt_core.model.parameters import build_parameter_groups, summarise_groups
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
@@ -48,6 +50,7 @@ from lswt_core.train.loop import TrainingLoop
 from lswt_core.train.signals import StopRequest, blame_plugin
 from lswt_core.train.start import (
     check_component_code,
+    choose_sharding,
     find_checkpoint,
     is_finished,
     open_metrics,
@@ -82,6 +85,7 @@ class Session:
         configure_process()
         self.full = recipe
         self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
+        self.world = self.world.with_mesh(self.recipe.train.shard)
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         is_first = self.world.rank == 0
         self.console = Console(log_every=self.recipe.train.log_every, silent=not is_first)
@@ -149,7 +153,7 @@ class Session:
         announce_recipe(self.console, self.recipe)
         require_same_run(self.world, self.recipe, self.registry, self.precision, self.directory)
         store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
-        saved = find_checkpoint(store, self.recipe, self.arguments, self.console)
+        saved = find_checkpoint(store, self.recipe, self.world, self.arguments, self.console)
         require_same_checkpoint(self.world, saved)
         report = self.directory / "report.html"
         finished = saved is not None and is_finished(saved, self.recipe, report, self.records)
@@ -237,9 +241,11 @@ class Session:
 
     def build_optimizer(self, loss: TrainModule) -> Optimizer:
         """Give the model its initial values, and build the optimizer over its parameter groups."""
-        materialise(loss, self.recipe, self.world.device)
+        sharding = choose_sharding(self.world, self.recipe, self.registry, self.precision)
+        shard = None if sharding is None else sharding.shard
+        materialise(loss, self.recipe, self.world.device, shard)
         optimizer = build_optimizer(self.recipe, self.registry, loss)
-        groups = summarise_groups(optimizer.param_groups)
+        groups = summarise_groups(build_parameter_groups(loss, self.recipe.groups, loss.scalings))
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         return optimizer
 
@@ -278,12 +284,19 @@ class Session:
 
     def conclude(self, trainer: Trainer, corpus: Corpus, seconds: float, steps: int) -> None:
         """Write sample and report, and estimate the time of the full run from ``steps`` made."""
-        if self.world.rank > 0:
-            return
-        decoder = trainer.context.loss.decoder
-        model = decoder, self.precision, self.recipe
+        is_alone, rank = self.world.size == 1, self.world.rank
+        model, precision = trainer.context.loss, self.precision
         with trainer.eval_parameters():
-            write_sample(*model, corpus, self.directory, self.console, self.stop)
+            engine: InferenceEngine
+            if is_alone:
+                engine = InferenceEngine(model.decoder, precision, self.recipe.train.seq_len)
+            else:
+                engine = ShardedEngine(model, precision, self.recipe.train.seq_len)
+            # several ranks can only stop together
+            stop = self.stop if is_alone else lambda: False
+            write_sample(engine, self.recipe, corpus, self.directory, self.console, stop, rank)
+        if rank > 0:
+            return
         self.write_report()
         if steps and self.recipe.overlay is not None:
             rate = steps * self.recipe.train.tokens_per_step / seconds

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import check_code, check_recipe
 from lswt_core.data.corpus import Corpus
 from lswt_core.device import Precision
+from lswt_core.distributed.sharding import Sharding
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.model.build import BuiltModel
-from lswt_core.model.components import build_component
+from lswt_core.model.components import build_component, optimizer_class
 from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
@@ -29,13 +32,25 @@ from lswt_core.train.metrics import Metrics
 from lswt_core.train.step import StepContext
 
 
+def choose_sharding(
+    world: World, recipe: Recipe, registry: Registry, precision: Precision
+) -> Sharding | None:
+    """How parameters lie on the ranks; None for a single process, which has them whole."""
+    if world.mesh is None:
+        return None
+    gathered = torch.bfloat16 if precision.dtype == torch.bfloat16 else None
+    if optimizer_class(recipe, registry).needs_hessian_vector_products:
+        gathered = None  # differences of gradients drown in the rounding of bfloat16
+    return Sharding(world.mesh, gathered)
+
+
 def find_checkpoint(
-    store: Store, recipe: Recipe, arguments: Namespace, console: Console
+    store: Store, recipe: Recipe, world: World, arguments: Namespace, console: Console
 ) -> Saved | None:
     """The checkpoint to resume from; None if the store is empty. Raises CheckpointError if none is
     intact, or if the recipe does not continue it.
     """
-    saved = store.newest(console.warn)
+    saved = newest_checkpoint(store, world, console)
     if saved is None:
         if store.steps():
             raise CheckpointError(
@@ -52,6 +67,15 @@ def find_checkpoint(
         console.warn(f"continuing with {key} = {after!r} instead of {before!r}")
     console.say(f"continuing from {saved.path}")
     return saved
+
+
+def newest_checkpoint(store: Store, world: World, console: Console) -> Saved | None:
+    """The newest checkpoint that verifies, the same on all ranks."""
+    if world.size == 1:
+        return store.newest(console.warn)
+    from lswt_core.checkpoint.sharded import newest_together
+
+    return newest_together(store, world, console.warn)
 
 
 def check_component_code(

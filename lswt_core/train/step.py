@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import compress
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.device import Precision
+from lswt_core.distributed.sharding import deferred_all_reduce
 from lswt_core.distributed.world import World, spaced_rows
 from lswt_core.interfaces import Batch, LabelSampling
 from lswt_core.model.parameters import trainable_parameters
@@ -24,8 +26,9 @@ from lswt_core.model.train_module import (
 )
 from lswt_core.plugin_api.pytree import concatenate_rows, detach_state, split_rows, tree_map
 from lswt_core.plugin_api.seeding import derive_seed
+from lswt_core.plugin_api.sharded_tensor import local_tensors
 from lswt_core.train.finite import require_finite
-from lswt_core.train.gradients import SampledGradient, SharedForward, reduce_gradients
+from lswt_core.train.gradients import SampledGradient, SharedForward, finish_gradients
 from lswt_core.train.hvp import exact_hvp, finite_difference_hvp, supports_double_backward
 
 FLOAT32 = Precision(torch.float32, "finite differences drown in the rounding of shorter types")
@@ -47,6 +50,16 @@ class StepContext(NamedTuple):
     stopping: Callable[[], bool] = lambda: False  # polled between micro-batches
 
 
+class IdlePasses(NamedTuple):
+    """Passes of a rank that has fewer micro-batches than another: parameters are gathered and
+    gradients summed by all ranks together. The loss counts nothing.
+    """
+
+    batch: Batch  # one row
+    state: Any
+    number: int
+
+
 class Step:
     """The loss of one global batch, cut into micro-batches (implements
     ``update.UpdateObjective``).
@@ -65,12 +78,14 @@ class Step:
         scale: float = 1.0,
         rows: Sequence[int] | None = None,
         sampling: float = 0.0,
+        idle: IdlePasses | None = None,
     ) -> None:
         """``memory``: one state a micro-batch. ``number``: seeds the random streams. ``scale``:
         loss scale, a power of two. ``rows``: rows of the global batch in ``batch``; None: all rows
         of this rank. ``sampling``: fraction of rows whose sampled gradient ``backward("data")``
-        accumulates for ``sampled``.
+        accumulates for ``sampled``. ``idle``: passes after those of the batch.
         """
+        self.idle, self.is_subset = idle, rows is not None
         self.context, self.number, self.scale = context, number, scale
         self.rows: Sequence[int] = context.rows if rows is None else rows
         self.memory = list(memory)
@@ -145,7 +160,22 @@ class Step:
             rows += compress(self.rows[self.micro_batch_slices()[i]], mask)
         fields, joined = concatenate_rows(selected)
         memory = split_rows(joined, len(rows), self.context.micro_batch_size)
-        return Step(self.context, Batch(*fields), memory, self.number, self.scale, rows)
+        idle = self.idle_passes(fraction, len(memory))
+        return Step(self.context, Batch(*fields), memory, self.number, self.scale, rows, idle=idle)
+
+    def idle_passes(self, fraction: float, own: int) -> IdlePasses | None:
+        """What this rank runs besides its ``own`` micro-batches of a fraction of the rows, where
+        another rank has more.
+        """
+        size = len(self.context.rows)
+        chosen = spaced_rows(fraction, size * self.context.world.size)
+        most = max(Counter(row // size for row in chosen).values())
+        number = -(-most // self.context.micro_batch_size) - own
+        if not number:
+            return None
+        row = itemgetter(slice(0, 1))
+        batch, state = tree_map(row, (tuple(self.micro_batches[0]), self.memory[0]))
+        return IdlePasses(Batch(*batch), state, number)
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective). Raises Interrupted
@@ -155,29 +185,56 @@ class Step:
             self.backward_data()
         else:
             self.backward_sampled()
-        gradients = reduce_gradients(self.context.world, self.parameters, self.scale)
+        gradients = finish_gradients(self.parameters, self.scale)
         if labels == "sampled":
-            require_finite(gradients)
+            require_finite(self.context.world, gradients)
 
     def backward_data(self) -> None:
         """Accumulate the gradient of the training loss, and the sampled gradient if wanted."""
         results = [self.backward_micro_batch(i) for i in range(len(self.micro_batches))]
         self.results, self.next_memory = results, [result.state for result in results]
+        for result in self.idle_results():
+            result.loss.backward()
+
+    def idle_results(self, **options: Any) -> Iterator[BatchLoss]:
+        """The results of idle passes, their losses multiplied by 0."""
+        if self.idle is None:
+            return
+        batch, state, number = self.idle
+        for _ in range(number):
+            result = self.run(batch, state, **options)
+            sampled = None if result.sampled is None else result.sampled * 0
+            yield result._replace(loss=result.loss * 0, sampled=sampled)
+
+    def sums_over_replicas(self, i: int) -> bool:
+        """Whether gradients are summed over replicas of the model with those of micro-batch ``i``:
+        once a step. Two gradients at a time cannot be deferred, nor those of a subset, of which
+        ranks have unequal numbers of micro-batches.
+        """
+        is_last = i == len(self.micro_batches) - 1
+        return is_last or bool(self.sampling) or self.is_subset
 
     def backward_micro_batch(self, i: int) -> BatchLoss:
         """Accumulate the gradient of micro-batch ``i``; the result is detached from its graph."""
         if self.context.stopping():
             raise Interrupted
         sampling = None
-        if self.sampled_rows and self.sampled_rows[i].any():
+        if self.sampling and self.samples_labels(i):
             sampling = self.label_sampling(i, self.sampled_rows[i])
         result = self.forward(i, draws=sampling)
         if self.sampled_gradient is not None and result.sampled is not None:
             self.sampled_gradient.accumulate(result.sampled * self.scale)
-        (result.loss * self.scale).backward()
+        with deferred_all_reduce(self.context.loss, not self.sums_over_replicas(i)):
+            (result.loss * self.scale).backward()
         return result._replace(
             loss=result.loss.detach(), state=detach_state(result.state), sampled=None
         )
+
+    def samples_labels(self, i: int) -> bool:
+        """Whether any rank samples labels for its micro-batch ``i``: all take part then."""
+        size, each = len(self.context.rows), self.context.micro_batch_size
+        chosen = spaced_rows(self.sampling, size * self.context.world.size)
+        return any(row % size // each == i for row in chosen)
 
     def backward_sampled(self) -> None:
         """Accumulate the gradient against sampled labels, with a forward pass of its own. Part of
@@ -187,18 +244,26 @@ class Step:
             loss = self.forward(i, draws=self.label_sampling(i), cross_entropy_only=True).sampled
             assert loss is not None
             (loss * self.scale).backward()
+        for result in self.idle_results(draws=self.idle_sampling(), cross_entropy_only=True):
+            assert result.sampled is not None
+            result.sampled.backward()
 
     def forward(self, i: int, precision: Precision | None = None, **options: Any) -> BatchLoss:
-        """The loss of micro-batch ``i``, by default in the run's precision. An unsplit batch is
-        divided by its own counts.
-        """
+        """The loss of micro-batch ``i``, by default in the run's precision."""
+        return self.run(self.micro_batches[i], self.memory[i], precision, **options)
+
+    def run(
+        self, batch: Batch, state: Any, precision: Precision | None = None, **options: Any
+    ) -> BatchLoss:
+        """The loss of some rows. An unsplit batch is divided by its own counts."""
         counts = None
         if self.is_split:
             every_label = self.counts[CROSS_ENTROPY]
             sampled = self.sampled_gradient
             counts = self.counts | {SAMPLED: sampled.count if sampled else every_label}
         with (precision or self.context.precision).autocast(self.context.world.device):
-            return self.context.loss(self.micro_batches[i], self.memory[i], counts, **options)
+            result: BatchLoss = self.context.loss(batch, state, counts, **options)
+        return result
 
     def label_sampling(self, i: int, rows: Tensor | None = None) -> LabelSampling:
         """Uniform random numbers to sample labels of micro-batch ``i`` with; ``rows``: [B] bool,
@@ -207,6 +272,13 @@ class Step:
         if rows is not None:
             rows = None if rows.all() else rows.to(self.context.world.device)
         return LabelSampling(self.uniforms(i), rows)
+
+    def idle_sampling(self) -> LabelSampling | None:
+        """Random numbers for an idle pass, which counts nothing."""
+        if self.idle is None:
+            return None
+        inputs = self.idle.batch.inputs
+        return LabelSampling(torch.zeros(inputs.shape, device=inputs.device))
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers in [0, 1), [B, T] float32, from one stream a global row, so that they do
@@ -254,23 +326,25 @@ class Step:
         self, params: Sequence[Tensor], vectors: Sequence[Tensor]
     ) -> list[Tensor]:
         """The Hessian of the mean training loss times ``vectors``: exact where attention supports a
-        double backward pass, else by finite differences. Raises NotFinite.
+        double backward pass, else, and on several ranks, by finite differences. Raises NotFinite.
         """
         # float16 has the range neither for second derivatives nor for scaled ones
-        dtype, device = self.context.precision.dtype, self.context.world.device
-        exact = supports_double_backward(self.context.loss, device, dtype)
-        if exact and dtype != torch.float16:
-            local = exact_hvp(partial(self._losses, create_graph=True), params, vectors)
+        dtype, world = self.context.precision.dtype, self.context.world
+        exact = supports_double_backward(self.context.loss, world.device, dtype)
+        # second derivatives do not reach sharded parameters
+        if exact and dtype != torch.float16 and world.size == 1:
+            product = exact_hvp(partial(self._losses, create_graph=True), params, vectors)
         else:
-            local = finite_difference_hvp(partial(self._losses, FLOAT32), params, vectors)
-        product = [self.context.world.sum(tensor) for tensor in local]
-        require_finite(product)
+            product = finite_difference_hvp(partial(self._losses, FLOAT32), params, vectors)
+        require_finite(world, local_tensors(product))
         return product
 
     def _losses(self, precision: Precision | None = None, **options: Any) -> Iterator[Tensor]:
         """The training loss of every micro-batch in turn."""
         for i in range(len(self.micro_batches)):
             yield self.forward(i, precision, **options).loss
+        for result in self.idle_results(precision=precision, **options):
+            yield result.loss
 
 
 def sum_scalars(tensors: Sequence[Tensor]) -> Tensor:

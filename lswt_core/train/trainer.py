@@ -18,6 +18,7 @@ from lswt_core.errors import NumericsError, ResourceError
 from lswt_core.interfaces import Batch, Optimizer, Schedule
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import CROSS_ENTROPY
+from lswt_core.plugin_api.sharded_tensor import full_tensor
 from lswt_core.recipe.schema import Train
 from lswt_core.reporting.console import Console
 from lswt_core.train.averaging import AveragedWeights
@@ -205,7 +206,7 @@ class Trainer:
             "tokens_per_second": tokens_per_step / seconds,
         }
         for name, value in self.optimizer.statistics().items():
-            values[f"optimizer/{name}"] = float(value)
+            values[f"optimizer/{name}"] = float(full_tensor(value))
         self.metrics.log(step, values)
         self.console.step(step, self.train.total_steps, values)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Objective, Optimizer
+from lswt_core.plugin_api.sharded_tensor import global_norm, local_tensors
 from lswt_core.train.finite import NotFinite
 
 # From the global gradient norm, [], to numbers of the step: "grad_norm", and "loss" if it is known.
@@ -79,7 +80,7 @@ def hessian_update_is_due(optimizer: Optimizer, step: int) -> bool:
 
 def gradient_norm(params: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all gradients together, []."""
-    return torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    return global_norm([p.grad for p in params if p.grad is not None])
 
 
 def clip_gradients(
@@ -89,8 +90,10 @@ def clip_gradients(
     ``norm_value`` is ``norm`` on the host: gradients below the bound, which is the common case, are
     not touched.
     """
-    if grad_clip and norm_value > grad_clip * (1 - 1e-4):  # close to the bound torch decides
-        torch.nn.utils.clip_grads_with_norm_(params, grad_clip, norm)
+    if grad_clip and norm_value > grad_clip * (1 - 1e-4):  # close to the bound the device decides
+        factor = (grad_clip / (norm + 1e-6)).clamp(max=1.0)  # torch.nn.utils.clip_grad_norm_
+        gradients = local_tensors([p.grad for p in params if p.grad is not None])
+        torch._foreach_mul_(gradients, factor)
 
 
 def update_curvature(optimizer: Optimizer, objective: Objective, params: Sequence[Tensor]) -> bool:

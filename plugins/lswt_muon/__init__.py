@@ -28,6 +28,7 @@ class Muon(Optimizer):
     """
 
     name = "muon"
+    unit = "matrix"
     citation = """@misc{jordan2024muon,
   title = {Muon: An optimizer for hidden layers in neural networks},
   author = {Jordan, Keller and Jin, Yuchen and Boza, Vlado and You, Jiacheng and Cesista, Franz and

@@ -14,6 +14,7 @@ from torch import Tensor
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Objective, Optimizer
 from lswt_core.plugin_api.optimizer import require_bounds
+from lswt_core.plugin_api.sharded_tensor import shard_like
 
 from .clipped import ClippedMomentum
 
@@ -161,7 +162,7 @@ class SophiaH(ClippedMomentum, Optimizer):
             u = torch.randn(p.shape, generator=generator)
         else:
             u = torch.empty(p.shape).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        return u.to(p)
+        return shard_like(u, p)
 
 
 @hookimpl

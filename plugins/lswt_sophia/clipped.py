@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lswt_core.interfaces import Objective
 from lswt_core.plugin_api.optimizer import BucketOptimizer, cast_like, require_bounds, widen_moment
+from lswt_core.plugin_api.sharded_tensor import local_tensor, local_tensors, sum_over_pieces
 
 
 class ClippedMomentum(BucketOptimizer):
@@ -97,14 +98,18 @@ class ClippedMomentum(BucketOptimizer):
         """Take the estimate ``weight * left * right`` into the moving average of the curvature, at
         the end of a curvature update.
         """
-        for p, a, b in zip(params, left, right, strict=True):
+        for p, a, b in zip(params, local_tensors(left), local_tensors(right), strict=True):
             state = self.prepare({}, p)
-            wide = widen_moment(state["curvature"]).mul_(self.beta2)
+            curvature, momentum = local_tensor(state["curvature"]), local_tensor(state["momentum"])
+            wide = widen_moment(curvature).mul_(self.beta2)
             wide.addcmul_(*cast_like((a, b), (wide, wide)), value=(1 - self.beta2) * weight)
-            state["curvature"].copy_(wide)
+            curvature.copy_(wide)
             # Without damping, which would count coordinates without momentum and curvature.
-            unclipped = state["momentum"].abs() < self.gamma * state["curvature"]
+            unclipped = momentum.abs() < self.gamma * curvature
             state["unclipped"] = unclipped.sum().float()
+        counts = torch.stack([self.state[p]["unclipped"] for p in params])
+        for p, count in zip(params, sum_over_pieces(counts, params[0]).unbind(), strict=True):
+            self.state[p]["unclipped"] = count.clone()
         for group in self.param_groups:
             group["since_refresh"] = 0
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Tokenizer
 from lswt_core.model.embedding_init.sources import PretrainedEmbedding
+from lswt_core.plugin_api.sharded_tensor import local_tensor, piece_offset
 
 # a leading space as GPT-2's byte-level vocabularies spell it, and as SentencePiece does
 SPACE_OF_BYTES, SPACE_OF_PIECES = "Ġ", "▁"
@@ -38,7 +39,7 @@ class RowPairs(NamedTuple):
 
 def copy_rows(source: PretrainedEmbedding, weight: Tensor, tokenizer: Tokenizer) -> CopiedRows:
     """Copy rows of a pretrained table into ``weight`` [V, width], cast to its dtype; rows without a
-    counterpart keep their values.
+    counterpart keep their values. Of a sharded table every rank copies its own rows.
 
     Raises DataError if the vocabularies share no token, or a value overflows weight's dtype.
     """
@@ -51,10 +52,7 @@ def copy_rows(source: PretrainedEmbedding, weight: Tensor, tokenizer: Tokenizer)
             f" {float(rows.abs().max()):.3g}, is too large for {precision}, which a frozen table is"
             " kept in\n  fix: set embedding.trainable = true"
         )
-    with torch.no_grad():
-        weight.index_copy_(
-            0, torch.tensor(pairs.ours, device=weight.device), narrowed.to(weight.device)
-        )
+    copy_own_rows(weight, torch.tensor(pairs.ours), narrowed)
     origin = {"source": source.name, **source.facts, "shape": list(source.table.shape)}
     rounding = largest_rounding_error(rows, narrowed)
     moved = {
@@ -67,6 +65,15 @@ def copy_rows(source: PretrainedEmbedding, weight: Tensor, tokenizer: Tokenizer)
     return CopiedRows(
         describe_copy(source, pairs, len(weight), rounding, precision), origin | moved
     )
+
+
+@torch.no_grad()
+def copy_own_rows(weight: Tensor, numbers: Tensor, rows: Tensor) -> None:
+    """Copy rows to those numbers of a table, as far as this rank holds them."""
+    piece, first = local_tensor(weight), piece_offset(weight)[0]
+    own = (numbers >= first) & (numbers < first + len(piece))
+    device = piece.device
+    piece.index_copy_(0, (numbers[own] - first).to(device), rows[own].to(device))
 
 
 def largest_rounding_error(rows: Tensor, narrowed: Tensor) -> float:
