@@ -18,6 +18,7 @@ FREE = (
     "checkpoint.every",
     "train.log_every",
     "train.micro_batch_size",
+    "train.shard",
     "train.compile",
     "train.activation_checkpointing",
 )

@@ -33,8 +33,8 @@ class Connection(nn.Module):
         if norm is not None:
             self.dynamic_alpha = nn.Parameter(torch.empty(width, 1 + streams))
             self.dynamic_beta = nn.Parameter(torch.empty(width))
-            self.dynamic_alpha_scale = nn.Parameter(torch.empty(()))
-            self.dynamic_beta_scale = nn.Parameter(torch.empty(()))
+            self.dynamic_alpha_scale = nn.Parameter(torch.empty(1))
+            self.dynamic_beta_scale = nn.Parameter(torch.empty(1))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
