@@ -95,7 +95,7 @@ def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
         "optimizer/unclipped_share",
     } <= trained[-1].keys()
     assert trained[-1]["tokens"] == 12 * 4 * 16
-    # of the last refresh: after updates 1, 4, 7 and 10
+    # of the last Hessian update: after updates 1, 4, 7 and 10
     shares = [line["optimizer/unclipped_share"] for line in trained]
     assert [len(set(shares[first : first + 3])) for first in (0, 3, 6, 9)] == [1] * 4
     assert len(set(shares)) > 1

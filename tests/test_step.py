@@ -492,7 +492,7 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
         assert largest_gap(load_file(tmp_path / f"{rank}.safetensors"), alone) < 1e-12
 
 
-def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> None:
+def test_a_stop_waits_for_a_hessian_update_that_belongs_to_an_update_already_made() -> None:
     step = step_of(loss_of(), 2, stopping=lambda: True)
     step.backward("sampled")
     assert gradients(step.context.loss)

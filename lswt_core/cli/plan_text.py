@@ -80,9 +80,13 @@ def work_lines(work: Mapping[str, Any]) -> list[str]:
         line("forward", flop(work["forward"])),
         line("training", flop(work["train"]), "forward and backward, no more than needed"),
     ]
-    if work["refresh"]:
+    if work["update_curvature"]:
         rows.append(
-            line("curvature", flop(work["refresh"]), "the optimizer's, spread over its steps")
+            line(
+                "curvature",
+                flop(work["update_curvature"]),
+                "the optimizer's, spread over its steps",
+            )
         )
     if work["optimizer"]:
         rows.append(
@@ -131,7 +135,9 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
     columns: dict[str, tuple[Callable[[Any], float | None], Callable[[float], str]]] = {
         "parameters": (lambda plan: plan["parameters"]["total"], lambda n: f"{n:,}"),
         "training/token": (
-            lambda plan: plan["flops"] and plan["flops"]["train"] + plan["flops"]["refresh"],
+            lambda plan: (
+                plan["flops"] and plan["flops"]["train"] + plan["flops"]["update_curvature"]
+            ),
             flop,
         ),
         "memory": (lambda plan: plan["memory"]["total"], format_bytes),
