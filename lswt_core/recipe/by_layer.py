@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lswt_core.errors import Problem
-from lswt_core.recipe import messages as wording
+from lswt_core.recipe import messages
 from lswt_core.recipe.layer_selectors import GRAMMAR, LAYERED, LAYERS, select, spell
 from lswt_core.recipe.provenance import Branch, Leaf, lay
 from lswt_core.recipe.schema import Model
@@ -42,7 +42,7 @@ def expand(base: Checked) -> list[Checked]:
     """
     table, model = base.tree.items.get(LAYERS), base.core.get("model")
     if isinstance(table, Leaf):
-        base.problems.append(wording.not_a_table(table, f'write e.g. [{LAYERS}."0-3".ffn]'))
+        base.problems.append(messages.not_a_table(table, f'write e.g. [{LAYERS}."0-3".ffn]'))
         return []
     if table is None or not isinstance(model, Model):
         return []
@@ -70,7 +70,7 @@ def read_selector(
 ) -> LayerTables | None:
     """The tables of one selector; None, with a problem, if it cannot be used."""
     if isinstance(node, Leaf):
-        base.problems.append(wording.not_a_table(node, f'write e.g. [{LAYERS}."{selector}".ffn]'))
+        base.problems.append(messages.not_a_table(node, f'write e.g. [{LAYERS}."{selector}".ffn]'))
         return None
     try:
         layers = select(selector, n_layers)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from lswt_core.errors import PluginError, Problem
-from lswt_core.recipe import messages as wording
+from lswt_core.recipe import messages
 from lswt_core.recipe.messages import Owner
 from lswt_core.recipe.provenance import USE, Branch, Leaf, Origin
 from lswt_core.registry import AUTO, NotOffered, Offer, Registry
@@ -102,7 +102,7 @@ class Chooser:
                 found[name] = None
             elif isinstance(node, Leaf):
                 own = f"{place}.NAME" if option.named else place
-                self.problems.append(wording.not_a_component(node, own))
+                self.problems.append(messages.not_a_component(node, own))
             elif node is not None and option.named:
                 found[name] = self.named_choices(KINDS[option.kind], place, node)
             elif node is not None:
@@ -120,7 +120,7 @@ class Chooser:
                 if (choice := self.choice(kind, place, name, node)) is not None:
                     found[name] = choice
             elif node.value is not False:
-                self.problems.append(wording.not_a_component(node, place))
+                self.problems.append(messages.not_a_component(node, place))
         return found
 
     def report(self, error: PluginError, kind: str, name: str, origin: Origin) -> None:
