@@ -86,11 +86,8 @@ class Liger(CrossEntropy):
                 z, weight, drawn_labels, per_token=False, soft_cap=soft_cap
             )
         log_sum = None
-        if logsumexp and nll is not None:  # nll = logsumexp - the label's logit
-            label_logits = (z * weight[labels.where(predicted, 0)]).sum(-1)
-            if soft_cap is not None:
-                label_logits = cap_logits(label_logits.to(nll.dtype), soft_cap)
-            log_sum = (nll + label_logits) * predicted
+        if logsumexp and nll is not None:
+            log_sum = (nll + label_logits(z, weight, labels, nll.dtype, soft_cap)) * predicted
         return CrossEntropyOutput(
             total, correct, sampled, log_sum, None if nll is None else nll.detach(), drawn
         )
@@ -100,6 +97,14 @@ class Liger(CrossEntropy):
         chunks = -(-table.shape[0] // table.shape[1])
         chunk = 1 << (-(-tokens // chunks) - 1).bit_length()  # rounded up to a power of two
         return min(tokens, chunk) * len(table)
+
+
+def label_logits(
+    z: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, soft_cap: float | None
+) -> Tensor:
+    """The logit of each label [B, T], which is its logsumexp minus its negative log-likelihood."""
+    logits = (z * weight[labels.where(labels != IGNORE, 0)]).sum(-1)
+    return logits if soft_cap is None else cap_logits(logits.to(dtype), soft_cap)
 
 
 def fused_cross_entropy(
