@@ -190,12 +190,12 @@ def test_lion_is_a_few_plain_lines() -> None:
 
 
 def test_lion_by_hand() -> None:
-    p, seen = scalar(1.0), []
+    p, weights = scalar(1.0), []
     optimizer = Lion([p], lr=1e-3, weight_decay=0.0)
     for g in (0.5, -0.2):  # 0.1 * 0.5 > 0; then 0.9 * 0.005 - 0.1 * 0.2 < 0
         feed(optimizer, [p], [torch.tensor([g])])
-        seen.append(p.item())
-    assert seen == pytest.approx([0.999, 1.000], abs=1e-7)
+        weights.append(p.item())
+    assert weights == pytest.approx([0.999, 1.000], abs=1e-7)
 
 
 @pytest.mark.parametrize("build", [SignMomentum, Lion], ids=described)

@@ -180,13 +180,13 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(
     words = command(recipe, "--out", str(out))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, env=surroundings(recipe), cwd=recipe.parent, **streams) as process:  # type: ignore[call-overload]
-        seen = ""
+        printed = ""
         for line in process.stdout:
-            seen += line
+            printed += line
             if line.startswith("step  2/12"):
                 process.send_signal(number)
-    assert process.returncode == 75, seen
-    assert "--resume" in seen and "saved" in seen
+    assert process.returncode == 75, printed
+    assert "--resume" in printed and "saved" in printed
     resumed = start(recipe, "--out", str(out), "--resume")
     assert resumed.returncode == 0 and "continuing from" in resumed.stdout
     assert_same_bits(whole, out)

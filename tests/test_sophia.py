@@ -327,16 +327,16 @@ def test_without_a_fraction_no_part_is_asked_for(build: type[Optimizer]) -> None
 @pytest.mark.parametrize("probe", ["gaussian", "rademacher"])
 def test_probes_come_from_one_generator_in_the_order_of_the_parameters(probe: str) -> None:
     params = [torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)]
-    seen: list[Tensor] = []
+    drawn: list[Tensor] = []
 
     def product(probes: list[Tensor]) -> list[Tensor]:
-        seen.extend(probes)
+        drawn.extend(probes)
         return [3 * probes[0] + 1, -2 * probes[1]]
 
     optimizer = SophiaH([{"params": [p]} for p in params], probe=probe)
     optimizer.update_curvature(Scripted(product=product, seed=5))
     draws = torch.Generator().manual_seed(5)
-    for p, u, slope, offset in zip(params, seen, (3, -2), (1, 0), strict=True):
+    for p, u, slope, offset in zip(params, drawn, (3, -2), (1, 0), strict=True):
         if probe == "gaussian":
             assert torch.equal(u, torch.randn(p.shape, generator=draws))
         else:
