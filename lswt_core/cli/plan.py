@@ -161,9 +161,9 @@ def attention_of(
 ) -> dict[str, Any]:
     """The attention backends that this machine would run, or the recipe's for another one."""
     if on is not None:
-        asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
+        names = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
         note = f"what 'auto' stands for is settled on the {on} itself"
-        return {"backend": ", ".join(asked), "notes": [note]}
+        return {"backend": ", ".join(names), "notes": [note]}
     from lswt_core.model.attention_choice import choose_backends
 
     backends = choose_backends(recipe, registry, device, precision.dtype)

@@ -148,13 +148,13 @@ class Recipe:
         """The different components that are not of the core's own distribution, backends that an
         automatic choice of attention may take included.
         """
-        found = [chosen for chosen in self.components() if not chosen.offer.is_own]
+        components = [chosen for chosen in self.components() if not chosen.offer.is_own]
         for chosen in self.every("attention"):
             for name in chosen.options["prefer"] if chosen.offer.name == AUTO.name else ():
                 offer = self.registry.find("attention", name)
                 if not offer.is_own:
-                    found.append(Chosen("attention", chosen.table, name, offer, {}))
-        return found
+                    components.append(Chosen("attention", chosen.table, name, offer, {}))
+        return components
 
     def resolved(self) -> dict[str, Any]:
         """The plain tables with every default; loading them gives an equal recipe. None is left

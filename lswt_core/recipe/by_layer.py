@@ -27,13 +27,13 @@ class LayerTables(NamedTuple):
 
     def places(self) -> list[str]:
         """The components that the tables set: "ffn", "memory.xl"."""
-        found = []
+        tables = []
         for name, node in self.tables.items.items():
             if isinstance(node, Branch) and KIND_OF_TABLE[name].many:
-                found += [f"{name}.{component}" for component in node.items]
+                tables += [f"{name}.{component}" for component in node.items]
             else:
-                found.append(name)
-        return found
+                tables.append(name)
+        return tables
 
 
 def expand(base: Checked) -> list[Checked]:
@@ -137,7 +137,7 @@ def collect(base: Mapping[str, Any], layers: list[dict[str, Any]]) -> dict[str, 
 
 def differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a layer that are not the base's."""
-    found = {
+    changed = {
         name: with_removals(base.get(name, {}), table)
         for name, table in own.items()
         if name != "memory" and table != base.get(name)
@@ -149,8 +149,8 @@ def differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
         if before.get(name) != after.get(name)
     }
     if memory:
-        found["memory"] = memory
-    return found
+        changed["memory"] = memory
+    return changed
 
 
 def with_removals(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

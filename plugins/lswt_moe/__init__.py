@@ -159,17 +159,17 @@ class MixtureOfExperts(StatefulFeedForward):
     def losses(self, routing: Routing) -> Mapping[str, LossSum]:
         """The loss terms, sums over rows and over tokens."""
         rows, length, _ = routing.logits.shape
-        found = {}
+        losses = {}
         if BALANCE in self.loss_weights:
             numbers = torch.arange(self.n_experts, device=routing.expert.device)
             chosen = (routing.expert[..., None] == numbers).sum((1, 2))  # [B, E] tokens
             sums = (chosen * routing.affinity.mean(1)).sum()  # of f and P, but for a factor
             balance = sums * (self.n_experts / (self.top_k * length))
-            found[BALANCE] = LossSum(balance, chosen.new_full((), rows))
+            losses[BALANCE] = LossSum(balance, chosen.new_full((), rows))
         if Z in self.loss_weights:
             z = routing.logits.logsumexp(-1).square().sum()
-            found[Z] = LossSum(z, routing.expert.new_full((), rows * length))
-        return found
+            losses[Z] = LossSum(z, routing.expert.new_full((), rows * length))
+        return losses
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """Rows, or tokens."""
