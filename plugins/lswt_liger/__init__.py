@@ -75,11 +75,7 @@ class Liger(CrossEntropy):
         )
         sampled = drawn = None
         if draws is not None:
-            with torch.no_grad():
-                drawn = chunked_cross_entropy(
-                    z, table.detach(), labels, draws, soft_cap=soft_cap
-                ).drawn
-            assert drawn is not None
+            drawn = draw_labels(z, table, labels, draws, soft_cap)
             scored = predicted if draws.rows is None else predicted & draws.rows[:, None]
             drawn_labels = drawn.masked_fill(~scored, IGNORE)
             sampled, _, _ = fused_cross_entropy(
@@ -97,6 +93,16 @@ class Liger(CrossEntropy):
         chunks = -(-table.shape[0] // table.shape[1])
         chunk = 1 << (-(-tokens // chunks) - 1).bit_length()  # rounded up to a power of two
         return min(tokens, chunk) * len(table)
+
+
+@torch.no_grad()
+def draw_labels(
+    z: Tensor, table: Tensor, labels: Tensor, draws: LabelSampling, soft_cap: float | None
+) -> Tensor:
+    """Labels [B, T] sampled from the model's distribution, as the chunked cross-entropy does."""
+    drawn = chunked_cross_entropy(z, table.detach(), labels, draws, soft_cap=soft_cap).drawn
+    assert drawn is not None
+    return drawn
 
 
 def label_logits(
