@@ -77,7 +77,7 @@ class Dims(NamedTuple):
 
     @property
     def d_head(self) -> int:
-        """Width of one attention head."""
+        """Width of one attention head (head dimension)."""
         return self.d_model // self.n_heads
 
     @property

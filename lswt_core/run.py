@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lswt_core.cli.common import exit_codes, next_commands, recipe_arguments, registry_of
-from lswt_core.cli.unchecked import check_plugins, unchecked_argument
+from lswt_core.cli.third_party_checks import check_plugins, unchecked_argument
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.exit_status import run_guarded
 

@@ -263,13 +263,13 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     assert process.returncode == (75 if number == signal.SIGINT else -signal.SIGKILL)
     done = start(place, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    whole, found = read(ablation[0]), read(tmp_path / "out")
-    assert [arm["final_loss"] for arm in found["arms"]] == [
+    whole, restarted = read(ablation[0]), read(tmp_path / "out")
+    assert [arm["final_loss"] for arm in restarted["arms"]] == [
         arm["final_loss"] for arm in whole["arms"][:2]
     ]
-    assert found["certificate"][0]["status"] == "certified"
+    assert restarted["certificate"][0]["status"] == "certified"
     assert all(
-        run["batches_equal"] == run["batches"] == 12 for run in found["certificate"][0]["runs"]
+        run["batches_equal"] == run["batches"] == 12 for run in restarted["certificate"][0]["runs"]
     )
 
 
@@ -386,16 +386,16 @@ set = ["optimizer.lr=1e-4"]
 
 def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Done]) -> None:
     (place / "study.toml").write_text(FILE)
-    name, found, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
+    name, specs, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
     assert name == "study"
-    assert [arm.name for arm in found] == [
+    assert [arm.name for arm in specs] == [
         "baseline",
         "ffn=gelu",
         "ffn=geglu",
         "memory.xl=false",
         "small lr",
     ]
-    assert all(arm.overrides[0] == "train.steps=8" for arm in found)
+    assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
     assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
         "the command line wins"
     )
@@ -734,8 +734,8 @@ def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
         assert one["verdict"] in printed and one["arm"][:20] in (tmp_path / "report.md").read_text()
 
 
-def verdicts(found: dict[str, Any]) -> list[str]:
-    return [one["verdict"] for one in found["comparisons"]]
+def verdicts(comparison: dict[str, Any]) -> list[str]:
+    return [one["verdict"] for one in comparison["comparisons"]]
 
 
 def test_verdicts_say_no_more_than_is_known() -> None:
@@ -768,7 +768,7 @@ def failing(losses: list[float], times: int) -> list[float | None]:
 
 
 @pytest.mark.parametrize(
-    ("of_baseline", "of_arm", "losses", "wanted"),
+    ("of_baseline", "of_arm", "losses", "expected"),
     [
         (0, 3, LOW, "not resolved"),
         (0, 1, LOW, "not resolved"),
@@ -781,21 +781,21 @@ def failing(losses: list[float], times: int) -> list[float | None]:
     ],
 )
 def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
-    of_baseline: int, of_arm: int, losses: list[float], wanted: str
+    of_baseline: int, of_arm: int, losses: list[float], expected: str
 ) -> None:
     actual = make_report(
         study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm)))
     )
-    assert verdicts(actual) == [wanted]
+    assert verdicts(actual) == [expected]
     assert actual["comparisons"][0]["failed"] == {"arm": of_arm, "baseline": of_baseline}
     assert [len(one["failures"]) for one in actual["arms"]] == [of_baseline, of_arm]
     for text in forms(actual):
         assert all(f"{count} of 5" in text for count in (of_baseline, of_arm))
 
 
-def forms(found: dict[str, Any]) -> tuple[str, str, str]:
+def forms(report: dict[str, Any]) -> tuple[str, str, str]:
     """A report as it is printed, as Markdown and as a page."""
-    return render_terminal(found), render_markdown(found), render_page(found, b"", None)
+    return render_terminal(report), render_markdown(report), render_page(report, b"", None)
 
 
 STATISTICS = (

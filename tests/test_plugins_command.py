@@ -188,7 +188,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
 
 
 @pytest.mark.parametrize(
-    ("component", "wanted"),
+    ("component", "expected"),
     [
         ("memory/xl-cache", {"length": {"value": 0, "of": "instance"}}),
         ("loss/simctg", {"needs": {"value": ["states"], "of": "class"}}),
@@ -198,10 +198,10 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
     ],
 )
 def test_capabilities_are_those_the_interface_declares(
-    component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    component: str, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     actual = json.loads(run_cli(capsys, "describe", component, "--json"))
-    assert actual["capabilities"] | wanted == actual["capabilities"]
+    assert actual["capabilities"] | expected == actual["capabilities"]
     assert actual["many"] is KINDS[component.partition("/")[0]].many
 
 
@@ -293,7 +293,7 @@ def test_the_list_tells_what_each_component_is_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["plugins", "list"]) == 0
-    told = capsys.readouterr().out
-    assert "Rotary position embedding, pairing dimension i with i + D/2." in told
-    lines = [line[told.splitlines()[0].index("what it is") :] for line in told.splitlines()]
+    output = capsys.readouterr().out
+    assert "Rotary position embedding, pairing dimension i with i + D/2." in output
+    lines = [line[output.splitlines()[0].index("what it is") :] for line in output.splitlines()]
     assert all(len(line) <= 80 for line in lines)

@@ -75,8 +75,8 @@ def test_documents_are_as_separate_texts(mixer: str) -> None:
 @pytest.mark.parametrize("backend", [Sdpa, Blocked])
 def test_every_backend_gives_the_same(mixer: str, backend: Any) -> None:
     ids = tokens(2, TOKENS)
-    wanted = stream(model(mixer), ids, 5)
-    assert distance(stream(model(mixer, attention=backend), ids, 5), wanted) < 1e-12
+    expected = stream(model(mixer), ids, 5)
+    assert distance(stream(model(mixer, attention=backend), ids, 5), expected) < 1e-12
 
 
 @every_mixer
@@ -97,8 +97,8 @@ def test_second_derivatives_are_those_of_finite_differences(mixer: str) -> None:
     for step in (1e-5, -1e-5):
         with perturbed(params, weights, vectors, step):
             sides.append(torch.cat([g.flatten() for g in sum_gradients(losses, params)]))
-    found = (sides[0] - sides[1]) / 2e-5
-    assert float((exact - found).norm() / exact.norm()) < 1e-4
+    differences = (sides[0] - sides[1]) / 2e-5
+    assert float((exact - differences).norm() / exact.norm()) < 1e-4
 
 
 @every_mixer

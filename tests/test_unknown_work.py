@@ -119,9 +119,9 @@ def test_a_benchmark_measures_without_them(
 ) -> None:
     words = ["--plugin", str(write(body=ROUTED)), "ffn.use=own", "--rounds=1", "--tokens=1"]
     assert main(["bench", str(recipe), *words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["utilisation"] == {} and found["breakdown"]
-    assert "FLOPs are unknown" in format_report(found)
+    report = json.loads(capsys.readouterr().out)
+    assert report["utilisation"] == {} and report["breakdown"]
+    assert "FLOPs are unknown" in format_report(report)
 
 
 LINEAR = """

@@ -79,18 +79,11 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         return measure(shallow, recipe, registry, precision, unknown)
 
     amounts = extrapolate_layers(recipe, blueprint, measure_layers)
-    with torch.device("meta"):
-        has_own_table = blueprint.head(blueprint.dims).output_layer() is not None
-    table = torch.empty(
-        (blueprint.dims.vocab_size, blueprint.dims.d_vocab),
-        device="meta",
-        requires_grad=blueprint.trainable or has_own_table,
-    )
     logits = partial(
         logits_bytes,
         build_cross_entropy(recipe, registry),
         world.device.type,
-        table,
+        output_table(blueprint),
         precision.dtype.itemsize,
     )
     return Budget(
@@ -102,6 +95,17 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         ),
         active=sum(strip_prefix(amounts, "parameters: ").values()) - amounts["inactive"],
         unknown=unknown,
+    )
+
+
+def output_table(blueprint: DecoderSpec) -> torch.Tensor:
+    """The LM head's table [V, d_vocab] on the meta device."""
+    with torch.device("meta"):
+        has_own_table = blueprint.head(blueprint.dims).output_layer() is not None
+    return torch.empty(
+        (blueprint.dims.vocab_size, blueprint.dims.d_vocab),
+        device="meta",
+        requires_grad=blueprint.trainable or has_own_table,
     )
 
 

@@ -66,17 +66,17 @@ def bench(arguments: argparse.Namespace) -> int:
     """Measure, and print the results."""
     if arguments.rounds < 1 or arguments.tokens < 1:
         raise UsageError("--rounds and --tokens must be at least 1")
-    found = measure(
+    report = measure(
         arguments,
         required_registry(arguments),
         say=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report, indent=2))
     else:
         from lswt_core.benchmark.text_report import format_report
 
-        print(format_report(found))
+        print(format_report(report))
     return 0
 
 

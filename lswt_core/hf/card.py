@@ -137,20 +137,14 @@ def training_table(
     recipe: Recipe, entries: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], step: int
 ) -> str:
     """Return data, hyperparameters and cost."""
-    train, data, optimizer = recipe.train, recipe.one("data"), recipe.one("optimizer")
+    train, optimizer = recipe.train, recipe.one("optimizer")
     last: Mapping[str, Any] = next((entry for entry in reversed(entries) if "tokens" in entry), {})
-    options = [
-        f"{key} = {value!r}"
-        for key, value in flat(data.plain_options()).items()
-        if value not in ("", None)
-    ]
-    source = f"{data.name} ({', '.join(options)})" if options else data.name
     embeddings = recipe.embedding.warm_start
     if embeddings == "none":
         embeddings = "random at the start"
     device = f"{environment['device']}, {environment['processes']} process(es)"
     rows = [
-        ("text", source),
+        ("text", describe_source(recipe.one("data"))),
         ("tokenizer", recipe.one("tokenizer").name),
         ("updates", f"{step:,} of {train.total_steps:,}"),
         ("tokens seen", f"{last.get('tokens', step * train.tokens_per_step):,}"),
@@ -164,6 +158,16 @@ def training_table(
         rate = last["tokens"] / last["seconds"]
         rows.append(("time", f"{format_duration(last['seconds'])} ({rate:,.0f} tokens per second)"))
     return Table(("", ""), rows, text_columns=(0, 1)).markdown()
+
+
+def describe_source(data: Chosen) -> str:
+    """Return the name of a data source with its options."""
+    options = [
+        f"{key} = {value!r}"
+        for key, value in flat(data.plain_options()).items()
+        if value not in ("", None)
+    ]
+    return f"{data.name} ({', '.join(options)})" if options else data.name
 
 
 def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -169,9 +169,9 @@ def extended_path(reference: object, folder: Path) -> Path:
     return real
 
 
-def read(path: Path, shown: str, asked: Origin) -> File:
+def read(path: Path, shown: str, origin: Origin) -> File:
     """Parse one file; ``asked`` is the origin of its name. Raises RecipeError."""
-    text = decode(read_bytes(path, shown, asked), shown)
+    text = decode(read_bytes(path, shown, origin), shown)
     lines = text.split("\n")
     try:
         tables = tomli.loads(text)
@@ -194,19 +194,19 @@ def read(path: Path, shown: str, asked: Origin) -> File:
         ) from error
 
 
-def read_bytes(path: Path, shown: str, asked: Origin) -> bytes:
+def read_bytes(path: Path, shown: str, origin: Origin) -> bytes:
     """A file's content. Raises RecipeError if it cannot be read or is no recipe by its size."""
     try:
         with path.open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except OSError as error:
         raise stop(
-            f"cannot read {shown}", asked, error.strerror or str(error), "give a readable file"
+            f"cannot read {shown}", origin, error.strerror or str(error), "give a readable file"
         ) from error
     if len(data) > LARGEST:
         raise stop(
             f"{shown} is too large",
-            asked,
+            origin,
             f"recipes end at {LARGEST:,} bytes",
             "give a recipe, not a data file",
         )
