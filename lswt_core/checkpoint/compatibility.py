@@ -16,6 +16,7 @@ FREE = (
     "track",
     "checkpoint.keep",
     "checkpoint.every",
+    "checkpoint.asynchronous",
     "train.log_every",
     "train.micro_batch_size",
     "train.shard",

@@ -58,8 +58,10 @@ class Piece:
         ]
 
 
-def piece_of(tensor: Tensor) -> Piece:
+def piece_of(tensor: Tensor | Piece) -> Piece:
     """What this rank holds of a tensor: its piece of a DTensor, the whole of any other."""
+    if isinstance(tensor, Piece):
+        return tensor
     if not is_sharded(tensor):
         return Piece(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
     return Piece(local_tensor(tensor), piece_offset(tensor), tuple(tensor.shape))

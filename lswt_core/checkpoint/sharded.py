@@ -52,9 +52,9 @@ def save_together(
     piece that several hold one; the first writes documents and manifest, and publishes. All raise
     what one of them raises.
     """
-    check_tensors({group: {n: p.tensor for n, p in ps.items()} for group, ps in groups.items()})
+    check_tensors(groups)
     encoded = encode(documents)
-    if world.any(world.rank == 0 and store.is_intact(step)):
+    if any(world.gather_texts("yes" if world.rank == 0 and store.is_intact(step) else "")):
         return store.path(step)
     writer = PieceWriter(store, step, encoded)
     flat = {

@@ -87,7 +87,10 @@ class Store:
         return ""
 
     def save(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
+        self,
+        step: int,
+        groups: Mapping[str, Mapping[str, Tensor | Piece]],
+        documents: Mapping[str, Any],
     ) -> Path:
         """Save groups of tensors and JSON documents as the checkpoint of a step; returns its
         directory. Raises CheckpointError, or ResourceError if the disk is full.
@@ -95,18 +98,22 @@ class Store:
         The checkpoint appears complete or not at all; afterwards all but the newest ``keep`` are
         removed. An existing checkpoint of the step is kept if it verifies, else renamed.
         """
-        check_tensors(tensors)
+        pieces = {
+            group: {name: piece_of(tensor) for name, tensor in members.items()}
+            for group, members in groups.items()
+        }
+        check_tensors(pieces)
         encoded = encode(documents)
         if self.is_intact(step):
             return self.path(step)
         temporary = self._temporary(step)
         try:
             self._prepare()
-            self._write(temporary, step, tensors, encoded)
+            self._write(temporary, step, pieces, encoded)
             self.publish(temporary, step)
         except BaseException as error:
             self.abandon(temporary)
-            needed = sum(t.nbytes for members in tensors.values() for t in members.values())
+            needed = sum(p.tensor.nbytes for members in pieces.values() for p in members.values())
             explained = self.explain(error, step, needed)
             if explained is error:
                 raise
@@ -145,15 +152,14 @@ class Store:
         self,
         path: Path,
         step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
+        groups: Mapping[str, Mapping[str, Piece]],
         documents: Mapping[str, bytes],
     ) -> None:
         """Write and fsync all files, the manifest last."""
         self.files.mkdir(path)
         written: dict[str, Written] = {}
-        for group, members in tensors.items():
-            pieces = {name: piece_of(tensor) for name, tensor in members.items()}
-            written |= self.write_group(path, f"{group}.safetensors", pieces)
+        for group, members in groups.items():
+            written |= self.write_group(path, f"{group}.safetensors", members)
         self.seal(path, step, written, documents)
 
     def write_group(self, path: Path, name: str, pieces: Mapping[str, Piece]) -> dict[str, Written]:
@@ -229,11 +235,12 @@ class Store:
         )
 
 
-def check_tensors(groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_tensors(groups: Mapping[str, Mapping[str, Piece]]) -> None:
     """Raise CheckpointError for tensors that safetensors cannot store."""
     for group, members in groups.items():
         _check_name(group)
-        for name, tensor in members.items():
+        for name, piece in members.items():
+            tensor = piece.tensor
             if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
                 raise CheckpointError(
                     f"tensor {name!r} of {group!r} cannot be saved: safetensors has no"

@@ -31,6 +31,8 @@ class World(NamedTuple):
     device: torch.device = torch.device("cpu")
     # all ranks, on the CPU, with BARRIER_TIMEOUT; None: torch's default group
     patient: dist.ProcessGroup | None = None
+    # likewise, for checkpoints that are written while training goes on
+    saving: dist.ProcessGroup | None = None
     # ranks as (replicas of the model, shards of a replica); None: one process
     mesh: DeviceMesh | None = None
 
@@ -52,6 +54,7 @@ class World(NamedTuple):
             process.rank,
             process.size,
             device,
+            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
             dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
         )
 
@@ -123,6 +126,12 @@ class World(NamedTuple):
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
+    def in_background(self) -> World:
+        """The same ranks, for a thread beside that of training: collectives of two threads must not
+        meet.
+        """
+        return self._replace(patient=self.saving)
 
     def gather_texts(self, text: str) -> list[str]:
         """All-gather a string: those of all ranks, by rank."""

@@ -141,7 +141,10 @@ class Evaluate(Table):
 
 
 class Checkpoint(Table):
-    """[checkpoint]: how often and how many."""
+    """[checkpoint]: how often, how many, and whether training goes on meanwhile."""
+
+    # true: a copy in host memory is written while training goes on; auto: on accelerators
+    asynchronous: Literal["auto"] | bool = "auto"
 
     every: Count = 1000  # steps; 0: only at the end
     keep: Annotated[int, Ge(2)] = 2

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import check_fingerprint
+from lswt_core.checkpoint.pieces import Piece, piece_of, row_piece
 from lswt_core.checkpoint.train_state import (
     load_model,
     model_tensors,
@@ -18,7 +21,9 @@ from lswt_core.checkpoint.train_state import (
     restore_optimizer,
 )
 from lswt_core.data import Rows
+from lswt_core.distributed.world import World
 from lswt_core.recipe import Recipe
+from lswt_core.train.background_writer import BackgroundWriter, copy_to_host
 from lswt_core.train.finite import find_nonfinite
 from lswt_core.train.memory_state import capture_memory, restore_memory
 from lswt_core.train.metrics import Metrics
@@ -28,7 +33,7 @@ from lswt_core.train.trainer import Trainer, TrainerState
 SHOWN_NAMES = 3  # of tensors, in an error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpointer:
     """Saves a trainer to a store and restores it. A checkpoint holds parameters, optimizer state,
     memory states, counters, loss scale and data position. Where weights are averaged, the model's
@@ -45,11 +50,22 @@ class Checkpointer:
     fingerprint: dict[str, str]  # of data and tokenizer
     components: dict[str, dict[str, str]]  # distribution, version and code hash of each
 
+    def __post_init__(self) -> None:
+        self.writer = BackgroundWriter(self.announce)
+        self.step_begun = -1  # of the last checkpoint that was begun
+
+    def announce(self, path: Path) -> None:
+        """A checkpoint is complete."""
+        self.trainer.console.saved(path)
+        self.trainer.saved_step = self.step_begun
+
     def save(self) -> None:
-        """Write a checkpoint, unless this step has one. Raises NumericsError, and writes nothing,
-        if a tensor is not finite.
+        """Write a checkpoint, unless this step has one; where ``checkpoint.asynchronous``, go on
+        while it is written. Raises NumericsError, and writes nothing, if a tensor is not finite;
+        and what the last write raised.
         """
         trainer = self.trainer
+        self.writer.wait()
         if trainer.saved_step == trainer.state.step:
             return
         trainer.require_finite_weights()
@@ -67,7 +83,8 @@ class Checkpointer:
                 groups["trained"] = trained
             self.require_finite(groups)
             self.write(groups, self.documents(self.merged(scalars), outline))
-        trainer.saved_step = trainer.state.step
+        if not self.is_asynchronous:
+            self.writer.wait()
 
     def require_finite(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Raise NumericsError, on every rank, if a rank's tensor has an infinite or NaN element."""
@@ -93,25 +110,29 @@ class Checkpointer:
     def write(
         self, groups: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
     ) -> None:
-        """Write a checkpoint; the metrics of its steps reach the disk first."""
+        """Begin to write a checkpoint; the metrics of its steps reach the disk first."""
         self.metrics.sync()
         step, world = self.trainer.state.step, self.trainer.context.world
-        if world.size == 1:
-            path = self.store.save(step, groups, documents)
-        else:
-            from lswt_core.checkpoint.pieces import piece_of, row_piece
-            from lswt_core.checkpoint.sharded import save_together
+        rows, total = self.trainer.context.rows, self.trainer.train.batch_size
+        pieces = {
+            group: {name: piece_of(tensor) for name, tensor in members.items()}
+            for group, members in groups.items()
+        }
+        pieces["memory"] = {
+            name: row_piece(tensor, rows, total) for name, tensor in groups["memory"].items()
+        }
+        if self.is_asynchronous:
+            pieces = copy_to_host(pieces)
+        self.step_begun = step
+        self.writer.submit(partial(save_pieces, self.store, step, pieces, documents, world))
 
-            rows, total = self.trainer.context.rows, self.trainer.train.batch_size
-            pieces = {
-                group: {name: piece_of(tensor) for name, tensor in members.items()}
-                for group, members in groups.items()
-            }
-            pieces["memory"] = {
-                name: row_piece(tensor, rows, total) for name, tensor in groups["memory"].items()
-            }
-            path = save_together(self.store, step, pieces, documents, world)
-        self.trainer.console.saved(path)
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether training goes on while a checkpoint is written."""
+        wanted = self.recipe.checkpoint.asynchronous
+        return wanted is True or (
+            wanted == "auto" and self.trainer.context.world.device.type != "cpu"
+        )
 
     def documents(self, optimizer_scalars: dict[str, Any], memory_outline: Any) -> dict[str, Any]:
         """The JSON documents of a checkpoint."""
@@ -153,3 +174,18 @@ class Checkpointer:
         mode = self.recipe.checkpoint.memory
         memory = read_group(saved, "memory", trainer)
         restore_memory(trainer, mode, memory, document["memory"])
+
+
+def save_pieces(
+    store: Store,
+    step: int,
+    pieces: Mapping[str, Mapping[str, Piece]],
+    documents: Mapping[str, Any],
+    world: World,
+) -> Path:
+    """Write a checkpoint by all ranks of a run, which may be one. Returns its directory."""
+    if world.size == 1:
+        return store.save(step, pieces, documents)
+    from lswt_core.checkpoint.sharded import save_together
+
+    return save_together(store, step, pieces, documents, world.in_background())

@@ -29,9 +29,11 @@ class TrainingLoop:
         trainer = self.trainer
         try:
             self.run_steps()
+            self.checkpointer.writer.wait()
         except Interrupted:
             trainer.optimizer.zero_grad()
             self.checkpointer.save()
+            self.checkpointer.writer.wait()
             raise Preempted(
                 f"stopped at step {trainer.state.step:,} of {trainer.train.total_steps:,},"
                 " everything is saved"
@@ -45,7 +47,8 @@ class TrainingLoop:
         if state.step and self.is_due(self.evaluate_every) and state.evaluated != state.step:
             self.evaluate()
         while not trainer.is_finished:
-            if trainer.context.world.any(self.stop_requested()):
+            self.checkpointer.writer.poll()
+            if trainer.context.world.any(self.must_stop()):
                 raise Interrupted
             if not trainer.advance():
                 continue
@@ -54,6 +57,10 @@ class TrainingLoop:
                 self.evaluate()
             if self.is_due(self.checkpoint_every):
                 self.checkpointer.save()
+
+    def must_stop(self) -> bool:
+        """Whether a stop was requested, or the last checkpoint could not be written."""
+        return self.stop_requested() or self.checkpointer.writer.has_failed
 
     def is_due(self, interval: int) -> bool:
         """Whether something done every ``interval`` steps, and at the end, is due."""
@@ -76,6 +83,7 @@ class TrainingLoop:
         trainer.console.evaluation(trainer.state.step, values)
 
     def close(self) -> None:
-        """Close the metrics file, trackers and data threads."""
+        """Close the metrics file, trackers and threads; a checkpoint that was begun is finished."""
+        self.checkpointer.writer.close()
         self.checkpointer.metrics.close()
         self.checkpointer.rows.close()
