@@ -37,7 +37,7 @@ from lswt_core.interfaces import (
     RunInfo,
     Unsupported,
 )
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
 from lswt_core.run import main as run
@@ -119,7 +119,7 @@ def test_what_is_written_is_all_a_package_needs(kind: str, tmp_path: Path) -> No
         re.findall(r"quickstart.toml (\S+) --out", readme),
         re.findall(r"--swap (\S+)", readme),
     )
-    assert [override_of(swap) for swap in swaps] == uses[: len(swaps)] and len(uses) == 1
+    assert [*map(overrides_of, swaps)] == [(use,) for use in uses][: len(swaps)] and len(uses) == 1
 
 
 @every_kind

@@ -5,7 +5,9 @@ could not rebuild.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -37,12 +39,12 @@ def check_parts(recipe: Recipe, registry: Registry) -> None:
             else:
                 unused.setdefault((mixer.name, chosen.table), []).append(layer)
     refused = [
-        unused_part(mixer_name, table, layers, recipe.model.n_layers)
+        UnusedPart(mixer_name, table, () if len(layers) == recipe.model.n_layers else layers)
         for (mixer_name, table), layers in unused.items()
         if table.startswith("memory.") or table not in used
     ]
     if refused:
-        raise Incompatible("\n  and ".join(refused))
+        raise Incompatible("\n  and ".join(map(str, refused)) + format_remedies(refused))
 
 
 def named_parts(components: object) -> Iterator[tuple[str, Chosen]]:
@@ -53,19 +55,40 @@ def named_parts(components: object) -> Iterator[tuple[str, Chosen]]:
                 yield kind, chosen
 
 
-def unused_part(mixer: str, table: str, layers: list[int], n_layers: int) -> str:
-    """The message about a part that a mixer has no use for."""
-    all_layers = len(layers) == n_layers
-    prefix = "" if all_layers else f'layers."{spell(layers)}".'
-    kind = table.partition(".")[0]
-    remedy = {
-        "memory": f"{prefix}{table} = false",
-        "attention": f'{prefix}attention.use = "auto"',
-        "qk_norm": f'{prefix}qk_norm.use = "none"',
-        "positional": f'{prefix}positional.use = "none"',
-    }[kind]
-    where = "" if all_layers else f" in layers {spell(layers)}"
-    return f"mixer {mixer!r} has no use for [{table}]{where}: set {remedy}"
+class UnusedPart(NamedTuple):
+    """A part that a recipe names for a mixer that has no use for it."""
+
+    mixer: str
+    table: str
+    layers: Sequence[int]  # (): all
+
+    def remedy(self) -> tuple[str, str]:
+        """The key to set, and its value."""
+        if self.table.startswith("memory."):
+            return f"{self.prefix}{self.table}", "false"
+        kind = self.table.partition(".")[0]
+        return f"{self.prefix}{kind}.use", dict(NO_PART)[kind]
+
+    @property
+    def prefix(self) -> str:
+        """What keys of these layers begin with."""
+        return f'layers."{spell(self.layers)}".' if self.layers else ""
+
+    def __str__(self) -> str:
+        where = f" in layers {spell(self.layers)}" if self.layers else ""
+        key, value = self.remedy()
+        setting = f"{key} = {value if value == 'false' else repr(value)}".replace("'", '"')
+        return f"mixer {self.mixer!r} has no use for [{self.table}]{where}: set {setting}"
+
+
+def format_remedies(refused: Sequence[UnusedPart]) -> str:
+    """The remedies of some parts together, as overrides and as a swap to the mixer."""
+    words = ["=".join(part.remedy()) for part in refused]
+    mixers = dict.fromkeys(f"{part.prefix}mixer={part.mixer}" for part in refused)
+    return (
+        f"\n  all as overrides: {shlex.join(words)}"
+        f"\n  all as one swap: --swap {shlex.quote(','.join([*mixers, *words]))}"
+    )
 
 
 def check_carry(decoder: Decoder) -> None:
