@@ -391,6 +391,44 @@ def test_a_swap_of_several_keys_needs_no_allowance(dry_run: Callable[..., Done])
     assert done.returncode == 0, done.stderr
 
 
+INNER = """from torch import Tensor
+
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Dims, FeedForward, Norm
+
+
+class Normed(FeedForward):
+    name, citation = "normed", "@misc{own}"
+
+    def __init__(self, dims: Dims, *, ffn: FeedForward, norm: Norm):
+        super().__init__(dims)
+        self.ffn, self.norm = ffn, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.ffn(x))
+
+
+@hookimpl
+def lswt_components():
+    return [Normed]
+"""
+
+
+def test_what_a_component_contains_is_part_of_its_swap(
+    place: Path, dry_run: Callable[..., Done]
+) -> None:
+    """Also what is of another kind, here a norm of the feed-forward layer's own."""
+    (place / "normed.py").write_text(INNER)
+    plugin = ("--plugin", "normed.py", "--unchecked")
+    inner = ("ffn.use=normed", "ffn.ffn.use=gelu", "ffn.norm.use=layernorm")
+    for before, swap in (
+        (inner, "ffn.norm.use=rmsnorm"),
+        ((), ",".join(inner)),
+    ):
+        done = dry_run(*plugin, *before, "--swap", swap)
+        assert done.returncode == 0, done.stderr
+
+
 FILE = """recipe = "nano.toml"
 seeds = 3
 margin = 0.02
@@ -605,8 +643,8 @@ def test_a_swap_that_cannot_be_is_answered(
     assert done.returncode == 2 and what in done.stderr and "Traceback" not in done.stderr
 
 
-def parameter(value: str, owner: str = "attention") -> dict[str, str]:
-    return {"shape": "[2]", "owner": owner, "sha256": value}
+def parameter(value: str, owner: str = "attention") -> dict[str, Any]:
+    return {"shape": "[2]", "owners": ["decoder", owner], "sha256": value}
 
 
 def test_a_start_that_is_not_shared_is_seen() -> None:

@@ -153,17 +153,30 @@ def parameters_with_components(model: nn.Module) -> Iterator[tuple[str, str, nn.
     """Yield every parameter with its name and the component that owns it, e.g. ("...",
     "memory.registers", parameter).
     """
+    for name, owners, parameter in parameters_with_owners(model):
+        yield name, owners[-1], parameter
 
-    def walk(module: nn.Module, path: str, owner: str) -> Iterator[tuple[str, str, nn.Parameter]]:
+
+def parameters_with_owners(
+    model: nn.Module,
+) -> Iterator[tuple[str, tuple[str, ...], nn.Parameter]]:
+    """Yield every parameter with its name and all components that it lies in, the outermost first,
+    e.g. ("decoder", "block.pre-norm", "ffn.moe").
+    """
+
+    def walk(
+        module: nn.Module, path: str, owners: tuple[str, ...]
+    ) -> Iterator[tuple[str, tuple[str, ...], nn.Parameter]]:
         if isinstance(module, Component):
-            owner = f"{component_kind(module)}.{module.name}"
+            owners += (f"{component_kind(module)}.{module.name}",)
         for key, parameter in module.named_parameters(recurse=False):
-            yield f"{path}.{key}".lstrip("."), owner, parameter
+            yield f"{path}.{key}".lstrip("."), owners, parameter
         for key, child in module.named_children():
             child_path = f"{path}.{key}".lstrip(".")
-            yield from walk(child, child_path, owner_apart(child_path) or owner)
+            apart = owner_apart(child_path)
+            yield from walk(child, child_path, owners if apart is None else (*owners, apart))
 
-    return walk(model, "", "decoder")
+    return walk(model, "", ("decoder",))
 
 
 def owner_apart(path: str) -> str | None:
