@@ -496,13 +496,19 @@ def test_what_is_no_swap_is_refused(swap: str) -> None:
 
 
 def test_newton_schulz_is_counted() -> None:
-    """Each iteration multiplies X X^T, its square, and X: for m <= n, 2 m^2 n + 2 m^3 + 2 m^2 n."""
-    recipe = recipe_of(loss={}, optimizer={"use": "muon", "ns_steps": 3})
+    """Each iteration multiplies X X^T, its square, and X: for m <= n, 2 m^2 n + 2 m^3 + 2 m^2 n; of
+    experts for each.
+    """
+    recipe = recipe_of(
+        loss={}, optimizer={"use": "muon", "ns_steps": 3}, ffn={"use": "moe", "n_experts": 3}
+    )
     measured = budget(recipe, Registry(), WORLD)
     loss = build_model(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
     hidden = [name for group in build_parameter_groups(loss) for name in group["matrices"]]
-    shapes = [sorted(loss.get_parameter(name).shape) for name in hidden]
-    products = sum(3 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+    weights = [loss.get_parameter(name) for name in hidden]
+    assert sum(weight.ndim == 3 for weight in weights) == 2 * recipe.model.n_layers
+    shapes = [(weight.shape[:-2].numel(), *sorted(weight.shape[-2:])) for weight in weights]
+    products = sum(3 * count * (4 * m * m * n + 2 * m**3) for count, m, n in shapes)
     assert measured.flops is not None
     assert measured.flops.optimizer == products // recipe.train.tokens_per_step > 0
     plain = budget(recipe_of(loss={}, optimizer={"use": "adamw"}), Registry(), WORLD)

@@ -49,7 +49,8 @@ class Parameter(NamedTuple):
     tensor: nn.Parameter
     role: str  # a key of [groups]
     is_exempt: bool  # from weight decay, unless the recipe says otherwise
-    is_hidden_matrix: bool  # the weight of a linear layer that is not the vocabulary's
+    # the weight of a linear layer, or in ``matrix_parameters``, and not the vocabulary's
+    is_hidden_matrix: bool
 
 
 def build_parameter_groups(
@@ -64,7 +65,8 @@ def build_parameter_groups(
     with fewer than two dimensions (biases, norms) and what a module lists in ``no_weight_decay``
     do not decay, unless ``groups`` says otherwise for their role. ``scalings`` are those of a
     parametrisation, by name. ``matrices`` names a group's hidden matrices: the weights of linear
-    layers that are not the vocabulary's. See ``apply_group_factors``.
+    layers, and what modules list in ``matrix_parameters`` (stacks of matrices, [..., out, in]),
+    that are not the vocabulary's. See ``apply_group_factors``.
     """
     members: dict[GroupKey, list[Parameter]] = {GroupKey(True, 1.0, None, 1.0): []}
     for parameter in trainable_with_roles(model):
@@ -95,7 +97,8 @@ def trainable_with_roles(model: nn.Module) -> Iterator[Parameter]:
     vocabulary = vocabulary_modules(model)
     for path, module in model.named_modules():
         exempt = getattr(module, "no_weight_decay", ())
-        is_hidden_linear = isinstance(module, nn.Linear) and module not in vocabulary
+        matrices = ("weight",) if isinstance(module, nn.Linear) else ()
+        matrices += tuple(getattr(module, "matrix_parameters", ()))
         for key, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
@@ -110,7 +113,7 @@ def trainable_with_roles(model: nn.Module) -> Iterator[Parameter]:
                 parameter,
                 role,
                 role in ("embedding", "vectors") or key in exempt,
-                is_hidden_linear and key == "weight",
+                key in matrices and parameter.ndim >= 2 and module not in vocabulary,
             )
 
 
