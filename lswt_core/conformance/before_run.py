@@ -23,7 +23,8 @@ from lswt_core.recipe import Chosen
 from lswt_core.registry import Registry
 
 # Checks that ``plugins check`` alone makes. They are about words; or take seconds; or start
-# processes, read the run's own text or write where a tracker writes; or depend on a recipe's rates.
+# processes, read the run's own text or write where a tracker writes; or depend on a recipe's rates
+# or matter to some parametrisations and optimizers only.
 LEFT_OUT = frozenset(
     {
         "documentation",
@@ -37,6 +38,7 @@ LEFT_OUT = frozenset(
         "long sequences",
         "long texts",
         "low precision",
+        "matrix parameters",
         "state dict",
         "fingerprint",
         "import effects",
