@@ -14,7 +14,13 @@ from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import CrossEntropy, Dims, Head, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
-from lswt_core.model.compatibility import check_carry, check_parts, check_replay, check_streams
+from lswt_core.model.compatibility import (
+    check_carry,
+    check_parts,
+    check_projections,
+    check_replay,
+    check_streams,
+)
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_component,
@@ -54,6 +60,7 @@ def build_model(
         choice = choose_backends(recipe, registry, device, dtype)
         decoder = decoder_spec(recipe, registry, choice).build()
         check_carry(decoder)
+        check_projections(decoder, recipe.model.d_model)
         check_streams(decoder, recipe.model.d_model)
         check_replay(decoder, recipe)
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"

@@ -1,6 +1,6 @@
 """Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
-layer reads and no layer below wrote, residual streams of different shape, states that a checkpoint
-could not rebuild.
+layer reads and no layer below wrote, or wrote of new tokens only, residual streams of different
+shape, states that a checkpoint could not rebuild.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import Block, Layer, Mixer
+from lswt_core.interfaces import Block, KeyValue, Layer, Mixer
 from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.recipe.layer_selectors import spell
 from lswt_core.registry import AUTO, Registry
@@ -118,6 +120,45 @@ def writes_in(block: object, before: Layer | None = None) -> set[str]:
         if isinstance(layer, Layer):
             written |= layer.writes
     return written
+
+
+def check_projections(decoder: Decoder, d_model: int) -> None:
+    """Raise Incompatible if a mixer makes keys and values of what it reads of this forward pass's
+    tokens, and a memory has them made again of earlier tokens.
+    """
+    for number, block in enumerate(decoder.blocks):
+        for layer in block.modules():
+            if not isinstance(layer, SoftmaxAttention) or not layer.reads:
+                continue
+            if type(layer).make_key_value is SoftmaxAttention.make_key_value:
+                continue
+            for name, memory in layer.memory.items():
+                if projects_again(memory, layer, d_model):
+                    read = " and ".join(map(repr, sorted(layer.reads)))
+                    raise Incompatible(
+                        f"mixer {layer.name!r} in layer {number} reads {read} where it makes keys"
+                        f" and values, and memory.{name} ({memory.name}) projects earlier inputs"
+                        f" again, of whose tokens {read} is not kept: use a memory that keeps keys"
+                        " and values, e.g. xl-cache or window"
+                    )
+
+
+def projects_again(memory: nn.Module, layer: SoftmaxAttention, d_model: int) -> bool:
+    """Whether a memory on the meta device projects more than the new tokens in a second segment."""
+    sizes: list[int] = []
+
+    def project(x: Tensor, positions: Tensor) -> list[KeyValue]:
+        sizes.append(x.shape[1])
+        k = x.new_empty(*x.shape[:2], layer.n_kv_heads, layer.d_head)
+        return [KeyValue(k, k, positions)]
+
+    x, positions = torch.empty(1, 2, d_model, device="meta"), torch.arange(2, device="meta")
+    try:
+        _, state = memory(x, positions, None, project)
+        memory(x, positions, state, project)
+    except Exception:  # its error will show when the memory itself is called
+        return False
+    return max(sizes, default=0) > x.shape[1]
 
 
 def check_streams(decoder: Decoder, d_model: int) -> None:
