@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mutants.expected import CITATION
-from mutants.mixers import Fading
+from mutants.mixers import Fading, Handing
 from mutants.optimizers import SignMomentum
 from mutants.stateful_layers import Gated, Shifted
 from torch import Tensor, nn
@@ -130,7 +130,24 @@ class Tail(Shifted, FeedForward):
     name = "tail"
 
 
-COMPONENTS = [Relu, Switch, StartsAtZero, Kernel, Capped, PreparesFirst, Recurrent, Balanced, Tail]
+class HandsUp(Handing, Mixer):
+    """Reads what the first layer writes."""
+
+    name = "hands-up"
+
+
+COMPONENTS = [
+    Relu,
+    Switch,
+    StartsAtZero,
+    Kernel,
+    Capped,
+    PreparesFirst,
+    Recurrent,
+    Balanced,
+    Tail,
+    HandsUp,
+]
 
 
 @hookimpl

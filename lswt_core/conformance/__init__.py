@@ -19,6 +19,7 @@ from typing import Any
 # Importing a module registers its rules.
 from lswt_core.conformance import (
     attention_checks,
+    carry_checks,
     common_checks,
     cross_entropy_checks,
     data_checks,
@@ -53,6 +54,7 @@ __all__ = [
     "Check",
     "Failed",
     "attention_checks",
+    "carry_checks",
     "checks",
     "common_checks",
     "cross_entropy_checks",

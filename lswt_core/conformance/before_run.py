@@ -30,6 +30,7 @@ LEFT_OUT = frozenset(
         "documentation",
         "citation",
         "bfloat16",
+        "carry gradients",
         "compile",
         "coordinate check",
         "descent",
