@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -133,6 +134,19 @@ def test_a_constant_in_the_constructor_is_said_to_be_no_buffer() -> None:
         assert words in check.result().message
     skipped = [one for one in BY_MUTANT["PlainConstant"] if one.rule.name == "forward"]
     assert [one.result().outcome for one in skipped] == ["skipped"]
+
+
+def test_float32_in_a_float64_forward_is_said_to_be_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def message(component: type[Component], check: str) -> str:
+        return next(one for one in checks(component) if one.rule.name == check).result().message
+
+    layer, loss = right_components.Relu, right_components.Balanced
+    monkeypatch.setattr(layer, "forward", lambda self, x: self.fc1(x.float()))
+    assert "promote_types" in message(layer, "forward")
+    exact = loss.loss
+    monkeypatch.setattr(loss, "loss", lambda self, gate: exact(self, gate.float()))
+    found = message(loss, "micro-batches")
+    assert len(set(re.findall(r"\d\.\d{7,}", found))) == 2 and "float32" in found
 
 
 def test_a_check_that_presupposes_a_failed_one_is_skipped() -> None:

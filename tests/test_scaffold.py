@@ -469,8 +469,12 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
     assert main([*command, str(tmp_path)]) == 2
     assert str(taken) in capsys.readouterr().err
     assert list(taken.iterdir()) == []
-    assert main([*command, str(tmp_path / "nowhere")]) == 2
-    assert str(tmp_path / "nowhere") in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.touch()
+    assert main([*command, str(file)]) == 2
+    assert str(file) in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "not" / "there")]) == 0
+    assert (tmp_path / "not" / "there" / "lswt-my-own" / "lswt_my_own.py").is_file()
 
     write: Callable[..., int] = Path.write_text
 
