@@ -16,6 +16,7 @@ from lswt_core.interfaces import CrossEntropy, Dims, Head, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
 from lswt_core.model.compatibility import (
     check_carry,
+    check_names,
     check_parts,
     check_projections,
     check_replay,
@@ -55,6 +56,7 @@ def build_model(
     """Build decoder and losses on the meta device, to run on ``device`` in ``dtype``. Raises
     Incompatible if components do not go together, or not with the device.
     """
+    check_names(recipe)
     check_parts(recipe, registry)
     with torch.device("meta"):
         choice = choose_backends(recipe, registry, device, dtype)

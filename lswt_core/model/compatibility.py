@@ -1,6 +1,6 @@
-"""Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
-layer reads and no layer below wrote, or wrote of new tokens only, residual streams of different
-shape, states that a checkpoint could not rebuild.
+"""Check how the layers of a model fit together: names that no submodule can have, parts that a
+mixer has no use for, entries that a layer reads and no layer below wrote, or wrote of new tokens
+only, residual streams of different shape, states that a checkpoint could not rebuild.
 """
 
 from __future__ import annotations
@@ -12,16 +12,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lswt_core.errors import Incompatible
+from lswt_core.errors import Incompatible, Problem, RecipeError
 from lswt_core.interfaces import Block, KeyValue, Layer, Mixer
 from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
 from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.recipe.layer_selectors import spell
+from lswt_core.recipe.provenance import Origin
 from lswt_core.registry import AUTO, Registry
 
 PARTS = ("memory", "attention", "qk_norm", "positional")
 NO_PART = {("qk_norm", "none"), ("positional", "none"), ("attention", AUTO.name)}
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise RecipeError if a loss or a memory has a name that no submodule can have."""
+    container = nn.ModuleDict()
+    for kind in ("loss", "memory"):
+        for chosen in recipe.every(kind):
+            name = chosen.table.removeprefix(f"{kind}.")
+            if name and "." not in name and not hasattr(container, name):
+                continue
+            origin = origin_of_use(recipe, f'{kind}."{name}".use')
+            what = f'a {kind} cannot be called "{name}"'
+            why = "it is a submodule of that name: without dots, and no attribute of nn.ModuleDict"
+            fix = f'choose another name, e.g. {kind}.my_{kind}.use = "{chosen.name}"'
+            raise RecipeError([Problem(what, origin.where, why, fix, origin.text)])
+
+
+def origin_of_use(recipe: Recipe, key: str) -> Origin:
+    """Where a component was chosen; of one that single layers have, the recipe."""
+    try:
+        return recipe.explain(key)[-1][1]
+    except RecipeError:
+        return Origin(recipe.source, "")
 
 
 def check_parts(recipe: Recipe, registry: Registry) -> None:
