@@ -814,7 +814,7 @@ class Objective(Protocol):
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad``. "sampled": the cross-entropy
         against labels sampled from the model (the Gauss-Newton-Bartlett estimator), without
-        auxiliary losses.
+        auxiliary losses and those of layers.
         """
 
     def hessian_vector_product(
