@@ -21,9 +21,9 @@ from lswt_core.model.parameters import build_parameter_groups
 Muon: Any = Registry().get("optimizer", "muon")
 
 
-def model() -> Any:
+def model(**parts: Any) -> Any:
     """A decoder with every sort of parameter."""
-    return tiny(memories={"registers": partial(Registers, count=2)}, dtype=torch.float32)
+    return tiny(memories={"registers": partial(Registers, count=2)}, dtype=torch.float32, **parts)
 
 
 def train(decoder: Any, optimizers: list[Any], steps: range) -> None:
@@ -145,11 +145,13 @@ def test_a_first_step_is_nearly_orthogonal() -> None:
     assert (core - core.diagonal().diag()).abs().max() < 0.05  # bfloat16
 
 
-def test_a_checkpoint_continues_bit_for_bit() -> None:
-    whole = model()
+@pytest.mark.parametrize("ffn", ["swiglu", "moe"])
+def test_a_checkpoint_continues_bit_for_bit(ffn: str) -> None:
+    parts = {"ffn": Registry().get("ffn", ffn)}
+    whole = model(**parts)
     optimizer = Muon(build_parameter_groups(whole))
     train(whole, [optimizer], range(3))
-    twin = model()
+    twin = model(**parts)
     twin.load_state_dict(whole.state_dict())
     resumed = Muon(build_parameter_groups(twin))
     tensors, document = optimizer_state(optimizer)
