@@ -20,7 +20,7 @@ for sizes of the owner's choice. ``sources: Mapping[str, DataSource]``: several,
 Any module of the model may name parameters of its own in two attributes, tuples of names.
 ``no_weight_decay``: without weight decay, as are embeddings and whatever has fewer than two
 dimensions. ``matrix_parameters``: [..., out, in], each matrix used like the weight of an nn.Linear
-(a stack of experts): it starts like one, and parametrisations and Muon treat it like one.
+(a stack of experts): it starts like one, and is one to parametrisations and Muon. (): none is.
 
 Models are built on the meta device, where tensors have shapes and no values, and then initialised.
 So a constructor computes with Python's numbers; every tensor is a parameter or a buffer

@@ -45,7 +45,7 @@ from lswt_core.registry import Registry
 # meta tensors have shapes and no values
 REMEDY = (
     "; it can be if no shape and no branch depends on values: no .item(), nonzero or x[mask], but"
-    " where, sort, or bincount with a fixed length"
+    " where, sort, cumsum or scatter_add, whose shapes are fixed"
 )
 # what can be unknown, as keys of Budget.unknown
 PASSES, OPTIMIZER_STATE = "FLOPs, memories and activations", "optimizer state"
