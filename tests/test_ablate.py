@@ -24,7 +24,7 @@ from nano import NANO
 from processes import Done, environment, run
 
 from lswt_core.__main__ import main
-from lswt_core.ablation.arms import ArmSpec, axis_of_swap, lay_out_arms
+from lswt_core.ablation.arms import ArmSpec, axes_of_swap, lay_out_arms
 from lswt_core.ablation.build_arms import AblationSpec
 from lswt_core.ablation.certificate import RunRecord, check_records
 from lswt_core.ablation.compare import make_report
@@ -358,18 +358,75 @@ def test_swaps_become_arms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("swap", "axis"),
+    ("swap", "axes"),
     [
-        ("ffn=gelu", "ffn"),
-        ("ffn.use=gelu", "ffn"),
-        ("memory.xl=false", "memory.xl"),
-        ("memory.registers=true", "memory.registers"),
-        ("positional.base=1e4", "positional.base"),
-        ('layers."every 2".ffn=gelu', "layers"),
+        ("ffn=gelu", ["ffn"]),
+        ("ffn.use=gelu", ["ffn"]),
+        ("memory.xl=false", ["memory.xl"]),
+        ("memory.registers=true", ["memory.registers"]),
+        ("positional.base=1e4", ["positional.base"]),
+        ('layers."every 2".ffn=gelu', ["layers"]),
+        ("mixer=mamba2, memory.xl=false,positional=none", ["mixer", "memory.xl", "positional"]),
     ],
 )
-def test_a_swap_is_about_one_thing(swap: str, axis: str) -> None:
-    assert axis_of_swap(swap) == axis
+def test_a_swap_is_about_the_keys_that_it_names(swap: str, axes: list[str]) -> None:
+    assert list(axes_of_swap(swap)) == axes
+
+
+def test_a_swap_of_several_keys_is_one_arm() -> None:
+    path, several = Path("r.toml"), "mixer=mamba2,memory.xl=false"
+    (_, arm) = lay_out_arms("one-at-a-time", path, [several], (), "here")
+    assert (arm.name, arm.swaps, arm.axes) == (several, (several,), ("mixer", "memory.xl"))
+    assert arm.overrides == ("mixer.use=mamba2", "memory.xl=false")
+    swaps = [several, "ffn=gelu", "memory.xl=false"]
+    every = [arm.swaps for arm in lay_out_arms("factorial", path, swaps, (), "here")]
+    assert (several, "ffn=gelu") in every and (several, "memory.xl=false") not in every
+    with pytest.raises(RecipeError, match=r'"memory\.xl"'):
+        lay_out_arms("add-one-in", path, swaps, (), "here")
+
+
+def test_a_swap_of_several_keys_needs_no_allowance(dry_run: Callable[..., Done]) -> None:
+    swap = "mixer=mamba2,memory.xl=false,memory.registers=false,positional=none"
+    done = dry_run("--swap", swap)
+    assert done.returncode == 0, done.stderr
+
+
+INNER = """from torch import Tensor
+
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Dims, FeedForward, Norm
+
+
+class Normed(FeedForward):
+    name, citation = "normed", "@misc{own}"
+
+    def __init__(self, dims: Dims, *, ffn: FeedForward, norm: Norm):
+        super().__init__(dims)
+        self.ffn, self.norm = ffn, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.ffn(x))
+
+
+@hookimpl
+def lswt_components():
+    return [Normed]
+"""
+
+
+def test_what_a_component_contains_is_part_of_its_swap(
+    place: Path, dry_run: Callable[..., Done]
+) -> None:
+    """Also what is of another kind, here a norm of the feed-forward layer's own."""
+    (place / "normed.py").write_text(INNER)
+    plugin = ("--plugin", "normed.py", "--unchecked")
+    inner = ("ffn.use=normed", "ffn.ffn.use=gelu", "ffn.norm.use=layernorm")
+    for before, swap in (
+        (inner, "ffn.norm.use=rmsnorm"),
+        ((), ",".join(inner)),
+    ):
+        done = dry_run(*plugin, *before, "--swap", swap)
+        assert done.returncode == 0, done.stderr
 
 
 FILE = """recipe = "nano.toml"
@@ -586,8 +643,8 @@ def test_a_swap_that_cannot_be_is_answered(
     assert done.returncode == 2 and what in done.stderr and "Traceback" not in done.stderr
 
 
-def parameter(value: str, owner: str = "attention") -> dict[str, str]:
-    return {"shape": "[2]", "owner": owner, "sha256": value}
+def parameter(value: str, owner: str = "attention") -> dict[str, Any]:
+    return {"shape": "[2]", "owners": ["decoder", owner], "sha256": value}
 
 
 def test_a_start_that_is_not_shared_is_seen() -> None:

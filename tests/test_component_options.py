@@ -19,7 +19,7 @@ from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_component, build_schedule, dims_of
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import REQUIRED, Registry
 from lswt_core.registry.component_option import ComponentOption
 
@@ -175,7 +175,7 @@ def test_defaults_of_inner_components_are_written_out_and_load_again(
         ("", ["ffn.layers.b.inner.bias=false", "ffn.layers.b.inner.use=relu2"],
          {"use": "relu2", "bias": False}),
         ("[ffn.layers.b.inner]\nuse = 'gelu'", [], {"use": "gelu", "bias": False}),
-        ("", [override_of("ffn.layers.b.inner.use=glu"), "ffn.layers.b.inner.activation=relu"],
+        ("", [*overrides_of("ffn.layers.b.inner.use=glu"), "ffn.layers.b.inner.activation=relu"],
          {"use": "glu", "activation": "relu", "bias": True}),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ everything that a run, a checkpoint and an export do with a model whose memory i
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,7 @@ from lswt_core.model.build import build_model
 from lswt_core.model.initialise import initialise
 from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 
 PARTS = MixerParts({}, Eager, NoNorm, NoPosition)
@@ -244,14 +246,28 @@ def test_the_remedies_for_parts_without_use_can_be_pasted(
         try:
             built = assembled(recipe)
         except Incompatible as error:
-            match = re.search(r": set (.*)$", str(error))
-            assert match is not None and len(remedies) + len(overrides) < 6, error
-            (remedies if as_line else overrides).append(match[1])
+            found = re.findall(r"(?m): set (.*)$", str(error))
+            assert found and len(remedies) + len(overrides) < 6, error
+            (remedies if as_line else overrides).append(found[-1])
             continue
         break
     names = [block.attention.name for block in built.loss.decoder.blocks]
     recurrent = 2 if selector else 4
     assert names == ["gated-delta-net"] * recurrent + ["attention"] * (4 - recurrent)
+
+
+@pytest.mark.parametrize("selector", ["", 'layers."0-1".'])
+def test_the_remedies_together_are_overrides_and_a_swap(selector: str) -> None:
+    swap = f"{selector}mixer=mamba2"
+    quickstart = RECIPES / "quickstart.toml"
+    with pytest.raises(Incompatible) as caught:
+        assembled(Recipe.load(quickstart, overrides_of(swap)))
+    words, whole = (
+        shlex.split(line.partition(": ")[2]) for line in str(caught.value).splitlines()[-2:]
+    )
+    assembled(Recipe.load(quickstart, [*overrides_of(swap), *words]))
+    assert whole[0] == "--swap" and len(overrides_of(whole[1])) == 1 + len(words)
+    assembled(Recipe.load(quickstart, overrides_of(whole[1])))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -205,6 +205,32 @@ def test_capabilities_are_those_the_interface_declares(
     assert actual["many"] is KINDS[component.partition("/")[0]].many
 
 
+CAPPED = '''
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import SoftCap
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
+
+class Capped(SoftmaxAttention):
+    """Capped scores."""
+    name, transforms_scores = "capped", SoftCap
+
+@hookimpl
+def lswt_components():
+    return [Capped]
+'''
+
+
+def test_a_capability_that_is_a_class_has_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "capped.py"
+    file.write_text(CAPPED)
+    words = ("describe", "mixer/capped", "--plugin", file)
+    assert "  transforms_scores: SoftCap" in run_cli(capsys, *words).replace('"', "").splitlines()
+    report = json.loads(run_cli(capsys, *words, "--json"))
+    assert report["capabilities"]["transforms_scores"]["value"] == "SoftCap"
+
+
 def test_what_cannot_be_imported_is_described_all_the_same(
     broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,7 +247,6 @@ def test_a_reader_attends_to_what_the_layer_below_attends_to(memory: Any) -> Non
         (latent, {}, {"positional": RelativeBuckets}, "it has parameters"),
         (partial(LatentAttention, d_rope=D), {}, {}, "between 1 and 7"),
         (partial(LatentAttention, d_rope=3), {}, {}, "is odd"),
-        (ValueResidual, {"layer": 1}, {"memories": {"xl": XlHidden}}, "projects earlier inputs"),
         (
             partial(CrossLayerAttention, keys="below"),
             {"layer": 1},

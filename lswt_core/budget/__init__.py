@@ -42,6 +42,11 @@ from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
 
+# meta tensors have shapes and no values
+REMEDY = (
+    "; it can be if no shape and no branch depends on values: no .item(), nonzero or x[mask], but"
+    " where, sort, cumsum or scatter_add, whose shapes are fixed"
+)
 # what can be unknown, as keys of Budget.unknown
 PASSES, OPTIMIZER_STATE = "FLOPs, memories and activations", "optimizer state"
 
@@ -199,7 +204,7 @@ def measure_if_possible(
         culprit = registry.culprit(error)
         if culprit is None:
             raise
-        unknown[subject] = f"cannot be measured on the meta device: {culprit}"
+        unknown[subject] = f"cannot be measured on the meta device: {culprit}{REMEDY}"
         return {}
 
 

@@ -55,8 +55,11 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--swap",
         action="append",
         default=[],
-        metavar="AXIS=VALUE",
-        help="an arm: e.g. ffn=gelu, memory.xl=false",
+        metavar="AXIS=VALUE[,AXIS=VALUE]",
+        help=(
+            "an arm: e.g. ffn=gelu, memory.xl=false; with commas, one arm that changes several keys"
+            " at once: mixer=mamba2,memory.xl=false,positional=none"
+        ),
     )
     parser.add_argument(
         "--arm",

@@ -13,7 +13,7 @@ from lswt_core.cli.common import next_commands, recipe_arguments, report_source,
 from lswt_core.cli.plan_text import comparison, text
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry, nearest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--swap",
         action="append",
         default=[],
-        metavar="AXIS=VALUE",
+        metavar="AXIS=VALUE[,AXIS=VALUE]",
         help="show what a swap changes, e.g. ffn=gelu",
     )
     parser.add_argument(
@@ -85,7 +85,7 @@ def load(arguments: argparse.Namespace, registry: Registry, *swaps: str) -> Reci
     precision = arguments.precision or ("bfloat16" if arguments.on else None)
     overrides = [
         *arguments.overrides,
-        *map(override_of, swaps),
+        *(override for swap in swaps for override in overrides_of(swap)),
         *([f"train.precision={precision}"] if precision else []),
     ]
     recipe = Recipe.load(arguments.recipe, overrides, overlay=arguments.overlay, registry=registry)

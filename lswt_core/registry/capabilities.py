@@ -49,5 +49,7 @@ def missing_library(component: type) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """A value as JSON has it; a class by its name."""
+    if isinstance(value, type):
+        return getattr(value, "name", value.__name__)
     return sorted(value) if isinstance(value, set | frozenset) else value
