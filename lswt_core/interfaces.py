@@ -846,14 +846,11 @@ class Optimizer(Component, torch.optim.Optimizer):
     shares_forward: bool = False
     # Share of a step's rows that ``update_curvature`` uses; it calls Objective.subset itself.
     fraction: float = 1.0
-    # What an update needs at once of a parameter that is cut over ranks: an element and its state,
-    # or all of the parameter, which is then gathered. See ``lswt_core.plugin_api.sharded_tensor``.
+    # What an update reads of a parameter cut over ranks; "matrix": all of it, which is gathered.
     unit: Literal["element", "matrix"] = "element"
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for copies and pickles, with the attributes that options may be stored in.
-        torch's own hooks and its wrapped ``step`` are made anew.
-        """
+        """The state for copies and pickles, attributes included; torch's hooks are made anew."""
         own = {
             key: value
             for key, value in vars(self).items()

@@ -26,7 +26,8 @@ from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, Batch
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.train.evaluate import evaluate
-from lswt_core.train.step import Step, StepContext
+from lswt_core.train.step import Step
+from lswt_core.train.step_context import StepContext
 
 ROWS, LENGTH = 4, 6
 TERMS = {"router_balance", "router_z"}

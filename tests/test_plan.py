@@ -30,7 +30,8 @@ from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.memory_state import capture_memory, restore_memory
-from lswt_core.train.step import Step, StepContext
+from lswt_core.train.step import Step
+from lswt_core.train.step_context import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
 RECIPES = ROOT / "recipes"

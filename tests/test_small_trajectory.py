@@ -30,7 +30,7 @@ from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe.schema import Train
 from lswt_core.reporting.console import Console
-from lswt_core.train.step import StepContext
+from lswt_core.train.step_context import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
 FOLDER = GOLDEN / "lswt_small"

@@ -35,7 +35,8 @@ from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.plugin_api.pytree import concatenate_rows, split_rows, tree_leaves, tree_map
 from lswt_core.plugin_api.sharded_tensor import full_tensor
 from lswt_core.train.finite import NotFinite
-from lswt_core.train.step import Interrupted, Step, StepContext
+from lswt_core.train.step import Step
+from lswt_core.train.step_context import Interrupted, StepContext
 from lswt_core.train.update import clip_gradients, gradient_norm
 
 ROWS, LENGTH = 8, 6

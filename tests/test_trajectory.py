@@ -28,7 +28,8 @@ from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.recipe.schema import Train
 from lswt_core.reporting.console import Console
-from lswt_core.train.step import Step, StepContext
+from lswt_core.train.step import Step
+from lswt_core.train.step_context import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
 CASE = "rev_reg5"

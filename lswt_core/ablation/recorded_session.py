@@ -25,7 +25,7 @@ from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import parameters_with_owners
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.train.session import Session
-from lswt_core.train.step import StepContext
+from lswt_core.train.step_context import StepContext
 
 
 class RecordedRows:

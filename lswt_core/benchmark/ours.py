@@ -19,7 +19,8 @@ from lswt_core.model.parameters import trainable_parameters
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
-from lswt_core.train.step import Step, StepContext
+from lswt_core.train.step import Step
+from lswt_core.train.step_context import StepContext
 from lswt_core.train.update import apply_update, hessian_update_is_due
 
 

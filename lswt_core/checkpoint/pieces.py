@@ -1,5 +1,5 @@
 """What a rank holds of a checkpoint's tensors, and how the pieces of several ranks lie in files:
-planned by torch.distributed.checkpoint (which rank writes or reads which piece), stored as safetensors.
+planned by torch.distributed.checkpoint (which rank writes or reads which), stored as safetensors.
 """
 
 from __future__ import annotations

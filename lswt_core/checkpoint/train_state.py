@@ -32,8 +32,8 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors, or this rank's pieces of them, into a model's parameters and buffers. Raises CheckpointError unless names and
-    dtypes are the model's.
+    """Copy tensors, or this rank's pieces of them, into a model's parameters and buffers. Raises
+    CheckpointError unless names and dtypes are the model's.
     """
     state = model.state_dict()
     differing = state.keys() ^ tensors.keys()

@@ -22,8 +22,8 @@ BARRIER_TIMEOUT = timedelta(days=7)
 
 
 class World(NamedTuple):
-    """The data-parallel ranks of a run: each has its own rows of the batch, and a piece of the model
-    (see ``distributed.sharding``).
+    """The data-parallel ranks of a run: each has its own rows of the batch, and a piece of the
+    model (see ``distributed.sharding``).
     """
 
     rank: int = 0

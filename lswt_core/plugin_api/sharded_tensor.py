@@ -3,7 +3,7 @@ state are DTensors (torch.distributed.tensor) of which each rank holds a piece.
 
 Element-wise operations need nothing of this: they act on the pieces. What needs a whole tensor, or
 a number about one, goes through these functions. Each takes plain tensors too, which it treats as
-whole. ``float`` of a DTensor's norm or sum is the number of this rank's piece alone: a silent error.
+whole. ``float`` of a DTensor's norm or sum is that of this rank's piece alone: a silent error.
 """
 
 from __future__ import annotations

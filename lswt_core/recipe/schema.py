@@ -87,7 +87,7 @@ class Train(Table):
     batch_size: Size = 480  # rows of all ranks together (effective batch size)
     seq_len: Size = 2048  # sequence length: new tokens a row reads per step
     micro_batch_size: Size | None = None  # rows per forward pass; None: all of a process's
-    # ranks that hold one replica of the model, each a piece of it; all: every rank; 1: a replica each
+    # ranks over which a replica of the model is cut; all: every rank; 1: each has a replica
     shard: Size | Literal["all"] = 1
     tokens: Amount | None = None  # length of the run; give this or steps
     steps: Steps | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lswt_core.data.corpus import Corpus
 from lswt_core.decode import InferenceEngine, Sample, generate
+from lswt_core.decode.sharded_engine import ShardedEngine
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.console import Console
@@ -14,8 +15,16 @@ from lswt_core.reporting.curves import ReportUnavailable, write_curves
 from lswt_core.reporting.metrics_log import read_metrics
 from lswt_core.reporting.run_report import write_report
 from lswt_core.reporting.units import format_duration
+from lswt_core.train.step_context import StepContext
 
 PROMPT_TOKENS = 32  # of a held-out document, if the recipe has no prompt
+
+
+def open_engine(context: StepContext, seq_len: int) -> InferenceEngine:
+    """Inference with the model of a run, which may be cut over ranks."""
+    if context.world.size == 1:
+        return InferenceEngine(context.loss.decoder, context.precision, seq_len)
+    return ShardedEngine(context.loss, context.precision, seq_len)
 
 
 def write_sample(
@@ -25,10 +34,9 @@ def write_sample(
     directory: Path,
     console: Console,
     stopping: Callable[[], bool],
-    rank: int,
 ) -> None:
     """Generate text after the recipe's prompt into sample.txt, if the recipe asks for it. All
-    ranks generate the same; the first writes it.
+    ranks generate the same; the one whose console speaks writes it.
     """
     sample, tokenizer = recipe.sample, corpus.tokenizer
     if not sample.tokens:
@@ -43,7 +51,7 @@ def write_sample(
         should_stop=stopping,
     )
     ids = list(generated)
-    if rank > 0:
+    if console.silent:
         return
     text = f"{tokenizer.decode(prompt)}⟦model⟧{tokenizer.decode(ids)}"
     write_atomically(directory / "sample.txt", (text + "\n").encode())

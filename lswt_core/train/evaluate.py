@@ -12,7 +12,7 @@ from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.plugin_api.pytree import detach_state
-from lswt_core.train.step import Interrupted
+from lswt_core.train.step_context import Interrupted
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from lswt_core.data.held_out import HeldOut
 from lswt_core.errors import Preempted
 from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.evaluate import evaluate
-from lswt_core.train.step import Interrupted
+from lswt_core.train.step_context import Interrupted
 from lswt_core.train.trainer import Trainer
 
 

@@ -37,7 +37,7 @@ def read_group(saved: Saved, group: str, trainer: Trainer) -> dict[str, Tensor]:
 
 
 def wanted_rows(trainer: Trainer, name: str, shape: torch.Size, dtype: torch.dtype) -> Piece:
-    """This rank's rows of a memory's tensor."""
+    """The rows of a memory's tensor that this rank has."""
     rows = trainer.context.rows
     return row_piece(torch.empty(len(rows), *shape[1:], dtype=dtype), rows, shape[0])
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lswt_core.checkpoint import RunLock, Saved, Store
-from lswt_core.data import Rows
 from lswt_core.data.corpus import (
     Corpus,
     open_corpus,
@@ -18,8 +17,6 @@ from lswt_core.data.corpus import (
     open_training_rows,
     unigram_baseline,
 )
-from lswt_core.decode import InferenceEngine
-from lswt_core.decode.sharded_engine import ShardedEngine
 from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError, Preempted
@@ -44,7 +41,12 @@ from lswt_core.train.announce import (
 )
 from lswt_core.train.averaging import average_weights
 from lswt_core.train.checkpointing import Checkpointer
-from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
+from lswt_core.train.conclusion import (
+    announce_full_run,
+    open_engine,
+    write_curves_and_report,
+    write_sample,
+)
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
 from lswt_core.train.loop import TrainingLoop
 from lswt_core.train.signals import StopRequest, blame_plugin
@@ -58,7 +60,6 @@ from lswt_core.train.start import (
     step_context,
     warm_start,
 )
-from lswt_core.train.step import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
 STOP_NOTICE = "stopping after this step; Ctrl-C again leaves now"
@@ -223,7 +224,9 @@ class Session:
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
-        rows = self.open_rows(corpus, context, saved)
+        rows = open_training_rows(
+            recipe, corpus, context.rows, self.world.device, context.loss.lookahead
+        )
         components = TrainerComponents(
             recipe.train, context, optimizer, schedule, rows, metrics, console, average
         )
@@ -241,18 +244,12 @@ class Session:
 
     def build_optimizer(self, loss: TrainModule) -> Optimizer:
         """Give the model its initial values, and build the optimizer over its parameter groups."""
-        sharding = choose_sharding(self.world, self.recipe, self.registry, self.precision)
-        shard = None if sharding is None else sharding.shard
+        shard = choose_sharding(self.world, self.recipe, self.registry, self.precision)
         materialise(loss, self.recipe, self.world.device, shard)
         optimizer = build_optimizer(self.recipe, self.registry, loss)
         groups = summarise_groups(build_parameter_groups(loss, self.recipe.groups, loss.scalings))
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         return optimizer
-
-    def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
-        """The rows of the training data that this rank reads."""
-        rows, lookahead = context.rows, context.loss.lookahead
-        return open_training_rows(self.recipe, corpus, rows, self.world.device, lookahead)
 
     def stopping(self) -> bool:
         """Whether to stop within a step; several ranks can only stop together, between steps."""
@@ -284,19 +281,9 @@ class Session:
 
     def conclude(self, trainer: Trainer, corpus: Corpus, seconds: float, steps: int) -> None:
         """Write sample and report, and estimate the time of the full run from ``steps`` made."""
-        is_alone, rank = self.world.size == 1, self.world.rank
-        model, precision = trainer.context.loss, self.precision
         with trainer.eval_parameters():
-            engine: InferenceEngine
-            if is_alone:
-                engine = InferenceEngine(model.decoder, precision, self.recipe.train.seq_len)
-            else:
-                engine = ShardedEngine(model, precision, self.recipe.train.seq_len)
-            # several ranks can only stop together
-            stop = self.stop if is_alone else lambda: False
-            write_sample(engine, self.recipe, corpus, self.directory, self.console, stop, rank)
-        if rank > 0:
-            return
+            engine = open_engine(trainer.context, self.recipe.train.seq_len)
+            write_sample(engine, self.recipe, corpus, self.directory, self.console, self.stopping)
         self.write_report()
         if steps and self.recipe.overlay is not None:
             rate = steps * self.recipe.train.tokens_per_step / seconds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import check_code, check_recipe
@@ -29,19 +30,21 @@ from lswt_core.reporting.console import Console
 from lswt_core.train.agreement import require_agreement
 from lswt_core.train.environment import is_intact
 from lswt_core.train.metrics import Metrics
-from lswt_core.train.step import StepContext
+from lswt_core.train.step_context import StepContext
 
 
 def choose_sharding(
     world: World, recipe: Recipe, registry: Registry, precision: Precision
-) -> Sharding | None:
-    """How parameters lie on the ranks; None for a single process, which has them whole."""
+) -> Callable[[nn.Module], None] | None:
+    """What cuts a module's parameters over the ranks; None for a single process, which has them
+    whole.
+    """
     if world.mesh is None:
         return None
     gathered = torch.bfloat16 if precision.dtype == torch.bfloat16 else None
     if optimizer_class(recipe, registry).needs_hessian_vector_products:
         gathered = None  # differences of gradients drown in the rounding of bfloat16
-    return Sharding(world.mesh, gathered)
+    return Sharding(world.mesh, gathered).shard
 
 
 def find_checkpoint(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import compress
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lswt_core.device import Precision
 from lswt_core.distributed.sharding import deferred_all_reduce
-from lswt_core.distributed.world import World, spaced_rows
+from lswt_core.distributed.world import spaced_rows
 from lswt_core.interfaces import Batch, LabelSampling
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import (
     CROSS_ENTROPY,
     SAMPLED,
     BatchLoss,
-    TrainModule,
     count_labels,
 )
 from lswt_core.plugin_api.pytree import concatenate_rows, detach_state, split_rows, tree_map
@@ -30,34 +28,10 @@ from lswt_core.plugin_api.sharded_tensor import local_tensors
 from lswt_core.train.finite import require_finite
 from lswt_core.train.gradients import SampledGradient, SharedForward, finish_gradients
 from lswt_core.train.hvp import exact_hvp, finite_difference_hvp, supports_double_backward
+from lswt_core.train.idle_passes import IdlePasses, idle_passes, idle_results
+from lswt_core.train.step_context import Interrupted, StepContext
 
 FLOAT32 = Precision(torch.float32, "finite differences drown in the rounding of shorter types")
-
-
-class Interrupted(Exception):
-    """A stop was requested within a step; nothing of the step is kept."""
-
-
-class StepContext(NamedTuple):
-    """What all steps of a run share."""
-
-    loss: TrainModule
-    world: World
-    precision: Precision
-    seed: int
-    rows: range  # of the global batch, for this data-parallel rank
-    micro_batch_size: int
-    stopping: Callable[[], bool] = lambda: False  # polled between micro-batches
-
-
-class IdlePasses(NamedTuple):
-    """Passes of a rank that has fewer micro-batches than another: parameters are gathered and
-    gradients summed by all ranks together. The loss counts nothing.
-    """
-
-    batch: Batch  # one row
-    state: Any
-    number: int
 
 
 class Step:
@@ -160,22 +134,10 @@ class Step:
             rows += compress(self.rows[self.micro_batch_slices()[i]], mask)
         fields, joined = concatenate_rows(selected)
         memory = split_rows(joined, len(rows), self.context.micro_batch_size)
-        idle = self.idle_passes(fraction, len(memory))
+        chosen = spaced_rows(fraction, len(self.context.rows) * self.context.world.size)
+        first = self.micro_batches[0], self.memory[0]
+        idle = idle_passes(self.context, chosen, len(memory), *first)
         return Step(self.context, Batch(*fields), memory, self.number, self.scale, rows, idle=idle)
-
-    def idle_passes(self, fraction: float, own: int) -> IdlePasses | None:
-        """What this rank runs besides its ``own`` micro-batches of a fraction of the rows, where
-        another rank has more.
-        """
-        size = len(self.context.rows)
-        chosen = spaced_rows(fraction, size * self.context.world.size)
-        most = max(Counter(row // size for row in chosen).values())
-        number = -(-most // self.context.micro_batch_size) - own
-        if not number:
-            return None
-        row = itemgetter(slice(0, 1))
-        batch, state = tree_map(row, (tuple(self.micro_batches[0]), self.memory[0]))
-        return IdlePasses(Batch(*batch), state, number)
 
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad`` (see Objective). Raises Interrupted
@@ -193,18 +155,8 @@ class Step:
         """Accumulate the gradient of the training loss, and the sampled gradient if wanted."""
         results = [self.backward_micro_batch(i) for i in range(len(self.micro_batches))]
         self.results, self.next_memory = results, [result.state for result in results]
-        for result in self.idle_results():
+        for result in idle_results(self.idle, self.run):
             result.loss.backward()
-
-    def idle_results(self, **options: Any) -> Iterator[BatchLoss]:
-        """The results of idle passes, their losses multiplied by 0."""
-        if self.idle is None:
-            return
-        batch, state, number = self.idle
-        for _ in range(number):
-            result = self.run(batch, state, **options)
-            sampled = None if result.sampled is None else result.sampled * 0
-            yield result._replace(loss=result.loss * 0, sampled=sampled)
 
     def sums_over_replicas(self, i: int) -> bool:
         """Whether gradients are summed over replicas of the model with those of micro-batch ``i``:
@@ -244,7 +196,7 @@ class Step:
             loss = self.forward(i, draws=self.label_sampling(i), cross_entropy_only=True).sampled
             assert loss is not None
             (loss * self.scale).backward()
-        for result in self.idle_results(draws=self.idle_sampling(), cross_entropy_only=True):
+        for result in idle_results(self.idle, self.run, sample=True, cross_entropy_only=True):
             assert result.sampled is not None
             result.sampled.backward()
 
@@ -261,7 +213,10 @@ class Step:
             every_label = self.counts[CROSS_ENTROPY]
             sampled = self.sampled_gradient
             counts = self.counts | {SAMPLED: sampled.count if sampled else every_label}
-        with (precision or self.context.precision).autocast(self.context.world.device):
+        world = self.context.world
+        # cast weights would be kept after the parameters they are of were freed
+        keeps_casts = world.size == 1
+        with (precision or self.context.precision).autocast(world.device, keeps_casts):
             result: BatchLoss = self.context.loss(batch, state, counts, **options)
         return result
 
@@ -272,13 +227,6 @@ class Step:
         if rows is not None:
             rows = None if rows.all() else rows.to(self.context.world.device)
         return LabelSampling(self.uniforms(i), rows)
-
-    def idle_sampling(self) -> LabelSampling | None:
-        """Random numbers for an idle pass, which counts nothing."""
-        if self.idle is None:
-            return None
-        inputs = self.idle.batch.inputs
-        return LabelSampling(torch.zeros(inputs.shape, device=inputs.device))
 
     def uniforms(self, i: int) -> Tensor:
         """Random numbers in [0, 1), [B, T] float32, from one stream a global row, so that they do
@@ -343,7 +291,7 @@ class Step:
         """The training loss of every micro-batch in turn."""
         for i in range(len(self.micro_batches)):
             yield self.forward(i, precision, **options).loss
-        for result in self.idle_results(precision=precision, **options):
+        for result in idle_results(self.idle, self.run, precision=precision, **options):
             yield result.loss
 
 

@@ -25,7 +25,8 @@ from lswt_core.train.averaging import AveragedWeights
 from lswt_core.train.finite import NotFinite, weights_overflow
 from lswt_core.train.loss_scaler import LossScaler
 from lswt_core.train.metrics import MetricsSink
-from lswt_core.train.step import Step, StepContext
+from lswt_core.train.step import Step
+from lswt_core.train.step_context import StepContext
 from lswt_core.train.update import Update, apply_update, hessian_update_is_due
 
 PATIENCE = 3  # consecutive batches or Hessian estimates that may be discarded
