@@ -9,6 +9,10 @@ from pathlib import Path
 
 from processes import Done, run
 
+from lswt_core.distributed.sharding import Sharding
+from lswt_core.distributed.world import World
+from lswt_core.model.train_module import TrainModule
+
 
 def free_port() -> int:
     """A port that nobody listens on."""
@@ -40,3 +44,12 @@ def run_ranks(commands: Sequence[Sequence[object]], cwd: Path, **settings: objec
 
     with ThreadPoolExecutor(size) as all_ranks:
         return list(all_ranks.map(rank, range(size)))
+
+
+def shard_model(loss: TrainModule, world: World) -> None:
+    """Cut a model that has its values over the ranks of a mesh."""
+    assert world.mesh is not None
+    sharding = Sharding(world.mesh)
+    for block in loss.decoder.blocks:
+        sharding.shard(block)
+    sharding.shard(loss)

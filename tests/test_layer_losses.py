@@ -16,6 +16,7 @@ import torch.distributed as dist
 from helpers import VOCAB, distance, tiny, tokens
 from lswt_blocks import HyperConnections
 from lswt_moe import MixtureOfExperts
+from ranks import shard_model
 from runs import assert_same_bits, inside, lines, write_recipe
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +26,7 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, Batch
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
+from lswt_core.plugin_api.sharded_tensor import full_tensor
 from lswt_core.train.evaluate import evaluate
 from lswt_core.train.step import Step
 from lswt_core.train.step_context import StepContext
@@ -134,7 +136,7 @@ def test_layers_agree_on_a_weight() -> None:
 
 def test_the_held_out_loss_is_cross_entropy_alone() -> None:
     loss, batch = loss_of(), batch_of()
-    held_out = MagicMock(segments=1, unigram_perplexity=1.0)
+    held_out = MagicMock(segments=1, unigram_perplexity=1.0, is_idle=False)
     held_out.tokens.ids, held_out.tokens.n_bytes = [0] * VOCAB, VOCAB
     held_out.rows.segment.return_value = batch
     metrics = evaluate(loss, held_out, World(), PLAIN, lambda: False)
@@ -183,10 +185,12 @@ def process(rank: int, directory: Path) -> None:
     torch.set_num_threads(1)
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    loss, world = loss_of(block=HyperConnections), World(rank, 2)
+    loss, world = loss_of(block=HyperConnections), World(rank, 2).with_mesh("all")
+    shard_model(loss, world)
     gradients = differentiated(loss, step_of(loss, 1, world))
     for name in [name for name in gradients if name.startswith("term ")]:
         gradients[name] = world.sum(gradients[name])
+    gradients = {name: full_tensor(gradient) for name, gradient in gradients.items()}
     save_file(gradients, directory / f"{rank}.safetensors")
     dist.destroy_process_group()
 

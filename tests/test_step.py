@@ -21,12 +21,12 @@ from lswt_simctg import SimCtg
 from lswt_sinks import SinkLogit
 from lswt_sophia import SophiaG, SophiaH
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
+from ranks import shard_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lswt_core import Registry
 from lswt_core.device import Precision
-from lswt_core.distributed.sharding import Sharding
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import IGNORE, AuxiliaryLoss, Batch, Dims, LossSum, Objective, Output
@@ -445,10 +445,7 @@ def everything(world: World) -> dict[str, Tensor]:
     """
     loss = loss_of()
     if world.mesh is not None:
-        sharding = Sharding(world.mesh)
-        for block in loss.decoder.blocks:
-            sharding.shard(block)
-        sharding.shard(loss)
+        shard_model(loss, world)
     step = step_of(loss, 2, world=world)
     tensors = {
         f"{labels}.{name}": g
