@@ -89,6 +89,8 @@ class Train(Table):
     micro_batch_size: Size | None = None  # rows per forward pass; None: all of a process's
     # ranks over which a replica of the model is cut; all: every rank; 1: each has a replica
     shard: Size | Literal["all"] = 1
+    # where memory states are between passes; host: in pinned memory, copied to and fro beside them
+    memory_device: Literal["device", "host"] = "device"
     tokens: Amount | None = None  # length of the run; give this or steps
     steps: Steps | None = None
     grad_clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped

@@ -10,7 +10,6 @@ from torch import Tensor
 from lswt_core.interfaces import Batch
 from lswt_core.plugin_api.pytree import (
     concatenate_rows,
-    detach_state,
     flatten,
     split_rows,
     tree_map,
@@ -28,6 +27,7 @@ def capture_memory(trainer: Trainer, mode: MemoryMode) -> tuple[dict[str, Tensor
     "replay" also rebuilds the live states, so that a run that goes on and one that is resumed
     continue from the same numbers.
     """
+    trainer.context.placement.flush()
     if mode == "exact":
         return flatten(concatenate_rows(trainer.memory), "memory")
     batches = []
@@ -51,7 +51,7 @@ def restore_memory(
         return
     local = tree_map(lambda tensor: tensor.to(context.world.device), tree)
     states = split_rows(local, len(context.rows), context.micro_batch_size)
-    trainer.memory = [detach_state(state) for state in states]
+    trainer.memory = [context.placement.keep(state) for state in states]
 
 
 @torch.no_grad()
@@ -61,10 +61,11 @@ def replay_memory(trainer: Trainer) -> None:
     trainer.memory = [None] * len(trainer.memory)
     with context.precision.autocast(context.world.device):
         for batch in trainer.history:
-            for i, state in enumerate(trainer.memory):
+            for i in range(len(trainer.memory)):
+                state = context.placement.fetch(trainer.memory, i)
                 micro = select_micro_batch(batch, i, context.micro_batch_size, context.world.device)
                 _, state = context.loss.hidden_states(micro.inputs, state, micro.first_visible)
-                trainer.memory[i] = detach_state(state)
+                trainer.memory[i] = context.placement.keep(state)
 
 
 def select_micro_batch(batch: Batch, i: int, size: int, device: torch.device) -> Batch:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lswt_core.checkpoint import RunLock, Saved, Store
+from lswt_core.checkpoint import Saved, Store
 from lswt_core.data.corpus import (
     Corpus,
     open_corpus,
@@ -27,7 +26,6 @@ from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
 from lswt_core.model.parameters import build_parameter_groups, summarise_groups
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
@@ -54,6 +52,7 @@ from lswt_core.train.start import (
     check_component_code,
     choose_sharding,
     find_checkpoint,
+    hold_directory,
     is_finished,
     open_metrics,
     run_command,
@@ -97,7 +96,7 @@ class Session:
     def run(self) -> int:
         """Train to the end or until a stop is requested; returns the exit code."""
         try:
-            with self.hold_directory(), self.stop.listening():
+            with hold_directory(self.directory, self.world), self.stop.listening():
                 return self.train()
         except Preempted as error:
             self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
@@ -109,16 +108,6 @@ class Session:
         finally:
             self.console.close()
             self.world.leave()
-
-    @contextmanager
-    def hold_directory(self) -> Iterator[None]:
-        """Lock the run directory; rank 0 holds the lock for all."""
-        make_output_directory(self.directory, "--out")
-        if self.world.rank > 0:
-            yield
-            return
-        with RunLock(self.directory):
-            yield
 
     def train(self) -> int:
         """Prepare, train and conclude."""
@@ -224,9 +213,7 @@ class Session:
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
         metrics = open_metrics(recipe, self.registry, self.directory, self.world, saved, console)
-        rows = open_training_rows(
-            recipe, corpus, context.rows, self.world.device, context.loss.lookahead
-        )
+        rows = self.open_rows(corpus, context, saved)
         components = TrainerComponents(
             recipe.train, context, optimizer, schedule, rows, metrics, console, average
         )
@@ -250,6 +237,11 @@ class Session:
         groups = summarise_groups(build_parameter_groups(loss, self.recipe.groups, loss.scalings))
         self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
         return optimizer
+
+    def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
+        """The rows of the training data that this rank reads."""
+        rows, lookahead = context.rows, context.loss.lookahead
+        return open_training_rows(self.recipe, corpus, rows, self.world.device, lookahead)
 
     def stopping(self) -> bool:
         """Whether to stop within a step; several ranks can only stop together, between steps."""

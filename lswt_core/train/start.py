@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lswt_core.checkpoint import Saved, Store
+from lswt_core.checkpoint import RunLock, Saved, Store
 from lswt_core.checkpoint.compatibility import check_code, check_recipe
 from lswt_core.data.corpus import Corpus
 from lswt_core.device import Precision
@@ -23,14 +24,27 @@ from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.components import build_component, optimizer_class
 from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
+from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.agreement import require_agreement
 from lswt_core.train.environment import is_intact
+from lswt_core.train.memory_placement import memory_placement
 from lswt_core.train.metrics import Metrics
 from lswt_core.train.step_context import StepContext
+
+
+@contextmanager
+def hold_directory(directory: Path, world: World) -> Iterator[None]:
+    """Make and lock the run directory; rank 0 holds the lock for all."""
+    make_output_directory(directory, "--out")
+    if world.rank > 0:
+        yield
+        return
+    with RunLock(directory):
+        yield
 
 
 def choose_sharding(
@@ -152,6 +166,7 @@ def step_context(
         rows=world.rows(train.batch_size),
         micro_batch_size=world.micro_batch_size(train.batch_size, train.micro_batch_size),
         stopping=stopping,
+        placement=memory_placement(train.memory_device, world.device),
     )
 
 

@@ -22,7 +22,7 @@ from lswt_core.model.train_module import (
     BatchLoss,
     count_labels,
 )
-from lswt_core.plugin_api.pytree import concatenate_rows, detach_state, split_rows, tree_map
+from lswt_core.plugin_api.pytree import concatenate_rows, split_rows, tree_map
 from lswt_core.plugin_api.seeding import derive_seed
 from lswt_core.plugin_api.sharded_tensor import local_tensors
 from lswt_core.train.finite import require_finite
@@ -126,6 +126,7 @@ class Step:
         """The step over a fraction of its rows (see Objective), in new micro-batches. Rows and
         random streams do not depend on micro-batches or world size; a rank may have no rows.
         """
+        self.context.placement.flush()
         selected: list[Any] = []
         rows: list[int] = []
         for i, mask in enumerate(self.row_masks(fraction)):
@@ -178,9 +179,8 @@ class Step:
             self.sampled_gradient.accumulate(result.sampled * self.scale)
         with deferred_all_reduce(self.context.loss, not self.sums_over_replicas(i)):
             (result.loss * self.scale).backward()
-        return result._replace(
-            loss=result.loss.detach(), state=detach_state(result.state), sampled=None
-        )
+        state = self.context.placement.keep(result.state)
+        return result._replace(loss=result.loss.detach(), state=state, sampled=None)
 
     def samples_labels(self, i: int) -> bool:
         """Whether any rank samples labels for its micro-batch ``i``: all take part then."""
@@ -202,7 +202,8 @@ class Step:
 
     def forward(self, i: int, precision: Precision | None = None, **options: Any) -> BatchLoss:
         """The loss of micro-batch ``i``, by default in the run's precision."""
-        return self.run(self.micro_batches[i], self.memory[i], precision, **options)
+        state = self.context.placement.fetch(self.memory, i)
+        return self.run(self.micro_batches[i], state, precision, **options)
 
     def run(
         self, batch: Batch, state: Any, precision: Precision | None = None, **options: Any
@@ -214,8 +215,7 @@ class Step:
             sampled = self.sampled_gradient
             counts = self.counts | {SAMPLED: sampled.count if sampled else every_label}
         world = self.context.world
-        # cast weights would be kept after the parameters they are of were freed
-        keeps_casts = world.size == 1
+        keeps_casts = world.size == 1  # else they would outlive the parameters they are of
         with (precision or self.context.precision).autocast(world.device, keeps_casts):
             result: BatchLoss = self.context.loss(batch, state, counts, **options)
         return result

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.model.train_module import TrainModule
+from lswt_core.train.memory_placement import DeviceMemory, MemoryPlacement
 
 
 class Interrupted(Exception):
@@ -24,3 +25,4 @@ class StepContext(NamedTuple):
     rows: range  # of the global batch, for this data-parallel rank
     micro_batch_size: int
     stopping: Callable[[], bool] = lambda: False  # polled between micro-batches
+    placement: MemoryPlacement = DeviceMemory()  # of memory states
