@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lswt_core.checkpoint import Saved, Store
+from lswt_core.data import Rows
 from lswt_core.data.corpus import (
     Corpus,
     open_corpus,
@@ -59,6 +60,7 @@ from lswt_core.train.start import (
     step_context,
     warm_start,
 )
+from lswt_core.train.step_context import StepContext
 from lswt_core.train.trainer import Trainer, TrainerComponents
 
 STOP_NOTICE = "stopping after this step; Ctrl-C again leaves now"
