@@ -1,20 +1,28 @@
-"""Memory states in the host's memory: each pass sees the state it is to see."""
+"""Memory states in the host's memory and in narrow types: each pass sees the state it is to see."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import tiny, tokens
+from lswt_registers import Registers
+from lswt_xl_cache import XlCache
+from runs import assert_same_bits, lines, run_inside, write_recipe
 
 from lswt_core.plugin_api.pytree import tree_map
+from lswt_core.train.loop import TrainingLoop
 from lswt_core.train.memory_placement import (
     DeviceMemory,
     HostMemory,
     MemoryPlacement,
     Transfer,
-    memory_placement,
+    placement_on,
 )
+from lswt_core.train.narrow_memory import NarrowMemory, narrow, widen
 
 
 class Rehearsed(HostMemory):
@@ -70,4 +78,67 @@ def test_a_cold_memory_stays_cold() -> None:
 
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_a_cpu_has_one_memory(where: Any) -> None:
-    assert isinstance(memory_placement(where, torch.device("cpu")), DeviceMemory)
+    assert isinstance(placement_on(where, torch.device("cpu")), DeviceMemory)
+
+
+# ---------- narrow types
+
+ROWS, KEYS, HEADS, WIDTH = 3, 5, 2, 4
+# the largest error, as a share of the largest number of a row and head: half a step of 1/127; three
+# bits behind the point of numbers up to 448 (half a step of 32); seven bits
+ERRORS = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 16 / 448, torch.bfloat16: 2**-8}
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_a_narrow_tensor_is_off_by_the_rounding_of_its_type(dtype: torch.dtype) -> None:
+    sizes = torch.logspace(-3, 3, ROWS * HEADS).reshape(ROWS, 1, HEADS, 1)
+    tensor = torch.randn(ROWS, KEYS, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+    tensor = tensor * sizes
+    tensor[0, :, 0] = 0
+    kept = narrow(tensor, dtype)
+    assert kept["values"].dtype == dtype and kept["scale"].shape == (ROWS, 1, HEADS, 1)
+    left = widen({"k": kept, "v": kept})["k"]
+    assert left.dtype == tensor.dtype
+    largest = tensor.abs().amax(dim=(1, 3), keepdim=True)
+    assert ((left - tensor).abs() <= ERRORS[dtype] * 1.001 * largest).all()
+    assert not left[0, :, 0].any()
+
+
+def test_only_keys_and_values_of_kv_caches_are_narrow() -> None:
+    decoder = tiny(memories={"xl": partial(XlCache, length=4), "registers": Registers})
+    placement = NarrowMemory(DeviceMemory(), decoder, torch.int8)
+    with torch.no_grad():
+        _, state = decoder(tokens(2, 6))
+    kept = placement.keep((state[0] | {"ffn": torch.ones(2, 3)}, *state[1:]))
+    assert kept[0]["xl"]["k"]["values"].dtype == torch.int8
+    assert kept[0]["ffn"].equal(torch.ones(2, 3))
+    left = placement.fetch([kept, None], 0)
+    assert left[0]["xl"]["k"].shape == state[0]["xl"]["k"].shape
+    assert placement.fetch([kept, None], 1) is None
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("int8", 2e-3), ("float8", 1e-2), ("bfloat16", 2e-3)])
+def test_a_run_with_a_narrow_memory_learns_alike_and_resumes_bitwise(
+    dtype: str,
+    bound: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe(tmp_path)
+    narrow_type = f"train.memory_dtype={dtype}"
+    cases = {"wide": (), "narrow": (narrow_type,), "resumed": (narrow_type, "train.steps=12")}
+    first = ("--out", tmp_path / "resumed", narrow_type)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingLoop, "must_stop", lambda loop: loop.trainer.state.step == 7)
+        assert run_inside(patched, capsys, recipe, *first).returncode == 75
+    for name, more in cases.items():
+        done = run_inside(monkeypatch, capsys, recipe, "--out", tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+    assert_same_bits(tmp_path / "narrow", tmp_path / "resumed")
+    wide, narrowed = (
+        [line["loss"] for line in lines(tmp_path / name) if "loss" in line]
+        for name in ("wide", "narrow")
+    )
+    assert wide[:1] == narrowed[:1] and wide != narrowed
+    assert max(abs(a - b) for a, b in zip(wide, narrowed, strict=True)) < bound

@@ -25,6 +25,7 @@ DTYPES: dict[torch.dtype, str] = {  # names of the safetensors format
     torch.bfloat16: "BF16",
     torch.float32: "F32",
     torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 
 

@@ -91,6 +91,8 @@ class Train(Table):
     shard: Size | Literal["all"] = 1
     # where memory states are between passes; host: in pinned memory, copied to and fro beside them
     memory_device: Literal["device", "host"] = "device"
+    # of KV caches between passes; auto: as they are computed. int8, float8: with a scale a head
+    memory_dtype: Literal["auto", "bfloat16", "float8", "int8"] = "auto"
     tokens: Amount | None = None  # length of the run; give this or steps
     steps: Steps | None = None
     grad_clip: Annotated[float, Ge(0)] = 1.0  # global gradient norm; 0: not clipped

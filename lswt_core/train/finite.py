@@ -48,7 +48,8 @@ def find_nonfinite(groups: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
         f"{group}/{name}": local_tensor(tensor)
         for group, members in groups.items()
         for name, tensor in members.items()
-        if tensor.is_floating_point() and local_tensor(tensor).numel()
+        # float8 has no norm; where a number was not finite, neither is its scale
+        if tensor.is_floating_point() and tensor.element_size() > 1 and local_tensor(tensor).numel()
     }
     norms = torch._foreach_norm(list(floating.values())) if floating else ()
     suspects = [name for name, norm in zip(floating, norms, strict=True) if not math.isfinite(norm)]

@@ -55,9 +55,7 @@ def idle_results(
     if sample:
         inputs = idle.batch.inputs
         options["draws"] = LabelSampling(torch.zeros(inputs.shape, device=inputs.device))
-    device = idle.batch.inputs.device
-    state = tree_map(lambda tensor: tensor.to(device), idle.state)
     for _ in range(idle.number):
-        result = run(idle.batch, state, **options)
+        result = run(idle.batch, idle.state, **options)
         sampled = None if result.sampled is None else result.sampled * 0
         yield result._replace(loss=result.loss * 0, sampled=sampled)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lswt_core.plugin_api.pytree import detach_state, tree_leaves, tree_map
 
+CPU = torch.device("cpu")
+
 
 class MemoryPlacement(Protocol):
     """Keeps memory states, one a micro-batch."""
@@ -22,12 +24,18 @@ class MemoryPlacement(Protocol):
     def keep(self, state: Any) -> Any:
         """A state that a pass has returned, detached, where states are kept."""
 
+    def restore(self, kept: Any) -> Any:
+        """A state that was kept, read from a checkpoint, where states are kept."""
+
     def flush(self) -> None:
         """Wait until states that were kept can be read by the host."""
 
 
 class DeviceMemory:
     """States stay on the device."""
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
 
     def fetch(self, states: Sequence[Any], i: int) -> Any:
         """The state as it is."""
@@ -36,6 +44,10 @@ class DeviceMemory:
     def keep(self, state: Any) -> Any:
         """The state, detached."""
         return detach_state(state)
+
+    def restore(self, kept: Any) -> Any:
+        """The state, copied if it is a view of more rows."""
+        return detach_state(tree_map(lambda tensor: tensor.to(self.device), kept))
 
     def flush(self) -> None:
         """Nothing to wait for."""
@@ -91,6 +103,10 @@ class HostMemory:
         with self.outwards:
             return tree_map(self.to_host, state)
 
+    def restore(self, kept: Any) -> Any:
+        """The state in pinned memory."""
+        return tree_map(Tensor.pin_memory, kept)
+
     def to_host(self, tensor: Tensor) -> Tensor:
         """Begin to copy a tensor into pinned memory."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -103,8 +119,8 @@ class HostMemory:
         self.outwards.synchronize()
 
 
-def memory_placement(where: Literal["device", "host"], device: torch.device) -> MemoryPlacement:
+def placement_on(where: Literal["device", "host"], device: torch.device) -> MemoryPlacement:
     """Where the states of a run are kept; for a CPU the two are one."""
     if where == "host" and device.type != "cpu":
         return HostMemory(device)
-    return DeviceMemory()
+    return DeviceMemory(device)

@@ -12,7 +12,6 @@ from lswt_core.plugin_api.pytree import (
     concatenate_rows,
     flatten,
     split_rows,
-    tree_map,
     unflatten,
 )
 from lswt_core.train.trainer import Trainer
@@ -49,9 +48,8 @@ def restore_memory(
         trainer.history.extend(Batch(**fields) for fields in tree)
         replay_memory(trainer)
         return
-    local = tree_map(lambda tensor: tensor.to(context.world.device), tree)
-    states = split_rows(local, len(context.rows), context.micro_batch_size)
-    trainer.memory = [context.placement.keep(state) for state in states]
+    states = split_rows(tree, len(context.rows), context.micro_batch_size)
+    trainer.memory = [context.placement.restore(state) for state in states]
 
 
 @torch.no_grad()

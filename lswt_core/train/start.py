@@ -23,6 +23,7 @@ from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.interfaces import RunInfo, Tracker
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.components import build_component, optimizer_class
+from lswt_core.model.decoder import Decoder
 from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
@@ -31,8 +32,9 @@ from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.agreement import require_agreement
 from lswt_core.train.environment import is_intact
-from lswt_core.train.memory_placement import memory_placement
+from lswt_core.train.memory_placement import MemoryPlacement, placement_on
 from lswt_core.train.metrics import Metrics
+from lswt_core.train.narrow_memory import NARROW, NarrowMemory
 from lswt_core.train.step_context import StepContext
 
 
@@ -166,8 +168,16 @@ def step_context(
         rows=world.rows(train.batch_size),
         micro_batch_size=world.micro_batch_size(train.batch_size, train.micro_batch_size),
         stopping=stopping,
-        placement=memory_placement(train.memory_device, world.device),
+        placement=place_memory(built.loss.decoder, train, world.device),
     )
+
+
+def place_memory(decoder: Decoder, train: Train, device: torch.device) -> MemoryPlacement:
+    """Where and in which type the memory states of a run are kept between passes."""
+    placement = placement_on(train.memory_device, device)
+    if train.memory_dtype == "auto":
+        return placement
+    return NarrowMemory(placement, decoder, NARROW[train.memory_dtype])
 
 
 def run_command(arguments: Namespace, directory: Path, *more: str) -> str:

@@ -136,7 +136,7 @@ class Step:
         fields, joined = concatenate_rows(selected)
         memory = split_rows(joined, len(rows), self.context.micro_batch_size)
         chosen = spaced_rows(fraction, len(self.context.rows) * self.context.world.size)
-        first = self.micro_batches[0], self.memory[0]
+        first = self.micro_batches[0], self.context.placement.fetch(self.memory[:1], 0)
         idle = idle_passes(self.context, chosen, len(memory), *first)
         return Step(self.context, Batch(*fields), memory, self.number, self.scale, rows, idle=idle)
 
