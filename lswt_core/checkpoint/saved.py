@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -93,6 +93,34 @@ def read_places(path: Path) -> dict[str, StoredPiece]:
     return stored
 
 
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors in some safetensors files, read at every access: memory-mapped, or put together
+    from the pieces of several ranks.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.pieces: dict[str, list[StoredPiece]] = {}
+        for path in paths:
+            for name, stored in read_places(path).items():
+                self.pieces.setdefault(name, []).append(stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        first, *others = self.pieces[name]
+        if first.is_whole:
+            return first.read()
+        whole = torch.empty(first.shape, dtype=first.dtype)
+        for piece in (first, *others):
+            begin = zip(piece.offsets, piece.sizes, strict=True)
+            whole[tuple(slice(o, o + n) for o, n in begin)] = piece.read()
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
 class Saved:
     """A verified checkpoint."""
 
@@ -103,18 +131,12 @@ class Saved:
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The tensors of a group, on the CPU, put together where several ranks wrote them."""
-        whole: dict[str, Tensor] = {}
-        for path in self.files_of(group):
-            for name, stored in read_places(path).items():
-                # copied: a memory-mapped tensor would keep the disk space of a pruned checkpoint
-                if stored.is_whole:
-                    whole[name] = stored.read().clone()
-                    continue
-                if name not in whole:
-                    whole[name] = torch.empty(stored.shape, dtype=stored.dtype)
-                begin = zip(stored.offsets, stored.sizes, strict=True)
-                whole[name][tuple(slice(o, o + n) for o, n in begin)] = stored.read()
-        return whole
+        # copied: a memory-mapped tensor would keep the disk space of a pruned checkpoint
+        return {name: tensor.clone() for name, tensor in self.lazily(group).items()}
+
+    def lazily(self, group: str) -> StoredTensors:
+        """The tensors of a group, each read when it is asked for."""
+        return StoredTensors(self.files_of(group))
 
     def files_of(self, group: str) -> list[Path]:
         """The files of a group: one, or one of each rank that wrote some of it."""

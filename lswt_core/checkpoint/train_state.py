@@ -44,12 +44,13 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
     with torch.no_grad():
         for name, tensor in state.items():
-            if tensor.dtype != tensors[name].dtype:  # a copy would round silently
+            stored = tensors[name]
+            if tensor.dtype != stored.dtype:  # a copy would round silently
                 raise CheckpointError(
-                    f"checkpoint and model differ in {name}: {tensors[name].dtype} there,"
+                    f"checkpoint and model differ in {name}: {stored.dtype} there,"
                     f" {tensor.dtype} here"
                 )
-            local_tensor(tensor).copy_(tensors[name])
+            local_tensor(tensor).copy_(stored)
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from lswt_core.registry import Registry
 from lswt_core.reporting.units import format_bytes
 
 CHECKPOINTS = "checkpoints"
+DECODER = "decoder."  # of a training module, in the names of its tensors
 logger = logging.getLogger(__name__)
 
 
@@ -147,13 +148,22 @@ def load_weights(decoder: Decoder, saved: Saved, recipe: Recipe, device: torch.d
     # buffers that are not saved in checkpoints
     if {name for name, _ in decoder.named_buffers()} - decoder.state_dict().keys():
         initialise(decoder, seed=recipe.train.seed, std=recipe.model.init_std)
-    load_model(decoder, decoder_tensors(saved))
+    load_model(decoder, DecoderTensors(saved))
 
 
-def decoder_tensors(saved: Saved) -> dict[str, Tensor]:
-    """Return the decoder's tensors of a checkpoint, which also holds those of the losses."""
-    return {
-        name.removeprefix("decoder."): t
-        for name, t in saved.tensors("model").items()
-        if name.startswith("decoder.")
-    }
+class DecoderTensors(Mapping[str, Tensor]):
+    """The decoder's tensors of a checkpoint, which also holds those of the losses; each is read
+    when it is asked for, so that no more than one is in memory besides the model's.
+    """
+
+    def __init__(self, saved: Saved) -> None:
+        self.stored = saved.lazily("model")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored[DECODER + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(DECODER) for name in self.stored if name.startswith(DECODER))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

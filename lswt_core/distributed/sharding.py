@@ -55,8 +55,10 @@ class Sharding(NamedTuple):
                 # sums, by the one operation that every backend has
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
-                # an expert may be used by one rank only, and its gradient is then 0 on the others
-                part.set_reduce_scatter_unused_params(True)
+                # An expert may be used by one rank only: its gradient is 0 on the others. Before
+                # torch 2.13 the ranks' collectives would differ there, which ends in an error.
+                if hasattr(part, "set_reduce_scatter_unused_params"):
+                    part.set_reduce_scatter_unused_params(True)
 
 
 def check_shardable(module: nn.Module) -> None:
