@@ -43,6 +43,7 @@ LEFT_OUT = frozenset(
         "metrics",
         "order",
         "repeatable",
+        "states",
     }
 )
 
