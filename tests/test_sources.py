@@ -365,6 +365,13 @@ def test_a_local_data_set(hub: Path, streaming: bool) -> None:
         texts(HuggingFaceData(path=str(hub), column="id", **options), "train")
     with pytest.raises(DataError, match="'nope'"):
         texts(HuggingFaceData(path=str(hub), train_split="nope", **options), "train")
+    assert source.state() is not None
+    rows = source.documents("train")
+    read = [next(rows) for _ in range(40)]
+    state = json.loads(json.dumps(source.state()))
+    again = HuggingFaceData(path=str(hub), streaming=streaming, valid_documents=3)
+    after = [one.text for one in again.documents("train", after=state)]
+    assert after == train[40:] and [one.text for one in read] == train[:40]
     kept = [path for path in (hub.parent / "cache").rglob("*") if path.is_file()]
     assert (bool(kept) or streaming) and not any(b"hf_secret" in path.read_bytes() for path in kept)
 

@@ -17,7 +17,7 @@ from lswt_core.interfaces import Batch, DataSource, Tokenizer
 from lswt_core.plugin_api.documents import documents_after
 
 DocumentAssignment = Literal["least-loaded", "round-robin"]
-READ_AHEAD = 1 << 18  # characters tokenised at a time
+READ_AHEAD, GROUP = 1 << 18, 256  # characters and documents tokenised at a time
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class StreamingRows(RowLayout):
         self.check(state)
         self.epoch, self.consumed = state["epoch"], state["consumed"]
         self._mark = Mark(**state.get("source", START._asdict()))
-        if self.consumed and self._mark.source_state is None and 0 in self.rows:
+        if self.consumed - self._mark.consumed > GROUP and 0 in self.rows:
             logger.warning(
                 "data source %r has no state to resume from: %s documents are read again and"
                 " skipped, which takes as long as reading them took",
@@ -148,14 +148,16 @@ class StreamingRows(RowLayout):
         """The ids of this epoch's documents that were not consumed; empty ones are dropped."""
         documents = documents_after(self.source, "train", self._mark.source_state)
         documents = islice(documents, self.consumed - self._mark.consumed, None)
-        for group in group_texts(documents, READ_AHEAD):
+        for group in group_texts(documents, READ_AHEAD, GROUP):
             encoded = self.tokenizer.encode([document.text for document in group])
             for document, ids in zip(group, encoded, strict=True):
                 number = self.consumed
                 self.consumed += 1
                 if document.text:
                     yield number, np.array([self.tokenizer.bos_id, *ids], dtype=np.int64)
-            self._mark = Mark(self.consumed, self.source.state())  # nothing was read beyond
+            source_state = self.source.state()  # nothing was read beyond this group
+            if source_state is not None:
+                self._mark = Mark(self.consumed, source_state)
 
     def _require_text(self, rows_with_text: set[int]) -> None:
         """Raise DataError after a whole epoch without text, or, assigned round-robin, without text
