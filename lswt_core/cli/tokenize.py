@@ -130,12 +130,14 @@ class Progress:
 
     def describe(self, advance: Advance, seconds: float) -> str:
         """The progress as text."""
+        if not advance.documents:
+            return f"{advance.split}: reading the text up to the first file to write"
         rate = advance.n_bytes / max(seconds, 1e-9)
         text = (
             f"{advance.split}: {advance.documents:,} documents, {format_bytes(advance.n_bytes)}"
             f" tokenised, {format_bytes(rate)}/s"
         )
-        if advance.total is None or not rate:
+        if advance.total is None:
             return text
         left = max(0, advance.total - advance.passed) / self.share.of
         of = f"{100 * min(1.0, advance.passed / max(1, advance.total)):.0f} % of the text"

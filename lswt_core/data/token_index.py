@@ -64,9 +64,14 @@ def write_index(text: PartedText, parts: Sequence[SplitParts], made_of: dict[str
         splits, counts = {}, []
         for one in parts:
             paths = [text.path(one.split, number) for number in range(one.count or 0)]
-            entries = list(threads.map(partial(describe_file, tokenizer=text.tokenizer), paths))
-            counts.append(sum(label_counts for _, label_counts in entries))
-            splits[one.split] = summarise_split([entry for entry, _ in entries])
+            entries, total = [], np.zeros(text.tokenizer.vocab_size, dtype=np.int64)
+            for entry, in_file in threads.map(
+                partial(describe_file, tokenizer=text.tokenizer), paths
+            ):
+                entries.append(entry)
+                total += in_file
+            counts.append(total)
+            splits[one.split] = summarise_split(entries)
     encoded = np.stack(counts).astype("<i8").tobytes()  # [splits, V], in the order of SPLITS
     write_atomically(text.directory / LABEL_COUNTS, encoded)
     index = {
