@@ -17,6 +17,7 @@ from lswt_core.cli.common import next_commands, recipe_arguments, report_source,
 from lswt_core.errors import Preempted, UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import OVERLAYS, Recipe
+from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.reporting.units import format_bytes, format_duration
 
@@ -51,24 +52,33 @@ def tokenize(arguments: argparse.Namespace) -> int:
     )
     report_source(recipe, arguments.recipe)
     make_output_directory(arguments.out, "--out")
-    from lswt_core.checkpoint import RunLock
-    from lswt_core.data.make_directory import tokenise_text, working_directory
-    from lswt_core.train.signals import StopRequest
-
-    stop, progress = StopRequest(), Progress(share)
+    progress = Progress(share)
     try:
-        with stop.listening(), stop.at_once(), RunLock(working_directory(arguments.out, share)):
-            outcome = tokenise_text(
-                recipe, registry, arguments.out, share, progress.say, progress.report
-            )
-    except Preempted:
-        raise Preempted(
-            f"stopped: {arguments.out} keeps every complete file; the same command resumes"
-        ) from None
+        outcome = write_share(recipe, registry, arguments.out, share, progress)
     finally:
         progress.close()
     conclude(arguments, share, outcome, progress)
     return 0
+
+
+def write_share(
+    recipe: Recipe, registry: Registry, directory: Path, share: Share, progress: Progress
+) -> Outcome:
+    """Write the missing files of a share. Raises Preempted when a stop is requested, and BusyError
+    if another process has the share.
+    """
+    from lswt_core.checkpoint import RunLock
+    from lswt_core.data.make_directory import tokenise_text, working_directory
+    from lswt_core.train.signals import StopRequest
+
+    stop, report = StopRequest(), (progress.say, progress.report)
+    try:
+        with stop.listening(), stop.at_once(), RunLock(working_directory(directory, share)):
+            return tokenise_text(recipe, registry, directory, share, *report)
+    except Preempted:
+        raise Preempted(
+            f"stopped: {directory} keeps every complete file; the same command resumes"
+        ) from None
 
 
 def parse_part(given: str) -> Share:

@@ -68,20 +68,26 @@ def open_corpus(recipe: Recipe, registry: Registry, world: World, progress: Prog
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
     if files is not None:
         return open_token_files(files, source, tokenizer, world, progress)
-    made_by = (recipe.one("data"), recipe.one("tokenizer"))
-    cache = cache_directory()
-    report = partial(progress, "tokenising held-out text")
-    valid = tokenise(source, tokenizer, "valid", cache, report, made_by)
-    train = None
-    if source.streaming:
-        warn_of_many_nodes(source, world.rank)
-    else:
-        report = partial(progress, "tokenising training text")
-        train = tokenise(source, tokenizer, "train", cache, report, made_by)
+    train, valid = tokenise_into_cache(recipe, source, tokenizer, progress)
+    if source.streaming and world.rank == 0:
+        warn_of_many_nodes(source)
     if world.rank == 0:
         world.wait()
     world.wait()  # ranks with a cache of their own may still be tokenising
     return Corpus(source, tokenizer, train, valid, text)
+
+
+def tokenise_into_cache(
+    recipe: Recipe, source: DataSource, tokenizer: Tokenizer, progress: Progress
+) -> tuple[Tokens | None, Tokens]:
+    """The training text, None if it is a stream, and the held-out text."""
+    made_by, cache = (recipe.one("data"), recipe.one("tokenizer")), cache_directory()
+    report = partial(progress, "tokenising held-out text")
+    valid = tokenise(source, tokenizer, "valid", cache, report, made_by)
+    if source.streaming:
+        return None, valid
+    report = partial(progress, "tokenising training text")
+    return tokenise(source, tokenizer, "train", cache, report, made_by), valid
 
 
 def open_token_files(
@@ -114,10 +120,10 @@ def open_token_directory(recipe: Recipe) -> TokenDirectory | None:
     return TokenDirectory(token_path(given), (recipe.one("data"), recipe.one("tokenizer")))
 
 
-def warn_of_many_nodes(source: DataSource, rank: int) -> None:
+def warn_of_many_nodes(source: DataSource) -> None:
     """Log that a stream is read by every process, where processes are on several machines."""
     nodes = count_nodes(os.environ)
-    if nodes > 1 and rank == 0:
+    if nodes > 1:
         logger.warning(
             "data source %r streams: each process on each of %d machines reads and tokenises the"
             " whole stream. For so many, tokenise the text once (python -m lswt_core tokenize"

@@ -103,29 +103,32 @@ class TokenDirectory:
 
     def tokens(self, split: Split) -> Tokens:
         """The tokens of a split, memory-mapped file by file; where documents begin is read."""
-        made, dtype = self.index["splits"][split], self.dtype
+        made = self.index["splits"][split]
         files = made["files"]
         paths = [self.directory / entry["name"] for entry in files]
         arrays = [
-            map_ids(path, dtype, one["tokens"]) for path, one in zip(paths, files, strict=True)
+            map_ids(path, self.dtype, one["tokens"]) for path, one in zip(paths, files, strict=True)
         ]
         ids = ConcatenatedIds(arrays)
         starts = [
             read_starts(path, array.nbytes, one["documents"]) + begin
             for path, array, one, begin in zip(paths, arrays, files, ids.bounds, strict=False)
         ]
-        names = ConcatenatedNames(
-            [one["documents"] for one in files],
-            [partial(read_names, self.directory, dtype, one) for one in files],
-        )
         return Tokens(
             ids,
             np.concatenate(starts),
             made["n_bytes"],
             made["n_empty"],
-            names,
+            self._names(files),
             self.index["fingerprints"][split],
             self._label_counts()[SPLITS.index(split)],
+        )
+
+    def _names(self, files: list[dict[str, Any]]) -> ConcatenatedNames:
+        """The names of the documents of some files."""
+        return ConcatenatedNames(
+            [one["documents"] for one in files],
+            [partial(read_names, self.directory, self.dtype, one) for one in files],
         )
 
     @property

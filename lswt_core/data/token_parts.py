@@ -147,6 +147,13 @@ class PartReader:
             self._next = next(self._documents, None)
         self.number += 1
 
+    def place(self) -> dict[str, Any]:
+        """Where it stands after a part, for the part's header."""
+        return {
+            "is_last": self.is_at_end,
+            "source_state": None if self.is_at_end else self.state,
+        }
+
     def skip_to(self, number: int) -> None:
         """Read on to a part, or to the end."""
         while self.number < number and not self.is_at_end:
@@ -215,14 +222,8 @@ def write_part(parts: SplitParts, reader: PartReader, working: Path, totals: Tot
             text.tokenizer,
             lambda documents, size: totals.within(number, documents, size),
         )
-        writer.finish(
-            text.fingerprints[parts.split],
-            n_bytes,
-            n_empty,
-            part_characters=PART_CHARACTERS,
-            is_last=reader.is_at_end,
-            source_state=None if reader.is_at_end else reader.state,
-        )
+        about = {"part_characters": PART_CHARACTERS, **reader.place()}
+        writer.finish(text.fingerprints[parts.split], n_bytes, n_empty, **about)
         publish(file, temporary, path, OTHER_DIRECTORY)
     parts.header(number)
     totals.add(len(writer.names) + n_empty, n_bytes)

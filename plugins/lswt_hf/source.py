@@ -141,13 +141,8 @@ class HuggingFaceData(DataSource):
                 f"data source 'hf' needs the datasets library: {error}; pip install 'datasets>=4'"
             ) from error
         try:
-            rows = load_dataset(
-                self.path,
-                self.subset or None,
-                split=split,
-                streaming=self.streaming,
-                **hub_options(self.revision),
-            )
+            options = {"streaming": self.streaming, **hub_options(self.revision)}
+            rows = load_dataset(self.path, self.subset or None, split=split, **options)
             yield from self._read(rows, after)
         except Exception as error:  # the library and its network client raise errors of any class
             subset = f" ({self.subset})" if self.subset else ""
