@@ -147,7 +147,7 @@ class Progress:
             f"{advance.split}: {advance.documents:,} documents, {format_bytes(advance.n_bytes)}"
             f" tokenised, {format_bytes(rate)}/s"
         )
-        if advance.total is None:
+        if advance.total is None or not rate:  # documents without text
             return text
         left = max(0, advance.total - advance.passed) / self.share.of
         of = f"{100 * min(1.0, advance.passed / max(1, advance.total)):.0f} % of the text"
