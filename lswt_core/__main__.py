@@ -21,7 +21,7 @@ from lswt_core.cli import plan as plan_command
 from lswt_core.cli import plugins as plugins_command
 from lswt_core.cli import recipes as recipes_command
 from lswt_core.cli import tokenize as tokenize_command
-from lswt_core.cli.common import Entry, exit_codes
+from lswt_core.cli.common import Entry, Parser, exit_codes
 from lswt_core.reporting.exit_status import run_guarded
 
 COMMANDS = (
@@ -116,7 +116,7 @@ GROUPS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands and their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lswt",
         description="Pretrain and ablate language models of the LSWTransformer family.",
         epilog=exit_codes(),

@@ -71,10 +71,10 @@ class Precision(NamedTuple):
     why: str
 
     @classmethod
-    def choose(cls, wanted: str, device: torch.device) -> Precision:
+    def choose(cls, name: str, device: torch.device) -> Precision:
         """Resolve ``train.precision``; "auto" is bfloat16 if the hardware has it natively."""
-        if wanted != "auto":
-            return cls(getattr(torch, wanted), "the recipe asks for it")
+        if name != "auto":
+            return cls(getattr(torch, name), "the recipe asks for it")
         if has_bfloat16(device):
             return cls(torch.bfloat16, f"{device.type} computes in it natively")
         return cls(torch.float32, f"this {device.type} has no native bfloat16")
@@ -98,9 +98,9 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def should_compile(wanted: str, device: torch.device) -> bool:
+def should_compile(mode: str, device: torch.device) -> bool:
     """Whether to compile a run's blocks; "auto" does so on CUDA, where fused kernels pay."""
-    return wanted == "blocks" or (wanted == "auto" and device.type == "cuda" and has_triton())
+    return mode == "blocks" or (mode == "auto" and device.type == "cuda" and has_triton())
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

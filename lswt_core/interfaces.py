@@ -20,7 +20,13 @@ for sizes of the owner's choice. ``sources: Mapping[str, DataSource]``: several,
 Any module of the model may name parameters of its own in two attributes, tuples of names.
 ``no_weight_decay``: without weight decay, as are embeddings and whatever has fewer than two
 dimensions. ``matrix_parameters``: [..., out, in], each matrix used like the weight of an nn.Linear
-(a stack of experts), which then starts like one and is scaled like one by a parametrisation.
+(a stack of experts): it starts like one, and is one to parametrisations and Muon. (): none is.
+
+Models are built on the meta device, where tensors have shapes and no values, and then initialised.
+So a constructor computes with Python's numbers; every tensor is a parameter or a buffer
+(``self.register_buffer``), and a module that owns any, other than nn.Linear and nn.Embedding with
+their weights N(0, init_std^2), fills all of them in ``reset_parameters(self)``, by torch's default
+generator alone. It runs after those of the submodules, so it may change them.
 """
 
 from __future__ import annotations
@@ -77,7 +83,7 @@ class Dims(NamedTuple):
 
     @property
     def d_head(self) -> int:
-        """Width of one attention head."""
+        """Width of one attention head (head dimension)."""
         return self.d_model // self.n_heads
 
     @property
@@ -87,9 +93,7 @@ class Dims(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """A block of keys and values that a memory offers, without positional encoding unless
-    ``encoded``.
-    """
+    """Keys and values that a memory offers, without positional encoding unless ``encoded``."""
 
     k: Tensor  # [B, N, G, D]
     v: Tensor  # [B, N, G, D]
@@ -161,9 +165,7 @@ class SlopeBias(Bias):
 
 
 class DifferenceBias(Bias):
-    """A bias that is a term of the query minus a term of the key, as differences of a running sum
-    are.
-    """
+    """A term of the query minus a term of the key, as differences of a running sum are."""
 
     def __init__(self, q_terms: Tensor, k_terms: Tensor) -> None:
         self.q_terms = q_terms  # [B, H, T]
@@ -393,9 +395,8 @@ class PositionalEncoding(Component, nn.Module):
         """Encode queries [B, T, H, D] and sink keys [B, N, G, D], which have no position.
 
         ``oldest`` is the lowest position that a query sees: [], or [B or 1, T] if documents or
-        windows hide keys.
-        With the default, neither is encoded and logits do not depend on how a text is split into
-        segments.
+        windows hide keys. By default neither is encoded, and logits do not depend on how a text is
+        split into segments.
         """
         return q, k
 
@@ -813,7 +814,7 @@ class Objective(Protocol):
     def backward(self, labels: Literal["data", "sampled"]) -> None:
         """Add the gradient of the mean loss to every ``p.grad``. "sampled": the cross-entropy
         against labels sampled from the model (the Gauss-Newton-Bartlett estimator), without
-        auxiliary losses.
+        auxiliary losses and those of layers.
         """
 
     def hessian_vector_product(
@@ -923,9 +924,8 @@ class DataSource(Component, ABC):
         return None
 
     def state(self) -> Mapping[str, Any] | None:
-        """Where the latest ``documents`` stands, after what it yielded last, as JSON data; such a
-        source takes ``documents(split, after=state)``, on any instance, to go on from there. None:
-        it has no states, and a resumed stream reads again, to skip it, what it had read.
+        """Where the latest ``documents`` stands, as JSON data; ``documents(split, after=state)`` of any
+        instance goes on from there. None: no states; a resumed stream reads again, and skips.
         """
         return None
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lswt_core.cli.common import exit_codes, next_commands, recipe_arguments, registry_of
-from lswt_core.cli.unchecked import check_plugins, unchecked_argument
+from lswt_core.cli.common import Parser, exit_codes, next_commands, recipe_arguments, registry_of
+from lswt_core.cli.third_party_checks import check_plugins, unchecked_argument
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.exit_status import run_guarded
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of ``python -m lswt_core.run``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lswt_core.run",
         description=DESCRIPTION,
         epilog=exit_codes(),

@@ -104,8 +104,8 @@ def forward_3(
     softcap: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """hopper/flash_attn_interface.py."""
-    found = forward(q, k, v, softmax_scale, causal, softcap)
-    return (*found, torch.tensor([]), torch.tensor([]))
+    outputs = forward(q, k, v, softmax_scale, causal, softcap)
+    return (*outputs, torch.tensor([]), torch.tensor([]))
 
 
 def backward_3(
@@ -125,8 +125,8 @@ def backward_3(
     deterministic: bool = False,
 ) -> Tensor:
     """The same."""
-    found = backward(dout, q, k, v, out, softmax_lse, softmax_scale, is_causal, softcap)
-    return written(found, dq, dk, dv)
+    gradients = backward(dout, q, k, v, out, softmax_lse, softmax_scale, is_causal, softcap)
+    return written(gradients, dq, dk, dv)
 
 
 def forward_2(
@@ -150,8 +150,8 @@ def forward_2(
         alibi_slopes,
         return_softmax,
     ) == (0.0, -1, -1, None, False)
-    found = forward(q, k, v, softmax_scale, causal, softcap)
-    return (*found, torch.tensor([]), torch.tensor([]))
+    outputs = forward(q, k, v, softmax_scale, causal, softcap)
+    return (*outputs, torch.tensor([]), torch.tensor([]))
 
 
 def backward_2(
@@ -176,13 +176,13 @@ def backward_2(
 ) -> Tensor:
     """The same."""
     assert (dropout_p, window_size_left, window_size_right, alibi_slopes) == (0.0, -1, -1, None)
-    found = backward(dout, q, k, v, out, softmax_lse, softmax_scale, causal, softcap)
-    return written(found, dq, dk, dv)
+    gradients = backward(dout, q, k, v, out, softmax_lse, softmax_scale, causal, softcap)
+    return written(gradients, dq, dk, dv)
 
 
-def written(found: Three, *targets: Tensor) -> Tensor:
+def written(gradients: Three, *targets: Tensor) -> Tensor:
     """Gradients where the caller wants them; what the package returns is something else."""
-    for target, gradient in zip(targets, found, strict=True):
+    for target, gradient in zip(targets, gradients, strict=True):
         target.copy_(gradient)
     return torch.tensor([])
 

@@ -144,12 +144,12 @@ def tokens(rows: int, length: int, seed: int = 0, size: int = VOCAB) -> Tensor:
 
 def stream(decoder: Decoder, ids: Tensor, size: int, first_visible: Tensor | None = None) -> Tensor:
     """States [B, T, M] of ids [B, T] read in segments of ``size``, memories carried along."""
-    state, found = None, []
+    state, outputs = None, []
     for first in range(0, ids.shape[1], size):
         borders = None if first_visible is None else first_visible[:, first : first + size] - first
         states, state = decoder(ids[:, first : first + size], state, borders)
-        found.append(states)
-    return torch.cat(found, dim=1)
+        outputs.append(states)
+    return torch.cat(outputs, dim=1)
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -119,6 +119,10 @@ MIXES: dict[str, dict[str, Any]] = {  # tables over NANO's; None removes one
         "mixer": {"use": "infini", "chunk": 64},
         "memory": {},
     },
+    "recurrent-tokens": {
+        "model": NANO["model"] | {"n_layers": 1},
+        "block": {"use": "recurrent-tokens", "tokens": 5, "chunk": 60, "depth": 2},
+    },
     "sparse": {"memory": {"xl": {"use": "sparse-xl", "length": 64}}},
     "only-recurrent": {
         "mixer": {"use": "mamba2", "d_state": 8},

@@ -147,12 +147,12 @@ def small_errors(case: str, backend: str) -> dict[str, float]:
         for name, tensor in golden.items()
         if name.startswith(prefix)
     }
-    found = {}
+    errors = {}
     for name, size, length in (("logits_full", 12, 64), ("logits_chunk4_trim4", 4, 4)):
         decoder = rebuild(SMALL_CASES[case]["config"], weights, backend=backend, length=length)
         with torch.no_grad():
-            found[name] = distance(
+            errors[name] = distance(
                 decoder.vocabulary.logits(stream(decoder, golden["input_ids"], size)),
                 golden[f"{case}/{name}"],
             )
-    return found
+    return errors

@@ -24,10 +24,10 @@ from lswt_core.interfaces import (
     Norm,
     Optimizer,
     Parametrisation,
+    PositionalEncoding,
     QKNorm,
     WeightAverage,
 )
-from lswt_core.interfaces import PositionalEncoding as Positional
 
 Size = Annotated[int, Ge(1)]
 
@@ -60,7 +60,7 @@ class Standard(Parametrisation):
     name = "standard"
 
 
-class Rope(Positional):
+class Rope(PositionalEncoding):
     """Rotary."""
 
     name = "rope"
@@ -71,7 +71,7 @@ class Rope(Positional):
     ) -> None: ...
 
 
-class Slopes(Positional):
+class Slopes(PositionalEncoding):
     """Linear biases."""
 
     name = "alibi"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mutants.expected import CITATION
-from mutants.mixers import Fading
+from mutants.mixers import Fading, Handing
 from mutants.optimizers import SignMomentum
 from mutants.stateful_layers import Gated, Shifted
 from torch import Tensor, nn
@@ -65,6 +65,26 @@ class StartsAtZero(FeedForward):
         return self.fc(x) + x * self.scale * self.gain
 
 
+class Kernel(FeedForward):
+    """Parameters of three dimensions that are no matrices, and a stack that is none by its word."""
+
+    name, citation, matrix_parameters = "kernel", CITATION, ()
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.convolution = nn.Conv1d(dims.d_model, dims.d_model, 1)
+        self.distances = nn.Parameter(torch.empty(2, dims.d_model, dims.d_model))
+
+    def reset_parameters(self) -> None:
+        """Start everywhere at once."""
+        nn.init.normal_(self.distances)
+        nn.init.normal_(self.convolution.weight, std=0.3)
+        nn.init.zeros_(self.convolution.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x.mT).mT * torch.cdist(*self.distances).mean()
+
+
 class Capped(Norm):
     """Keeps a cache, which grows with the longest input."""
 
@@ -110,7 +130,24 @@ class Tail(Shifted, FeedForward):
     name = "tail"
 
 
-COMPONENTS = [Relu, Switch, StartsAtZero, Capped, PreparesFirst, Recurrent, Balanced, Tail]
+class HandsUp(Handing, Mixer):
+    """Reads what the first layer writes."""
+
+    name = "hands-up"
+
+
+COMPONENTS = [
+    Relu,
+    Switch,
+    StartsAtZero,
+    Kernel,
+    Capped,
+    PreparesFirst,
+    Recurrent,
+    Balanced,
+    Tail,
+    HandsUp,
+]
 
 
 @hookimpl

@@ -24,7 +24,7 @@ from nano import NANO
 from processes import Done, environment, run
 
 from lswt_core.__main__ import main
-from lswt_core.ablation.arms import ArmSpec, axis_of_swap, lay_out_arms
+from lswt_core.ablation.arms import ArmSpec, axes_of_swap, lay_out_arms
 from lswt_core.ablation.build_arms import AblationSpec
 from lswt_core.ablation.certificate import RunRecord, check_records
 from lswt_core.ablation.compare import make_report
@@ -263,13 +263,13 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     assert process.returncode == (75 if number == signal.SIGINT else -signal.SIGKILL)
     done = start(place, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    whole, found = read(ablation[0]), read(tmp_path / "out")
-    assert [arm["final_loss"] for arm in found["arms"]] == [
+    whole, restarted = read(ablation[0]), read(tmp_path / "out")
+    assert [arm["final_loss"] for arm in restarted["arms"]] == [
         arm["final_loss"] for arm in whole["arms"][:2]
     ]
-    assert found["certificate"][0]["status"] == "certified"
+    assert restarted["certificate"][0]["status"] == "certified"
     assert all(
-        run["batches_equal"] == run["batches"] == 12 for run in found["certificate"][0]["runs"]
+        run["batches_equal"] == run["batches"] == 12 for run in restarted["certificate"][0]["runs"]
     )
 
 
@@ -358,18 +358,75 @@ def test_swaps_become_arms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("swap", "axis"),
+    ("swap", "axes"),
     [
-        ("ffn=gelu", "ffn"),
-        ("ffn.use=gelu", "ffn"),
-        ("memory.xl=false", "memory.xl"),
-        ("memory.registers=true", "memory.registers"),
-        ("positional.base=1e4", "positional.base"),
-        ('layers."every 2".ffn=gelu', "layers"),
+        ("ffn=gelu", ["ffn"]),
+        ("ffn.use=gelu", ["ffn"]),
+        ("memory.xl=false", ["memory.xl"]),
+        ("memory.registers=true", ["memory.registers"]),
+        ("positional.base=1e4", ["positional.base"]),
+        ('layers."every 2".ffn=gelu', ["layers"]),
+        ("mixer=mamba2, memory.xl=false,positional=none", ["mixer", "memory.xl", "positional"]),
     ],
 )
-def test_a_swap_is_about_one_thing(swap: str, axis: str) -> None:
-    assert axis_of_swap(swap) == axis
+def test_a_swap_is_about_the_keys_that_it_names(swap: str, axes: list[str]) -> None:
+    assert list(axes_of_swap(swap)) == axes
+
+
+def test_a_swap_of_several_keys_is_one_arm() -> None:
+    path, several = Path("r.toml"), "mixer=mamba2,memory.xl=false"
+    (_, arm) = lay_out_arms("one-at-a-time", path, [several], (), "here")
+    assert (arm.name, arm.swaps, arm.axes) == (several, (several,), ("mixer", "memory.xl"))
+    assert arm.overrides == ("mixer.use=mamba2", "memory.xl=false")
+    swaps = [several, "ffn=gelu", "memory.xl=false"]
+    every = [arm.swaps for arm in lay_out_arms("factorial", path, swaps, (), "here")]
+    assert (several, "ffn=gelu") in every and (several, "memory.xl=false") not in every
+    with pytest.raises(RecipeError, match=r'"memory\.xl"'):
+        lay_out_arms("add-one-in", path, swaps, (), "here")
+
+
+def test_a_swap_of_several_keys_needs_no_allowance(dry_run: Callable[..., Done]) -> None:
+    swap = "mixer=mamba2,memory.xl=false,memory.registers=false,positional=none"
+    done = dry_run("--swap", swap)
+    assert done.returncode == 0, done.stderr
+
+
+INNER = """from torch import Tensor
+
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import Dims, FeedForward, Norm
+
+
+class Normed(FeedForward):
+    name, citation = "normed", "@misc{own}"
+
+    def __init__(self, dims: Dims, *, ffn: FeedForward, norm: Norm):
+        super().__init__(dims)
+        self.ffn, self.norm = ffn, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.ffn(x))
+
+
+@hookimpl
+def lswt_components():
+    return [Normed]
+"""
+
+
+def test_what_a_component_contains_is_part_of_its_swap(
+    place: Path, dry_run: Callable[..., Done]
+) -> None:
+    """Also what is of another kind, here a norm of the feed-forward layer's own."""
+    (place / "normed.py").write_text(INNER)
+    plugin = ("--plugin", "normed.py", "--unchecked")
+    inner = ("ffn.use=normed", "ffn.ffn.use=gelu", "ffn.norm.use=layernorm")
+    for before, swap in (
+        (inner, "ffn.norm.use=rmsnorm"),
+        ((), ",".join(inner)),
+    ):
+        done = dry_run(*plugin, *before, "--swap", swap)
+        assert done.returncode == 0, done.stderr
 
 
 FILE = """recipe = "nano.toml"
@@ -386,16 +443,16 @@ set = ["optimizer.lr=1e-4"]
 
 def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Done]) -> None:
     (place / "study.toml").write_text(FILE)
-    name, found, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
+    name, specs, settings = arms(place, str(place / "study.toml"), "--seeds", "4")
     assert name == "study"
-    assert [arm.name for arm in found] == [
+    assert [arm.name for arm in specs] == [
         "baseline",
         "ffn=gelu",
         "ffn=geglu",
         "memory.xl=false",
         "small lr",
     ]
-    assert all(arm.overrides[0] == "train.steps=8" for arm in found)
+    assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
     assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
         "the command line wins"
     )
@@ -586,8 +643,8 @@ def test_a_swap_that_cannot_be_is_answered(
     assert done.returncode == 2 and what in done.stderr and "Traceback" not in done.stderr
 
 
-def parameter(value: str, owner: str = "attention") -> dict[str, str]:
-    return {"shape": "[2]", "owner": owner, "sha256": value}
+def parameter(value: str, owner: str = "attention") -> dict[str, Any]:
+    return {"shape": "[2]", "owners": ["decoder", owner], "sha256": value}
 
 
 def test_a_start_that_is_not_shared_is_seen() -> None:
@@ -734,8 +791,8 @@ def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
         assert one["verdict"] in printed and one["arm"][:20] in (tmp_path / "report.md").read_text()
 
 
-def verdicts(found: dict[str, Any]) -> list[str]:
-    return [one["verdict"] for one in found["comparisons"]]
+def verdicts(comparison: dict[str, Any]) -> list[str]:
+    return [one["verdict"] for one in comparison["comparisons"]]
 
 
 def test_verdicts_say_no_more_than_is_known() -> None:
@@ -768,7 +825,7 @@ def failing(losses: list[float], times: int) -> list[float | None]:
 
 
 @pytest.mark.parametrize(
-    ("of_baseline", "of_arm", "losses", "wanted"),
+    ("of_baseline", "of_arm", "losses", "expected"),
     [
         (0, 3, LOW, "not resolved"),
         (0, 1, LOW, "not resolved"),
@@ -781,21 +838,21 @@ def failing(losses: list[float], times: int) -> list[float | None]:
     ],
 )
 def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
-    of_baseline: int, of_arm: int, losses: list[float], wanted: str
+    of_baseline: int, of_arm: int, losses: list[float], expected: str
 ) -> None:
     actual = make_report(
         study(arm("baseline", failing(BASE, of_baseline)), arm("x", failing(losses, of_arm)))
     )
-    assert verdicts(actual) == [wanted]
+    assert verdicts(actual) == [expected]
     assert actual["comparisons"][0]["failed"] == {"arm": of_arm, "baseline": of_baseline}
     assert [len(one["failures"]) for one in actual["arms"]] == [of_baseline, of_arm]
     for text in forms(actual):
         assert all(f"{count} of 5" in text for count in (of_baseline, of_arm))
 
 
-def forms(found: dict[str, Any]) -> tuple[str, str, str]:
+def forms(report: dict[str, Any]) -> tuple[str, str, str]:
     """A report as it is printed, as Markdown and as a page."""
-    return render_terminal(found), render_markdown(found), render_page(found, b"", None)
+    return render_terminal(report), render_markdown(report), render_page(report, b"", None)
 
 
 STATISTICS = (

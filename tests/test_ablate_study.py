@@ -245,16 +245,16 @@ def test_an_ablation_names_what_comes_next(
 def test_the_baseline_is_read_once_for_its_arms_and_once_for_each_attention(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[str, ...]] = []
+    reads: list[tuple[str, ...]] = []
     load = Recipe.load
 
     def watched(path: Path, overrides: Sequence[str] = (), **more: Any) -> Recipe:
-        seen.append(tuple(overrides))
+        reads.append(tuple(overrides))
         return load(path, overrides, **more)
 
     monkeypatch.setattr(Recipe, "load", watched)
     assert main(["ablate", str(recipe), "--swap", "ffn=gelu", "--dry-run"]) == 0
-    assert len(seen) == len(set(seen)) == 4
+    assert len(reads) == len(set(reads)) == 4
 
 
 def never(job: Job) -> Outcome:

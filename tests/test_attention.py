@@ -105,13 +105,13 @@ def outputs_and_gradients(
     return [t.detach().double() for t in (out, *torch.autograd.grad(out, leaves, cotangent))]
 
 
-def errors(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
+def errors(tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
     """Relative errors in the norm; numbers are of the order of 1, and what cancels to less is held
     to that.
     """
     return [
         float((a - b).norm() / b.norm().clamp_min(0.1 * b.numel() ** 0.5))
-        for a, b in zip(found, wanted, strict=True)
+        for a, b in zip(tensors, expected, strict=True)
     ]
 
 
@@ -124,9 +124,9 @@ def missed_by_rounded_outputs(shape: Shape) -> list[Tensor]:
     joined = torch.cat([attention_scores(part) for part in parts], -1)  # [B, H, T, N]
     # [B, H, T, 1]
     off = 2**-9 * (reference_attention(parts) * cotangent).abs().sum(-1).transpose(1, 2)[..., None]
-    seen = joined.masked_fill(joined.isinf(), 0.0)
+    finite_scores = joined.masked_fill(joined.isinf(), 0.0)
     gradients = torch.autograd.grad(
-        (joined.softmax(-1) * off).detach().mul(seen).sum(), leaves, materialize_grads=True
+        (joined.softmax(-1) * off).detach().mul(finite_scores).sum(), leaves, materialize_grads=True
     )
     return [torch.zeros_like(cotangent), *gradients]
 

@@ -110,8 +110,8 @@ def test_it_is_its_definition_or_is_refused(mixer: Any, backend: Callable[..., A
         with pytest.raises(Unsupported, match="use attention 'eager'"):
             layer(x, None, context_of(13, Rope(DIMS)))
         return
-    found = layer(x, None, context_of(13, Rope(DIMS))).x
-    assert distance(found, by_definition(layer, x, **MIXERS[mixer])) < 1e-12
+    output = layer(x, None, context_of(13, Rope(DIMS))).x
+    assert distance(output, by_definition(layer, x, **MIXERS[mixer])) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -120,9 +120,9 @@ def test_it_is_its_definition_or_is_refused(mixer: Any, backend: Callable[..., A
 def test_flex_takes_it_in_its_kernel(mixer: Any) -> None:
     layer = attention_layer(MEMORIES, Flex, mixer=mixer)
     x = torch.randn(2, 13, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = layer(x, None, context_of(13, Rope(DIMS))).x
+    output = layer(x, None, context_of(13, Rope(DIMS))).x
     # its CPU kernel sums in float32
-    assert distance(found, by_definition(layer, x, **MIXERS[mixer])) < 1e-5
+    assert distance(output, by_definition(layer, x, **MIXERS[mixer])) < 1e-5
 
 
 @every_mixer
@@ -142,9 +142,9 @@ def test_a_cap_keeps_the_fast_path_of_decoding_and_a_selection_does_not() -> Non
     assert cache is not None and inference_copy(models[1], torch.float64)[1] is None
     ids, state = tokens(1, 9), None
     for i in range(9):
-        found, state = fast(ids[:, i : i + 1], state, first=cache.n_read)
+        logits, state = fast(ids[:, i : i + 1], state, first=cache.n_read)
         cache.n_read += 1
-    assert distance(found, models[0](ids)[0][:, -1:]) < 1e-12
+    assert distance(logits, models[0](ids)[0][:, -1:]) < 1e-12
 
 
 PLUGIN = """

@@ -93,11 +93,11 @@ def losses(contender: Contender, steps: int = 4) -> list[float]:
 def decoded(contender: Contender, prompt: Tensor, count: int) -> list[int]:
     now = contender.prefill(prompt)
     assert now is not None
-    found = [int(now)]
+    ids = [int(now)]
     for _ in range(count - 1):
         now = contender.decode(now)
-        found.append(int(now))
-    return found
+        ids.append(int(now))
+    return ids
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_peers_do_the_same_work(path: Path, name: str) -> None:
     peer = find_peer(name)(work)
     count = [sum(p.numel() for p in contender.model.parameters()) for contender in (ours, peer)]
     assert count[1] == pytest.approx(count[0], rel=0.15)
-    found = losses(peer, 30)
-    assert found[0] == pytest.approx(math.log(61), abs=0.7) and found[-1] < found[0] - 0.03
+    curve = losses(peer, 30)
+    assert curve[0] == pytest.approx(math.log(61), abs=0.7) and curve[-1] < curve[0] - 0.03
     assert peer.evaluate(*next(work.batches())).isfinite()
     frozen = find_peer(name)(work._replace(trainable_embedding=False))
     assert any(not p.requires_grad and p.shape[0] == 61 for p in frozen.model.parameters())
@@ -138,10 +138,10 @@ def test_peers_decode_with_a_cache_as_without(path: Path, name: str) -> None:
     peer = find_peer(name)(work._replace(seq_len=16))
     peer.model.eval()
     prompt = torch.arange(5)[None]
-    written = decoded(peer, prompt, 4)
+    generated = decoded(peer, prompt, 4)
     for size in range(1, 4):
-        again = peer.prefill(torch.cat((prompt, torch.tensor([written[:size]])), dim=1))
-        assert again is not None and int(again) == written[size]
+        again = peer.prefill(torch.cat((prompt, torch.tensor([generated[:size]])), dim=1))
+        assert again is not None and int(again) == generated[size]
 
 
 def test_batches_are_reproducible_and_contiguous(path: Path) -> None:
@@ -184,8 +184,8 @@ def test_batches_are_prepared_before_the_clock_starts(
             yield pair
 
     monkeypatch.setattr(Work, "batches", record)
-    found = Benchmark(work, {"ours": ours}, Rounds(2, 2, 1), lambda _: None).run()
-    assert found["ours"]["steps"] == 6 and found["ours"]["first_step_seconds"] > 0
+    measured = Benchmark(work, {"ours": ours}, Rounds(2, 2, 1), lambda _: None).run()
+    assert measured["ours"]["steps"] == 6 and measured["ours"]["first_step_seconds"] > 0
     starts = [number for number, word in enumerate(events) if word == "clock"][::2]
     assert len(starts) == 12
     assert all(events[number : number + 2] == ["clock", "clock"] for number in starts)
@@ -212,13 +212,17 @@ def test_mfu_is_the_share_of_the_data_sheets_rate(monkeypatch: pytest.MonkeyPatc
         six_n=4 * 10**12,
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    found = data_sheet_utilisation(work, 0.1, flops)  # 160 tokens/s
-    assert found is not None and found["flops_per_second"] == 989.4e12 and "H100" in found["source"]
-    assert [found[name] for name in ("necessary", "conventional", "six_n")] == pytest.approx(
+    utilisation = data_sheet_utilisation(work, 0.1, flops)  # 160 tokens/s
+    assert (
+        utilisation is not None
+        and utilisation["flops_per_second"] == 989.4e12
+        and "H100" in utilisation["source"]
+    )
+    assert [utilisation[name] for name in ("necessary", "conventional", "six_n")] == pytest.approx(
         [800 / 989.4, 960 / 989.4, 640 / 989.4]
     )
-    assert "989 TFLOP/s" in data_sheet_lines(found)[0]
-    assert "65% (MFU by 6 N)" in data_sheet_lines(found)[0]
+    assert "989 TFLOP/s" in data_sheet_lines(utilisation)[0]
+    assert "65% (MFU by 6 N)" in data_sheet_lines(utilisation)[0]
     assert (
         data_sheet_utilisation(work._replace(precision=Precision(torch.float32, "")), 0.1, flops)
         is None

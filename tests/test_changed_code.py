@@ -182,9 +182,9 @@ def test_a_constant_fingerprint_gives_no_text_of_other_options(place: Path) -> N
         RECIPE.format(corpus="").replace('use = "text"\npaths = [""]', 'use = "words"')
     )
     for word, shift in (("a", 0), ("b", 0), ("b", 1), ("a", 0)):
-        found = corpus(place, word, shift)
-        assert found.tokenizer.learned == f"{shift} {word}"
-        assert found.train.ids[1] == found.valid.ids[1] == ord(word) + shift
+        opened = corpus(place, word, shift)
+        assert opened.tokenizer.learned == f"{shift} {word}"
+        assert opened.train.ids[1] == opened.valid.ids[1] == ord(word) + shift
 
 
 def test_a_run_finds_what_its_tokenizer_learned(place: Path) -> None:

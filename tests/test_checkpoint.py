@@ -42,9 +42,9 @@ def assert_holds(saved: object, step: int) -> None:
     groups, documents = state(step)
     assert saved.step == step
     for group, members in groups.items():
-        found = saved.tensors(group)
-        assert found.keys() == members.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in members.items())
+        tensors = saved.tensors(group)
+        assert tensors.keys() == members.keys()
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in members.items())
     assert saved.document("train") == documents["train"]
 
 
@@ -92,13 +92,15 @@ def test_every_tensor_comes_back_bit_for_bit_and_saving_changes_nothing(tmp_path
     store = Store(tmp_path)
     store.save(1, {"model": members, "nothing": {}}, {})
     saved = store.newest(no_notice)
-    found = saved.tensors("model")
+    loaded = saved.tensors("model")
     assert {
         name: hashlib.sha256(bits(tensor.detach())).digest() for name, tensor in members.items()
     } == before
-    assert {name: hashlib.sha256(bits(tensor)).digest() for name, tensor in found.items()} == before
+    assert {
+        name: hashlib.sha256(bits(tensor)).digest() for name, tensor in loaded.items()
+    } == before
     assert all(
-        found[name].shape == tensor.shape and found[name].dtype == tensor.dtype
+        loaded[name].shape == tensor.shape and loaded[name].dtype == tensor.dtype
         for name, tensor in members.items()
     )
     assert members["alias"] is members["shared"] and not members["transposed"].is_contiguous()

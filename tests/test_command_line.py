@@ -60,8 +60,8 @@ def test_a_full_disk_is_no_bug(
     monkeypatch.setattr(Session, "run", fill)
     monkeypatch.setattr(Session, "__init__", lambda session, *about: None)
     assert run(["quickstart"]) == 7
-    told = capsys.readouterr().err
-    assert "runs/quickstart/lock" in told and "Traceback" not in told
+    message = capsys.readouterr().err
+    assert "runs/quickstart/lock" in message and "Traceback" not in message
 
 
 def test_the_bare_name_of_a_group_lists() -> None:

@@ -19,7 +19,7 @@ from lswt_core.model.code_fingerprint import fingerprint_components
 from lswt_core.model.components import build_component, build_schedule, dims_of
 from lswt_core.model.initialise import initialise
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import REQUIRED, Registry
 from lswt_core.registry.component_option import ComponentOption
 
@@ -109,7 +109,7 @@ def test_annotations_read_alike_from_source_and_from_the_class(tmp_path: Path) -
         f"o{i}: {text}" + (" = None" if shape.optional else "")
         for i, (text, shape) in enumerate(SHAPES.items())
     )
-    found = []
+    read_options = []
     for offered in ("[Zebra]", "list((Zebra,))"):  # the second one cannot be read as text
         path = tmp_path / "zebra.py"
         path.write_text(HEAD.format(base="FeedForward", options=options, offered=offered))
@@ -118,8 +118,8 @@ def test_annotations_read_alike_from_source_and_from_the_class(tmp_path: Path) -
         assert [option.annotation for option in offer.options] == [*SHAPES.values()]
         assert (offer.options[0].default, offer.options[1].default) == (REQUIRED, None)
         registry.schema(offer)
-        found.append(offer.options)
-    assert found[0] == found[1]
+        read_options.append(offer.options)
+    assert read_options[0] == read_options[1]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_defaults_of_inner_components_are_written_out_and_load_again(
         ("", ["ffn.layers.b.inner.bias=false", "ffn.layers.b.inner.use=relu2"],
          {"use": "relu2", "bias": False}),
         ("[ffn.layers.b.inner]\nuse = 'gelu'", [], {"use": "gelu", "bias": False}),
-        ("", [override_of("ffn.layers.b.inner.use=glu"), "ffn.layers.b.inner.activation=relu"],
+        ("", [*overrides_of("ffn.layers.b.inner.use=glu"), "ffn.layers.b.inner.activation=relu"],
          {"use": "glu", "activation": "relu", "bias": True}),
     ],
 )  # fmt: skip
@@ -248,8 +248,8 @@ def test_a_problem_names_line_table_and_remedy(
 
 def test_problems_of_all_depths_come_at_once(load: Any) -> None:
     text = CHAIN.replace("times = 3.0", "times = -1").replace("bias = false", "bias = 0")
-    found = problems_of(load, text.replace("[ffn.layers.swiglu]", "[ffn.layers.swigul]"))
-    assert [problem.what for problem in found] == [
+    problems = problems_of(load, text.replace("[ffn.layers.swiglu]", "[ffn.layers.swigul]"))
+    assert [problem.what for problem in problems] == [
         'unknown ffn "swigul"',
         'wrong value for "ffn.layers.b.inner.bias"',
         'wrong value for "ffn.layers.b.times"',
@@ -344,9 +344,9 @@ def test_an_owner_that_builds_its_part_wrongly_is_named(tmp_path: Path) -> None:
 
 def test_inner_components_are_components_of_the_recipe(load: Any) -> None:
     recipe = load(CHAIN)
-    found = {(one.kind, one.offer.name, one.table) for one in recipe.components()}
-    assert ("ffn", "gelu", "ffn.layers.b.inner") in found
-    assert ("ffn", "wrapped", "ffn.layers.b") in found
+    components = {(one.kind, one.offer.name, one.table) for one in recipe.components()}
+    assert ("ffn", "gelu", "ffn.layers.b.inner") in components
+    assert ("ffn", "wrapped", "ffn.layers.b") in components
     assert [one.name for one in recipe.every("ffn")] == ["chain"]
     code = fingerprint_components(recipe.components(), REGISTRY, ())
     assert {"ffn/chain", "ffn/wrapped", "ffn/gelu", "ffn/swiglu"} <= code.keys()

@@ -158,7 +158,7 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
         tokens(2, 12),
     )
     _, state = decoder(ids)
-    found = []
+    results = []
     for again in (False, True):
         decoder.activation_checkpointing = again
         kept = 0
@@ -173,7 +173,7 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
             torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
         ):
             states, following = decoder(ids, tree_map(Tensor.detach, state))
-        found.append(
+        results.append(
             (
                 torch.autograd.grad(
                     states.square().sum(), list(decoder.parameters()), allow_unused=True
@@ -182,7 +182,7 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
                 kept,
             )
         )
-    (gradients, memories, much), (others, same, little) = found
+    (gradients, memories, much), (others, same, little) = results
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(memories, same, strict=True)) and little < much / 3
 
@@ -207,14 +207,14 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
     states: Any = [None, None]
     for step in range(5):  # the memory of 16 tokens is full after two segments of 8
         ids = tokens(2, 8, seed=step)
-        found = []
+        outputs = []
         for i, decoder in enumerate((plain, compiled)):
             out, states[i] = decoder(ids, states[i])
             states[i] = tree_map(Tensor.detach, states[i])
-            found.append(
+            outputs.append(
                 [out, *torch.autograd.grad(out.square().sum(), list(decoder.blocks.parameters()))]
             )
-        assert max(distance(a, b) for a, b in zip(*found, strict=True)) < 1e-9
+        assert max(distance(a, b) for a, b in zip(*outputs, strict=True)) < 1e-9
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 3  # cold, filling, full
 
@@ -517,8 +517,8 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
     # torch checks types and shapes, and computes nothing
     out, total = KERNELS[kernel].forward(q, k, v, tokens == keys)
     assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
-    found = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
-    assert [gradient.shape for gradient in found] == [q.shape, k.shape, v.shape]
+    gradients = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
+    assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
 
 
 def test_kernels_are_tried_before_they_are_used() -> None:
@@ -562,9 +562,9 @@ class NotFinite(OnCpu):
         self.which = which
 
     def backward(self, *arguments: Any) -> Any:
-        found = list(super().backward(*arguments))
-        found[self.which] = found[self.which].index_fill(1, torch.tensor([0]), torch.nan)
-        return tuple(found)
+        gradients = list(super().backward(*arguments))
+        gradients[self.which] = gradients[self.which].index_fill(1, torch.tensor([0]), torch.nan)
+        return tuple(gradients)
 
 
 class TakesForDense(OnCpu):

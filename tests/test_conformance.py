@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,13 +16,14 @@ import mutant_import
 import mutants
 import pytest
 import right_components
+import torch
 
 from lswt_core.__main__ import main
 from lswt_core.cli.scaffold import examples
 from lswt_core.conformance import Check, Failed, checks
 from lswt_core.conformance.check import RULES
 from lswt_core.errors import PluginError
-from lswt_core.interfaces import Component
+from lswt_core.interfaces import Component, Dims
 from lswt_core.registry.kinds import KINDS
 
 # its defaults are on the Hub; tests/test_tokenizers.py and test_sources.py have local ones
@@ -133,6 +135,35 @@ def test_a_constant_in_the_constructor_is_said_to_be_no_buffer() -> None:
         assert words in check.result().message
     skipped = [one for one in BY_MUTANT["PlainConstant"] if one.rule.name == "forward"]
     assert [one.result().outcome for one in skipped] == ["skipped"]
+
+
+@pytest.mark.parametrize("needs", ["nonzero", "item", "tolist", "unique", "numpy"])
+def test_a_constructor_that_needs_values_is_told(
+    needs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = right_components.Relu.__init__
+
+    def init(self: right_components.Relu, dims: Dims) -> None:
+        build(self, dims)
+        getattr(torch.ones(()), needs)()
+
+    monkeypatch.setattr(right_components.Relu, "__init__", init)
+    applied = checks(right_components.Relu)
+    result = next(one for one in applied if one.rule.name == "meta device").result()
+    assert result.outcome == "FAILED" and "reset_parameters" in result.message
+
+
+def test_float32_in_a_float64_forward_is_said_to_be_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def message(component: type[Component], check: str) -> str:
+        return next(one for one in checks(component) if one.rule.name == check).result().message
+
+    layer, loss = right_components.Relu, right_components.Balanced
+    monkeypatch.setattr(layer, "forward", lambda self, x: self.fc1(x.float()))
+    assert "promote_types" in message(layer, "forward")
+    exact = loss.loss
+    monkeypatch.setattr(loss, "loss", lambda self, gate: exact(self, gate.float()))
+    found = message(loss, "micro-batches")
+    assert len(set(re.findall(r"\d\.\d{7,}", found))) == 2 and "float32" in found
 
 
 def test_a_check_that_presupposes_a_failed_one_is_skipped() -> None:

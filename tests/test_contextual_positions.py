@@ -111,16 +111,16 @@ def test_it_is_its_papers_formula(encoding: str, dims: Dims, documents: bool) ->
     layer = attention_layer({"xl": partial(XlCache, length=16)}, dims=dims)
     first = [0, 0, 0, 3, 3, 3, 3, 7, 7] if documents else [0] * 9
     first_visible = torch.tensor([first]) if documents else None
-    wanted = one_by_one(layer, x, positional, dims, first)
-    assert distance(layer(x, None, context_of(9, positional, first_visible)).x, wanted) < 1e-12
-    found, state = [], None
+    expected = one_by_one(layer, x, positional, dims, first)
+    assert distance(layer(x, None, context_of(9, positional, first_visible)).x, expected) < 1e-12
+    outputs, state = [], None
     for start, stop in ((0, 2), (2, 3), (3, 9)):
         borders = None if first_visible is None else first_visible[:, start:stop] - start
         context = context_of(stop - start, positional, borders)
         out = layer(x[:, start:stop], state, context)
         state = out.state
-        found.append(out.x)
-    assert distance(torch.cat(found, 1), wanted) < 1e-12
+        outputs.append(out.x)
+    assert distance(torch.cat(outputs, 1), expected) < 1e-12
 
 
 @every_encoding
@@ -154,8 +154,8 @@ def test_a_text_means_the_same_however_it_is_cut(encoding: str, memory: str) -> 
 def test_it_is_another_encoding_where_it_does_nothing(encoding: Any, plain: Any) -> None:
     memories = {"xl": MEMORIES["xl-cache"]}
     models = [tiny(positional=one, memories=memories) for one in (encoding, plain)]
-    found, wanted = (stream(model, tokens(2, 20), 7) for model in models)
-    assert distance(found, wanted) < 1e-12
+    hidden, expected = (stream(model, tokens(2, 20), 7) for model in models)
+    assert distance(hidden, expected) < 1e-12
 
 
 def test_a_gate_that_is_open_forgets_nothing() -> None:
@@ -163,8 +163,8 @@ def test_a_gate_that_is_open_forgets_nothing() -> None:
     with torch.no_grad():
         models[0].positional.gate.weight.zero_()
         models[0].positional.gate.bias.fill_(100.0)  # type: ignore[operator]
-    found, wanted = (model(tokens(2, 20))[0] for model in models)
-    assert distance(found, wanted) < 1e-12
+    hidden, expected = (model(tokens(2, 20))[0] for model in models)
+    assert distance(hidden, expected) < 1e-12
 
 
 @every_encoding

@@ -161,9 +161,9 @@ def test_contrastive_search_is_its_definition(
         tiny(seed=seed, **parts),
         CONTEXT if "xl" in parts.get("memories", {}) else 64,
     )
-    written = write(decoder, Contrastive(top_k=k, alpha=alpha), seq_len=seq_len)
-    assert written == slow(decoder, lambda ids: search(decoder, ids, k, alpha))
-    assert written == write(decoder, Contrastive(top_k=k, alpha=alpha), seq_len=seq_len)
+    generated = write(decoder, Contrastive(top_k=k, alpha=alpha), seq_len=seq_len)
+    assert generated == slow(decoder, lambda ids: search(decoder, ids, k, alpha))
+    assert generated == write(decoder, Contrastive(top_k=k, alpha=alpha), seq_len=seq_len)
 
 
 def test_contrastive_search_is_not_greedy() -> None:
@@ -248,15 +248,15 @@ def test_a_long_enough_memory_or_sequence_gives_the_states_of_a_full_forward_pas
     parts: dict[str, Any],
 ) -> None:
     decoder, text = tiny(**parts), tokens(1, 30)
-    read, past, found = (
+    read, past, hidden = (
         reader(decoder, CONTEXT if "xl" in parts.get("memories", {}) else 64),
         None,
         [],
     )
     for piece in text.split([11, *[1] * 19], dim=1):
         states, past = read(piece, past)
-        found.append(states)
-    assert distance(torch.cat(found, dim=1)[0], whole(decoder, text[0].tolist())[0]) < 1e-12
+        hidden.append(states)
+    assert distance(torch.cat(hidden, dim=1)[0], whole(decoder, text[0].tolist())[0]) < 1e-12
 
 
 def test_sampling_depends_on_the_seed_alone() -> None:
@@ -364,11 +364,11 @@ def test_text_is_streamed_without_delay() -> None:
         yield from b"abc"
         raise KeyboardInterrupt
 
-    seen = []
+    pieces = []
     with pytest.raises(KeyboardInterrupt):
         for piece in stream_text(Bytes(), [], ids()):
-            seen.append(piece)
-    assert seen == ["a", "b", "c"]
+            pieces.append(piece)
+    assert pieces == ["a", "b", "c"]
 
 
 class Spaced(Bytes):
@@ -496,13 +496,13 @@ del CUT_FREE["compressed-one"]  # what is compressed depends on where in the tex
 def test_padded_prompts_generate_as_each_alone(parts: dict[str, Any]) -> None:
     read = reader(tiny(**parts))
     prompts = [PROMPT, PROMPT[3:5], PROMPT[:1], PROMPT[2:]]
-    written = generate_batch(read, prompts, Greedy(), max_new_tokens=25)
-    assert written == [
+    generated = generate_batch(read, prompts, Greedy(), max_new_tokens=25)
+    assert generated == [
         list(generate(read, prompt, Greedy(), max_new_tokens=25)) for prompt in prompts
     ]
     assert (
-        generate_batch(read, prompts, Greedy(), max_new_tokens=25, eos_id=written[1][6])[1]
-        == written[1][: written[1].index(written[1][6])]
+        generate_batch(read, prompts, Greedy(), max_new_tokens=25, eos_id=generated[1][6])[1]
+        == generated[1][: generated[1].index(generated[1][6])]
     )
 
 

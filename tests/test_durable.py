@@ -44,10 +44,10 @@ class Disk:
 
         def watched_fsync(descriptor: int) -> None:
             fsync(descriptor)
-            found = os.fstat(descriptor)
-            self.lengths[found.st_ino] = found.st_size
+            status = os.fstat(descriptor)
+            self.lengths[status.st_ino] = status.st_size
             self.renamed = {
-                path: late and path.stat().st_ino != found.st_ino
+                path: late and path.stat().st_ino != status.st_ino
                 for path, late in self.renamed.items()
             }
 
@@ -60,8 +60,8 @@ class Disk:
 
         def watched_publish(files: Files, source: Path, target: Path) -> None:
             metrics = target.parents[1] / "metrics.jsonl"
-            found = metrics.stat()
-            self.published.append((found.st_size, self.lengths.get(found.st_ino, 0)))
+            status = metrics.stat()
+            self.published.append((status.st_size, self.lengths.get(status.st_ino, 0)))
             assert not self.renamed[metrics.resolve().parent], (
                 "metrics.jsonl may still lack its name"
             )
@@ -72,8 +72,8 @@ class Disk:
         monkeypatch.setattr(Files, "rename", watched_publish)
 
     def whole(self, path: Path) -> bool:
-        found = path.stat()
-        return self.lengths.get(found.st_ino) == found.st_size
+        status = path.stat()
+        return self.lengths.get(status.st_ino) == status.st_size
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +215,11 @@ def test_the_disk_that_checkpoints_need_is_announced(
             shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free)
         )
         announce_needs(Console(log_every=1), recipe, Registry(), World(), run)
-        (told,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoints" in line]
-        assert told.startswith("checkpoints") == is_enough
-        each = re.search(r"about ([0-9.]+) KB each, 2 kept", told)
+        (announced,) = [
+            line for line in capsys.readouterr().out.splitlines() if "checkpoints" in line
+        ]
+        assert announced.startswith("checkpoints") == is_enough
+        each = re.search(r"about ([0-9.]+) KB each, 2 kept", announced)
         assert each and float(each[1]) * 1000 == pytest.approx(size, rel=0.1)
 
 

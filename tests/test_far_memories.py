@@ -41,12 +41,12 @@ def inputs(length: int) -> Tensor:
 
 def read(layer: Any, x: Tensor, size: int, positional: Any = None) -> tuple[Tensor, Any]:
     """Outputs for x [B, T, M] read in segments of ``size``, and the last state."""
-    state, found = None, []
+    state, outputs = None, []
     for piece in x.split(size, dim=1):
         out = layer(piece, state, context_of(piece.shape[1], positional or Rope(DIMS)))
         state = out.state
-        found.append(out.x)
-    return torch.cat(found, 1), state
+        outputs.append(out.x)
+    return torch.cat(outputs, 1), state
 
 
 # ---------- sparse-xl
@@ -60,17 +60,17 @@ def test_sparse_xl_sees_the_last_tokens_and_every_third_before(size: int) -> Non
     for start in range(0, 21, size):
         gone = max(0, start - 4) // 3 * 3  # tokens that left the dense part
         sparse = [*range(2, gone, 3)]
-        seen = [*sparse[-2:], *range(gone, start)]
+        cached = [*sparse[-2:], *range(gone, start)]
         for query in range(start, min(start + size, 21)):
-            visible[query, [*seen, *range(start, query + 1)]] = True
+            visible[query, [*cached, *range(start, query + 1)]] = True
     rope, place = Rope(DIMS), torch.arange(21)
     q, k, v = (f(x).unflatten(-1, (2, -1)) for f in (layer.query, layer.key, layer.value))
     q, k = rope.rotate(q, place), rope.rotate(k, place)
     scores = torch.einsum("bthd,bnhd->bhtn", q, k) * q.shape[-1] ** -0.5
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     expected = layer.output(torch.einsum("bhtn,bnhd->bthd", weights, v).flatten(2))
-    found, state = read(layer, x, size)
-    assert distance(found, expected) < 1e-12
+    outputs, state = read(layer, x, size)
+    assert distance(outputs, expected) < 1e-12
     assert state["xl"]["sparse"]["k"].shape[1] == 2 and not state["xl"]["dense"]["v"].requires_grad
 
 
@@ -124,7 +124,7 @@ def infini(**options: Any) -> Any:
 def test_infini_is_the_papers_memory(update: str) -> None:
     """Equations 3 to 8, chunk by chunk."""
     layer, x = infini(chunk=4, update=update), inputs(14)
-    memory, norm, found = torch.zeros(2, 2, 8, 8).double(), torch.zeros(2, 2, 8, 1).double(), []
+    memory, norm, by_paper = torch.zeros(2, 2, 8, 8).double(), torch.zeros(2, 2, 8, 1).double(), []
     for chunk in x.split(4, dim=1):
         q, k, v = (
             f(chunk).unflatten(-1, (2, -1)).transpose(1, 2)
@@ -135,13 +135,13 @@ def test_infini_is_the_papers_memory(update: str) -> None:
         retrieved = ((elu(q) + 1) @ memory / ((elu(q) + 1) @ norm)).nan_to_num(0)
         gate = layer.gate.sigmoid()[:, None, None]
         out = gate * retrieved + (1 - gate) * local
-        found.append(layer.output(out.transpose(1, 2).flatten(2)))
+        by_paper.append(layer.output(out.transpose(1, 2).flatten(2)))
         stored = ((elu(k) + 1) @ memory / ((elu(k) + 1) @ norm)).nan_to_num(0)
         memory = memory + (elu(k) + 1).mT @ (v - stored if update == "delta" else v)
         norm = norm + (elu(k) + 1).sum(2)[..., None]
     for size in (1, 3, 5, 14):
         outputs, _ = read(layer, x, size, NoPosition(DIMS))
-        assert distance(outputs, torch.cat(found, 1)) < 1e-12
+        assert distance(outputs, torch.cat(by_paper, 1)) < 1e-12
 
 
 def test_infini_gives_the_same_in_any_pieces_with_positions_and_grouped_heads() -> None:
@@ -164,8 +164,8 @@ def test_documents_of_whole_chunks_are_what_they_are_alone_and_none_sees_another
     decoder, ids = tiny(mixer=SMALL), tokens(1, 16)
     aligned = torch.tensor([[0] * 8 + [8] * 8])
     for size in (1, 3, 16):
-        found = stream(decoder, ids, size, aligned)
-        assert distance(found[:, 8:], decoder(ids[:, 8:])[0]) < 1e-11
+        hidden = stream(decoder, ids, size, aligned)
+        assert distance(hidden[:, 8:], decoder(ids[:, 8:])[0]) < 1e-11
         shifted = torch.tensor([[0] * 6 + [6] * 10])
         before = stream(decoder, ids, size, shifted)
         changed = ids.clone()
@@ -213,9 +213,9 @@ def test_resumed_runs_end_with_the_same_bits(
 def test_padding_before_a_single_token_is_forgotten(mix: str) -> None:
     model, ids = hf_parts.model_of(mix), hf_parts.ids(2, 6)
     mask = torch.tensor([[0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]])
-    found = hf_parts.generate(model, ids, attention_mask=mask)
+    generated = hf_parts.generate(model, ids, attention_mask=mask)
     alone = hf_parts.generate(model, ids[:1, 5:])
-    assert torch.equal(found[0, 6:], alone[0, 1:])
+    assert torch.equal(generated[0, 6:], alone[0, 1:])
 
 
 def test_rows_that_would_share_chunks_are_refused() -> None:

@@ -84,9 +84,9 @@ def test_it_is_the_model_with_repeated_heads(pair: tuple[str, str], documents: b
     )
     ids = tokens(2, 12)
     first_visible = torch.arange(12).div(4, rounding_mode="floor")[None] * 4 if documents else None
-    found, wanted = (stream(model, ids, 6, first_visible) for model in (grouped, plain))
-    assert distance(found, wanted) < 1e-12
-    (found.square().sum() + wanted.square().sum()).backward()
+    hidden, expected = (stream(model, ids, 6, first_visible) for model in (grouped, plain))
+    assert distance(hidden, expected) < 1e-12
+    (hidden.square().sum() + expected.square().sum()).backward()
     leaves = []
     for (_, parameter), shared in zip(plain.named_parameters(), grouped.parameters(), strict=True):
         if parameter.grad is None:  # of what makes logits

@@ -36,11 +36,11 @@ class Way(NamedTuple):
     dtype: torch.dtype = torch.float64
     off: float = 1e-12
 
-    def near(self, found: Tensor | None, wanted: Tensor) -> bool:
+    def near(self, actual: Tensor | None, expected: Tensor) -> bool:
         """Whether numbers are the same."""
-        assert found is not None
-        return distance(found, wanted) < self.off * (
-            1 if self.dtype == torch.float64 else max(1.0, float(wanted.detach().abs().max()))
+        assert actual is not None
+        return distance(actual, expected) < self.off * (
+            1 if self.dtype == torch.float64 else max(1.0, float(expected.detach().abs().max()))
         )
 
     def vocabulary(self, *, trainable: bool = True) -> LMHead:
@@ -78,9 +78,9 @@ def dims_of(vocab_size: int = VOCAB) -> Dims:
 
 def vocabulary(dtype: torch.dtype = torch.float64, size: int = VOCAB) -> LMHead:
     """A small table and its projections, with numbers."""
-    found = Tied(dims_of(size))
-    initialise(found, seed=0, std=0.8)
-    return found.to(dtype)
+    head = Tied(dims_of(size))
+    initialise(head, seed=0, std=0.8)
+    return head.to(dtype)
 
 
 def states_and_labels(
@@ -124,13 +124,13 @@ def test_value_and_gradients_are_those_of_the_formula(
         way.vocabulary(trainable=trainable),
         way.states_and_labels(ignored=ignored),
     )
-    score, wanted = owner.score(states, labels, by=way.build()), formula(owner, states, labels)
-    assert score.nll is None or way.near(score.nll.flatten(), wanted)
-    assert way.near(score.total, wanted.sum())
+    score, nll = owner.score(states, labels, by=way.build()), formula(owner, states, labels)
+    assert score.nll is None or way.near(score.nll.flatten(), nll)
+    assert way.near(score.total, nll.sum())
     assert int(score.correct) == int((owner.logits(states).argmax(-1) == labels).sum())
     for actual, expected in zip(
         gradients(owner, states, 0.37 * score.total),
-        gradients(owner, states, 0.37 * wanted.sum()),
+        gradients(owner, states, 0.37 * nll.sum()),
         strict=True,
     ):
         assert way.near(actual, expected)
@@ -210,7 +210,7 @@ def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
         if sampled
         else None
     )
-    with Largest() as found:
+    with Largest() as largest:
         score = owner.score(states, labels, draws, by=way, logsumexp=True)
         assert score.logsumexp is not None
         total = score.total + score.logsumexp.square().sum()
@@ -218,7 +218,7 @@ def test_logits_of_all_tokens_never_exist(sampled: bool) -> None:
     with Largest() as whole:
         formula(owner, states, labels).sum().backward()
     assert whole.elements == 4 * 50 * 100
-    assert found.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
+    assert largest.elements <= max(8 * 100, 4 * 50 * D_MODEL)  # a chunk's logits, or the states
 
 
 @pytest.mark.parametrize("words", [VOCAB, 1100])

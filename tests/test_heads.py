@@ -68,8 +68,8 @@ def test_capped_logits_are_scored_sampled_and_differentiated(
         table.requires_grad_(trainable)
     uniforms = torch.rand(labels.shape, generator=torch.Generator().manual_seed(4))
     score = head.score(states, labels, LabelSampling(uniforms), by=way.build(), logsumexp=True)
-    found = (score.total, score.sampled, score.logsumexp)
-    wanted = plain_scores(head, states, labels, uniforms)
+    outputs = (score.total, score.sampled, score.logsumexp)
+    expected = plain_scores(head, states, labels, uniforms)
     weights = [states, *(p for p in head.parameters() if p.requires_grad)]
 
     def gradients(terms: Any) -> list[Tensor]:
@@ -79,9 +79,9 @@ def test_capped_logits_are_scored_sampled_and_differentiated(
         # copies: Liger scales its own in place when the graph is differentiated again
         return [one.clone() for loss in losses for one in grad(loss, weights)]
 
-    assert all(way.near(a, b) for a, b in zip(found, wanted, strict=True))
+    assert all(way.near(a, b) for a, b in zip(outputs, expected, strict=True))
     loose = way._replace(off=10 * way.off)
-    for a, b in zip(gradients(found), gradients(wanted), strict=True):
+    for a, b in zip(gradients(outputs), gradients(expected), strict=True):
         assert loose.near(a, b)
     assert distance(head.logits(states).flatten(0, 1), plain_logits(head, states, CAP)) < 1e-5
     hits = head.logits(states).argmax(-1) == labels
@@ -173,8 +173,8 @@ def test_a_wrapped_output_layer_is_scored_by_what_it_returns() -> None:
     head, (states, labels) = head_of(Untied), states_and_labels()
     head.unembedding.register_forward_hook(lambda module, args, out: 2 * out)
     logits = head.logits(states).flatten(0, 1)
-    wanted = cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
-    assert distance(head.score(states, labels).total, wanted) < 1e-10
+    expected = cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    assert distance(head.score(states, labels).total, expected) < 1e-10
 
 
 def test_the_output_table_is_grouped_as_the_tied_one() -> None:

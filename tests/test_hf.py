@@ -82,9 +82,9 @@ def test_the_config_describes_the_model() -> None:
 def test_saving_and_loading_keeps_the_model(mix: str, tmp_path: Path) -> None:
     model = model_of(mix, torch.float32)
     model.save_pretrained(tmp_path)
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is LswtForCausalLM
-    assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.recipe == model.config.recipe
     assert loaded.config.components == model.config.components
     assert [p.requires_grad for p in loaded.parameters()] == [
@@ -127,7 +127,7 @@ def test_memory_length_and_attention_can_be_overridden(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("use", ["rope-pi", "rope-ntk", "rope-yarn"])
 def test_rotary_positions_can_be_rescaled_for_longer_texts(use: str, tmp_path: Path) -> None:
-    model, found = model_of("reference-reversed", torch.float32), {}
+    model, by_factor = model_of("reference-reversed", torch.float32), {}
     model.save_pretrained(tmp_path)
     for factor in (1.0, 4.0):
         config = AutoConfig.from_pretrained(tmp_path, memory_length=256)
@@ -137,8 +137,11 @@ def test_rotary_positions_can_be_rescaled_for_longer_texts(use: str, tmp_path: P
             use,
             256,
         )
-        found[factor] = logits(stretched, ids())
-    assert found[1.0].equal(logits(model, ids())) and distance(found[4.0], found[1.0]) > 1e-3
+        by_factor[factor] = logits(stretched, ids())
+    assert (
+        by_factor[1.0].equal(logits(model, ids()))
+        and distance(by_factor[4.0], by_factor[1.0]) > 1e-3
+    )
 
 
 def test_embeddings_can_be_resized() -> None:
@@ -160,8 +163,8 @@ def test_only_missing_weights_are_initialised(tmp_path: Path) -> None:
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert set(found["missing_keys"]) == set(gone)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == set(gone)
     for name, tensor in loaded.state_dict().items():
         assert name in gone or tensor.equal(weights[name]), name
     drawn = loaded.state_dict()[next(name for name in gone if name.endswith("keys"))]

@@ -144,10 +144,15 @@ def test_a_packed_row_continues_its_last_text(mix: str) -> None:
     with torch.no_grad():
         cache = cache_of(model(ids()[:1], position_ids=counted(5, 7)[None], use_cache=True))
         states = [copy.deepcopy(cache) for _ in range(4)]
-        told = (None, counted(10)[None, 7:], counted(15)[None, 12:], torch.tensor([[7, 0, 1]]))
+        positions_given = (
+            None,
+            counted(10)[None, 7:],
+            counted(15)[None, 12:],
+            torch.tensor([[7, 0, 1]]),
+        )
         actual = [
             logits(model, ids()[1:2, :3], position_ids=positions, past_key_values=one)
-            for positions, one in zip(told, states, strict=True)
+            for positions, one in zip(positions_given, states, strict=True)
         ]
     expected = logits(model, torch.cat((ids()[0, 5:], ids()[1, :3]))[None])[:, 7:]
     assert all(distance(one, expected) < 1e-12 for one in actual[:3])
@@ -159,8 +164,8 @@ def test_default_position_ids_change_nothing() -> None:
     model = model_of("family", torch.float32)
     plain, mask = logits(model, ids()), torch.tensor(MASKS["left"])
     assert logits(model, ids(), position_ids=torch.arange(12)[None]).equal(plain)
-    told = (mask.cumsum(1) - 1).clamp_min(0)
-    assert logits(model, ids(), attention_mask=mask, position_ids=told).equal(
+    position_ids = (mask.cumsum(1) - 1).clamp_min(0)
+    assert logits(model, ids(), attention_mask=mask, position_ids=position_ids).equal(
         logits(model, ids(), attention_mask=mask)
     )
 
@@ -205,11 +210,11 @@ def test_position_ids_must_continue_the_cache() -> None:
     ],
 )
 def test_unknown_arguments_are_refused(name: str) -> None:
-    asked = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
+    value = {"output_attentions": True, "is_causal": False}.get(name, torch.ones(3, 12))
     model = model_of("family")
     for one in (model, model.model):
         with pytest.raises(TypeError, match=name):
-            one(ids(), **{name: asked})
+            one(ids(), **{name: value})
 
 
 def test_arguments_that_transformers_passes_along_are_accepted() -> None:
@@ -221,8 +226,8 @@ def test_arguments_that_transformers_passes_along_are_accepted() -> None:
         "cache_position": torch.arange(12),
         "head_mask": None,
     }
-    found = model(ids(), labels=ids(), num_items_in_batch=torch.tensor(66), **nothing)
-    assert found.logits.equal(plain.logits) and distance(found.loss, plain.loss / 2) < 1e-6
+    output = model(ids(), labels=ids(), num_items_in_batch=torch.tensor(66), **nothing)
+    assert output.logits.equal(plain.logits) and distance(output.loss, plain.loss / 2) < 1e-6
 
 
 # ---------- generate
@@ -245,13 +250,15 @@ SEARCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in CUT_DEPENDENT])
 @pytest.mark.parametrize("search", SEARCHES)
 def test_the_memory_serves_as_cache(mix: str, search: str) -> None:
-    model, found = model_of(mix), []
+    model, generated = model_of(mix), []
     for use_cache in (True, False):
         torch.manual_seed(5)
-        found.append(generate(model, ids(), use_cache=use_cache, **SEARCHES[search]))
-    assert found[0].equal(found[1]) and len(set(found[0][:, 12:].flatten().tolist())) > 4
+        generated.append(generate(model, ids(), use_cache=use_cache, **SEARCHES[search]))
+    assert (
+        generated[0].equal(generated[1]) and len(set(generated[0][:, 12:].flatten().tolist())) > 4
+    )
     if search == "greedy":
-        assert found[0].equal(chosen_slowly(model, ids(), 10))
+        assert generated[0].equal(chosen_slowly(model, ids(), 10))
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("stretching", "compressing")])

@@ -58,10 +58,10 @@ def differentiated(loss: TrainModule, step: Step, labels: Any = "data") -> dict[
     """The gradients of a step, and its loss terms."""
     loss.zero_grad()
     step.backward(labels)
-    found = {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}
     for name in step.results[0].terms if step.results else ():
-        found[f"term {name}"] = torch.stack([r.terms[name].total for r in step.results]).sum()
-    return found
+        gradients[f"term {name}"] = torch.stack([r.terms[name].total for r in step.results]).sum()
+    return gradients
 
 
 def largest_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -79,14 +79,14 @@ def test_a_step_is_the_mean_over_labels_rows_and_tokens(micro: int, again: bool)
     balance = 0.3 * terms["router_balance"].total / (2 * ROWS)
     z = 0.1 * terms["router_z"].total / (2 * ROWS * LENGTH)
     params = list(loss.parameters())
-    wanted = torch.autograd.grad(ce + balance + z, params)
+    expected = torch.autograd.grad(ce + balance + z, params)
     loss.decoder.activation_checkpointing = again
     step = step_of(loss, micro)
     step.backward("data")
     step.check_counts()
     total = torch.stack([result.loss for result in step.results]).sum()
     assert distance(total, ce + balance + z) < 1e-12
-    assert all(distance(p.grad, g) < 1e-12 for p, g in zip(params, wanted, strict=True))  # type: ignore[arg-type]
+    assert all(distance(p.grad, g) < 1e-12 for p, g in zip(params, expected, strict=True))  # type: ignore[arg-type]
     assert float(balance.detach()) > 0.1 and float(z.detach()) > 0.01
 
 
@@ -136,12 +136,12 @@ def test_the_held_out_loss_is_cross_entropy_alone() -> None:
     held_out = MagicMock(segments=1, unigram_perplexity=1.0)
     held_out.tokens.ids, held_out.tokens.n_bytes = [0] * VOCAB, VOCAB
     held_out.rows.segment.return_value = batch
-    found = evaluate(loss, held_out, World(), PLAIN, lambda: False)
+    metrics = evaluate(loss, held_out, World(), PLAIN, lambda: False)
     with torch.no_grad():
         result = loss(batch)
     term = result.terms[CROSS_ENTROPY]
-    assert found["eval/loss"] == pytest.approx(float(term.total / term.count), abs=1e-12)
-    assert not [name for name in found if "router" in name]
+    assert metrics["eval/loss"] == pytest.approx(float(term.total / term.count), abs=1e-12)
+    assert not [name for name in metrics if "router" in name]
     assert result.loss > term.total / term.count + 0.1
 
 
@@ -183,10 +183,10 @@ def process(rank: int, directory: Path) -> None:
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     loss, world = loss_of(block=HyperConnections), World(rank, 2)
-    found = differentiated(loss, step_of(loss, 1, world))
-    for name in [name for name in found if name.startswith("term ")]:
-        found[name] = world.sum(found[name])
-    save_file(found, directory / f"{rank}.safetensors")
+    gradients = differentiated(loss, step_of(loss, 1, world))
+    for name in [name for name in gradients if name.startswith("term ")]:
+        gradients[name] = world.sum(gradients[name])
+    save_file(gradients, directory / f"{rank}.safetensors")
     dist.destroy_process_group()
 
 

@@ -137,20 +137,20 @@ class Gone(Tracker):
 
 def test_in_a_tracker_costs_the_others_nothing(tmp_path: Path) -> None:
     notices: list[str] = []
-    seen: list[int] = []
+    steps: list[int] = []
 
     class Good(Gone):
         name = "good"
 
         def log(self, metrics: object, step: int) -> None:
-            seen.append(step)
+            steps.append(step)
 
     run = RunInfo("trial", tmp_path, {})
     metrics = Metrics(tmp_path / "metrics.jsonl", [Gone(run), Good(run)], notice=notices.append)
     for step in range(3):
         metrics.log(step, {"loss": 1.0})
     metrics.close()
-    assert seen == [0, 1, 2]
+    assert steps == [0, 1, 2]
     assert len(notices) == 1
     assert "'gone' failed" in notices[0]
     assert "SystemExit" in notices[0]

@@ -5,6 +5,7 @@ everything that a run, a checkpoint and an export do with a model whose memory i
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,7 @@ from lswt_core.model.build import build_model
 from lswt_core.model.initialise import initialise
 from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 
 PARTS = MixerParts({}, Eager, NoNorm, NoPosition)
@@ -71,7 +73,7 @@ def test_gated_delta_net_is_the_papers_recurrence(options: dict[str, Any]) -> No
     q, k, v = (t.unflatten(-1, (heads, -1)) for t in mixed.split(layer.widths, -1))
     q, k = (t / (t.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
     a = torch.exp(-layer.log_rate.exp() * softplus(layer.decay(x) + layer.decay_bias))
-    b, state, found = layer.write(x).sigmoid(), 0, []
+    b, state, by_paper = layer.write(x).sigmoid(), 0, []
     for t in range(9):
         kt, at, bt = k[:, t, :, :, None], a[:, t, :, None, None], b[:, t, :, None, None]
         forget = torch.eye(kt.shape[2]) - bt * kt @ kt.mT  # the paper's I - beta k k^T
@@ -79,8 +81,8 @@ def test_gated_delta_net_is_the_papers_recurrence(options: dict[str, Any]) -> No
         state = state + bt * kt @ v[:, t, :, None]
         o = (state.mT @ q[:, t, :, :, None])[..., 0] / q.shape[-1] ** 0.5
         o = o * (o.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * layer.norm_weight
-        found.append(layer.output(o.flatten(1) * silu(layer.gate(x[:, t]))))
-    assert distance(outputs(layer, x), torch.stack(found, 1)) < 1e-12
+        by_paper.append(layer.output(o.flatten(1) * silu(layer.gate(x[:, t]))))
+    assert distance(outputs(layer, x), torch.stack(by_paper, 1)) < 1e-12
 
 
 def test_mamba2_is_the_papers_recurrence() -> None:
@@ -89,7 +91,7 @@ def test_mamba2_is_the_papers_recurrence() -> None:
     v, k, q = mixed.split(layer.widths, -1)
     v = v.unflatten(-1, (layer.n_heads, -1))
     step = softplus(layer.step(x) + layer.step_bias)
-    state, found = torch.zeros(2, layer.n_heads, 6, v.shape[-1]).double(), []
+    state, by_paper = torch.zeros(2, layer.n_heads, 6, v.shape[-1]).double(), []
     for t in range(9):
         keep = torch.exp(-step[:, t] * layer.log_rate.exp())[..., None, None]
         state = keep * state + step[:, t, :, None, None] * (
@@ -98,8 +100,8 @@ def test_mamba2_is_the_papers_recurrence() -> None:
         y = (q[:, t, None, :, None] * state).sum(2) + layer.skip[:, None] * v[:, t]
         y = y.flatten(1) * silu(layer.gate(x[:, t]))
         y = y * (y.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * layer.norm_weight
-        found.append(layer.output(y))
-    assert distance(outputs(layer, x), torch.stack(found, 1)) < 1e-12
+        by_paper.append(layer.output(y))
+    assert distance(outputs(layer, x), torch.stack(by_paper, 1)) < 1e-12
 
 
 def test_negative_eigenvalues_double_the_write() -> None:
@@ -124,10 +126,10 @@ def test_every_document_gives_what_it_gives_alone(mixer: Callable[..., Any]) -> 
     decoder, ids = tiny(mixer=mixer), tokens(2, 13)
     first_visible = torch.tensor([[0] * 4 + [4] * 9, [0] * 7 + [7] * 5 + [12]])
     for size in (1, 5, 13):
-        found = stream(decoder, ids, size, first_visible)
+        hidden = stream(decoder, ids, size, first_visible)
         for row, begin, end in ((0, 0, 4), (0, 4, 13), (1, 0, 7), (1, 7, 12), (1, 12, 13)):
             alone, _ = decoder(ids[row : row + 1, begin:end])
-            assert distance(found[row, begin:end], alone[0]) < 1e-11
+            assert distance(hidden[row, begin:end], alone[0]) < 1e-11
 
 
 @every_mixer
@@ -161,12 +163,12 @@ def test_decoding_gives_what_reading_gives(mixer: Callable[..., Any]) -> None:
     engine = InferenceEngine(decoder, Precision.choose("float32", torch.device("cpu")), 4)
     expected = decoder(ids)[0]
     read = engine.start()
-    found = [read(ids[:, :6]), *(read(ids[:, i : i + 1]) for i in range(6, 11))]
-    assert distance(torch.cat(found, 1), expected) < 1e-11
+    decoded = [read(ids[:, :6]), *(read(ids[:, i : i + 1]) for i in range(6, 11))]
+    assert distance(torch.cat(decoded, 1), expected) < 1e-11
     padded = torch.cat((tokens(1, 3, seed=9).expand(2, 3), ids), 1)
     read = engine.start(torch.tensor([3, 3]))
-    found = [read(padded[:, :9])[:, 3:], *(read(padded[:, i : i + 1]) for i in range(9, 14))]
-    assert distance(torch.cat(found, 1), expected) < 1e-11
+    decoded = [read(padded[:, :9])[:, 3:], *(read(padded[:, i : i + 1]) for i in range(9, 14))]
+    assert distance(torch.cat(decoded, 1), expected) < 1e-11
 
 
 # ---------- recipes, runs, plans
@@ -211,8 +213,8 @@ def test_states_of_all_of_the_past_cannot_be_replayed(
     recipe = hybrid(write_recipe(tmp_path))
     code = inside(monkeypatch, recipe, "checkpoint.memory=replay", "--out", "run")
     assert code == Incompatible.exit_code
-    told = capsys.readouterr()
-    assert 'set checkpoint.memory = "exact"' in told.out + told.err
+    output = capsys.readouterr()
+    assert 'set checkpoint.memory = "exact"' in output.out + output.err
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -244,14 +246,28 @@ def test_the_remedies_for_parts_without_use_can_be_pasted(
         try:
             built = assembled(recipe)
         except Incompatible as error:
-            found = re.search(r": set (.*)$", str(error))
-            assert found is not None and len(remedies) + len(overrides) < 6, error
-            (remedies if as_line else overrides).append(found[1])
+            found = re.findall(r"(?m): set (.*)$", str(error))
+            assert found and len(remedies) + len(overrides) < 6, error
+            (remedies if as_line else overrides).append(found[-1])
             continue
         break
     names = [block.attention.name for block in built.loss.decoder.blocks]
     recurrent = 2 if selector else 4
     assert names == ["gated-delta-net"] * recurrent + ["attention"] * (4 - recurrent)
+
+
+@pytest.mark.parametrize("selector", ["", 'layers."0-1".'])
+def test_the_remedies_together_are_overrides_and_a_swap(selector: str) -> None:
+    swap = f"{selector}mixer=mamba2"
+    quickstart = RECIPES / "quickstart.toml"
+    with pytest.raises(Incompatible) as caught:
+        assembled(Recipe.load(quickstart, overrides_of(swap)))
+    words, whole = (
+        shlex.split(line.partition(": ")[2]) for line in str(caught.value).splitlines()[-2:]
+    )
+    assembled(Recipe.load(quickstart, [*overrides_of(swap), *words]))
+    assert whole[0] == "--swap" and len(overrides_of(whole[1])) == 1 + len(words)
+    assembled(Recipe.load(quickstart, overrides_of(whole[1])))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

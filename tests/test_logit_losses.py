@@ -50,13 +50,13 @@ def plain(name: str, logits: Tensor, batch: Batch) -> Tensor:
             total = total + logits[b, t].exp().sum().log() ** 2
             continue
         first = 0 if batch.first_visible is None else max(0, int(batch.first_visible[b, t]))
-        said = {
+        earlier = {
             int(batch.inputs[b, j])
             for j in range(first, t + 1)
             if batch.valid is None or batch.valid[b, j]
         }
         p = logits[b, t].exp() / logits[b, t].exp().sum()
-        for candidate in said - {int(batch.labels[b, t])}:
+        for candidate in earlier - {int(batch.labels[b, t])}:
             total = total - torch.log(torch.clamp(1 - p[candidate], min=1e-5))
     return total
 

@@ -37,36 +37,36 @@ def read(mixture: Mixture, split: str = "train") -> list[Document]:
 
 def amounts(documents: list[Document], unit: str) -> dict[str, int]:
     """What each source gave."""
-    given: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for document in documents:
         size = len(document.text.encode()) if unit == "bytes" else 1
-        given[document.id.partition("/")[0]] += size
-    return given
+        counts[document.id.partition("/")[0]] += size
+    return counts
 
 
 def definition(texts: dict[str, list[str]], weights: dict[str, int], unit: str) -> list[str]:
     """The order in exact arithmetic: always from the source furthest below its share."""
-    given = dict.fromkeys(sorted(texts), Fraction(0))
+    counts = dict.fromkeys(sorted(texts), Fraction(0))
     place, order = dict.fromkeys(texts, 0), list[str]()
     while True:
-        total, shares = sum(given.values()), sum(weights.values())
-        behind = {name: given[name] - total * weights[name] / shares for name in given}
-        name = min(given, key=lambda name: (behind[name] / weights[name], name))
+        total, shares = sum(counts.values()), sum(weights.values())
+        behind = {name: counts[name] - total * weights[name] / shares for name in counts}
+        name = min(counts, key=lambda name: (behind[name] / weights[name], name))
         if place[name] == len(texts[name]):
             return order
         text = texts[name][place[name]]
         order.append(f"{name}/{text}")
         place[name] += 1
-        given[name] += len(text) if unit == "bytes" else 1
+        counts[name] += len(text) if unit == "bytes" else 1
 
 
 @pytest.mark.parametrize("unit", ["bytes", "documents"])
 @pytest.mark.parametrize("weights", [{"long": 3, "short": 1}, {"long": 2, "short": 5}])
 def test_the_order_is_that_of_the_definition(unit: str, weights: dict[str, int]) -> None:
     mixture = Mixture(sources=SOURCES, weights=weights, unit=unit)
-    found = [f"{one.id.partition('/')[0]}/{one.text}" for one in read(mixture)]
+    order = [f"{one.id.partition('/')[0]}/{one.text}" for one in read(mixture)]
     texts = {"long": LONG.texts["train"], "short": SHORT.texts["train"]}
-    assert found == definition(texts, weights, unit) and len(found) > 40
+    assert order == definition(texts, weights, unit) and len(order) > 40
 
 
 @pytest.mark.parametrize("unit", ["bytes", "documents"])
@@ -75,10 +75,10 @@ def test_proportions_hold_at_every_point(unit: str) -> None:
     documents = read(Mixture(sources=SOURCES, weights=weights, unit=unit))
     largest = 30 if unit == "bytes" else 1
     for size in range(1, len(documents) + 1):
-        given = amounts(documents[:size], unit)
-        total = sum(given.values())
+        counts = amounts(documents[:size], unit)
+        total = sum(counts.values())
         for name, weight in weights.items():
-            assert abs(given[name] - total * weight / 4) < largest
+            assert abs(counts[name] - total * weight / 4) < largest
 
 
 def test_an_epoch_ends_with_the_first_source_or_with_the_last() -> None:

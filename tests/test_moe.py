@@ -66,12 +66,13 @@ def test_it_is_the_sum_over_the_chosen_experts(n_experts: int, top_k: int, norma
     layer = layer_of(n_experts=n_experts, top_k=top_k, normalise=normalise, width=7)
     x = normal(2, 6, DIMS.d_model).requires_grad_()
     result = run(layer, x)
-    found = [result.x, *(result.losses[name].total for name in ("router_balance", "router_z"))]
-    for one, wanted in zip(found, by_token(layer, x), strict=True):
-        assert distance(one, wanted) < 1e-11
+    outputs = [result.x, *(result.losses[name].total for name in ("router_balance", "router_z"))]
+    for one, expected in zip(outputs, by_token(layer, x), strict=True):
+        assert distance(one, expected) < 1e-11
         weights = [x, layer.router.weight, *(layer.experts.parameters() if one.ndim else ())]
         slopes = [
-            torch.autograd.grad(y.square().sum(), weights, retain_graph=True) for y in (one, wanted)
+            torch.autograd.grad(y.square().sum(), weights, retain_graph=True)
+            for y in (one, expected)
         ]
         assert all(distance(*pair) < 1e-9 for pair in zip(*slopes, strict=True))
     assert result.state is None
@@ -122,8 +123,8 @@ def test_the_grouped_product_has_first_and_second_derivatives_also_of_idle_exper
     expert = torch.tensor([0, 0, 2, 2, 2, 3])
     x, weight = normal(6, 3).requires_grad_(), normal(4, 2, 3, seed=1).requires_grad_()
     y = normal(6, 2, seed=2).requires_grad_()
-    wanted = torch.stack([weight[e] @ row for e, row in zip(expert, x, strict=True)])
-    assert distance(grouped_linear(x, weight, expert), wanted) < 1e-12
+    expected = torch.stack([weight[e] @ row for e, row in zip(expert, x, strict=True)])
+    assert distance(grouped_linear(x, weight, expert), expected) < 1e-12
     few = torch.tensor([1, 3])  # no more rows than experts: another way
     assert (
         distance(
@@ -185,5 +186,5 @@ def test_the_fused_kernel_gives_what_the_loop_gives() -> None:
         out = grouped_linear(*given, expert.to(device))
         out.square().sum().backward()
         pairs.append([out, *(t.grad for t in given)])
-    for wanted, found in zip(*pairs, strict=True):
-        assert distance(found.cpu().double(), wanted) < 0.02 * float(wanted.abs().max())
+    for expected, fused in zip(*pairs, strict=True):
+        assert distance(fused.cpu().double(), expected) < 0.02 * float(expected.abs().max())

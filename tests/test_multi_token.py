@@ -95,12 +95,12 @@ def test_segments_of_any_size_are_the_formula_on_the_whole_text(size: int, maske
         term, state = result.terms["mtp"], result.state
         assert int(term.count) == int(loss.counts(batch)["mtp"])
         total, count = total + term.total, count + int(term.count)
-    wanted, number = by_hand(loss, ids, starts)
-    assert distance(total, wanted) < 1e-10 and count == number
+    expected, number = by_hand(loss, ids, starts)
+    assert distance(total, expected) < 1e-10 and count == number
     if size == LENGTH:  # memories take no gradient
         weights = list(loss.parameters())
         pair = [
-            torch.autograd.grad(one, weights, materialize_grads=True) for one in (total, wanted)
+            torch.autograd.grad(one, weights, materialize_grads=True) for one in (total, expected)
         ]
         assert max(distance(a, b) for a, b in zip(*pair, strict=True)) < 1e-10
         assert all(bool(p.any()) for p in pair[0][-3 * AHEAD :])
@@ -109,10 +109,10 @@ def test_segments_of_any_size_are_the_formula_on_the_whole_text(size: int, maske
 def test_it_is_scored_by_the_models_own_head() -> None:
     loss, (ids, _) = model_of(partial(SoftCapped, cap=0.8)), text_of(False)
     batch = segment_of(ids, None, 0, LENGTH)
-    wanted, _ = by_hand(loss, ids, None)
+    expected, _ = by_hand(loss, ids, None)
     for create_graph in (False, True):
-        found = loss(batch, create_graph=create_graph).terms["mtp"].total
-        assert distance(found, wanted) < 1e-10
+        total = loss(batch, create_graph=create_graph).terms["mtp"].total
+        assert distance(total, expected) < 1e-10
 
 
 def test_without_labels_ahead_those_of_the_segment_count() -> None:
@@ -178,14 +178,14 @@ def test_labels_ahead_are_the_next_segments(
         for a, b in zip(own[:4], wide[:4], strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
         end = own.labels.shape[1] * (number + 1)
-        wanted = labels[:, end : end + lookahead]
+        expected = labels[:, end : end + lookahead]
         if masked:
             starts = [
                 batch.first_visible + own.labels.shape[1] * i for i, batch in enumerate(plain)
             ]
             begins = torch.cat(starts, 1)[:, end : end + lookahead]
-            wanted = wanted.masked_fill(begins >= end, IGNORE)
-        assert torch.equal(wide.labels_ahead, wanted), number
+            expected = expected.masked_fill(begins >= end, IGNORE)
+        assert torch.equal(wide.labels_ahead, expected), number
     assert not masked or any(bool((batch.labels_ahead == IGNORE).any()) for batch in ahead)
 
 
@@ -193,11 +193,11 @@ def test_labels_ahead_are_the_next_segments(
 def test_looking_ahead_changes_no_position(kind: str, corpus: Tokens) -> None:
     first = PrefetchedRows(made(kind, corpus, lookahead=3), pin_memory=False)
     read_all(first, 5)
-    state, wanted = first.state(), read_all(made(kind, corpus), 9)[5:]
+    state, expected = first.state(), read_all(made(kind, corpus), 9)[5:]
     for rows in (made(kind, corpus), made(kind, corpus, lookahead=3)):
         rows.restore(state)
-        for found, batch in zip(read_all(rows, 4), wanted, strict=True):
-            assert found.inputs.equal(batch.inputs) and found.labels.equal(batch.labels)
+        for ahead, batch in zip(read_all(rows, 4), expected, strict=True):
+            assert ahead.inputs.equal(batch.inputs) and ahead.labels.equal(batch.labels)
     first.close()
 
 

@@ -21,9 +21,9 @@ from lswt_core.model.parameters import build_parameter_groups
 Muon: Any = Registry().get("optimizer", "muon")
 
 
-def model() -> Any:
+def model(**parts: Any) -> Any:
     """A decoder with every sort of parameter."""
-    return tiny(memories={"registers": partial(Registers, count=2)}, dtype=torch.float32)
+    return tiny(memories={"registers": partial(Registers, count=2)}, dtype=torch.float32, **parts)
 
 
 def train(decoder: Any, optimizers: list[Any], steps: range) -> None:
@@ -95,6 +95,39 @@ def test_both_halves_are_torchs_bit_for_bit(scale: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)], ids=["tall", "wide"])
+def test_each_matrix_of_a_stack_is_updated_as_one_alone(scale: str, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = (torch.randn(2, 2, 2, *shape, generator=generator) for _ in "ab")
+    stack = nn.Parameter(start[0].clone())
+    alone = [nn.Parameter(matrix.clone()) for matrix in start[0].flatten(0, 1)]
+    options = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.9}
+    ours = Muon(
+        [{"name": "all", "params": [stack], "names": ["w"], "matrices": ["w"]}],
+        scale=scale,
+        **options,
+    )
+    theirs = torch.optim.Muon(alone, adjust_lr_fn=scale, eps=1e-8, **options)
+    for gradient in gradients:
+        stack.grad = gradient.clone()
+        for matrix, own in zip(alone, gradient.flatten(0, 1), strict=True):
+            matrix.grad = own.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(
+        stack.flatten(0, 1), torch.stack(list(alone)), rtol=0, atol=2e-3
+    )  # bfloat16
+
+
+def test_experts_are_hidden_matrices() -> None:
+    decoder = tiny(ffn=Registry().get("ffn", "moe"))
+    groups = Muon(build_parameter_groups(decoder), lr=0.05, adamw_lr=0.01).param_groups
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    experts = [name for name in rates if "experts.fc" in name]
+    assert experts and {rates[name] for name in experts} == {0.05}
+
+
 def test_a_first_step_is_nearly_orthogonal() -> None:
     """Its singular vectors are the gradient's, its singular values lie near 1."""
     p = nn.Parameter(torch.zeros(6, 4))
@@ -112,11 +145,13 @@ def test_a_first_step_is_nearly_orthogonal() -> None:
     assert (core - core.diagonal().diag()).abs().max() < 0.05  # bfloat16
 
 
-def test_a_checkpoint_continues_bit_for_bit() -> None:
-    whole = model()
+@pytest.mark.parametrize("ffn", ["swiglu", "moe"])
+def test_a_checkpoint_continues_bit_for_bit(ffn: str) -> None:
+    parts = {"ffn": Registry().get("ffn", ffn)}
+    whole = model(**parts)
     optimizer = Muon(build_parameter_groups(whole))
     train(whole, [optimizer], range(3))
-    twin = model()
+    twin = model(**parts)
     twin.load_state_dict(whole.state_dict())
     resumed = Muon(build_parameter_groups(twin))
     tensors, document = optimizer_state(optimizer)

@@ -90,9 +90,9 @@ def attend(patch: pytest.MonkeyPatch, *, registers_first: bool, aligned: bool) -
             [block.q.transpose(1, 2) @ block.k.permute(0, 2, 3, 1) for block in blocks], -1
         )
         new, old = scores.shape[-2:]
-        seen = torch.ones(new, old, dtype=torch.bool).tril(old - new if aligned else 0)
+        visible = torch.ones(new, old, dtype=torch.bool).tril(old - new if aligned else 0)
         weights = (
-            (scores * blocks[0].q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+            (scores * blocks[0].q.shape[-1] ** -0.5).masked_fill(~visible, -torch.inf).softmax(-1)
         )
         return (weights @ torch.cat([block.v for block in blocks], 1).transpose(1, 2)).transpose(
             1, 2
@@ -123,10 +123,10 @@ def leak_one_token(patch: pytest.MonkeyPatch) -> None:
     plain = KVBlock.visible
 
     def visible(self: KVBlock) -> Tensor | None:
-        seen = plain(self)
+        mask = plain(self)
         size = self.q.shape[1]
         return (
-            torch.ones(size, size, dtype=torch.bool).tril(1) if self.causal and size > 1 else seen
+            torch.ones(size, size, dtype=torch.bool).tril(1) if self.causal and size > 1 else mask
         )
 
     patch.setattr(KVBlock, "visible", visible)

@@ -32,10 +32,10 @@ OTHER = {
 def made(build: Any, params: Any) -> Optimizer:
     """The optimizer with options that are not its defaults."""
     names = build.__init__.__kwdefaults__
-    found: Optimizer = build(
+    optimizer: Optimizer = build(
         params, **{name: value for name, value in OTHER.items() if name in names}
     )
-    return found
+    return optimizer
 
 
 def parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -48,8 +48,8 @@ def grouped(params: list[Tensor]) -> list[dict[str, Any]]:
 
 
 def pickled(optimizer: Optimizer) -> Optimizer:
-    found: Optimizer = pickle.loads(pickle.dumps(optimizer))
-    return found
+    copy: Optimizer = pickle.loads(pickle.dumps(optimizer))
+    return copy
 
 
 @EVERY

@@ -29,7 +29,6 @@ from torch import Tensor
 from lswt_core import Registry
 from lswt_core.checkpoint.train_state import optimizer_state, restore_optimizer
 from lswt_core.interfaces import Optimizer
-from lswt_core.plugin_api import optimizer as moments
 from lswt_core.plugin_api.optimizer import BucketOptimizer
 from lswt_core.plugin_api.wrapped_optimizer import WrappedOptimizer
 
@@ -191,12 +190,12 @@ def test_lion_is_a_few_plain_lines() -> None:
 
 
 def test_lion_by_hand() -> None:
-    p, seen = scalar(1.0), []
+    p, weights = scalar(1.0), []
     optimizer = Lion([p], lr=1e-3, weight_decay=0.0)
     for g in (0.5, -0.2):  # 0.1 * 0.5 > 0; then 0.9 * 0.005 - 0.1 * 0.2 < 0
         feed(optimizer, [p], [torch.tensor([g])])
-        seen.append(p.item())
-    assert seen == pytest.approx([0.999, 1.000], abs=1e-7)
+        weights.append(p.item())
+    assert weights == pytest.approx([0.999, 1.000], abs=1e-7)
 
 
 @pytest.mark.parametrize("build", [SignMomentum, Lion], ids=described)
@@ -338,7 +337,7 @@ def test_parameters_in_stretches_are_the_whole(
 ) -> None:
     whole, cut = small_model(), small_model()
     drive(build(whole), whole, range(4))
-    monkeypatch.setattr(moments, "BUCKET_CPU", size)
+    monkeypatch.setattr("lswt_core.plugin_api.optimizer.BUCKET_CPU", size)
     drive(build(cut), cut, range(4))
     assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
 

@@ -40,13 +40,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def logits(model: Any, ids: Tensor, size: int) -> Tensor:
     """Logits of ids [B, T] read in calls of ``size`` tokens."""
-    cache, found = None, []
+    cache, chunks = None, []
     with torch.no_grad():
         for piece in ids.split(size, dim=1):
             out = model(piece, past_key_values=cache, use_cache=True)
             cache = out.cache if "cache" in out else out.past_key_values
-            found.append(out.logits)
-    return torch.cat(found, dim=1)
+            chunks.append(out.logits)
+    return torch.cat(chunks, dim=1)
 
 
 @every_case
@@ -190,7 +190,7 @@ def test_sharded_weights_are_read_by_their_index(tmp_path: Path) -> None:
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     done = lswt_core.import_checkpoint(source, tmp_path / "out")
     whole = lswt_core.import_checkpoint(FORMATS / "seed_checkpoint", tmp_path / "whole")
-    one, other = (load_file(found.directory / "model.safetensors") for found in (done, whole))
+    one, other = (load_file(imported.directory / "model.safetensors") for imported in (done, whole))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 

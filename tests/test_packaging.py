@@ -88,7 +88,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Wheels of this repository and of the stranger's package, built from copies so that the
     checkout stays clean.
     """
-    found, directory = {}, tmp_path_factory.mktemp("wheels")
+    built, directory = {}, tmp_path_factory.mktemp("wheels")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name, source, parts in (
         ("lswt-core", ROOT, OWN_PARTS),
@@ -112,8 +112,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             copy,
             where=directory,
         )
-        (found[name],) = (directory / "dist").glob(f"{name.replace('-', '_')}-*.whl")
-    return found
+        (built[name],) = (directory / "dist").glob(f"{name.replace('-', '_')}-*.whl")
+    return built
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.plugin_api.pytree import tree_leaves
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
 from lswt_core.train.memory_state import capture_memory, restore_memory
@@ -453,23 +453,62 @@ def test_more_work_takes_longer(change: tuple[str, int]) -> None:
     ],
 )
 def test_swaps_are_overrides(swap: str, override: str) -> None:
-    assert override_of(swap) == override
+    assert overrides_of(swap) == (override,)
 
 
-@pytest.mark.parametrize("swap", ["ffn", "=gelu", "a b=3", ""])
+@pytest.mark.parametrize(
+    ("swap", "overrides"),
+    [
+        ("mixer=mamba2,memory.xl=false", ["mixer.use=mamba2", "memory.xl=false"]),
+        ("mixer = mamba2, mixer.d_state = 8", ["mixer.use=mamba2", "mixer.d_state=8"]),
+        (
+            'layers."0,2".ffn=gelu,layers."1,3".norm=rmsnorm',
+            ['layers."0,2".ffn.use=gelu', 'layers."1,3".norm.use=rmsnorm'],
+        ),
+        (
+            'attention.prefer=["sdpa", "eager"],ffn=gelu',
+            ['attention.prefer=["sdpa", "eager"]', "ffn.use=gelu"],
+        ),
+        (
+            "ffn.inner={use='gelu', a=1},norm=rmsnorm",
+            ["ffn.inner={use='gelu', a=1}", "norm.use=rmsnorm"],
+        ),
+        ('data.text="a,b=c"', ['data.text="a,b=c"']),
+        ("data.text='a,b=c',ffn=gelu", ["data.text='a,b=c'", "ffn.use=gelu"]),
+        ("data.text=a, b and c", ["data.text=a, b and c"]),
+        ("data.text=it's,ffn=gelu", ["data.text=it's", "ffn.use=gelu"]),
+    ],
+)
+def test_a_swap_names_several_keys(swap: str, overrides: list[str]) -> None:
+    assert list(overrides_of(swap)) == overrides
+
+
+@pytest.mark.parametrize("swap", ["ffn=gelu,ffn.use=glu", "ffn=gelu,ffn=gelu"])
+def test_a_swap_names_a_key_once(swap: str) -> None:
+    with pytest.raises(RecipeError, match=r"names ffn\.use twice"):
+        overrides_of(swap)
+
+
+@pytest.mark.parametrize("swap", ["ffn", "=gelu", "a b=3", "", ",ffn=gelu"])
 def test_what_is_no_swap_is_refused(swap: str) -> None:
     with pytest.raises(RecipeError, match="AXIS=VALUE"):
-        override_of(swap)
+        overrides_of(swap)
 
 
 def test_newton_schulz_is_counted() -> None:
-    """Each iteration multiplies X X^T, its square, and X: for m <= n, 2 m^2 n + 2 m^3 + 2 m^2 n."""
-    recipe = recipe_of(loss={}, optimizer={"use": "muon", "ns_steps": 3})
+    """Each iteration multiplies X X^T, its square, and X: for m <= n, 2 m^2 n + 2 m^3 + 2 m^2 n; of
+    experts for each.
+    """
+    recipe = recipe_of(
+        loss={}, optimizer={"use": "muon", "ns_steps": 3}, ffn={"use": "moe", "n_experts": 3}
+    )
     measured = budget(recipe, Registry(), WORLD)
     loss = build_model(recipe, Registry(), device=WORLD.device, dtype=torch.float32).loss
     hidden = [name for group in build_parameter_groups(loss) for name in group["matrices"]]
-    shapes = [sorted(loss.get_parameter(name).shape) for name in hidden]
-    products = sum(3 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+    weights = [loss.get_parameter(name) for name in hidden]
+    assert sum(weight.ndim == 3 for weight in weights) == 2 * recipe.model.n_layers
+    shapes = [(weight.shape[:-2].numel(), *sorted(weight.shape[-2:])) for weight in weights]
+    products = sum(3 * count * (4 * m * m * n + 2 * m**3) for count, m, n in shapes)
     assert measured.flops is not None
     assert measured.flops.optimizer == products // recipe.train.tokens_per_step > 0
     plain = budget(recipe_of(loss={}, optimizer={"use": "adamw"}), Registry(), WORLD)

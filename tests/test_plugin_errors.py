@@ -4,6 +4,7 @@ refused.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,3 +175,11 @@ def test_a_run_with_a_file_is_exported_with_the_file(
     assert type(loaded.model.decoder.blocks[0].ffn).__name__ == "OwnLinear"
     with pytest.raises(PluginError, match="trust_remote_code"):
         LswtForCausalLM.from_pretrained(out)
+    told = capsys.readouterr().out.rpartition("next:\n")[2].splitlines()
+    command = shlex.split(told[0].partition("lswt_core ")[2])
+    assert main([*command, "--tokens", "2"]) == 0, capsys.readouterr().err
+    assert main([*command[:2], *command[-2:]]) == PluginError.exit_code
+    assert "--plugin FILE" in capsys.readouterr().err
+    python = "\n".join(line.strip() for line in told[2:])
+    assert "trust_remote_code=True" in python and "lswt_core.hf" not in python
+    assert "import lswt_core.hf" not in out.joinpath("README.md").read_text()

@@ -188,7 +188,7 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
 
 
 @pytest.mark.parametrize(
-    ("component", "wanted"),
+    ("component", "expected"),
     [
         ("memory/xl-cache", {"length": {"value": 0, "of": "instance"}}),
         ("loss/simctg", {"needs": {"value": ["states"], "of": "class"}}),
@@ -198,11 +198,37 @@ def test_a_description_tells_options_with_bounds_and_capabilities(
     ],
 )
 def test_capabilities_are_those_the_interface_declares(
-    component: str, wanted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    component: str, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     actual = json.loads(run_cli(capsys, "describe", component, "--json"))
-    assert actual["capabilities"] | wanted == actual["capabilities"]
+    assert actual["capabilities"] | expected == actual["capabilities"]
     assert actual["many"] is KINDS[component.partition("/")[0]].many
+
+
+CAPPED = '''
+from lswt_core.hooks import hookimpl
+from lswt_core.interfaces import SoftCap
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
+
+class Capped(SoftmaxAttention):
+    """Capped scores."""
+    name, transforms_scores = "capped", SoftCap
+
+@hookimpl
+def lswt_components():
+    return [Capped]
+'''
+
+
+def test_a_capability_that_is_a_class_has_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "capped.py"
+    file.write_text(CAPPED)
+    words = ("describe", "mixer/capped", "--plugin", file)
+    assert "  transforms_scores: SoftCap" in run_cli(capsys, *words).replace('"', "").splitlines()
+    report = json.loads(run_cli(capsys, *words, "--json"))
+    assert report["capabilities"]["transforms_scores"]["value"] == "SoftCap"
 
 
 def test_what_cannot_be_imported_is_described_all_the_same(
@@ -293,7 +319,7 @@ def test_the_list_tells_what_each_component_is_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["plugins", "list"]) == 0
-    told = capsys.readouterr().out
-    assert "Rotary position embedding, pairing dimension i with i + D/2." in told
-    lines = [line[told.splitlines()[0].index("what it is") :] for line in told.splitlines()]
+    output = capsys.readouterr().out
+    assert "Rotary position embedding, pairing dimension i with i + D/2." in output
+    lines = [line[output.splitlines()[0].index("what it is") :] for line in output.splitlines()]
     assert all(len(line) <= 80 for line in lines)

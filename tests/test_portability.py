@@ -37,13 +37,13 @@ def load(path: str) -> ModuleType:
 
 def unix_imports() -> set[str]:
     """The files of the core and the plugins that name one of these modules in an import."""
-    found = set()
+    importers = set()
     for folder in ("lswt_core", "plugins"):
         for path in (ROOT / folder).rglob("*.py"):
             words = pairwise(path.read_text(encoding="utf-8").split())
             if any(word in ("import", "from") and name in UNIX_ONLY for word, name in words):
-                found.add(str(path.relative_to(ROOT)))
-    return found
+                importers.add(str(path.relative_to(ROOT)))
+    return importers
 
 
 @pytest.mark.usefixtures("elsewhere")

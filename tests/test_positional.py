@@ -227,16 +227,16 @@ def test_it_is_planned_and_trains(use: str, tmp_path: Path) -> None:
         "It is a truth universally acknowledged. " * 200
     )
     tmp_path.joinpath("nano.toml").write_text(RECIPE.format(corpus="corpus", use=use))
-    found = []
+    printed = []
     for command in (
         ["lswt_core", "plan", "nano.toml", "--json"],
         ["lswt_core.run", "nano.toml", "--out", "run"],
     ):
         done = run(*command, cwd=tmp_path, pictures=False, LSWT_CACHE_DIR=tmp_path / "cache")
         assert done.returncode == 0, done.stdout + done.stderr
-        found.append(done.stdout)
+        printed.append(done.stdout)
     assert (
-        json.loads(found[0])["parameters"]["by_component"].get(f"positional.{use}", 0)
+        json.loads(printed[0])["parameters"]["by_component"].get(f"positional.{use}", 0)
         == {"alibi": 0, "t5": 32 * 2}[use]
     )
     losses = [

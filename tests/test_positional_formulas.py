@@ -43,10 +43,10 @@ def test_alibi_slopes_are_those_of_bloom_and_mpt(n_heads: int) -> None:
         torch.zeros(1, 1, n_heads, 2), torch.tensor([0]), torch.arange(-8, 1)
     )
     assert isinstance(bias, SlopeBias)
-    found = bias.dense()[:, 0]  # [H, 9]
+    dense = bias.dense()[:, 0]  # [H, 9]
     bloom = build_alibi_tensor(torch.ones(1, 9), n_heads, torch.float32)[:, 0]
-    assert distance(found, bloom - bloom[:, -1:]) < 1e-5
-    assert distance(found, build_mpt_alibi_tensor(n_heads, 9)[:, 0]) < 1e-5
+    assert distance(dense, bloom - bloom[:, -1:]) < 1e-5
+    assert distance(dense, build_mpt_alibi_tensor(n_heads, 9)[:, 0]) < 1e-5
 
 
 # ---------- T5
@@ -68,8 +68,8 @@ def test_t5_biases_are_those_of_t5(buckets: int, max_distance: int) -> None:
     bias = encoding.bias(drawn(4, 1), positions[-4:], positions)
     assert isinstance(bias, DenseBias)
     expected = original.compute_bias(4, 1000, past_seen_tokens=996)[0]
-    seen = positions[None, :] <= positions[-4:, None]
-    assert distance(bias.dense() * seen, expected * seen) == 0
+    causal = positions[None, :] <= positions[-4:, None]
+    assert distance(bias.dense() * causal, expected * causal) == 0
 
 
 def test_t5_starts_as_t5_does_and_does_not_decay() -> None:
@@ -210,15 +210,17 @@ def parameters_of(
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.6, 0.75, 1.0])
 def test_p_rope_is_proportional_rotation(fraction: float) -> None:
-    found = frequencies_of(
+    frequencies = frequencies_of(
         HighFrequencyRope(Dims(64, 2, 4, 1), fraction=fraction, base=10_000.0), 32
     )
     plain = frequencies_of(Rope(Dims(64, 2, 4, 1), base=10_000.0, reversed=False), 32)
     kept = int(fraction * 16)
-    assert found[:kept].equal(plain[:kept]) and not found[kept:].any()
+    assert frequencies[:kept].equal(plain[:kept]) and not frequencies[kept:].any()
     if "proportional" in ROPE_INIT_FUNCTIONS:
         assert (
-            distance(found, parameters_of("proportional", 32, partial_rotary_factor=fraction)[0])
+            distance(
+                frequencies, parameters_of("proportional", 32, partial_rotary_factor=fraction)[0]
+            )
             < 1e-6
         )
 

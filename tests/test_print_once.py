@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import Store, TCPStore
 
+from lswt_core.__main__ import main as all_commands
 from lswt_core.distributed import print_once
 from lswt_core.run import main
 
@@ -53,6 +54,22 @@ def test_an_error_of_all_ranks_is_printed_once(run_rank: Rank) -> None:
     codes, printed = zip(*map(run_rank, range(4)), strict=True)
     assert set(codes) == {2}
     assert printed[0].startswith("error:") and printed[1:] == ("", "", "")
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("command", [main, lambda words: all_commands(["run", *words])])
+def test_a_usage_error_is_printed_once(
+    command: Callable[[list[str]], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as left:
+            command(["quickstart", "--nonsense"])
+        assert left.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("--nonsense") == printed.count("usage:") == 1
 
 
 @pytest.mark.usefixtures("store")

@@ -15,7 +15,6 @@ from processes import Done, run
 from runs import write_recipe
 
 from lswt_core.device import configure_process
-from lswt_core.distributed import world as parallel
 from lswt_core.distributed.launch import ProcessRank, read_launcher
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, ResourceError
@@ -87,7 +86,7 @@ def test_a_process_that_does_not_know_its_accelerator_is_refused(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "device_count", lambda: 2)
+    monkeypatch.setattr("lswt_core.distributed.world.device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
         World.join()
 
@@ -138,10 +137,10 @@ WAITING = """
 import time
 from datetime import timedelta
 from lswt_core.device import configure_process
-from lswt_core.distributed import world as parallel
+import lswt_core.distributed.world
 
-parallel.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
-world = parallel.World.join()
+lswt_core.distributed.world.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
+world = lswt_core.distributed.world.World.join()
 if world.rank == 0:
     time.sleep(1.5)  # as it prepares a text
 world.wait()

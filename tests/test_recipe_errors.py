@@ -502,6 +502,14 @@ def test_a_missing_recipe_names_the_nearest(tmp_path: Path) -> None:
     assert str(tmp_path / "small.toml") in problems(tmp_path / "qqqqqqqqqqqq")[0].fix
 
 
+def test_files_of_other_programs_are_not_suggested(tmp_path: Path) -> None:
+    write(tmp_path, "[project]\nname = 'x'\n[tool.ruff]\n", "pyproject.toml")
+    write(tmp_path, "[train", "torn.toml")
+    assert "pyproject" not in problems(tmp_path / "pyprojec")[0].fix
+    fix = problems(tmp_path / "qqqqqqqqqqqq")[0].fix
+    assert "pyproject" not in fix and "torn.toml" in fix
+
+
 @pytest.mark.parametrize(
     "value",
     [None, {"a": None}, 2**70, [{"a": 1}], "\ud800", object(), {3: 4}, (1, 2), float("nan")],

@@ -152,8 +152,12 @@ def test_a_plugin_package_ships_recipes(
 
 def test_every_shipped_recipe_says_what_it_is_in_its_first_line() -> None:
     for recipe in own_recipes().values():
-        told = description(recipe.path)
-        assert 0 < len(told) < 140 and told[-1] not in ":;," and told.count("(") == told.count(")")
+        sentence = description(recipe.path)
+        assert (
+            0 < len(sentence) < 140
+            and sentence[-1] not in ":;,"
+            and sentence.count("(") == sentence.count(")")
+        )
 
 
 def test_an_ablation_takes_recipes_by_name(stranger: Path, empty_folder: Path) -> None:

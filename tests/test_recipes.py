@@ -13,6 +13,7 @@ import torch
 from helpers import shipped_recipes
 from processes import run
 
+from lswt_core.errors import RecipeError
 from lswt_core.model.build import build_model
 from lswt_core.model.components import build_optimizer, build_schedule, dims_of
 from lswt_core.model.parameters import build_parameter_groups, count_parameters
@@ -178,3 +179,22 @@ def test_planning_and_listing_import_nothing_slow() -> None:
             [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == str(allowed), words
+
+
+@pytest.mark.parametrize(
+    ("table", "use"),
+    [
+        ("loss.half", "z-loss"),
+        ('loss."z.loss"', "z-loss"),
+        ("memory.train", "registers"),
+        ("layers.0.memory.pop", "registers"),
+    ],
+)
+def test_a_name_that_no_submodule_can_have_is_refused(table: str, use: str) -> None:
+    recipe = Recipe.load(
+        RECIPES / "quickstart.toml", ["memory.registers=false", f"{table}.use={use}"]
+    )
+    with pytest.raises(RecipeError, match="cannot be called") as caught:
+        build_model(recipe, Registry(), device=torch.device("cpu"), dtype=torch.float32)
+    (problem,) = caught.value.problems
+    assert problem.where.endswith("quickstart.toml" if "layers" in table else "command line")

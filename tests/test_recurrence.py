@@ -89,11 +89,11 @@ def test_the_convolution_is_torchs_in_pieces_of_any_size() -> None:
     layer, x = convolution(), random(B, T, 6, seed=1)
     by_torch = conv1d(pad(x.mT, (3, 0)), layer.weight[:, None], layer.bias, groups=6).mT
     for size in (1, 5, T):
-        tail, found = None, []
+        tail, outputs = None, []
         for piece in x.split(size, dim=1):
             out, tail = layer(piece, tail, None)
-            found.append(out)
-        assert distance(torch.cat(found, 1), by_torch) < 1e-14
+            outputs.append(out)
+        assert distance(torch.cat(outputs, 1), by_torch) < 1e-14
         assert tail is not None and torch.equal(tail, x[:, -3:])
 
 
@@ -115,8 +115,8 @@ def test_chunks_are_the_recurrence(first: Tensor | None, delta: bool, chunk: int
     state, write = random(B, H, K, V, seed=6), beta if delta else None
     starts = None if first is None else (first == torch.arange(T)).expand(B, T)
     expected = recurrence(*tensors, write, state, starts)
-    found = linear_attention(*tensors, state, first, write=write, chunk=chunk)
-    assert distance(found[0], expected[0]) < 1e-13 and distance(found[1], expected[1]) < 1e-13
+    chunked = linear_attention(*tensors, state, first, write=write, chunk=chunk)
+    assert distance(chunked[0], expected[0]) < 1e-13 and distance(chunked[1], expected[1]) < 1e-13
 
 
 def test_long_decays_neither_overflow_nor_lose_gradients() -> None:

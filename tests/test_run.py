@@ -95,7 +95,7 @@ def test_a_run_leaves_everything_behind(recipe: Path, whole: Path) -> None:
         "optimizer/unclipped_share",
     } <= trained[-1].keys()
     assert trained[-1]["tokens"] == 12 * 4 * 16
-    # of the last refresh: after updates 1, 4, 7 and 10
+    # of the last Hessian update: after updates 1, 4, 7 and 10
     shares = [line["optimizer/unclipped_share"] for line in trained]
     assert [len(set(shares[first : first + 3])) for first in (0, 3, 6, 9)] == [1] * 4
     assert len(set(shares)) > 1
@@ -180,13 +180,13 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_75(
     words = command(recipe, "--out", str(out))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, env=surroundings(recipe), cwd=recipe.parent, **streams) as process:  # type: ignore[call-overload]
-        seen = ""
+        printed = ""
         for line in process.stdout:
-            seen += line
+            printed += line
             if line.startswith("step  2/12"):
                 process.send_signal(number)
-    assert process.returncode == 75, seen
-    assert "--resume" in seen and "saved" in seen
+    assert process.returncode == 75, printed
+    assert "--resume" in printed and "saved" in printed
     resumed = start(recipe, "--out", str(out), "--resume")
     assert resumed.returncode == 0 and "continuing from" in resumed.stdout
     assert_same_bits(whole, out)

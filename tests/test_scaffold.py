@@ -37,7 +37,7 @@ from lswt_core.interfaces import (
     RunInfo,
     Unsupported,
 )
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
 from lswt_core.run import main as run
@@ -119,7 +119,7 @@ def test_what_is_written_is_all_a_package_needs(kind: str, tmp_path: Path) -> No
         re.findall(r"quickstart.toml (\S+) --out", readme),
         re.findall(r"--swap (\S+)", readme),
     )
-    assert [override_of(swap) for swap in swaps] == uses[: len(swaps)] and len(uses) == 1
+    assert [*map(overrides_of, swaps)] == [(use,) for use in uses][: len(swaps)] and len(uses) == 1
 
 
 @every_kind
@@ -469,8 +469,12 @@ def test_nothing_is_written_over_and_nothing_half_written_is_left(
     assert main([*command, str(tmp_path)]) == 2
     assert str(taken) in capsys.readouterr().err
     assert list(taken.iterdir()) == []
-    assert main([*command, str(tmp_path / "nowhere")]) == 2
-    assert str(tmp_path / "nowhere") in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.touch()
+    assert main([*command, str(file)]) == 2
+    assert str(file) in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "not" / "there")]) == 0
+    assert (tmp_path / "not" / "there" / "lswt-my-own" / "lswt_my_own.py").is_file()
 
     write: Callable[..., int] = Path.write_text
 

@@ -95,19 +95,19 @@ def test_a_checkpoint_of_the_average_continues_bit_for_bit() -> None:
 
 
 def test_an_evaluation_sees_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    params, seen = small_model(), []
+    params, weights = small_model(), []
     optimizer = ScheduleFree(params)
     drive(optimizer, params, range(5))
     with optimizer.eval_parameters():
         expected = [p.detach().clone() for p in params]
     monkeypatch.setattr(
         "lswt_core.train.loop.evaluate",
-        lambda *_: seen.extend(p.detach().clone() for p in params) or {},
+        lambda *_: weights.extend(p.detach().clone() for p in params) or {},
     )
     trainer = MagicMock(optimizer=optimizer, eval_parameters=optimizer.eval_parameters)
     loop = TrainingLoop(trainer, MagicMock(), MagicMock(), 0, 0, MagicMock())
     loop.evaluate()
-    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

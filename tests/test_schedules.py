@@ -56,12 +56,12 @@ def test_cosine_equals_its_formula_in_tokens(tokens_per_step: int) -> None:
     warmup, steps, floor = 7, 50, 0.25
     schedule = Cosine(Horizon(steps, tokens_per_step), warmup_steps=warmup, floor=floor)
     for step in range(1, 60):
-        seen, start, total = (
+        tokens, start, total = (
             step * tokens_per_step,
             warmup * tokens_per_step,
             steps * tokens_per_step,
         )
-        share = min(max((seen - start) / (total - start), 0), 1)
+        share = min(max((tokens - start) / (total - start), 0), 1)
         cooled = (math.cos(math.pi * share) / 2 + 1 / 2) * (1 - floor) + floor
         assert schedule.factor(step) == pytest.approx(min(step / warmup, 1, cooled), rel=1e-14)
 

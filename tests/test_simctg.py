@@ -91,14 +91,14 @@ def test_a_batch_without_a_pair_is_no_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    "margin, wanted",
+    "margin, expected",
     [(0.0, 0.0), (0.25, 0.0), (0.5, 0.1380711875), (1.0, 0.4714045208), (2.0, 1.4714045208)],
 )
-def test_three_states_by_hand(margin: float, wanted: float) -> None:
+def test_three_states_by_hand(margin: float, expected: float) -> None:
     states = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]], dtype=torch.float64)
     term = term_of(states, margin)
     assert int(term.count) == 6
-    assert float(mean(term)) == pytest.approx(wanted, abs=1e-10)
+    assert float(mean(term)) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1.0, 1.7])

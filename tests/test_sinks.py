@@ -73,11 +73,11 @@ def inputs() -> Tensor:
 def read(layer: Attention, x: Tensor, positional: Any = None) -> Tensor:
     """A text read in two segments: the output of both."""
     state: Any = {}
-    found = []
+    outputs = []
     for part in x.split(5, 1):
         out, state, *_ = layer(part, state, context_of(part.shape[1], positional or Rope(DIMS)))
-        found.append(out)
-    return torch.cat(found, 1)
+        outputs.append(out)
+    return torch.cat(outputs, 1)
 
 
 def heads(layer: Attention, x: Tensor) -> list[Tensor]:

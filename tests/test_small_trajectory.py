@@ -154,11 +154,11 @@ def test_a_run_goes_as_the_originals(run: str) -> None:
     ):
         if name in logged[0]:
             golden = NUMBERS[f"{run}/{key}"]
-            found = torch.tensor([values[name] for values in logged], dtype=torch.float64)
+            series = torch.tensor([values[name] for values in logged], dtype=torch.float64)
             tolerance = 1e-8 if name == "accuracy" else TOLERANCE  # the original divides in float32
-            assert distance(found, golden.mean(-1) if golden.dim() == 2 else golden) <= tolerance, (
-                name
-            )
+            assert (
+                distance(series, golden.mean(-1) if golden.dim() == 2 else golden) <= tolerance
+            ), name
     assert gap(trainer, "minato_mle" if run.startswith("sophiag") else run) <= TOLERANCE
 
 

@@ -11,23 +11,29 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import VOCAB, distance, stream, tiny, tokens
+from helpers import DIMS, VOCAB, build, distance, stream, tiny, tokens
 from lswt_blocked import Blocked
+from lswt_compressed import Compressed
 from lswt_registers import Registers
 from lswt_rope import PartialRope, Rope
 from lswt_sdpa import Sdpa
 from lswt_sinks import SinkLogit
+from lswt_sparse_xl import SparseXl
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from runs import assert_same_bits, inside, write_recipe
 from softmax_parts import MIXERS
+from torch import Tensor
 
 from lswt_core.budget import budget
 from lswt_core.decode.rolling_kv_cache import inference_copy
 from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible
+from lswt_core.interfaces import Dims, KeyValue, LayerContext, MixerParts
 from lswt_core.model.attention_choice import attention_requirements
 from lswt_core.model.build import build_model
+from lswt_core.model.compatibility import check_projections
 from lswt_core.model.decoder import Decoder
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.train.hvp import exact_hvp, perturbed, sum_gradients
@@ -75,8 +81,8 @@ def test_documents_are_as_separate_texts(mixer: str) -> None:
 @pytest.mark.parametrize("backend", [Sdpa, Blocked])
 def test_every_backend_gives_the_same(mixer: str, backend: Any) -> None:
     ids = tokens(2, TOKENS)
-    wanted = stream(model(mixer), ids, 5)
-    assert distance(stream(model(mixer, attention=backend), ids, 5), wanted) < 1e-12
+    expected = stream(model(mixer), ids, 5)
+    assert distance(stream(model(mixer, attention=backend), ids, 5), expected) < 1e-12
 
 
 @every_mixer
@@ -97,8 +103,8 @@ def test_second_derivatives_are_those_of_finite_differences(mixer: str) -> None:
     for step in (1e-5, -1e-5):
         with perturbed(params, weights, vectors, step):
             sides.append(torch.cat([g.flatten() for g in sum_gradients(losses, params)]))
-    found = (sides[0] - sides[1]) / 2e-5
-    assert float((exact - found).norm() / exact.norm()) < 1e-4
+    differences = (sides[0] - sides[1]) / 2e-5
+    assert float((exact - differences).norm() / exact.norm()) < 1e-4
 
 
 @every_mixer
@@ -174,6 +180,39 @@ def test_the_first_layer_must_be_a_value_residual(layers: Any, missing: str | No
         return
     with pytest.raises(Incompatible, match=missing):
         built(recipe)
+
+
+class ValueEmbeddings(SoftmaxAttention):
+    """Adds an embedding of the token itself to every value."""
+
+    name, reads = "value-embeddings", frozenset({"ids"})
+
+    def __init__(self, dims: Dims, parts: MixerParts) -> None:
+        super().__init__(dims, parts)
+        self.table = torch.nn.Embedding(VOCAB, dims.n_kv_heads * dims.d_head)
+
+    def make_key_value(
+        self, x: Tensor, k: Tensor, v: Tensor, positions: Tensor, context: LayerContext
+    ) -> KeyValue:
+        v = v + self.table(context.carry["ids"]).unflatten(-1, v.shape[-2:])
+        return super().make_key_value(x, k, v, positions, context)
+
+
+@pytest.mark.parametrize("memory", [XlHidden, Compressed])
+def test_what_is_read_of_new_tokens_is_not_made_again_of_earlier_ones(memory: Any) -> None:
+    def with_memory(built: Any) -> Decoder:
+        return build(mixer=ValueEmbeddings, memories={"m": partial(built, length=4)})
+
+    for allowed in (XlCache, SparseXl):
+        check_projections(with_memory(allowed), DIMS.d_model)
+    with pytest.raises(Incompatible, match=r"reads 'ids' .* memory\.m \(.*use .*xl-cache"):
+        check_projections(with_memory(memory), DIMS.d_model)
+
+
+def test_a_value_residual_needs_kept_values() -> None:
+    memory = {"xl": {"use": "xl-hidden", "length": 4}}
+    with pytest.raises(Incompatible, match=r"in layer 1 .*'value-residual' is not"):
+        built(recipe_of(mixer={"use": "value-residual"}, memory=memory))
 
 
 def test_a_reader_needs_a_layer_below() -> None:

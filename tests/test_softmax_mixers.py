@@ -54,8 +54,8 @@ def test_a_gate_scales_what_heads_return(granularity: str) -> None:
     gates = heads(1 / (1 + torch.exp(-x @ layer.gate.weight.T)), H)
     assert gates[0].shape[-1] == (D if granularity == "elementwise" else 1)
     gated = [gate * head for gate, head in zip(gates, plain_heads(layer, x), strict=True)]
-    wanted = layer.output(torch.cat(gated, -1))
-    assert distance(layer(x, None, context_of(5, Rope(DIMS))).x, wanted) < 1e-12
+    expected = layer.output(torch.cat(gated, -1))
+    assert distance(layer(x, None, context_of(5, Rope(DIMS))).x, expected) < 1e-12
 
 
 def test_a_gate_of_zeros_halves_attention() -> None:
@@ -99,8 +99,8 @@ def test_differential_attention_subtracts_two_softmaxes(dims: Dims, rotary: Any)
         )
         head = (first - mixing * second) @ v[g]
         outputs.append((1 - start) * rms(head, layer.head_norm.weight, 1e-5))
-    wanted = layer.output(torch.cat(outputs, -1))
-    assert distance(layer(x, None, context_of(5, NoPosition(dims))).x, wanted) < 1e-12
+    expected = layer.output(torch.cat(outputs, -1))
+    assert distance(layer(x, None, context_of(5, NoPosition(dims))).x, expected) < 1e-12
 
 
 def test_differential_attention_has_the_parameters_of_attention_and_lambdas() -> None:
@@ -154,8 +154,8 @@ def test_latent_attention_is_its_definition(rotary: Any) -> None:
         return latent(dims, parts._replace(positional=rotary))
 
     layer, x = layer_of(mixer), inputs()
-    wanted = latent_attention(layer, x, latents_of(layer, x), rotary)
-    assert distance(layer(x, None, context_of(5, NoPosition(DIMS))).x, wanted) < 1e-12
+    expected = latent_attention(layer, x, latents_of(layer, x), rotary)
+    assert distance(layer(x, None, context_of(5, NoPosition(DIMS))).x, expected) < 1e-12
 
 
 def test_a_memory_keeps_latents_and_their_expansion_gets_gradients() -> None:
@@ -170,10 +170,10 @@ def test_a_memory_keeps_latents_and_their_expansion_gets_gradients() -> None:
         ),
     )
     assert distance(*outputs) < 1e-12
-    found, wanted = (
+    gradients, expected = (
         torch.autograd.grad(out.square().sum(), list(layer.parameters())) for out in outputs
     )
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(gradients, expected, strict=True):
         assert distance(one, other) < 1e-10
 
 
@@ -247,7 +247,6 @@ def test_a_reader_attends_to_what_the_layer_below_attends_to(memory: Any) -> Non
         (latent, {}, {"positional": RelativeBuckets}, "it has parameters"),
         (partial(LatentAttention, d_rope=D), {}, {}, "between 1 and 7"),
         (partial(LatentAttention, d_rope=3), {}, {}, "is odd"),
-        (ValueResidual, {"layer": 1}, {"memories": {"xl": XlHidden}}, "projects earlier inputs"),
         (
             partial(CrossLayerAttention, keys="below"),
             {"layer": 1},

@@ -42,7 +42,7 @@ def test_sophia_g_replays_the_official_code(dtype: torch.dtype, key: str) -> Non
     params, groups = golden_model(data, dtype, decay=0.2)
     optimizer = SophiaG(groups, lr=3e-3)
     for step in range(30):
-        # the official code refreshes after steps 9 and 19, which is before 10 and 20
+        # the official code updates the estimate after steps 9 and 19, which is before 10 and 20
         if step in (10, 20):
             optimizer.update_curvature(
                 Scripted(params, at(data, "hess_grad", step // 10 - 1), tokens=64)
@@ -208,7 +208,7 @@ def test_without_curvature_the_step_is_sign_momentum_with_decoupled_decay(
     assert optimizer.statistics()["unclipped_share"] == 0  # the coordinate at rest does not count
 
 
-def test_unclipped_share_is_measured_at_a_refresh_with_the_momentum_there_is() -> None:
+def test_unclipped_share_is_measured_at_a_hessian_update_with_the_momentum_there_is() -> None:
     p = torch.zeros(4, requires_grad=True)
     optimizer = SophiaG([p], beta1=0.0, beta2=0.0, rho=1.0)
     assert optimizer.statistics() == {}
@@ -327,16 +327,16 @@ def test_without_a_fraction_no_part_is_asked_for(build: type[Optimizer]) -> None
 @pytest.mark.parametrize("probe", ["gaussian", "rademacher"])
 def test_probes_come_from_one_generator_in_the_order_of_the_parameters(probe: str) -> None:
     params = [torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)]
-    seen: list[Tensor] = []
+    drawn: list[Tensor] = []
 
     def product(probes: list[Tensor]) -> list[Tensor]:
-        seen.extend(probes)
+        drawn.extend(probes)
         return [3 * probes[0] + 1, -2 * probes[1]]
 
     optimizer = SophiaH([{"params": [p]} for p in params], probe=probe)
     optimizer.update_curvature(Scripted(product=product, seed=5))
     draws = torch.Generator().manual_seed(5)
-    for p, u, slope, offset in zip(params, seen, (3, -2), (1, 0), strict=True):
+    for p, u, slope, offset in zip(params, drawn, (3, -2), (1, 0), strict=True):
         if probe == "gaussian":
             assert torch.equal(u, torch.randn(p.shape, generator=draws))
         else:
@@ -361,15 +361,15 @@ def test_hutchinsons_estimate_is_unbiased_on_a_dense_hessian(probe: str, draws: 
 
 
 @both
-@pytest.mark.parametrize("refreshed", [False, True])
-def test_sophia_refuses_to_go_on_as_sign_momentum(build: type[Optimizer], refreshed: bool) -> None:
+@pytest.mark.parametrize("updated", [False, True])
+def test_sophia_refuses_to_go_on_as_sign_momentum(build: type[Optimizer], updated: bool) -> None:
     params = small_model()
     optimizer = build([{"params": [p]} for p in params], hessian_update_interval=3)
     assert optimizer.hessian_update_interval == 3
-    drive(optimizer, params, range(0 if refreshed else 1, 3))
+    drive(optimizer, params, range(0 if updated else 1, 3))
     resumed = build([{"params": [p]} for p in params], hessian_update_interval=3)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    if not refreshed:
+    if not updated:
         feed(resumed, params, gradients_of(3))
     before = [p.detach().clone() for p in params]
     with pytest.raises(

@@ -315,14 +315,14 @@ def test_fingerprints_follow_the_content(tmp_path: Path, kind: type) -> None:
 
 
 def test_the_fingerprint_of_python_files_follows_names_and_content(installed: Path) -> None:
-    seen = {StandardLibrary().fingerprint()}
+    fingerprints = {StandardLibrary().fingerprint()}
     (installed / "notes.txt").write_text("not part of it")
-    assert StandardLibrary().fingerprint() in seen
+    assert StandardLibrary().fingerprint() in fingerprints
     (installed / "package/module_7.py").write_text("value = 8\n")
-    seen.add(StandardLibrary().fingerprint())
+    fingerprints.add(StandardLibrary().fingerprint())
     (installed / "empty.py").rename(installed / "void.py")
-    seen.add(StandardLibrary().fingerprint())
-    assert len(seen) == 3
+    fingerprints.add(StandardLibrary().fingerprint())
+    assert len(fingerprints) == 3
 
 
 # ---------- hugging face

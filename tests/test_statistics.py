@@ -106,9 +106,9 @@ def test_as_many_seeds_as_planned_find_the_difference(delta: float, noise: float
 def test_power_is_finite_and_grows_with_the_effect_and_with_the_pairs() -> None:
     ratios = np.geomspace(0.01, 1000, 61)
     pairs = [2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 50, 100, 1000, 10_000]
-    found = np.array([[power(ratio, 1.0, count) for count in pairs] for ratio in ratios])
-    assert np.isfinite(found).all() and found.min() >= 0.05 - 1e-12 and found.max() <= 1.0
-    assert np.diff(found, axis=0).min() >= -1e-12 and np.diff(found, axis=1).min() >= -1e-12
+    powers = np.array([[power(ratio, 1.0, count) for count in pairs] for ratio in ratios])
+    assert np.isfinite(powers).all() and powers.min() >= 0.05 - 1e-12 and powers.max() <= 1.0
+    assert np.diff(powers, axis=0).min() >= -1e-12 and np.diff(powers, axis=1).min() >= -1e-12
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 5, 20, 1000, 10_000])

@@ -441,7 +441,7 @@ def everything(world: World) -> dict[str, Tensor]:
     """
     loss = loss_of()
     step = step_of(loss, 2, world=world)
-    found = {
+    tensors = {
         f"{labels}.{name}": g
         for labels in ("data", "sampled")
         for name, g in differentiated(loss, step, labels).items()
@@ -450,27 +450,27 @@ def everything(world: World) -> dict[str, Tensor]:
     products = step.hessian_vector_product(params, [torch.ones_like(p) for p in params])
     for fraction in (0.4, 0.1):  # with a tenth, one of two processes has no row
         part = step.subset(fraction)
-        found |= {
+        tensors |= {
             f"{fraction}.{name}": g for name, g in differentiated(loss, part, "sampled").items()
         }
-        found |= {
+        tensors |= {
             f"{fraction}.hessian.{i}": t
             for i, t in enumerate(
                 part.hessian_vector_product(params, [torch.ones_like(p) for p in params])
             )
         }
-        found[f"{fraction}.tokens"] = torch.tensor(part.tokens)
+        tensors[f"{fraction}.tokens"] = torch.tensor(part.tokens)
         shared = step_of(loss, 2, world=world, sampling=fraction)
         differentiated(loss, shared, "data")
         assert shared.sampled is not None and shared.sampled.tokens == part.tokens
-        found |= {
+        tensors |= {
             f"{fraction}.shared.{name}": g
             for name, g in differentiated(loss, shared.sampled, "sampled").items()
         }
     step.backward("data")
     step.check_counts()
     counts = {f"count.{name}": count.clone() for name, count in step.counts.items()}
-    return found | {f"hessian.{i}": product for i, product in enumerate(products)} | counts
+    return tensors | {f"hessian.{i}": product for i, product in enumerate(products)} | counts
 
 
 def process(rank: int, directory: Path) -> None:
@@ -492,7 +492,7 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
         assert largest_gap(load_file(tmp_path / f"{rank}.safetensors"), alone) < 1e-12
 
 
-def test_a_stop_waits_for_a_refresh_that_belongs_to_an_update_already_made() -> None:
+def test_a_stop_waits_for_a_hessian_update_that_belongs_to_an_update_already_made() -> None:
     step = step_of(loss_of(), 2, stopping=lambda: True)
     step.backward("sampled")
     assert gradients(step.context.loss)
@@ -541,8 +541,8 @@ def test_an_objective_that_shares_its_forward_pass_is_a_whole_objective() -> Non
         strict=True,
     )
     assert all(a.equal(b) for a, b in products)
-    wanted = differentiated(loss, part, "data")
-    assert largest_gap(differentiated(loss, shared, "data"), wanted) == 0
+    expected = differentiated(loss, part, "data")
+    assert largest_gap(differentiated(loss, shared, "data"), expected) == 0
     draws = [torch.rand(3, generator=one.generator("probe")) for one in (shared, step)]
     assert draws[0].equal(draws[1])
 
@@ -550,19 +550,19 @@ def test_an_objective_that_shares_its_forward_pass_is_a_whole_objective() -> Non
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 def test_a_scale_changes_no_shared_gradient(fraction: float) -> None:
     loss = loss_of()
-    found = []
+    pair = []
     for scale in (1.0, 1024.0):
         step = step_of(loss, 2, sampling=fraction, scale=scale)
         differentiated(loss, step, "data")
         assert step.sampled is not None
         loss.zero_grad()
         step.sampled.backward("sampled")
-        found.append(gradients(loss))
-    assert largest_gap(*found) < 1e-12
+        pair.append(gradients(loss))
+    assert largest_gap(*pair) < 1e-12
 
 
 def test_activation_checkpointing_changes_no_shared_gradient() -> None:
-    found = []
+    pair = []
     for again in (False, True):
         loss = loss_of()
         loss.decoder.activation_checkpointing = again
@@ -571,8 +571,8 @@ def test_activation_checkpointing_changes_no_shared_gradient() -> None:
         assert step.sampled is not None
         loss.zero_grad()
         step.sampled.backward("sampled")
-        found.append(data | {f"{name} sampled": g for name, g in gradients(loss).items()})
-    assert largest_gap(*found) < 1e-12
+        pair.append(data | {f"{name} sampled": g for name, g in gradients(loss).items()})
+    assert largest_gap(*pair) < 1e-12
 
 
 @pytest.mark.parametrize("size", [0.5, 0.99995, 1.0, 1.00005, 7.0])

@@ -49,15 +49,15 @@ def test_asked_to_stop_while_tokenising(tmp_path: Path, monkeypatch: pytest.Monk
     )
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, env=surroundings(recipe), cwd=tmp_path, **streams) as process:  # type: ignore[call-overload]
-        seen = ""
+        printed = ""
         for line in process.stdout:
-            seen += line
+            printed += line
             # the held-out text and some of the other
-            if line == "reading\n" and seen.count("reading\n") == 4:
+            if line == "reading\n" and printed.count("reading\n") == 4:
                 process.send_signal(signal.SIGINT)
-    assert process.returncode == 75, seen
-    assert "--resume" in seen, seen
-    assert seen.count("reading\n") < 9
+    assert process.returncode == 75, printed
+    assert "--resume" in printed, printed
+    assert printed.count("reading\n") < 9
     left = [path.name for path in tmp_path.joinpath("cache").iterdir()]
     # the held-out text is whole
     assert len(left) <= 1 and not any(name.endswith(".part") for name in left)

@@ -37,10 +37,10 @@ def test_tokens_are_the_documents_each_after_begin(tokens: Tokens) -> None:
 
 
 def test_a_second_time_nothing_is_read(tmp_path: Path) -> None:
-    source, seen = Given(TEXTS), []
-    first = tokenise(source, Bytes(), "train", tmp_path, lambda *told: seen.append(told))
+    source, reports = Given(TEXTS), []
+    first = tokenise(source, Bytes(), "train", tmp_path, lambda *told: reports.append(told))
     again = tokenise(source, Bytes(), "train", tmp_path)
-    assert source.reads == 1 and seen == [(len(TEXTS), first.n_bytes, None)]
+    assert source.reads == 1 and reports == [(len(TEXTS), first.n_bytes, None)]
     assert np.array_equal(first.ids, again.ids)
     assert first.names == again.names
     assert first.fingerprint == again.fingerprint
@@ -55,19 +55,19 @@ def test_groups_are_tokenised_ahead_in_their_order_one_at_a_time(tmp_path: Path)
         def encode(self, texts: Sequence[str]) -> list[list[int]]:
             assert not running
             running.append(threading.current_thread().name)
-            found = super().encode(texts)
+            ids = super().encode(texts)
             assert running.pop().startswith("tokenise")
-            return found
+            return ids
 
-    seen: list[int] = []
+    counts: list[int] = []
     made = tokenise(
         Given(texts),
         Watched(),
         "train",
         tmp_path,
-        lambda documents, size, total: seen.append(documents),
+        lambda documents, size, total: counts.append(documents),
     )
-    assert made.ids.tolist() == [value for value, _, _ in laid(texts)] and seen == [256, 512, 700]
+    assert made.ids.tolist() == [value for value, _, _ in laid(texts)] and counts == [256, 512, 700]
 
 
 def test_what_goes_wrong_in_a_tokenizer_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_unigram_perplexity_against_counting(tmp_path: Path) -> None:
     source = Given(["aab", "ab"], held=["abz"])
     train, valid = (tokenise(source, Bytes(), split, tmp_path) for split in ("train", "valid"))
-    seen = Counter([97, 97, 98, END, 97, 98, END])
-    losses = [-math.log((seen[label] + 1) / (7 + 300)) for label in [97, 98, 122, END]]
+    counts = Counter([97, 97, 98, END, 97, 98, END])
+    losses = [-math.log((counts[label] + 1) / (7 + 300)) for label in [97, 98, 122, END]]
     assert unigram_perplexity(train, valid, END, 300) == pytest.approx(
         math.exp(sum(losses) / 4), rel=1e-12
     )

@@ -17,7 +17,6 @@ import pytest
 
 from lswt_core.errors import PluginError, ResourceError
 from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.train import metrics as track
 from lswt_core.train.metrics import Metrics
 
 
@@ -114,8 +113,8 @@ def test_a_tracker_that_raises_is_reported_once_and_dropped_alone(tmp_path: Path
 def test_a_tracker_that_hangs_delays_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(track, "QUEUE_LENGTH", 3)
-    monkeypatch.setattr(track, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("lswt_core.train.metrics.QUEUE_LENGTH", 3)
+    monkeypatch.setattr("lswt_core.train.metrics.CLOSE_SECONDS", 0.2)
     release, notices = Event(), []
     metrics = Metrics(
         tmp_path / "metrics.jsonl", [Fake(lambda: release.wait(60) and None)], notice=notices.append

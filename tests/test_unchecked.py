@@ -64,9 +64,9 @@ def test_a_run_with_a_component_that_fails_does_not_start(
     words = ["run", "nano.toml", "--plugin", "leaky.py", "ffn.use=leaky", "--out", "run"]
     words += ["train.steps=1"]
     assert main(words) == 3
-    told = capsys.readouterr().err
-    assert "[ffn] ffn/leaky of file" in told and "ffn/leaky: position-wise" in told
-    assert "plugins check" in told and "--unchecked" in told
+    message = capsys.readouterr().err
+    assert "[ffn] ffn/leaky of file" in message and "ffn/leaky: position-wise" in message
+    assert "plugins check" in message and "--unchecked" in message
     assert not list(place.glob("run/metrics.jsonl")) and not list(place.glob("cache/checked/*"))
     assert main([*words, "--unchecked"]) == 0
     assert json.loads((place / "run/environment.json").read_text())["unchecked"] == ["ffn.leaky"]
@@ -84,21 +84,21 @@ def test_an_ablation_checks_its_arms(place: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_passed_is_checked_again_when_code_or_options_change(place: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     for _ in range(2):
-        check_components(*chosen_of(place, ahead=False), said.append)
-    assert len(said) == 1 and "quick checks" in said[0]
+        check_components(*chosen_of(place, ahead=False), lines.append)
+    assert len(lines) == 1 and "quick checks" in lines[0]
     with pytest.raises(PluginError, match="position-wise"):
-        check_components(*chosen_of(place), said.append)
+        check_components(*chosen_of(place), lines.append)
     text = LEAKY.replace('"""Looks', '"""Never looks').replace(
         "if self.ahead else x", "if 0 else x"
     )
     place.joinpath("leaky.py").write_text(text)
-    check_components(*chosen_of(place), said.append)
-    assert len(said) == 2
+    check_components(*chosen_of(place), lines.append)
+    assert len(lines) == 2
     place.joinpath("leaky.py").write_text(f"{LEAKY}# broken again")
     with pytest.raises(PluginError, match="position-wise"):
-        check_components(*chosen_of(place), said.append)
+        check_components(*chosen_of(place), lines.append)
 
 
 def test_checks_leave_the_generator_alone(place: Path) -> None:
@@ -120,10 +120,10 @@ def test_a_component_inside_of_one_of_ours_is_checked(place: Path) -> None:
 def test_a_strangers_package_passes(place: Path) -> None:
     registry = Registry(files=[KERPLE])
     tables = {"train": {"steps": 1}, "positional": {"use": "kerple"}}
-    said: list[str] = []
+    lines: list[str] = []
     recipe = Recipe.from_dict(tables, registry=registry)
-    check_components(recipe.third_party(), registry, said.append)
-    assert len(said) == 1
+    check_components(recipe.third_party(), registry, lines.append)
+    assert len(lines) == 1
 
 
 def test_our_own_components_are_not_checked() -> None:

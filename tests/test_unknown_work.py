@@ -46,7 +46,12 @@ def test_a_plan_reports_flops_that_depend_on_data_as_unknown(
     assert swapped["parameters"]["total"] > 0
     assert "activations" not in swapped["memory"] and swapped["memory"]["optimizer"] > 0
     (why,) = swapped["unknown"].values()
-    assert "ffn/own" in why and "OwnLinear.forward" in why and "nonzero" in why
+    assert (
+        "ffn/own" in why
+        and "OwnLinear.forward" in why
+        and "nonzero" in why
+        and "scatter_add" in why
+    )
     assert main(["plan", *map(str, words), "--on", "h100", "ffn.use=own"]) == 0
     output = capsys.readouterr().out
     plan = output.partition("\n\nnext:")[0]
@@ -119,9 +124,9 @@ def test_a_benchmark_measures_without_them(
 ) -> None:
     words = ["--plugin", str(write(body=ROUTED)), "ffn.use=own", "--rounds=1", "--tokens=1"]
     assert main(["bench", str(recipe), *words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["utilisation"] == {} and found["breakdown"]
-    assert "FLOPs are unknown" in format_report(found)
+    report = json.loads(capsys.readouterr().out)
+    assert report["utilisation"] == {} and report["breakdown"]
+    assert "FLOPs are unknown" in format_report(report)
 
 
 LINEAR = """

@@ -220,13 +220,13 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("wrapper", [None, "hook", "pre-hook", "forward"])
 def test_plain_projections_are_one_product(wrapper: str | None) -> None:
-    model, found = model_of("family", torch.float32), []
+    model, counts = model_of("family", torch.float32), []
     for wrap in (lambda layer: layer, WRAPPERS[wrapper][0] if wrapper else lambda layer: layer):
         wrap(model.model.decoder.blocks[0].attention.key)
         with Products() as products:
             logits(model, ids(1, 64))
-        found.append(products.count)
-    assert found[1] - found[0] == (2 if wrapper else 0)
+        counts.append(products.count)
+    assert counts[1] - counts[0] == (2 if wrapper else 0)
 
 
 # ---------- the table

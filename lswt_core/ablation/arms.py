@@ -17,7 +17,7 @@ from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.loader import File, find, read, read_chain
 from lswt_core.recipe.provenance import Origin
 from lswt_core.recipe.schema import Table
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.recipe.toml_lines import parse_key
 from lswt_core.recipe.toml_writer import flat
 from lswt_core.recipe.toml_writer import value as toml_value
@@ -104,15 +104,21 @@ def format_value(value: Any) -> str:
     return toml_value(value)
 
 
-def axis_of_swap(swap: str) -> str:
-    """Return the table or key that a swap changes: "ffn=gelu" -> "ffn",
-    "positional.base=10000" -> "positional.base".
+def axes_of_swap(swap: str) -> tuple[str, ...]:
+    """Return the tables and keys that a swap changes: "ffn=gelu" -> "ffn",
+    "positional.base=10000" -> "positional.base", "ffn=gelu,norm=rmsnorm" -> "ffn", "norm".
     """
-    key = override_of(swap).partition("=")[0].strip()
-    path = parse_key(key) or (key,)
-    if path[0] == LAYERS:
-        return LAYERS
-    return key.removesuffix(".use")
+    axes = []
+    for override in overrides_of(swap):
+        key = override.partition("=")[0]
+        path = parse_key(key) or (key,)
+        axes.append(LAYERS if path[0] == LAYERS else key.removesuffix(".use"))
+    return tuple(dict.fromkeys(axes))
+
+
+def axes_of_swaps(swaps: Iterable[str]) -> list[str]:
+    """Return the tables and keys that each of some swaps changes, one after the other."""
+    return [axis for swap in swaps for axis in axes_of_swap(swap)]
 
 
 def lay_out_arms(
@@ -126,7 +132,8 @@ def lay_out_arms(
     """
 
     def make_arm(name: str, chosen: Sequence[str], axes: Iterable[str]) -> ArmSpec:
-        all_overrides = (*overrides, *map(override_of, chosen))
+        swapped = (override for swap in chosen for override in overrides_of(swap))
+        all_overrides = (*overrides, *swapped)
         return ArmSpec(name, tuple(chosen), path, all_overrides, tuple(dict.fromkeys(axes)), where)
 
     if layout == "add-one-in":
@@ -134,31 +141,31 @@ def lay_out_arms(
         arms = [make_arm(BASELINE, swaps, [])]
         for swap in swaps:
             others = [other for other in swaps if other is not swap]
-            arms.append(make_arm(f"without {swap}", others, [axis_of_swap(swap)]))
+            arms.append(make_arm(f"without {swap}", others, axes_of_swap(swap)))
         return arms
     combinations: Iterable[tuple[str, ...]] = [(swap,) for swap in swaps]
     if layout == "factorial":
         combinations = combine_swaps(swaps)
     arms = [make_arm(BASELINE, [], [])]
     for chosen in combinations:
-        arms.append(make_arm(" + ".join(chosen), chosen, map(axis_of_swap, chosen)))
+        arms.append(make_arm(" + ".join(chosen), chosen, axes_of_swaps(chosen)))
     return arms
 
 
 def combine_swaps(swaps: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield every combination that has at most one swap of each axis, and at least one swap."""
-    choices: dict[str, list[str | None]] = {}
+    choices: dict[tuple[str, ...], list[str | None]] = {}
     for swap in swaps:
-        choices.setdefault(axis_of_swap(swap), [None]).append(swap)
+        choices.setdefault(axes_of_swap(swap), [None]).append(swap)
     for combination in product(*choices.values()):
         chosen = tuple(swap for swap in combination if swap is not None)
-        if chosen:
+        if chosen and find_duplicate(axes_of_swaps(chosen)) is None:
             yield chosen
 
 
 def require_distinct_axes(swaps: Sequence[str], where: str) -> None:
     """Raise RecipeError if two swaps that are made together change the same axis."""
-    axis = find_duplicate(list(map(axis_of_swap, swaps)))
+    axis = find_duplicate(axes_of_swaps(swaps))
     if axis is None:
         return
     why = f'all swaps are made at once, and two of them are about "{axis}"'

@@ -9,7 +9,7 @@ and the text that losses were measured on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +18,7 @@ from lswt_core.ablation.recipe_diff import Change, covers, is_covered
 from lswt_core.device import Precision
 from lswt_core.errors import LswtError
 from lswt_core.model.build import build_model
-from lswt_core.model.parameters import build_parameter_groups, parameters_with_components
+from lswt_core.model.parameters import build_parameter_groups, parameters_with_owners
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.registry import Registry
@@ -64,7 +64,8 @@ KERNEL_KEYS = {"attention": "attention", "precision": "train.precision", "device
 class Structure(NamedTuple):
     """Parameters, parameter groups and kernels of a recipe."""
 
-    parameters: dict[str, tuple[str, str, bool]]  # by name: shape and dtype, owner, trainable
+    # by name: shape and dtype, the components that it lies in, trainable
+    parameters: dict[str, tuple[str, tuple[str, ...], bool]]
     groups: dict[str, str]  # by name of a trainable parameter
     kernels: dict[str, str]  # attention, precision, device
 
@@ -85,7 +86,7 @@ class Uncertified(LswtError):
 class RunRecord(NamedTuple):
     """Initial values and batches of a run, as hashes."""
 
-    parameters: dict[str, dict[str, str]]  # by name: shape, owner, sha256 of the initial values
+    parameters: dict[str, dict[str, Any]]  # by name: shape, owners, sha256 of the initial values
     batches: list[str]  # a hash of every batch, in order
 
 
@@ -103,9 +104,9 @@ def describe_structure(recipe: Recipe, registry: Registry, device: torch.device)
     precision = Precision.choose(recipe.train.precision, device)
     built = build_model(recipe, registry, device=device, dtype=precision.dtype)
     parameters = {}
-    for name, owner, parameter in parameters_with_components(built.loss):
+    for name, owners, parameter in parameters_with_owners(built.loss):
         shape = f"{list(parameter.shape)} {parameter.dtype}".replace("torch.", "")
-        parameters[name] = (shape, owner, parameter.requires_grad)
+        parameters[name] = (shape, owners, parameter.requires_grad)
     groups = {}
     for group in build_parameter_groups(built.loss, recipe.groups, built.loss.scalings):
         groups.update(dict.fromkeys(group["names"], group["name"]))
@@ -156,15 +157,28 @@ def check_structure(baseline: Structure, arm: Structure, axes: Sequence[str]) ->
 
 
 def check_parameters(baseline: Structure, arm: Structure, free: set[str] | None) -> list[Flaw]:
-    """Return parameters that differ and belong to no ``free`` component."""
+    """Return parameters that differ and lie in no ``free`` component."""
     flaws = []
     for name in {**baseline.parameters, **arm.parameters}:
         before, after = baseline.parameters.get(name), arm.parameters.get(name)
-        kinds = {owner.partition(".")[0] for _, owner, _ in filter(None, (before, after))}
+        kinds = kinds_of(owner for one in (before, after) if one for owner in one[1])
         if before != after and free is not None and kinds.isdisjoint(free):
-            shapes = " becomes ".join(one[0] if one else "absent" for one in (before, after))
-            flaws.append(Flaw("parameters", f"parameter {name}: {shapes}"))
+            told = [describe_parameter(one) for one in (before, after)]
+            flaws.append(Flaw("parameters", f"parameter {name}: {' becomes '.join(told)}"))
     return flaws
+
+
+def kinds_of(owners: Iterable[str]) -> set[str]:
+    """Return the kinds of some components: "ffn.gelu" -> "ffn"."""
+    return {owner.partition(".")[0] for owner in owners}
+
+
+def describe_parameter(parameter: tuple[str, tuple[str, ...], bool] | None) -> str:
+    """Return shape, owner and state of a parameter in words."""
+    if parameter is None:
+        return "absent"
+    shape, owners, trainable = parameter
+    return f"{shape} of {owners[-1]}{'' if trainable else ', frozen'}"
 
 
 def check_groups(baseline: Structure, arm: Structure, axes: Sequence[str]) -> list[Flaw]:
@@ -203,7 +217,7 @@ def check_records(
     compared = []
     for name, one in arm.parameters.items():
         is_shared = baseline.parameters.get(name, {}).get("shape") == one["shape"]
-        if is_shared and (free is None or one["owner"].partition(".")[0] not in free):
+        if is_shared and (free is None or kinds_of(one["owners"]).isdisjoint(free)):
             compared.append(name)
     hashes = [(baseline.parameters[n]["sha256"], arm.parameters[n]["sha256"]) for n in compared]
     unequal = [n for n, (one, other) in zip(compared, hashes, strict=True) if one != other]

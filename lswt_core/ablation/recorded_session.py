@@ -8,6 +8,7 @@ are recorded), ``write_records`` (initial values are added) and ``write_report``
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lswt_core.data import Rows
 from lswt_core.data.corpus import Corpus
 from lswt_core.interfaces import Batch
 from lswt_core.model.build import BuiltModel
-from lswt_core.model.parameters import parameters_with_components
+from lswt_core.model.parameters import parameters_with_owners
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.train.session import Session
 from lswt_core.train.step import StepContext
@@ -88,8 +89,8 @@ class RecordedSession(Session):
         if path.is_file():
             return
         hashes = {}
-        for name, owner, parameter in parameters_with_components(built.loss):
-            hashes[name] = hash_parameter(parameter, owner)
+        for name, owners, parameter in parameters_with_owners(built.loss):
+            hashes[name] = hash_parameter(parameter, owners)
         write_json(path, hashes)
 
     def write_report(self) -> None:
@@ -98,12 +99,12 @@ class RecordedSession(Session):
         """
 
 
-def hash_parameter(parameter: torch.Tensor, owner: str) -> dict[str, str]:
-    """Return a parameter's shape, owner and a hash of its values."""
+def hash_parameter(parameter: torch.Tensor, owners: Sequence[str]) -> dict[str, Any]:
+    """Return a parameter's shape, the components that it lies in and a hash of its values."""
     flat = parameter.detach().cpu().contiguous().reshape(-1)  # bytes of a scalar need a dimension
     content = flat.view(torch.uint8).numpy().tobytes()
     return {
         "shape": str(list(parameter.shape)),
-        "owner": owner,
+        "owners": list(owners),
         "sha256": sha256(content).hexdigest(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lswt_core.ablation.report_tables import (
@@ -24,11 +24,7 @@ PICTURE = "report.png"
 def summarize(report: Report) -> list[str]:
     """Return the findings, what is not resolved, and on how many seeds and steps they rest."""
     settings, comparisons = report["settings"], report["comparisons"]
-    seeds = len(settings["seeds"])
-    extent = (
-        f"{seeds} seed{'s' if seeds != 1 else ''} of {settings['steps']:,} steps"
-        f" ({settings['tokens']:,} tokens) each"
-    )
+    extent = format_extent(settings)
     sentences = [summarize_comparison(one) for one in comparisons]
     unresolved = ", ".join(one["arm"] for one in comparisons if one["verdict"] == UNRESOLVED)
     if unresolved:
@@ -49,6 +45,15 @@ def summarize(report: Report) -> list[str]:
         f" margin {settings['margin']:g} nats."
     )
     return sentences
+
+
+def format_extent(settings: Mapping[str, Any]) -> str:
+    """Return the number of seeds, steps and tokens."""
+    seeds = len(settings["seeds"])
+    return (
+        f"{seeds} seed{'s' if seeds != 1 else ''} of {settings['steps']:,} steps"
+        f" ({settings['tokens']:,} tokens) each"
+    )
 
 
 def summarize_comparison(one: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Statistics of paired runs: t test, equivalence test, power, Holm-Bonferroni correction and
+"""Statistics of paired runs: t-test, equivalence test, power, Holm-Bonferroni correction and
 bootstrap. Pure functions of arrays.
 
 A pair is the arm and the baseline at one seed: the same batches in the same order, and equal
@@ -26,7 +26,7 @@ TINY = 1e-16
 
 
 class PairedTest(NamedTuple):
-    """The paired t test of the mean difference."""
+    """The paired t-test of the mean difference."""
 
     pairs: int
     delta: float  # mean of arm - baseline
@@ -43,7 +43,7 @@ class EquivalenceTest(NamedTuple):
 
 
 def paired_test(differences: Sequence[float], confidence: float = 0.95) -> PairedTest:
-    """Return the paired t test and its confidence interval.
+    """Return the paired t-test and its confidence interval.
 
     Differences that are all equal (of runs that agree bitwise, say) have p 0, or 1 if they are 0.
     """
@@ -93,7 +93,7 @@ def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
-    """Return the power of a two-sided paired t test at a true mean difference: P(|T| > c), T
+    """Return the power of a two-sided paired t-test at a true mean difference: P(|T| > c), T
     noncentral t.
     """
     if pairs < 2:

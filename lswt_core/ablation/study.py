@@ -133,8 +133,8 @@ class Ablation:
 
     def unchecked_note(self, workers: Workers) -> list[str]:
         """A remark that plugins of others were not checked, if they were not."""
-        found = [chosen for arm in self.arms for chosen in arm.recipe.third_party()]
-        names = dict.fromkeys(f"{one.kind}/{one.offer.name}" for one in found)
+        third_party = [chosen for arm in self.arms for chosen in arm.recipe.third_party()]
+        names = dict.fromkeys(f"{one.kind}/{one.offer.name}" for one in third_party)
         if not workers.unchecked or not names:
             return []
         return [f"Not checked before the runs (--unchecked): {', '.join(names)}"]

@@ -20,7 +20,12 @@ from lswt_core.benchmark.interleave import (
     time_ratio,
 )
 from lswt_core.benchmark.ours import Ours
-from lswt_core.benchmark.step_profile import CompileCounts, profile_step, storage_bytes
+from lswt_core.benchmark.step_profile import (
+    CompileCounts,
+    StepProfile,
+    profile_step,
+    storage_bytes,
+)
 from lswt_core.benchmark.work import Contender, Work
 from lswt_core.budget import Budget
 from lswt_core.budget.flops import Flops
@@ -62,10 +67,7 @@ class Benchmark:
         recompiled = CompileCounts.now().graphs - sum(
             counts.graphs for _, counts in warm_ups.values()
         )
-        profiles = {
-            name: profile_step(self.prepare_step(name), self.work.device)
-            for name in self.contenders
-        }
+        profiles = self.profile_steps()
         self.report("evaluation")
         evaluation = self.time_evaluation()
         self.report("decoding")
@@ -105,6 +107,13 @@ class Benchmark:
                 self.losses[name].append(float(contender.train(inputs, labels)))
 
         return step
+
+    def profile_steps(self) -> dict[str, StepProfile]:
+        """Return peak memory and synchronisations of a training step by contender."""
+        return {
+            name: profile_step(self.prepare_step(name), self.work.device)
+            for name in self.contenders
+        }
 
     def time_evaluation(self) -> dict[str, list[float]]:
         """Return the seconds per held-out segment, with memory."""

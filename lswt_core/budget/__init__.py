@@ -42,6 +42,11 @@ from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
 
+# meta tensors have shapes and no values
+REMEDY = (
+    "; it can be if no shape and no branch depends on values: no .item(), nonzero or x[mask], but"
+    " where, sort, cumsum or scatter_add, whose shapes are fixed"
+)
 # what can be unknown, as keys of Budget.unknown
 PASSES, OPTIMIZER_STATE = "FLOPs, memories and activations", "optimizer state"
 
@@ -79,18 +84,11 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         return measure(shallow, recipe, registry, precision, unknown)
 
     amounts = extrapolate_layers(recipe, blueprint, measure_layers)
-    with torch.device("meta"):
-        has_own_table = blueprint.head(blueprint.dims).output_layer() is not None
-    table = torch.empty(
-        (blueprint.dims.vocab_size, blueprint.dims.d_vocab),
-        device="meta",
-        requires_grad=blueprint.trainable or has_own_table,
-    )
     logits = partial(
         logits_bytes,
         build_cross_entropy(recipe, registry),
         world.device.type,
-        table,
+        output_table(blueprint),
         precision.dtype.itemsize,
     )
     return Budget(
@@ -102,6 +100,17 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         ),
         active=sum(strip_prefix(amounts, "parameters: ").values()) - amounts["inactive"],
         unknown=unknown,
+    )
+
+
+def output_table(blueprint: DecoderSpec) -> torch.Tensor:
+    """The LM head's table [V, d_vocab] on the meta device."""
+    with torch.device("meta"):
+        has_own_table = blueprint.head(blueprint.dims).output_layer() is not None
+    return torch.empty(
+        (blueprint.dims.vocab_size, blueprint.dims.d_vocab),
+        device="meta",
+        requires_grad=blueprint.trainable or has_own_table,
     )
 
 
@@ -195,7 +204,7 @@ def measure_if_possible(
         culprit = registry.culprit(error)
         if culprit is None:
             raise
-        unknown[subject] = f"cannot be measured on the meta device: {culprit}"
+        unknown[subject] = f"cannot be measured on the meta device: {culprit}{REMEDY}"
         return {}
 
 

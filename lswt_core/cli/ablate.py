@@ -20,9 +20,9 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
-from lswt_core.cli.ablate_words import STORE, after_dry_run, words_of
+from lswt_core.cli.ablate_command_line import STORE, after_dry_run, words_of
 from lswt_core.cli.common import plugin_argument, report_source, required_registry
-from lswt_core.cli.unchecked import check_plugins, unchecked_argument
+from lswt_core.cli.third_party_checks import check_plugins, unchecked_argument
 from lswt_core.errors import PluginError, RunsFailed, UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
@@ -55,8 +55,11 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--swap",
         action="append",
         default=[],
-        metavar="AXIS=VALUE",
-        help="an arm: e.g. ffn=gelu, memory.xl=false",
+        metavar="AXIS=VALUE[,AXIS=VALUE]",
+        help=(
+            "an arm: e.g. ffn=gelu, memory.xl=false; with commas, one arm that changes several keys"
+            " at once: mixer=mamba2,memory.xl=false,positional=none"
+        ),
     )
     parser.add_argument(
         "--arm",
@@ -209,11 +212,11 @@ def refuse_failed(study: Study, directory: Path) -> None:
 def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[str, Any]]:
     """The ablation's name, its baseline and arms, and how they are to be compared."""
     read = read_ablation_file(arguments.recipe)
-    told = read[0] if read is not None else None
+    file = read[0] if read is not None else None
     path = arguments.recipe if read is None else find(read[0].recipe, read[1].path.parent)
-    overrides = (*(told.set if told else ()), *arguments.overrides)
-    swaps = [*(list_swaps(told.swap) if told else ()), *arguments.swap]
-    layout = arguments.plan or (told.plan if told else "one-at-a-time")
+    overrides = (*(file.set if file else ()), *arguments.overrides)
+    swaps = [*(list_swaps(file.swap) if file else ()), *arguments.swap]
+    layout = arguments.plan or (file.plan if file else "one-at-a-time")
     arms = lay_out_arms(
         layout, path, swaps, overrides, COMMAND_LINE if read is None else read[1].shown
     )
@@ -222,10 +225,10 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
         *arms_of_recipes(arguments.arm, overrides),
     ]
     settings = {
-        "seeds": first(arguments.seeds, told and told.seeds, 5),
-        "match": first(arguments.match, told and told.match, "none"),
-        "margin": first(arguments.margin, told and told.margin, 0.01),
-        "allow": [*(told.allow if told else ()), *arguments.allow],
+        "seeds": first(arguments.seeds, file and file.seeds, 5),
+        "match": first(arguments.match, file and file.match, "none"),
+        "margin": first(arguments.margin, file and file.margin, 0.01),
+        "allow": [*(file.allow if file else ()), *arguments.allow],
     }
     if settings["seeds"] < 1 or settings["margin"] <= 0:
         raise UsageError("--seeds is at least 1, and --margin greater than 0")

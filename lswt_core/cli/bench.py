@@ -15,7 +15,7 @@ from lswt_core.cli.common import recipe_arguments, report_source, required_regis
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.packaged import SUFFIX, is_qualified
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--swap",
         action="append",
         default=[],
-        metavar="AXIS=VALUE",
+        metavar="AXIS=VALUE[,AXIS=VALUE]",
         help="compare with a swap, e.g. ffn=gelu",
     )
     parser.add_argument(
@@ -66,17 +66,17 @@ def bench(arguments: argparse.Namespace) -> int:
     """Measure, and print the results."""
     if arguments.rounds < 1 or arguments.tokens < 1:
         raise UsageError("--rounds and --tokens must be at least 1")
-    found = measure(
+    report = measure(
         arguments,
         required_registry(arguments),
         say=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report, indent=2))
     else:
         from lswt_core.benchmark.text_report import format_report
 
-        print(format_report(found))
+        print(format_report(report))
     return 0
 
 
@@ -162,7 +162,7 @@ def chosen_recipes(
     report_source(base, arguments.recipe)
     recipes = {base.name: base}
     for swap in arguments.swap:
-        recipes[f"{base.name} {swap}"] = load(arguments.recipe, override_of(swap))
+        recipes[f"{base.name} {swap}"] = load(arguments.recipe, *overrides_of(swap))
     for other in arguments.against:
         if is_recipe(other):
             recipes[other] = load(Path(other))

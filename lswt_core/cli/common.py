@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from lswt_core.errors import EXIT_CODES
+from lswt_core.distributed.print_once import print_once
+from lswt_core.errors import EXIT_CODES, UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -23,6 +24,15 @@ class Entry(NamedTuple):
 
 
 # ---------- arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose usage errors one of several ranks prints."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with code 2."""
+        print_once(f"{self.format_usage()}{self.prog}: error: {message}")
+        raise SystemExit(UsageError.exit_code)
 
 
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:

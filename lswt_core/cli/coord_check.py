@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lswt_core.cli.common import recipe_arguments, report_source, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lswt_core.model.activation_growth import Measurement
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +46,13 @@ def coord_check(arguments: argparse.Namespace) -> int:
     from lswt_core.model.activation_growth import fit_growth
 
     device = World.join().device
-    measured = []
+    measured: list[Measurement] = []
     for own in overrides:
         sized = Recipe.load(arguments.recipe, [*arguments.overrides, *own], registry=registry)
         measured += coordinate_check.measure_width(sized, registry, device, arguments.steps)
     growths = fit_growth(measured)
     if arguments.plot is not None:
-        from lswt_core.reporting.curves import render_png, require_matplotlib
-
-        require_matplotlib()
-        write_atomically(arguments.plot, render_png(coordinate_check.draw_sizes(measured)))
+        save_plot(arguments.plot, measured)
     unstable = [one for one in growths if not one.is_stable]
     if arguments.json:
         sizes, fits = [m._asdict() for m in measured], [g._asdict() for g in growths]
@@ -59,6 +61,15 @@ def coord_check(arguments: argparse.Namespace) -> int:
         print(coordinate_check.format_sizes(measured, growths))
         print(verdict(len(unstable)))
     return 0
+
+
+def save_plot(path: Path, measured: Sequence[Measurement]) -> None:
+    """Draw sizes by width into a PNG file. Raises PluginError without matplotlib."""
+    from lswt_core.benchmark.coordinate_check import draw_sizes
+    from lswt_core.reporting.curves import render_png, require_matplotlib
+
+    require_matplotlib()
+    write_atomically(path, render_png(draw_sizes(measured)))
 
 
 def verdict(unstable: int) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from lswt_core.cli.common import next_commands, plugin_argument, required_registry
@@ -45,7 +46,7 @@ def export(arguments: argparse.Namespace) -> int:
         print("\n".join(list_files(done.directory)))
     elif arguments.push:
         print(f"pushed to {push(done.directory, arguments.push, private=arguments.private)}")
-    print(next_python(done.directory))
+    print(next_python(done.directory, arguments.plugin, needs_code=done.needs_code))
     return 0
 
 
@@ -93,13 +94,17 @@ def import_original(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def next_python(directory: Path) -> str:
-    """How a model in transformers' format is used: a command, and lines of Python."""
-    command = next_commands(f'lswt_core generate {shlex.quote(str(directory))} --prompt "..."')
-    lines = (
-        "or, in Python:",
-        "  import lswt_core.hf",
-        "  from transformers import AutoModelForCausalLM",
-        f"  model = AutoModelForCausalLM.from_pretrained({str(directory)!r})",
-    )
-    return "\n".join([command, *lines])
+def next_python(directory: Path, plugins: Sequence[Path] = (), *, needs_code: bool = False) -> str:
+    """How a model in transformers' format is used: a command, and lines of Python. The components
+    of single-file plugins are in the model's own code alone (``needs_code``).
+    """
+    words = [str(directory), *(word for file in plugins for word in ("--plugin", str(file)))]
+    imports = [] if needs_code else ["import lswt_core.hf"]
+    trust = ", trust_remote_code=True" if needs_code else ""
+    python = [
+        *imports,
+        "from transformers import AutoModelForCausalLM",
+        f"model = AutoModelForCausalLM.from_pretrained({str(directory)!r}{trust})",
+    ]
+    command = next_commands(f'lswt_core generate {shlex.join(words)} --prompt "..."')
+    return "\n".join([command, "or, in Python:", *(f"  {line}" for line in python)])

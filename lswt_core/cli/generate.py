@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lswt_core.cli.common import plugin_argument, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.train.signals import StopRequest
 
 if TYPE_CHECKING:
+    from lswt_core.decode import DecodingMethod
     from lswt_core.interfaces import Tokenizer
 
 # options of the decoding methods, which check whether they take them
@@ -86,13 +87,12 @@ def generate(arguments: argparse.Namespace) -> int:
     """Print the prompt and its continuation as text, or both as one JSON object."""
     if arguments.tokens < 1:
         raise UsageError(f"tokens = {arguments.tokens}: must be at least 1")
-    prompt = arguments.prompt if arguments.prompt != "-" else read_standard_input()
+    prompt = read_standard_input() if arguments.prompt == "-" else arguments.prompt
     from lswt_core import decode
     from lswt_core.cli.load_model import load_model
     from lswt_core.device import configure_process
 
-    given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
-    method = decode.build_method(arguments.decode, given)
+    method = chosen_method(arguments)
     configure_process()
     model = load_model(arguments.model, required_registry(arguments))
     start = [model.tokenizer.bos_id, *encoded(prompt, model.tokenizer)]
@@ -110,15 +110,30 @@ def generate(arguments: argparse.Namespace) -> int:
         )
         if not arguments.json:
             show(prompt, decode.stream_text(model.tokenizer, start, ids))
-        found = list(ids)
+        new_ids = list(ids)
     if stop():
         raise KeyboardInterrupt
     if arguments.json:
-        text = "".join(decode.stream_text(model.tokenizer, start, found))
-        result = {"prompt": prompt, "text": text, "ids": found, "decode": arguments.decode}
-        used = {name: getattr(method, name) for name in decode.option_names(type(method))}
-        print(json.dumps(result | {"ended": len(found) < arguments.tokens} | used))
+        text = "".join(decode.stream_text(model.tokenizer, start, new_ids))
+        result = {"prompt": prompt, "text": text, "ids": new_ids, "decode": arguments.decode}
+        result["ended"] = len(new_ids) < arguments.tokens
+        print(json.dumps(result | options_of(method)))
     return 0
+
+
+def chosen_method(arguments: argparse.Namespace) -> DecodingMethod:
+    """The decoding method of the command line. Raises UsageError for options it does not take."""
+    from lswt_core.decode import build_method
+
+    given = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
+    return build_method(arguments.decode, given)
+
+
+def options_of(method: DecodingMethod) -> dict[str, Any]:
+    """A decoding method's options as plain data."""
+    from lswt_core.decode import option_names
+
+    return {name: getattr(method, name) for name in option_names(type(method))}
 
 
 def read_standard_input() -> str:

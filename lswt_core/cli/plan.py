@@ -13,14 +13,16 @@ from lswt_core.cli.common import next_commands, recipe_arguments, report_source,
 from lswt_core.cli.plan_text import comparison, text
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
-from lswt_core.recipe.swap_syntax import override_of
+from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry, nearest
 
 if TYPE_CHECKING:
     import torch
 
+    from lswt_core.budget import Budget
     from lswt_core.budget.flops import Flops
     from lswt_core.device import Precision
+    from lswt_core.recipe.schema import Train
 
 SHORT = 0.5  # seconds a micro-batch may be expected to take for it to be run
 
@@ -33,7 +35,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--swap",
         action="append",
         default=[],
-        metavar="AXIS=VALUE",
+        metavar="AXIS=VALUE[,AXIS=VALUE]",
         help="show what a swap changes, e.g. ffn=gelu",
     )
     parser.add_argument(
@@ -62,17 +64,17 @@ def plan(arguments: argparse.Namespace) -> int:
     """Print what a recipe would take; refuse nothing."""
     registry = required_registry(arguments)
     recipe = load(arguments, registry)
-    found = measure(recipe, registry, arguments)
-    found["swaps"] = {
+    estimate = measure(recipe, registry, arguments)
+    estimate["swaps"] = {
         swap: measure(load(arguments, registry, swap), registry, arguments)
         for swap in arguments.swap
     }
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(estimate, indent=2))
         return 0
-    print(text(found))
+    print(text(estimate))
     if arguments.swap:
-        print("\n" + comparison({"as it is": found} | found["swaps"]))
+        print("\n" + comparison({"as it is": estimate} | estimate["swaps"]))
     words = shlex.join([str(arguments.recipe), *arguments.overrides])
     print(next_commands(f"lswt_core.run {words}"))
     return 0
@@ -83,7 +85,7 @@ def load(arguments: argparse.Namespace, registry: Registry, *swaps: str) -> Reci
     precision = arguments.precision or ("bfloat16" if arguments.on else None)
     overrides = [
         *arguments.overrides,
-        *map(override_of, swaps),
+        *(override for swap in swaps for override in overrides_of(swap)),
         *([f"train.precision={precision}"] if precision else []),
     ]
     recipe = Recipe.load(arguments.recipe, overrides, overlay=arguments.overlay, registry=registry)
@@ -98,11 +100,11 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     "parameters" {total, active (those that a token uses), trainable, by_component,
     trainable_by_component}; "memory" of one process in bytes, by part, with its total, what is
     available and "largest_micro", the most rows that fit at a time; "flops" per token {forward,
-    train, refresh, optimizer, conventional, six_n, forward_by_part}; "run" {steps,
-    tokens_per_step, tokens};
-    "time" {tokens_per_second, seconds, machine ...} as estimated; "device", "precision",
-    "attention", and "unknown", what cannot be measured without numbers, and why: "flops" and "time"
-    are then None, and parts of the memory are absent.
+    train, update_curvature, optimizer, conventional, six_n, forward_by_part}; "run" {steps,
+    tokens_per_step, tokens, micro_batch_size, ranks}; "time" {tokens_per_second, seconds,
+    machine ...} as estimated; "device", "precision", "attention", and "unknown", what
+    cannot be measured without numbers, and why: "flops" and "time" are then None, and parts of the
+    memory are absent.
     """
     import torch
 
@@ -121,22 +123,10 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     return {
         "recipe": recipe.name,
         "overlay": recipe.overlay,
-        "parameters": {
-            "total": taken.total,
-            "active": taken.active,
-            "trainable": sum(taken.trainable.values()),
-            "by_component": taken.parameters,
-            "trainable_by_component": taken.trainable,
-        },
+        "parameters": counts_of(taken),
         "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
         "flops": taken.flops and work_of(taken.flops),
-        "run": {
-            "steps": train.total_steps,
-            "tokens_per_step": train.tokens_per_step,
-            "tokens": train.total_steps * train.tokens_per_step,
-            "micro_batch_size": micro,
-            "ranks": arguments.ranks,
-        },
+        "run": length_of(train) | {"micro_batch_size": micro, "ranks": arguments.ranks},
         "time": taken.flops and time_of(recipe, registry, taken, machine, world, micro),
         "unknown": taken.unknown,
         "device": str(device) if arguments.on is None else arguments.on,
@@ -146,14 +136,34 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     }
 
 
+def counts_of(taken: Budget) -> dict[str, Any]:
+    """Numbers of parameters as plain data."""
+    return {
+        "total": taken.total,
+        "active": taken.active,
+        "trainable": sum(taken.trainable.values()),
+        "by_component": taken.parameters,
+        "trainable_by_component": taken.trainable,
+    }
+
+
+def length_of(train: Train) -> dict[str, Any]:
+    """Steps and tokens of a run as plain data."""
+    return {
+        "steps": train.total_steps,
+        "tokens_per_step": train.tokens_per_step,
+        "tokens": train.total_steps * train.tokens_per_step,
+    }
+
+
 def attention_of(
     recipe: Recipe, registry: Registry, on: str | None, device: torch.device, precision: Precision
 ) -> dict[str, Any]:
     """The attention backends that this machine would run, or the recipe's for another one."""
     if on is not None:
-        asked = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
+        names = dict.fromkeys(chosen.name for chosen in recipe.every("attention"))
         note = f"what 'auto' stands for is settled on the {on} itself"
-        return {"backend": ", ".join(asked), "notes": [note]}
+        return {"backend": ", ".join(names), "notes": [note]}
     from lswt_core.model.attention_choice import choose_backends
 
     backends = choose_backends(recipe, registry, device, precision.dtype)
@@ -165,7 +175,7 @@ def work_of(flops: Flops) -> dict[str, Any]:
     return {
         "forward": sum(flops.forward.values()),
         "train": flops.train,
-        "refresh": flops.update_curvature,
+        "update_curvature": flops.update_curvature,
         "optimizer": flops.optimizer,
         "conventional": flops.conventional,
         "six_n": flops.six_n,

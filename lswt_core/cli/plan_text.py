@@ -12,28 +12,30 @@ UNKNOWN = "unknown"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(estimate: Mapping[str, Any]) -> str:
     """A plan, section by section."""
-    run = found["run"]
+    run = estimate["run"]
     head = (
-        f"{found['recipe']} on {found['device']}, {found['precision']}, attention"
-        f" {found['attention']['backend']}"
+        f"{estimate['recipe']} on {estimate['device']}, {estimate['precision']}, attention"
+        f" {estimate['attention']['backend']}"
     )
     sections = [
         [head],
-        ["parameters", *parameter_lines(found["parameters"])],
+        ["parameters", *parameter_lines(estimate["parameters"])],
         [
             f"memory of one process, {run['micro_batch_size']} rows at a time",
-            *memory_lines(found["memory"]),
+            *memory_lines(estimate["memory"]),
         ],
         [
             "work of a token",
-            *(work_lines(found["flops"]) if found["flops"] else [line("training", UNKNOWN)]),
+            *(work_lines(estimate["flops"]) if estimate["flops"] else [line("training", UNKNOWN)]),
         ],
-        ["run", *run_lines(run, found["time"])],
+        ["run", *run_lines(run, estimate["time"])],
     ]
-    if found["unknown"]:
-        sections.append([UNKNOWN, *(f"  {what}: {why}" for what, why in found["unknown"].items())])
+    if estimate["unknown"]:
+        sections.append(
+            [UNKNOWN, *(f"  {what}: {why}" for what, why in estimate["unknown"].items())]
+        )
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -80,9 +82,13 @@ def work_lines(work: Mapping[str, Any]) -> list[str]:
         line("forward", flop(work["forward"])),
         line("training", flop(work["train"]), "forward and backward, no more than needed"),
     ]
-    if work["refresh"]:
+    if work["update_curvature"]:
         rows.append(
-            line("curvature", flop(work["refresh"]), "the optimizer's, spread over its steps")
+            line(
+                "curvature",
+                flop(work["update_curvature"]),
+                "the optimizer's, spread over its steps",
+            )
         )
     if work["optimizer"]:
         rows.append(
@@ -131,7 +137,9 @@ def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:
     columns: dict[str, tuple[Callable[[Any], float | None], Callable[[float], str]]] = {
         "parameters": (lambda plan: plan["parameters"]["total"], lambda n: f"{n:,}"),
         "training/token": (
-            lambda plan: plan["flops"] and plan["flops"]["train"] + plan["flops"]["refresh"],
+            lambda plan: (
+                plan["flops"] and plan["flops"]["train"] + plan["flops"]["update_curvature"]
+            ),
             flop,
         ),
         "memory": (lambda plan: plan["memory"]["total"], format_bytes),

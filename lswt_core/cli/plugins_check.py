@@ -48,12 +48,14 @@ def check(arguments: argparse.Namespace) -> int:
     from lswt_core.conformance import checks  # imports torch
 
     options = dict(map(pair, arguments.option))
-    found = checks(arguments.target, **options)
-    require_options(options, list({str(one.subject): one.subject.offer for one in found}.values()))
-    names = {one.rule.name for one in found}
+    all_checks = checks(arguments.target, **options)
+    require_options(
+        options, list({str(one.subject): one.subject.offer for one in all_checks}.values())
+    )
+    names = {one.rule.name for one in all_checks}
     if unknown := [name for name in arguments.only if name not in names]:
         raise UsageError(f"no check is called {unknown[0]!r}; there are {', '.join(sorted(names))}")
-    chosen = [one for one in found if not arguments.only or one.rule.name in arguments.only]
+    chosen = [one for one in all_checks if not arguments.only or one.rule.name in arguments.only]
     if arguments.json:
         print(json.dumps([as_json(one) for one in chosen], indent=2))
     else:

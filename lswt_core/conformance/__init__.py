@@ -19,6 +19,7 @@ from typing import Any
 # Importing a module registers its rules.
 from lswt_core.conformance import (
     attention_checks,
+    carry_checks,
     common_checks,
     cross_entropy_checks,
     data_checks,
@@ -32,6 +33,7 @@ from lswt_core.conformance import (
     layer_loss_checks,
     length_checks,
     loss_checks,
+    matrix_checks,
     model_checks,
     optimizer_checks,
     parametrisation_checks,
@@ -52,6 +54,7 @@ __all__ = [
     "Check",
     "Failed",
     "attention_checks",
+    "carry_checks",
     "checks",
     "common_checks",
     "cross_entropy_checks",
@@ -66,6 +69,7 @@ __all__ = [
     "layer_loss_checks",
     "length_checks",
     "loss_checks",
+    "matrix_checks",
     "model_checks",
     "optimizer_checks",
     "parametrisation_checks",

@@ -23,12 +23,14 @@ from lswt_core.recipe import Chosen
 from lswt_core.registry import Registry
 
 # Checks that ``plugins check`` alone makes. They are about words; or take seconds; or start
-# processes, read the run's own text or write where a tracker writes; or depend on a recipe's rates.
+# processes, read the run's own text or write where a tracker writes; or depend on a recipe's rates
+# or matter to some parametrisations and optimizers only.
 LEFT_OUT = frozenset(
     {
         "documentation",
         "citation",
         "bfloat16",
+        "carry gradients",
         "compile",
         "coordinate check",
         "descent",
@@ -37,6 +39,7 @@ LEFT_OUT = frozenset(
         "long sequences",
         "long texts",
         "low precision",
+        "matrix parameters",
         "state dict",
         "fingerprint",
         "import effects",

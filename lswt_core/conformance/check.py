@@ -73,7 +73,21 @@ def describe(error: BaseException, subject: Subject) -> str:
     """An exception in one line, with the place in a plugin's code that raised it."""
     culprit = subject.registry.culprit(error)
     raised = f"{type(error).__name__}: {error}".strip()
-    return raised if culprit is None else f"{raised} (in {culprit.method}, {culprit.where})"
+    place = "" if culprit is None else f" (in {culprit.method}, {culprit.where})"
+    return f"{raised}{place}{DTYPE_HINT if is_dtype_mismatch(error) else ''}"
+
+
+# In torch's messages about operands of two dtypes, float is float32 and double is float64.
+DTYPE_HINT = (
+    "; it is checked in float64: where float32 is the least to compute in, as in x.float(), write"
+    " x.to(torch.promote_types(x.dtype, torch.float32)), and return to x.dtype afterwards"
+)
+
+
+def is_dtype_mismatch(error: BaseException) -> bool:
+    """Whether float32 met float64."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and "float" in text and "double" in text
 
 
 @contextmanager

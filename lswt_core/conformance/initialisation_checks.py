@@ -66,12 +66,13 @@ def build_on_meta(subject: Subject) -> Decoder:
     """The tiny model on the meta device. Raises Violation if its constructor needs values."""
     try:
         return subject.meta_decoder()
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta tensor" not in str(error):
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        if "meta" not in str(error).lower():
             raise
         raise Violation(
-            f"the constructor reads a tensor's values ({str(error).split('.')[0]}): tensors have"
-            " none on the meta device; compute with Python's numbers, or in reset_parameters"
+            f"the constructor needs a tensor's values ({str(error).split('. ')[0]}): on the meta"
+            " device tensors have shapes alone, and no nonzero, x[mask] or .item(); compute with"
+            " Python's numbers, or in reset_parameters"
         ) from error
 
 

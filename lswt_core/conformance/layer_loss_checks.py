@@ -10,6 +10,7 @@ from torch import Tensor
 from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.loss_checks import make_batch
 from lswt_core.conformance.subject import LAYER_KINDS, Subject
+from lswt_core.conformance.tensors import describe_sums
 from lswt_core.interfaces import LossSum
 from lswt_core.model.decoder import Decoder
 
@@ -103,7 +104,7 @@ def layer_losses_add_up(subject: Subject) -> None:
         expected = float(term.total.detach())
         require(
             abs(total - expected) <= 1e-9 * max(1, abs(expected)),
-            f"totals of {name!r} over rows add up to {total:.6g}, not to {expected:.6g}",
+            f"totals of {name!r} over rows add up to {describe_sums(total, expected)}",
         )
         count = sum(int(row[name].count) for row in rows)
         require(

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import DIMS, Subject
-from lswt_core.conformance.tensors import VOCAB_SIZE, random_normal, random_tokens
+from lswt_core.conformance.tensors import (
+    VOCAB_SIZE,
+    describe_sums,
+    random_normal,
+    random_tokens,
+)
 from lswt_core.conformance.training_checks import error_at_most_points
 from lswt_core.interfaces import IGNORE, Batch, CrossEntropyOutput, LossSum, Output
 from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
@@ -151,7 +156,7 @@ def micro_batches_add_up(subject: Subject) -> None:
     tolerance = 1e-9 * max(1, abs(total))
     require(
         abs(total - total_of(whole)) <= tolerance,
-        f"totals of micro-batches add up to {total:.6g}, not to {total_of(whole):.6g}",
+        f"totals of micro-batches add up to {describe_sums(total, total_of(whole))}",
     )
     require(
         count == int(whole.count),

@@ -15,14 +15,14 @@ from lswt_core.train.update import apply_update, hessian_update_is_due
 
 
 class Regression(nn.Module):
-    """A small regression: two matrices and a kernel of three dimensions with weight decay; two
-    biases and a scalar without.
+    """A small regression: two matrices and a stack of two matrices with weight decay; two biases
+    and a scalar without.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 2)
-        self.kernel = nn.Parameter(torch.empty(2, 3, 4))
+        self.stack = nn.Parameter(torch.empty(2, 3, 4))
         self.gain = nn.Parameter(torch.empty(()))
         for i, parameter in enumerate(self.parameters()):
             parameter.data = random_normal(*parameter.shape, seed=i, dtype=torch.float32) * 0.5
@@ -31,20 +31,19 @@ class Regression(nn.Module):
         """The mean squared error on a batch drawn with a seed."""
         x = random_normal(16, 4, seed=seed, dtype=torch.float32)
         target = torch.stack((x.sum(-1), x[:, 0] * x[:, 1]), -1)
-        hidden = self.first(x * (1 + self.kernel.mean((0, 1)))).tanh()
+        hidden = self.first(x * (1 + self.stack.mean((0, 1)))).tanh()
         return (self.second(hidden) * (1 + self.gain) - target).square().mean()
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups as the core builds them."""
         parameters = dict(self.named_parameters())
-        matrices = [name for name in parameters if name.endswith("weight")]
-        weights = [*matrices, "kernel"]
+        weights = [name for name in parameters if name.endswith(("weight", "stack"))]
         others = [name for name in parameters if name not in weights]
         decayed = {
             "name": "decayed",
             "params": [parameters[name] for name in weights],
             "names": weights,
-            "matrices": matrices,
+            "matrices": weights,
         }
         undecayed = {
             "name": "undecayed",

@@ -55,6 +55,17 @@ def max_difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().nan_to_num(nan=torch.inf).max())
 
 
+def describe_sums(found: float, expected: float) -> str:
+    """Two sums that differ, with a hint where they differ as float32 rounds."""
+    text = f"{found:.12g}, not to {expected:.12g}"
+    if abs(found - expected) < 1e-5 * max(1, abs(expected)):
+        text += (
+            "; so small a difference is float32's: this is checked in float64, which forward must"
+            " not cast to float32"
+        )
+    return text
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in a value: nested tuples (named ones too), lists and dicts."""
     if isinstance(value, Tensor):

@@ -23,11 +23,11 @@ from lswt_core.data import (
     tokenise,
     unigram_perplexity,
 )
-from lswt_core.data.held_out import HeldOut
+from lswt_core.data.held_out import HeldOut, choose_held_out
 from lswt_core.data.nodes import count_nodes
 from lswt_core.data.token_directory import TokenDirectory, token_path, tokenizer_cache
 from lswt_core.distributed.world import World
-from lswt_core.errors import DataError, Incompatible
+from lswt_core.errors import Incompatible
 from lswt_core.interfaces import DataSource, Tokenizer
 from lswt_core.model.components import build_component
 from lswt_core.recipe import Recipe
@@ -203,28 +203,8 @@ def open_training_rows(
 
 
 def open_held_out(recipe: Recipe, corpus: Corpus, world: World, unigram: float) -> HeldOut:
-    """The validation set at its beginning, in ``evaluate.batch_size`` rows or as many as the text
-    has segments for. Raises DataError if it is shorter than a segment.
-    """
-    seq_len, n_tokens = recipe.train.seq_len, len(corpus.valid.ids)
-    batch_size = min(recipe.evaluate.batch_size, n_tokens // seq_len)
-    if batch_size < 1:
-        raise DataError(
-            f"the held-out text has {n_tokens:,} tokens, but evaluation needs a segment of"
-            f" {seq_len}: give it more text, or shorten train.seq_len"
-        )
-    tokens_per_row = min(n_tokens, recipe.evaluate.tokens) // batch_size
-    rows = ContiguousRows(
-        corpus.valid,
-        corpus.tokenizer.eos_id,
-        global_batch_size=batch_size,
-        rows=world.share(batch_size),
-        seq_len=seq_len,
-        seed=0,
-        document_masking=recipe.train.document_masking,
-        shuffle=False,
-    )
-    return HeldOut(corpus.valid, rows, max(1, tokens_per_row // seq_len), unigram)
+    """The corpus's validation set at its beginning (``choose_held_out``)."""
+    return choose_held_out(recipe, corpus.valid, corpus.tokenizer.eos_id, world, unigram)
 
 
 def unigram_baseline(recipe: Recipe, corpus: Corpus) -> float:

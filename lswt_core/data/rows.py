@@ -1,4 +1,4 @@
-"""Batches of token segments: what a trainer reads, and how a position in the data is saved."""
+"""The data loader: batches of token segments for a trainer, and the position to resume at."""
 
 from __future__ import annotations
 

@@ -33,11 +33,18 @@ LIMITS = (
 
 
 def model_card(
-    run: Path, recipe: Recipe, step: int, address: str, *, code: bool, picture: bool
+    run: Path,
+    recipe: Recipe,
+    step: int,
+    address: str,
+    *,
+    code: bool,
+    needs_code: bool,
+    picture: bool,
 ) -> str:
     """Return Markdown with the Hub's front matter. ``step`` is the checkpoint's, ``address`` what
-    the model is loaded by, ``code`` whether its code is included. Raises CheckpointError if the
-    run's environment record cannot be read.
+    the model is loaded by, ``code`` whether its code is included, ``needs_code`` whether no
+    package has some of it. Raises CheckpointError if the run's environment record cannot be read.
     """
     entries = [entry for entry in read_metrics(run / "metrics.jsonl") if entry["step"] <= step]
     environment = read_environment(run / "environment.json")
@@ -46,7 +53,7 @@ def model_card(
         front_matter(recipe),
         f"# {run.resolve().name}",
         summary(recipe, environment),
-        f"## Use\n\n{usage(address, code)}",
+        f"## Use\n\n{usage(address, code, needs_code)}",
         f"## Training\n\n{training_table(recipe, entries, environment, step)}{curves}",
         f"## Evaluation\n\n{evaluation_table(entries)}",
         f"## Components\n\n{component_table(environment)}",
@@ -106,15 +113,15 @@ def summary(recipe: Recipe, environment: Mapping[str, Any]) -> str:
     )
 
 
-def usage(address: str, code: bool) -> str:
+def usage(address: str, code: bool, needs_code: bool) -> str:
     """Return how to load the model and generate with it."""
     cache = "The cache that `generate` uses is the model's own memory, bounded by its length."
     if code:
         imports, trust = "", ", trust_remote_code=True"
-        note = (
-            "With `lswt-core` installed, `import lswt_core.hf` replaces `trust_remote_code`."
-            f" {cache}"
+        replaces = (
+            "With `lswt-core` installed, `import lswt_core.hf` replaces `trust_remote_code`. "
         )
+        note = f"{'' if needs_code else replaces}{cache}"
     else:
         imports = (
             "import lswt_core.hf  # registers the model; pip install lswt-core and the packages"
@@ -124,7 +131,7 @@ def usage(address: str, code: bool) -> str:
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 {imports}
-tokenizer = AutoTokenizer.from_pretrained({address!r})
+tokenizer = AutoTokenizer.from_pretrained({address!r}{trust})
 model = AutoModelForCausalLM.from_pretrained({address!r}{trust})
 inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
@@ -137,20 +144,14 @@ def training_table(
     recipe: Recipe, entries: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], step: int
 ) -> str:
     """Return data, hyperparameters and cost."""
-    train, data, optimizer = recipe.train, recipe.one("data"), recipe.one("optimizer")
+    train, optimizer = recipe.train, recipe.one("optimizer")
     last: Mapping[str, Any] = next((entry for entry in reversed(entries) if "tokens" in entry), {})
-    options = [
-        f"{key} = {value!r}"
-        for key, value in flat(data.plain_options()).items()
-        if value not in ("", None)
-    ]
-    source = f"{data.name} ({', '.join(options)})" if options else data.name
     embeddings = recipe.embedding.warm_start
     if embeddings == "none":
         embeddings = "random at the start"
     device = f"{environment['device']}, {environment['processes']} process(es)"
     rows = [
-        ("text", source),
+        ("text", describe_source(recipe.one("data"))),
         ("tokenizer", recipe.one("tokenizer").name),
         ("updates", f"{step:,} of {train.total_steps:,}"),
         ("tokens seen", f"{last.get('tokens', step * train.tokens_per_step):,}"),
@@ -164,6 +165,16 @@ def training_table(
         rate = last["tokens"] / last["seconds"]
         rows.append(("time", f"{format_duration(last['seconds'])} ({rate:,.0f} tokens per second)"))
     return Table(("", ""), rows, text_columns=(0, 1)).markdown()
+
+
+def describe_source(data: Chosen) -> str:
+    """Return the name of a data source with its options."""
+    options = [
+        f"{key} = {value!r}"
+        for key, value in flat(data.plain_options()).items()
+        if value not in ("", None)
+    ]
+    return f"{data.name} ({', '.join(options)})" if options else data.name
 
 
 def evaluation_table(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -106,8 +106,8 @@ def require_components(components: dict[str, dict[str, str]], registry: Registry
     if files:
         raise PluginError(
             f"the model needs components of a single file that no package has: {', '.join(files)}\n"
-            "  fix: they are in the model's own code; load it with trust_remote_code=True and"
-            " without import lswt_core.hf"
+            "  fix: give generate the file, --plugin FILE; in Python load the model with its own"
+            " code, trust_remote_code=True and no import lswt_core.hf"
         )
     if missing:
         names = [f"{n} of {s['distribution']} {s['version']}" for n, s in missing.items()]

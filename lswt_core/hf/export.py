@@ -22,6 +22,7 @@ from lswt_core.hf.save import save_model
 from lswt_core.interfaces import Tokenizer, Unsupported
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
+from lswt_core.registry.discover import FILE
 
 PROBE_TOKENS = 16  # per row, for comparing the exported model's logits with the run's
 
@@ -31,6 +32,7 @@ class Exported(NamedTuple):
 
     directory: Path
     notes: tuple[str, ...]
+    needs_code: bool  # whether some components are of a single file, and of no package
 
 
 def export_run(
@@ -56,6 +58,8 @@ def export_run(
 def write_export(run: LoadedRun, directory: Path, out: Path, address: str | None) -> Exported:
     """Write the loaded run of a directory to the new directory ``out``."""
     model = build_model(run)
+    sources = model.config.components.values()
+    needs_code = any(source["distribution"] == FILE for source in sources)
     notes = []
     with written_whole(out) as partial:
         code = save_model(model, partial)
@@ -69,11 +73,17 @@ def write_export(run: LoadedRun, directory: Path, out: Path, address: str | None
             shutil.copyfile(directory / "curves.png", partial / "curves.png")
         partial.joinpath("recipe.toml").write_text(run.recipe.dump(), encoding="utf-8")
         card = model_card(
-            directory, run.recipe, run.step, address or out.name, code=code, picture=picture
+            directory,
+            run.recipe,
+            run.step,
+            address or out.name,
+            code=code,
+            needs_code=needs_code,
+            picture=picture,
         )
         partial.joinpath("README.md").write_text(card, encoding="utf-8")
         require_same_logits(model, partial)
-    return Exported(out, tuple(notes))
+    return Exported(out, tuple(notes), needs_code)
 
 
 def build_model(run: LoadedRun) -> LswtForCausalLM:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.device import Precision, pick_device
 from lswt_core.errors import CheckpointError
+from lswt_core.hf.components import use_registry
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.import_original import TOKENIZER_FILES
 from lswt_core.hf.original_config import MODEL_TYPE
@@ -17,7 +18,8 @@ from lswt_core.registry import Registry
 
 
 def load_exported(path: Path, registry: Registry) -> LoadedModel:
-    """Return the model and tokenizer of a directory, in the precision its weights are stored in.
+    """Return the model and tokenizer of a directory, in the precision its weights are stored in;
+    its components are the registry's.
 
     Code in the directory is not run. Raises CheckpointError if it holds another kind of model, or
     no tokenizer.
@@ -30,7 +32,8 @@ def load_exported(path: Path, registry: Registry) -> LoadedModel:
             f" AutoTokenizer.from_pretrained(NAME).save_pretrained({str(path)!r}), or import the"
             " model again with --tokenizer NAME"
         )
-    model = AutoModelForCausalLM.from_pretrained(path).eval().to(pick_device(0))
+    with use_registry(registry):
+        model = AutoModelForCausalLM.from_pretrained(path).eval().to(pick_device(0))
     tokenizer = registry.get("tokenizer", "hf")(path=str(path))
     precision = Precision(torch.float32, "as it is stored")
     return LoadedModel(model.model.decoder, tokenizer, precision, model.config.seq_len)

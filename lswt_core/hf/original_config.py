@@ -190,9 +190,16 @@ def feed_forward_table(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conversion_notes(config: Mapping[str, Any]) -> list[str]:
-    """Return what is not carried over, is unknown, or computes different numbers."""
+    """Return what is not carried over, is unknown, or computes different numbers. Raises
+    CheckpointError for what the original code refuses.
+    """
     if config.get("gated_att", False):
         raise CheckpointError("gated_att = true, which the original code itself refuses")
+    return ignored_keys(config) + numeric_differences(config)
+
+
+def ignored_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys that are unknown or act in training only, as sentences."""
     notes = [
         f"config.json: unknown key {key!r} = {config[key]!r} was ignored"
         for key in config
@@ -208,6 +215,12 @@ def conversion_notes(config: Mapping[str, Any]) -> list[str]:
             "config.json: recompute_kv acts in training only; here keys and values are cached as"
             " they were computed"
         )
+    return notes
+
+
+def numeric_differences(config: Mapping[str, Any]) -> list[str]:
+    """Return the original's numbers that a conversion keeps or changes, as sentences."""
+    notes = []
     if config["n_registers"] and config.get("rope_dynamic", False):
         notes.append(
             "the original multiplies register values by the attention temperature, by mistake:"

@@ -92,10 +92,10 @@ def components_in(kind: str, table: Mapping[str, Any]) -> Iterator[tuple[str, st
                 yield from components_in(option.kind, one)
 
 
-def sort_by_imports(wanted: set[str]) -> list[str]:
+def sort_by_imports(modules: set[str]) -> list[str]:
     """Return the modules and all of ours that they import, each after those it imports."""
     graph: dict[str, set[str]] = {}
-    waiting = sorted(wanted)
+    waiting = sorted(modules)
     while waiting:
         module = waiting.pop()
         if module in graph:

@@ -14,7 +14,14 @@ from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import CrossEntropy, Dims, Head, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
-from lswt_core.model.compatibility import check_carry, check_parts, check_replay, check_streams
+from lswt_core.model.compatibility import (
+    check_carry,
+    check_names,
+    check_parts,
+    check_projections,
+    check_replay,
+    check_streams,
+)
 from lswt_core.model.components import (
     build_auxiliary_losses,
     build_component,
@@ -49,11 +56,13 @@ def build_model(
     """Build decoder and losses on the meta device, to run on ``device`` in ``dtype``. Raises
     Incompatible if components do not go together, or not with the device.
     """
+    check_names(recipe)
     check_parts(recipe, registry)
     with torch.device("meta"):
         choice = choose_backends(recipe, registry, device, dtype)
         decoder = decoder_spec(recipe, registry, choice).build()
         check_carry(decoder)
+        check_projections(decoder, recipe.model.d_model)
         check_streams(decoder, recipe.model.d_model)
         check_replay(decoder, recipe)
         decoder.activation_checkpointing = recipe.train.activation_checkpointing == "block"

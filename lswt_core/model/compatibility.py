@@ -1,23 +1,51 @@
-"""Check how the layers of a model fit together: parts that a mixer has no use for, entries that a
-layer reads and no layer below wrote, residual streams of different shape, states that a checkpoint
-could not rebuild.
+"""Check how the layers of a model fit together: names that no submodule can have, parts that a
+mixer has no use for, entries that a layer reads and no layer below wrote, or wrote of new tokens
+only, residual streams of different shape, states that a checkpoint could not rebuild.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from lswt_core.errors import Incompatible
-from lswt_core.interfaces import Block, Layer, Mixer
+from lswt_core.errors import Incompatible, Problem, RecipeError
+from lswt_core.interfaces import Block, KeyValue, Layer, Mixer
 from lswt_core.model.decoder import EMBEDDINGS, IDS, Decoder
+from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.recipe import Chosen, Recipe
 from lswt_core.recipe.layer_selectors import spell
+from lswt_core.recipe.provenance import Origin
 from lswt_core.registry import AUTO, Registry
 
 PARTS = ("memory", "attention", "qk_norm", "positional")
 NO_PART = {("qk_norm", "none"), ("positional", "none"), ("attention", AUTO.name)}
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise RecipeError if a loss or a memory has a name that no submodule can have."""
+    container = nn.ModuleDict()
+    for kind in ("loss", "memory"):
+        for chosen in recipe.every(kind):
+            name = chosen.table.removeprefix(f"{kind}.")
+            if name and "." not in name and not hasattr(container, name):
+                continue
+            origin = origin_of_use(recipe, f'{kind}."{name}".use')
+            what = f'a {kind} cannot be called "{name}"'
+            why = "it is a submodule of that name: without dots, and no attribute of nn.ModuleDict"
+            fix = f'choose another name, e.g. {kind}.my_{kind}.use = "{chosen.name}"'
+            raise RecipeError([Problem(what, origin.where, why, fix, origin.text)])
+
+
+def origin_of_use(recipe: Recipe, key: str) -> Origin:
+    """Where a component was chosen; of one that single layers have, the recipe."""
+    try:
+        return recipe.explain(key)[-1][1]
+    except RecipeError:
+        return Origin(recipe.source, "")
 
 
 def check_parts(recipe: Recipe, registry: Registry) -> None:
@@ -37,12 +65,12 @@ def check_parts(recipe: Recipe, registry: Registry) -> None:
             else:
                 unused.setdefault((mixer.name, chosen.table), []).append(layer)
     refused = [
-        unused_part(mixer_name, table, layers, recipe.model.n_layers)
+        UnusedPart(mixer_name, table, () if len(layers) == recipe.model.n_layers else layers)
         for (mixer_name, table), layers in unused.items()
         if table.startswith("memory.") or table not in used
     ]
     if refused:
-        raise Incompatible("\n  and ".join(refused))
+        raise Incompatible("\n  and ".join(map(str, refused)) + format_remedies(refused))
 
 
 def named_parts(components: object) -> Iterator[tuple[str, Chosen]]:
@@ -53,19 +81,40 @@ def named_parts(components: object) -> Iterator[tuple[str, Chosen]]:
                 yield kind, chosen
 
 
-def unused_part(mixer: str, table: str, layers: list[int], n_layers: int) -> str:
-    """The message about a part that a mixer has no use for."""
-    all_layers = len(layers) == n_layers
-    prefix = "" if all_layers else f'layers."{spell(layers)}".'
-    kind = table.partition(".")[0]
-    remedy = {
-        "memory": f"{prefix}{table} = false",
-        "attention": f'{prefix}attention.use = "auto"',
-        "qk_norm": f'{prefix}qk_norm.use = "none"',
-        "positional": f'{prefix}positional.use = "none"',
-    }[kind]
-    where = "" if all_layers else f" in layers {spell(layers)}"
-    return f"mixer {mixer!r} has no use for [{table}]{where}: set {remedy}"
+class UnusedPart(NamedTuple):
+    """A part that a recipe names for a mixer that has no use for it."""
+
+    mixer: str
+    table: str
+    layers: Sequence[int]  # (): all
+
+    def remedy(self) -> tuple[str, str]:
+        """The key to set, and its value."""
+        if self.table.startswith("memory."):
+            return f"{self.prefix}{self.table}", "false"
+        kind = self.table.partition(".")[0]
+        return f"{self.prefix}{kind}.use", dict(NO_PART)[kind]
+
+    @property
+    def prefix(self) -> str:
+        """What keys of these layers begin with."""
+        return f'layers."{spell(self.layers)}".' if self.layers else ""
+
+    def __str__(self) -> str:
+        where = f" in layers {spell(self.layers)}" if self.layers else ""
+        key, value = self.remedy()
+        setting = f"{key} = {value if value == 'false' else repr(value)}".replace("'", '"')
+        return f"mixer {self.mixer!r} has no use for [{self.table}]{where}: set {setting}"
+
+
+def format_remedies(refused: Sequence[UnusedPart]) -> str:
+    """The remedies of some parts together, as overrides and as a swap to the mixer."""
+    words = ["=".join(part.remedy()) for part in refused]
+    mixers = dict.fromkeys(f"{part.prefix}mixer={part.mixer}" for part in refused)
+    return (
+        f"\n  all as overrides: {shlex.join(words)}"
+        f"\n  all as one swap: --swap {shlex.quote(','.join([*mixers, *words]))}"
+    )
 
 
 def check_carry(decoder: Decoder) -> None:
@@ -95,6 +144,45 @@ def writes_in(block: object, before: Layer | None = None) -> set[str]:
         if isinstance(layer, Layer):
             written |= layer.writes
     return written
+
+
+def check_projections(decoder: Decoder, d_model: int) -> None:
+    """Raise Incompatible if a mixer makes keys and values of what it reads of this forward pass's
+    tokens, and a memory has them made again of earlier tokens.
+    """
+    for number, block in enumerate(decoder.blocks):
+        for layer in block.modules():
+            if not isinstance(layer, SoftmaxAttention) or not layer.reads:
+                continue
+            if type(layer).make_key_value is SoftmaxAttention.make_key_value:
+                continue
+            for name, memory in layer.memory.items():
+                if projects_again(memory, layer, d_model):
+                    read = " and ".join(map(repr, sorted(layer.reads)))
+                    raise Incompatible(
+                        f"mixer {layer.name!r} in layer {number} reads {read} where it makes keys"
+                        f" and values, and memory.{name} ({memory.name}) projects earlier inputs"
+                        f" again, of whose tokens {read} is not kept: use a memory that keeps keys"
+                        " and values, e.g. xl-cache or window"
+                    )
+
+
+def projects_again(memory: nn.Module, layer: SoftmaxAttention, d_model: int) -> bool:
+    """Whether a memory on the meta device projects more than the new tokens in a second segment."""
+    sizes: list[int] = []
+
+    def project(x: Tensor, positions: Tensor) -> list[KeyValue]:
+        sizes.append(x.shape[1])
+        k = x.new_empty(*x.shape[:2], layer.n_kv_heads, layer.d_head)
+        return [KeyValue(k, k, positions)]
+
+    x, positions = torch.empty(1, 2, d_model, device="meta"), torch.arange(2, device="meta")
+    try:
+        _, state = memory(x, positions, None, project)
+        memory(x, positions, state, project)
+    except Exception:  # its error will show when the memory itself is called
+        return False
+    return max(sizes, default=0) > x.shape[1]
 
 
 def check_streams(decoder: Decoder, d_model: int) -> None:

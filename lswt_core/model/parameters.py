@@ -49,7 +49,8 @@ class Parameter(NamedTuple):
     tensor: nn.Parameter
     role: str  # a key of [groups]
     is_exempt: bool  # from weight decay, unless the recipe says otherwise
-    is_hidden_matrix: bool  # the weight of a linear layer that is not the vocabulary's
+    # the weight of a linear layer, or in ``matrix_parameters``, and not the vocabulary's
+    is_hidden_matrix: bool
 
 
 def build_parameter_groups(
@@ -64,7 +65,8 @@ def build_parameter_groups(
     with fewer than two dimensions (biases, norms) and what a module lists in ``no_weight_decay``
     do not decay, unless ``groups`` says otherwise for their role. ``scalings`` are those of a
     parametrisation, by name. ``matrices`` names a group's hidden matrices: the weights of linear
-    layers that are not the vocabulary's. See ``apply_group_factors``.
+    layers, and what modules list in ``matrix_parameters`` (stacks of matrices, [..., out, in]),
+    that are not the vocabulary's. See ``apply_group_factors``.
     """
     members: dict[GroupKey, list[Parameter]] = {GroupKey(True, 1.0, None, 1.0): []}
     for parameter in trainable_with_roles(model):
@@ -95,7 +97,8 @@ def trainable_with_roles(model: nn.Module) -> Iterator[Parameter]:
     vocabulary = vocabulary_modules(model)
     for path, module in model.named_modules():
         exempt = getattr(module, "no_weight_decay", ())
-        is_hidden_linear = isinstance(module, nn.Linear) and module not in vocabulary
+        matrices = ("weight",) if isinstance(module, nn.Linear) else ()
+        matrices += tuple(getattr(module, "matrix_parameters", ()))
         for key, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
@@ -110,7 +113,7 @@ def trainable_with_roles(model: nn.Module) -> Iterator[Parameter]:
                 parameter,
                 role,
                 role in ("embedding", "vectors") or key in exempt,
-                is_hidden_linear and key == "weight",
+                key in matrices and parameter.ndim >= 2 and module not in vocabulary,
             )
 
 
@@ -153,17 +156,30 @@ def parameters_with_components(model: nn.Module) -> Iterator[tuple[str, str, nn.
     """Yield every parameter with its name and the component that owns it, e.g. ("...",
     "memory.registers", parameter).
     """
+    for name, owners, parameter in parameters_with_owners(model):
+        yield name, owners[-1], parameter
 
-    def walk(module: nn.Module, path: str, owner: str) -> Iterator[tuple[str, str, nn.Parameter]]:
+
+def parameters_with_owners(
+    model: nn.Module,
+) -> Iterator[tuple[str, tuple[str, ...], nn.Parameter]]:
+    """Yield every parameter with its name and all components that it lies in, the outermost first,
+    e.g. ("decoder", "block.pre-norm", "ffn.moe").
+    """
+
+    def walk(
+        module: nn.Module, path: str, owners: tuple[str, ...]
+    ) -> Iterator[tuple[str, tuple[str, ...], nn.Parameter]]:
         if isinstance(module, Component):
-            owner = f"{component_kind(module)}.{module.name}"
+            owners += (f"{component_kind(module)}.{module.name}",)
         for key, parameter in module.named_parameters(recurse=False):
-            yield f"{path}.{key}".lstrip("."), owner, parameter
+            yield f"{path}.{key}".lstrip("."), owners, parameter
         for key, child in module.named_children():
             child_path = f"{path}.{key}".lstrip(".")
-            yield from walk(child, child_path, owner_apart(child_path) or owner)
+            apart = owner_apart(child_path)
+            yield from walk(child, child_path, owners if apart is None else (*owners, apart))
 
-    return walk(model, "", "decoder")
+    return walk(model, "", ("decoder",))
 
 
 def owner_apart(path: str) -> str | None:

@@ -141,12 +141,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             return dz, dtable, None, None, None, None
         kept = labels != IGNORE
         label = labels.where(kept, 0)
-        # [N], d loss / d sampled nll of each token
-        of_sampled = torch.zeros_like(kept, dtype=torch.float32)
-        if sampled is not None:
-            of_sampled = sampled * (kept if mask is None else kept & mask)
-        # [N], the factor of p E beside that of `total`
-        extra = of_sampled if logsumexp is None else of_sampled + logsumexp * kept
+        of_sampled, extra = token_factors(sampled, logsumexp, kept, mask)
         of_label = extra if label_slope is None else extra * label_slope
         of_drawn = of_sampled if drawn_slope is None else of_sampled * drawn_slope
         total = extra.new_zeros(()) if total is None else total
@@ -166,6 +161,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if drawn is not None:
                 add_to_rows(dtable, drawn, z, -of_drawn)
         return dz, dtable, None, None, None, None
+
+
+def token_factors(
+    sampled: Tensor | None, logsumexp: Tensor | None, kept: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return d loss / d sampled nll of each token [N], and the factor of its p E beside that of
+    ``total`` [N], given the gradients sampled [] and logsumexp [N].
+    """
+    of_sampled = torch.zeros_like(kept, dtype=torch.float32)
+    if sampled is not None:
+        of_sampled = sampled * (kept if mask is None else kept & mask)
+    return of_sampled, of_sampled if logsumexp is None else of_sampled + logsumexp * kept
 
 
 def score_tokens(

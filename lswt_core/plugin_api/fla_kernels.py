@@ -142,10 +142,10 @@ def forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[
 )
 def backward_operator(by_output: Tensor, by_state: Tensor, *inputs: Tensor | None) -> list[Tensor]:
     """The gradients of the inputs that take one, in their order."""
-    wanted = [None if t is None else t.detach().clone() for t in inputs[:-1]]
-    given = [t.requires_grad_() for t in wanted if t is not None]
+    leaves = [None if t is None else t.detach().clone() for t in inputs[:-1]]
+    given = [t.requires_grad_() for t in leaves if t is not None]
     with recorded_by_autograd():
-        outputs = call_kernel(*wanted, inputs[-1])  # type: ignore[arg-type, call-arg]
+        outputs = call_kernel(*leaves, inputs[-1])  # type: ignore[arg-type, call-arg]
         return list(torch.autograd.grad(outputs, given, (by_output, by_state)))
 
 

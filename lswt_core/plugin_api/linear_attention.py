@@ -66,15 +66,17 @@ class Chunks(NamedTuple):
         n, size = log_decay.shape[-2:]
         total = log_decay.cumsum(-1)
         place = torch.arange(n * size, device=log_decay.device).unflatten(0, (n, size))
-        seen = place[:, None, :] <= place[:, :, None]  # [n, C, C]
+        visible = place[:, None, :] <= place[:, :, None]  # [n, C, C]
         since_start = total.exp()
         if first is not None:
             # zeros after the end belong to the last token's document
             ends = first[:, -1:].expand(-1, n * size - first.shape[1])
             bounds = torch.cat((first, ends), dim=1).unflatten(1, (n, size))[:, None]
-            seen = seen & (place[:, None, :] >= bounds[..., None])  # [B or 1, 1, n, C, C]
+            visible = visible & (place[:, None, :] >= bounds[..., None])  # [B or 1, 1, n, C, C]
             since_start = since_start.masked_fill(bounds >= place[:, :1], 0)
-        between = (total[..., :, None] - total[..., None, :]).masked_fill(~seen, -torch.inf).exp()
+        between = (
+            (total[..., :, None] - total[..., None, :]).masked_fill(~visible, -torch.inf).exp()
+        )
         return cls(between, since_start, between[..., -1, :])
 
 

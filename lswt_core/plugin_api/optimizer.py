@@ -30,8 +30,8 @@ class BucketOptimizer(Optimizer, ABC):
     """An optimizer whose update is element-wise: it is given parameters, or flat slices of them, in
     buckets of about equal size.
 
-    Moments are created by ``zeros``; ``moments`` may store them in a narrower dtype than they are
-    computed in.
+    Moments (Adam's first and second moment, a momentum) are created by ``zeros``; ``moments`` may
+    store them in a narrower dtype than they are computed in.
     """
 
     moments: torch.dtype = torch.float32

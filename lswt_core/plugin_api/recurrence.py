@@ -62,18 +62,20 @@ class CausalConvolution(nn.Module):
         length, before = x.shape[1], self.size - 1
         if tail is None:
             tail = x.new_zeros(x.shape[0], before, x.shape[2])
-        seen = torch.cat((tail.to(x.dtype), x), dim=1)
+        extended = torch.cat((tail.to(x.dtype), x), dim=1)
         place = torch.arange(length, device=x.device)
         terms = []
         for back in range(self.size):
-            term = seen[:, before - back : before - back + length] * self.weight[:, before - back]
+            term = (
+                extended[:, before - back : before - back + length] * self.weight[:, before - back]
+            )
             if first is not None and back:
                 term = term.masked_fill((place - back < first)[..., None], 0)
             terms.append(term)
         out = torch.stack(terms).sum(0)
         if self.bias is not None:
             out = out + self.bias
-        return out, seen[:, length:]
+        return out, extended[:, length:]
 
 
 def split_chunks(x: Tensor, size: int) -> Tensor:

@@ -98,18 +98,34 @@ def score_tile(
     torch.logical_and(index == label[:, 0], kept, out=scores.correct)
     if soft_cap is not None and scores.label_slope is not None:
         scores.label_slope.copy_(cap_slope(label_logits, soft_cap))
-    if uniforms is not None and scores.drawn is not None and scores.sampled is not None:
-        drawn = sample_labels(p, uniforms)
-        scores.drawn.copy_(drawn)
-        drawn_logits = wide.gather(-1, drawn[:, None])[:, 0]
-        torch.addcmul(scores.logsumexp, drawn_logits, kept, value=-1, out=scores.sampled)
-        if soft_cap is not None and scores.drawn_slope is not None:
-            scores.drawn_slope.copy_(cap_slope(drawn_logits, soft_cap))
+    if uniforms is not None:
+        score_sampled_labels(wide, p, uniforms, kept, scores, soft_cap)
     if gradient:
         p.scatter_add_(-1, label, -torch.ones_like(p[:, :1]))
         if soft_cap is not None:
             p.mul_(cap_slope(wide, soft_cap))
         logits.copy_(p.mul_(kept[:, None]))
+
+
+def score_sampled_labels(
+    logits: Tensor,
+    p: Tensor,
+    uniforms: Tensor,
+    kept: Tensor,
+    scores: TokenScores,
+    soft_cap: float | None,
+) -> None:
+    """Sample a label for each token from p [n, V], the softmax of logits [n, V], by uniforms [n],
+    and fill in its scores; the nll is 0 where ``kept`` [n] is False.
+    """
+    if scores.drawn is None or scores.sampled is None:
+        return
+    drawn = sample_labels(p, uniforms)
+    scores.drawn.copy_(drawn)
+    drawn_logits = logits.gather(-1, drawn[:, None])[:, 0]
+    torch.addcmul(scores.logsumexp, drawn_logits, kept, value=-1, out=scores.sampled)
+    if soft_cap is not None and scores.drawn_slope is not None:
+        scores.drawn_slope.copy_(cap_slope(drawn_logits, soft_cap))
 
 
 def max_with_index(rows: Tensor) -> tuple[Tensor, Tensor]:

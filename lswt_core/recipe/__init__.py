@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lswt_core.errors import Problem, RecipeError
-from lswt_core.recipe import messages as wording
-from lswt_core.recipe import schema
-from lswt_core.recipe import toml_writer as write
+from lswt_core.recipe import messages, schema, toml_writer
 from lswt_core.recipe.chosen import Chosen
 from lswt_core.recipe.layer_selectors import GRAMMAR, LAYERS, select
 from lswt_core.recipe.loader import File, read_chain
@@ -139,7 +137,7 @@ class Recipe:
                 use = own.items.get("use")
                 chosen = use.value if isinstance(use, Leaf) else default
                 if chosen == name:
-                    tables.append(f"{LAYERS}.{write.key(selector)}.{table}")
+                    tables.append(f"{LAYERS}.{toml_writer.key(selector)}.{table}")
         return tables
 
     def components(self) -> list[Chosen]:
@@ -150,13 +148,13 @@ class Recipe:
         """The different components that are not of the core's own distribution, backends that an
         automatic choice of attention may take included.
         """
-        found = [chosen for chosen in self.components() if not chosen.offer.is_own]
+        components = [chosen for chosen in self.components() if not chosen.offer.is_own]
         for chosen in self.every("attention"):
             for name in chosen.options["prefer"] if chosen.offer.name == AUTO.name else ():
                 offer = self.registry.find("attention", name)
                 if not offer.is_own:
-                    found.append(Chosen("attention", chosen.table, name, offer, {}))
-        return found
+                    components.append(Chosen("attention", chosen.table, name, offer, {}))
+        return components
 
     def resolved(self) -> dict[str, Any]:
         """The plain tables with every default; loading them gives an equal recipe. None is left
@@ -166,11 +164,11 @@ class Recipe:
 
     def dump(self) -> str:
         """The resolved recipe as TOML."""
-        return write.document(self.resolved())
+        return toml_writer.document(self.resolved())
 
     def fingerprint(self) -> str:
         """A hash of the resolved recipe."""
-        return write.fingerprint(self.resolved())
+        return toml_writer.fingerprint(self.resolved())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.fingerprint() == other.fingerprint()
@@ -180,7 +178,7 @@ class Recipe:
 
     def changes(self) -> list[tuple[str, Any, Any]]:
         """What the applied overlay changed: key, value without it, with it (None: absent)."""
-        before, after = write.flat(self._plain.resolved()), write.flat(self.resolved())
+        before, after = toml_writer.flat(self._plain.resolved()), toml_writer.flat(self.resolved())
         return [
             (key, before.get(key), after.get(key))
             for key in {**before, **after}
@@ -226,20 +224,20 @@ class Recipe:
         fix = f"ask for a key of one of: {', '.join(table.items)}"
         return Problem(f'"{key}" is a table', self.name, "only values have a history", fix)
 
-    def _unknown_key(self, key: str, name: str, owner: wording.Owner | None) -> Problem:
+    def _unknown_key(self, key: str, name: str, owner: messages.Owner | None) -> Problem:
         """The problem of a key that has no history."""
         if owner is not None and not name:
             fix = f"ask for one of: {', '.join(owner.keys)}"
             return Problem(f'"{key}" is a table', self.name, "only values have a history", fix)
         if owner is not None:
             leaf = Leaf(key, ((None, Origin(self.name, "")),), 0)
-            return wording.unknown_key(leaf, owner, self._chosen.homes)
-        guess = nearest(key, write.flat(self.resolved()))
+            return messages.unknown_key(leaf, owner, self._chosen.homes)
+        guess = nearest(key, toml_writer.flat(self.resolved()))
         fix = f'did you mean "{guess}"?' if guess else "see: python -m lswt_core resolve"
         return Problem(f'unknown key "{key}"', self.name, "the recipe has no such table", fix)
 
 
-def default_of(owner: wording.Owner, name: str) -> list[tuple[Any, Origin]]:
+def default_of(owner: messages.Owner, name: str) -> list[tuple[Any, Origin]]:
     """The default of a key and its origin; empty if the key is required."""
     field = owner.model.model_fields.get(name)
     if field is not None and field.is_required():

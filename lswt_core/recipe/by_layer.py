@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lswt_core.errors import Problem
-from lswt_core.recipe import messages as wording
+from lswt_core.recipe import messages
 from lswt_core.recipe.layer_selectors import GRAMMAR, LAYERED, LAYERS, select, spell
 from lswt_core.recipe.provenance import Branch, Leaf, lay
 from lswt_core.recipe.schema import Model
@@ -27,13 +27,13 @@ class LayerTables(NamedTuple):
 
     def places(self) -> list[str]:
         """The components that the tables set: "ffn", "memory.xl"."""
-        found = []
+        tables = []
         for name, node in self.tables.items.items():
             if isinstance(node, Branch) and KIND_OF_TABLE[name].many:
-                found += [f"{name}.{component}" for component in node.items]
+                tables += [f"{name}.{component}" for component in node.items]
             else:
-                found.append(name)
-        return found
+                tables.append(name)
+        return tables
 
 
 def expand(base: Checked) -> list[Checked]:
@@ -42,7 +42,7 @@ def expand(base: Checked) -> list[Checked]:
     """
     table, model = base.tree.items.get(LAYERS), base.core.get("model")
     if isinstance(table, Leaf):
-        base.problems.append(wording.not_a_table(table, f'write e.g. [{LAYERS}."0-3".ffn]'))
+        base.problems.append(messages.not_a_table(table, f'write e.g. [{LAYERS}."0-3".ffn]'))
         return []
     if table is None or not isinstance(model, Model):
         return []
@@ -70,7 +70,7 @@ def read_selector(
 ) -> LayerTables | None:
     """The tables of one selector; None, with a problem, if it cannot be used."""
     if isinstance(node, Leaf):
-        base.problems.append(wording.not_a_table(node, f'write e.g. [{LAYERS}."{selector}".ffn]'))
+        base.problems.append(messages.not_a_table(node, f'write e.g. [{LAYERS}."{selector}".ffn]'))
         return None
     try:
         layers = select(selector, n_layers)
@@ -137,7 +137,7 @@ def collect(base: Mapping[str, Any], layers: list[dict[str, Any]]) -> dict[str, 
 
 def differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a layer that are not the base's."""
-    found = {
+    changed = {
         name: with_removals(base.get(name, {}), table)
         for name, table in own.items()
         if name != "memory" and table != base.get(name)
@@ -149,8 +149,8 @@ def differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
         if before.get(name) != after.get(name)
     }
     if memory:
-        found["memory"] = memory
-    return found
+        changed["memory"] = memory
+    return changed
 
 
 def with_removals(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

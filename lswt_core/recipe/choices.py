@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from lswt_core.errors import PluginError, Problem
-from lswt_core.recipe import messages as wording
+from lswt_core.recipe import messages
 from lswt_core.recipe.messages import Owner
 from lswt_core.recipe.provenance import USE, Branch, Leaf, Origin
 from lswt_core.registry import AUTO, NotOffered, Offer, Registry
@@ -95,33 +95,33 @@ class Chooser:
 
     def inner_choices(self, offer: Offer, path: str, table: Branch) -> dict[str, Inner]:
         """The components that a table sets options to; a problem for each that is none."""
-        found: dict[str, Inner] = {}
+        inner: dict[str, Inner] = {}
         for name, option in offer.component_options.items():
             node, place = table.items.get(name), f"{path}.{name}"
             if isinstance(node, Leaf) and node.value is False and option.optional:
-                found[name] = None
+                inner[name] = None
             elif isinstance(node, Leaf):
                 own = f"{place}.NAME" if option.named else place
-                self.problems.append(wording.not_a_component(node, own))
+                self.problems.append(messages.not_a_component(node, own))
             elif node is not None and option.named:
-                found[name] = self.named_choices(KINDS[option.kind], place, node)
+                inner[name] = self.named_choices(KINDS[option.kind], place, node)
             elif node is not None:
-                found[name] = self.choice(KINDS[option.kind], place, None, node)
-        return found
+                inner[name] = self.choice(KINDS[option.kind], place, None, node)
+        return inner
 
     def named_choices(self, kind: Kind, path: str, table: Branch) -> dict[str, Choice]:
         """The components of a table of tables; a table is named like its component unless it has
         ``use``.
         """
-        found: dict[str, Choice] = {}
+        choices: dict[str, Choice] = {}
         for name, node in sorted(table.items.items()):
             place = f"{path}.{name}"
             if isinstance(node, Branch):
                 if (choice := self.choice(kind, place, name, node)) is not None:
-                    found[name] = choice
+                    choices[name] = choice
             elif node.value is not False:
-                self.problems.append(wording.not_a_component(node, place))
-        return found
+                self.problems.append(messages.not_a_component(node, place))
+        return choices
 
     def report(self, error: PluginError, kind: str, name: str, origin: Origin) -> None:
         """Add the problem of a component that no plugin offers, or whose plugin is broken."""

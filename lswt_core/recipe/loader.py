@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tomli
 
 from lswt_core.errors import Problem, RecipeError
+from lswt_core.recipe.layer_selectors import LAYERS
 from lswt_core.recipe.packaged import (
     SUFFIX,
     UnusableReference,
@@ -16,12 +17,16 @@ from lswt_core.recipe.packaged import (
     own_recipes,
     packaged_path,
 )
-from lswt_core.recipe.provenance import Origin
+from lswt_core.recipe.provenance import OVERLAYS, Origin
+from lswt_core.recipe.schema import CORE_TABLES
 from lswt_core.recipe.toml_lines import Key, index
 from lswt_core.registry import nearest
+from lswt_core.registry.kinds import KIND_OF_TABLE
 
 LARGEST = 2**20  # bytes
 DEEPEST = 8  # files that extend one another
+# what stands at the top of recipes and ablation files
+KNOWN_KEYS = {"extends", "recipe", LAYERS, *CORE_TABLES, *KIND_OF_TABLE, *OVERLAYS}
 
 
 class File(NamedTuple):
@@ -115,7 +120,7 @@ def named_recipe(reference: str, folder: Path) -> Path | None:
 def suggest(path: Path, start: Path | None = None) -> str:
     """Which recipe was probably meant; as a file in the folder ``start`` extends it, if given."""
     try:
-        near = sorted(path.parent.glob(f"*{SUFFIX}"))
+        near = [file for file in sorted(path.parent.glob(f"*{SUFFIX}")) if may_be_recipe(file)]
     except (OSError, ValueError):
         near = []
     local = {file.stem: os.path.relpath(file, start) if start else str(file) for file in near}
@@ -125,6 +130,18 @@ def suggest(path: Path, start: Path | None = None) -> str:
         return f"did you mean {names[guess]}?"
     there = f"; there are {', '.join(sorted(local.values())[:10])}" if local else ""
     return f"give the path of a .toml file, or a name of: python -m lswt_core recipes{there}"
+
+
+def may_be_recipe(path: Path) -> bool:
+    """Whether a TOML file has a table or key of recipes or ablation files, or none at all; another
+    program's (pyproject.toml) has not. True if it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            keys = tomli.loads(stream.read(LARGEST).decode()).keys()
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not keys or not keys.isdisjoint(KNOWN_KEYS)
 
 
 def read_extended(chain: list[File]) -> File:
@@ -169,9 +186,9 @@ def extended_path(reference: object, folder: Path) -> Path:
     return real
 
 
-def read(path: Path, shown: str, asked: Origin) -> File:
+def read(path: Path, shown: str, origin: Origin) -> File:
     """Parse one file; ``asked`` is the origin of its name. Raises RecipeError."""
-    text = decode(read_bytes(path, shown, asked), shown)
+    text = decode(read_bytes(path, shown, origin), shown)
     lines = text.split("\n")
     try:
         tables = tomli.loads(text)
@@ -194,19 +211,19 @@ def read(path: Path, shown: str, asked: Origin) -> File:
         ) from error
 
 
-def read_bytes(path: Path, shown: str, asked: Origin) -> bytes:
+def read_bytes(path: Path, shown: str, origin: Origin) -> bytes:
     """A file's content. Raises RecipeError if it cannot be read or is no recipe by its size."""
     try:
         with path.open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except OSError as error:
         raise stop(
-            f"cannot read {shown}", asked, error.strerror or str(error), "give a readable file"
+            f"cannot read {shown}", origin, error.strerror or str(error), "give a readable file"
         ) from error
     if len(data) > LARGEST:
         raise stop(
             f"{shown} is too large",
-            asked,
+            origin,
             f"recipes end at {LARGEST:,} bytes",
             "give a recipe, not a data file",
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lswt_core.errors import PluginError, Problem, RecipeError
-from lswt_core.recipe import messages as wording
+from lswt_core.recipe import messages
 from lswt_core.recipe.by_layer import collect, expand
 from lswt_core.recipe.chosen import Chosen
 from lswt_core.recipe.layer_selectors import LAYERED, LAYERS
@@ -102,7 +102,7 @@ def merge(layers: Layers, overlay: str | None, problems: list[Problem]) -> Branc
         node = layer.items.get(overlay) if overlay else None
         if isinstance(node, Leaf):
             fix = f"write e.g. [{overlay}.train] and its keys below it"
-            problems.append(wording.not_a_table(node, fix))
+            problems.append(messages.not_a_table(node, fix))
         elif node is not None:
             tree = lay(tree, node, problems)
     return lay(tree, layers.overrides, problems)

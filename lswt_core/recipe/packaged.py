@@ -76,18 +76,18 @@ def own_recipes() -> dict[str, PackagedRecipe]:
 
 def packaged_by(package: str) -> dict[str, PackagedRecipe]:
     """The recipes of one package with plugins, by name."""
-    found = [recipe for recipe in plugin_recipes() if normal(recipe.package) == normal(package)]
-    return {recipe.name: recipe for recipe in found}
+    recipes = [recipe for recipe in plugin_recipes() if normal(recipe.package) == normal(package)]
+    return {recipe.name: recipe for recipe in recipes}
 
 
 def plugin_recipes() -> list[PackagedRecipe]:
     """The recipes that installed packages with plugins ship; not those of lswt-core."""
-    found: dict[Path, PackagedRecipe] = {}
+    by_path: dict[Path, PackagedRecipe] = {}
     for entry in installed():
         for folder in recipe_folders(entry.module.partition(".")[0]):
             for recipe in recipes_in(folder, entry.distribution, entry.version):
-                found.setdefault(recipe.path, recipe)
-    return list(found.values())
+                by_path.setdefault(recipe.path, recipe)
+    return list(by_path.values())
 
 
 def recipe_folders(package: str) -> list[Path]:

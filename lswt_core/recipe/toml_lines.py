@@ -111,12 +111,12 @@ class Scanner:
 
 def tokens(text: str) -> list[Token]:
     """Split a text into tokens, without spaces and comments."""
-    found, line = [], 1
+    result, line = [], 1
     for match in TOKEN.finditer(text):
         if match.lastgroup != "skip":
-            found.append(Token(match[0], line, match.lastgroup in ("string", "word")))
+            result.append(Token(match[0], line, match.lastgroup in ("string", "word")))
         line += match[0].count("\n")
-    return found
+    return result
 
 
 def unquote(part: str) -> str:

@@ -83,24 +83,24 @@ def fingerprint(tables: Mapping[str, Any]) -> str:
 
 def with_order(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The tables, with those of components that stack as lists, whose order JSON keeps."""
-    found: dict[str, Any] = {}
+    ordered: dict[str, Any] = {}
     for name, table in tables.items():
         if name in KIND_OF_TABLE and KIND_OF_TABLE[name].many:
-            found[name] = list(table.items())
+            ordered[name] = list(table.items())
         elif name == LAYERS:
-            found[name] = {selector: with_order(own) for selector, own in table.items()}
+            ordered[name] = {selector: with_order(own) for selector, own in table.items()}
         else:
-            found[name] = table
-    return found
+            ordered[name] = table
+    return ordered
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested tables: {"a.b": value} for every value."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, item in tables.items():
         path = f"{prefix}{key(name)}"
         if isinstance(item, Mapping):
-            found |= flat(item, f"{path}.")
+            leaves |= flat(item, f"{path}.")
         else:
-            found[path] = item
-    return found
+            leaves[path] = item
+    return leaves

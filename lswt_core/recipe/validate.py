@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lswt_core.errors import Problem
-from lswt_core.recipe import messages as wording
+from lswt_core.recipe import messages
 from lswt_core.recipe.choices import USE_KEY, Choice, Chooser, Inner
 from lswt_core.recipe.chosen import Chosen
 from lswt_core.recipe.layer_selectors import LAYERS
@@ -91,7 +91,7 @@ class Checked:
         tables = [*CORE_TABLES, *KIND_OF_TABLE, LAYERS]
         for name, node in self.tree.items.items():
             if name not in tables:
-                self.problems.append(wording.unknown_table(node, tables, self.homes))
+                self.problems.append(messages.unknown_table(node, tables, self.homes))
         for name, model in CORE_TABLES.items():
             table = self.table(self.tree, name, f"write [{name}] and its keys below it")
             if table is None:
@@ -104,7 +104,7 @@ class Checked:
         """A table; empty if it is missing, None (with a problem) if it is a value."""
         node = parent.items.get(name, Branch(name, {}, self.fallback))
         if isinstance(node, Leaf):
-            self.problems.append(wording.not_a_table(node, fix))
+            self.problems.append(messages.not_a_table(node, fix))
             return None
         return node
 
@@ -129,7 +129,7 @@ class Checked:
                 yield self.chooser.choice(kind, path, component, node, extra_keys(kind))
             elif node.value is not False:
                 fix = f"write [{node.key}], or {node.key} = false to remove it"
-                self.problems.append(wording.not_a_table(node, fix))
+                self.problems.append(messages.not_a_table(node, fix))
 
     def validate(
         self, model: type[Model], table: Branch, owner: Owner, *without: str
@@ -146,10 +146,10 @@ class Checked:
                     reported.add(place)
                     if detail["type"] == "extra_forbidden":
                         node = inner.at(rest[:1])
-                        self.problems.append(wording.unknown_key(node, own, self.homes))
+                        self.problems.append(messages.unknown_key(node, own, self.homes))
                     else:
                         located = ErrorDetails({**detail, "loc": rest})
-                        self.problems.append(wording.wrong_value(located, inner, own))
+                        self.problems.append(messages.wrong_value(located, inner, own))
         return None
 
     def check_component(self, choice: Choice) -> None:

@@ -21,11 +21,11 @@ def capabilities(kind: Kind, component: type) -> dict[str, dict[str, Any]]:
     from lswt_core import interfaces  # torch
 
     interface = getattr(interfaces, kind.interface)
-    found = {}
+    values = {}
     for name, annotation in inspect.get_annotations(interface).items():
         given = getattr(component, name)
         fixed = str(annotation).startswith("ClassVar") and not isinstance(given, property)
-        found[name] = {
+        values[name] = {
             "value": None if isinstance(given, property) else plain(given),
             "of": "class" if fixed else "instance",
         }
@@ -37,7 +37,7 @@ def capabilities(kind: Kind, component: type) -> dict[str, dict[str, Any]]:
         and not getattr(method, "__isabstractmethod__", False)
     ]
     own = [name for name in optional if getattr(component, name) is not getattr(interface, name)]
-    return found | ({"overrides": {"value": own, "of": "class"}} if optional else {})
+    return values | ({"overrides": {"value": own, "of": "class"}} if optional else {})
 
 
 def missing_library(component: type) -> str:
@@ -49,5 +49,7 @@ def missing_library(component: type) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """A value as JSON has it; a class by its name."""
+    if isinstance(value, type):
+        return getattr(value, "name", value.__name__)
     return sorted(value) if isinstance(value, set | frozenset) else value

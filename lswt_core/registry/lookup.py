@@ -194,11 +194,11 @@ def sound(readings: Iterable[list[Offer] | Broken]) -> list[Offer]:
     return offers
 
 
-def clash(kind: str, name: str, found: Sequence[Offer], rivals: Sequence[Broken]) -> PluginError:
+def clash(kind: str, name: str, offers: Sequence[Offer], rivals: Sequence[Broken]) -> PluginError:
     """The error for several plugins that offer one component."""
-    claims = [f"{offer.distribution} {offer.version} ({offer.source})" for offer in found]
+    claims = [f"{offer.distribution} {offer.version} ({offer.source})" for offer in offers]
     claims += [f"{rival.distribution} {rival.version} (broken: {rival.cause})" for rival in rivals]
-    first = found[0]
+    first = offers[0]
     return PluginError(
         f'the {kind} "{name}" is claimed by {" and by ".join(claims)}; '
         f'say which one is meant, e.g. use = "{first.qualified}", or uninstall one'

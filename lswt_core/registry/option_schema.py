@@ -103,14 +103,14 @@ def bounds(annotation: Any) -> dict[str, Any]:
     """The bounds of an annotation by the names annotated_types gives them, e.g. {"ge": 1}."""
     if typing.get_origin(annotation) is not typing.Annotated:
         return {}
-    found: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     for limit in typing.get_args(annotation)[1:]:
         grouped = isinstance(limit, annotated_types.GroupedMetadata)
         singles: list[Any] = list(limit) if grouped else [limit]
         for single in singles:
             if bound(single):
-                found |= asdict(single)
-    return found
+                limits |= asdict(single)
+    return limits
 
 
 def bound(limit: Any) -> str:

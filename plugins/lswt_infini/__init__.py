@@ -33,8 +33,8 @@ class CompressiveMemory(NamedTuple):
         """
         sigma = elu(q) + 1
         weight = torch.einsum("btgrd,bgd->btgr", sigma, self.norm)[..., None]
-        found = torch.einsum("btgrd,bgde->btgre", sigma, self.matrix)
-        return found / weight.where(weight > 0, 1)
+        retrieved = torch.einsum("btgrd,bgde->btgre", sigma, self.matrix)
+        return retrieved / weight.where(weight > 0, 1)
 
     def written(
         self, k: Tensor, v: Tensor, *, delta: bool, kept: Tensor | None
@@ -160,14 +160,14 @@ class Infini(SoftmaxAttention):
         """
         with without_autocast(q):
             grouped = at_least_float32(q).unflatten(2, (self.n_kv_heads, -1))
-            found = memory.read(grouped).flatten(2, 3)
+            retrieved = memory.read(grouped).flatten(2, 3)
             first = first_seen(context)
             if first is None:
-                return memory, found
+                return memory, retrieved
             before = sum(one.k.shape[1] for one in keys[:-1])  # of the chunk, in earlier segments
             sees_memory = first < -before
-            found = found * sees_memory[..., None, None]
-            return memory.where(sees_memory[:, -1]), found
+            retrieved = retrieved * sees_memory[..., None, None]
+            return memory.where(sees_memory[:, -1]), retrieved
 
     def write(
         self, memory: CompressiveMemory, keys: Sequence[KeyValue], context: LayerContext

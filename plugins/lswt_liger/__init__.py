@@ -75,22 +75,15 @@ class Liger(CrossEntropy):
         )
         sampled = drawn = None
         if draws is not None:
-            with torch.no_grad():
-                drawn = chunked_cross_entropy(
-                    z, table.detach(), labels, draws, soft_cap=soft_cap
-                ).drawn
-            assert drawn is not None
+            drawn = draw_labels(z, table, labels, draws, soft_cap)
             scored = predicted if draws.rows is None else predicted & draws.rows[:, None]
             drawn_labels = drawn.masked_fill(~scored, IGNORE)
             sampled, _, _ = fused_cross_entropy(
                 z, weight, drawn_labels, per_token=False, soft_cap=soft_cap
             )
         log_sum = None
-        if logsumexp and nll is not None:  # nll = logsumexp - the label's logit
-            label_logits = (z * weight[labels.where(predicted, 0)]).sum(-1)
-            if soft_cap is not None:
-                label_logits = cap_logits(label_logits.to(nll.dtype), soft_cap)
-            log_sum = (nll + label_logits) * predicted
+        if logsumexp and nll is not None:
+            log_sum = (nll + label_logits(z, weight, labels, nll.dtype, soft_cap)) * predicted
         return CrossEntropyOutput(
             total, correct, sampled, log_sum, None if nll is None else nll.detach(), drawn
         )
@@ -100,6 +93,24 @@ class Liger(CrossEntropy):
         chunks = -(-table.shape[0] // table.shape[1])
         chunk = 1 << (-(-tokens // chunks) - 1).bit_length()  # rounded up to a power of two
         return min(tokens, chunk) * len(table)
+
+
+@torch.no_grad()
+def draw_labels(
+    z: Tensor, table: Tensor, labels: Tensor, draws: LabelSampling, soft_cap: float | None
+) -> Tensor:
+    """Labels [B, T] sampled from the model's distribution, as the chunked cross-entropy does."""
+    drawn = chunked_cross_entropy(z, table.detach(), labels, draws, soft_cap=soft_cap).drawn
+    assert drawn is not None
+    return drawn
+
+
+def label_logits(
+    z: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, soft_cap: float | None
+) -> Tensor:
+    """The logit of each label [B, T], which is its logsumexp minus its negative log-likelihood."""
+    logits = (z * weight[labels.where(labels != IGNORE, 0)]).sum(-1)
+    return logits if soft_cap is None else cap_logits(logits.to(dtype), soft_cap)
 
 
 def fused_cross_entropy(

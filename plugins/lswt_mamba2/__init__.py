@@ -1,4 +1,4 @@
-"""Mamba-2: a state-space recurrence in place of attention."""
+"""Mamba-2: a selective state-space model (SSM) in place of attention."""
 
 from __future__ import annotations
 

@@ -79,13 +79,13 @@ class MixtureOfExperts(StatefulFeedForward):
     2211.15841). ``width`` is that of an expert's hidden layer; by default d_ffn / top_k, which
     costs what one layer of width d_ffn does. ``normalise`` divides the weights by their sum.
 
-    The loss "router_balance" is DeepSeek-V3's sequence-wise one (arXiv 2412.19437, eq. 17 to 20):
-    for each row of a segment the sum over experts of the share f of its tokens that are sent there,
-    times E / K, and the mean probability P; 1 if all are equal. Unlike Switch's, which is computed
-    over a batch, it adds up over micro-batches. "router_z" is the mean of the squared logsumexp of
-    the router's logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5). Both see all tokens,
-    padding as well. A weight of 0 leaves a loss out. Affinities are a softmax, where DeepSeek-V3
-    has normalised sigmoids.
+    The load-balancing loss "router_balance" is DeepSeek-V3's sequence-wise one (arXiv 2412.19437,
+    eq. 17 to 20): for each row of a segment the sum over experts of the share f of its tokens that
+    are sent there, times E / K, and the mean probability P; 1 if all are equal. Unlike Switch's,
+    which is computed over a batch, it adds up over micro-batches. "router_z" is the mean of the
+    squared logsumexp of the router's logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5).
+    Both see all tokens, padding as well. A weight of 0 leaves a loss out. Affinities are a softmax,
+    where DeepSeek-V3 has normalised sigmoids.
     """
 
     name = "moe"
@@ -159,17 +159,17 @@ class MixtureOfExperts(StatefulFeedForward):
     def losses(self, routing: Routing) -> Mapping[str, LossSum]:
         """The loss terms, sums over rows and over tokens."""
         rows, length, _ = routing.logits.shape
-        found = {}
+        losses = {}
         if BALANCE in self.loss_weights:
             numbers = torch.arange(self.n_experts, device=routing.expert.device)
             chosen = (routing.expert[..., None] == numbers).sum((1, 2))  # [B, E] tokens
             sums = (chosen * routing.affinity.mean(1)).sum()  # of f and P, but for a factor
             balance = sums * (self.n_experts / (self.top_k * length))
-            found[BALANCE] = LossSum(balance, chosen.new_full((), rows))
+            losses[BALANCE] = LossSum(balance, chosen.new_full((), rows))
         if Z in self.loss_weights:
             z = routing.logits.logsumexp(-1).square().sum()
-            found[Z] = LossSum(z, routing.expert.new_full((), rows * length))
-        return found
+            losses[Z] = LossSum(z, routing.expert.new_full((), rows * length))
+        return losses
 
     def loss_count(self, name: str, batch: Batch) -> Tensor:
         """Rows, or tokens."""

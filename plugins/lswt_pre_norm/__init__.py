@@ -1,4 +1,4 @@
-"""The pre-norm block, the default wiring of a layer."""
+"""The pre-norm block, the default: residual connections around normalised sublayers."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Records(DataSource):
 
     def find(self, paths: list[str]) -> list[Path]:
         """The files that paths, directories and glob patterns refer to, each once."""
-        found: dict[Path, Path] = {}  # by resolved path
+        by_path: dict[Path, Path] = {}  # by resolved path
         for path in paths:
             expanded = Path(path).expanduser()
             if expanded.is_dir():
@@ -99,8 +99,8 @@ class Records(DataSource):
                     " data.paths or data.valid"
                 )
             for file in files:
-                found.setdefault(file.resolve(), file)
-        return list(found.values())
+                by_path.setdefault(file.resolve(), file)
+        return list(by_path.values())
 
 
 def missing_key(where: str, option: str, key: str, present: list[str]) -> DataError:

@@ -102,5 +102,5 @@ def log_of_seen(q: Tensor, q_positions: Tensor, oldest: Tensor) -> Tensor:
     """The logarithm of how many tokens each of the queries [B, T, H, D] sees, [T, 1, 1] or
     [B or 1, T, 1, 1], in float32 at least.
     """
-    seen = (q_positions - oldest + 1).clamp_min(1)
-    return seen.to(torch.promote_types(q.dtype, torch.float32)).log()[..., None, None]
+    n_visible = (q_positions - oldest + 1).clamp_min(1)
+    return n_visible.to(torch.promote_types(q.dtype, torch.float32)).log()[..., None, None]

@@ -28,7 +28,8 @@ CITATION = """@inproceedings{liu2024sophia,
 
 class SophiaG(ClippedMomentum, Optimizer):
     """Sophia with the Gauss-Newton-Bartlett estimator (Algorithm 2), with the defaults of the
-    authors' code for 125M parameters.
+    authors' code for 125M parameters. It is a Gauss-Newton matrix of cross-entropy alone, for which
+    the paper derives it (section 2.3), without auxiliary losses and loss terms of layers.
 
     ``rho`` is the paper's gamma: coordinates whose momentum is below ``rho`` times their curvature
     are not clipped. ``fraction`` is the share of a step's rows used for the estimate.
@@ -99,6 +100,8 @@ class SophiaG(ClippedMomentum, Optimizer):
 
 class SophiaH(ClippedMomentum, Optimizer):
     """Sophia with Hutchinson's estimator (Algorithm 1): ``u * (Hessian u)`` for a random probe u.
+    The Hessian is that of the loss that is trained on, as in the paper (section 2.3): auxiliary
+    losses and loss terms of layers included.
 
     Estimates may be negative. Where the running curvature is not positive, the step is lr times the
     sign of the momentum. Rademacher probes (+1 or -1) have less than half the variance of the

@@ -49,7 +49,9 @@ class ClippedMomentum(BucketOptimizer):
             fraction=fraction,
         )
         # In the groups, so that it is part of state_dict() and is never read back from a device.
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "since_refresh": 0})
+        super().__init__(
+            groups, {"lr": lr, "weight_decay": weight_decay, "since_hessian_update": 0}
+        )
         self.beta1, self.beta2, self.gamma, self.eps = beta1, beta2, gamma, eps
         self.hessian_update_interval, self.fraction = hessian_update_interval, fraction
         self.moments = {"float32": torch.float32, "bfloat16": torch.bfloat16}[moments]
@@ -66,7 +68,7 @@ class ClippedMomentum(BucketOptimizer):
         self._require_recent_curvature()
         loss = super().step(closure)
         for group in self.param_groups:
-            group["since_refresh"] += 1
+            group["since_hessian_update"] += 1
         return loss
 
     def statistics(self) -> dict[str, Tensor]:
@@ -84,7 +86,9 @@ class ClippedMomentum(BucketOptimizer):
         then.
         """
         for group in self.param_groups:
-            group["since_refresh"] = min(group["since_refresh"], self.hessian_update_interval - 1)
+            group["since_hessian_update"] = min(
+                group["since_hessian_update"], self.hessian_update_interval - 1
+            )
         return objective if self.fraction == 1 else objective.subset(self.fraction)
 
     def average_curvature(
@@ -106,7 +110,7 @@ class ClippedMomentum(BucketOptimizer):
             unclipped = state["momentum"].abs() < self.gamma * state["curvature"]
             state["unclipped"] = unclipped.sum().float()
         for group in self.param_groups:
-            group["since_refresh"] = 0
+            group["since_hessian_update"] = 0
 
     def update(
         self,
@@ -136,7 +140,7 @@ class ClippedMomentum(BucketOptimizer):
         return state
 
     def _require_recent_curvature(self) -> None:
-        age = max(group["since_refresh"] for group in self.param_groups)
+        age = max(group["since_hessian_update"] for group in self.param_groups)
         if age >= self.hessian_update_interval:
             raise RuntimeError(
                 f"optimizer {self.name!r} has taken {age} steps without a new curvature estimate,"

@@ -88,7 +88,7 @@ def find_files(paths: list[str]) -> dict[Path, str]:
     """The files that paths, directories and glob patterns refer to, each with its path relative to
     the listed directory.
     """
-    found: dict[Path, str] = {}
+    names: dict[Path, str] = {}
     for path in paths:
         matches = match_files(Path(path).expanduser())
         if not matches:
@@ -96,8 +96,8 @@ def find_files(paths: list[str]) -> dict[Path, str]:
                 f"{path!r} matches no file (relative to {Path.cwd()}): fix data.paths or data.valid"
             )
         for file, name in matches.items():
-            found.setdefault(file.resolve(), name.as_posix())
-    return found
+            names.setdefault(file.resolve(), name.as_posix())
+    return names
 
 
 def match_files(path: Path) -> dict[Path, Path]:

@@ -200,14 +200,14 @@ def find_class(path: str) -> Any:
     """The optimizer class of "package.module:Class". Raises ValueError for anything else."""
     module, _, name = path.partition(":")
     try:
-        found = getattr(import_module(module), name)
+        optimizer = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"cls = {path!r}: {error}; write e.g. 'torch.optim:NAdam', of an installed package"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
         raise ValueError(f"cls = {path!r} is no subclass of torch.optim.Optimizer")
-    return found
+    return optimizer
 
 
 @hookimpl

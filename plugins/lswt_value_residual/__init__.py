@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.hooks import hookimpl
-from lswt_core.interfaces import Dims, KeyValue, LayerContext, MixerParts, Unsupported
+from lswt_core.interfaces import Dims, KeyValue, LayerContext, MixerParts
 from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 
 FIRST_VALUES = "value-residual"  # [B, T, G, D] the first layer's values of the new segment
@@ -38,13 +38,6 @@ class ValueResidual(SoftmaxAttention):
             self.writes = frozenset({FIRST_VALUES})
             return
         self.reads = frozenset({FIRST_VALUES})
-        for name, memory in self.memory.items():
-            if memory.length and not memory.is_kv_cache:
-                raise Unsupported(
-                    f"memory.{name} ({memory.name}) projects earlier inputs again, to which"
-                    " value-residual would have to add the first layer's values, which are not"
-                    " kept; use xl-cache or window"
-                )
         self.lambdas = nn.Parameter(torch.empty(2))  # of the first layer's values and its own
 
     def reset_parameters(self) -> None:

@@ -81,6 +81,42 @@ class PythonRandomness(TanhLayer, FeedForward):
         return super().forward(x) * self.scale
 
 
+class Stacked(TanhLayer, FeedForward):
+    """The base of mutants with two matrices in one parameter, whose outputs are added."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.experts = nn.Parameter(torch.empty(2, dims.d_model, dims.d_model))
+
+    def reset_parameters(self) -> None:
+        """Start like a linear layer."""
+        nn.init.normal_(self.experts, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.einsum("btm,enm->btn", x, self.experts).tanh()
+
+
+@caught_by("matrix parameters")
+class UndeclaredMatrices(Stacked, FeedForward):
+    """Does not say that its stack is one of matrices."""
+
+    name = "undeclared-matrices"
+
+
+@caught_by("matrix parameters")
+class DeclaredVector(TanhLayer, FeedForward):
+    """Says that a vector is a matrix."""
+
+    name, matrix_parameters = "declared-vector", ("scale",)
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.scale = nn.Parameter(torch.empty(dims.d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + self.scale)
+
+
 @caught_by("initial values")
 class ZeroedInConstructor(TanhLayer, FeedForward):
     """Sets initial values in its constructor, which runs on the meta device."""

@@ -177,6 +177,47 @@ class ReadsFirst(Fading, Mixer):
         return out._replace(carry={"values": x})
 
 
+class Handing(Fading, Mixer):
+    """A correct mixer, the base of mutants: adds the values of the first layer to its inputs."""
+
+    def __init__(self, dims: Dims, parts: MixerParts) -> None:
+        super().__init__(dims, parts)
+        entry = frozenset({"first"})
+        self.is_first = dims.layer == 0
+        self.reads, self.writes = (frozenset(), entry) if self.is_first else (entry, frozenset())
+
+    def forward(self, x: Tensor, state: State, context: LayerContext) -> LayerOutput:
+        if self.is_first:
+            return super().forward(x, state, context)._replace(carry={"first": self.write(x)})
+        return super().forward(x + self.read(context.carry["first"]), state, context)
+
+    def write(self, x: Tensor) -> Tensor:
+        return self.value(x)
+
+    def read(self, first: Tensor) -> Tensor:
+        return first
+
+
+@caught_by("carry gradients")
+class DetachesWhatItWrites(Handing, Mixer):
+    """Hands its values up without their gradient."""
+
+    name = "detaches-what-it-writes"
+
+    def write(self, x: Tensor) -> Tensor:
+        return self.value(x).detach()
+
+
+@caught_by("carry gradients")
+class DetachesWhatItReads(Handing, Mixer):
+    """Takes what is handed up as constants."""
+
+    name = "detaches-what-it-reads"
+
+    def read(self, first: Tensor) -> Tensor:
+        return first.detach()
+
+
 @caught_by("parts")
 class NamesMemory(Fading, Mixer):
     """Says that it uses memories and never calls one."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from lswt_core.cli.scaffold import texts
 from lswt_core.cli.scaffold.names import check_name, distribution_of, kind_named, module_of
 from lswt_core.errors import UsageError
+from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import Kind
 
@@ -18,13 +19,13 @@ __all__ = ["commands", "create", "distribution_of", "kind_named", "module_of"]
 
 
 def create(kind: Kind, name: str, parent: Path, registry: Registry) -> Path:
-    """Write the package ``lswt-NAME`` into ``parent``; returns its folder. Never overwrites, and
-    removes what it wrote if it fails. Raises UsageError for an unusable name or directory.
+    """Write the package ``lswt-NAME`` into ``parent``, which need not exist; returns its folder.
+    Never overwrites, and removes what it wrote if it fails. Raises UsageError for an unusable name
+    or directory.
     """
     check_name(kind, name, registry)
     folder = parent / distribution_of(name)
-    if not parent.is_dir():
-        raise UsageError(f"{parent} is not a directory; create it, or choose another with --in DIR")
+    make_output_directory(parent, "--in")
     try:
         folder.mkdir()
     except FileExistsError as error:
