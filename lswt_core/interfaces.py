@@ -924,8 +924,8 @@ class DataSource(Component, ABC):
         return None
 
     def state(self) -> Mapping[str, Any] | None:
-        """Where the latest ``documents`` stands, as JSON data; ``documents(split, after=state)`` of any
-        instance goes on from there. None: no states; a resumed stream reads again, and skips.
+        """Where the latest ``documents`` stands, as JSON data: ``documents(split, after=state)`` on
+        any instance goes on there. None: no states; a resumed stream reads again, and skips.
         """
         return None
 
