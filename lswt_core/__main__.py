@@ -20,6 +20,7 @@ from lswt_core.cli import generate as generate_command
 from lswt_core.cli import plan as plan_command
 from lswt_core.cli import plugins as plugins_command
 from lswt_core.cli import recipes as recipes_command
+from lswt_core.cli import tokenize as tokenize_command
 from lswt_core.cli.common import Entry, Parser, exit_codes
 from lswt_core.reporting.exit_status import run_guarded
 
@@ -29,6 +30,12 @@ COMMANDS = (
         run_command.arguments_of,
         run_command.run,
         "train what a recipe describes, or resume it",
+    ),
+    Entry(
+        "tokenize",
+        tokenize_command.arguments_of,
+        tokenize_command.tokenize,
+        "tokenise a recipe's text once, for runs on any number of machines",
     ),
     Entry(
         "ablate",

@@ -900,9 +900,7 @@ class Schedule(Component, ABC):
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """The learning rate of update ``step`` as a fraction of the peak. Updates are numbered from
-        1.
-        """
+        """The learning rate of update ``step``, from 1 on, as a fraction of the peak."""
 
 
 # ---------- data, tracking
@@ -925,6 +923,12 @@ class DataSource(Component, ABC):
         """The approximate size of a split in bytes, for a progress bar; None if not known."""
         return None
 
+    def state(self) -> Mapping[str, Any] | None:
+        """Where the latest ``documents`` stands, as JSON data: ``documents(split, after=state)`` on
+        any instance goes on there. None: no states; a resumed stream reads again, and skips.
+        """
+        return None
+
 
 class Tokenizer(Component, ABC):
     """Text to token ids and back. Built as ``cls(**options)``."""
@@ -932,9 +936,8 @@ class Tokenizer(Component, ABC):
     def fit(
         self, documents: Callable[[], Iterable[Document]], fingerprint: str, cache: Path
     ) -> None:
-        """Train on the training documents, or load what was trained before; most tokenizers do
-        nothing here. Files go to ``cache``, under a name derived from ``fingerprint`` (of the
-        source and of all options) and from whatever else they depend on.
+        """Train on the training documents, or load what was trained before; most do nothing here.
+        Files go to ``cache``, named after ``fingerprint`` (of source and options) and all else.
         """
 
     @property
@@ -971,9 +974,7 @@ class Tokenizer(Component, ABC):
         """A hash of the mapping: another tokenizer has another hash."""
 
     def save(self, directory: Path) -> None:
-        """Write files from which transformers' AutoTokenizer makes the same tokenizer. See
-        ``lswt_core.plugin_api.tokenizers``.
-        """
+        """Write files for transformers' AutoTokenizer (see ``lswt_core.plugin_api.tokenizers``)."""
         raise Unsupported(f"tokenizer {self.name!r} has no export to transformers (Tokenizer.save)")
 
     def vocab(self) -> Mapping[str, int] | None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli
@@ -149,6 +150,41 @@ def test_size_and_streaming_are_those_of_the_sources() -> None:
     assert Mixture(sources=SOURCES).n_bytes("train") is None
     assert not Mixture(sources=SOURCES).streaming
     assert Mixture(sources={**sized, "c": LONG}).streaming
+
+
+class Placed(Given):
+    """A source that reads on from a state."""
+
+    def documents(self, split: str, after: Any = None) -> Iterator[Document]:
+        self.place = after["place"] if after else 0
+        for document in [*super().documents(split)][self.place :]:
+            self.place += 1
+            yield document
+
+    def state(self) -> dict[str, int]:
+        return {"place": self.place}
+
+
+@pytest.mark.parametrize("stop", ["first-exhausted", "all-exhausted"])
+def test_a_mixture_reads_on_from_any_state(stop: Any) -> None:
+    def mixture() -> Mixture:
+        long, short = Placed([f"{i} " * 9 for i in range(30)]), Placed(["a", "bc", "d" * 50])
+        sources: dict[str, DataSource] = {"long": long, "short": short}
+        return Mixture(sources=sources, weights={"long": 3.0, "short": 1.0}, stop=stop)
+
+    whole = list(mixture().documents("train"))
+    reading = mixture()
+    for number, _ in enumerate(reading.documents("train"), 1):
+        state = json.loads(json.dumps(reading.state()))
+        assert list(mixture().documents("train", after=state)) == whole[number:]
+    assert number > (30 if stop == "all-exhausted" else 9)
+
+
+def test_a_mixture_has_no_state_where_a_source_has_none() -> None:
+    mixture = Mixture(sources={"a": Placed(["a", "b"]), "b": Given(["c", "d"])})
+    assert mixture.state() is None
+    documents = mixture.documents("train")
+    assert [mixture.state() is None for _ in documents] == [False, True, True, True]
 
 
 # ---------- in a recipe

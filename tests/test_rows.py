@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lswt_bytes import Bytes
 
 from lswt_core.data import ContiguousRows, PrefetchedRows, Rows, StreamingRows, Tokens, tokenise
 from lswt_core.errors import DataError
-from lswt_core.interfaces import Batch
+from lswt_core.interfaces import Batch, Document
 
 torch.set_num_threads(1)
 
@@ -276,6 +277,50 @@ def test_resuming_at_the_end_of_a_source_begins_again() -> None:
     again = stream(1, 4, texts=["abc"])
     again.restore(state)
     assert read(again, 2) == read(rows, 2)
+
+
+class Counting(Given):
+    """Counts the documents that are read of it."""
+
+    def documents(self, split: str, after: Any = None) -> Iterator[Document]:
+        self.place = after["place"] if after else 0
+        for document in [*super().documents(split)][self.place :]:
+            self.place += 1
+            self.reads += 1
+            yield document
+
+
+class Placed(Counting):
+    """Has a state."""
+
+    def state(self) -> dict[str, int]:
+        return {"place": self.place}
+
+
+MANY = [f"document {number} " * (number % 4) for number in range(2000)]  # eight groups
+
+
+@pytest.mark.parametrize("stop", [1, 20, 150, 450])
+@pytest.mark.parametrize("source", [Counting, Placed])
+def test_a_stream_is_resumed_from_its_sources_state(
+    source: type[Counting], stop: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rows_of_source(texts: Counting) -> StreamingRows:
+        return StreamingRows(texts, Bytes(), global_batch_size=2, rows=range(2), seq_len=64, seed=3)
+
+    rows = rows_of_source(source(MANY))
+    read(rows, stop)
+    state = json.loads(json.dumps(rows.state()))
+    texts = source(MANY)
+    again = rows_of_source(texts)
+    again.restore(state)
+    again.segment()
+    few = texts.reads <= 2 * 256 + 2  # what is left of a group, and the next
+    assert few == (source is Placed or stop < 150)
+    assert bool(caplog.text) == (source is Counting and stop >= 150)
+    if caplog.text:
+        assert f"{state['consumed']:,} documents" in caplog.text
+    assert read(again, 300) == read(rows, 300)
 
 
 # ---------- read ahead

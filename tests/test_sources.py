@@ -345,6 +345,20 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return data
 
 
+def test_sizes_are_of_the_split(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        jsonl(tmp_path / f"{name}.jsonl", [{"text": "x" * 90} for _ in range(100)])
+    size = (tmp_path / "a.jsonl").stat().st_size
+    every = JsonLines(paths=[str(tmp_path)], valid_share=0.25)
+    assert every.n_bytes("train") == round(2 * size * 0.75)
+    assert every.n_bytes("valid") == round(2 * size * 0.25)
+    listed = JsonLines(paths=[str(tmp_path)], valid=[str(tmp_path / "b.jsonl")])
+    assert listed.n_bytes("train") == listed.n_bytes("valid") == size
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.write("")
+    assert JsonLines(paths=[str(tmp_path)]).n_bytes("train") is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_local_data_set(hub: Path, streaming: bool) -> None:
@@ -365,6 +379,13 @@ def test_a_local_data_set(hub: Path, streaming: bool) -> None:
         texts(HuggingFaceData(path=str(hub), column="id", **options), "train")
     with pytest.raises(DataError, match="'nope'"):
         texts(HuggingFaceData(path=str(hub), train_split="nope", **options), "train")
+    assert source.state() is not None
+    rows = source.documents("train")
+    read = [next(rows) for _ in range(40)]
+    state = json.loads(json.dumps(source.state()))
+    again = HuggingFaceData(path=str(hub), streaming=streaming, valid_documents=3)
+    after = [one.text for one in again.documents("train", after=state)]
+    assert after == train[40:] and [one.text for one in read] == train[:40]
     kept = [path for path in (hub.parent / "cache").rglob("*") if path.is_file()]
     assert (bool(kept) or streaming) and not any(b"hf_secret" in path.read_bytes() for path in kept)
 

@@ -103,7 +103,7 @@ class HeldOutPass:
         total, tokens = self.sums.sum(1)
         names = self.text.tokens.names
         documents = [
-            (names[i], float(self.sums[0, i]), int(self.sums[1, i]))
+            (names[int(i)], float(self.sums[0, i]), int(self.sums[1, i]))
             for i in np.flatnonzero(self.sums[1])
         ]
         positions = [

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lswt_core.ablation.outcome import Outcome
-from lswt_core.data.corpus import fit_tokenizer
+from lswt_core.data.corpus import fit_tokenizer, text_fingerprint
+from lswt_core.data.token_directory import tokenizer_cache
 from lswt_core.interfaces import DataSource
 from lswt_core.model.code_fingerprint import (
     CodeFingerprint,
@@ -112,7 +113,9 @@ class CacheKeys:
 def fingerprint_text(recipe: Recipe, registry: Registry) -> list[str]:
     """Return the fingerprints of a recipe's text and tokenizer."""
     source: DataSource = build_component(registry, recipe.one("data"))
-    return [source.fingerprint(), fit_tokenizer(recipe, registry, source).fingerprint()]
+    text = text_fingerprint(recipe, source)
+    tokenizer = fit_tokenizer(recipe, registry, source, text, tokenizer_cache(recipe))
+    return [text, tokenizer.fingerprint()]
 
 
 def fingerprint_embeddings(recipe: Recipe) -> list[str | None]:

@@ -14,6 +14,7 @@ FREE = (
     "evaluate",
     "sample",
     "track",
+    "data.token_directory",  # the same tokens, or it is refused
     "checkpoint.keep",
     "checkpoint.every",
     "checkpoint.asynchronous",

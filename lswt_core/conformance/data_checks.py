@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 from unittest import SkipTest
 
 from lswt_core.conformance.check import require, rule
 from lswt_core.conformance.subject import Subject
 from lswt_core.errors import LswtError
-from lswt_core.interfaces import Document, RunInfo
+from lswt_core.interfaces import DataSource, Document, RunInfo
+from lswt_core.plugin_api.documents import documents_after
 
 TEXTS = (
     "Hello, world!\n",
@@ -21,6 +23,7 @@ TEXTS = (
     "a\n\n\nb   c\t",
 )
 MAX_DOCUMENTS = 200  # read from each split
+FOLLOWING = 20  # documents that are compared after a state
 
 
 def build_or_skip(subject: Subject, *arguments: Any) -> Any:
@@ -57,6 +60,43 @@ def documents_repeat(subject: Subject) -> None:
         source.fingerprint() == subject.build().fingerprint(),
         "two instances have different fingerprints",
     )
+
+
+@rule(
+    "states",
+    ("data",),
+    why="a stream is resumed, and token files are completed, from the state of the source",
+    fix=(
+        "let state() say what documents() has yielded so far, as JSON data, and documents(split,"
+        " after=state) yield what comes next; or do not override state()"
+    ),
+    after=("repeatable",),
+)
+def documents_go_on_after_a_state(subject: Subject) -> None:
+    """From every state, another instance yields the documents that follow."""
+    for split in ("train", "valid"):
+        read, states = read_with_states(build_or_skip(subject), split)
+        for number in sorted({0, 1, len(read) // 2, len(read) - 1} & {*range(len(states))}):
+            state = json.loads(json.dumps(states[number]))
+            rest = documents_after(subject.build(), split, state)
+            expected = read[number + 1 : number + 1 + FOLLOWING]
+            require(
+                list(islice(rest, len(expected))) == expected,
+                f"after the state at document {number} of split {split!r} come other documents",
+            )
+
+
+def read_with_states(
+    source: DataSource, split: Literal["train", "valid"]
+) -> tuple[list[Document], list[Any]]:
+    """Documents of a split and the state after each; nothing where the first has none."""
+    read, states = list[Document](), list[Any]()
+    for document in islice(source.documents(split), MAX_DOCUMENTS):
+        read.append(document)
+        states.append(source.state())
+        if states[0] is None:
+            return [], []
+    return read, states
 
 
 @rule(

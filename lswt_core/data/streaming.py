@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,9 +14,22 @@ from lswt_core.data.token_cache import group_texts, no_text_message
 from lswt_core.data.token_queue import TokenQueue
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch, DataSource, Tokenizer
+from lswt_core.plugin_api.documents import documents_after
 
 DocumentAssignment = Literal["least-loaded", "round-robin"]
-READ_AHEAD = 1 << 18  # characters tokenised at a time
+READ_AHEAD, GROUP = 1 << 18, 256  # characters and documents tokenised at a time
+
+logger = logging.getLogger(__name__)
+
+
+class Mark(NamedTuple):
+    """A place in an epoch of a source."""
+
+    consumed: int  # documents before it
+    source_state: Mapping[str, Any] | None  # ``DataSource.state()`` there; None: not known
+
+
+START = Mark(0, None)
 
 
 class StreamingRows(RowLayout):
@@ -26,9 +40,10 @@ class StreamingRows(RowLayout):
     ``global_batch_size``, as in the original code; row lengths may then diverge.
 
     Every rank assigns documents to all rows and reads its own, so that rows do not depend on the
-    world size. The state has every row's unread tokens and the number of documents consumed;
-    restoring it skips that many documents of the source. A source that ends is read again. ``seed``
-    does not shuffle; it is only compared on restore.
+    world size. The state has every row's unread tokens, the number of documents consumed, and the
+    source's own state where it has one; restoring it reads on from there, or else reads and skips
+    as many documents. A source that ends is read again. ``seed`` does not shuffle; it is only
+    compared on restore.
     """
 
     def __init__(
@@ -57,6 +72,7 @@ class StreamingRows(RowLayout):
         self.document_assignment = document_assignment
         self.epoch = 0
         self.consumed = 0  # documents of this epoch that were assigned or, being empty, dropped
+        self._mark = START  # the last place, not after ``consumed``, whose source state is known
         self._queues = [TokenQueue() for _ in range(global_batch_size)]
         self._documents = self._tokenised_documents()
 
@@ -79,14 +95,27 @@ class StreamingRows(RowLayout):
             queue.drop(self.seq_len)
 
     def state(self) -> dict[str, Any]:
-        """The number of documents consumed, and every row's unread tokens."""
-        pending = [queue.state() for queue in self._queues]
-        return {**self.identity, "epoch": self.epoch, "consumed": self.consumed, "pending": pending}
+        """Documents consumed, a place in the source, and every row's unread tokens."""
+        return {
+            **self.identity,
+            "epoch": self.epoch,
+            "consumed": self.consumed,
+            "source": self._mark._asdict(),
+            "pending": [queue.state() for queue in self._queues],
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state; the documents it consumed are skipped."""
+        """Continue from a state, with the document after those it consumed."""
         self.check(state)
         self.epoch, self.consumed = state["epoch"], state["consumed"]
+        self._mark = Mark(**state.get("source", START._asdict()))
+        if self.consumed - self._mark.consumed > GROUP and 0 in self.rows:
+            logger.warning(
+                "data source %r has no state to resume from: %s documents are read again and"
+                " skipped, which takes as long as reading them took",
+                self.source.name,
+                f"{self.consumed:,}",
+            )
         self._queues = [TokenQueue.from_state(queue) for queue in state["pending"]]
         self._documents = self._tokenised_documents()
 
@@ -113,18 +142,22 @@ class StreamingRows(RowLayout):
                 yield number, ids
             if skipped == 0:
                 self._require_text(rows_with_text)
-            self.epoch, self.consumed = self.epoch + 1, 0
+            self.epoch, self.consumed, self._mark = self.epoch + 1, 0, START
 
     def _rest_of_epoch(self) -> Iterator[tuple[int, np.ndarray]]:
         """The ids of this epoch's documents that were not consumed; empty ones are dropped."""
-        documents = islice(self.source.documents("train"), self.consumed, None)
-        for group in group_texts(documents, READ_AHEAD):
+        documents = documents_after(self.source, "train", self._mark.source_state)
+        documents = islice(documents, self.consumed - self._mark.consumed, None)
+        for group in group_texts(documents, READ_AHEAD, GROUP):
             encoded = self.tokenizer.encode([document.text for document in group])
             for document, ids in zip(group, encoded, strict=True):
                 number = self.consumed
                 self.consumed += 1
                 if document.text:
                     yield number, np.array([self.tokenizer.bos_id, *ids], dtype=np.int64)
+            source_state = self.source.state()  # nothing was read beyond this group
+            if source_state is not None:
+                self._mark = Mark(self.consumed, source_state)
 
     def _require_text(self, rows_with_text: set[int]) -> None:
         """Raise DataError after a whole epoch without text, or, assigned round-robin, without text

@@ -59,8 +59,7 @@ def tokenise(
     document, or for its text alone if the tokenizer can split it. Raises DataError if the split has
     no text, ResourceError if the cache cannot be written.
     """
-    parts = [FORMAT, source.fingerprint(), tokenizer.fingerprint(), tokenizer.bos_id, split]
-    fingerprint = cache_key(json.dumps(parts), *made_by)
+    fingerprint = tokens_fingerprint(source.fingerprint(), tokenizer, split, made_by)
     path = cache / f"tokens-{fingerprint}.bin"
     tokens = load_tokens(path, fingerprint)
     if tokens is None:
@@ -75,6 +74,16 @@ def tokenise(
     return tokens
 
 
+def tokens_fingerprint(
+    text: str, tokenizer: Tokenizer, split: Split, made_by: Sequence[Chosen]
+) -> str:
+    """A hash of everything that the tokens of a split depend on; ``text`` is the fingerprint of
+    their source.
+    """
+    parts = [FORMAT, text, tokenizer.fingerprint(), tokenizer.bos_id, split]
+    return cache_key(json.dumps(parts), *made_by)
+
+
 def write_tokens(
     file: BinaryIO,
     source: DataSource,
@@ -84,11 +93,33 @@ def write_tokens(
     progress: Progress,
 ) -> None:
     """Tokenise a split into a token file. Raises DataError if it has no text."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    writer = TokenFileWriter(file, dtype)
-    n_bytes = n_empty = 0
+    writer = TokenFileWriter(file, ids_dtype(tokenizer))
     total = source.n_bytes(split)
-    pieces = split_documents(source.documents(split), tokenizer)
+    documents = source.documents(split)
+    n_bytes, n_empty = write_documents(
+        writer, documents, tokenizer, lambda count, size: progress(count, size, total)
+    )
+    if not writer.names:
+        raise DataError(no_text_message(source, split, n_empty))
+    writer.finish(fingerprint, n_bytes, n_empty)
+
+
+def ids_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """The type that ids are stored in."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+def write_documents(
+    writer: TokenFileWriter,
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    report: Callable[[int, int], None],
+) -> tuple[int, int]:
+    """Tokenise documents into a token file; returns bytes of text, and how many documents had none.
+    ``report`` is called with documents and bytes so far.
+    """
+    n_bytes = n_empty = 0
+    pieces = split_documents(documents, tokenizer)
     for group, encoded in encode_ahead(group_texts(pieces), tokenizer):
         for (document, text, is_first), ids in zip(group, encoded, strict=True):
             if not document.text:
@@ -99,10 +130,8 @@ def write_tokens(
                 ids = [tokenizer.bos_id, *ids]
             writer.add_ids(ids)
             n_bytes += len(text.encode())
-        progress(len(writer.names) + n_empty, n_bytes, total)
-    if not writer.names:
-        raise DataError(no_text_message(source, split, n_empty))
-    writer.finish(fingerprint, n_bytes, n_empty)
+        report(len(writer.names) + n_empty, n_bytes)
+    return n_bytes, n_empty
 
 
 def split_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[TextPiece]:

@@ -10,13 +10,14 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from lswt_core.data.concatenated import ConcatenatedIds
 from lswt_core.errors import ResourceError
 from lswt_core.plugin_api.atomic_write import OTHER_CACHE
 
@@ -32,12 +33,13 @@ class Tokens(NamedTuple):
     """The token ids of one split, one document after the other."""
 
     # [tokens] uint16 or uint32, memory-mapped; every document begins with BOS
-    ids: np.ndarray
+    ids: np.ndarray | ConcatenatedIds
     document_starts: np.ndarray  # [documents] int64: where each document begins in ids
     n_bytes: int  # UTF-8 bytes of the text
     n_empty: int  # documents without text, which were dropped
-    names: list[str]  # ids of the documents
+    names: Sequence[str]  # ids of the documents
     fingerprint: str  # of source, tokenizer and split
+    label_counts: np.ndarray | None = None  # [vocab_size] how often each id is a label, if known
 
 
 class DamagedError(Exception):
@@ -47,8 +49,9 @@ class DamagedError(Exception):
 class TokenFileWriter:
     """Writes a token file block by block; memory grows only with the number of documents."""
 
-    def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
-        self.file, self.dtype = file, dtype
+    def __init__(self, file: BinaryIO, dtype: np.dtype, advice: str = OTHER_CACHE) -> None:
+        """``advice``: what else helps where the file cannot be written."""
+        self.file, self.dtype, self.advice = file, dtype, advice
         self.names: list[str] = []
         self.document_starts = array("q")
         self.n_tokens = self.crc = 0
@@ -64,8 +67,8 @@ class TokenFileWriter:
         self._write_checked(block.tobytes())
         self.n_tokens += block.size
 
-    def finish(self, fingerprint: str, n_bytes: int, n_empty: int) -> None:
-        """Write everything after the ids."""
+    def finish(self, fingerprint: str, n_bytes: int, n_empty: int, **more: Any) -> None:
+        """Write everything after the ids; ``more`` is JSON data for the header."""
         names = "".join(json.dumps(name) + "\n" for name in self.names).encode()
         self._write_checked(np.array(self.document_starts, dtype="<i8").tobytes())
         self._write_checked(names)
@@ -78,30 +81,33 @@ class TokenFileWriter:
             "n_empty": n_empty,
             "names": len(names),
             "crc": self.crc,
+            **more,
         }
         encoded = json.dumps(header).encode()
         footer = FOOTER.pack(len(encoded), zlib.crc32(encoded), MAGIC)
-        with explained_io_errors(self.file.name):
+        with explained_io_errors(self.file.name, advice=self.advice):
             self.file.write(encoded + footer)
 
     def _write_checked(self, data: bytes) -> None:
         """Write bytes that the checksum covers."""
-        with explained_io_errors(self.file.name):
+        with explained_io_errors(self.file.name, advice=self.advice):
             self.file.write(data)
         self.crc = zlib.crc32(data, self.crc)
 
 
 @contextmanager
-def explained_io_errors(path: Path | str, *expected: type[OSError]) -> Iterator[None]:
-    """Turn an OSError of the token cache, unless expected, into a ResourceError with a remedy."""
+def explained_io_errors(
+    path: Path | str, *expected: type[OSError], advice: str = OTHER_CACHE
+) -> Iterator[None]:
+    """Turn an OSError of a token file, unless expected, into a ResourceError with a remedy."""
     try:
         yield
     except expected:
         raise
     except OSError as error:
         raise ResourceError(
-            f"the cache of tokens {path} failed: {error.strerror or error}; free disk space, or"
-            f" {OTHER_CACHE}"
+            f"the token file {path} cannot be used: {error.strerror or error}; free disk space, or"
+            f" {advice}"
         ) from error
 
 
@@ -125,6 +131,19 @@ def read_header(file: BinaryIO, fingerprint: str) -> dict[str, Any]:
     """The header of a token file whose checksum is right (about 1 s a GB); leaves the file at the
     document starts. Raises DamagedError.
     """
+    header, body = read_unchecked_header(file)
+    if header["fingerprint"] != fingerprint:
+        raise DamagedError("has a header that does not fit it")
+    if checksum(file, body) != header["crc"]:
+        raise DamagedError("has damaged content")
+    file.seek(header["tokens"] * np.dtype(header["dtype"]).itemsize)
+    return header
+
+
+def read_unchecked_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header of a token file, and the bytes before it, whose content is not checked. Raises
+    DamagedError.
+    """
     size = file.seek(0, os.SEEK_END)
     if size < FOOTER.size:
         raise DamagedError("is cut short")
@@ -139,13 +158,9 @@ def read_header(file: BinaryIO, fingerprint: str) -> dict[str, Any]:
         raise DamagedError("has a damaged header")
     header: dict[str, Any] = json.loads(encoded)
     ids_bytes = header["tokens"] * np.dtype(header["dtype"]).itemsize
-    expected_body = ids_bytes + 8 * header["documents"] + header["names"]
-    if header["fingerprint"] != fingerprint or expected_body != body:
+    if ids_bytes + 8 * header["documents"] + header["names"] != body:
         raise DamagedError("has a header that does not fit it")
-    if checksum(file, body) != header["crc"]:
-        raise DamagedError("has damaged content")
-    file.seek(ids_bytes)
-    return header
+    return header, body
 
 
 def checksum(file: BinaryIO, size: int) -> int:

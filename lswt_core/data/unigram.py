@@ -26,6 +26,9 @@ def count_labels(tokens: Tokens, eos_id: int, vocab_size: int) -> np.ndarray:
     document.
     """
     counts = np.zeros(vocab_size, dtype=np.int64)
+    if tokens.label_counts is not None:
+        counts[: len(tokens.label_counts)] = tokens.label_counts
+        return counts
     for begin in range(0, len(tokens.ids), BLOCK):
         counts += np.bincount(tokens.ids[begin : begin + BLOCK], minlength=vocab_size)
     counts -= np.bincount(tokens.ids[tokens.document_starts], minlength=vocab_size)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import changed_code, check_fingerprint
 from lswt_core.checkpoint.train_state import load_model
-from lswt_core.data import cache_directory, cache_key, check_vocabulary
+from lswt_core.data import cache_key, check_vocabulary
+from lswt_core.data.token_directory import tokenizer_cache
 from lswt_core.device import Precision, available_memory, pick_device
 from lswt_core.errors import CheckpointError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
@@ -128,7 +129,7 @@ def load_tokenizer(recipe: Recipe, registry: Registry, saved: Saved) -> Tokenize
         return source.documents("train")
 
     key = cache_key(expected["data"], recipe.one("data"), recipe.one("tokenizer"))
-    tokenizer.fit(documents, key, cache_directory())
+    tokenizer.fit(documents, key, tokenizer_cache(recipe))
     check_fingerprint({"tokenizer": expected["tokenizer"]}, {"tokenizer": tokenizer.fingerprint()})
     check_vocabulary(tokenizer, recipe.embedding.vocab_size)
     return tokenizer

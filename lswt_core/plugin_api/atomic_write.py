@@ -40,17 +40,22 @@ def open_atomically(path: Path, advice: str = OTHER_DIRECTORY) -> Iterator[Binar
         file = temporary.open("wb")
     try:
         yield file
-        with explain_write_errors(path, advice):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            temporary.replace(path)
-            fsync(path.parent)
+        publish(file, temporary, path, advice)
     finally:
         with suppress(OSError):  # what a full disk refused is flushed once more
             file.close()
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def publish(file: BinaryIO, temporary: Path, path: Path, advice: str = OTHER_DIRECTORY) -> None:
+    """Close the written ``temporary`` file and give it its name, durably. Raises ResourceError."""
+    with explain_write_errors(path, advice):
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        temporary.replace(path)
+        fsync(path.parent)
 
 
 @contextmanager

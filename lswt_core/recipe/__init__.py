@@ -244,11 +244,11 @@ def default_of(owner: messages.Owner, name: str) -> list[tuple[Any, Origin]]:
         return []
     if field is not None:
         default = field.get_default()
-    elif name == "weight":
-        default = 1.0
-    else:
-        default = owner.usual  # use
-    return [] if default is None and field is None else [(default, Origin("default", ""))]
+    elif name == "use" and owner.usual is None:
+        return []
+    else:  # keys of the core
+        default = {"use": owner.usual, "weight": 1.0, "token_directory": None}[name]
+    return [(default, Origin("default", ""))]
 
 
 def layers_of(chain: Sequence[File], overrides: Sequence[str]) -> Layers:

@@ -19,6 +19,7 @@ class Chosen(NamedTuple):
     offer: Offer
     options: dict[str, Any]
     weight: float = 1.0  # of a loss
+    token_directory: str | None = None  # of [data]: token files of its text
 
     def parts(self, option: str) -> dict[str, Chosen]:
         """The components of an option by name; "" is the name of a single one."""

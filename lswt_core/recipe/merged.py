@@ -153,6 +153,8 @@ def component_table(chosen: Chosen) -> dict[str, Any]:
     table: dict[str, Any] = {"use": chosen.name}
     if chosen.kind == KINDS["loss"].name:
         table["weight"] = chosen.weight
+    if chosen.token_directory is not None:
+        table["token_directory"] = chosen.token_directory
     return table | without_none(chosen.plain_options())
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -30,6 +30,15 @@ class Weight(Table):
     """The core's own key of [loss.X]."""
 
     weight: Annotated[float, Ge(0)] = 1.0
+
+
+class TokenFiles(Table):
+    """The core's own key of [data]: a directory that ``tokenize`` wrote."""
+
+    token_directory: Annotated[str, MinLen(1)] | None = None
+
+
+OWN_KEYS: dict[str, type[Table]] = {"loss": Weight, "data": TokenFiles}  # by kind
 
 
 class Checked:
@@ -112,7 +121,7 @@ class Checked:
         if table is None:
             return
         if not kind.many:
-            yield self.chooser.choice(kind, kind.table, USE[kind.name], table)
+            yield self.chooser.choice(kind, kind.table, USE[kind.name], table, extra_keys(kind))
             return
         for component, node in table.items.items():
             if isinstance(node, Branch):
@@ -146,20 +155,19 @@ class Checked:
     def check_component(self, choice: Choice) -> None:
         """Validate the options of one component."""
         kind, table, owner = choice.kind.name, choice.table, choice.owner
-        weight: Weight | None = Weight()
-        if kind == "loss":
-            own = {name: node for name, node in table.items.items() if name == "weight"}
-            only = Branch(table.key, own, table.origin, table.rank)
-            weight = self.validate(Weight, only, Owner(owner.table, owner.words, Weight))
+        model = OWN_KEYS.get(kind, Table)
+        own = {name: node for name, node in table.items.items() if name in choice.kind.keys}
+        only = Branch(table.key, own, table.origin, table.rank)
+        keys = self.validate(model, only, Owner(owner.table, owner.words, model))
         chosen = self.checked_choice(choice)
-        if chosen is None or weight is None:
+        if chosen is None or keys is None:
             return
         preferred = table.items.get("prefer")
         if (kind, choice.name) == ("attention", AUTO.name) and isinstance(preferred, Leaf):
             for backend in chosen.options["prefer"]:
                 self.chooser.check_backend(backend, preferred.origin)
         name = owner.table.removeprefix(f"{choice.kind.table}.") if choice.kind.many else kind
-        self.chosen[kind][name] = chosen._replace(weight=weight.weight)
+        self.chosen[kind][name] = chosen._replace(**keys.model_dump())
 
     def checked_choice(self, choice: Choice) -> Chosen | None:
         """A component with the options of it and of all inside of it; None, with problems, if some
@@ -182,7 +190,7 @@ class Checked:
 
 def extra_keys(kind: Kind) -> frozenset[str]:
     """The keys of a component's table that are the core's."""
-    return frozenset({"use", "weight"}) if kind.name == "loss" else USE_KEY
+    return USE_KEY.union(kind.keys)
 
 
 Location = tuple[int | str, ...]

@@ -17,6 +17,7 @@ class Kind(NamedTuple):
     given: int = 1  # positional constructor arguments that the core supplies before the options
     # other classes that make a component one of this kind: dotted names
     bases: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # of its table that are the core's, not the component's
 
 
 KINDS: dict[str, Kind] = {
@@ -39,11 +40,11 @@ KINDS: dict[str, Kind] = {
         Kind("norm", "Norm", "norm"),
         Kind("parametrisation", "Parametrisation", "parametrisation", given=0),
         Kind("cross_entropy", "CrossEntropy", "cross_entropy", given=0),
-        Kind("loss", "AuxiliaryLoss", "loss", many=True),
+        Kind("loss", "AuxiliaryLoss", "loss", many=True, keys=("weight",)),
         Kind("optimizer", "Optimizer", "optimizer"),
         Kind("average", "WeightAverage", "average", given=0),
         Kind("schedule", "Schedule", "schedule"),
-        Kind("data", "DataSource", "data", given=0),
+        Kind("data", "DataSource", "data", given=0, keys=("token_directory",)),
         Kind("tokenizer", "Tokenizer", "tokenizer", given=0),
         Kind("tracker", "Tracker", "track", many=True),
     )

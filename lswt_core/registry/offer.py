@@ -130,7 +130,5 @@ def find_option_flaw(offer: Offer, option: Option) -> str | None:
 
 def is_reserved(option: str, kind: str) -> bool:
     """Whether an option's name has another meaning in a recipe, or in pydantic."""
-    reserved = {"use", "model_config"}
-    if kind == "loss":
-        reserved.add("weight")
+    reserved = {"use", "model_config", *KINDS[kind].keys}
     return option in reserved or option.startswith("_")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Annotated, Any, Literal
@@ -15,6 +16,14 @@ from lswt_core.plugin_api.hub import hub_options, summarise_error
 from lswt_core.plugin_api.seeding import derive_seed
 
 HELD_OUT = 32  # one row in so many is in the validation set unless it has a split of its own
+
+
+@dataclass
+class Reading:
+    """Rows of the library that are being read, and the number of the next one."""
+
+    rows: Any
+    number: int
 
 
 class HuggingFaceData(DataSource):
@@ -43,18 +52,28 @@ class HuggingFaceData(DataSource):
         self.path, self.subset, self.revision = path, subset, revision
         self.train_split, self.valid_split, self.column = train_split, valid_split, column
         self.streaming, self.valid_documents = streaming, valid_documents
+        self._reading: Reading | None = None  # the data set that is read
 
-    def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
-        """The rows of a split, in order."""
+    def documents(
+        self, split: Literal["train", "valid"], after: Mapping[str, Any] | None = None
+    ) -> Iterator[Document]:
+        """The rows of a split, in order; those after a ``state()``."""
         source = self.train_split
         if split == "valid" and self.valid_split:
             source = self.valid_split
-        for number, row in enumerate(self._rows(source)):
+        for number, row in self._rows(source, after):
             if self.valid_split or self._held_out(number) == (split == "valid"):
                 where = f"{source}:{number}"
                 yield Document(where, self._text(row, where))
             elif self.streaming and split == "valid":
                 return  # the rest of the stream is for training
+
+    def state(self) -> dict[str, Any] | None:
+        """The number of the next row and, when streaming, the library's own state."""
+        if self._reading is None:
+            return None
+        library = self._reading.rows.state_dict() if self.streaming else None
+        return {"row": self._reading.number, "library": library}
 
     def fingerprint(self) -> str:
         """A hash of the texts or, when streaming, of the options."""
@@ -73,6 +92,20 @@ class HuggingFaceData(DataSource):
                 content = document.text.encode()
                 digest.update(f"{split} {document.id} {len(content)} ".encode() + content)
         return digest.hexdigest()
+
+    def _read(
+        self, rows: Any, after: Mapping[str, Any] | None
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows of a loaded split, numbered, after a ``state()``."""
+        begin = 0 if after is None else after["row"]
+        if after is not None and self.streaming:
+            rows.load_state_dict(after["library"])
+        elif after is not None:
+            rows = rows.select(range(begin, len(rows)))
+        reading = self._reading = Reading(rows, begin)
+        for row in rows:
+            reading.number += 1
+            yield reading.number - 1, row
 
     def _held_out(self, number: int) -> bool:
         """Whether a row of the training split is in the validation set."""
@@ -97,8 +130,10 @@ class HuggingFaceData(DataSource):
             )
         return row[self.column]
 
-    def _rows(self, split: str) -> Iterator[Mapping[str, Any]]:
-        """The rows of one of the data set's splits."""
+    def _rows(
+        self, split: str, after: Mapping[str, Any] | None
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The rows of one of the data set's splits, numbered, after a ``state()``."""
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -106,13 +141,9 @@ class HuggingFaceData(DataSource):
                 f"data source 'hf' needs the datasets library: {error}; pip install 'datasets>=4'"
             ) from error
         try:
-            yield from load_dataset(
-                self.path,
-                self.subset or None,
-                split=split,
-                streaming=self.streaming,
-                **hub_options(self.revision),
-            )
+            options = {"streaming": self.streaming, **hub_options(self.revision)}
+            rows = load_dataset(self.path, self.subset or None, split=split, **options)
+            yield from self._read(rows, after)
         except Exception as error:  # the library and its network client raise errors of any class
             subset = f" ({self.subset})" if self.subset else ""
             raise DataError(

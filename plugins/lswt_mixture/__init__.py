@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
 from lswt_core.errors import DataError
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import DataSource, Document
+from lswt_core.plugin_api.documents import documents_after
 
 Split = Literal["train", "valid"]
 Unit = Literal["bytes", "documents"]
@@ -55,13 +56,21 @@ class Mixture(DataSource):
             )
         self.unit, self.stop = unit, stop
         self.streaming = any(source.streaming for source in self.sources.values())
+        self._amounts: dict[str, int] = {}  # that each source has given, and which have ended
+        self._ended: set[str] = set()
 
-    def documents(self, split: Split) -> Iterator[Document]:
-        """The documents of a split; the id begins with the name of the source."""
+    def documents(self, split: Split, after: Mapping[str, Any] | None = None) -> Iterator[Document]:
+        """The documents of a split, after a ``state()``; the id begins with the name of the
+        source.
+        """
         again = split == "train" and self.stop == "all-exhausted"
-        readers = {name: source.documents(split) for name, source in self.sources.items()}
-        amounts = dict.fromkeys(readers, 0)
-        ended: set[str] = set()
+        states = {} if after is None else after["sources"]
+        readers = {
+            name: documents_after(source, split, states.get(name))
+            for name, source in self.sources.items()
+        }
+        amounts = self._amounts = dict.fromkeys(readers, 0) | (after["amounts"] if after else {})
+        ended = self._ended = set(after["ended"] if after else ())
         while True:
             name = min(readers, key=lambda name: amounts[name] / self.weights[name])
             document = next(readers[name], None)
@@ -79,6 +88,16 @@ class Mixture(DataSource):
             raise DataError(
                 f"source {missing[0]!r} of the mixture has no document in its {split} split"
             )
+
+    def state(self) -> dict[str, Any] | None:
+        """What each source has given, and their own states; None unless all that were read have
+        one.
+        """
+        read = {name for name, amount in self._amounts.items() if amount} | self._ended
+        states = {name: self.sources[name].state() for name in sorted(read)}
+        if not states or None in states.values():
+            return None
+        return {"amounts": dict(self._amounts), "ended": sorted(self._ended), "sources": states}
 
     def fingerprint(self) -> str:
         """A hash of the sources' fingerprints, and of all that decides the order."""

@@ -45,6 +45,22 @@ class Records(DataSource):
                 if (number % every == 0) == (split == "valid"):
                     yield document
 
+    @abstractmethod
+    def file_bytes(self, file: Path) -> int | None:
+        """The approximate size of a file's text in bytes; None if not known."""
+
+    def n_bytes(self, split: Literal["train", "valid"]) -> int | None:
+        """The approximate size of a split's files, or its share of them."""
+        valid_files, share = self.find(self.valid or []), 1.0
+        files = [file for file in self.find(self.paths) if file not in valid_files]
+        if valid_files and split == "valid":
+            files = valid_files
+        elif not valid_files:
+            share = self.valid_share if split == "valid" else 1 - self.valid_share
+        sizes = [self.file_bytes(file) for file in files]
+        known = [size for size in sizes if size is not None]
+        return round(sum(known) * share) if len(known) == len(sizes) else None
+
     def read(self, files: Iterable[Path]) -> Iterator[Document]:
         """The records of several files."""
         for file in files:

@@ -45,6 +45,10 @@ class JsonLines(Records, DataSource):
                 where = f"{file}:{number}"
                 yield Document(where, self._text(parse_json(line, where), where))
 
+    def file_bytes(self, file: Path) -> int | None:
+        """The size of a file, JSON included; None if it is compressed."""
+        return None if file.suffix == ".gz" else file.stat().st_size
+
     def _text(self, record: Any, where: str) -> str:
         """The text of a record."""
         if not isinstance(record, dict):

@@ -47,6 +47,27 @@ class Parquet(Records, DataSource):
                 )
             yield Document(f"{file}:{number}", text)
 
+    def file_bytes(self, file: Path) -> int | None:
+        """The uncompressed size of the column; None if the file does not say."""
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError:
+            return None  # reading the rows says what is wrong
+        try:
+            metadata = parquet.read_metadata(file)
+        except (ArrowException, OSError):
+            return None
+        columns = [
+            metadata.row_group(group).column(number)
+            for group in range(metadata.num_row_groups)
+            for number in range(metadata.num_columns)
+        ]
+        return sum(
+            column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema == self.key
+        )
+
     def _values(self, file: Path) -> Iterator[Any]:
         """The values of the column."""
         try:

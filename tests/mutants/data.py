@@ -93,6 +93,38 @@ class TwoDocuments(DataSource):
         return self.prefix
 
 
+@caught_by("states")
+class OneBehind(TwoDocuments, DataSource):
+    """Goes on with the document that its state was taken at."""
+
+    name = "one-behind"
+
+    def documents(self, split: Literal["train", "valid"], after: Any = None) -> Iterator[Document]:
+        for self.number, document in enumerate(super().documents(split)):
+            if after is None or self.number >= after["number"]:
+                yield document
+
+    def state(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+
+@caught_by("states")
+class LiveState(OneBehind, DataSource):
+    """Hands out a state that it goes on changing."""
+
+    name = "live-state"
+
+    def documents(self, split: Literal["train", "valid"], after: Any = None) -> Iterator[Document]:
+        self.place = {"number": -1 if after is None else after["number"]}
+        for number, document in enumerate(TwoDocuments.documents(self, split)):
+            if number > self.place["number"]:
+                self.place["number"] = number
+                yield document
+
+    def state(self) -> dict[str, Any]:
+        return self.place
+
+
 @caught_by("order")
 class SetOrder(TwoDocuments, DataSource):
     """Its documents come in the order of a set."""

@@ -1,0 +1,18 @@
+"""Reading on where a data source's state says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from lswt_core.interfaces import DataSource, Document
+
+
+def documents_after(
+    source: DataSource, split: Literal["train", "valid"], state: Any
+) -> Iterator[Document]:
+    """The documents of a split after a ``DataSource.state()``; all of them if it is None."""
+    if state is None:
+        return iter(source.documents(split))
+    read: Any = source.documents  # takes ``after`` where the source has states
+    return iter(read(split, after=state))
