@@ -88,12 +88,12 @@ def test_a_process_that_does_not_know_its_accelerator_is_refused(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("lswt_core.distributed.world.device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
-        World.join()
+        World.read()
 
 
 def test_only_configure_process_changes_settings_of_the_process() -> None:
     denormal = torch.tensor([1e-40])
-    World.join()
+    World.read()
     assert float(denormal * 1) > 0
     configure_process()
     assert float(denormal * 1) == 0
@@ -140,12 +140,11 @@ from lswt_core.device import configure_process
 import lswt_core.distributed.world
 
 lswt_core.distributed.world.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
-world = lswt_core.distributed.world.World.join()
-if world.rank == 0:
-    time.sleep(1.5)  # as it prepares a text
-world.wait()
-print(world.gather_texts("ö" * world.rank))
-world.leave()
+with lswt_core.distributed.world.World.read().connected() as world:
+    if world.rank == 0:
+        time.sleep(1.5)  # as it prepares a text
+    world.wait()
+    print(world.gather_texts("ö" * world.rank))
 """
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lswt_core.checkpoint import RunLock, Saved, Store
+from lswt_core.checkpoint import Saved, Store
 from lswt_core.data import Rows
 from lswt_core.data.corpus import (
     Corpus,
@@ -30,7 +29,6 @@ from lswt_core.model.components import build_optimizer, build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
 from lswt_core.model.parameters import build_parameter_groups, summarise_groups
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
@@ -47,6 +45,7 @@ from lswt_core.train.checkpointing import Checkpointer
 from lswt_core.train.conclusion import announce_full_run, write_curves_and_report, write_sample
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
 from lswt_core.train.loop import TrainingLoop
+from lswt_core.train.run_directory import describe_saved, hold_directory
 from lswt_core.train.signals import StopRequest, blame_plugin
 from lswt_core.train.start import (
     check_component_code,
@@ -81,11 +80,14 @@ class Session:
         """
         self.check = check
         self.arguments, self.registry, self.directory = arguments, registry, directory
-        self.world = World.join()
+        self.store = Store(directory / "checkpoints", keep=recipe.checkpoint.keep)
+        self.world = World.read()
         configure_process()
         self.full = recipe
         self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
-        self.world = self.world.with_mesh(self.recipe.train.shard)
+        train = self.recipe.train
+        self.world.n_shards(train.shard)
+        self.world.micro_batch_size(train.batch_size, train.micro_batch_size)
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         is_first = self.world.rank == 0
         self.console = Console(log_every=self.recipe.train.log_every, silent=not is_first)
@@ -96,8 +98,11 @@ class Session:
     def run(self) -> int:
         """Train to the end or until a stop is requested; returns the exit code."""
         try:
-            with self.hold_directory(), self.stop.listening():
-                return self.train()
+            with self.world.connected() as self.world, self.stop.listening():
+                if self.world.monitor is not None:
+                    self.world.monitor.advice = lambda: describe_saved(self.store, self.command())
+                with hold_directory(self.directory, self.world):
+                    return self.train()
         except Preempted as error:
             self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
             return error.exit_code
@@ -107,21 +112,10 @@ class Session:
             raise
         finally:
             self.console.close()
-            self.world.leave()
-
-    @contextmanager
-    def hold_directory(self) -> Iterator[None]:
-        """Lock the run directory; rank 0 holds the lock for all."""
-        make_output_directory(self.directory, "--out")
-        if self.world.rank > 0:
-            yield
-            return
-        with RunLock(self.directory):
-            yield
 
     def train(self) -> int:
         """Prepare, train and conclude."""
-        with self.stop.at_once():
+        with self.world.naming_lost_ranks(), self.stop.at_once():
             prepared = self.prepare()
         if prepared is None:
             self.console.say(
@@ -132,7 +126,8 @@ class Session:
         loop, corpus = prepared
         began, first_step = time.monotonic(), loop.trainer.state.step
         try:
-            loop.run()
+            with self.world.naming_lost_ranks():
+                loop.run()
         except LswtError:
             self.write_report()
             raise
@@ -152,8 +147,8 @@ class Session:
         announce_overlay(self.console, self.recipe, self.full, self.world.device)
         announce_recipe(self.console, self.recipe)
         require_same_run(self.world, self.recipe, self.registry, self.precision, self.directory)
-        store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
-        saved = find_checkpoint(store, self.recipe, self.world, self.arguments, self.console)
+        self.world = self.world.with_mesh(self.recipe.train.shard)
+        saved = find_checkpoint(self.store, self.recipe, self.world, self.arguments, self.console)
         require_same_checkpoint(self.world, saved)
         report = self.directory / "report.html"
         finished = saved is not None and is_finished(saved, self.recipe, report, self.records)
@@ -168,7 +163,7 @@ class Session:
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()
-        loop = self.build_loop(built, corpus, store, saved)
+        loop = self.build_loop(built, corpus, saved)
         try:
             self.start(loop, built, corpus, embeddings, saved)
         except BaseException:
@@ -212,9 +207,7 @@ class Session:
             loop.trainer.restart_average()
         self.write_records(built, corpus, warm_started)
 
-    def build_loop(
-        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
-    ) -> TrainingLoop:
+    def build_loop(self, built: BuiltModel, corpus: Corpus, saved: Saved | None) -> TrainingLoop:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
         recipe, console = self.recipe, self.console
         context = step_context(built, recipe.train, self.world, self.precision, self.stopping)
@@ -231,7 +224,7 @@ class Session:
         return TrainingLoop(
             trainer,
             Checkpointer(
-                trainer, store, rows, metrics, recipe, corpus.fingerprint(), self.components
+                trainer, self.store, rows, metrics, recipe, corpus.fingerprint(), self.components
             ),
             open_held_out=lambda: open_held_out(recipe, corpus, self.world, baseline),
             evaluate_every=recipe.evaluate.every,
