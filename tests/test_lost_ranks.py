@@ -4,9 +4,9 @@ end soon, and lose nothing that is saved.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from runs import saved_steps, surroundings, write_recipe
 
 TIMEOUT = 5  # seconds until a rank is lost
 # of what happens after the sixth of twelve updates, in one rank
-DEED = '''
-import os, signal, subprocess
+DEED = """
+import os, signal, subprocess, time
 from lswt_adamw import AdamW
 from lswt_core.hooks import hookimpl
 
@@ -31,7 +31,7 @@ def fail():
 
 
 def stop():
-    subprocess.Popen(["sh", "-c", f"sleep 30; kill -9 {os.getpid()}"])
+    subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -43,9 +43,18 @@ def ask_launcher():
     os.kill(os.getppid(), signal.SIGTERM)
 
 
-def wait():
-    import time
+def sleep():
     time.sleep(2 * float(os.environ["LSWT_RANK_TIMEOUT"]))
+
+
+def count():
+    began = time.monotonic()
+    while time.monotonic() < began + 2 * float(os.environ["LSWT_RANK_TIMEOUT"]):
+        pass
+
+
+def none():
+    pass
 
 
 class Doing(AdamW):
@@ -66,7 +75,7 @@ class Doing(AdamW):
 @hookimpl
 def lswt_components():
     return [Doing]
-'''
+"""
 
 
 @pytest.fixture
@@ -118,26 +127,59 @@ def torchrun(recipe: Path, deed: str, rank: int) -> Done:
     )
 
 
-def resume(recipe: Path) -> None:
-    """The same command goes on where the run was."""
-    for done in ranks(recipe, "fail", -1):
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "continuing from" in ranks(recipe, "fail", -1)[0].stdout or True
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("deed", ["kill", "fail", "stop"])
+def test_the_others_name_it_and_end(recipe: Path, deed: str, rank: int) -> None:
+    done = ranks(recipe, deed, rank)
+    assert done[1 - rank].returncode == 75, done[1 - rank].stderr
+    assert done[rank].returncode == {"kill": -9, "stop": -9, "fail": 3}[deed]
+    said = done[1 - rank].stderr.splitlines()[-1]
+    assert said.startswith(f"error: rank {rank} on {socket.gethostname()} ")
+    assert "step 4 is saved" in said and str(recipe) in said
+    assert ("a mistake of its own" in said) == (deed == "fail")
+    assert (f"not answered for {TIMEOUT} s" in said) == (deed == "stop")
+    assert saved_steps(recipe.parent / "run") == [4]
+
+
+@pytest.mark.slow
+def test_of_several_others_each_names_it_and_the_same_command_resumes(recipe: Path) -> None:
+    done = ranks(recipe, "kill", 2, size=4)
+    assert [one.returncode for one in done] == [75, 75, -9, 75]
+    assert all("error: rank 2 on" in done[rank].stderr for rank in (0, 1, 3))
+    done = ranks(recipe, "none", 2, size=4)
+    assert {one.returncode for one in done} == {0}, done[0].stderr
+    assert "step-00000004" in done[0].stdout
     assert saved_steps(recipe.parent / "run")[-1] == 12
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("deed", ["sleep", "count"])
+def test_one_that_is_busy_for_longer_is_waited_for(recipe: Path, deed: str) -> None:
+    assert {one.returncode for one in ranks(recipe, deed, 1)} == {0}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("deed", ["kill", "fail", "stop"])
-def test_without_an_agent(recipe: Path, deed: str, rank: int) -> None:
-    began = time.monotonic()
-    done = ranks(recipe, deed, rank)
-    print(deed, rank, time.monotonic() - began)
-    codes = [one.returncode for one in done]
-    assert codes[1 - rank] == 75, done[1 - rank].stderr
-    assert codes[rank] == {"kill": -9, "stop": -9, "fail": 3}[deed]
-    print(done[1-rank].stderr)
-    said = done[1 - rank].stderr.splitlines()[-1]
-    assert said.startswith(f"error: rank {rank}") and "step 4 is saved" in said
-    assert ("a mistake of its own" in said) == (deed == "fail")
-    assert saved_steps(recipe.parent / "run") == [4]
+def test_asked_to_stop_one_has_all_save(recipe: Path, rank: int) -> None:
+    done = ranks(recipe, "ask", rank)
+    assert {one.returncode for one in done} == {75}
+    assert "--resume" in done[0].stdout
+    assert saved_steps(recipe.parent / "run") == [4, 6]
+
+
+@pytest.mark.slow
+def test_torchrun_lets_ranks_save_but_returns_1(recipe: Path) -> None:
+    done = torchrun(recipe, "ask_launcher", 1)
+    print(done.stderr)
+    assert done.returncode == 1
+    assert saved_steps(recipe.parent / "run") == [4, 6]
+    assert "--resume" in done.stdout
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_killed_rank_is_named(recipe: Path) -> None:
+    done = torchrun(recipe, "kill", 1)
+    print(done.stderr)
+    assert done.returncode == 1
+    assert "error: rank 1 on" in done.stderr and "step 4 is saved" in done.stderr

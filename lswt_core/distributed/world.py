@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lswt_core.device import device_count, pick_device
 from lswt_core.distributed.launch import read_launcher
-from lswt_core.distributed.rank_monitor import RankMonitor
+from lswt_core.distributed.rank_monitor import RankMonitor, no_advice
 from lswt_core.distributed.rendezvous import meet
 from lswt_core.errors import Incompatible, LswtError, ResourceError
 
@@ -52,15 +52,16 @@ class World(NamedTuple):
         return cls(process.rank, process.size, device)
 
     @contextmanager
-    def connected(self) -> Iterator[World]:
+    def connected(self, advice: Callable[[], str] = no_advice) -> Iterator[World]:
         """The same rank, connected with the others, if there are any. Raises RankLost if one does
-        not come, or in place of an error that the loss of another rank explains. The others are
-        told how the block ends.
+        not come, or in place of an error that the loss of another rank explains; ``advice`` says
+        then what is saved and what to do. The others are told how the block ends.
         """
         if self.size == 1:
             yield self
             return
         monitor, store = meet(self.rank, self.size, os.environ)
+        monitor.advice = advice
         try:
             with monitor.naming_lost_ranks():
                 monitor.wait_for_all()

@@ -21,14 +21,11 @@ from lswt_core.decode import InferenceEngine
 from lswt_core.decode.sharded_engine import ShardedEngine
 from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
-from lswt_core.errors import LswtError, Preempted
-from lswt_core.interfaces import Optimizer
-from lswt_core.model.build import BuiltModel, build_model, materialise
+from lswt_core.errors import LswtError, Preempted, RankLost
+from lswt_core.model.build import BuiltModel, build_model
 from lswt_core.model.code_fingerprint import fingerprint_components
-from lswt_core.model.components import build_optimizer, build_schedule
+from lswt_core.model.components import build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
-from lswt_core.model.parameters import build_parameter_groups, summarise_groups
-from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
@@ -51,6 +48,7 @@ from lswt_core.train.start import (
     check_component_code,
     choose_sharding,
     find_checkpoint,
+    initial_optimizer,
     is_finished,
     open_metrics,
     run_command,
@@ -98,11 +96,12 @@ class Session:
     def run(self) -> int:
         """Train to the end or until a stop is requested; returns the exit code."""
         try:
-            with self.world.connected() as self.world, self.stop.listening():
-                if self.world.monitor is not None:
-                    self.world.monitor.advice = lambda: describe_saved(self.store, self.command())
-                with hold_directory(self.directory, self.world):
-                    return self.train()
+            with (
+                self.world.connected(self.advice) as self.world,
+                self.stop.listening(),
+                hold_directory(self.directory, self.world),
+            ):
+                return self.train()
         except Preempted as error:
             self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
             return error.exit_code
@@ -118,16 +117,16 @@ class Session:
         with self.world.naming_lost_ranks(), self.stop.at_once():
             prepared = self.prepare()
         if prepared is None:
-            self.console.say(
-                f"this run is finished: see {self.directory / 'report.html'}; for another, give"
-                " --out DIR"
-            )
+            report = self.directory / "report.html"
+            self.console.say(f"this run is finished: see {report}; for another, give --out DIR")
             return 0
         loop, corpus = prepared
         began, first_step = time.monotonic(), loop.trainer.state.step
         try:
             with self.world.naming_lost_ranks():
                 loop.run()
+        except RankLost:
+            raise  # soon: the others have ended
         except LswtError:
             self.write_report()
             raise
@@ -157,9 +156,7 @@ class Session:
         built = self.assemble_model(saved)
         if self.check is not None and self.world.rank == 0:
             self.check(self.recipe, self.console.say)
-        embeddings = None
-        if saved is None:
-            embeddings = load_pretrained(self.recipe.embedding)
+        embeddings = load_pretrained(self.recipe.embedding) if saved is None else None
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()
@@ -211,7 +208,10 @@ class Session:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
         recipe, console = self.recipe, self.console
         context = step_context(built, recipe.train, self.world, self.precision, self.stopping)
-        optimizer = self.build_optimizer(built.loss)
+        sharding = choose_sharding(self.world, recipe, self.registry, self.precision)
+        optimizer = initial_optimizer(
+            built.loss, recipe, self.registry, self.world.device, sharding, console
+        )
         average = average_weights(recipe, self.registry, context.loss, optimizer)
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
@@ -231,16 +231,6 @@ class Session:
             checkpoint_every=recipe.checkpoint.every,
             stop_requested=self.stop,
         )
-
-    def build_optimizer(self, loss: TrainModule) -> Optimizer:
-        """Give the model its initial values, and build the optimizer over its parameter groups."""
-        sharding = choose_sharding(self.world, self.recipe, self.registry, self.precision)
-        shard = None if sharding is None else sharding.shard
-        materialise(loss, self.recipe, self.world.device, shard)
-        optimizer = build_optimizer(self.recipe, self.registry, loss)
-        groups = summarise_groups(build_parameter_groups(loss, self.recipe.groups, loss.scalings))
-        self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
-        return optimizer
 
     def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """The rows of the training data that this rank reads."""
@@ -300,6 +290,10 @@ class Session:
         """Write curves and report of what was logged so far."""
         if self.world.rank == 0:
             write_curves_and_report(self.directory, self.console)
+
+    def advice(self) -> str:
+        """What is saved, and how to go on, where a rank is lost."""
+        return describe_saved(self.store, self.command())
 
     def command(self, *more: str) -> str:
         """The command line of this run."""

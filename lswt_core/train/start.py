@@ -18,10 +18,12 @@ from lswt_core.device import Precision
 from lswt_core.distributed.sharding import Sharding
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, Incompatible
-from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.model.build import BuiltModel
-from lswt_core.model.components import build_component, optimizer_class
+from lswt_core.interfaces import Optimizer, RunInfo, Tracker
+from lswt_core.model.build import BuiltModel, materialise
+from lswt_core.model.components import build_component, build_optimizer, optimizer_class
 from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
+from lswt_core.model.parameters import build_parameter_groups, summarise_groups
+from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
@@ -131,6 +133,22 @@ def open_metrics(
         trackers.append(build_component(registry, chosen, info))
     path = directory / "metrics.jsonl"
     return Metrics(path, trackers, resume_step=resume_step, notice=console.warn)
+
+
+def initial_optimizer(
+    loss: TrainModule,
+    recipe: Recipe,
+    registry: Registry,
+    device: torch.device,
+    sharding: Sharding | None,
+    console: Console,
+) -> Optimizer:
+    """Give the model its initial values, and build the optimizer over its parameter groups."""
+    materialise(loss, recipe, device, None if sharding is None else sharding.shard)
+    optimizer = build_optimizer(recipe, registry, loss)
+    groups = summarise_groups(build_parameter_groups(loss, recipe.groups, loss.scalings))
+    console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
+    return optimizer
 
 
 def step_context(
