@@ -53,6 +53,11 @@ def count():
         pass
 
 
+def kill_once():
+    with open("killed", "x"):
+        kill()
+
+
 def none():
     pass
 
@@ -63,11 +68,18 @@ class Doing(AdamW):
     name = "doing"
     steps = 0
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        if os.environ["DEED"] == "ask_at_once" and os.environ["RANK"] == os.environ["DEED_OF"]:
+            ask()
+
     def step(self, closure=None):
         super().step(closure)
         if self.param_groups[0]["params"][0].is_meta:
             return
         self.steps += 1
+        if os.environ["DEED"] == "kill_once" and os.path.exists("killed"):
+            return
         if self.steps == 6 and os.environ["RANK"] == os.environ["DEED_OF"]:
             globals()[os.environ["DEED"]]()
 
@@ -113,12 +125,13 @@ def ranks(recipe: Path, deed: str, rank: int, size: int = 2) -> list[Done]:
     return run_ranks([words(recipe)] * size, recipe.parent, **settings(recipe, deed, rank))
 
 
-def torchrun(recipe: Path, deed: str, rank: int) -> Done:
+def torchrun(recipe: Path, deed: str, rank: int, *more: str) -> Done:
     """The same under torchrun."""
     told = settings(recipe, deed, rank)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *more, "-m"]
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-        + ["0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", *words(recipe)],
+        [*launcher, *words(recipe)],
         cwd=recipe.parent,
         env=surroundings(recipe) | {name: str(value) for name, value in told.items()},
         capture_output=True,
@@ -169,9 +182,15 @@ def test_asked_to_stop_one_has_all_save(recipe: Path, rank: int) -> None:
 
 
 @pytest.mark.slow
+def test_asked_to_stop_before_the_first_step_one_ends_all(recipe: Path) -> None:
+    done = ranks(recipe, "ask_at_once", 1)
+    assert {one.returncode for one in done} == {75}
+    assert "rank 1 on" in done[0].stderr and "no step is saved" in done[0].stderr
+
+
+@pytest.mark.slow
 def test_torchrun_lets_ranks_save_but_returns_1(recipe: Path) -> None:
     done = torchrun(recipe, "ask_launcher", 1)
-    print(done.stderr)
     assert done.returncode == 1
     assert saved_steps(recipe.parent / "run") == [4, 6]
     assert "--resume" in done.stdout
@@ -180,6 +199,12 @@ def test_torchrun_lets_ranks_save_but_returns_1(recipe: Path) -> None:
 @pytest.mark.slow
 def test_under_torchrun_a_killed_rank_is_named(recipe: Path) -> None:
     done = torchrun(recipe, "kill", 1)
-    print(done.stderr)
     assert done.returncode == 1
     assert "error: rank 1 on" in done.stderr and "step 4 is saved" in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_can_start_all_again(recipe: Path) -> None:
+    done = torchrun(recipe, "kill_once", 1, "--max-restarts", "1")
+    assert done.returncode == 0, done.stderr
+    assert "step-00000004" in done.stdout and saved_steps(recipe.parent / "run")[-1] == 12

@@ -126,7 +126,7 @@ def test_ranks_that_do_not_come_are_named() -> None:
     ranks = Ranks(4)
     for monitor in ranks.monitors[::2]:
         monitor.start()
-    with pytest.raises(RankLost, match="of 4 processes.*: 1, 3"):
+    with pytest.raises(RankLost, match=r"of 4 processes.*: 1, 3"):
         ranks.monitors[0].wait_for_all(0.3)
     for monitor in ranks.monitors:
         monitor.is_closed = True
