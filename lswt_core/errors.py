@@ -24,7 +24,7 @@ EXIT_CODES = {
     8: "runs of an ablation failed; its report is written and says which",
     70: "a bug",
     73: "another process holds the directory",
-    75: "stopped and saved: the same command resumes",
+    75: "stopped and saved, or another process of the run was lost: the same command resumes",
     130: "interrupted where there is nothing to save",
     141: "the output's pipe was closed",
 }
@@ -94,6 +94,16 @@ class Preempted(LswtError):
     """The run was asked to stop and has saved a checkpoint to resume from."""
 
     exit_code = 75
+
+
+class RankLost(LswtError):
+    """Another process of the run was lost, or ended with an error of its own."""
+
+    exit_code = 75
+
+    def __init__(self, reason: str, rank: int, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason, self.rank = reason, rank  # -1: torchrun itself
 
 
 @dataclass(frozen=True)

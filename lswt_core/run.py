@@ -5,7 +5,6 @@ it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -58,8 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     def check(chosen: Recipe, say: Callable[[str], None]) -> None:
         check_plugins(arguments, [chosen], registry, say)
 
-    code = Session(arguments, recipe, registry, directory, check).run()
-    if code == 0 and os.environ.get("RANK", "0") == "0":
+    session = Session(arguments, recipe, registry, directory, check)
+    code = session.run()
+    if code == 0 and session.world.rank == 0:
         place, given = shlex.quote(str(directory)), shlex.quote(str(arguments.recipe))
         files = [word for file in arguments.plugin for word in ("--plugin", str(file))]
         plugins = f" {shlex.join(files)}" if files else ""

@@ -559,7 +559,7 @@ def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, l
         for name, words in more.items()
     ]
     spec = AblationSpec("x", variants, 1, "none", "d_ffn", 0.01, [], None, "ablate")
-    ablation = Ablation(spec, Registry(), World.join(), print)
+    ablation = Ablation(spec, Registry(), World.read(), print)
     ablation.build(Recipe.load(place / "nano.toml", more["baseline"]))
     assert [one.structure.kernels["attention"] for one in ablation.arms] == ["sdpa", "sdpa"]
     settings = ablation.settings(Workers(1, 1, [], []))

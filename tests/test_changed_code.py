@@ -171,7 +171,7 @@ def corpus(place: Path, word: str, shift: int) -> Any:
     return open_corpus(
         Recipe.load("nano.toml", overrides, registry=registry),
         registry,
-        World.join(),
+        World.read(),
         lambda *_: None,
     )
 

@@ -10,6 +10,7 @@ from helpers import ROOT
 
 from lswt_core import errors
 from lswt_core.__main__ import build_parser, main
+from lswt_core.distributed.world import World
 from lswt_core.errors import EXIT_CODES, LswtError, RecipeError, UsageError
 from lswt_core.reporting.exit_status import BROKEN_PIPE, INTERRUPTED
 from lswt_core.run import main as run
@@ -38,17 +39,17 @@ def test_readme_and_help_have_the_same_exit_codes(capsys: pytest.CaptureFixture[
     assert shown.strip() in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_finished_run_names_what_comes_next(
-    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Session, "run", lambda session: 0)
     monkeypatch.setattr(Session, "__init__", lambda session, *about: None)
-    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(Session, "world", World(rank, 2), raising=False)
     assert run(["quickstart"]) == 0
     words = [line.split()[3:5] for line in capsys.readouterr().out.splitlines() if "-m" in line]
     expected = [["generate", "runs/quickstart"], ["ablate", "quickstart"]]
-    assert words == (expected if rank == "0" else [])
+    assert words == (expected if rank == 0 else [])
 
 
 def test_a_full_disk_is_no_bug(

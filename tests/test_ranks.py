@@ -5,13 +5,13 @@ two runs.
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import Done, run
+from processes import run
+from ranks import run_ranks
 from runs import write_recipe
 
 from lswt_core.device import configure_process
@@ -20,26 +20,6 @@ from lswt_core.distributed.world import World
 from lswt_core.errors import Incompatible, ResourceError
 
 MET = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-
-
-def pair(*commands: tuple[object, ...], cwd: Path, **settings: object) -> list[Done]:
-    """Two processes of one run, each with its own command line."""
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        port = taken.getsockname()[1]
-
-    def rank(number: int) -> Done:
-        launcher = {
-            "WORLD_SIZE": 2,
-            "RANK": number,
-            "LOCAL_RANK": number,
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": port,
-        }
-        return run(*commands[number], cwd=cwd, timeout=60, pictures=False, **launcher, **settings)  # type: ignore[arg-type]
-
-    with ThreadPoolExecutor(2) as both:
-        return list(both.map(rank, range(2)))
 
 
 # ---------- who a process is
@@ -88,12 +68,12 @@ def test_a_process_that_does_not_know_its_accelerator_is_refused(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("lswt_core.distributed.world.device_count", lambda: 2)
     with pytest.raises(Incompatible, match=named):
-        World.join()
+        World.read()
 
 
 def test_only_configure_process_changes_settings_of_the_process() -> None:
     denormal = torch.tensor([1e-40])
-    World.join()
+    World.read()
     assert float(denormal * 1) > 0
     configure_process()
     assert float(denormal * 1) == 0
@@ -140,19 +120,18 @@ from lswt_core.device import configure_process
 import lswt_core.distributed.world
 
 lswt_core.distributed.world.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
-world = lswt_core.distributed.world.World.join()
-if world.rank == 0:
-    time.sleep(1.5)  # as it prepares a text
-world.wait()
-print(world.gather_texts("ö" * world.rank))
-world.leave()
+with lswt_core.distributed.world.World.read().connected() as world:
+    if world.rank == 0:
+        time.sleep(1.5)  # as it prepares a text
+    world.wait()
+    print(world.gather_texts("ö" * world.rank))
 """
 
 
 @pytest.mark.slow
 def test_processes_wait_for_one_another_longer_than_within_a_step(tmp_path: Path) -> None:
     tmp_path.joinpath("waiting.py").write_text(WAITING)
-    for done in pair(("waiting",), ("waiting",), cwd=tmp_path):
+    for done in run_ranks([("waiting",)] * 2, tmp_path):
         assert done.returncode == 0 and done.stdout == "['', 'ö']\n", done.stderr
 
 
@@ -192,7 +171,7 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
                 *more,
             )
         )
-    for done in pair(*words, cwd=tmp_path, LSWT_CACHE_DIR=tmp_path / "cache"):
+    for done in run_ranks(words, tmp_path, LSWT_CACHE_DIR=tmp_path / "cache"):
         assert done.returncode == 5, done.stdout + done.stderr
         differences = [
             line for line in done.stderr.splitlines() if line.startswith("  process 1: ")
@@ -209,6 +188,62 @@ def test_processes_that_are_not_one_run_are_refused_before_the_first_step(tmp_pa
         path.name for name in ("one", "two") for path in tmp_path.joinpath(name, "run").iterdir()
     ]
     assert left == ["lock"] and not tmp_path.joinpath("cache").exists()
+
+
+def runs(recipe: Path, *more: str, size: int = 2) -> list[list[object]]:
+    """The command of every rank."""
+    out = recipe.parent / "run"
+    return [["lswt_core.run", recipe, "--out", out, *more] for _ in range(size)]
+
+
+@pytest.mark.slow
+def test_processes_that_would_cut_the_model_differently_are_refused(tmp_path: Path) -> None:
+    commands = runs(write_recipe(tmp_path))
+    commands[1].append("train.shard=2")
+    for done in run_ranks(commands, tmp_path, LSWT_CACHE_DIR=tmp_path / "cache"):
+        assert done.returncode == 5
+        assert "process 1: recipe.train.shard is 2, but 1 in process 0" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (("train.batch_size=4",), "choose a multiple of 3"),
+        (("train.batch_size=6", "train.shard=2"), "choose 1, 3 or 'all'"),
+        (("train.batch_size=12", "train.micro_batch_size=3"), "choose a divisor of 4"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused_before_they_wait(
+    tmp_path: Path, words: tuple[str, ...], cure: str
+) -> None:
+    recipe = write_recipe(tmp_path)
+    # two of the three were not even started
+    launcher = {"WORLD_SIZE": 3, "RANK": 1, "LOCAL_RANK": 1, **MET}
+    done = run(*runs(recipe, *words)[0], cwd=tmp_path, timeout=20, pictures=False, **launcher)  # type: ignore[arg-type]
+    assert done.returncode == 7 and cure in done.stderr
+    assert not tmp_path.joinpath("run").exists()
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_directory_is_refused_by_all(tmp_path: Path) -> None:
+    from lswt_core.checkpoint import RunLock
+
+    with RunLock(tmp_path / "run"):
+        done = run_ranks(runs(write_recipe(tmp_path)), tmp_path)
+    assert {one.returncode for one in done} == {73}
+    assert all("is in use by process" in one.stderr for one in done)
+
+
+@pytest.mark.slow
+def test_a_second_run_on_the_port_is_refused(tmp_path: Path) -> None:
+    command = runs(write_recipe(tmp_path))[0]
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        launcher = {"WORLD_SIZE": 2, "RANK": 0, **MET, "MASTER_PORT": taken.getsockname()[1]}
+        done = run(*command, cwd=tmp_path, timeout=20, pictures=False, **launcher)  # type: ignore[arg-type]
+    assert done.returncode == 2 and "another MASTER_PORT" in done.stderr
 
 
 def test_processes_that_see_other_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def planned_ablation(arguments: argparse.Namespace) -> tuple[Ablation, Recipe]:
     from lswt_core.ablation.study import Ablation, format_command
     from lswt_core.distributed.world import World
 
-    registry, world = required_registry(arguments), World.join()
+    registry, world = required_registry(arguments), World.read()
     recipe = Recipe.load(variants[0].path, variants[0].overrides, registry=registry)
     report_source(recipe, variants[0].path)
     overlay = None

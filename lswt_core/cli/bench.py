@@ -98,7 +98,7 @@ def measure(
     from lswt_core.device import configure_process
     from lswt_core.distributed.world import World
 
-    world = World.join()
+    world = World.read()
     configure_process()
     recipes = chosen_recipes(arguments, registry, None if arguments.full else world.device.type)
     first = next(iter(recipes.values()))

@@ -45,7 +45,7 @@ def coord_check(arguments: argparse.Namespace) -> int:
     from lswt_core.distributed.world import World
     from lswt_core.model.activation_growth import fit_growth
 
-    device = World.join().device
+    device = World.read().device
     measured: list[Measurement] = []
     for own in overrides:
         sized = Recipe.load(arguments.recipe, [*arguments.overrides, *own], registry=registry)

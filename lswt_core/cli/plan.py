@@ -112,7 +112,7 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     from lswt_core.device import Precision, available_memory
     from lswt_core.distributed.world import World
 
-    device = World.join().device
+    device = World.read().device
     world = World(0, arguments.ranks, device)
     taken = budget(recipe, registry, world)
     machine = machine_of(arguments.on, recipe, device, available_memory(device))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Literal, NamedTuple
 
@@ -13,11 +17,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lswt_core.device import device_count, pick_device
 from lswt_core.distributed.launch import read_launcher
-from lswt_core.errors import Incompatible, ResourceError
+from lswt_core.distributed.rank_monitor import RankMonitor, no_advice
+from lswt_core.distributed.rendezvous import meet
+from lswt_core.errors import Incompatible, LswtError, ResourceError
 
 # of a collective within a step, where one rank may still compile
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-# while one rank tokenises or writes a checkpoint; one that dies is noticed at once
+# while one rank tokenises or writes a checkpoint; RankMonitor notices one that is lost
 BARRIER_TIMEOUT = timedelta(days=7)
 
 
@@ -35,28 +41,57 @@ class World(NamedTuple):
     saving: dist.ProcessGroup | None = None
     # ranks as (replicas of the model, shards of a replica); None: one process
     mesh: DeviceMesh | None = None
+    # watches the other ranks; None: one process, or not connected yet
+    monitor: RankMonitor | None = None
 
     @classmethod
-    def join(cls) -> World:
-        """Pick this process's device and, if it was launched as one of several, initialise the
-        process group.
+    def read(cls) -> World:
+        """The rank of this process, and its device, which is made torch's current one. Raises
+        Incompatible if they are not known.
         """
         process = read_launcher(os.environ)
         device = pick_device(process.device_number(device_count()))
-        if process.size == 1:
-            return cls(device=device)
-        if not dist.is_initialized():
-            backend = "gloo" if device.type == "cpu" else None
-            dist.init_process_group(
-                backend, timeout=COLLECTIVE_TIMEOUT, rank=process.rank, world_size=process.size
-            )
-        return cls(
-            process.rank,
-            process.size,
-            device,
-            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
-            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT),
+        return cls(process.rank, process.size, device)
+
+    @contextmanager
+    def connected(self, advice: Callable[[], str] = no_advice) -> Iterator[World]:
+        """The same rank, connected with the others, if there are any. Raises RankLost if one does
+        not come, or in place of an error that the loss of another rank explains; ``advice`` says
+        then what is saved and what to do. The others are told how the block ends.
+        """
+        if self.size == 1:
+            yield self
+            return
+        monitor, store = meet(self.rank, self.size, os.environ)
+        monitor.advice = advice
+        try:
+            with monitor.naming_lost_ranks():
+                monitor.wait_for_all()
+                yield self.with_groups(store)._replace(monitor=monitor)
+        except BaseException as error:
+            monitor.leave(error)
+            end_soon(error, monitor.lost_after)
+            raise
+        monitor.leave(None)
+        dist.destroy_process_group()
+
+    def with_groups(self, store: dist.Store) -> World:
+        """The same rank, with process groups."""
+        dist.init_process_group(
+            "gloo" if self.device.type == "cpu" else None,
+            store=store,
+            timeout=COLLECTIVE_TIMEOUT,
+            rank=self.rank,
+            world_size=self.size,
         )
+        patient, saving = (
+            dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT) for _ in range(2)
+        )
+        return self._replace(patient=patient, saving=saving)
+
+    def naming_lost_ranks(self) -> AbstractContextManager[None]:
+        """``RankMonitor.naming_lost_ranks``, where there are other ranks."""
+        return nullcontext() if self.monitor is None else self.monitor.naming_lost_ranks()
 
     def n_shards(self, wanted: int | Literal["all"]) -> int:
         """Over how many ranks a replica of the model is cut, from ``train.shard``. Raises
@@ -79,11 +114,6 @@ class World(NamedTuple):
         shape = (self.size // shards, shards)
         mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicas", "shards"))
         return self._replace(mesh=mesh)
-
-    def leave(self) -> None:
-        """Destroy the process group."""
-        if self.size > 1:
-            dist.destroy_process_group()
 
     def rows(self, total: int) -> range:
         """The rows of the global batch that this rank has. Raises ResourceError if ranks would
@@ -166,3 +196,16 @@ def spaced_rows(fraction: float, total: int) -> list[int]:
             f"choose a fraction from {1 / total:g} to 1, or more train.batch_size"
         )
     return [i * total // count for i in range(count)]
+
+
+def end_soon(error: BaseException, seconds: float) -> None:
+    """Let this process end by itself and say why, undisturbed by torchrun, which tells all ranks to
+    end once one has; but end it if it still stands after so many seconds, as where a communicator
+    waits for ranks that are lost.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    code = getattr(error, "exit_code", LswtError.exit_code)
+    timer = threading.Timer(seconds, os._exit, [code])
+    timer.daemon = True
+    timer.start()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lswt_core import __version__
 from lswt_core.checkpoint import Saved
 from lswt_core.checkpoint.compatibility import differences
 from lswt_core.device import Precision
@@ -43,7 +44,11 @@ def require_same_run(
         },
         "precision": str(precision.dtype),
         "device": world.device.type,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {
+            "lswt_core": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
         "run directory": identify_directory(world, directory),
     }
     require_agreement(world, own)

@@ -19,14 +19,11 @@ from lswt_core.data.corpus import (
 )
 from lswt_core.device import Precision, configure_process
 from lswt_core.distributed.world import World
-from lswt_core.errors import LswtError, Preempted
-from lswt_core.interfaces import Optimizer
-from lswt_core.model.build import BuiltModel, build_model, materialise
+from lswt_core.errors import LswtError, Preempted, RankLost
+from lswt_core.model.build import BuiltModel, build_model
 from lswt_core.model.code_fingerprint import fingerprint_components
-from lswt_core.model.components import build_optimizer, build_schedule
+from lswt_core.model.components import build_schedule
 from lswt_core.model.embedding_init import PretrainedEmbedding, load_pretrained
-from lswt_core.model.parameters import build_parameter_groups, summarise_groups
-from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.console import Console
@@ -48,12 +45,13 @@ from lswt_core.train.conclusion import (
 )
 from lswt_core.train.environment import read_recorded, run_environment, write_run_records
 from lswt_core.train.loop import TrainingLoop
+from lswt_core.train.run_directory import describe_saved, hold_directory
 from lswt_core.train.signals import StopRequest, blame_plugin
 from lswt_core.train.start import (
     check_component_code,
     choose_sharding,
     find_checkpoint,
-    hold_directory,
+    initial_optimizer,
     is_finished,
     open_metrics,
     run_command,
@@ -83,11 +81,14 @@ class Session:
         """
         self.check = check
         self.arguments, self.registry, self.directory = arguments, registry, directory
-        self.world = World.join()
+        self.store = Store(directory / "checkpoints", keep=recipe.checkpoint.keep)
+        self.world = World.read()
         configure_process()
         self.full = recipe
         self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
-        self.world = self.world.with_mesh(self.recipe.train.shard)
+        train = self.recipe.train
+        self.world.n_shards(train.shard)
+        self.world.micro_batch_size(train.batch_size, train.micro_batch_size)
         self.precision = Precision.choose(self.recipe.train.precision, self.world.device)
         is_first = self.world.rank == 0
         self.console = Console(log_every=self.recipe.train.log_every, silent=not is_first)
@@ -98,7 +99,11 @@ class Session:
     def run(self) -> int:
         """Train to the end or until a stop is requested; returns the exit code."""
         try:
-            with hold_directory(self.directory, self.world), self.stop.listening():
+            with (
+                self.world.connected(self.advice) as self.world,
+                self.stop.listening(),
+                hold_directory(self.directory, self.world),
+            ):
                 return self.train()
         except Preempted as error:
             self.console.say(f"{error}\ncontinue with: {self.command('--resume')}")
@@ -109,22 +114,22 @@ class Session:
             raise
         finally:
             self.console.close()
-            self.world.leave()
 
     def train(self) -> int:
         """Prepare, train and conclude."""
-        with self.stop.at_once():
+        with self.world.naming_lost_ranks(), self.stop.at_once():
             prepared = self.prepare()
         if prepared is None:
-            self.console.say(
-                f"this run is finished: see {self.directory / 'report.html'}; for another, give"
-                " --out DIR"
-            )
+            report = self.directory / "report.html"
+            self.console.say(f"this run is finished: see {report}; for another, give --out DIR")
             return 0
         loop, corpus = prepared
         began, first_step = time.monotonic(), loop.trainer.state.step
         try:
-            loop.run()
+            with self.world.naming_lost_ranks():
+                loop.run()
+        except RankLost:
+            raise  # soon: the others have ended
         except LswtError:
             self.write_report()
             raise
@@ -144,8 +149,8 @@ class Session:
         announce_overlay(self.console, self.recipe, self.full, self.world.device)
         announce_recipe(self.console, self.recipe)
         require_same_run(self.world, self.recipe, self.registry, self.precision, self.directory)
-        store = Store(self.directory / "checkpoints", keep=self.recipe.checkpoint.keep)
-        saved = find_checkpoint(store, self.recipe, self.world, self.arguments, self.console)
+        self.world = self.world.with_mesh(self.recipe.train.shard)
+        saved = find_checkpoint(self.store, self.recipe, self.world, self.arguments, self.console)
         require_same_checkpoint(self.world, saved)
         report = self.directory / "report.html"
         finished = saved is not None and is_finished(saved, self.recipe, report, self.records)
@@ -154,13 +159,11 @@ class Session:
         built = self.assemble_model(saved)
         if self.check is not None and self.world.rank == 0:
             self.check(self.recipe, self.console.say)
-        embeddings = None
-        if saved is None:
-            embeddings = load_pretrained(self.recipe.embedding)
+        embeddings = load_pretrained(self.recipe.embedding) if saved is None else None
         corpus = open_corpus(self.recipe, self.registry, self.world, self.console.reading)
         require_agreement(self.world, corpus.fingerprint())
         self.console.close()
-        loop = self.build_loop(built, corpus, store, saved)
+        loop = self.build_loop(built, corpus, saved)
         try:
             self.start(loop, built, corpus, embeddings, saved)
         except BaseException:
@@ -204,13 +207,14 @@ class Session:
             loop.trainer.restart_average()
         self.write_records(built, corpus, warm_started)
 
-    def build_loop(
-        self, built: BuiltModel, corpus: Corpus, store: Store, saved: Saved | None
-    ) -> TrainingLoop:
+    def build_loop(self, built: BuiltModel, corpus: Corpus, saved: Saved | None) -> TrainingLoop:
         """Initialise the model, and build optimizer, data, metrics and the loop over them."""
         recipe, console = self.recipe, self.console
         context = step_context(built, recipe.train, self.world, self.precision, self.stopping)
-        optimizer = self.build_optimizer(built.loss)
+        shard = choose_sharding(self.world, recipe, self.registry, self.precision)
+        optimizer = initial_optimizer(
+            built.loss, recipe, self.registry, self.world.device, shard, console
+        )
         average = average_weights(recipe, self.registry, context.loss, optimizer)
         schedule = build_schedule(recipe, self.registry)
         baseline = unigram_baseline(recipe, corpus)
@@ -223,22 +227,13 @@ class Session:
         return TrainingLoop(
             trainer,
             Checkpointer(
-                trainer, store, rows, metrics, recipe, corpus.fingerprint(), self.components
+                trainer, self.store, rows, metrics, recipe, corpus.fingerprint(), self.components
             ),
             open_held_out=lambda: open_held_out(recipe, corpus, self.world, baseline),
             evaluate_every=recipe.evaluate.every,
             checkpoint_every=recipe.checkpoint.every,
             stop_requested=self.stop,
         )
-
-    def build_optimizer(self, loss: TrainModule) -> Optimizer:
-        """Give the model its initial values, and build the optimizer over its parameter groups."""
-        shard = choose_sharding(self.world, self.recipe, self.registry, self.precision)
-        materialise(loss, self.recipe, self.world.device, shard)
-        optimizer = build_optimizer(self.recipe, self.registry, loss)
-        groups = summarise_groups(build_parameter_groups(loss, self.recipe.groups, loss.scalings))
-        self.console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
-        return optimizer
 
     def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """The rows of the training data that this rank reads."""
@@ -288,6 +283,10 @@ class Session:
         """Write curves and report of what was logged so far."""
         if self.world.rank == 0:
             write_curves_and_report(self.directory, self.console)
+
+    def advice(self) -> str:
+        """What is saved, and how to go on, where a rank is lost."""
+        return describe_saved(self.store, self.command())
 
     def command(self, *more: str) -> str:
         """The command line of this run."""

@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lswt_core.checkpoint import RunLock, Saved, Store
+from lswt_core.checkpoint import Saved, Store
 from lswt_core.checkpoint.compatibility import check_code, check_recipe
 from lswt_core.data.corpus import Corpus
 from lswt_core.device import Precision
 from lswt_core.distributed.sharding import Sharding
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, Incompatible
-from lswt_core.interfaces import RunInfo, Tracker
-from lswt_core.model.build import BuiltModel
-from lswt_core.model.components import build_component, optimizer_class
+from lswt_core.interfaces import Optimizer, RunInfo, Tracker
+from lswt_core.model.build import BuiltModel, materialise
+from lswt_core.model.components import build_component, build_optimizer, optimizer_class
 from lswt_core.model.decoder import Decoder
 from lswt_core.model.embedding_init import PretrainedEmbedding, copy_rows
-from lswt_core.plugin_api.atomic_write import make_output_directory
+from lswt_core.model.parameters import build_parameter_groups, summarise_groups
+from lswt_core.model.train_module import TrainModule
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.schema import Train
 from lswt_core.registry import Registry
@@ -36,17 +36,6 @@ from lswt_core.train.memory_placement import MemoryPlacement, placement_on
 from lswt_core.train.metrics import Metrics
 from lswt_core.train.narrow_memory import NARROW, NarrowMemory
 from lswt_core.train.step_context import StepContext
-
-
-@contextmanager
-def hold_directory(directory: Path, world: World) -> Iterator[None]:
-    """Make and lock the run directory; rank 0 holds the lock for all."""
-    make_output_directory(directory, "--out")
-    if world.rank > 0:
-        yield
-        return
-    with RunLock(directory):
-        yield
 
 
 def choose_sharding(
@@ -150,6 +139,22 @@ def open_metrics(
         trackers.append(build_component(registry, chosen, info))
     path = directory / "metrics.jsonl"
     return Metrics(path, trackers, resume_step=resume_step, notice=console.warn)
+
+
+def initial_optimizer(
+    loss: TrainModule,
+    recipe: Recipe,
+    registry: Registry,
+    device: torch.device,
+    shard: Callable[[nn.Module], None] | None,
+    console: Console,
+) -> Optimizer:
+    """Give the model its initial values, and build the optimizer over its parameter groups."""
+    materialise(loss, recipe, device, shard)
+    optimizer = build_optimizer(recipe, registry, loss)
+    groups = summarise_groups(build_parameter_groups(loss, recipe.groups, loss.scalings))
+    console.table(("parameter group", "tensors", "parameters", "weight decay"), groups)
+    return optimizer
 
 
 def step_context(
