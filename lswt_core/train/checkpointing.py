@@ -83,8 +83,8 @@ class Checkpointer:
                 groups["trained"] = trained
             self.require_finite(groups)
             self.write(groups, self.documents(self.merged(scalars), outline))
-        if not self.is_asynchronous:
-            self.writer.wait()
+            if not self.is_asynchronous:  # what is written is not copied, but the tensors themselves
+                self.writer.wait()
 
     def require_finite(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Raise NumericsError, on every rank, if a rank's tensor has an infinite or NaN element."""
