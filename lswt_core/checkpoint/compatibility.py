@@ -20,6 +20,7 @@ FREE = (
     "train.log_every",
     "train.micro_batch_size",
     "train.shard",
+    "train.memory_device",
     "train.compile",
     "train.activation_checkpointing",
 )

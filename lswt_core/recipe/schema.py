@@ -102,6 +102,8 @@ class Train(Table):
     compile: Literal["auto", "none", "blocks"] = "auto"  # auto: every block is compiled on CUDA
     # block: store the input of every block only, and recompute it in the backward pass
     activation_checkpointing: Literal["none", "block"] = "none"
+    # where memories of the rows are kept between micro-batches; host: in pinned host memory
+    memory_device: Literal["device", "host"] = "device"
     log_every: Positive = 10  # steps between plain progress lines where there is no terminal
 
     @model_validator(mode="after")
