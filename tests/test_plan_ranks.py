@@ -309,3 +309,11 @@ def test_one_process_has_no_mesh_to_speak_of(
     text = capsys.readouterr().out
     for word in ("shards of each", "host memory", "overlap", "would fit"):
         assert word not in text
+
+
+@pytest.mark.parametrize("words", [["--ranks", "0"], ["--per-machine", "-1"], ["--micro", "0"]])
+def test_numbers_below_one_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(RECIPES / "tiny.toml"), *words]) == 2
+    assert " ".join(words) in capsys.readouterr().err

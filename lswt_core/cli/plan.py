@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lswt_core.cli.common import next_commands, recipe_arguments, report_source, required_registry
 from lswt_core.cli.plan_text import comparison, text
 from lswt_core.cli.plan_time import PlannedRun, machine_of, placement_of, time_of
+from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap_syntax import overrides_of
 from lswt_core.registry import Registry
@@ -67,6 +68,9 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print what a recipe would take; refuse nothing."""
+    for name in ("ranks", "per_machine", "micro"):
+        if (given := getattr(arguments, name)) is not None and given < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {given}: give 1 or more")
     registry = required_registry(arguments)
     recipe = load(arguments, registry)
     estimate = measure(recipe, registry, arguments)
