@@ -119,8 +119,33 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     """
     import torch
 
+    from lswt_core.device import Precision
+
+    run = planned_run(recipe, registry, arguments)
+    taken, world, on = run.taken, run.world, arguments.on
+    precision = Precision.choose(recipe.train.precision, world.device)
+    length = {"micro_batch_size": run.micro, "ranks": world.size}
+    return {
+        "recipe": recipe.name,
+        "overlay": recipe.overlay,
+        "parameters": counts_of(taken),
+        "memory": memory_of(run),
+        **placement_of(run),
+        "flops": taken.flops and work_of(taken.flops),
+        "run": length_of(recipe.train) | length,
+        "time": taken.flops and time_of(run),
+        "unknown": taken.unknown,
+        "device": str(world.device) if on is None else on,
+        "precision": str(precision.dtype).removeprefix("torch."),
+        "attention": attention_of(recipe, registry, on, world.device, precision),
+        "torch": torch.__version__,
+    }
+
+
+def planned_run(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -> PlannedRun:
+    """The run on the machines of the command line."""
     from lswt_core.budget import budget
-    from lswt_core.device import Precision, available_memory
+    from lswt_core.device import available_memory
     from lswt_core.distributed.world import World
 
     device = World.join().device
@@ -131,27 +156,17 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
     free = available_memory(device)
     if not taken.memory.has_host:
         free //= world.size  # processes share the machine
-    machine = machine_of(arguments.on, recipe, device, free)
-    train = recipe.train
+    machine, train = machine_of(arguments.on, recipe, device, free), recipe.train
     micro = arguments.micro or world.micro_batch_size(train.batch_size, train.micro_batch_size)
-    precision = Precision.choose(train.precision, device)
-    run = PlannedRun(taken, registry, world, micro, machine, per_machine(arguments, taken.memory))
-    memory = taken.memory.of_process(world, micro) | {"available": machine.memory}
-    return {
-        "recipe": recipe.name,
-        "overlay": recipe.overlay,
-        "parameters": counts_of(taken),
-        "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
-        **placement_of(run),
-        "flops": taken.flops and work_of(taken.flops),
-        "run": length_of(train) | {"micro_batch_size": micro, "ranks": arguments.ranks},
-        "time": taken.flops and time_of(run),
-        "unknown": taken.unknown,
-        "device": str(device) if arguments.on is None else arguments.on,
-        "precision": str(precision.dtype).removeprefix("torch."),
-        "attention": attention_of(recipe, registry, arguments.on, device, precision),
-        "torch": torch.__version__,
-    }
+    return PlannedRun(taken, registry, world, micro, machine, per_machine(arguments, taken.memory))
+
+
+def memory_of(run: PlannedRun) -> dict[str, int]:
+    """Bytes of one process by part, and the most rows that fit at a time."""
+    memory, world, available = run.taken.memory, run.world, run.machine.memory
+    largest = memory.largest_micro(world, available)
+    needed = memory.of_process(world, run.micro)
+    return needed | {"available": available, "largest_micro": largest}
 
 
 def per_machine(arguments: argparse.Namespace, memory: MemoryBudget) -> int:

@@ -24,13 +24,12 @@ def text(estimate: Mapping[str, Any]) -> str:
         ["parameters", *parameter_lines(estimate["parameters"])],
         [
             f"memory of one process, {run['micro_batch_size']} rows at a time",
-            *memory_lines(estimate["memory"]),
-            *remedy_lines(estimate),
+            *memory_lines(estimate),
         ],
         *placement_sections(estimate),
         [
             "work of a token",
-            *(work_lines(estimate["flops"]) if estimate["flops"] else [line("training", UNKNOWN)]),
+            *work_lines(estimate["flops"]),
         ],
         ["run", *run_lines(run, estimate["time"])],
     ]
@@ -60,11 +59,12 @@ def parameter_lines(numbers: Mapping[str, Any]) -> list[str]:
     return [*rows, line("trainable", f"{numbers['trainable']:,}")]
 
 
-def memory_lines(need: Mapping[str, int]) -> list[str]:
+def memory_lines(estimate: Mapping[str, Any]) -> list[str]:
     """Bytes, and what to do if they are too many."""
     from lswt_core.budget.memory import advice
     from lswt_core.reporting.units import format_bytes
 
+    need = estimate["memory"]
     rows = [
         line(name, format_bytes(size)) for name, size in need.items() if name != "largest_micro"
     ]
@@ -72,7 +72,7 @@ def memory_lines(need: Mapping[str, int]) -> list[str]:
         largest = need["largest_micro"]
         verdict = f"does not fit: micro-batch <= {largest}" if largest else "does not fit"
         rows.append(indent(fill(f"{verdict}; {advice(largest)}", LINE_WIDTH), "  "))
-    return rows
+    return [*rows, *remedy_lines(estimate)]
 
 
 def remedy_lines(estimate: Mapping[str, Any]) -> list[str]:
@@ -129,8 +129,10 @@ def communication_lines(run: Mapping[str, Any], taken: Mapping[str, Any]) -> lis
     return rows
 
 
-def work_lines(work: Mapping[str, Any]) -> list[str]:
+def work_lines(work: Mapping[str, Any] | None) -> list[str]:
     """Floating-point operations."""
+    if work is None:
+        return [line("training", UNKNOWN)]
     rows = [
         line(f"forward: {part}", flop(number)) for part, number in work["forward_by_part"].items()
     ]
