@@ -98,12 +98,18 @@ def test_the_table_of_components_is_what_is_offered(capsys: pytest.CaptureFixtur
     assert re.findall(r"^\| (\w+) \| \[", table, re.MULTILINE) == list(KINDS)
 
 
+SHARDED = ["train.shard=all", "train.memory_device=host"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["tiny", "xxl"])
+@pytest.mark.parametrize("size", ["tiny", "small", "medium", "large", "xl", "xxl"])
 def test_sizes_are_what_a_plan_says(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--on", "h100", "--ranks", "8", "--json"]
+    words += SHARDED if size in ("large", "xl", "xxl") else []
+    assert " ".join(SHARDED) in README
     assert main(["plan", str(ROOT / "recipes" / f"{size}.toml"), *words]) == 0
     plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"]
     (row,) = re.findall(rf"^\| `recipes/{size}.toml` \| (.*) \|$", README, re.MULTILINE)
     parameters, *_, memory, time = row.split(" | ")
     assert parameters == f"{plan['parameters']['total']:,}"

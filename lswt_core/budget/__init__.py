@@ -11,18 +11,17 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lswt_core.budget.batch_memory import batch_bytes, meta_batch, warm_state
 from lswt_core.budget.flops import Flops, forward_flops, train_flops, without_auxiliary
 from lswt_core.budget.layers import Amounts, extrapolate_layers
 from lswt_core.budget.memory import (
     MemoryBudget,
     average_bytes,
-    batch_bytes,
     logits_bytes,
-    meta_batch,
-    optimizer_bytes,
+    optimizer_states,
     parameter_bytes,
-    warm_state,
 )
+from lswt_core.budget.rank_model import RankModel, by_shape, units_of
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import LswtError
@@ -34,6 +33,7 @@ from lswt_core.model.components import (
     build_average,
     build_cross_entropy,
     build_optimizer,
+    optimizer_class,
 )
 from lswt_core.model.parameters import count_parameters
 from lswt_core.model.spec import DecoderSpec
@@ -96,10 +96,40 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
         trainable=strip_prefix(amounts, "trainable: "),
         flops=None if PASSES in unknown else flops_per_token(amounts, recipe.train),
         memory=MemoryBudget(
-            strip_prefix(amounts, "bytes: "), recipe, logits, measure_stream(blueprint)
+            strip_prefix(amounts, "bytes: "),
+            recipe,
+            logits,
+            measure_stream(blueprint),
+            rank_model(recipe, registry, blueprint, precision, amounts),
+            has_host=world.device.type != "cpu",
         ),
         active=sum(strip_prefix(amounts, "parameters: ").values()) - amounts["inactive"],
         unknown=unknown,
+    )
+
+
+def rank_model(
+    recipe: Recipe,
+    registry: Registry,
+    blueprint: DecoderSpec,
+    precision: Precision,
+    amounts: Amounts,
+) -> RankModel:
+    """What several ranks share: all parameters, which are counted one by one."""
+    with torch.device("meta"):
+        losses = build_auxiliary_losses(recipe, registry)
+        loss = TrainModule(blueprint.build(), losses, build_cross_entropy(recipe, registry))
+    optimizer = optimizer_class(recipe, registry)
+    half = precision.dtype.itemsize
+    # as runs choose it: differences of gradients drown in the rounding of bfloat16
+    in_half = precision.dtype == torch.bfloat16 and not optimizer.needs_hessian_vector_products
+    return RankModel(
+        *units_of(loss),
+        alike=by_shape(strip_prefix(amounts, "alike: ")),
+        beside=by_shape(strip_prefix(amounts, "beside: ")),
+        gathered=half if in_half else None,
+        half=half,
+        updates_matrices=optimizer.unit == "matrix",
     )
 
 
@@ -173,8 +203,9 @@ def measure(
 
     def measure_optimizer() -> Amounts:
         with FlopCounterMode(display=False) as counter:
-            size = optimizer_bytes(optimizer)
-        return {"bytes: optimizer": size, "optimizer_step": counter.get_total_flops()}
+            states = optimizer_states(optimizer)
+        size, work = sum(states.values()), counter.get_total_flops()
+        return {"bytes: optimizer": size, "optimizer_step": work, **states}
 
     def measure_passes() -> Amounts:
         return pass_amounts(loss, optimizer, meta_batch(1, recipe.train.seq_len), half)

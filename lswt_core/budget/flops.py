@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lswt_core.budget.memory import State
+from lswt_core.budget.batch_memory import State
 from lswt_core.interfaces import (
     AttentionBackend,
     AttentionRequirements,

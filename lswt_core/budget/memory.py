@@ -2,60 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from copy import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lswt_core.budget.batch_memory import count_bytes
+from lswt_core.budget.rank_model import FLOAT32_BYTES, NO_MODEL, RankModel, shape_key
 from lswt_core.checkpoint.values import outline
 from lswt_core.device import available_memory
 from lswt_core.distributed.world import World
 from lswt_core.errors import ResourceError
-from lswt_core.interfaces import Batch, CrossEntropy, Layer, Optimizer, WeightAverage
-from lswt_core.model.decoder import Decoder
+from lswt_core.interfaces import CrossEntropy, Optimizer, WeightAverage
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.pytree import detach_state, tree_leaves
-from lswt_core.plugin_api.softmax_attention import SoftmaxAttention
 from lswt_core.plugin_api.token_scores import TILE
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.units import format_bytes
 
-FLOAT32_BYTES = 4
 SHOWN_PARTS = 4  # of a run that does not fit
-State = tuple[Mapping[str, Any], ...]
+STREAMED_MICRO_BATCHES = 3  # whose memories are on the device at once
+SAVED = ("weights", "average", "optimizer")  # parts that a checkpoint has
 
 
 class MemoryBudget(NamedTuple):
-    """Memory of a recipe for any batch size and number of processes."""
+    """Memory of a recipe for any batch size and any mesh of ranks."""
 
-    # part -> bytes; "memories" and "activations" are per sequence; what is unknown is absent
+    # part -> bytes of a single process; "memories" and "activations" are per sequence; what is
+    # unknown is absent
     parts: dict[str, int]
     recipe: Recipe
     logits: Callable[[int], int]  # tokens -> bytes that their cross-entropy holds at once
     stream_width: int  # numbers of a token in the residual stream
+    ranks: RankModel = NO_MODEL
+    has_host: bool = False  # the device's memory is not the host's
 
     def of_process(self, world: World, micro: int | None = None) -> dict[str, int]:
         """Return the bytes of one process by part, their "total", and what is "available" on its
         device, for micro-batches of ``micro`` sequences (default: the recipe's). The total is of
         what is known.
         """
-        train = self.recipe.train
-        rows = len(world.rows(train.batch_size))
-        micro = micro or world.micro_batch_size(train.batch_size, train.micro_batch_size)
-        parts = self.parts | {"logits": self.logits(micro * train.seq_len)}
-        if "activations" in self.parts:
-            parts["memories"] = self.parts["memories"] * rows * 2  # this step's and the next's
-            parts["activations"] = self.activations() * micro
+        parts = self.needed(world, micro)
         return parts | {"total": sum(parts.values()), "available": available_memory(world.device)}
+
+    def needed(self, world: World, micro: int | None = None) -> dict[str, int]:
+        """Return the bytes of one process on its device by part. Raises ResourceError if ranks
+        cannot share the model.
+        """
+        train = self.recipe.train
+        micro = micro or world.micro_batch_size(train.batch_size, train.micro_batch_size)
+        parts = dict(self.parts)
+        if world.size > 1:
+            parts = self.of_rank(world.n_shards(train.shard))
+        if "activations" in self.parts:
+            parts["memories"] = self.memories(world, micro)
+            parts["activations"] = self.activations() * micro
+        parts["logits"] = self.logits(micro * train.seq_len)
+        if not self.has_host and (held := self.checkpoint_copy(world)):
+            parts["checkpoint"] = held
+        return parts
+
+    def of_rank(self, shards: int) -> dict[str, int]:
+        """Return the bytes of one of several ranks that do not grow with the batch."""
+        return self.ranks.of_rank(self.parts, shards, self.recomputes)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are run again in the backward pass."""
+        return self.recipe.train.activation_checkpointing != "none"
+
+    @property
+    def streams(self) -> bool:
+        """Whether memories live on the host and pass through the device."""
+        return self.has_host and self.recipe.train.memory_device == "host"
+
+    def memories(self, world: World, micro: int) -> int:
+        """Return the bytes of memories on the device: this step's and the next's; if streamed, of
+        the micro-batch at work, the next one's and what the last one left.
+        """
+        rows = 2 * len(world.rows(self.recipe.train.batch_size))
+        if self.streams:
+            rows = min(rows, STREAMED_MICRO_BATCHES * micro)
+        return self.parts["memories"] * rows
+
+    def checkpoint_copy(self, world: World) -> int:
+        """Return the bytes of a process's pieces of a checkpoint in host memory, from which it is
+        written while training goes on; 0 if training waits.
+        """
+        wanted = self.recipe.checkpoint.asynchronous
+        if wanted is False or (wanted == "auto" and not self.has_host):
+            return 0
+        parts = self.parts
+        if world.size > 1:
+            parts = self.of_rank(world.n_shards(self.recipe.train.shard))
+        rows = len(world.rows(self.recipe.train.batch_size))
+        return sum(parts.get(name, 0) for name in SAVED) + self.saved_memories(rows)
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of a checkpoint, of all ranks together."""
+        memories = self.saved_memories(self.recipe.train.batch_size)
+        return sum(self.parts.get(name, 0) for name in SAVED) + memories
+
+    def saved_memories(self, rows: int) -> int:
+        """Return the bytes of the memories of some rows in a checkpoint; of the tokens that they
+        can be rebuilt from, which are few, none.
+        """
+        if self.recipe.checkpoint.memory == "replay":
+            return 0
+        return self.parts.get("memories", 0) * rows
+
+    def of_host(self, world: World) -> dict[str, int]:
+        """Return the bytes of one process in the host's memory beside a device of its own."""
+        if not self.has_host:
+            return {"memories": 0, "checkpoint": 0, "total": 0}
+        rows = len(world.rows(self.recipe.train.batch_size))
+        memories = 2 * rows * self.parts.get("memories", 0) if self.streams else 0
+        held = self.checkpoint_copy(world)
+        return {"memories": memories, "checkpoint": held, "total": memories + held}
+
+    def with_train(self, **changes: object) -> MemoryBudget:
+        """Return the budget of a recipe with another [train] table."""
+        recipe = copy(self.recipe)
+        recipe.train = recipe.train.model_copy(update=changes)
+        return self._replace(recipe=recipe)
 
     def activations(self) -> int:
         """Return the bytes per sequence that autograd saves; with activation checkpointing, the
         input of every block and what one recomputed block saves.
         """
         n_layers, train = self.recipe.model.n_layers, self.recipe.train
-        if train.activation_checkpointing == "none":
+        if not self.recomputes:
             return self.parts["activations"]
         inputs = n_layers * train.seq_len * self.stream_width * FLOAT32_BYTES
         return inputs + self.parts["activations"] // n_layers
@@ -67,8 +145,13 @@ class MemoryBudget(NamedTuple):
         rows = len(world.rows(self.recipe.train.batch_size))
         if available is None:
             available = available_memory(world.device)
-        for micro in range(rows, 0, -1):
-            if rows % micro == 0 and self.of_process(world, micro)["total"] <= available:
+        return self.largest_fitting(world, rows, available)
+
+    def largest_fitting(self, world: World, most: int, available: int) -> int:
+        """Return the largest micro-batch size up to ``most`` that fits; 0 if none does."""
+        rows = len(world.rows(self.recipe.train.batch_size))
+        for micro in range(most, 0, -1):
+            if rows % micro == 0 and sum(self.needed(world, micro).values()) <= available:
                 return micro
         return 0
 
@@ -94,33 +177,6 @@ def average_bytes(loss: TrainModule, average: WeightAverage) -> dict[str, int]:
     return {"average": FLOAT32_BYTES * sum(p.numel() for p in trainable_parameters(loss))}
 
 
-def batch_bytes(loss: TrainModule, batch: Batch, state: State, half: int) -> dict[str, int]:
-    """Return the bytes that grow with the batch: the state of full memories, and the activations
-    saved for the backward pass.
-    """
-    return {
-        "memories": state_bytes(loss.decoder, state, half),
-        "activations": saved_bytes(loss, batch, state) * half // FLOAT32_BYTES,
-    }
-
-
-def state_bytes(decoder: Decoder, state: State, half: int) -> int:
-    """Return the bytes of a state measured in float32: what memories keep is in the compute
-    precision, of ``half`` bytes per number; a recurrent state stays in float32, which sums up.
-    """
-    total = 0
-    for block, layer_state in zip(decoder.blocks, state, strict=True):
-        layers = [module for module in block.modules() if isinstance(module, Layer)]
-        is_recurrent = any(layer.reach is None for layer in layers)
-        memories = {
-            name for one in layers if isinstance(one, SoftmaxAttention) for name in one.memory
-        }
-        for name, tree in layer_state.items():
-            size = FLOAT32_BYTES if is_recurrent and name not in memories else half
-            total += count_bytes(tree_leaves(tree)) * size // FLOAT32_BYTES
-    return total
-
-
 def logits_bytes(scoring: CrossEntropy, device: str, table: Tensor, half: int, tokens: int) -> int:
     """Return the bytes of the logits that exist at once, and of two float32 copies of the tile in
     work.
@@ -134,57 +190,27 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
 
     Raises CheckpointError if a checkpoint cannot hold the state.
     """
+    return sum(optimizer_states(optimizer).values())
+
+
+def optimizer_states(optimizer: Optimizer) -> dict[str, int]:
+    """Return ``optimizer_bytes`` by the parameters' shapes: "alike: 4x3" of tensors that have their
+    parameter's shape, "beside: 4x3" of others.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    saved: dict[str, Tensor] = {}
-    for i, state in enumerate(optimizer.state.values()):
+    sizes: dict[str, int] = {}
+    for i, (parameter, state) in enumerate(optimizer.state.items()):
+        saved: dict[str, Tensor] = {}
         outline(state, f"the state of parameter {i}", saved)
-    return count_bytes(list(saved.values()))
-
-
-def meta_batch(rows: int, length: int) -> Batch:
-    """Return a batch on the meta device."""
-    ids = torch.empty(rows, length, dtype=torch.int64, device="meta")
-    return Batch(ids, ids)
-
-
-def warm_state(loss: TrainModule, batch: Batch) -> State:
-    """Return the state of the memories once they are full."""
-    state: Any = None
-    for _ in range(1 + loss.decoder.memory_length // batch.inputs.shape[1]):
-        with torch.no_grad():
-            state = detach_state(loss.decoder(batch.inputs, state, batch.first_visible)[1])
-    return state
-
-
-def saved_bytes(loss: TrainModule, batch: Batch, state: State) -> int:
-    """Return the float32 bytes that autograd saves in a forward pass."""
-    excluded = {storage_key(t) for t in (*loss.parameters(), *tree_leaves(state))}
-    saved: dict[int, int] = {}
-
-    def record(tensor: Tensor) -> Tensor:
-        if storage_key(tensor) not in excluded:
-            saved[storage_key(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        # `result` keeps the graph alive, so that no storage key is used twice
-        result = loss(batch, state)
-    del result
-    return sum(saved.values())
-
-
-def storage_key(tensor: Tensor) -> int:
-    """Return an identifier of a tensor's storage; meta tensors have no data pointer."""
-    return tensor.untyped_storage()._cdata
-
-
-def count_bytes(counted: Sequence[Tensor]) -> int:
-    """Return the bytes of tensors, views by their own size."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in counted)
+        for tensor in saved.values():
+            relation = "alike" if tensor.shape == parameter.shape else "beside"
+            key = f"{relation}: {shape_key(parameter.shape)}"
+            sizes[key] = sizes.get(key, 0) + count_bytes([tensor])
+    return sizes
 
 
 def require_memory(
@@ -213,7 +239,21 @@ def advice(largest: int) -> str:
             " gradient stays the same"
         )
     return (
-        "not even micro-batches of one sequence fit: a smaller train.batch_size or train.seq_len"
-        " lowers memories and activations; weights, gradients and optimizer state need a smaller"
-        " model, more processes or a larger machine"
+        "not even micro-batches of one sequence fit: train.activation_checkpointing, a smaller"
+        " train.batch_size or train.seq_len lower activations and memories, which an accelerator"
+        " can also leave on the host (train.memory_device); weights, gradients and optimizer state"
+        " need train.shard and more processes, a smaller model or a larger machine"
+    )
+
+
+def require_host_memory(needed: int, available: int, name: str) -> None:
+    """Raise ResourceError if what accelerators leave in their machine's memory does not fit."""
+    if needed <= available:
+        return
+    raise ResourceError(
+        f"{name} needs {format_bytes(needed)} of the machine's memory beside its accelerators,"
+        f" {format_bytes(available)} are free\n"
+        "  why: memories of train.memory_device = 'host' exist twice, and checkpoint.asynchronous"
+        " writes from a copy\n"
+        "  fix: a smaller train.batch_size, checkpoint.asynchronous = false, or more machines"
     )

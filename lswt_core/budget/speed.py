@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from lswt_core.budget.flops import Flops
-from lswt_core.device import Precision
+from lswt_core.device import Precision, device_name
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import Batch
 from lswt_core.model.build import build_model, materialise
@@ -41,6 +41,9 @@ class Accelerator(NamedTuple):
     efficiency: float  # share of ``flops`` that training reaches in matrix products
     source: str
     device_names: tuple[str, ...] = ()  # what torch calls such devices
+    # bytes per second and direction: to the other devices of its machine, and to its host
+    link: float = 25e9
+    host_link: float = 25e9
 
 
 GIB = 1 << 30
@@ -56,6 +59,8 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
             0.6,
             A100,
             ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"),
+            link=300e9,
+            host_link=25e9,
         ),
         Accelerator(
             "a100-80gb",
@@ -65,6 +70,8 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
             0.6,
             A100,
             ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"),
+            link=300e9,
+            host_link=25e9,
         ),
         Accelerator(
             "h100",
@@ -74,6 +81,8 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
             0.6,
             "NVIDIA H100 SXM data sheet, 2023",
             ("NVIDIA H100 80GB HBM3",),
+            link=450e9,
+            host_link=50e9,
         ),
         Accelerator(
             "h200",
@@ -83,6 +92,8 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
             0.6,
             "NVIDIA H200 data sheet, 2024",
             ("NVIDIA H200",),
+            link=450e9,
+            host_link=50e9,
         ),
         Accelerator(
             "b200",
@@ -92,6 +103,8 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
             0.6,
             "NVIDIA DGX B200 data sheet, 2024",
             ("NVIDIA B200",),
+            link=900e9,
+            host_link=50e9,
         ),
         Accelerator(
             "mi300x",
@@ -101,6 +114,8 @@ ACCELERATORS = {  # dense bf16 figures of the vendors' data sheets
             0.5,
             "AMD Instinct MI300X data sheet, 2023",
             ("AMD Instinct MI300X",),
+            link=448e9,
+            host_link=50e9,
         ),
     )
 }
@@ -128,14 +143,19 @@ def measure_machine(recipe: Recipe, device: torch.device, memory: int) -> Accele
     target = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device).fill_(1)
     product_seconds = median_seconds(lambda: a @ b, device, calls=calls)
     copy_seconds = median_seconds(lambda: target.copy_(source), device, calls=calls)
-    return Accelerator(
+    copied = 2 * COPY_BYTES / copy_seconds
+    machine = Accelerator(
         str(device),
         2 * rows * width * 4 * width / product_seconds,
-        2 * COPY_BYTES / copy_seconds,
+        copied,
         memory,
         1.0,
         "measured just now",
     )
+    if device.type == "cpu":  # processes send each other what they copy in memory
+        return machine._replace(link=copied / 2, host_link=copied / 2)
+    known = find_accelerator(device_name(device)) or machine
+    return machine._replace(link=known.link, host_link=known.host_link)
 
 
 def median_seconds(

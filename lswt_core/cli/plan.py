@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from lswt_core.cli.common import next_commands, recipe_arguments, report_source, required_registry
 from lswt_core.cli.plan_text import comparison, text
+from lswt_core.cli.plan_time import PlannedRun, machine_of, placement_of, time_of
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.swap_syntax import overrides_of
-from lswt_core.registry import Registry, nearest
+from lswt_core.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
     from lswt_core.budget import Budget
     from lswt_core.budget.flops import Flops
+    from lswt_core.budget.memory import MemoryBudget
     from lswt_core.device import Precision
     from lswt_core.recipe.schema import Train
-
-SHORT = 0.5  # seconds a micro-batch may be expected to take for it to be run
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,12 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--ranks", type=int, default=1, metavar="N", help="processes that share the rows"
     )
     parser.add_argument(
+        "--per-machine",
+        type=int,
+        metavar="N",
+        help="processes on one machine (default: 8; all on a CPU)",
+    )
+    parser.add_argument(
         "--on",
         metavar="NAME",
         help="an accelerator from a data sheet, e.g. h100 (default: this machine, measured)",
@@ -62,6 +68,9 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print what a recipe would take; refuse nothing."""
+    for name in ("ranks", "per_machine", "micro"):
+        if (given := getattr(arguments, name)) is not None and given < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {given}: give 1 or more")
     registry = required_registry(arguments)
     recipe = load(arguments, registry)
     estimate = measure(recipe, registry, arguments)
@@ -99,41 +108,73 @@ def measure(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -
 
     "parameters" {total, active (those that a token uses), trainable, by_component,
     trainable_by_component}; "memory" of one process in bytes, by part, with its total, what is
-    available and "largest_micro", the most rows that fit at a time; "flops" per token {forward,
-    train, update_curvature, optimizer, conventional, six_n, forward_by_part}; "run" {steps,
-    tokens_per_step, tokens, micro_batch_size, ranks}; "time" {tokens_per_second, seconds,
-    machine ...} as estimated; "device", "precision", "attention", and "unknown", what
-    cannot be measured without numbers, and why: "flops" and "time" are then None, and parts of the
-    memory are absent.
+    available and "largest_micro", the most rows that fit at a time; "mesh" {replicas, shards};
+    "host", bytes of its memory {memories, checkpoint, total of a process, processes_per_machine,
+    machine}; "fits", and if not "remedies", settings that would make it fit, the fastest first
+    [{overrides, total, seconds_per_step}]; "flops" per token {forward, train, update_curvature,
+    optimizer, conventional, six_n, forward_by_part}; "run" {steps, tokens_per_step, tokens,
+    micro_batch_size, ranks}; "time" {tokens_per_second, seconds, machine ..., communication} as
+    estimated; "device", "precision", "attention", and "unknown", what cannot be measured without
+    numbers, and why: "flops" and "time" are then None, and parts of the memory are absent.
     """
     import torch
 
+    from lswt_core.device import Precision
+
+    run = planned_run(recipe, registry, arguments)
+    taken, world, on = run.taken, run.world, arguments.on
+    precision = Precision.choose(recipe.train.precision, world.device)
+    length = {"micro_batch_size": run.micro, "ranks": world.size}
+    return {
+        "recipe": recipe.name,
+        "overlay": recipe.overlay,
+        "parameters": counts_of(taken),
+        "memory": memory_of(run),
+        **placement_of(run),
+        "flops": taken.flops and work_of(taken.flops),
+        "run": length_of(recipe.train) | length,
+        "time": taken.flops and time_of(run),
+        "unknown": taken.unknown,
+        "device": str(world.device) if on is None else on,
+        "precision": str(precision.dtype).removeprefix("torch."),
+        "attention": attention_of(recipe, registry, on, world.device, precision),
+        "torch": torch.__version__,
+    }
+
+
+def planned_run(recipe: Recipe, registry: Registry, arguments: argparse.Namespace) -> PlannedRun:
+    """The run on the machines of the command line."""
     from lswt_core.budget import budget
-    from lswt_core.device import Precision, available_memory
+    from lswt_core.device import available_memory
     from lswt_core.distributed.world import World
 
     device = World.read().device
     world = World(0, arguments.ranks, device)
     taken = budget(recipe, registry, world)
-    machine = machine_of(arguments.on, recipe, device, available_memory(device))
-    train = recipe.train
+    if arguments.on is not None:
+        taken = taken._replace(memory=taken.memory._replace(has_host=True))
+    free = available_memory(device)
+    if not taken.memory.has_host:
+        free //= world.size  # processes share the machine
+    machine, train = machine_of(arguments.on, recipe, device, free), recipe.train
     micro = arguments.micro or world.micro_batch_size(train.batch_size, train.micro_batch_size)
-    precision = Precision.choose(train.precision, device)
-    memory = taken.memory.of_process(world, micro) | {"available": machine.memory}
-    return {
-        "recipe": recipe.name,
-        "overlay": recipe.overlay,
-        "parameters": counts_of(taken),
-        "memory": memory | {"largest_micro": taken.memory.largest_micro(world, machine.memory)},
-        "flops": taken.flops and work_of(taken.flops),
-        "run": length_of(train) | {"micro_batch_size": micro, "ranks": arguments.ranks},
-        "time": taken.flops and time_of(recipe, registry, taken, machine, world, micro),
-        "unknown": taken.unknown,
-        "device": str(device) if arguments.on is None else arguments.on,
-        "precision": str(precision.dtype).removeprefix("torch."),
-        "attention": attention_of(recipe, registry, arguments.on, device, precision),
-        "torch": torch.__version__,
-    }
+    return PlannedRun(taken, registry, world, micro, machine, per_machine(arguments, taken.memory))
+
+
+def memory_of(run: PlannedRun) -> dict[str, int]:
+    """Bytes of one process by part, and the most rows that fit at a time."""
+    memory, world, available = run.taken.memory, run.world, run.machine.memory
+    largest = memory.largest_micro(world, available)
+    needed = memory.of_process(world, run.micro)
+    return needed | {"available": available, "largest_micro": largest}
+
+
+def per_machine(arguments: argparse.Namespace, memory: MemoryBudget) -> int:
+    """Processes on one machine: all of them on a CPU."""
+    from lswt_core.budget.step_time import DEVICES_PER_MACHINE
+
+    default = DEVICES_PER_MACHINE if memory.has_host else arguments.ranks
+    return min(arguments.per_machine or default, arguments.ranks)
 
 
 def counts_of(taken: Budget) -> dict[str, Any]:
@@ -180,52 +221,4 @@ def work_of(flops: Flops) -> dict[str, Any]:
         "conventional": flops.conventional,
         "six_n": flops.six_n,
         "forward_by_part": flops.forward,
-    }
-
-
-def machine_of(name: str | None, recipe: Recipe, device: Any, memory: int) -> Any:
-    """The machine whose rates are used."""
-    from lswt_core.budget.speed import ACCELERATORS, measure_machine
-
-    if name is None:
-        return measure_machine(recipe, device, memory)
-    if name not in ACCELERATORS:
-        guess = nearest(name, list(ACCELERATORS))
-        raise UsageError(
-            f"--on {name}: known are {', '.join(ACCELERATORS)}"
-            + (f"; did you mean {guess}?" if guess else "")
-        )
-    return ACCELERATORS[name]
-
-
-def time_of(
-    recipe: Recipe, registry: Registry, taken: Any, machine: Any, world: Any, micro: int
-) -> dict[str, Any]:
-    """The estimated time of the run, on machines of one kind that are taken to share the work
-    without loss.
-
-    A model whose micro-batch takes this machine about a second or less is run for a moment; for
-    others work is divided by rates.
-    """
-    from lswt_core.budget.speed import measured_tokens_per_second, tokens_per_second
-
-    train = recipe.train
-    rate, source = (
-        tokens_per_second(recipe, taken.flops_per_token, taken.total, machine),
-        machine.source,
-    )
-    fits = taken.memory.of_process(world._replace(size=1), micro)["total"] < machine.memory
-    if machine.name == str(world.device) and fits and micro * train.seq_len / rate < SHORT:
-        rate, source = (
-            measured_tokens_per_second(recipe, registry, world, taken.flops, micro),
-            "a few micro-batches run just now",
-        )
-    return {
-        "tokens_per_second": rate * world.size,
-        "seconds": train.total_steps * train.tokens_per_step / rate / world.size,
-        "machine": machine.name,
-        "flops_per_second": machine.flops,
-        "assumed_efficiency": machine.efficiency,
-        "bytes_per_second": machine.bandwidth,
-        "source": source,
     }

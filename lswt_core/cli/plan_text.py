@@ -24,11 +24,12 @@ def text(estimate: Mapping[str, Any]) -> str:
         ["parameters", *parameter_lines(estimate["parameters"])],
         [
             f"memory of one process, {run['micro_batch_size']} rows at a time",
-            *memory_lines(estimate["memory"]),
+            *memory_lines(estimate),
         ],
+        *placement_sections(estimate),
         [
             "work of a token",
-            *(work_lines(estimate["flops"]) if estimate["flops"] else [line("training", UNKNOWN)]),
+            *work_lines(estimate["flops"]),
         ],
         ["run", *run_lines(run, estimate["time"])],
     ]
@@ -58,11 +59,12 @@ def parameter_lines(numbers: Mapping[str, Any]) -> list[str]:
     return [*rows, line("trainable", f"{numbers['trainable']:,}")]
 
 
-def memory_lines(need: Mapping[str, int]) -> list[str]:
+def memory_lines(estimate: Mapping[str, Any]) -> list[str]:
     """Bytes, and what to do if they are too many."""
     from lswt_core.budget.memory import advice
     from lswt_core.reporting.units import format_bytes
 
+    need = estimate["memory"]
     rows = [
         line(name, format_bytes(size)) for name, size in need.items() if name != "largest_micro"
     ]
@@ -70,11 +72,67 @@ def memory_lines(need: Mapping[str, int]) -> list[str]:
         largest = need["largest_micro"]
         verdict = f"does not fit: micro-batch <= {largest}" if largest else "does not fit"
         rows.append(indent(fill(f"{verdict}; {advice(largest)}", LINE_WIDTH), "  "))
+    return [*rows, *remedy_lines(estimate)]
+
+
+def remedy_lines(estimate: Mapping[str, Any]) -> list[str]:
+    """What would make a run fit, the fastest first."""
+    from lswt_core.reporting.units import format_bytes, format_duration
+
+    rows = [
+        f"  {' '.join(one['overrides'])}: {format_bytes(one['total'])},"
+        f" {format_duration(one['seconds_per_step'])} a step"
+        for one in estimate["remedies"]
+    ]
+    return ["  would fit, the fastest first (estimated):", *rows] if rows else []
+
+
+def placement_sections(estimate: Mapping[str, Any]) -> list[list[str]]:
+    """How several processes share the model, and what they keep on their hosts."""
+    from lswt_core.reporting.units import format_bytes
+
+    mesh, host, sections = estimate["mesh"], estimate["host"], []
+    is_shared = estimate["run"]["ranks"] > 1
+    if is_shared:
+        count, shards = mesh["replicas"], mesh["shards"]
+        sections.append(["mesh", line("replicas", str(count)), line("shards of each", str(shards))])
+    if host["memories"] or (is_shared and host["total"]):
+        note = f"{host['processes_per_machine']} processes"
+        rows = [line(name, format_bytes(host[name])) for name in ("memories", "checkpoint")]
+        rows.append(line("of one machine", format_bytes(host["machine"]), note))
+        sections.append(["host memory of one process", *rows])
+    return sections
+
+
+def communication_lines(run: Mapping[str, Any], taken: Mapping[str, Any]) -> list[str]:
+    """What processes send each other, and on what assumptions."""
+    from lswt_core.reporting.units import format_bytes, format_duration
+
+    sent, rows = taken["communication"], []
+    rates = {name: f"{unit(n)}B/s" for name, n in sent["assumed_bytes_per_second"].items()}
+    if run["ranks"] > 1:
+        within, between = sent["bytes_within_replicas"], sent["bytes_between_replicas"]
+        rows.append(
+            f"  a process sends {format_bytes(within)} a step at {rates['within_replicas']} and"
+            f" {format_bytes(between)} between replicas at {rates['between_replicas']}:"
+            f" {format_duration(sent['seconds_per_step'])}"
+        )
+    if sent["bytes_to_host"]:
+        seconds = format_duration(sent["streaming_seconds_per_step"])
+        rows.append(
+            f"  memories: {format_bytes(sent['bytes_to_host'])} a step to the host and back at"
+            f" {rates['to_host']}: {seconds}"
+        )
+    if rows:
+        computing = format_duration(sent["computing_seconds_per_step"])
+        rows.append(f"  assumed to overlap with {computing} of computing: the longest counts")
     return rows
 
 
-def work_lines(work: Mapping[str, Any]) -> list[str]:
+def work_lines(work: Mapping[str, Any] | None) -> list[str]:
     """Floating-point operations."""
+    if work is None:
+        return [line("training", UNKNOWN)]
     rows = [
         line(f"forward: {part}", flop(number)) for part, number in work["forward_by_part"].items()
     ]
@@ -125,7 +183,7 @@ def run_lines(run: Mapping[str, Any], taken: Mapping[str, Any] | None) -> list[s
         f"estimated: {taken['tokens_per_second']:,.0f} tokens/s,"
         f" {format_duration(taken['seconds'])} on {taken['machine']}{processes}"
     )
-    return [f"  {length}", f"  {estimate}", f"  from {basis}"]
+    return [f"  {length}", f"  {estimate}", f"  from {basis}", *communication_lines(run, taken)]
 
 
 def comparison(plans: Mapping[str, Mapping[str, Any]]) -> str:

@@ -32,7 +32,7 @@ class WholeMatrices(WrappedOptimizer):
         self.sharded: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         mesh = self.sharded[0].device_mesh  # type: ignore[attr-defined]
         self.turns = mesh.get_group("shards")
-        self.owners = share_out(self.sharded, self.turns.size())
+        self.owners = share_out([p.numel() for p in self.sharded], self.turns.size())
         # by its number in ``sharded``: a whole copy of each parameter that this rank updates
         self.whole: dict[int, nn.Parameter] = {}
         for i, p in enumerate(self.sharded):
@@ -111,12 +111,12 @@ class WholeMatrices(WrappedOptimizer):
         return {}
 
 
-def share_out(parameters: Sequence[Tensor], ranks: int) -> list[int]:
-    """The rank that updates each parameter: in order of their size, each goes to the rank that has
-    the least so far.
+def share_out(numbers: Sequence[int], ranks: int) -> list[int]:
+    """The rank that updates each parameter, from their numbers of elements: in order of their
+    size, each goes to the rank that has the least so far.
     """
-    load, owners = [0] * ranks, [0] * len(parameters)
-    for i in sorted(range(len(parameters)), key=lambda i: -parameters[i].numel()):
+    load, owners = [0] * ranks, [0] * len(numbers)
+    for i in sorted(range(len(numbers)), key=lambda i: -numbers[i]):
         owners[i] = min(range(ranks), key=load.__getitem__)
-        load[owners[i]] += parameters[i].numel()
+        load[owners[i]] += numbers[i]
     return owners

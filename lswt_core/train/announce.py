@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import torch
 
 from lswt_core.budget import budget
-from lswt_core.budget.memory import require_memory
-from lswt_core.device import Precision
+from lswt_core.budget.memory import MemoryBudget, require_host_memory, require_memory
+from lswt_core.device import Precision, available_memory
 from lswt_core.distributed.world import World
 from lswt_core.interfaces import Schedule
 from lswt_core.model.build import BuiltModel
@@ -120,20 +121,38 @@ def announce_needs(
     """
     taken = budget(recipe, registry, world)
     needs = taken.memory.of_process(world)
+    # collective: no rank allocates anything before all have seen what is free
+    neighbours = ranks_of_machine(world)
+    require_on_host(taken.memory, world, neighbours, recipe.name)
+    each = ""
+    if world.device.type == "cpu" and neighbours > 1:
+        needs["available"] //= neighbours
+        each = f" for each of {neighbours} processes on this machine"
     at_least = "about"
     if taken.unknown:
         at_least = "at least"
     console.say(
         f"memory: {at_least} {format_bytes(needs['total'])} needed,"
-        f" {format_bytes(needs['available'])} free"
+        f" {format_bytes(needs['available'])} free{each}"
     )
     for what, why in taken.unknown.items():
         console.say(f"unknown: {what} ({why})")
-    require_memory(needs, world.device, recipe.name, taken.memory.largest_micro(world))
-    # "memories" are this step's and the next's
-    memories = needs.get("memories", 0) // 2 * world.size
-    size = sum(needs.get(name, 0) for name in ("weights", "average", "optimizer")) + memories
-    announce_disk(console, size, recipe.checkpoint.keep, directory)
+    largest = taken.memory.largest_micro(world, needs["available"])
+    require_memory(needs, world.device, recipe.name, largest)
+    announce_disk(console, taken.memory.checkpoint_bytes(), recipe.checkpoint.keep, directory)
+
+
+def ranks_of_machine(world: World) -> int:
+    """How many of a run's processes are on this machine. A collective of all ranks."""
+    machine = platform.node()
+    return world.gather_texts(machine).count(machine)
+
+
+def require_on_host(memory: MemoryBudget, world: World, neighbours: int, name: str) -> None:
+    """Raise ResourceError if what the processes of this machine keep on the host does not fit."""
+    needed = neighbours * memory.of_host(world)["total"]
+    if needed:
+        require_host_memory(needed, available_memory(torch.device("cpu")), name)
 
 
 def announce_disk(console: Console, size: int, keep: int, directory: Path) -> None:

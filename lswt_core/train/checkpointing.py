@@ -83,7 +83,7 @@ class Checkpointer:
                 groups["trained"] = trained
             self.require_finite(groups)
             self.write(groups, self.documents(self.merged(scalars), outline))
-            if not self.is_asynchronous:  # what is written is not copied, but the tensors themselves
+            if not self.is_asynchronous:  # the tensors themselves are written, not a copy
                 self.writer.wait()
 
     def require_finite(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
