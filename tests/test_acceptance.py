@@ -23,6 +23,7 @@ from lswt_core.acceptance.item import Item, Result
 from lswt_core.acceptance.plan import items_for
 from lswt_core.acceptance.record import HTML, JSON, MARKDOWN, Record
 from lswt_core.acceptance.schedule import LOG, Schedule
+from lswt_core.cli import bench_acceptance
 from lswt_core.cli.bench_acceptance import chosen_items, run_items
 from lswt_core.errors import RunsFailed, UsageError
 from lswt_core.plugin_api.attention import reference_attention
@@ -43,12 +44,18 @@ def fake(function: str, limit: float = 20, seconds: float = 0, **more: Any) -> I
     return Item(function, "it holds", target, arguments, seconds, limit, "group", **more)
 
 
-def is_running(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+def ends(pid: int) -> bool:
+    """Whether a process ends within seconds: whoever was killed takes a moment."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if status.rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def test_it_goes_on_past_items_that_fail_hang_and_crash(tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_it_goes_on_past_items_that_fail_hang_and_crash(tmp_path: Path) -> None:
     assert numbers["passing"]["answer"] == 42
     # what the last item saw in the file
     assert numbers["reading"] == {name: found[name][0] for name in list(found)[:-1]}
-    assert written["left"] == [] and not is_running(int(note.read_text()))
+    assert written["left"] == [] and ends(int(note.read_text()))
     assert "the kernel is wrong" in (tmp_path / LOG).read_text()
     for page in (MARKDOWN, HTML):
         assert "ValueError: the kernel is wrong" in (tmp_path / page).read_text()
@@ -119,7 +126,7 @@ def test_a_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:
         time.sleep(0.02)
     worker.stdin.close()
     worker.wait(5)
-    assert not is_running(int(note.read_text()))
+    assert ends(int(note.read_text()))
 
 
 def test_results_of_other_items_are_kept(tmp_path: Path) -> None:
@@ -173,6 +180,15 @@ def test_a_wrong_backend_is_found() -> None:
     for wrong in (with_nan, inexact):
         assert any(text.startswith("output") for text in found(wrong))
     assert [text.split(" is")[0] for text in found(stale_gradient)] == ["gradient of fused"]
+
+
+def test_a_device_that_does_not_answer_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_acceptance, "MACHINE", fake("crashing"))
+    assert main([*WORDS.split(), str(tmp_path)]) == 8
+    assert "the device does not answer" in capsys.readouterr().err
+    assert json.loads((tmp_path / JSON).read_text())["items"][0]["status"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ def make_blocks(inputs: Inputs, case: Case) -> list[KVBlock]:
 def slopes_of(block: KVBlock) -> SlopeBias:
     """ALiBi's bias of a block."""
     heads, size, device = block.q.shape[2], block.q.shape[1], block.q.device
-    slopes = 2.0 ** -torch.arange(1, heads + 1, device=device).to(block.q.dtype)
+    dtype = torch.promote_types(block.q.dtype, torch.float32)  # distances are exact in it
+    slopes = 2.0 ** -torch.arange(1, heads + 1, device=device).to(dtype)
     assert block.positions is not None
     return SlopeBias(slopes, torch.arange(size, device=device), block.positions)
