@@ -21,7 +21,10 @@ EXIT_CODES = {
     5: "a checkpoint cannot be written, read or continued",
     6: "training is not finite",
     7: "memory or disk is too small, or the processes cannot share the batch",
-    8: "runs of an ablation failed; its report is written and says which",
+    8: (
+        "runs of an ablation, or items of `bench --acceptance`, failed; the report is written and"
+        " says which"
+    ),
     70: "a bug",
     73: "another process holds the directory",
     75: "stopped and saved, or another process of the run was lost: the same command resumes",
@@ -79,7 +82,7 @@ class ResourceError(LswtError):
 
 
 class RunsFailed(LswtError):
-    """Runs of an ablation failed; its report says which, and why."""
+    """Runs of an ablation, or items of an acceptance, failed; the report says which, and why."""
 
     exit_code = 8
 

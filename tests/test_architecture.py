@@ -25,6 +25,7 @@ FLOORS = (
     {"train"},
     {"hf"},
     {"ablation", "benchmark", "conformance"},
+    {"acceptance"},
     {"cli"},
     {"run"},
     {"__main__"},

@@ -1,5 +1,5 @@
 """``python -m lswt_core bench RECIPE``: throughput of training, evaluation and decoding, against
-other recipes and libraries.
+other recipes and libraries. ``bench --acceptance`` is another command (``bench_acceptance``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lswt_core.cli.bench_acceptance import (
+    accept,
+    acceptance_arguments,
+    refuse_without_acceptance,
+)
 from lswt_core.cli.common import recipe_arguments, report_source, required_registry
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
@@ -60,10 +65,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         help="tokens decoded by each, in turn (default: 32)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    acceptance_arguments(parser)
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Measure, and print the results."""
+    if arguments.acceptance:
+        return accept(arguments)
+    refuse_without_acceptance(arguments)
     if arguments.rounds < 1 or arguments.tokens < 1:
         raise UsageError("--rounds and --tokens must be at least 1")
     report = measure(
