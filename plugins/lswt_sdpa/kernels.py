@@ -10,6 +10,7 @@ from torch import Tensor
 from lswt_core.interfaces import AttentionRequirements
 from lswt_core.plugin_api.attention import softmax_scale
 from lswt_core.plugin_api.attention_merge import Gradients, Kernel, first_verified
+from lswt_core.plugin_api.short_blocks import ShortBlocks
 
 aten = torch.ops.aten
 LOGSUMEXP_ALIGNMENT = 32  # the memory-efficient kernel pads its logsumexps to a multiple
@@ -207,9 +208,9 @@ class MemoryEfficient(Kernel):
 
 KERNELS: dict[str, Kernel] = {
     "cpu": CpuFlash(),
-    "cudnn": Cudnn(),
-    "flash": TorchFlash(),
-    "memory-efficient": EachQueryOfGroup(MemoryEfficient()),
+    "cudnn": ShortBlocks(Cudnn()),
+    "flash": ShortBlocks(TorchFlash()),
+    "memory-efficient": ShortBlocks(EachQueryOfGroup(MemoryEfficient())),
 }
 # The kernel selected for a device, dtype, head width and size of a group of query heads, and what
 # is wrong with faster ones.
