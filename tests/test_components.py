@@ -26,6 +26,7 @@ from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
+from lswt_sdpa import kernels as sdpa_kernels
 from lswt_sdpa.kernels import KERNELS, EachQueryOfGroup
 from lswt_xl_cache import XlCache
 from torch import Tensor
@@ -527,6 +528,28 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
     assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
     gradients = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
     assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.parametrize("wanted", ["cudnn", "flash", "memory-efficient"])
+def test_a_kernel_of_torch_can_be_asked_for(wanted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = AttentionRequirements("cuda", torch.bfloat16, 64)
+    tried: list[str] = []
+
+    def first(kernels: dict[str, Any], _: Any) -> tuple[str | None, list[str]]:
+        tried.extend(kernels)
+        return next(iter(kernels)), []
+
+    monkeypatch.setattr(sdpa_kernels, "selected", {})
+    monkeypatch.setattr(sdpa_kernels, "first_verified", first)
+    asked = Sdpa(DIMS, kernel=wanted)
+    assert wanted in str(asked.require(need)) and tried == [wanted]
+    monkeypatch.setattr(sdpa_kernels, "first_verified", lambda kernels, _: (None, ["it is off"]))
+    monkeypatch.setattr(sdpa_kernels, "selected", {})
+    for refused in (need, need._replace(device="cpu"), need._replace(has_mask=True)):
+        with pytest.raises(Unsupported, match=f"kernel = '{wanted}'"):
+            asked.require(refused)
+    with pytest.raises(Unsupported, match="joint"):
+        Sdpa(DIMS, method="joint", kernel=wanted)
 
 
 @pytest.mark.parametrize("shared", [1, 2])
