@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from lswt_core.plugin_api.compilation import raise_recompile_limit
@@ -60,6 +60,15 @@ def pick_device(local: int) -> torch.device:
     device = torch.device(accelerator.type, local)
     torch.accelerator.set_device_index(local)
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the host to a device without waiting for what the device has yet to do:
+    to a GPU from pinned memory. A plain ``to`` waits.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Precision(NamedTuple):

@@ -64,6 +64,11 @@ class Component:
     # import names of optional packages of which it needs one; () if it needs none
     libraries: ClassVar[tuple[str, ...]] = ()
 
+    def compile_kernels(self) -> None:
+        """Compile with torch.compile what gains from it. Called once on the cross-entropy, losses
+        and the optimizer, after ``require``, if the model's blocks are compiled.
+        """
+
 
 # ---------- values
 
@@ -767,11 +772,6 @@ class CrossEntropy(Component, nn.Module, ABC):
 
     def require(self, device: str) -> None:
         """Raise Unsupported, with the reason, if this cannot run on a device."""
-
-    def compile_kernels(self) -> None:
-        """Compile with torch.compile what gains from it. Called once, after ``require``, if the
-        model's blocks are compiled.
-        """
 
 
 class AuxiliaryLoss(Component, nn.Module, ABC):

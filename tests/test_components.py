@@ -26,6 +26,7 @@ from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
 from lswt_sdpa import Sdpa
+from lswt_sdpa import kernels as sdpa_kernels
 from lswt_sdpa.kernels import KERNELS, EachQueryOfGroup
 from lswt_xl_cache import XlCache
 from torch import Tensor
@@ -46,8 +47,16 @@ from lswt_core.interfaces import (
 )
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
-from lswt_core.plugin_api.attention_merge import find_fault, first_verified
+from lswt_core.plugin_api import short_blocks
+from lswt_core.plugin_api.attention_merge import (
+    ProbeSize,
+    find_fault,
+    first_verified,
+    merged_attention,
+    run_probe,
+)
 from lswt_core.plugin_api.pytree import tree_leaves, tree_map
+from lswt_core.plugin_api.short_blocks import ShortBlocks
 
 XL = {"xl": partial(XlCache, length=32)}
 REGISTERS = {"registers": partial(Registers, count=3)}
@@ -519,6 +528,69 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
     assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
     gradients = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
     assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.parametrize("wanted", ["cudnn", "flash", "memory-efficient"])
+def test_a_kernel_of_torch_can_be_asked_for(wanted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = AttentionRequirements("cuda", torch.bfloat16, 64)
+    tried: list[str] = []
+
+    def first(kernels: dict[str, Any], _: Any) -> tuple[str | None, list[str]]:
+        tried.extend(kernels)
+        return next(iter(kernels)), []
+
+    monkeypatch.setattr(sdpa_kernels, "selected", {})
+    monkeypatch.setattr(sdpa_kernels, "first_verified", first)
+    asked = Sdpa(DIMS, kernel=wanted)
+    assert wanted in str(asked.require(need)) and tried == [wanted]
+    monkeypatch.setattr(sdpa_kernels, "first_verified", lambda kernels, _: (None, ["it is off"]))
+    monkeypatch.setattr(sdpa_kernels, "selected", {})
+    for refused in (need, need._replace(device="cpu"), need._replace(has_mask=True)):
+        with pytest.raises(Unsupported, match=f"kernel = '{wanted}'"):
+            asked.require(refused)
+    with pytest.raises(Unsupported, match="joint"):
+        Sdpa(DIMS, method="joint", kernel=wanted)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("own_queries", [False, True])
+def test_a_kernel_leaves_sinks_to_plain_products(
+    shared: int, own_queries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"sinks": True, "memory": True, "bias": "no", "documents": False, "shared": shared}
+    parts, leaves = attention_case(**case, own_queries=own_queries)  # type: ignore[arg-type]
+    inner = KERNELS["cpu"]
+    taken: list[Any] = []
+    forward = type(inner).forward
+
+    def note(self: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Any:
+        taken.append((k.shape[1], causal))
+        return forward(self, q, k, v, causal)
+
+    monkeypatch.setattr(type(inner), "forward", note)
+    monkeypatch.setattr(short_blocks, "SHORT", parts[0].k.shape[1])
+    actual, expected = merged_attention(ShortBlocks(inner), parts), one_by_one(parts)
+    assert distance(actual, expected) < 1e-12
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (actual, expected)]
+    assert max(distance(a, b) for a, b in zip(*gradients, strict=True)) < 1e-12
+    assert (parts[0].k.shape[1], False) not in taken and taken[-1][1]
+
+
+def test_sinks_in_half_precision_are_rounded_as_eager_attention_rounds() -> None:
+    """A bfloat16 product is off by half a unit in its last place, 2^-9 of it, and so are output
+    and gradients of a softmax of scores of size 1.
+    """
+    need = AttentionRequirements("cpu", torch.float64, 64)
+    exact, rounded = (
+        run_probe(
+            need._replace(dtype=dtype),
+            ProbeSize(48, 80, 16),
+            partial(merged_attention, ShortBlocks(KERNELS["cpu"])),
+        )
+        for dtype in (torch.float64, torch.bfloat16)
+    )
+    for name, tensor in exact.items():
+        assert distance(rounded[name].double(), tensor) < 8 * 2**-9, name
 
 
 def test_kernels_are_tried_before_they_are_used() -> None:

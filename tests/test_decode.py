@@ -25,9 +25,11 @@ from lswt_token_shift import TokenShift
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from softmax_parts import MIXERS
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.functional import cosine_similarity
 
 from lswt_core.decode import (
+    CachedSequence,
     Contrastive,
     DecodingMethod,
     Greedy,
@@ -318,6 +320,58 @@ def test_logits_that_are_not_finite_raise() -> None:
         decoder.vocabulary.table.weight[3] = torch.nan
     with pytest.raises(NumericsError, match="not finite"):
         write(decoder, Greedy())
+
+
+class OnDevice(Tensor):
+    """A tensor that counts how often something of it, or computed from it, is read by the host."""
+
+    reads = 0
+    READERS = (Tensor.cpu, Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if func not in OnDevice.READERS:
+            return result
+        OnDevice.reads += 1
+        return result.as_subclass(Tensor) if isinstance(result, Tensor) else result
+
+
+@pytest.mark.parametrize("method", [Greedy(), Sample(seed=3)], ids=["greedy", "sample"])
+def test_a_token_waits_for_the_device_once(
+    method: DecodingMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = InferenceEngine(tiny(memories={"xl": xl}), PRECISE, CONTEXT)
+    alone = list(generate(engine, PROMPT, method, max_new_tokens=5))
+    both = generate_batch(engine, [PROMPT, PROMPT[:5]], method, max_new_tokens=5)
+    logits = CachedSequence.unchecked_logits
+    monkeypatch.setattr(
+        CachedSequence,
+        "unchecked_logits",
+        lambda self, states: logits(self, states).as_subclass(OnDevice),
+    )
+    OnDevice.reads = 0
+    assert list(generate(engine, PROMPT, method, max_new_tokens=5)) == alone
+    assert OnDevice.reads == 5
+    again = generate_batch(engine, [PROMPT, PROMPT[:5]], method, max_new_tokens=5)
+    assert again == both and OnDevice.reads == 10
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_a_text_is_not_compiled_for_each_of_its_lengths() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    plain, compiled = (tiny(memories={"xl": xl}) for _ in range(2))
+    for block in compiled.blocks:
+        block.compile(backend="eager")
+    texts = [
+        list(generate(InferenceEngine(decoder, PRECISE, CONTEXT), PROMPT, method, max_new_tokens=4))
+        for decoder in (plain, compiled)
+        for method in (Greedy(), Contrastive())
+    ]
+    assert texts[:2] == texts[2:] and not counters["stats"]
+    compiled(tokens(1, 3))
+    assert counters["stats"]["unique_graphs"], "the decoder itself stays compiled"
 
 
 @pytest.mark.parametrize(

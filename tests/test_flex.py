@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lswt_flex
 import original
 import pytest
 import torch
@@ -62,3 +63,23 @@ def test_the_compiled_kernel_may_have_a_graph_for_every_shape(
     with torch._dynamo.config.patch(recompile_limit=8):
         compiled_kernel.__wrapped__()
         assert torch._dynamo.config.recompile_limit > 100
+
+
+def test_a_mask_that_shapes_determine_is_made_once_for_all_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    make = lswt_flex.create_block_mask
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        made.append(arguments[-1])
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(lswt_flex, "create_block_mask", note)
+    lswt_flex.causal_block_mask.cache_clear()
+    plain = {"sinks": True, "memory": True, "bias": "no"}
+    for documents, count in ((False, 1), (False, 1), (True, 2), (True, 3)):
+        parts, _ = attention_case(documents=documents, **plain)  # type: ignore[arg-type]
+        with torch.no_grad():
+            assert distance(Flex(DIMS)(parts), one_by_one(parts)) < 1e-6
+        assert len(made) == count

@@ -9,20 +9,27 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from helpers import distance
 from lswt_cross_entropy import Chunked, Dense
 from lswt_liger import Liger
 from lswt_tied import Tied
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core.interfaces import IGNORE, CrossEntropy, Dims, LabelSampling
 from lswt_core.model.initialise import initialise
-from lswt_core.plugin_api.cross_entropy import dense_cross_entropy
+from lswt_core.plugin_api.cross_entropy import default_chunk_size, dense_cross_entropy
 from lswt_core.plugin_api.lm_head import LMHead
-from lswt_core.plugin_api.token_scores import max_with_index, sample_labels
+from lswt_core.plugin_api.token_scores import (
+    TokenScores,
+    max_with_index,
+    sample_labels,
+    score_tile,
+)
 
 VOCAB, D_VOCAB, D_MODEL = 11, 5, 6
 
@@ -246,6 +253,38 @@ def test_a_compiled_chunk_is_one_graph_and_finds_the_same(
         slopes = (gradients(owner, states, value.square().sum(), keep=True) for value in values)
         assert all(distance(a, b) < 1e-11 for a, b in zip(*slopes, strict=True))
     assert int(actual.correct) == int(expected.correct)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_a_compiled_chunk_scatters_nothing(soft_cap: float | None) -> None:
+    """A scatter is a kernel of its own, whose input and output are in memory as float32."""
+    torch._dynamo.reset()
+    seen: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(score_tile, backend=aot_autograd(fw_compiler=record), fullgraph=True)
+    logits, labels = torch.randn(5, 700), torch.tensor([3, IGNORE, 699, 0, 3])
+    results = []
+    for tile in (score_tile, compiled):
+        overwritten = logits.clone()
+        scores = TokenScores.allocate(logits, with_samples=False, capped=soft_cap is not None)
+        tile(overwritten, labels, None, scores, True, soft_cap)
+        results.append([overwritten, *(part for part in scores if part is not None)])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+    assert any("softmax" in target for target in seen)
+    assert not any("scatter" in target for target in seen)
+
+
+def test_chunks_are_long_where_a_tables_gradient_is_summed_in_memory() -> None:
+    sizes = {
+        (device, trained): default_chunk_size(device, trained=trained)
+        for device in ("cpu", "cuda")
+        for trained in (False, True)
+    }
+    assert sizes["cpu", False] < sizes["cpu", True] <= sizes["cuda", False] < sizes["cuda", True]
 
 
 @pytest.mark.parametrize("size", [512, 1024, 1100])

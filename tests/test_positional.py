@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from helpers import DIMS, distance, offered, stream, tiny, tokens
 from lswt_eager import Eager
 from lswt_flex import Flex
 from lswt_registers import Registers
-from lswt_rope import Rope
+from lswt_rope import Rope, XPos
 from lswt_sdpa import Sdpa
 from lswt_xl_cache import XlCache
 from nano import NANO
@@ -160,6 +161,23 @@ def test_it_compiles_as_one_graph(cls: Any) -> None:
     assert compiled(q, k, q_positions, k_positions).equal(
         scores(encoding, q, k, q_positions, k_positions)
     )
+
+
+@pytest.mark.slow  # generates and compiles C++
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("cls", [Rope, XPos])
+def test_compiled_code_computes_a_table_once_for_all_rows_and_heads(cls: Any) -> None:
+    from torch._inductor.utils import run_and_get_code  # slow to import
+
+    torch._dynamo.reset()
+    encoding, positions = cls(DIMS), torch.arange(5)
+    compiled = torch.compile(encoding.rotate if cls is Rope else encoding.rotate_and_scale)
+    x = torch.randn(3, 5, DIMS.n_heads, DIMS.d_head, requires_grad=True)
+    powers = [] if cls is Rope else [positions.double()]
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        _, (code, *_) = run_and_get_code(compiled, x, positions, *powers)
+    tables = re.findall(rf"empty_strided\w*\(\(5, 1, {DIMS.d_head // 2}\)", code)
+    assert len(tables) >= 2, "cosines and sines are in memory, not in the loop over rows and heads"
 
 
 @every_rotary

@@ -4,11 +4,12 @@ carried along.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lswt_core.decode.cuda_graph import CudaGraphStep, DecodeStep, fixed_shapes
 from lswt_core.decode.rolling_kv_cache import CacheState, inference_copy, single_row_kernels
@@ -38,7 +39,8 @@ class InferenceEngine:
     """
 
     def __init__(self, decoder: Decoder, precision: Precision, seq_len: int) -> None:
-        self.decoder, self.precision, self.seq_len = decoder, precision, seq_len
+        self.decoder = with_plain_blocks(decoder)
+        self.precision, self.seq_len = precision, seq_len
         self.device = next(decoder.parameters()).device
         self.capture: Capture | None = None
         if self.device.type == "cuda":
@@ -74,7 +76,8 @@ class InferenceEngine:
         """Hidden states [B, M] -> logits [B, V], at least float32; raises NumericsError if one is
         not finite.
         """
-        return compute_logits(self.decoder.vocabulary.logits, self.precision, states)
+        logits = compute_logits(self.decoder.vocabulary.logits, self.precision, states)
+        return require_finite_logits(logits)
 
     def start(self, pad_lengths: Tensor | None = None) -> CachedSequence:
         """Begin a batch of texts with the current weights. ``pad_lengths`` [B] is how many ids at
@@ -114,6 +117,11 @@ class CachedSequence:
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states [B, M] -> logits [B, V], as ``InferenceEngine.logits``."""
+        return require_finite_logits(self.unchecked_logits(states))
+
+    @torch.no_grad()
+    def unchecked_logits(self, states: Tensor) -> Tensor:
+        """``logits`` that may not be finite: finding out waits for the device."""
         return compute_logits(self.decoder.vocabulary.logits, self.engine.precision, states)
 
     def read_segment(self, ids: Tensor) -> Tensor:
@@ -187,14 +195,33 @@ def last_ids(before: Tensor | None, ids: Tensor, length: int) -> Tensor:
 def compute_logits(
     head: Callable[[Tensor], Tensor], precision: Precision, states: Tensor
 ) -> Tensor:
-    """Hidden states [B, M] -> logits [B, V], at least float32; raises NumericsError if one is not
-    finite.
-    """
+    """Hidden states [B, M] -> logits [B, V], at least float32."""
     with precision.autocast(states.device), single_row_kernels(states):
         logits = head(states)
-    if not logits.isfinite().all():
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def require_finite_logits(logits: Tensor, finite: bool | None = None) -> Tensor:
+    """The logits themselves. Raises NumericsError if one is not finite; ``finite`` says so where it
+    was read from the device already.
+    """
+    if finite is None:
+        finite = bool(logits.isfinite().all())
+    if not finite:
         raise NumericsError(
             "the model's logits are not finite: go back to an earlier checkpoint, or compute in"
             " float32"
         )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits
+
+
+def with_plain_blocks(decoder: Decoder) -> Decoder:
+    """The decoder, or if its blocks are compiled a shallow copy that shares their parts, whose
+    blocks are not: a text grows, and compiled blocks would be compiled anew for every length.
+    """
+    if not any(block._compiled_call_impl is not None for block in decoder.blocks):
+        return decoder
+    plain = copy.copy(decoder)
+    plain._modules = dict(decoder._modules)
+    plain.blocks = nn.ModuleList(map(copy.copy, decoder.blocks))  # copies are not compiled
+    return plain

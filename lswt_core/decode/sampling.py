@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lswt_core.decode.engine import InferenceEngine
+from lswt_core.decode.engine import InferenceEngine, require_finite_logits
+from lswt_core.device import send
 from lswt_core.errors import UsageError
 from lswt_core.plugin_api.pytree import tree_map
 from lswt_core.registry import nearest
@@ -40,7 +41,7 @@ class Greedy(DecodingMethod):
         self, engine: InferenceEngine, prompt: Tensor, pad_lengths: Tensor | None = None
     ) -> Iterator[Tensor]:
         """See DecodingMethod."""
-        return decode_tokens(engine, prompt, pad_lengths, lambda logits: logits.argmax(-1))
+        return decode_tokens(engine, prompt, pad_lengths, most_likely)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Sample(DecodingMethod):
         generator = torch.Generator().manual_seed(self.seed)
 
         def choose(logits: Tensor) -> Tensor:
-            return self.sample(logits.cpu(), generator)
+            return self.sample(require_finite_logits(logits.cpu()), generator)
 
         return decode_tokens(engine, prompt, pad_lengths, choose)
 
@@ -179,13 +180,25 @@ def decode_tokens(
     pad_lengths: Tensor | None,
     choose: Callable[[Tensor], Tensor],
 ) -> Iterator[Tensor]:
-    """Yield ids [B] after prompts [B, T], each chosen from logits [B, V] alone."""
+    """Yield ids [B] after prompts [B, T], each chosen from logits [B, V] alone. ``choose`` returns
+    ids on the CPU, and raises NumericsError for logits that are not finite: in the step's one wait
+    for the device.
+    """
     sequence = engine.start(pad_lengths)
     states = sequence(prompt)
     while True:
-        chosen = choose(sequence.logits(states[:, -1]))
+        chosen = choose(sequence.unchecked_logits(states[:, -1]))
         yield chosen
-        states = sequence(chosen[:, None].to(prompt.device))
+        states = sequence(send(chosen[:, None], prompt.device))
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The ids [B] of the largest logits [B, V], the lowest among equals, on the CPU. Raises
+    NumericsError.
+    """
+    ids = torch.cat((logits.argmax(-1), logits.isfinite().all()[None])).cpu()  # read together
+    require_finite_logits(logits, bool(ids[-1]))
+    return ids[:-1]
 
 
 def top_candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lswt_core.decode.engine import Cache, InferenceEngine, compute_logits
+from lswt_core.decode.engine import Cache, InferenceEngine, compute_logits, require_finite_logits
 from lswt_core.device import Precision
 from lswt_core.model.train_module import TrainModule
 
@@ -25,6 +25,11 @@ class ShardedEngine(InferenceEngine):
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
         """As of InferenceEngine."""
+        return require_finite_logits(self.unchecked_logits(states))
+
+    @torch.no_grad()
+    def unchecked_logits(self, states: Tensor) -> Tensor:
+        """As of CachedSequence."""
         return compute_logits(self.loss.logits, self.precision, states)
 
     def start(self, pad_lengths: Tensor | None = None) -> Any:
@@ -49,3 +54,7 @@ class ShardedSequence:
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states [B, M] -> logits [B, V]."""
         return self.engine.logits(states)
+
+    def unchecked_logits(self, states: Tensor) -> Tensor:
+        """As of CachedSequence."""
+        return self.engine.unchecked_logits(states)

@@ -29,9 +29,10 @@ def generate(
     """
     ids = torch.tensor([prompt], device=engine.device)
     for chosen in islice(method(engine, ids), max_new_tokens):
-        if int(chosen) == eos_id or should_stop():
+        token = int(chosen)
+        if token == eos_id or should_stop():
             return
-        yield int(chosen)
+        yield token
 
 
 def generate_batch(
@@ -46,16 +47,16 @@ def generate_batch(
     differ in length: they are padded on the left.
     """
     longest = max(map(len, prompts))
-    pad_lengths = torch.tensor([longest - len(prompt) for prompt in prompts], device=engine.device)
+    pads = [longest - len(prompt) for prompt in prompts]
+    pad_lengths = torch.tensor(pads, device=engine.device) if any(pads) else None
     padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     ids = torch.tensor(padded, device=engine.device)
     generated: list[list[int]] = [[] for _ in prompts]
     unfinished = set(range(len(prompts)))
-    for chosen in islice(
-        method(engine, ids, pad_lengths if pad_lengths.any() else None), max_new_tokens
-    ):
+    for chosen in islice(method(engine, ids, pad_lengths), max_new_tokens):
+        tokens = chosen.tolist()
         for row in list(unfinished):
-            token = int(chosen[row])
+            token = tokens[row]
             if token == eos_id:
                 unfinished.discard(row)
             else:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lswt_core.device import compile_blocks, should_compile
 from lswt_core.errors import Incompatible
-from lswt_core.interfaces import CrossEntropy, Dims, Head, Scaling, Unsupported
+from lswt_core.interfaces import Component, CrossEntropy, Dims, Head, Scaling, Unsupported
 from lswt_core.model.attention_choice import AttentionChoice, choose_backends
 from lswt_core.model.compatibility import (
     check_carry,
@@ -168,8 +168,9 @@ def materialise(
         shard(loss)
     if should_compile(recipe.train.compile, device):
         compile_blocks(loss.decoder.blocks)
-        if loss.cross_entropy is not None:
-            loss.cross_entropy.compile_kernels()
+        for component in (loss.cross_entropy, *loss.auxiliary.values()):
+            if isinstance(component, Component):
+                component.compile_kernels()
 
 
 def give_values(

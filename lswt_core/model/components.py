@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lswt_core.device import allow_two_backward_passes
+from lswt_core.device import allow_two_backward_passes, should_compile
 from lswt_core.distributed.world import spaced_rows
 from lswt_core.errors import Incompatible, PluginError
 from lswt_core.interfaces import (
@@ -126,7 +126,9 @@ def optimizer_class(recipe: Recipe, registry: Registry) -> type[Optimizer]:
 
 
 def build_optimizer(recipe: Recipe, registry: Registry, loss: TrainModule) -> Optimizer:
-    """The optimizer over the trainable parameters of ``loss``, which may be sharded."""
+    """The optimizer over the trainable parameters of ``loss``, which may be sharded; its kernels
+    are compiled where ``train.compile`` says so.
+    """
     groups = build_parameter_groups(loss, recipe.groups, loss.scalings)
     build = partial(build_component, registry, recipe.one("optimizer"))
     optimizer: Optimizer
@@ -142,6 +144,9 @@ def build_optimizer(recipe: Recipe, registry: Registry, loss: TrainModule) -> Op
     spaced_rows(optimizer.fraction, recipe.train.batch_size)
     if optimizer.shares_forward:
         allow_two_backward_passes()
+    device = groups[0]["params"][0].device
+    if device.type != "meta" and should_compile(recipe.train.compile, device):
+        optimizer.compile_kernels()
     return optimizer
 
 

@@ -13,10 +13,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from lswt_core.interfaces import Optimizer
+from lswt_core.plugin_api.compilation import raise_recompile_limit
 from lswt_core.plugin_api.sharded_tensor import local_tensor
 
 BUCKET = 1 << 24  # elements, 64 MB in float32: enough to keep any device busy
 BUCKET_CPU = 1 << 18  # all that an update of so many touches stays in a core's cache
+GROUP_NUMBERS = ("lr", "weight_decay")  # of a parameter group, that compiled code takes as tensors
 
 
 class ParameterSlice(NamedTuple):
@@ -36,6 +38,8 @@ class BucketOptimizer(Optimizer, ABC):
     """
 
     moments: torch.dtype = torch.float32
+    # ``update_wide`` as compiled code, once ``compile_update`` was called
+    compiled_update: Callable[[dict[str, Any], list[ParameterSlice]], None] | None = None
 
     @abstractmethod
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
@@ -65,8 +69,31 @@ class BucketOptimizer(Optimizer, ABC):
                 if p.grad is not None:
                     slices += split_for_cache(self.local_slice(group, p, p.grad))
             for bucket in group_into_buckets(slices):
-                self.update_wide(group, bucket)
+                self.update_bucket(group, bucket)
         return loss
+
+    def compile_update(self) -> None:
+        """For ``compile_kernels`` of an optimizer whose ``update`` reads no numbers that change but
+        ``group["lr"]``: compile it, one pass over memory instead of one an operation. ``update``
+        then gets 0-dim tensors on the CPU as ``group["lr"]`` and ``group["weight_decay"]``, since
+        compiled code would be made anew for every number.
+        """
+        self.compiled_update = torch.compile(
+            self.update_wide, fullgraph=True, dynamic=False, **raise_recompile_limit()
+        )
+
+    def update_bucket(self, group: dict[str, Any], slices: list[ParameterSlice]) -> None:
+        """Update a bucket, by compiled code if there is any."""
+        if self.compiled_update is None:
+            self.update_wide(group, slices)
+            return
+        numbers = {key: torch.tensor(group[key], dtype=torch.float64) for key in GROUP_NUMBERS}
+        detached = [one._replace(p=one.p.detach()) for one in slices]
+        self.compiled_update(numbers, detached)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for copies and pickles, without compiled code."""
+        return super().__getstate__() | {"compiled_update": None}
 
     def local_slice(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> ParameterSlice:
         """The piece of a parameter that this rank holds, with those of its gradient and moments."""
@@ -144,6 +171,17 @@ def satisfies(value: Any, bound: Any) -> bool:
         case Le(le=limit):
             return bool(value <= limit)
     raise TypeError(f"{bound} is no bound of a number")
+
+
+def add_scaled_(
+    targets: list[Tensor], values: tuple[Tensor, ...] | list[Tensor], factor: float | Tensor
+) -> None:
+    """Add ``values`` times a factor to ``targets``; a tensor [] overwrites the values."""
+    if isinstance(factor, Tensor):
+        torch._foreach_mul_(values, factor)
+        torch._foreach_add_(targets, values)
+    else:
+        torch._foreach_add_(targets, values, alpha=factor)
 
 
 def cast_like(values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:

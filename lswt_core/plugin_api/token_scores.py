@@ -101,10 +101,19 @@ def score_tile(
     if uniforms is not None:
         score_sampled_labels(wide, p, uniforms, kept, scores, soft_cap)
     if gradient:
-        p.scatter_add_(-1, label, -torch.ones_like(p[:, :1]))
+        error = subtract_onehot_(p, label)
         if soft_cap is not None:
-            p.mul_(cap_slope(wide, soft_cap))
-        logits.copy_(p.mul_(kept[:, None]))
+            error.mul_(cap_slope(wide, soft_cap))
+        logits.copy_(error.mul_(kept[:, None]))
+
+
+def subtract_onehot_(p: Tensor, label: Tensor) -> Tensor:
+    """Return p [n, V] - onehot(label [n, 1]); p may be overwritten. Compiled code compares instead
+    of scattering: a scatter is a kernel of its own, which needs all of p in memory.
+    """
+    if torch.compiler.is_compiling():
+        return p - (torch.arange(p.shape[-1], device=p.device) == label).to(p.dtype)
+    return p.scatter_add_(-1, label, -torch.ones_like(p[:, :1]))
 
 
 def score_sampled_labels(

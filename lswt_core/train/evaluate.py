@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from lswt_core.data.held_out import HeldOut
-from lswt_core.device import Precision
+from lswt_core.device import Precision, send
 from lswt_core.distributed.world import World
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.plugin_api.pytree import detach_state
@@ -36,7 +36,7 @@ def evaluate(
     for _ in range(held_out.segments):
         if stopping():
             raise Interrupted
-        batch = held_out.rows.segment().map(lambda tensor: tensor.to(device))
+        batch = held_out.rows.segment().map(lambda tensor: send(tensor, device))
         held_out.rows.advance()
         with precision.autocast(device):
             result = loss(batch, state)

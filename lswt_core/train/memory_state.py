@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lswt_core.device import send
 from lswt_core.interfaces import Batch
 from lswt_core.plugin_api.pytree import (
     concatenate_rows,
@@ -69,4 +70,4 @@ def replay_memory(trainer: Trainer) -> None:
 def select_micro_batch(batch: Batch, i: int, size: int, device: torch.device) -> Batch:
     """The rows of micro-batch ``i``, on a device."""
     rows = slice(i * size, (i + 1) * size)
-    return batch.map(lambda tensor: tensor[rows].to(device))
+    return batch.map(lambda tensor: send(tensor[rows], device))

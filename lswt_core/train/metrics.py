@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
 
 from lswt_core.errors import ResourceError
 from lswt_core.interfaces import Tracker
@@ -28,6 +30,14 @@ class MetricsSink(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of a step."""
+
+
+class UnwrittenMetrics(NamedTuple):
+    """The metrics of a step whose optimizer statistics, [] each, are still on the device."""
+
+    step: int
+    values: Mapping[str, float]
+    statistics: Mapping[str, Tensor]
 
 
 class Metrics:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lswt_core.device import Precision
+from lswt_core.device import Precision, send
 from lswt_core.distributed.sharding import deferred_all_reduce
 from lswt_core.distributed.world import spaced_rows
 from lswt_core.interfaces import Batch, LabelSampling
@@ -75,10 +75,10 @@ class Step:
         if sampling:
             count = self.counts.pop(SAMPLED)
             self.sampled_gradient = SampledGradient(context.world, self.parameters, count, scale)
-        self.micro_batches = [micro.map(self._to_device) for micro in micro_batches]
+        self.micro_batches = [micro.map(self._send) for micro in micro_batches]
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.context.world.device, non_blocking=True)
+    def _send(self, tensor: Tensor) -> Tensor:
+        return send(tensor, self.context.world.device)
 
     def _count(self, micro_batches: list[Batch], batch: Batch) -> dict[str, Tensor]:
         """The denominator of every loss over the global batch. Counted before batches are copied
@@ -89,8 +89,7 @@ class Step:
             counts[SAMPLED] = count_labels(micro, rows)
         columns = zip(*(counts.values() for counts in local), strict=True)
         sums = torch.stack([sum_scalars(column) for column in columns])
-        world = self.context.world
-        return dict(zip(local[0], world.sum(sums.to(world.device)), strict=True))
+        return dict(zip(local[0], self.context.world.sum(self._send(sums)), strict=True))
 
     @cached_property
     def tokens(self) -> int:
@@ -131,7 +130,8 @@ class Step:
         rows: list[int] = []
         for i, mask in enumerate(self.row_masks(fraction)):
             inputs_and_memory = (tuple(self.micro_batches[i]), self.memory[i])
-            selected.append(tree_map(itemgetter(mask), inputs_and_memory))
+            index = self._send(mask.nonzero()[:, 0])  # found on the host, which waits for nothing
+            selected.append(tree_map(itemgetter(index), inputs_and_memory))
             rows += compress(self.rows[self.micro_batch_slices()[i]], mask)
         fields, joined = concatenate_rows(selected)
         memory = split_rows(joined, len(rows), self.context.micro_batch_size)
@@ -225,7 +225,7 @@ class Step:
         None: all.
         """
         if rows is not None:
-            rows = None if rows.all() else rows.to(self.context.world.device)
+            rows = None if rows.all() else self._send(rows)
         return LabelSampling(self.uniforms(i), rows)
 
     def uniforms(self, i: int) -> Tensor:
@@ -235,7 +235,7 @@ class Step:
         length = self.micro_batches[i].inputs.shape[1]
         rows = self.rows[self.micro_batch_slices()[i]]
         drawn = [torch.rand(length, generator=self.random_stream("labels", row)) for row in rows]
-        return torch.stack(drawn).to(self.context.world.device)
+        return self._send(torch.stack(drawn))
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator seeded by run seed, step and purpose."""

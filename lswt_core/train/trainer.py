@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.data import BatchStream
-from lswt_core.errors import NumericsError, ResourceError
+from lswt_core.errors import NumericsError
 from lswt_core.interfaces import Batch, Optimizer, Schedule
 from lswt_core.model.parameters import trainable_parameters
 from lswt_core.model.train_module import CROSS_ENTROPY
@@ -24,7 +24,8 @@ from lswt_core.reporting.console import Console
 from lswt_core.train.averaging import AveragedWeights
 from lswt_core.train.finite import NotFinite, weights_overflow
 from lswt_core.train.loss_scaler import LossScaler
-from lswt_core.train.metrics import MetricsSink
+from lswt_core.train.metrics import MetricsSink, UnwrittenMetrics
+from lswt_core.train.out_of_memory import is_out_of_memory, out_of_memory_error
 from lswt_core.train.step import Step
 from lswt_core.train.step_context import StepContext
 from lswt_core.train.update import Update, apply_update, hessian_update_is_due
@@ -72,6 +73,7 @@ class Trainer:
         self.saved_step = -1  # of the last checkpoint
         self.loss_scaler = LossScaler(self.context.precision.dtype)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.unwritten: UnwrittenMetrics | None = None
         # 1: the last update left weights that are not finite
         self.overflow = torch.zeros((), dtype=torch.float64, device=self.context.world.device)
         # one state a micro-batch; None: cold
@@ -157,6 +159,7 @@ class Trainer:
         overflow, accuracy, *losses, grad_norm = torch.cat(
             (sums[:1], means, norm.double().reshape(1))
         ).tolist()
+        self.write_metrics()
         if overflow:
             raise self.not_finite_error("weights")
         if self.state.step == 0:
@@ -196,7 +199,9 @@ class Trainer:
             yield
 
     def log(self, update: Update, lr: float, seconds: float) -> None:
-        """Log the metrics of the update that was just applied."""
+        """Log the metrics of the update that was just applied. They are written when its statistics
+        can be read without waiting for a device.
+        """
         self.state.seconds += seconds
         step, tokens_per_step = self.state.step, self.train.tokens_per_step
         values = {
@@ -206,10 +211,23 @@ class Trainer:
             "seconds": self.state.seconds,
             "tokens_per_second": tokens_per_step / seconds,
         }
-        for name, value in self.optimizer.statistics().items():
-            values[f"optimizer/{name}"] = float(full_tensor(value))
-        self.metrics.log(step, values)
+        statistics = {
+            f"optimizer/{name}": full_tensor(value)
+            for name, value in self.optimizer.statistics().items()
+        }
+        self.unwritten = UnwrittenMetrics(step, values, statistics)
+        if self.context.world.device.type == "cpu":
+            self.write_metrics()
         self.console.step(step, self.train.total_steps, values)
+
+    def write_metrics(self) -> None:
+        """Write the metrics of the last update, unless they are; after a synchronisation."""
+        if self.unwritten is None:
+            return
+        step, values, statistics = self.unwritten
+        self.unwritten = None
+        read = {name: float(value) for name, value in statistics.items()}
+        self.metrics.log(step, {**values, **read})
 
     def count_hessian_failures(self, is_finite: bool) -> None:
         """Count consecutive Hessian estimates that are not finite. Raises NumericsError after
@@ -254,10 +272,12 @@ class Trainer:
             )
 
     def require_finite_weights(self) -> None:
-        """Raise NumericsError if the last update left weights that are not finite. Synchronises
-        with the device.
+        """Raise NumericsError if the last update left weights that are not finite, and write
+        the last metrics. Synchronises with the device.
         """
-        if self.context.world.any(bool(self.overflow)):
+        overflow = bool(self.overflow)
+        self.write_metrics()
+        if self.context.world.any(overflow):
             raise self.not_finite_error("weights")
 
     def not_finite_error(self, what: str) -> NumericsError:
@@ -276,22 +296,3 @@ class Trainer:
             f"The checkpoint of step {self.saved_step} is intact; {cure} continue with --resume"
             " --accept-changes"
         )
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; on the CPU torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def out_of_memory_error(context: StepContext) -> ResourceError:
-    """The error for a step that does not fit into memory."""
-    device, rows = context.world.device, context.micro_batch_size
-    if rows == 1:
-        return ResourceError(
-            f"not even one row fits into the memory of {device}: shorten train.seq_len or take a"
-            " smaller model"
-        )
-    return ResourceError(
-        f"a micro-batch of {rows} rows does not fit into the memory of {device}:"
-        f" set train.micro_batch_size={rows // 2} (the result stays the same)"
-    )

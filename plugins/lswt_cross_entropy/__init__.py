@@ -27,8 +27,8 @@ class Chunked(CrossEntropy):
     once and never kept. Two matrix products if the embedding is frozen, three if it is
     trained.
 
-    ``chunk`` 0 depends on the device: 256 tokens on a CPU, 1,024 elsewhere or if the embedding is
-    trained. If the model's blocks are compiled, so is the softmax of a chunk.
+    ``chunk`` 0 depends on the device: 256 tokens on a CPU, 1,024 if the embedding is trained;
+    elsewhere 1,024 and 4,096. If the model's blocks are compiled, so is the softmax of a chunk.
     """
 
     name = "chunked"

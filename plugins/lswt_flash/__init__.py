@@ -18,7 +18,7 @@ from lswt_core.interfaces import (
 )
 from lswt_core.plugin_api.attention import assume_constant_result, refuse_other_parts
 from lswt_core.plugin_api.attention_merge import merged_attention, soft_cap_of
-from lswt_flash.versions import FlashKernel, newest_verified
+from lswt_flash.versions import kernel_of, newest_verified
 
 WIDTH_MULTIPLE = 8  # of head widths
 
@@ -71,7 +71,7 @@ class Flash(AttentionBackend):
             soft_cap > 0,
             self.deterministic,
         )
-        return merged_attention(FlashKernel(version, self.deterministic, soft_cap), blocks)
+        return merged_attention(kernel_of(version, self.deterministic, soft_cap), blocks)
 
 
 def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:

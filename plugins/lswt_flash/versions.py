@@ -13,6 +13,7 @@ from torch import Tensor, library
 from lswt_core.interfaces import AttentionRequirements, Unsupported
 from lswt_core.plugin_api.attention import softmax_scale
 from lswt_core.plugin_api.attention_merge import PROBE_CAP, Gradients, Kernel, find_fault
+from lswt_core.plugin_api.short_blocks import ShortBlocks
 
 # The module with the forward and backward pass of every version, newest first.
 MODULES = {
@@ -231,6 +232,11 @@ class FlashKernel(Kernel):
         return dq, dk, dv
 
 
+def kernel_of(version: int, deterministic: bool, soft_cap: float = 0.0) -> Kernel:
+    """A version of FlashAttention that leaves attention sinks to plain products."""
+    return ShortBlocks(FlashKernel(version, deterministic, soft_cap))
+
+
 # By what the probe depends on: the version selected, and what is wrong with newer ones.
 selected_versions: dict[tuple[torch.dtype, int, int, bool, bool], tuple[int, list[str]]] = {}
 
@@ -255,7 +261,7 @@ def verify_versions(need: AttentionRequirements, deterministic: bool) -> tuple[i
             failures.append(f"version {version}: {error}")
             continue
         soft_cap = PROBE_CAP if need.has_transform else 0.0
-        fault = find_fault(FlashKernel(version, deterministic, soft_cap), need)
+        fault = find_fault(kernel_of(version, deterministic, soft_cap), need)
         if fault is None:
             return version, failures
         failures.append(f"version {version}: {fault}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -104,6 +104,8 @@ def block_mask_of(blocks: Sequence[KVBlock]) -> Any:
             visible = visible & (positions[key] >= first)
         return visible if selection is None else visible & selection(row, head, query, key)
 
+    if first_visible is None and selected is None and not torch.compiler.is_compiling():
+        return causal_block_mask(q.shape[1], n_keys, n_old, str(q.device))
     rows, heads = (1, 1) if selected is None else selected.shape[:2]
     return create_block_mask(
         mask_mod,
@@ -113,6 +115,19 @@ def block_mask_of(blocks: Sequence[KVBlock]) -> Any:
         n_keys,
         device=str(q.device),
     )
+
+
+@lru_cache(maxsize=64)
+def causal_block_mask(n_queries: int, n_keys: int, n_old: int, device: str) -> Any:
+    """The mask of queries that see all of ``n_old`` keys and, causally, their own: the same in
+    every layer and step. Making it evaluates every pair of a query and a key.
+    """
+
+    def mask_mod(row: Index, head: Index, query: Index, key: Index) -> Tensor:
+        return key - n_old <= query
+
+    with torch.inference_mode(False):  # wherever it is first asked for
+        return create_block_mask(mask_mod, None, None, n_queries, n_keys, device=device)
 
 
 def selected_keys(blocks: Sequence[KVBlock]) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lswt_core.hooks import hookimpl
 from lswt_core.interfaces import Optimizer
-from lswt_core.plugin_api.optimizer import BucketOptimizer, require_bounds
+from lswt_core.plugin_api.optimizer import BucketOptimizer, add_scaled_, require_bounds
 
 
 class Lion(BucketOptimizer, Optimizer):
@@ -64,9 +64,13 @@ class Lion(BucketOptimizer, Optimizer):
         interpolated = torch._foreach_mul(moments, self.beta1)
         torch._foreach_add_(interpolated, gradients, alpha=1 - self.beta1)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, torch._foreach_sign(interpolated), alpha=-group["lr"])
+        add_scaled_(params, torch._foreach_sign(interpolated), -group["lr"])
         torch._foreach_mul_(moments, self.beta2)
         torch._foreach_add_(moments, gradients, alpha=1 - self.beta2)
+
+    def compile_kernels(self) -> None:
+        """Compile the update."""
+        self.compile_update()
 
 
 @hookimpl

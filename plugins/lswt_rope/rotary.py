@@ -113,7 +113,17 @@ def cos_sin(
     """
     frequency = frequency.to(angle_dtype)
     angle = positions.to(angle_dtype)[..., None, None] * frequency  # [..., 1, D/2]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return keep_table(angle.cos().to(dtype)), keep_table(angle.sin().to(dtype))
+
+
+def keep_table(table: Tensor) -> Tensor:
+    """The table itself, which compiled code computes once and keeps in memory. Inductor would else
+    move the formula, float64 powers and cosines, into the loop over every row and head of whatever
+    is rotated; the base of a strided view has to be in memory.
+    """
+    if not torch.compiler.is_compiling():
+        return table
+    return table.as_strided(table.shape, table.stride())
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from lswt_core.interfaces import Dims, PositionalEncoding
-from lswt_rope.rotary import Rope, rotate_pairs
+from lswt_rope.rotary import Rope, keep_table, rotate_pairs
 
 
 class XPos(Rope, PositionalEncoding):
@@ -75,4 +75,4 @@ class XPos(Rope, PositionalEncoding):
         zeta = (dimensions + 0.4 * width) / (1.4 * width)  # [D/2]
         scale = (zeta ** (power[:, None, None] / self.scale_base)).to(dtype)  # [N, 1, D/2]
         cos, sin = self.table(positions, width, dtype)
-        return rotate_pairs(x, cos * scale, sin * scale)
+        return rotate_pairs(x, keep_table(cos * scale), keep_table(sin * scale))

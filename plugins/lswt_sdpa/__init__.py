@@ -33,10 +33,10 @@ class Sdpa(AttentionBackend):
     ``method`` "split" runs every block with an unmasked or a square causal kernel and merges the
     outputs by their logsumexps: no mask, no copy of the KV cache. On CUDA the kernel is the first
     of cuDNN's (on Hopper and newer), flash and memory-efficient attention that passes a small test
-    on the device; on a CPU it is torch's flash kernel. "joint" concatenates the blocks under one
-    mask and works everywhere. "auto" splits if a kernel is available and no block has a bias or
-    hidden keys, else joins. Grouped key/value heads are never repeated in memory: what has no
-    kernel for them is called once for every query head of a group.
+    on the device, or ``kernel`` alone; on a CPU it is torch's flash kernel. "joint" concatenates
+    the blocks under one mask and works everywhere. "auto" splits if a kernel is available and no
+    block has a bias or hidden keys, else joins. Grouped key/value heads are never repeated in
+    memory: what has no kernel for them is called once for every query head of a group.
     """
 
     name = "sdpa"
@@ -45,9 +45,19 @@ class Sdpa(AttentionBackend):
   author={Dao, Tri and Fu, Daniel Y. and Ermon, Stefano and Rudra, Atri and R{\\'e}, Christopher},
   booktitle={NeurIPS}, year={2022}}"""
 
-    def __init__(self, dims: Dims, *, method: Literal["auto", "split", "joint"] = "auto") -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        method: Literal["auto", "split", "joint"] = "auto",
+        kernel: Literal["auto", "cudnn", "flash", "memory-efficient"] = "auto",
+    ) -> None:
         super().__init__(dims)
-        self.method = method
+        if method == "joint" and kernel != "auto":
+            raise Unsupported(f"kernel = {kernel!r} runs block by block: not with method = 'joint'")
+        # who names a kernel wants it to run
+        self.method = "split" if kernel != "auto" else method
+        self.kernel = kernel
 
     def require(self, need: AttentionRequirements) -> str | None:
         """Refuse second derivatives, transforms of scores, and "split" for masks, biases and
@@ -64,20 +74,23 @@ class Sdpa(AttentionBackend):
         masked = need.has_bias or need.has_mask or need.has_selection
         if self.method == "split" and masked:
             raise Unsupported(
-                "method = 'split' supports no attention biases, windows, document masking or"
+                f"{self.asked} supports no attention biases, windows, document masking or"
                 " selection of keys; use 'auto'"
             )
         if self.method == "joint" or masked:
             return None
-        kernel, failures = select_kernel(need)
+        kernel, failures = select_kernel(need, self.kernel)
         if self.method == "split" and not kernel:
-            raise Unsupported(
-                f"method = 'split' is not available ({'; '.join(failures)}); use 'auto'"
-            )
+            raise Unsupported(f"{self.asked} is not available ({'; '.join(failures)}); use 'auto'")
         choice = "one call under a mask"
         if kernel:
             choice = f"one call per block by kernel {kernel}"
         return "; ".join([choice, *(f"not {failure}" for failure in failures)])
+
+    @property
+    def asked(self) -> str:
+        """The option that asks for a kernel."""
+        return "method = 'split'" if self.kernel == "auto" else f"kernel = {self.kernel!r}"
 
     def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
         """One softmax over the keys of all blocks: -> [B, T, H, D]. Raises Unsupported for
@@ -87,7 +100,7 @@ class Sdpa(AttentionBackend):
         q = blocks[0].q
         if self.method != "joint" and not any(map(is_masked, blocks)):
             queries_per_kv = q.shape[2] // blocks[0].k.shape[2]
-            kernel = kernel_for(q.device.type, q.dtype, q.shape[-1], queries_per_kv)
+            kernel = kernel_for(q.device.type, q.dtype, q.shape[-1], queries_per_kv, self.kernel)
             if kernel:
                 return merged_attention(KERNELS[kernel], blocks)
         return self.joint(blocks)
@@ -140,9 +153,11 @@ def attend_joint(
 
 
 @assume_constant_result
-def kernel_for(device: str, dtype: torch.dtype, d_head: int, queries_per_kv: int) -> str:
+def kernel_for(
+    device: str, dtype: torch.dtype, d_head: int, queries_per_kv: int, wanted: str
+) -> str:
     """The kernel that runs blocks one by one; "": none."""
-    return kernel_name(device, dtype, d_head, queries_per_kv)
+    return kernel_name(device, dtype, d_head, queries_per_kv, wanted)
 
 
 @hookimpl

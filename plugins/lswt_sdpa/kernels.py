@@ -10,6 +10,7 @@ from torch import Tensor
 from lswt_core.interfaces import AttentionRequirements
 from lswt_core.plugin_api.attention import softmax_scale
 from lswt_core.plugin_api.attention_merge import Gradients, Kernel, first_verified
+from lswt_core.plugin_api.short_blocks import ShortBlocks
 
 aten = torch.ops.aten
 LOGSUMEXP_ALIGNMENT = 32  # the memory-efficient kernel pads its logsumexps to a multiple
@@ -207,34 +208,40 @@ class MemoryEfficient(Kernel):
 
 KERNELS: dict[str, Kernel] = {
     "cpu": CpuFlash(),
-    "cudnn": Cudnn(),
-    "flash": TorchFlash(),
-    "memory-efficient": EachQueryOfGroup(MemoryEfficient()),
+    "cudnn": ShortBlocks(Cudnn()),
+    "flash": ShortBlocks(TorchFlash()),
+    "memory-efficient": ShortBlocks(EachQueryOfGroup(MemoryEfficient())),
 }
-# The kernel selected for a device, dtype, head width and size of a group of query heads, and what
-# is wrong with faster ones.
-selected: dict[tuple[str, torch.dtype, int, int], tuple[str, list[str]]] = {}
+ANY = "auto"  # the fastest kernel
+# The kernel selected for a device, dtype, head width, size of a group of query heads and the kernel
+# that is wanted, and what is wrong with faster ones.
+selected: dict[tuple[str, torch.dtype, int, int, str], tuple[str, list[str]]] = {}
 
 
-def kernel_name(device: str, dtype: torch.dtype, d_head: int, queries_per_kv: int = 1) -> str:
+def kernel_name(
+    device: str, dtype: torch.dtype, d_head: int, queries_per_kv: int = 1, wanted: str = ANY
+) -> str:
     """Which of KERNELS runs blocks one by one on a device; "": none."""
     need = AttentionRequirements(device, dtype, d_head, queries_per_kv=queries_per_kv)
-    return select_kernel(need)[0]
+    return select_kernel(need, wanted)[0]
 
 
-def select_kernel(need: AttentionRequirements) -> tuple[str, list[str]]:
-    """The fastest kernel that passes its test on the device, "" if none does, and what is wrong
-    with those that would be faster.
+def select_kernel(need: AttentionRequirements, wanted: str = ANY) -> tuple[str, list[str]]:
+    """The fastest kernel, or the one that is ``wanted``, that passes its test on the device, "" if
+    none does, and what is wrong with those that would be faster.
     """
+    if wanted != ANY and need.device not in ("cuda", "meta"):
+        return "", [f"it runs on CUDA devices, not on {need.device}"]
     # on the meta device (memory estimates) nothing is computed; not every torch's CPU kernel has
     # grouped heads
     if need.device == "meta" or (need.device == "cpu" and need.queries_per_kv == 1):
         return "cpu", []
     if need.device not in ("cpu", "cuda"):
         return "", [f"no kernel for {need.device} returns the logsumexp of the scores"]
-    key = (need.device, need.dtype, need.d_head, need.queries_per_kv)
+    key = (need.device, need.dtype, need.d_head, need.queries_per_kv, wanted)
     if key not in selected:
         names = ["cpu"] if need.device == "cpu" else cuda_kernels(need.dtype)
+        names = names if wanted == ANY else [wanted]
         candidates = {name: KERNELS[name] for name in names}
         verified = first_verified(candidates, need)
         selected[key] = (verified[0] or "", verified[1])

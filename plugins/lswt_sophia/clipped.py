@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from lswt_core.interfaces import Objective
-from lswt_core.plugin_api.optimizer import BucketOptimizer, cast_like, require_bounds, widen_moment
+from lswt_core.plugin_api.optimizer import (
+    BucketOptimizer,
+    add_scaled_,
+    cast_like,
+    require_bounds,
+    widen_moment,
+)
 from lswt_core.plugin_api.sharded_tensor import local_tensor, local_tensors, sum_over_pieces
 
 
@@ -134,7 +140,11 @@ class ClippedMomentum(BucketOptimizer):
         torch._foreach_clamp_max_(updates, 1.0)
         torch._foreach_clamp_min_(updates, -1.0)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, updates, alpha=-group["lr"])
+        add_scaled_(params, updates, -group["lr"])
+
+    def compile_kernels(self) -> None:
+        """Compile the update."""
+        self.compile_update()
 
     def prepare(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         """The state: momentum, curvature, and how many coordinates were not clipped."""

@@ -1,0 +1,74 @@
+"""Attention to a block of few keys, as attention sinks are, by plain matrix products: a fused
+kernel splits its work by keys and leaves most of a GPU idle.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lswt_core.plugin_api.attention import grouped_matmul, softmax_scale
+from lswt_core.plugin_api.attention_merge import Gradients, Kernel
+
+SHORT = 32  # keys, of which a fused kernel takes 64 or 128 at a time
+
+
+class ShortBlocks(Kernel):
+    """A kernel that leaves blocks of at most SHORT keys to plain products, which a compiler fuses
+    with the merge of the blocks' outputs. Scores are rounded to the dtype of the queries.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.soft_cap = kernel, kernel.soft_cap
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """See Kernel."""
+        if causal or k.shape[1] > SHORT:
+            return self.kernel.forward(q, k, v, causal)
+        scores, _ = self.scores(q, k)
+        logsumexp = scores.logsumexp(-1)
+        p = (scores - logsumexp[..., None]).exp().to(v.dtype)
+        return grouped_matmul(p, v.transpose(1, 2)).transpose(1, 2), logsumexp
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Gradients:
+        """See Kernel."""
+        if causal or k.shape[1] > SHORT:
+            return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
+        scores, slope = self.scores(q, k)
+        p = (scores - logsumexp[..., None]).exp()  # [B, H, T, N], of the softmax over all blocks
+        dp = grouped_matmul(grad.transpose(1, 2), v.permute(0, 2, 3, 1)).to(p.dtype)
+        mean = (grad.to(p.dtype) * out).sum(-1).transpose(1, 2)[..., None]  # [B, H, T, 1]
+        ds = (p * (dp - mean) * slope).to(q.dtype)
+        dq = grouped_matmul(ds, k.transpose(1, 2)).transpose(1, 2)
+        return dq, sum_over_queries(ds, q, k), sum_over_queries(p.to(v.dtype), grad, v)
+
+    def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Scaled and capped scores [B, H, T, N] in float32 or wider, and their derivative by q . k
+        (a number without a cap).
+        """
+        product = grouped_matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1))
+        scale = softmax_scale(q)
+        scores = product.to(torch.promote_types(q.dtype, torch.float32)) * scale
+        if not self.soft_cap:
+            return scores, scale
+        capped = (scores / self.soft_cap).tanh()
+        return self.soft_cap * capped, scale * (1 - capped.square())
+
+
+def sum_over_queries(weights: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    """For every key [B, N, G, D] the sum of rows [B, T, H, D], times weights [B, H, T, N], over the
+    queries of its group: [B, N, G, D].
+    """
+    groups = keys.shape[2]
+    weights = weights.unflatten(1, (groups, -1)).flatten(2, 3)  # [B, G, H/G * T, N]
+    rows = rows.transpose(1, 2).unflatten(1, (groups, -1)).flatten(2, 3)  # [B, G, H/G * T, D]
+    return (weights.mT @ rows).transpose(1, 2)
