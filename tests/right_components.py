@@ -54,7 +54,7 @@ class StartsAtZero(FeedForward):
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
         self.fc = nn.Linear(dims.d_model, dims.d_model)
-        self.scale, self.gain = (nn.Parameter(torch.empty(())) for _ in range(2))
+        self.scale, self.gain = (nn.Parameter(torch.empty(1)) for _ in range(2))
 
     def reset_parameters(self) -> None:
         """The output starts as the layer's alone."""

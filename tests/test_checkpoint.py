@@ -472,6 +472,18 @@ def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
     assert store.save(1, *state(1)) == tmp_path / "step-00000001"
 
 
+def test_a_rank_that_hashed_its_share_alone_does_not_take_the_whole_for_intact(
+    tmp_path: Path,
+) -> None:
+    save(Store(tmp_path), 1)
+    damaged = tmp_path / "step-00000001" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    store = Store(tmp_path)
+    assert store.fault(1, [0]) == "" and damaged.name in store.fault(1, [1])
+    save(store, 1)
+    assert_holds(Store(tmp_path).newest(no_notice), 1)
+
+
 # ---------- processes
 
 

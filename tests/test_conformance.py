@@ -41,6 +41,7 @@ LONG = {
     "long sequences",
     "order",
     "repeatable",
+    "sharding",
 }
 BY_MUTANT: defaultdict[str, list[Check]] = defaultdict(list)
 for found in [*checks(mutants), *checks(mutant_import)]:
@@ -98,6 +99,22 @@ def test_what_is_right_is_not_blamed(component: type[Component]) -> None:
     applied = [one for one in checks(component) if one.rule.name not in LONG]
     failed = [one.report() for one in applied if one.result().outcome == "FAILED"]
     assert not failed, "\n\n".join(failed)
+
+
+@pytest.mark.slow
+def test_what_is_right_is_not_blamed_for_what_several_ranks_do() -> None:
+    applied = [one for one in checks(right_components) if one.rule.name == "sharding"]
+    assert len(applied) == len(right_components.COMPONENTS)
+    failed = [one.report() for one in applied if one.result().outcome == "FAILED"]
+    assert not failed, "\n\n".join(failed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mutants.sharded.CURE)
+def test_a_mistake_on_several_ranks_is_told_with_its_cure(name: str) -> None:
+    found = next(one for one in BY_MUTANT[name] if one.rule.name == "sharding")
+    assert mutants.sharded.CURE[name] in found.result().message
+    assert found.subject.offer.name in found.report()
 
 
 def test_every_check_catches_a_mutant() -> None:

@@ -72,8 +72,12 @@ class Store:
         return None
 
     def open(self, step: int) -> Saved:
-        """A checkpoint that was verified. Raises CheckpointError if its files are incomplete."""
-        return verify(self.path(step), hashed=())
+        """A checkpoint in which no rank found a fault. Raises CheckpointError if its files are
+        incomplete.
+        """
+        saved = verify(self.path(step), hashed=())
+        self._verified.add(step)
+        return saved
 
     def fault(self, step: int, hashed: Container[int]) -> str:
         """What is wrong with a checkpoint, of whose files those numbers are hashed; "" if it is
@@ -83,7 +87,6 @@ class Store:
             verify(self.path(step), hashed=hashed)
         except CheckpointError as error:
             return str(error)
-        self._verified.add(step)
         return ""
 
     def save(

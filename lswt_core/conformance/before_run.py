@@ -46,6 +46,7 @@ LEFT_OUT = frozenset(
         "metrics",
         "order",
         "repeatable",
+        "sharding",
         "states",
     }
 )

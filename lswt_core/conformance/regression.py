@@ -13,6 +13,8 @@ from lswt_core.conformance.tensors import max_difference, random_normal
 from lswt_core.interfaces import Objective, Optimizer
 from lswt_core.train.update import apply_update, hessian_update_is_due
 
+ROWS = 16
+
 
 class Regression(nn.Module):
     """A small regression: two matrices and a stack of two matrices with weight decay; two biases
@@ -29,10 +31,15 @@ class Regression(nn.Module):
 
     def loss(self, seed: int) -> Tensor:
         """The mean squared error on a batch drawn with a seed."""
-        x = random_normal(16, 4, seed=seed, dtype=torch.float32)
+        return self.errors(seed).square().mean()
+
+    def errors(self, seed: int) -> Tensor:
+        """Prediction minus target on a batch drawn with a seed, [16, 2]."""
+        x = random_normal(ROWS, 4, seed=seed, dtype=self.gain.dtype)
         target = torch.stack((x.sum(-1), x[:, 0] * x[:, 1]), -1)
         hidden = self.first(x * (1 + self.stack.mean((0, 1)))).tanh()
-        return (self.second(hidden) * (1 + self.gain) - target).square().mean()
+        errors: Tensor = self.second(hidden) * (1 + self.gain) - target
+        return errors
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups as the core builds them."""
@@ -64,7 +71,7 @@ class RegressionObjective:
     regression.
     """
 
-    tokens = 16
+    tokens = ROWS
 
     def __init__(self, model: Regression, step: int) -> None:
         self.model, self.step = model, step
@@ -102,11 +109,16 @@ def build_optimizer(subject: Subject, model: Regression, **options: Any) -> Opti
     """The optimizer over the model's parameter groups, with the options that it has; options of
     the subject come first.
     """
+    return optimizer_of(subject, model.groups(), **options)
+
+
+def optimizer_of(subject: Subject, groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    """``build_optimizer`` for parameter groups."""
     supported = {
         name: value for name, value in ({"lr": 0.02} | options).items() if subject.has_option(name)
     }
-    subject.build(model.groups())  # skips if a required option is missing
-    optimizer: Optimizer = subject.construct(model.groups(), **supported)
+    subject.build([dict(group) for group in groups])  # skips if a required option is missing
+    optimizer: Optimizer = subject.construct(groups, **supported)
     return optimizer
 
 

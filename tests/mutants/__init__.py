@@ -13,6 +13,7 @@ from mutants import (  # noqa: F401
     optimizers,
     parametrisations,
     positions,
+    sharded,
     stateful_layers,
 )
 from mutants.expected import EXPECTED_CHECK as EXPECTED_CHECK
