@@ -29,35 +29,27 @@ MESHES = {
     (1, 4): [*FEW, "curvature"],
     (2, 4): FEW,
 }
-FOUND: dict[tuple[int, int], dict[str, Tensors]] = {}
 
 
-def found_by(mesh: tuple[int, int], directory: Path) -> dict[str, Tensors]:
-    """What the ranks of a mesh (replicas, shards) find, by case; they are started once."""
-    if mesh not in FOUND:
-        words = ["sharded_cases", directory, mesh[1], *MESHES[mesh]]
-        done = run_ranks([words] * (mesh[0] * mesh[1]), HERE)
-        assert not any(one.returncode for one in done), "\n".join(
-            one.stderr[-2000:] for one in done
-        )
-        FOUND[mesh] = {name: {} for name in MESHES[mesh]}
-        for key, tensor in load_file(directory / "found.safetensors").items():
-            name, _, rest = key.partition("/")
-            FOUND[mesh][name][rest] = tensor
-    return FOUND[mesh]
-
-
-@pytest.fixture(params=MESHES, ids=lambda mesh: f"{mesh[0]}x{mesh[1]}")
+@pytest.fixture(scope="module", params=MESHES, ids=lambda mesh: f"{mesh[0]}x{mesh[1]}")
 def mesh(request: pytest.FixtureRequest) -> tuple[int, int]:
     """Replicas and shards."""
     found: tuple[int, int] = request.param
     return found
 
 
-@pytest.fixture
-def found(mesh: tuple[int, int], tmp_path: Path) -> dict[str, Tensors]:
-    """What the mesh finds, by case."""
-    return found_by(mesh, tmp_path)
+@pytest.fixture(scope="module")
+def found(mesh: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
+    """What the ranks of the mesh find, by case; they are started once."""
+    directory = tmp_path_factory.mktemp("found")
+    words = ["sharded_cases", directory, mesh[1], *MESHES[mesh]]
+    done = run_ranks([words] * (mesh[0] * mesh[1]), HERE)
+    assert not any(one.returncode for one in done), "\n".join(one.stderr[-2000:] for one in done)
+    by_case: dict[str, Tensors] = {name: {} for name in MESHES[mesh]}
+    for key, tensor in load_file(directory / "found.safetensors").items():
+        name, _, rest = key.partition("/")
+        by_case[name][rest] = tensor
+    return by_case
 
 
 def gap(found: Tensors, expected: Tensors) -> float:
@@ -84,9 +76,10 @@ def test_losses_gradients_and_updates_are_those_of_one_process(found: dict[str, 
         assert gap(found["curvature"], alone("curvature")) < 1e-10
 
 
-def test_compiled_blocks_are_those_of_one_process(tmp_path: Path) -> None:
-    found = found_by((1, 2), tmp_path)["compiled"]
-    assert len(found) > 50 and gap(found, alone("plain")) < 1e-12
+@pytest.mark.parametrize("mesh", [(1, 2)], indirect=True)
+def test_compiled_blocks_are_those_of_one_process(found: dict[str, Tensors]) -> None:
+    compiled = found["compiled"]
+    assert len(compiled) > 50 and gap(compiled, alone("plain")) < 1e-12
 
 
 @pytest.mark.parametrize("mesh", [(1, 2), (2, 2)], indirect=True)
