@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from nano import NANO
 from processes import Done, environment, run
-from safetensors.torch import load_file
 
+from lswt_core.checkpoint import verify
 from lswt_core.run import main
 
 RECIPE = (
@@ -86,11 +86,11 @@ def start(recipe: Path, *more: str, pictures: bool = False) -> Done:
 
 
 def final(directory: Path) -> dict[str, object]:
-    newest = max(directory.joinpath("checkpoints").glob("step-????????"))
+    saved = verify(max(directory.joinpath("checkpoints").glob("step-????????")))
     return {
         f"{group}/{key}": tensor
         for group in ("model", "optimizer", "memory")
-        for key, tensor in load_file(newest / f"{group}.safetensors").items()
+        for key, tensor in saved.tensors(group).items()
     }
 
 
