@@ -227,8 +227,9 @@ def test_an_export_says_how_a_lost_record_is_made_again(run: Path) -> None:
     from lswt_core.hf.card import model_card  # imports transformers
 
     run.joinpath("environment.json").write_bytes(b"")
+    has = {"code": True, "needs_code": False, "picture": False}
     with pytest.raises(CheckpointError, match=r"environment\.json"):
-        model_card(run, Recipe.load(run / "recipe.toml"), 12, "somewhere", code=True, picture=False)
+        model_card(run, Recipe.load(run / "recipe.toml"), 12, "here", **has)
 
 
 def test_what_an_ablation_keeps_may_be_damaged_too(

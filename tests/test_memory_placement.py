@@ -117,7 +117,14 @@ def test_only_keys_and_values_of_kv_caches_are_narrow() -> None:
     assert placement.fetch([kept, None], 1) is None
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("int8", 2e-3), ("float8", 1e-2), ("bfloat16", 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [
+        ("int8", 2e-3),
+        pytest.param("float8", 1e-2, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 2e-3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_with_a_narrow_memory_learns_alike_and_resumes_bitwise(
     dtype: str,
     bound: float,

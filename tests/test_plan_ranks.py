@@ -287,6 +287,7 @@ def test_remedies_are_the_fewest_changes_and_the_fastest_first() -> None:
     assert find_remedies(taken.memory, world, 3, GB, seconds) == []
 
 
+@pytest.mark.slow
 def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(RECIPES / "large.toml"), "--on", "h100", "--ranks", "8"]
     assert main([*words, "--json"]) == 0

@@ -197,6 +197,7 @@ def test_parts_that_memory_tokens_would_break_are_refused(
 # ---------- in runs, exports and plans
 
 
+@pytest.mark.slow
 def test_resumed_runs_end_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
