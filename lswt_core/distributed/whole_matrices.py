@@ -68,18 +68,24 @@ class WholeMatrices(WrappedOptimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
+        self.take_weights()
         for i, p in enumerate(self.sharded):
-            if p.grad is None:
-                continue
-            weight, gradient = full_tensor(p), full_tensor(p.grad)
+            gradient = None if p.grad is None else full_tensor(p.grad)
             if i in self.whole:
-                self.whole[i].copy_(weight)
                 self.whole[i].grad = gradient
         result = super().step(closure)
         for whole in self.whole.values():
             whole.grad = None
         self.hand_out()
         return result
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Gather what the parameters hold, which others may have changed."""
+        for i, p in enumerate(self.sharded):
+            weight = full_tensor(p)  # a collective of all ranks
+            if i in self.whole:
+                self.whole[i].copy_(weight)
 
     @torch.no_grad()
     def hand_out(self) -> None:
@@ -101,6 +107,10 @@ class WholeMatrices(WrappedOptimizer):
     def eval_parameters(self) -> Iterator[None]:
         """As the optimizer's, for the model's parameters."""
         inner: Any = self._inner
+        if type(inner).eval_parameters is Optimizer.eval_parameters:
+            yield
+            return
+        self.take_weights()
         with inner.eval_parameters():
             self.hand_out()
             yield

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lswt_core.errors import Incompatible
 from lswt_core.interfaces import Optimizer, WeightAverage
-from lswt_core.model.components import build_average
+from lswt_core.model.components import build_average, optimizer_class
 from lswt_core.plugin_api.sharded_tensor import local_tensor, local_tensors
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -80,7 +80,7 @@ def average_weights(
     average = build_average(recipe, registry)
     if not average.is_active:
         return None
-    if type(optimizer).eval_parameters is not Optimizer.eval_parameters:
+    if optimizer_class(recipe, registry).eval_parameters is not Optimizer.eval_parameters:
         raise Incompatible(
             f"[average] {average.name}: optimizer {optimizer.name!r} evaluates an average of its"
             " own; leave one of them out, e.g. average.use = none"

@@ -1,0 +1,102 @@
+"""Optimizers that update whole matrices, on parameters that are cut over a mesh of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import tiny
+from lswt_muon import Muon
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from lswt_core.distributed.sharding import Sharding
+from lswt_core.distributed.whole_matrices import WholeMatrices, share_out
+from lswt_core.model.parameters import build_parameter_groups
+from lswt_core.model.train_module import TrainModule
+from lswt_core.plugin_api.sharded_tensor import full_tensor, local_tensor
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[TrainModule]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    loss = TrainModule(tiny(), {})
+    mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicas", "shards"))
+    Sharding(mesh).shard(loss)
+    yield loss
+    dist.destroy_process_group()
+
+
+class Negated(Muon):
+    """Evaluates the negatives of its weights."""
+
+    name = "negated"
+
+    @contextmanager
+    def eval_parameters(self) -> Iterator[None]:
+        self.negate()
+        yield
+        self.negate()
+
+    @torch.no_grad()
+    def negate(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.neg_()
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: full_tensor(p).clone() for name, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def restore_others(model: nn.Module) -> dict[str, Tensor]:
+    """Other values, as a checkpoint gives them."""
+    for p in model.parameters():
+        local_tensor(p).add_(1)
+    return values(model)
+
+
+@pytest.mark.parametrize(("optimizer", "sign"), [(Muon, 1), (Negated, -1)])
+def test_what_was_restored_is_evaluated_and_kept(
+    model: TrainModule, optimizer: type[Muon], sign: int
+) -> None:
+    groups = build_parameter_groups(model)
+    whole = WholeMatrices(groups, optimizer)
+    restored = restore_others(model)
+    with whole.eval_parameters():
+        for name, value in values(model).items():
+            assert value.equal(sign * restored[name]), name
+    for name, value in values(model).items():
+        assert value.equal(restored[name]), name
+
+
+def test_a_step_begins_at_what_was_restored(model: TrainModule) -> None:
+    plain = TrainModule(tiny(), {})
+    whole = WholeMatrices(build_parameter_groups(model), Muon)
+    restored = restore_others(model)
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            p.copy_(restored[name])
+    alone = Muon(build_parameter_groups(plain))
+    for one in (model, plain):
+        for p in one.parameters():
+            p.grad = torch.full_like(p, 0.5)
+    whole.step()
+    alone.step()
+    after = values(plain)
+    for name, value in values(model).items():
+        assert value.equal(after[name]) and not value.equal(restored[name]), name
+
+
+def test_every_rank_has_about_as_much_to_do() -> None:
+    owners = share_out([9, 1, 4, 4, 3, 2], 2)
+    loads = [
+        sum(n for n, owner in zip([9, 1, 4, 4, 3, 2], owners, strict=True) if owner == rank)
+        for rank in range(2)
+    ]
+    assert sorted(loads) == [11, 12]
