@@ -1,4 +1,4 @@
-"""Optimizers that update whole matrices, on parameters that are cut over a mesh of one process."""
+"""Optimizers that update whole matrices, on parameters that are cut over two processes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,14 @@ import torch
 import torch.distributed as dist
 from helpers import tiny
 from lswt_muon import Muon
+from ranks import shard_model
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 
-from lswt_core.distributed.sharding import Sharding
 from lswt_core.distributed.whole_matrices import WholeMatrices, share_out
+from lswt_core.distributed.world import World
 from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api.sharded_tensor import full_tensor, local_tensor
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Iterator[TrainModule]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    loss = TrainModule(tiny(), {})
-    mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicas", "shards"))
-    Sharding(mesh).shard(loss)
-    yield loss
-    dist.destroy_process_group()
 
 
 class Negated(Muon):
@@ -61,12 +51,9 @@ def restore_others(model: nn.Module) -> dict[str, Tensor]:
     return values(model)
 
 
-@pytest.mark.parametrize(("optimizer", "sign"), [(Muon, 1), (Negated, -1)])
-def test_what_was_restored_is_evaluated_and_kept(
-    model: TrainModule, optimizer: type[Muon], sign: int
-) -> None:
-    groups = build_parameter_groups(model)
-    whole = WholeMatrices(groups, optimizer)
+def check_evaluation(model: TrainModule, optimizer: type[Muon], sign: int) -> None:
+    """What was restored is what is evaluated, and what is there afterwards."""
+    whole = WholeMatrices(build_parameter_groups(model), optimizer)
     restored = restore_others(model)
     with whole.eval_parameters():
         for name, value in values(model).items():
@@ -75,7 +62,8 @@ def test_what_was_restored_is_evaluated_and_kept(
         assert value.equal(restored[name]), name
 
 
-def test_a_step_begins_at_what_was_restored(model: TrainModule) -> None:
+def check_step(model: TrainModule) -> None:
+    """A step begins at what was restored."""
     plain = TrainModule(tiny(), {})
     whole = WholeMatrices(build_parameter_groups(model), Muon)
     restored = restore_others(model)
@@ -91,6 +79,24 @@ def test_a_step_begins_at_what_was_restored(model: TrainModule) -> None:
     after = values(plain)
     for name, value in values(model).items():
         assert value.equal(after[name]) and not value.equal(restored[name]), name
+
+
+def process(rank: int, directory: Path) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    store = f"file://{directory}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    model = TrainModule(tiny(), {})
+    shard_model(model, World(rank, 2).with_mesh("all"))
+    check_evaluation(model, Muon, 1)
+    check_evaluation(model, Negated, -1)
+    check_step(model)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_whole_matrices_follow_the_model(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
 
 
 def test_every_rank_has_about_as_much_to_do() -> None:
