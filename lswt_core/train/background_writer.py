@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,11 +51,16 @@ class BackgroundWriter:
         self.thread.shutdown(wait=True)
 
 
-def copy_to_host(groups: Groups) -> Groups:
-    """A copy that later updates do not change. Copies from a device overlap each other."""
+def copy_to_host(groups: Groups, but: Container[str] = ()) -> Groups:
+    """A copy that later updates do not change; groups that are one already are left as they are.
+    Copies from a device overlap each other.
+    """
     copied: Groups = {}
     devices = set()
     for group, pieces in groups.items():
+        if group in but:
+            copied[group] = pieces
+            continue
         copied[group] = {}
         for name, piece in pieces.items():
             tensor = piece.tensor.detach()

@@ -122,7 +122,7 @@ class Checkpointer:
             name: row_piece(tensor, rows, total) for name, tensor in groups["memory"].items()
         }
         if self.is_asynchronous:
-            pieces = copy_to_host(pieces)
+            pieces = copy_to_host(pieces, but=("memory",))  # which was gathered for this
         self.step_begun = step
         self.writer.submit(partial(save_pieces, self.store, step, pieces, documents, world))
 

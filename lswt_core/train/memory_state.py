@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from lswt_core.device import send
 from lswt_core.interfaces import Batch
 from lswt_core.plugin_api.pytree import (
-    concatenate_rows,
     flatten,
     split_rows,
+    tree_leaves,
+    tree_map,
     unflatten,
 )
 from lswt_core.train.trainer import Trainer
@@ -29,7 +31,7 @@ def capture_memory(trainer: Trainer, mode: MemoryMode) -> tuple[dict[str, Tensor
     """
     trainer.context.placement.flush()
     if mode == "exact":
-        return flatten(concatenate_rows(trainer.memory), "memory")
+        return flatten(join_on_host(trainer.memory), "memory")
     batches = []
     for batch in trainer.history:
         fields = batch._asdict().items()
@@ -37,6 +39,23 @@ def capture_memory(trainer: Trainer, mode: MemoryMode) -> tuple[dict[str, Tensor
     captured = flatten(tuple(batches), "history")
     replay_memory(trainer)
     return captured
+
+
+def join_on_host(states: Sequence[Any]) -> Any:
+    """The states of all micro-batches as one, in the host's memory: a device that is full of them
+    has no room for a copy.
+    """
+    columns = iter(list(zip(*map(tree_leaves, states), strict=True)))
+    return tree_map(lambda _: join_rows_on_host(next(columns)), states[0])
+
+
+def join_rows_on_host(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors along their rows, into a tensor of the host's."""
+    sizes = [len(part) for part in parts]
+    joined = torch.empty((sum(sizes), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for target, part in zip(joined.split(sizes), parts, strict=True):
+        target.copy_(part)
+    return joined
 
 
 def restore_memory(
