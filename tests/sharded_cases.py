@@ -254,11 +254,11 @@ def run(what: str, world: World) -> Tensors:
 def main(directory: str, shards: str, *names: str) -> None:
     """What a rank finds of some cases; the first leaves it in a file."""
     torch.set_num_threads(1)
-    world = World.join().with_mesh(int(shards))
-    found = {f"{name}/{key}": t for name in names for key, t in run(name, world).items()}
-    if world.rank == 0:
-        save_file(found, Path(directory) / "found.safetensors")
-    world.leave()
+    with World.read().connected() as connected:
+        world = connected.with_mesh(int(shards))
+        found = {f"{name}/{key}": t for name in names for key, t in run(name, world).items()}
+        if world.rank == 0:
+            save_file(found, Path(directory) / "found.safetensors")
 
 
 if __name__ == "__main__":
