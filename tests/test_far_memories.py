@@ -192,6 +192,7 @@ def test_later_chunks_train_what_earlier_ones_wrote() -> None:
 # ---------- both, in runs and exports
 
 
+@pytest.mark.slow
 def test_resumed_runs_end_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def hybrid(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,6 +213,7 @@ def test_arms_with_and_without_it_read_the_same_batches(corpus: Tokens, tmp_path
 # ---------- a whole run
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_resumed_and_starts_both_tables_from_one_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,6 +317,7 @@ def test_blocks_that_are_run_again_keep_their_inputs_and_what_one_of_them_keeps(
     }
 
 
+@pytest.mark.slow
 def test_blocks_that_are_run_again_keep_every_residual_stream() -> None:
     train = {**NANO["train"], "activation_checkpointing": "block"}
     block = {"use": "hyper-connections", "streams": 3}
@@ -327,6 +328,7 @@ def test_blocks_that_are_run_again_keep_every_residual_stream() -> None:
     assert again == 7 * 16 * (3 * 16) * 4 + plain // 7
 
 
+@pytest.mark.slow
 def test_the_xl_model_fits_one_gpu_of_141_gb_if_its_moments_are_short() -> None:
     memory = ACCELERATORS["h200"].memory
     few_rows = [

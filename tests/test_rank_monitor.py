@@ -12,6 +12,8 @@ from lswt_core.distributed.rank_monitor import RankMonitor, read_timeout
 from lswt_core.distributed.rank_status import TORCHRUN, Peers, Status
 from lswt_core.errors import Incompatible, NumericsError, Preempted, RankLost
 
+pytestmark = pytest.mark.slow  # waits for time-outs
+
 LOST_AFTER = 0.9  # seconds
 SOON = 5 * LOST_AFTER
 

@@ -245,6 +245,7 @@ def test_an_export_loads_with_the_same_bits_and_generates_over_chunks(tmp_path: 
         assert torch.equal(found[:, length], logits.argmax(-1))
 
 
+@pytest.mark.slow
 def test_a_plan_counts_memory_tokens() -> None:
     """Every chunk of 8 reads and writes them: 12 or 20 tokens pass the layers."""
 

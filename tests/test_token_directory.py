@@ -445,6 +445,7 @@ def test_ids_of_many_files_are_those_of_one() -> None:
 # ---------- whole runs
 
 
+@pytest.mark.slow
 def test_a_run_with_token_files_is_the_run_without(
     recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

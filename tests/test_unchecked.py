@@ -58,6 +58,7 @@ def chosen_of(place: Path, **options: Any) -> tuple[Any, Registry]:
     return Recipe.from_dict(tables, registry=registry).third_party(), registry
 
 
+@pytest.mark.slow
 def test_a_run_with_a_component_that_fails_does_not_start(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
