@@ -127,6 +127,33 @@ def test_a_nested_state_is_saved_and_restored_to_the_bit(tmp_path: Path) -> None
     assert all(a.equal(b) for a, b in zip(params, twins, strict=True))
 
 
+def test_a_rank_with_some_of_the_parameters_restores_those_by_name() -> None:
+    """As ranks do that take turns with whole matrices: not every one has some of each group."""
+    params = small_model()
+    halves = [params[:1], params[1:]]
+    names = [[f"p{i}" for i in range(1)], [f"p{i}" for i in range(1, len(params))]]
+    groups = [
+        {"name": name, "params": half, "names": own}
+        for name, half, own in zip(("first", "rest"), halves, names, strict=True)
+    ]
+    optimizer = Nested(groups)
+    drive(optimizer, params, range(3))
+    optimizer.param_groups[0]["past"] = ["first"]
+    tensors, document = optimizer_state(optimizer)
+    twins = [p.detach().clone().requires_grad_() for p in halves[1]]
+    part = Nested([{"name": "rest", "params": twins, "names": names[1]}])
+    own = {name: t for name, t in tensors.items() if not name.startswith("p0/")}
+    restore_optimizer(part, own, document)
+    assert part.param_groups[0]["past"] == optimizer.param_groups[1]["past"]
+    assert all(
+        same(dict(optimizer.state[p]), dict(part.state[q]))
+        for p, q in zip(halves[1], twins, strict=True)
+    )
+    stranger = Nested([{"name": "other", "params": twins, "names": names[1]}])
+    with pytest.raises(CheckpointError, match="'other'"):
+        restore_optimizer(stranger, own, document)
+
+
 def test_what_cannot_be_saved_is_refused_by_name() -> None:
     params = small_model()
     optimizer = built(params, Unsaveable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,8 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
         for key in changed_keys(optimizer, group):
             saved[key] = outline(group[key], f"group {i}/{escape_key(key)}", tensors)
         groups.append(saved)
-    return tensors, {"state": rest, "groups": groups}
+    names = [group.get("name", "") for group in state["param_groups"]]
+    return tensors, {"state": rest, "groups": groups, "group_names": names}
 
 
 def parameter_entries(optimizer: Optimizer, state: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -107,8 +108,9 @@ def restore_optimizer(
     entries: dict[int, dict[str, Any]] = {}
     for path, value in (*direct.items(), *document["state"].items()):
         name, _, key = path.rpartition("/")
-        entries.setdefault(index[name], {})[unescape_key(key)] = fill_outline(value, tensors)
-    for group, saved in zip(state["param_groups"], document["groups"], strict=True):
+        if name in index:  # else the parameter is updated by another rank
+            entries.setdefault(index[name], {})[unescape_key(key)] = fill_outline(value, tensors)
+    for group, saved in pair_groups(state["param_groups"], document):
         group.update({key: fill_outline(value, tensors) for key, value in saved.items()})
     optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -116,6 +118,23 @@ def restore_optimizer(
         loaded = optimizer.state[parameters[i]]
         for key in loaded.keys() & saved.keys():
             loaded[key] = restore_dtype(loaded[key], saved[key])
+
+
+def pair_groups(
+    groups: Sequence[dict[str, Any]], document: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield every parameter group with what was saved of it: in order, or by name where a rank has
+    not all of the groups. Raises CheckpointError for one that was not saved.
+    """
+    saved = document["groups"]
+    if len(groups) == len(saved):
+        yield from zip(groups, saved, strict=True)
+        return
+    by_name = dict(zip(document.get("group_names", ()), saved, strict=False))
+    for group in groups:
+        if group.get("name", "") not in by_name:
+            raise CheckpointError(f"the checkpoint has no parameter group {group.get('name')!r}")
+        yield group, by_name[group["name"]]
 
 
 def restore_dtype(loaded: Any, saved: Any) -> Any:

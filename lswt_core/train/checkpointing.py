@@ -99,13 +99,18 @@ class Checkpointer:
         raise self.trainer.not_finite_error(f"{len(names)} tensors ({shown})")
 
     def merged(self, scalars: dict[str, Any]) -> dict[str, Any]:
-        """Optimizer state that is no tensor, of all ranks: each has that of its own matrices where
-        the optimizer updates whole matrices.
+        """Optimizer state that is no tensor, of all ranks: each has that of its own matrices, and
+        of their groups, where the optimizer updates whole matrices.
         """
         found = self.trainer.context.world.gather_texts(json.dumps(scalars))
-        for of_rank in map(json.loads, found):
-            scalars["state"] |= of_rank["state"]
-        return scalars
+        first, *others = map(json.loads, found)
+        for other in others:
+            first["state"] |= other["state"]
+            for name, group in zip(other["group_names"], other["groups"], strict=True):
+                if name not in first["group_names"]:
+                    first["group_names"].append(name)
+                    first["groups"].append(group)
+        return dict(first)
 
     def write(
         self, groups: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
