@@ -196,6 +196,7 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
     assert all(torch.equal(a, b) for a, b in zip(memories, same, strict=True)) and little < much / 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize("backend", slow_unless(["blocked"], [*BACKENDS, "flash"]))
 def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(

@@ -21,6 +21,7 @@ from lswt_core.interfaces import AttentionRequirements, Unsupported
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     ATTENTION_CASES,

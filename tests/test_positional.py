@@ -238,6 +238,7 @@ tokens = 4
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["alibi", "t5"])
 def test_it_is_planned_and_trains(use: str, tmp_path: Path) -> None:
     tmp_path.joinpath("corpus").mkdir()

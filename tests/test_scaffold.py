@@ -180,6 +180,7 @@ def test_generated_code_is_clean_whatever_the_name(tmp_path: Path) -> None:
 # ---------- runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_unless(["memory", "loss", "data", "tokenizer"], KINDS))
 def test_a_new_component_trains(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))

@@ -129,6 +129,7 @@ def installed(
     return install
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_new_plugin_prints_works(
     kind: str, installed: Callable[[str, str], list[str]], capsys: pytest.CaptureFixture[str]
