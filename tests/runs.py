@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,17 @@ def saved_steps(directory: Path) -> list[int]:
         int(path.name.removeprefix("step-"))
         for path in directory.joinpath("checkpoints").glob("step-????????")
     )
+
+
+def assert_resumes_to_the_bit(monkeypatch: pytest.MonkeyPatch, recipe: Path, *words: str) -> Path:
+    """A run that goes on from its first checkpoint ends as one that was not stopped, whose
+    directory is returned.
+    """
+    run, parted = recipe.parent / "run", recipe.parent / "parted"
+    assert inside(monkeypatch, recipe, *words, "--out", "run") == 0
+    shutil.copytree(run, parted)
+    for later in sorted(parted.joinpath("checkpoints").glob("step-????????"))[1:]:
+        shutil.rmtree(later)
+    assert inside(monkeypatch, recipe, *words, "--out", "parted") == 0
+    assert_same_bits(run, parted)
+    return run

@@ -4,7 +4,6 @@ memory beside local attention (infini).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from lswt_qk_norm import NoNorm
 from lswt_rope import Rope
 from lswt_sparse_xl import SparseXl
 from lswt_xl_cache import XlCache
-from runs import assert_same_bits, inside, write_recipe
+from runs import assert_resumes_to_the_bit, write_recipe
 from torch import Tensor
 from torch.nn.functional import elu
 
@@ -201,13 +200,7 @@ def test_resumed_runs_end_with_the_same_bits(
     layer = '\n[layers.0.mixer]\nuse = "infini"\nchunk = 6\n[layers.0]\nmemory.registers = false\n'
     recipe.write_text(text.replace("xl-cache", "sparse-xl") + layer + "memory.xl = false\n")
     few = ("train.steps=4", "checkpoint.every=2", "evaluate.every=4", "train.document_masking=true")
-    assert inside(monkeypatch, recipe, *few, "--out", "run") == 0
-    run, parted = tmp_path / "run", tmp_path / "parted"
-    shutil.copytree(run, parted)
-    for later in sorted(parted.joinpath("checkpoints").glob("step-????????"))[1:]:
-        shutil.rmtree(later)
-    assert inside(monkeypatch, recipe, *few, "--out", "parted") == 0
-    assert_same_bits(run, parted)
+    assert_resumes_to_the_bit(monkeypatch, recipe, *few)
 
 
 @pytest.mark.parametrize("mix", ["recurrent", "only-recurrent", "infini", "sparse"])

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from lswt_gated_delta_net import GatedDeltaNet
 from lswt_mamba2 import Mamba2
 from lswt_nope import NoPosition
 from lswt_qk_norm import NoNorm
-from runs import assert_same_bits, final, inside, write_recipe
+from runs import assert_resumes_to_the_bit, final, inside, write_recipe
 from torch import Tensor
 from torch.nn.functional import conv1d, pad, silu, softplus
 
@@ -197,13 +196,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 ) -> None:
     recipe = hybrid(write_recipe(tmp_path))
     few = ("train.steps=2", "checkpoint.every=1", "evaluate.every=2", "train.document_masking=true")
-    assert inside(monkeypatch, recipe, *few, "--out", "run") == 0
-    run, parted = tmp_path / "run", tmp_path / "parted"
-    shutil.copytree(run, parted)
-    for later in sorted(parted.joinpath("checkpoints").glob("step-????????"))[1:]:
-        shutil.rmtree(later)
-    assert inside(monkeypatch, recipe, *few, "--out", "parted") == 0
-    assert_same_bits(run, parted)
+    run = assert_resumes_to_the_bit(monkeypatch, recipe, *few)
     kept = [key for key in final(run) if "recurrent" in key]
     assert len(kept) == 2 and all(final(run)[key].shape[0] == 4 for key in kept)  # type: ignore[attr-defined]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lswt_swiglu import SwiGlu
 from lswt_token_shift import TokenShift
 from lswt_value_residual import ValueResidual
 from lswt_xl_cache import SlidingWindow, XlCache
-from runs import assert_same_bits, inside, write_recipe
+from runs import assert_resumes_to_the_bit, write_recipe
 from torch import Tensor
 
 from lswt_core.budget import Budget, budget
@@ -206,13 +205,7 @@ def test_resumed_runs_end_with_the_same_bits(
     table = '\n[block]\nuse = "recurrent-tokens"\ntokens = 2\nchunk = 6\ndepth = 2\n'
     recipe.write_text(recipe.read_text().replace("n_layers = 2", "n_layers = 1") + table)
     few = ("train.steps=4", "checkpoint.every=2", "evaluate.every=4", "train.document_masking=true")
-    assert inside(monkeypatch, recipe, *few, "--out", "run") == 0
-    run, parted = tmp_path / "run", tmp_path / "parted"
-    shutil.copytree(run, parted)
-    for later in sorted(parted.joinpath("checkpoints").glob("step-????????"))[1:]:
-        shutil.rmtree(later)
-    assert inside(monkeypatch, recipe, *few, "--out", "parted") == 0
-    assert_same_bits(run, parted)
+    assert_resumes_to_the_bit(monkeypatch, recipe, *few)
 
 
 def exported(**block: Any) -> Any:

@@ -91,12 +91,14 @@ def process(rank: int, directory: Path) -> None:
     check_evaluation(model, Muon, 1)
     check_evaluation(model, Negated, -1)
     check_step(model)
+    directory.joinpath(f"{rank} passed").touch()
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_whole_matrices_follow_the_model(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
+    assert sorted(path.name for path in tmp_path.glob("* passed")) == ["0 passed", "1 passed"]
 
 
 def test_every_rank_has_about_as_much_to_do() -> None:
