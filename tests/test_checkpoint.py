@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.checkpoint import FORMAT, MANIFEST, Files, RunLock, Store, Written
+from lswt_core.checkpoint.pieces import Piece
 from lswt_core.errors import BusyError, CheckpointError, ResourceError
 
 torch.set_num_threads(1)
@@ -105,6 +106,26 @@ def test_every_tensor_comes_back_bit_for_bit_and_saving_changes_nothing(tmp_path
     )
     assert members["alias"] is members["shared"] and not members["transposed"].is_contiguous()
     assert saved.tensors("nothing") == {}
+
+
+@pytest.mark.parametrize("size", [3, 2], ids=["whole", "a piece is missing"])
+def test_pieces_of_a_tensor_are_put_together_if_all_are_there(size: int, tmp_path: Path) -> None:
+    """As several ranks leave them, one file each."""
+    whole = torch.arange(12.0).reshape(6, 2)
+    store, written = Store(tmp_path), {}
+    temporary = store.begin(1)
+    for rank in range(size):
+        piece = Piece(whole[2 * rank : 2 * rank + 2], (2 * rank, 0), (6, 2))
+        name = f"model-{rank + 1:05d}-of-00003.safetensors"
+        written |= store.write_group(temporary, name, {"weight": piece})
+    store.seal(temporary, 1, written, {})
+    store.publish(temporary, 1)
+    saved = Store(tmp_path).newest(no_notice)
+    if size == 3:
+        assert saved.tensors("model")["weight"].equal(whole)
+        return
+    with pytest.raises(CheckpointError, match=r"'weight'.*\[6, 2\]"):
+        saved.tensors("model")
 
 
 def test_what_is_loaded_lives_without_the_file(tmp_path: Path) -> None:

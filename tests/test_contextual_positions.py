@@ -5,7 +5,6 @@ formulas: alone, across segments, and where documents or windows hide keys.
 from __future__ import annotations
 
 import math
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from lswt_sdpa import Sdpa
 from lswt_sinks import SinkLogit
 from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from position_parts import fill, filled
-from runs import assert_same_bits, final, inside, write_recipe
+from runs import assert_resumes_to_the_bit, final, write_recipe
 from torch import Tensor
 
 from lswt_core.decode.rolling_kv_cache import inference_copy
@@ -214,12 +213,6 @@ def test_a_resumed_run_ends_with_the_same_bits(
         "checkpoint.every=1",
         "evaluate.every=2",
     )
-    assert inside(monkeypatch, recipe, "--out", "run", *options) == 0
-    run, parted = tmp_path / "run", tmp_path / "parted"
-    shutil.copytree(run, parted)
-    for later in sorted(parted.joinpath("checkpoints").glob("step-????????"))[1:]:
-        shutil.rmtree(later)
-    assert inside(monkeypatch, recipe, "--out", "parted", *options) == 0
-    assert_same_bits(run, parted)
+    run = assert_resumes_to_the_bit(monkeypatch, recipe, *options)
     kept = {name.rpartition(".")[2] for name in final(run) if name.startswith("memory/")}
     assert ("features" in kept) == (use == "forgetting")

@@ -28,6 +28,11 @@ class Piece:
         """Whether this is all of the tensor."""
         return tuple(self.tensor.shape) == self.shape
 
+    @property
+    def whole_bytes(self) -> int:
+        """The bytes of all of the tensor."""
+        return self.size().numel() * self.tensor.element_size()
+
     def size(self) -> torch.Size:
         """The shape of the whole."""
         return torch.Size(self.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from hashlib import file_digest, sha256
@@ -95,7 +96,7 @@ def read_places(path: Path) -> dict[str, StoredPiece]:
 
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors in some safetensors files, read at every access: memory-mapped, or put together
-    from the pieces of several ranks.
+    from the pieces of several ranks. Raises CheckpointError if pieces are missing.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -103,6 +104,13 @@ class StoredTensors(Mapping[str, Tensor]):
         for path in paths:
             for name, stored in read_places(path).items():
                 self.pieces.setdefault(name, []).append(stored)
+        for name, pieces in self.pieces.items():
+            shape = pieces[0].shape
+            if sum(math.prod(piece.sizes) for piece in pieces) != math.prod(shape):
+                raise CheckpointError(
+                    f"{pieces[0].path.parent}: the pieces of {name!r} do not make up its"
+                    f" {list(shape)}"
+                )
 
     def __getitem__(self, name: str) -> Tensor:
         first, *others = self.pieces[name]
@@ -143,13 +151,6 @@ class Saved:
         name = re.compile(rf"{re.escape(group)}(-\d{{5}}-of-\d{{5}})?\.safetensors")
         files = [file for file in self.manifest.files if name.fullmatch(file)]
         return [self._file(file) for file in files or [f"{group}.safetensors"]]
-
-    @property
-    def groups(self) -> list[str]:
-        """The names of all groups of tensors."""
-        files = [file for file in self.manifest.files if file.endswith(".safetensors")]
-        suffix = re.compile(r"(-\d{5}-of-\d{5})?\.safetensors$")
-        return sorted({suffix.sub("", file) for file in files})
 
     def holds(self, name: str) -> bool:
         """Whether there is a JSON document of that name."""

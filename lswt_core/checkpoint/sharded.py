@@ -30,7 +30,7 @@ from torch.futures import Future
 
 from lswt_core.checkpoint.files import Written
 from lswt_core.checkpoint.pieces import Piece
-from lswt_core.checkpoint.saved import Saved, StoredPiece, read_places
+from lswt_core.checkpoint.saved import Saved, StoredPiece
 from lswt_core.checkpoint.store import Store, check_tensors, encode
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError
@@ -67,7 +67,8 @@ def save_together(
         dcp.save(flat, storage_writer=writer, planner=planner, process_group=world.patient)
     except CheckpointException as error:
         store.abandon(writer.temporary)
-        raise store.explain(first_failure(error), step, writer.bytes) from error
+        needed = sum(piece.whole_bytes for piece in flat.values())
+        raise store.explain(first_failure(error), step, needed) from error
     return store.path(step)
 
 
@@ -138,7 +139,6 @@ class PieceWriter(StorageWriter):
     def __init__(self, store: Store, step: int, documents: Mapping[str, bytes]) -> None:
         self.store, self.step, self.documents = store, step, documents
         self.temporary: Path | None = None
-        self.bytes = 0  # of this rank's files
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing to reset: a writer writes once."""
@@ -175,7 +175,6 @@ class PieceWriter(StorageWriter):
             for written in self.store.write_group(Path(directory), file, pieces).values():
                 index = MetadataIndex(file)
                 results.append(WriteResult(index, written.bytes, storage_data=tuple(written)))
-                self.bytes += written.bytes
         return completed(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -199,37 +198,22 @@ class PieceReader(StorageReader):
     """Reads a group of a checkpoint."""
 
     def __init__(self, saved: Saved, group: str) -> None:
-        self.saved = saved
+        self.pieces = saved.lazily(group).pieces
         self.stored: dict[MetadataIndex, StoredPiece] = {}
-        self.pieces: dict[str, list[StoredPiece]] = defaultdict(list)
-        for path in saved.files_of(group):
-            for name, stored in read_places(path).items():
-                self.stored[MetadataIndex(name, torch.Size(stored.offsets))] = stored
-                self.pieces[name].append(stored)
+        for name, pieces in self.pieces.items():
+            for piece in pieces:
+                self.stored[MetadataIndex(name, torch.Size(piece.offsets))] = piece
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing to reset: a reader reads once."""
 
     def read_metadata(self) -> Metadata:
-        """Every tensor and its pieces. Raises CheckpointError if some are missing."""
+        """Every tensor and its pieces."""
         return Metadata(
-            {name: self.described(name, pieces) for name, pieces in self.pieces.items()},
+            {name: describe(pieces) for name, pieces in self.pieces.items()},
             storage_data=self.stored,
             storage_meta=StorageMeta(),
         )
-
-    def described(self, name: str, pieces: Sequence[StoredPiece]) -> TensorStorageMetadata:
-        """A tensor and its pieces."""
-        shape = torch.Size(pieces[0].shape)
-        chunks = [
-            ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
-            for piece in pieces
-        ]
-        if sum(chunk.sizes.numel() for chunk in chunks) != shape.numel():
-            raise CheckpointError(
-                f"{self.saved.path}: the pieces of {name!r} do not make up its {list(shape)}"
-            )
-        return TensorStorageMetadata(TensorProperties(dtype=pieces[0].dtype), shape, chunks)
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
@@ -255,6 +239,15 @@ class PieceReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Any: it is not used."""
         return True
+
+
+def describe(pieces: Sequence[StoredPiece]) -> TensorStorageMetadata:
+    """A tensor of a checkpoint and its pieces."""
+    chunks = [
+        ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes)) for piece in pieces
+    ]
+    properties = TensorProperties(dtype=pieces[0].dtype)
+    return TensorStorageMetadata(properties, torch.Size(pieces[0].shape), chunks)
 
 
 def part_of(item: ReadItem) -> tuple[slice, ...]:

@@ -127,14 +127,16 @@ def pair_groups(
     not all of the groups. Raises CheckpointError for one that was not saved.
     """
     saved = document["groups"]
-    if len(groups) == len(saved):
+    own = [group.get("name", "") for group in groups]
+    names = document.get("group_names", own)  # a checkpoint without them has all in order
+    if own == names:
         yield from zip(groups, saved, strict=True)
         return
-    by_name = dict(zip(document.get("group_names", ()), saved, strict=False))
-    for group in groups:
-        if group.get("name", "") not in by_name:
-            raise CheckpointError(f"the checkpoint has no parameter group {group.get('name')!r}")
-        yield group, by_name[group["name"]]
+    by_name = dict(zip(names, saved, strict=True))
+    for name, group in zip(own, groups, strict=True):
+        if name not in by_name:
+            raise CheckpointError(f"the checkpoint has no parameter group {name!r}")
+        yield group, by_name[name]
 
 
 def restore_dtype(loaded: Any, saved: Any) -> Any:
