@@ -81,11 +81,11 @@ class Session:
         """
         self.check = check
         self.arguments, self.registry, self.directory = arguments, registry, directory
-        self.store = Store(directory / "checkpoints", keep=recipe.checkpoint.keep)
         self.world = World.read()
         configure_process()
         self.full = recipe
         self.recipe = recipe.with_overlay(None if arguments.full else self.world.device.type)
+        self.store = Store(directory / "checkpoints", keep=self.recipe.checkpoint.keep)
         train = self.recipe.train
         self.world.n_shards(train.shard)
         self.world.micro_batch_size(train.batch_size, train.micro_batch_size)
