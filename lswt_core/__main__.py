@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from lswt_core import __version__
 from lswt_core import run as run_command
 from lswt_core.cli import ablate as ablate_command
+from lswt_core.cli import ablate_arguments
 from lswt_core.cli import bench as bench_command
 from lswt_core.cli import coord_check as coord_check_command
 from lswt_core.cli import explain as explain_command
@@ -39,7 +40,7 @@ COMMANDS = (
     ),
     Entry(
         "ablate",
-        ablate_command.arguments_of,
+        ablate_arguments.arguments_of,
         ablate_command.ablate,
         "compare a recipe with swaps of its components, honestly",
     ),

@@ -27,14 +27,14 @@ from lswt_core.__main__ import main
 from lswt_core.ablation.arms import ArmSpec, axes_of_swap, lay_out_arms
 from lswt_core.ablation.build_arms import AblationSpec
 from lswt_core.ablation.certificate import RunRecord, check_records
-from lswt_core.ablation.compare import make_report
-from lswt_core.ablation.html_page import render_page
 from lswt_core.ablation.match import match_size
-from lswt_core.ablation.outcome import ArmResult, Outcome, Study
-from lswt_core.ablation.publish import publish
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
-from lswt_core.ablation.report_text import render_markdown, render_terminal, summarize
-from lswt_core.ablation.runner import Workers
+from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.html_page import render_page
+from lswt_core.ablation.report.publish import publish
+from lswt_core.ablation.report.text import render_markdown, render_terminal, summarize
+from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.runs.runner import Workers
 from lswt_core.ablation.shared_attention import share_attention
 from lswt_core.ablation.study import Ablation
 from lswt_core.cli.ablate import read_arms
@@ -281,7 +281,7 @@ def test_a_run_reads_no_input_and_ends_with_whoever_started_it(place: Path, tmp_
     command = [
         sys.executable,
         "-m",
-        "lswt_core.ablation.worker",
+        "lswt_core.ablation.runs.worker",
         str(recipe),
         str(tmp_path / "run"),
         "--parent",
@@ -880,7 +880,7 @@ def test_a_statistic_that_fails_costs_no_report(
             raise result
         return result
 
-    monkeypatch.setattr(f"lswt_core.ablation.compare.{statistic}", broken)
+    monkeypatch.setattr(f"lswt_core.ablation.report.compare.{statistic}", broken)
     report = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
     reasons = [
         why for one in (*report["comparisons"], *report["arms"]) for why in one["unknown"].values()
@@ -894,7 +894,7 @@ def test_a_statistic_that_fails_costs_no_report(
 def test_a_study_whose_test_fails_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lswt_core.ablation.compare.paired_test", lambda *_: (math.inf,))
+    monkeypatch.setattr("lswt_core.ablation.report.compare.paired_test", lambda *_: (math.inf,))
     publish(study(arm("baseline", BASE), arm("x", LOW)), tmp_path)
     assert verdicts(read(tmp_path)) == ["not resolved"] and (tmp_path / "report.html").is_file()
 

@@ -18,10 +18,10 @@ from runs import write_recipe
 
 from lswt_core.__main__ import main
 from lswt_core.ablation.certificate import RunRecord, check_records
-from lswt_core.ablation.outcome import Outcome
-from lswt_core.ablation.progress import Job, Progress
-from lswt_core.ablation.runner import Runner, RunsStopped, Workers
-from lswt_core.ablation.store import RunStore, write_json
+from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.progress import Job, Progress
+from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
+from lswt_core.ablation.runs.store import RunStore, write_json
 from lswt_core.errors import UsageError
 from lswt_core.hf.directory import written_whole
 from lswt_core.recipe import Recipe
@@ -52,7 +52,7 @@ def study(
 
     def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
         monkeypatch.setattr(Runner, "run", lambda self: {job.key: runs(job) for job in self.jobs})
-        monkeypatch.setattr("lswt_core.ablation.publish.plot_overview", lambda *_: b"")
+        monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 

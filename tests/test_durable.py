@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 from runs import inside, lines, saved_steps, write_recipe
 
-from lswt_core.ablation.publish import claim
-from lswt_core.ablation.run_records import read_environment, read_run_record
-from lswt_core.ablation.store import RunStore
+from lswt_core.ablation.report.publish import claim
+from lswt_core.ablation.runs.run_records import read_environment, read_run_record
+from lswt_core.ablation.runs.store import RunStore
 from lswt_core.checkpoint import Files
 from lswt_core.distributed.world import World
 from lswt_core.errors import CheckpointError, ResourceError, UsageError

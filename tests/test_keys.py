@@ -13,7 +13,7 @@ import numpy
 import pytest
 from nano import NANO
 
-from lswt_core.ablation.store import CacheKeys, Surroundings
+from lswt_core.ablation.runs.store import CacheKeys, Surroundings
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 

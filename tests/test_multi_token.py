@@ -22,7 +22,7 @@ from test_step import differentiated, largest_gap, step_of
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from lswt_core.ablation.recorded_session import RecordedRows
+from lswt_core.ablation.runs.recorded_session import RecordedRows
 from lswt_core.data import PrefetchedRows, Rows, Tokens, tokenise
 from lswt_core.interfaces import IGNORE, Batch
 from lswt_core.model.initialise import initialise

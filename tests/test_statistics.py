@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from lswt_core.ablation.statistics import (
+from lswt_core.ablation.report.verdict import add_verdicts
+from lswt_core.ablation.statistics.paired_runs import (
     adjust_holm,
     bootstrap_documents,
     correlation,
@@ -19,7 +20,6 @@ from lswt_core.ablation.statistics import (
     power,
     seeds_needed,
 )
-from lswt_core.ablation.verdict import add_verdicts
 
 DRAWS = 4000
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lswt_core.ablation.outcome import Outcome
 from lswt_core.ablation.recipe_diff import Change, covers, is_covered
+from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.device import Precision
 from lswt_core.errors import LswtError
 from lswt_core.model.build import build_model

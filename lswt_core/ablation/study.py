@@ -25,11 +25,11 @@ from lswt_core.ablation.certificate import (
     format_allow_options,
     is_allowed,
 )
-from lswt_core.ablation.outcome import ArmResult, Outcome, Study
-from lswt_core.ablation.progress import Job, format_partial_table
-from lswt_core.ablation.run_records import read_environment, read_run_record
-from lswt_core.ablation.runner import Runner, RunsStopped, Workers
-from lswt_core.ablation.store import CacheKeys, RunStore, Surroundings
+from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.runs.progress import Job, format_partial_table
+from lswt_core.ablation.runs.run_records import read_environment, read_run_record
+from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
+from lswt_core.ablation.runs.store import CacheKeys, RunStore, Surroundings
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.model.attention_choice import choose_backends

@@ -20,118 +20,18 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
-from lswt_core.cli.ablate_command_line import STORE, after_dry_run, words_of
-from lswt_core.cli.common import plugin_argument, report_source, required_registry
-from lswt_core.cli.third_party_checks import check_plugins, unchecked_argument
+from lswt_core.cli.ablate_command_line import after_dry_run, words_of
+from lswt_core.cli.common import report_source, required_registry
+from lswt_core.cli.third_party_checks import check_plugins
 from lswt_core.errors import PluginError, RunsFailed, UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.loader import find
 
 if TYPE_CHECKING:
-    from lswt_core.ablation.outcome import Study
-    from lswt_core.ablation.runner import Workers
+    from lswt_core.ablation.runs.outcome import Study
+    from lswt_core.ablation.runs.runner import Workers
     from lswt_core.ablation.study import Ablation
-
-LAYOUTS = ("one-at-a-time", "leave-one-out", "add-one-in", "factorial")
-
-
-def arguments_of(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments. What an ablation file says too has no default here: the command line
-    wins where it speaks.
-    """
-    parser.add_argument(
-        "recipe",
-        type=Path,
-        help="the baseline's recipe, or an ablation file (TOML with a key `recipe`)",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="override a value in every arm, e.g. train.steps=100",
-    )
-    parser.add_argument(
-        "--swap",
-        action="append",
-        default=[],
-        metavar="AXIS=VALUE[,AXIS=VALUE]",
-        help=(
-            "an arm: e.g. ffn=gelu, memory.xl=false; with commas, one arm that changes several keys"
-            " at once: mixer=mamba2,memory.xl=false,positional=none"
-        ),
-    )
-    parser.add_argument(
-        "--arm",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="an arm that is a recipe of its own",
-    )
-    parser.add_argument(
-        "--plan", choices=LAYOUTS, help="how swaps become arms (default one-at-a-time)"
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of every arm (default 5)")
-    parser.add_argument(
-        "--match",
-        choices=("none", "params", "flops"),
-        help="give every arm the baseline's parameters or FLOPs",
-    )
-    parser.add_argument(
-        "--knob",
-        choices=("d_ffn", "n_layers"),
-        default="d_ffn",
-        help="the size that is turned to match (default d_ffn)",
-    )
-    parser.add_argument(
-        "--margin",
-        type=float,
-        metavar="NATS",
-        help="difference in loss that does not matter (default 0.01)",
-    )
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help=(
-            "let a difference outside of the swap pass: a key, or parameters, groups, kernels,"
-            " initialisation, data"
-        ),
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the report goes (default: runs/ablations/<name>)",
-    )
-    parser.add_argument(
-        "--store",
-        type=Path,
-        default=STORE,
-        metavar="DIR",
-        help="where runs are kept and found again",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="runs at once (default: one for each of --devices, else one)",
-    )
-    parser.add_argument(
-        "--devices",
-        metavar="0,1",
-        help="numbers of the accelerators to use, each for one run at a time",
-    )
-    parser.add_argument("--full", action="store_true", help="ignore the recipe's [cpu] overlay")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build and certify the arms, show what they cost, and train nothing",
-    )
-    plugin_argument(parser)
-    unchecked_argument(parser)
 
 
 def ablate(arguments: argparse.Namespace) -> int:
@@ -144,8 +44,8 @@ def ablate(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         say(after_dry_run(arguments))
         return 0
-    from lswt_core.ablation.publish import claim, publish
-    from lswt_core.ablation.store import RunStore
+    from lswt_core.ablation.report.publish import claim, publish
+    from lswt_core.ablation.runs.store import RunStore
     from lswt_core.ablation.study import require_certified
 
     directory = arguments.out or Path("runs/ablations") / f"{spec.name}-{spec.fingerprint()}"
@@ -191,7 +91,7 @@ def planned_ablation(arguments: argparse.Namespace) -> tuple[Ablation, Recipe]:
 
 def workers_of(arguments: argparse.Namespace) -> Workers:
     """How many runs are made at once, and on which devices."""
-    from lswt_core.ablation.runner import Workers
+    from lswt_core.ablation.runs.runner import Workers
 
     devices = arguments.devices.split(",") if arguments.devices else []
     at_once = arguments.jobs or len(devices) or 1

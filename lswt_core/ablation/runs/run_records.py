@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lswt_core.ablation.certificate import RunRecord
-from lswt_core.ablation.store import RunStore
+from lswt_core.ablation.runs.store import RunStore
 from lswt_core.errors import CheckpointError
 from lswt_core.train.environment import is_intact, read_record
 

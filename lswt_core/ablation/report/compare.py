@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lswt_core.ablation.outcome import ArmResult, Outcome, Study
-from lswt_core.ablation.statistics import (
+from lswt_core.ablation.report.verdict import add_verdicts
+from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.statistics.paired_runs import (
     PairedTest,
     bootstrap_documents,
     correlation,
@@ -22,7 +23,6 @@ from lswt_core.ablation.statistics import (
     power,
     seeds_needed,
 )
-from lswt_core.ablation.verdict import add_verdicts
 
 Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from lswt_core.ablation.report_tables import (
+from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
     change_table,
@@ -13,7 +13,7 @@ from lswt_core.ablation.report_tables import (
     probe_table,
     seed_table,
 )
-from lswt_core.ablation.report_text import (
+from lswt_core.ablation.report.text import (
     describe_picture,
     list_document_intervals,
     list_failures,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lswt_core.ablation.statistics import adjust_holm
+from lswt_core.ablation.statistics.paired_runs import adjust_holm
 
 ALPHA = 0.05
 BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"

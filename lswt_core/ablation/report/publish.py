@@ -6,12 +6,12 @@ import json
 import logging
 from pathlib import Path
 
-from lswt_core.ablation.compare import make_report
-from lswt_core.ablation.html_page import render_page
-from lswt_core.ablation.outcome import Study
-from lswt_core.ablation.plots import plot_held_out, plot_overview
-from lswt_core.ablation.report_text import PICTURE, render_markdown, render_terminal
-from lswt_core.ablation.store import write_json
+from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.html_page import render_page
+from lswt_core.ablation.report.plots import plot_held_out, plot_overview
+from lswt_core.ablation.report.text import PICTURE, render_markdown, render_terminal
+from lswt_core.ablation.runs.outcome import Study
+from lswt_core.ablation.runs.store import write_json
 from lswt_core.errors import UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
 

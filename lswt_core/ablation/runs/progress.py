@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lswt_core.ablation.outcome import Outcome
-from lswt_core.ablation.store import RunStore
+from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.store import RunStore
 from lswt_core.recipe import Recipe
 from lswt_core.reporting.metrics_log import read_last_training_entry
 from lswt_core.reporting.tables import Table

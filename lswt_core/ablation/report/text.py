@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lswt_core.ablation.report_tables import (
+from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
     change_table,
@@ -15,7 +15,7 @@ from lswt_core.ablation.report_tables import (
     probe_table,
     seed_table,
 )
-from lswt_core.ablation.verdict import UNRESOLVED
+from lswt_core.ablation.report.verdict import UNRESOLVED
 from lswt_core.reporting.units import format_duration
 
 PICTURE = "report.png"

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lswt_core.ablation.outcome import Outcome
-from lswt_core.ablation.progress import Job, Progress
-from lswt_core.ablation.store import OUTCOME, RunStore
+from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.progress import Job, Progress
+from lswt_core.ablation.runs.store import OUTCOME, RunStore
 from lswt_core.errors import BusyError, Preempted
 from lswt_core.reporting.units import format_duration
 from lswt_core.train.signals import StopRequest
@@ -122,7 +122,13 @@ class Runner:
         """Start a run's process, in a session of its own: Ctrl-C does not reach it directly, but
         this process terminates it, so that it can save its state.
         """
-        command = [sys.executable, "-m", "lswt_core.ablation.worker", str(recipe), str(directory)]
+        command = [
+            sys.executable,
+            "-m",
+            "lswt_core.ablation.runs.worker",
+            str(recipe),
+            str(directory),
+        ]
         command += ["--parent", str(self.pipe[0])]
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]

@@ -1,4 +1,4 @@
-"""One run of an ablation in a process of its own: ``python -m lswt_core.ablation.worker RECIPE
+"""One run of an ablation in a process of its own: ``python -m lswt_core.ablation.runs.worker RECIPE
 DIRECTORY``. A run that fails or is killed takes no other run with it.
 """
 
@@ -22,10 +22,10 @@ except ImportError:  # Windows
 
 import torch
 
-from lswt_core.ablation.outcome import Outcome
-from lswt_core.ablation.probes import HeldOutResult, evaluate_run
-from lswt_core.ablation.recorded_session import RecordedSession
-from lswt_core.ablation.store import DIVERGED, OUTCOME, write_json
+from lswt_core.ablation.runs.held_out import HeldOutResult, evaluate_run
+from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.recorded_session import RecordedSession
+from lswt_core.ablation.runs.store import DIVERGED, OUTCOME, write_json
 from lswt_core.errors import NumericsError, ResourceError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -137,7 +137,7 @@ def work(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(
-        prog="python -m lswt_core.ablation.worker", description=__doc__
+        prog="python -m lswt_core.ablation.runs.worker", description=__doc__
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("directory", type=Path)

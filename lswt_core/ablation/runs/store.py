@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lswt_core.ablation.outcome import Outcome
+from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.data.corpus import fit_tokenizer, text_fingerprint
 from lswt_core.data.token_directory import tokenizer_cache
 from lswt_core.interfaces import DataSource

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from lswt_core.ablation.outcome import ArmResult, Study
+from lswt_core.ablation.runs.outcome import ArmResult, Study
 from lswt_core.reporting.curves import new_figure, render_png, set_title
 from lswt_core.reporting.metrics_log import smooth
 

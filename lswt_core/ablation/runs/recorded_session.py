@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from lswt_core.ablation.run_records import BATCHES, INITIAL_VALUES
-from lswt_core.ablation.store import write_json
+from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES
+from lswt_core.ablation.runs.store import write_json
 from lswt_core.checkpoint import Saved
 from lswt_core.data import Rows
 from lswt_core.data.corpus import Corpus

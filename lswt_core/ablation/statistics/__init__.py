@@ -1,0 +1,1 @@
+"""Statistics of ablations: pure functions of numbers."""
