@@ -15,6 +15,7 @@ from lswt_core.cli import ablate as ablate_command
 from lswt_core.cli import ablate_arguments
 from lswt_core.cli import bench as bench_command
 from lswt_core.cli import coord_check as coord_check_command
+from lswt_core.cli import evaluate as evaluate_command
 from lswt_core.cli import explain as explain_command
 from lswt_core.cli import export as export_command
 from lswt_core.cli import generate as generate_command
@@ -43,6 +44,12 @@ COMMANDS = (
         ablate_arguments.arguments_of,
         ablate_command.ablate,
         "compare a recipe with swaps of its components, honestly",
+    ),
+    Entry(
+        "evaluate",
+        evaluate_command.arguments_of,
+        evaluate_command.evaluate,
+        "whether a trained model uses its memory, how far back, and what it is worth",
     ),
     Entry(
         "generate",

@@ -90,6 +90,17 @@ def tokenise_into_cache(
     return tokenise(source, tokenizer, "train", cache, report, made_by), valid
 
 
+def held_out_tokens(recipe: Recipe, registry: Registry, tokenizer: Tokenizer) -> Tokens:
+    """The held-out text alone, for a model that is trained."""
+    files = open_token_directory(recipe)
+    if files is not None:
+        files.check_tokenizer(tokenizer)
+        return files.tokens("valid")
+    made_by = (recipe.one("data"), recipe.one("tokenizer"))
+    source = open_source(recipe, registry)
+    return tokenise(source, tokenizer, "valid", cache_directory(), made_by=made_by)
+
+
 def open_token_files(
     files: TokenDirectory,
     source: DataSource,

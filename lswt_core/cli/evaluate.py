@@ -1,0 +1,165 @@
+"""``python -m lswt_core evaluate RUN_OR_MODEL``: is the memory used, how far does it reach, and
+what is it worth?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lswt_core.cli.common import plugin_argument, required_registry
+from lswt_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from lswt_core.decode.load_run import LoadedModel, LoadedRun
+    from lswt_core.evaluation.texts import Limits, Text
+    from lswt_core.registry import Registry
+
+TOKENS = 32_768  # of every text
+SEGMENTS = 16  # of a document, from its beginning
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="RUN_OR_MODEL",
+        help="a run directory, e.g. runs/quickstart, or an exported or imported model's",
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help=(
+            "a file of plain text, or a directory of such, each file one document; several are"
+            " evaluated one after the other (default: the run's held-out text)"
+        ),
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="0,32,64",
+        help="memory lengths in tokens (default: up to twice the model's)",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="16,32,48",
+        help="contexts of cold restarts in tokens (default: up to four segments)",
+    )
+    parser.add_argument(
+        "--seq-len",
+        type=int,
+        metavar="N",
+        help="tokens of a segment (default: as the model was trained)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=TOKENS,
+        metavar="N",
+        help=f"tokens to read of every text (default: {TOKENS:,})",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where evaluation.json, .md, .html and .png go"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    plugin_argument(parser)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Measure, print, and write what was asked for."""
+    memory, contexts = (read_lengths(arguments, name) for name in ("memory", "context"))
+    require_positive(arguments)
+    from lswt_core.device import configure_process
+    from lswt_core.evaluation.measure import Asked, evaluate_text
+    from lswt_core.evaluation.report import render_text, write_report
+
+    configure_process()
+    model, texts = read_inputs(arguments)
+    seq_len = arguments.seq_len or model.seq_len
+    asked = Asked(seq_len, memory, contexts)
+    report = {
+        "model": str(arguments.model),
+        "trained_seq_len": model.seq_len,
+        "seq_len": seq_len,
+        "texts": {text.name: evaluate_text(model, text, asked) for text in texts},
+    }
+    if arguments.out is not None:
+        write_report(report, arguments.out)
+    print(json.dumps(report, indent=1) if arguments.json else render_text(report))
+    return 0
+
+
+def read_lengths(arguments: argparse.Namespace, name: str) -> list[int] | None:
+    """The lengths of an option in increasing order; None if it was not given. Raises UsageError."""
+    given = getattr(arguments, name)
+    if given is None:
+        return None
+    try:
+        lengths = sorted({int(word) for word in given.split(",")})
+    except ValueError as error:
+        raise UsageError(f"--{name} {given}: write whole numbers, e.g. 16,32,64") from error
+    if lengths[0] < (0 if name == "memory" else 1):
+        raise UsageError(f"--{name} {given}: lengths are numbers of tokens, not negative")
+    return lengths
+
+
+def require_positive(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if a number of tokens is not positive."""
+    for name in ("seq_len", "tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
+def read_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, list[Text]]:
+    """The model, and the texts that were named, or the run's held-out text. Raises UsageError if a
+    model that was not trained here is to be evaluated on no text.
+    """
+    from lswt_core.cli.load_model import load_model
+    from lswt_core.decode.load_run import is_run_directory, load_run
+    from lswt_core.evaluation.texts import Limits
+
+    registry = required_registry(arguments)
+
+    def limits(seq_len: int) -> Limits:
+        """The part of a text that is read."""
+        return Limits(arguments.tokens, SEGMENTS * (arguments.seq_len or seq_len))
+
+    if arguments.text:
+        model = load_model(arguments.model, registry)
+        return model, named_texts(arguments.text, model, limits(model.seq_len))
+    if is_run_directory(arguments.model):
+        run = load_run(arguments.model, registry)
+        return run.model, [held_out_text(run, registry, limits(run.model.seq_len))]
+    load_model(arguments.model, registry)  # says what is wrong with the directory
+    raise UsageError(f"{arguments.model} has no held-out text of its own\n  fix: --text FILE")
+
+
+def named_texts(named: Sequence[str], model: LoadedModel, limits: Limits) -> list[Text]:
+    """The texts of the command line; raises UsageError if one is missing or two share a name."""
+    from lswt_core.evaluation.texts import text_of_files
+
+    texts = []
+    for given in named:
+        name, separator, path = given.partition("=")
+        path = path if separator else given
+        if not Path(path).exists():
+            raise UsageError(f"--text {given}: there is no {path} (looked from {Path.cwd()})")
+        texts.append(text_of_files(name, Path(path), model.tokenizer, limits))
+    if len({text.name for text in texts}) < len(texts):
+        raise UsageError("--text: two texts have the same name\n  fix: name them: --text NAME=PATH")
+    return texts
+
+
+def held_out_text(run: LoadedRun, registry: Registry, limits: Limits) -> Text:
+    """The held-out text of a run."""
+    from lswt_core.data.corpus import held_out_tokens
+    from lswt_core.evaluation.texts import text_of_tokens
+
+    tokens = held_out_tokens(run.recipe, registry, run.model.tokenizer)
+    return text_of_tokens("held-out", tokens, run.model.tokenizer.eos_id, limits)

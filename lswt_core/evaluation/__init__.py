@@ -1,0 +1,1 @@
+"""What a trained model does with its memory and its context, measured on texts."""

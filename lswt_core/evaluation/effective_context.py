@@ -1,0 +1,130 @@
+"""How much context a model uses: relative effective context length (RECL), by cold restarts.
+
+Dai et al. 2019 (arXiv 1901.02860), appendix C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
+from lswt_core.evaluation.intervals import Mean, mean_over_tokens
+from lswt_core.evaluation.texts import Text
+from lswt_core.evaluation.token_losses import score
+from lswt_core.interfaces import IGNORE
+from lswt_core.plugin_api.pytree import detach_state
+from lswt_core.plugin_api.seeding import derive_seed
+
+HARDEST = (0.1, 0.5, 1.0)  # shares r of the targets, hardest first
+LEAST_GAIN = 0.01  # of relative perplexity
+TOKENS_AT_ONCE = 16_384
+
+
+class Targets(NamedTuple):
+    """Tokens whose losses are compared between contexts."""
+
+    document: np.ndarray  # [targets]
+    position: np.ndarray  # [targets] of the input that predicts the target
+
+
+class EffectiveContext(NamedTuple):
+    """The losses of the same tokens with contexts of different lengths."""
+
+    contexts: Sequence[int]  # tokens that a target is predicted from
+    losses: list[Mean]  # one a context
+    recl: dict[float, int]  # by share r of the hardest targets
+    targets: int
+
+
+def effective_context(
+    model: LoadedModel, text: Text, contexts: Sequence[int], targets: int
+) -> EffectiveContext:
+    """Return the losses of some of a text's tokens, each predicted from exactly c tokens, for every
+    c in ``contexts`` (evenly spaced), and RECL in the group of this model alone.
+
+    Raises UsageError if no document is longer than the longest context.
+    """
+    chosen = choose_targets(text, max(contexts), targets)
+    losses = np.stack([cold_losses(model, text, chosen, c) for c in contexts])  # [contexts, T]
+    means = [mean_over_tokens(row, chosen.document) for row in losses]
+    recl = {share: relative_length(contexts, losses, share) for share in HARDEST}
+    return EffectiveContext(contexts, means, recl, len(chosen.document))
+
+
+def choose_targets(text: Text, longest: int, targets: int) -> Targets:
+    """Return up to ``targets`` tokens that have ``longest`` tokens of their document before them,
+    drawn from all of these.
+    """
+    document = np.concatenate(
+        [np.full(max(len(ids) - longest + 1, 0), i) for i, ids in enumerate(text.documents)]
+    ).astype(np.int64)
+    position = np.concatenate(
+        [np.arange(longest - 1, max(len(ids), longest - 1)) for ids in text.documents]
+    )
+    if not len(document):
+        raise UsageError(
+            f"no document of {text.name!r} has {longest:,} tokens, which the longest context takes"
+            "\n  fix: --context with shorter ones, or --text with longer documents"
+        )
+    generator = np.random.PCG64(derive_seed(0, "targets", len(document)))
+    order = np.argsort(generator.random_raw(len(document)), kind="stable")[:targets]
+    return Targets(document[order], position[order])
+
+
+@torch.no_grad()
+def cold_losses(model: LoadedModel, text: Text, targets: Targets, context: int) -> np.ndarray:
+    """Return the losses [targets], each predicted from exactly ``context`` tokens, the states empty
+    before them.
+    """
+    size = max(1, TOKENS_AT_ONCE // context)
+    device = next(model.decoder.parameters()).device
+    losses = []
+    for begin in range(0, len(targets.document), size):
+        inputs, labels, some = [], [], slice(begin, begin + size)
+        for document, position in zip(targets.document[some], targets.position[some], strict=True):
+            ids = text.documents[document]
+            inputs.append(ids[position - context + 1 : position + 1])
+            labels.append(text.labels(document)[position])
+        last = last_losses(
+            model,
+            torch.from_numpy(np.stack(inputs)).to(device),
+            torch.tensor(np.array(labels), device=device),
+        )
+        losses.append(last.double().cpu().numpy())
+    return np.concatenate(losses)
+
+
+def last_losses(model: LoadedModel, inputs: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Return the losses [B] of the labels ``last`` [B] of the last inputs [B, c], which are read in
+    segments that end with them.
+    """
+    first = (inputs.shape[1] - 1) % model.seq_len + 1
+    sizes = [first] + [model.seq_len] * ((inputs.shape[1] - first) // model.seq_len)
+    state, nll = None, None
+    for segment in inputs.split(sizes, dim=1):
+        labels = torch.full_like(segment, IGNORE)
+        labels[:, -1] = last  # the last segment's alone count
+        nll, state = score(model, segment, labels, state)
+        state = detach_state(state)
+    assert nll is not None
+    return nll[:, -1]
+
+
+def relative_length(contexts: Sequence[int], losses: np.ndarray, share: float) -> int:
+    """Return RECL: the context from which a longer one gains less than LEAST_GAIN.
+
+    With b = l(c), f(c, c') is the mean of min(b, l(c')) over the share of targets with the largest
+    b, and the gain (exp f(c, c) - exp f(c, c')) / exp f(c, c).
+    """
+    for i, context in enumerate(contexts[:-1]):
+        hardest = np.argsort(-losses[i], kind="stable")[: max(1, round(share * losses.shape[1]))]
+        base = losses[i][hardest]
+        before, after = base.mean(), np.minimum(base, losses[i + 1][hardest]).mean()
+        if 1 - np.exp(after - before) < LEAST_GAIN:
+            return context
+    return contexts[-1]

@@ -1,0 +1,100 @@
+"""What the memory is worth: the loss with the memory cut, on the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
+from lswt_core.evaluation.intervals import Mean, mean_over_tokens
+from lswt_core.evaluation.texts import Text
+from lswt_core.evaluation.token_losses import (
+    TokenLosses,
+    cuttable_memories,
+    forget,
+    memory_length,
+    token_losses,
+)
+from lswt_core.plugin_api.pytree import detach_state
+
+
+class MemoryPoint(NamedTuple):
+    """The loss with memories of one length."""
+
+    memory: int | None  # tokens; None: everything that the layers' states keep
+    loss: Mean
+    gain: Mean  # loss without memory less this one, over tokens behind their document's 1st segment
+    # the same by position in the segment: first position of a bucket, gain
+    by_position: list[tuple[int, Mean]]
+
+
+def memory_gain(
+    model: LoadedModel, text: Text, seq_len: int, lengths: Sequence[int]
+) -> list[MemoryPoint]:
+    """Return the losses without memory, with memories of ``lengths`` tokens, and as trained.
+
+    Raises UsageError if the model keeps nothing between segments, its state cannot be cut to a
+    number of tokens, or no document is long enough.
+    """
+    require_memory(model, text, seq_len, lengths)
+    without = token_losses(model, text, seq_len, forget)
+    points = [describe(0, without, without, seq_len)]
+    for length in (*lengths, None):
+        context: Any = nullcontext()
+        if length is not None:
+            context = memory_length(model.decoder, length)
+        with context:
+            losses = token_losses(model, text, seq_len, detach_state)
+        points.append(describe(length, losses, without, seq_len))
+    return points
+
+
+def describe(
+    length: int | None, losses: TokenLosses, without: TokenLosses, seq_len: int
+) -> MemoryPoint:
+    """Return one point of the gain curve."""
+    gain, behind = without.nll - losses.nll, losses.position >= seq_len
+    buckets = position_buckets(losses.position % seq_len)
+    by_position = []
+    for bucket in np.unique(buckets[behind]):
+        chosen = behind & (buckets == bucket)
+        by_position.append((int(bucket), mean_over_tokens(gain[chosen], losses.document[chosen])))
+    return MemoryPoint(
+        length,
+        mean_over_tokens(losses.nll, losses.document),
+        mean_over_tokens(gain[behind], losses.document[behind]),
+        by_position,
+    )
+
+
+def position_buckets(positions: np.ndarray) -> np.ndarray:
+    """Return the lower edge of each position's bucket: 0, 1, 2, 4, 8, ..."""
+    powers = np.floor(np.log2(np.maximum(positions, 1))).astype(np.int64)
+    return np.where(positions == 0, 0, 2**powers)
+
+
+def require_memory(model: LoadedModel, text: Text, seq_len: int, lengths: Sequence[int]) -> None:
+    """Raise UsageError if these memory lengths cannot be measured."""
+    if not model.decoder.can_read_on:
+        raise UsageError(
+            "--memory: no layer of this model keeps anything between segments\n"
+            "  fix: leave --memory out, or name a model with memory.xl or a recurrent mixer"
+        )
+    if lengths and not cuttable_memories(model.decoder):
+        raise UsageError(
+            "--memory: this model's states summarise all of the past, and cannot be cut to a number"
+            " of tokens\n  fix: --memory 0, which compares with no memory"
+        )
+    longest = max(len(ids) for ids in text.documents)
+    allowed = longest - seq_len
+    if allowed < 1 or max(lengths, default=0) > allowed:
+        raise UsageError(
+            f"--memory: the longest document of {text.name!r} has {longest:,} tokens, a segment"
+            f" {seq_len:,}: no token has {max([1, *lengths]):,} tokens before its segment\n"
+            f"  fix: memories of at most {max(allowed, 0):,} tokens, a smaller --seq-len, or --text"
+            " with longer documents"
+        )

@@ -1,0 +1,204 @@
+"""The report of an evaluation: terminal, JSON, Markdown, a page and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lswt_core.evaluation.plots import plot_evaluation
+from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+from lswt_core.reporting.curves import ReportUnavailable
+from lswt_core.reporting.html import bullet_list, image, page
+from lswt_core.reporting.tables import Table
+
+Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
+NAME = "evaluation"  # of the files, without their suffix
+
+
+class Section(NamedTuple):
+    """A part of the report of one text."""
+
+    title: str
+    table: Table
+    note: str = ""
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Write evaluation.json, .md, .html and, with matplotlib, .png."""
+    make_output_directory(directory, "--out")
+    document = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    write_atomically(directory / f"{NAME}.json", document.encode())
+    try:
+        picture = plot_evaluation(report)
+    except ReportUnavailable:
+        picture = None
+    if picture is not None:
+        write_atomically(directory / f"{NAME}.png", picture)
+    write_atomically(directory / f"{NAME}.md", render_markdown(report).encode())
+    write_atomically(directory / f"{NAME}.html", render_page(report, picture).encode())
+
+
+def render_text(report: Report) -> str:
+    """Return what the command prints."""
+    parts = []
+    for name, text in report["texts"].items():
+        parts.append(describe_text(name, text))
+        for section in list_sections(text):
+            parts.append(f"{section.title}\n{section.table.text(indent='  ')}")
+            if section.note:
+                parts.append(f"  {section.note}")
+        parts += [f"left out: {name}: {why}" for name, why in text["left_out"].items()]
+    return "\n\n".join(parts)
+
+
+def render_markdown(report: Report) -> str:
+    """Return evaluation.md."""
+    parts = [f"# {report['model']}"]
+    for name, text in report["texts"].items():
+        parts += [f"## {name}", describe_text(name, text)]
+        for section in list_sections(text):
+            parts += [f"### {section.title}", section.table.markdown(), section.note]
+        parts += [f"- left out: {name}: {why}" for name, why in text["left_out"].items()]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def render_page(report: Report, picture: bytes | None) -> str:
+    """Return evaluation.html."""
+    parts = [f"<h1>{escape(report['model'])}</h1>"]
+    parts += [image(picture, describe_picture(report))] if picture is not None else []
+    for name, text in report["texts"].items():
+        parts += [f"<h2>{escape(name)}</h2><p>{escape(describe_text(name, text))}</p>"]
+        for section in list_sections(text):
+            note = f'<p class="quiet">{escape(section.note)}</p>' if section.note else ""
+            parts.append(f"<h3>{escape(section.title)}</h3>{section.table.html()}{note}")
+        left_out = [f"left out: {name}: {why}" for name, why in text["left_out"].items()]
+        parts.append(bullet_list(left_out))
+    return page(escape(report["model"]), parts)
+
+
+def describe_text(name: str, text: Report) -> str:
+    """Return losses and size of a text in a sentence."""
+    return (
+        f"{name}: {format_mean(text['loss'])} nats per token, perplexity"
+        f" {text['perplexity']:.2f}, {text['bits_per_byte']:.4f} bits per byte"
+        f" ({text['tokens']:,} tokens of {text['documents']:,} documents)."
+    )
+
+
+def describe_picture(report: Report) -> str:
+    """Return the picture's content in words."""
+    return (
+        "Memory gain by memory length and by position in the segment, loss by context and by"
+        " tokens since the document's start. "
+        + " ".join(describe_text(name, text) for name, text in report["texts"].items())
+    )
+
+
+def list_sections(text: Report) -> Iterator[Section]:
+    """Yield the tables of a text, those that it has."""
+    if text["memory"]:
+        yield memory_section(text["memory"])
+    if text["effective_context"]:
+        yield context_section(text["effective_context"])
+    if text["extrapolation"]["points"]:
+        yield extrapolation_section(text["extrapolation"])
+    yield position_section(text["by_position"])
+    if text["narrow_memory"]:
+        yield narrow_section(text["narrow_memory"])
+    yield states_section(text)
+
+
+def memory_section(points: list[Report]) -> Section:
+    """Return the gain of the memory by its length."""
+    rows = []
+    for point in points:
+        length = "as trained" if point["memory"] is None else f"{point['memory']:,}"
+        rows.append([length, f"{point['loss']['value']:.4f}", format_mean(point["gain"], "+.4f")])
+    tokens = points[-1]["gain"]["tokens"]
+    return Section(
+        "Loss with the memory cut",
+        Table(("memory (tokens)", "loss", "gain over no memory (95 % interval)"), rows),
+        f"Gains are over the {tokens:,} tokens behind the first segment of their document.",
+    )
+
+
+def context_section(context: Report) -> Section:
+    """Return losses by context, and RECL."""
+    rows = [[f"{one['context']:,}", format_mean(one)] for one in context["losses"]]
+    lengths = [f"{length:,} (r = {share})" for share, length in context["recl"].items()]
+    return Section(
+        "Loss by context, cold restarts",
+        Table(("context (tokens)", "loss (95 % interval)"), rows),
+        f"RECL, in the group of this model alone: {', '.join(lengths)}. The same"
+        f" {context['targets']:,} tokens, each predicted from exactly so many tokens.",
+    )
+
+
+def extrapolation_section(measured: Report) -> Section:
+    """Return losses by multiples of the trained segment."""
+    rows = []
+    for point in measured["points"]:
+        losses = [format_mean(point[how]) for how in ("streamed", "recomputed")]
+        rows.append([f"{point['context']:,}", *losses])
+    return Section(
+        "Loss by length of the text that is read",
+        Table(("window (tokens)", "in segments", "in one pass"), rows),
+        f"The last {measured['scored']:,} tokens of {measured['windows']:,} windows; the longest"
+        f" document has {measured['longest']:,} tokens.",
+    )
+
+
+def position_section(points: list[Report]) -> Section:
+    """Return losses by tokens since the document's start."""
+    rows = [[f"{one['from']:,}", format_mean(one), f"{one['tokens']:,}"] for one in points]
+    header = ("tokens since the document's start, from", "loss (95 % interval)", "tokens")
+    return Section("Loss by position in the document", Table(header, rows))
+
+
+def narrow_section(errors: list[Report]) -> Section:
+    """Return the cost of narrow KV caches."""
+    rows = []
+    for one in errors:
+        increase = format_mean(one["increase"], "+.1e")
+        rows.append([one["dtype"], increase, f"{one['largest']:.1e}"])
+    header = ("train.memory_dtype", "loss increases by (95 % interval)", "largest of a token")
+    return Section("KV caches kept narrower between segments", Table(header, rows))
+
+
+def states_section(text: Report) -> Section:
+    """Return attention sinks, activations, key tokens and repetition."""
+    rows = []
+    for name, sinks in text["sinks"].items():
+        shown = name.replace("_", " ")
+        rows.append([f"attention to {shown}, mean share", f"{sinks['mean']:.4f}"])
+        rows.append([f"sink rate of {shown} (share of heads above 0.3)", f"{sinks['rate']:.3f}"])
+    states = text["activations"]
+    rows += [
+        ["largest activation", f"{states['largest']:.3g}"],
+        ["largest activation / median of its layer", f"{states['largest_over_median']:.3g}"],
+        ["massive activations", f"{states['massive']:,}"],
+        ["kurtosis of hidden states", f"{states['kurtosis']:.2f}"],
+        ["isotropy of final states", f"{states['isotropy']:.4f}"],
+    ]
+    keys = text["key_tokens"]
+    if keys:
+        rows.append(["key tokens behind the first segment", f"{keys['share']:.2%}"])
+    if keys and keys["perplexity"] is not None:
+        perplexity = f"{keys['perplexity']:.2f} ({keys['short_perplexity']:.1f} without memory)"
+        rows.append(["LongPPL: perplexity of key tokens", perplexity])
+    repetition = text["repetition"]
+    for n, share in repetition["repeated"].items() if repetition else ():
+        rows.append([f"repeated {n}-grams in greedy continuations", f"{share:.2%}"])
+    return Section("Attention, hidden states and repetition", Table(("measure", "value"), rows))
+
+
+def format_mean(one: Report, spec: str = ".4f") -> str:
+    """Return a mean with its interval."""
+    shown = f"{one['value']:{spec}}"
+    if one["interval"] is None:
+        return shown
+    low, high = one["interval"]
+    return f"{shown} ({low:{spec}} .. {high:{spec}})"
