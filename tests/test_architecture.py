@@ -23,6 +23,7 @@ FLOORS = (
     {"data", "checkpoint"},
     {"decode", "budget"},
     {"train"},
+    {"evaluation"},
     {"hf"},
     {"ablation", "benchmark", "conformance"},
     {"acceptance"},

@@ -1,0 +1,390 @@
+"""The measures of ``evaluate`` against independent code of a few lines, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import stream, tiny, tokens
+from lswt_registers import Registers
+from lswt_xl_cache import XlCache, XlHidden
+from nano import NANO
+from runs import inside
+from torch import Tensor
+from torch.nn import functional as F
+
+from lswt_core.__main__ import main
+from lswt_core.decode.load_run import LoadedModel
+from lswt_core.device import Precision
+from lswt_core.errors import UsageError
+from lswt_core.evaluation.attention_sinks import attention_sinks
+from lswt_core.evaluation.effective_context import Targets, cold_losses, relative_length
+from lswt_core.evaluation.extrapolation import extrapolation
+from lswt_core.evaluation.intervals import mean_over_tokens
+from lswt_core.evaluation.key_tokens import key_tokens
+from lswt_core.evaluation.memory_gain import memory_gain
+from lswt_core.evaluation.narrow_states import narrow_errors
+from lswt_core.evaluation.repetition import measure_repetition, repeated_share
+from lswt_core.evaluation.texts import Limits, Text, choose_documents
+from lswt_core.evaluation.token_losses import TokenLosses, token_losses
+from lswt_core.interfaces import KeyValue, KVProjection, State
+
+SEQ_LEN, MEMORY, EOS = 4, 6, 1
+XL = {"xl": partial(XlCache, length=MEMORY)}
+DIM, HEADS = 4, 2
+
+
+def model_of(**parts: Any) -> LoadedModel:
+    """A model with numbers, in float64."""
+    precision = Precision(torch.float32, "parameters as they are")
+    return LoadedModel(tiny(**parts).eval(), SimpleNamespace(), precision, SEQ_LEN)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    """A model with a KV cache of MEMORY tokens."""
+    return model_of(memories=XL)
+
+
+def text_of(*lengths: int) -> Text:
+    """Documents of random ids."""
+    documents = [tokens(1, length, seed=length)[0].numpy() for length in lengths]
+    return Text("text", documents, [str(n) for n in lengths], EOS, 2.0)
+
+
+def losses_of(model: LoadedModel, ids: np.ndarray, states: Tensor) -> np.ndarray:
+    """Losses [tokens] of a document's labels, from its states [tokens, M]."""
+    labels = torch.tensor([*ids[1:], EOS])
+    with torch.no_grad():
+        logits = model.decoder.vocabulary.logits(states)
+    return F.cross_entropy(logits, labels, reduction="none").numpy()
+
+
+def padded(ids: np.ndarray) -> Tensor:
+    """A document [1, T] filled up to whole segments."""
+    return F.pad(torch.from_numpy(ids)[None], (0, -len(ids) % SEQ_LEN), value=EOS)
+
+
+def test_losses_are_those_of_each_document_read_alone(model: LoadedModel) -> None:
+    text = text_of(3, 17, 8, 1)
+    got = token_losses(model, text, SEQ_LEN)
+    alone = []
+    for ids in text.documents:
+        with torch.no_grad():
+            states = stream(model.decoder, padded(ids), SEQ_LEN)[0, : len(ids)]
+        alone.append(losses_of(model, ids, states))
+    np.testing.assert_allclose(got.nll, np.concatenate(alone), atol=1e-10)
+    assert got.position.tolist() == [*range(3), *range(17), *range(8), 0]
+    assert got.document.tolist() == [0] * 3 + [1] * 17 + [2] * 8 + [3]
+
+
+@pytest.mark.parametrize("memory", [XlCache, XlHidden])
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_a_cut_memory_is_a_model_that_was_built_with_it(memory: type, length: int) -> None:
+    text = text_of(3, 17, 8)
+    points = memory_gain(
+        model_of(memories={"xl": partial(memory, length=MEMORY)}), text, SEQ_LEN, [length]
+    )
+    built = model_of(memories={"xl": partial(memory, length=length)})
+    whole = token_losses(built, text, SEQ_LEN)
+    none = token_losses(model_of(memories={}), text, SEQ_LEN)
+    behind = whole.position >= SEQ_LEN
+    assert [point.memory for point in points] == [0, length, None]
+    assert points[1].loss.value == pytest.approx(whole.mean, abs=1e-12)
+    expected = (none.nll - whole.nll)[behind].mean()
+    assert points[1].gain.value == pytest.approx(expected, abs=1e-12)
+    assert points[1].gain.tokens == behind.sum() == 13 + 4
+    firsts = behind & (whole.position % SEQ_LEN == 0)
+    assert points[1].by_position[0][0] == 0
+    assert points[1].by_position[0][1].value == pytest.approx((none.nll - whole.nll)[firsts].mean())
+
+
+class NeverRead(XlCache):
+    """A memory that keeps keys and shows none of them."""
+
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        blocks, state = super().forward(x, positions, state, project)
+        return blocks[-1:], state
+
+
+class OneLate(XlCache):
+    """A memory that hides the last token before the segment."""
+
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        blocks, state = super().forward(x, positions, state, project)
+        *cached, own = blocks
+        late = [
+            b._replace(k=b.k[:, :-1], v=b.v[:, :-1], positions=b.positions[:-1]) for b in cached
+        ]
+        return [*late, own], state
+
+
+def test_a_memory_that_is_never_read_gains_nothing() -> None:
+    unread = model_of(memories={"xl": partial(NeverRead, length=MEMORY)})
+    points = memory_gain(unread, text_of(20, 9), SEQ_LEN, [2])
+    assert [point.gain.value for point in points] == [0.0, 0.0, 0.0]
+
+
+def test_a_memory_that_is_read_one_token_late_gains_nothing_from_one_token() -> None:
+    late = model_of(memories={"xl": partial(OneLate, length=MEMORY)})
+    points = memory_gain(late, text_of(20, 9), SEQ_LEN, [1, 2])
+    assert points[1].gain.value == 0.0
+    assert points[2].gain.value != 0.0
+
+
+@pytest.mark.parametrize(
+    ("parts", "lengths", "sizes", "why"),
+    [
+        ({"memories": {}}, [], (20,), "no layer"),
+        ({"memories": XL}, [17], (20,), "at most 16"),
+        ({"memories": XL}, [], (4, 2), "longer documents"),
+    ],
+)
+def test_memories_that_cannot_be_measured_are_refused(
+    parts: dict[str, Any], lengths: Sequence[int], sizes: Sequence[int], why: str
+) -> None:
+    with pytest.raises(UsageError, match=why):
+        memory_gain(model_of(**parts), text_of(*sizes), SEQ_LEN, lengths)
+
+
+def test_cold_restarts_see_exactly_so_many_tokens(model: LoadedModel) -> None:
+    text, targets = text_of(20, 15), Targets(np.array([0, 1, 0]), np.array([19, 14, 11]))
+    for context in (1, 3, 4, 7):
+        got = cold_losses(model, text, targets, context)
+        for loss, document, position in zip(got, targets.document, targets.position, strict=True):
+            window = torch.from_numpy(text.documents[document][: position + 1][None, -context:])
+            first = (context - 1) % SEQ_LEN + 1
+            with torch.no_grad():
+                states, state = model.decoder(window[:, :first])
+                if context > first:
+                    states, _ = model.decoder(window[:, first:], state)
+            label = torch.tensor([text.labels(document)[position]])
+            logits = model.decoder.vocabulary.logits(states[:, -1])
+            assert loss == pytest.approx(F.cross_entropy(logits, label).item(), abs=1e-10)
+
+
+def test_the_effective_context_ends_where_more_gains_less_than_a_hundredth() -> None:
+    losses = np.array([[3.0, 9.0], [2.9, 8.0], [2.89, 7.9], [2.889, 7.899]])
+    contexts = [10, 20, 30, 40]
+    assert relative_length(contexts, losses, 1.0) == 30
+    assert relative_length(contexts, losses, 0.5) == 30
+    # a longer context that is worse for every token gains nothing: min(b, l) is b
+    assert relative_length(contexts, losses[[0, 1, 1, 2]] + [[0], [0], [1], [0]], 1.0) == 20
+
+
+def test_windows_score_the_same_tokens_at_every_length(model: LoadedModel) -> None:
+    text = text_of(16, 33)
+    measured = extrapolation(model, text, (1, 2, 4, 8, 16), windows=3)
+    assert [point.context for point in measured.points] == [4, 8, 16, 32]
+    assert (measured.scored, measured.windows, measured.longest) == (2, 1, 33)
+    # within one segment both ways are one pass; beyond, the cache of MEMORY tokens is less than all
+    assert measured.points[0].streamed == measured.points[0].recomputed
+    assert measured.points[2].streamed != measured.points[2].recomputed
+    ids = text.documents[1][:32]
+    with torch.no_grad():
+        states, _ = model.decoder(torch.from_numpy(ids[16:])[None])
+    labels = torch.from_numpy(text.labels(1)[30:32])
+    logits = model.decoder.vocabulary.logits(states[0, -2:])
+    expected = F.cross_entropy(logits, labels).item()
+    assert measured.points[2].recomputed.value == pytest.approx(expected, abs=1e-10)
+
+
+def test_key_tokens_are_decided_by_the_long_context() -> None:
+    short, full = np.array([9.0, 5.0, 5.0, 1.0, 5.0]), np.array([1.0, 1.0, 2.5, 0.5, 2.9])
+    document, position = np.zeros(5, int), np.arange(5) + SEQ_LEN - 1
+    keys = key_tokens(
+        TokenLosses(full, document, position), TokenLosses(short, document, position), SEQ_LEN
+    )
+    assert (keys.tokens, keys.share) == (1, 0.25)  # the first lies in the first segment
+    assert keys.perplexity == pytest.approx(np.exp(1.0))
+    assert keys.short_perplexity == pytest.approx(np.exp(5.0))
+
+
+def test_attention_shares_are_those_of_the_softmax() -> None:
+    ids = tokens(3, SEQ_LEN)
+    sinks = attention_sinks(model_of(memories={"registers": partial(Registers, count=2)}), ids)
+    assert 0 < sinks["registers"].mean < 1
+    assert 0 < sinks["first_token"].mean < 1
+    assert attention_sinks(model_of(memories={}), tokens(1, 2))["first_token"].mean == (
+        pytest.approx(attention_to_the_first_of_two(), abs=1e-12)
+    )
+
+
+def attention_to_the_first_of_two() -> float:
+    """The second of two tokens' attention to the first, over layers and heads, from q and k."""
+    decoder, ids, shares = tiny(memories={}), tokens(1, 2), []
+    for block in decoder.blocks:
+        attention: Any = block.attention
+
+        def record(blocks: Any, attention: Any = attention) -> Tensor:
+            q, k = blocks[0].q[0, 1], blocks[0].k[0]  # [H, D], [2, H, D]
+            scores = torch.einsum("hd,nhd->hn", q, k) / q.shape[-1] ** 0.5
+            shares.append(scores.softmax(-1)[:, 0])
+            output: Tensor = type(attention.backend).forward(attention.backend, blocks)
+            return output
+
+        attention.backend.forward = record
+    with torch.no_grad():
+        decoder(ids)
+    return float(torch.cat(shares).mean())
+
+
+def test_narrow_caches_cost_little_and_bfloat16_next_to_nothing(model: LoadedModel) -> None:
+    text = text_of(20, 9)
+    full = token_losses(model, text, SEQ_LEN)
+    errors = {one.dtype: one for one in narrow_errors(model, text, SEQ_LEN, full)}
+    assert set(errors) == {"bfloat16", "float8", "int8"}
+    assert 0 < errors["int8"].largest < errors["float8"].largest < 0.5
+    assert narrow_errors(model_of(memories={}), text, SEQ_LEN, full) == []
+
+
+def test_repeated_n_grams_are_counted() -> None:
+    assert repeated_share([1, 2, 1, 2, 1, 2], 2) == pytest.approx(1 - 2 / 5)
+    assert repeated_share([1, 2, 3], 2) == 0.0
+    assert repeated_share([1], 2) == 0.0
+
+
+def test_continuations_are_greedy(model: LoadedModel) -> None:
+    measured = measure_repetition(model, text_of(9, 3, 7), prompt=5, tokens=6, continuations=4)
+    assert measured is not None
+    assert (measured.continuations, measured.tokens) == (2, 6)
+    assert measure_repetition(model, text_of(3), prompt=5, tokens=6, continuations=4) is None
+
+
+def test_intervals_are_over_documents() -> None:
+    documents = np.repeat(np.arange(40), 50)
+    noise = np.random.default_rng(0).normal(size=40)[documents]
+    mean = mean_over_tokens(noise, documents)
+    assert mean.interval is not None
+    width = mean.interval[1] - mean.interval[0]
+    assert width == pytest.approx(2 * 1.96 * noise[::50].std(ddof=1) / 40**0.5, rel=0.1)
+    assert mean_over_tokens(noise[:200], documents[:200]).interval is None
+
+
+def test_documents_are_drawn_until_there_are_enough_tokens() -> None:
+    sizes = np.array([5, 50, 7, 9, 4, 6])
+    chosen = list(choose_documents(sizes, Limits(20, 10)))
+    read = np.minimum(sizes[chosen], 10)
+    assert read.sum() >= 20 > read[:-1].sum()
+    assert chosen != sorted(chosen)
+
+
+# ---------- the command
+
+RECIPE = (
+    NANO
+    + """
+valid = ["{corpus}/1*.txt"]
+[memory.xl]
+use = "xl-cache"
+length = 16
+[optimizer]
+use = "adamw"
+lr = 1e-2
+[schedule]
+warmup_steps = 2
+[tokenizer]
+use = "bytes"
+[train]
+batch_size = 2
+seq_len = 16
+steps = 2
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    root = tmp_path_factory.mktemp("evaluated")
+    corpus = root / "corpus"
+    corpus.mkdir()
+    for i in range(40):
+        corpus.joinpath(f"{i}.txt").write_text(" ".join(f"sense {i * j}" for j in range(30)))
+    recipe = root / "nano.toml"
+    recipe.write_text(RECIPE.format(corpus=corpus))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSWT_CACHE_DIR", str(root / "cache"))
+        assert inside(patch, recipe, "--out", root / "run") == 0
+    return root / "run"
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Call the command: exit code, standard output, standard error."""
+    code = main(["evaluate", *map(str, words)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def test_a_run_is_evaluated_on_its_held_out_text(
+    run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--tokens", 600, "--memory", "0,4,32", "--context", "4,8,12", "--out", tmp_path / "e"]
+    code, out, err = evaluate(capsys, run_directory, *words, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report == json.loads(tmp_path.joinpath("e", "evaluation.json").read_text())
+    text = report["texts"]["held-out"]
+    assert [point["memory"] for point in text["memory"]] == [0, 4, 32, None]
+    assert text["memory"][-1]["loss"] == text["loss"]
+    assert [one["context"] for one in text["effective_context"]["losses"]] == [4, 8, 12]
+    assert text["left_out"] == {}
+    assert text["loss"]["tokens"] == text["tokens"] >= 600
+    bits = text["loss"]["value"] / np.log(2)
+    # tokens are bytes, and each document of about 250 has a BOS
+    assert 1 < text["bits_per_byte"] / bits < 1.01
+    assert {"evaluation.md", "evaluation.html", "evaluation.png"} < {
+        path.name for path in tmp_path.joinpath("e").iterdir()
+    }
+
+
+def test_several_texts_are_named(
+    run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other"
+    one.write_text("sense and sensibility " * 20)
+    other.mkdir()
+    other.joinpath("a.txt").write_text("pride and prejudice " * 20)
+    code, out, _ = evaluate(capsys, run_directory, "--text", one, "--text", f"b={other}", "--json")
+    assert code == 0
+    assert list(json.loads(out)["texts"]) == [str(one), "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["--text", "nowhere.txt"], 2, "there is no nowhere.txt"),
+        (["--memory", "many"], 2, "whole numbers"),
+        (["--memory", "100000"], 2, "at most"),
+        (["--context", "100000"], 2, "longer documents"),
+        (["--tokens", "0"], 2, "at least 1"),
+        (["--text", "empty.txt"], 4, "no text"),
+        (["--text", "a=a.txt", "--text", "a=a.txt"], 2, "same name"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    words: list[str],
+    code: int,
+    why: str,
+    run_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("empty.txt").write_text(" \n")
+    tmp_path.joinpath("a.txt").write_text("sense")
+    got, _, err = evaluate(capsys, run_directory, *words)
+    assert (got, why in err) == (code, True), err
