@@ -84,6 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     asked = Asked(seq_len, memory, contexts)
     report = {
         "model": str(arguments.model),
+        "precision": str(model.precision.dtype).removeprefix("torch."),
         "trained_seq_len": model.seq_len,
         "seq_len": seq_len,
         "texts": {text.name: evaluate_text(model, text, asked) for text in texts},

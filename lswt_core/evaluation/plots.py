@@ -41,7 +41,7 @@ def draw_memory(axes: Any, text: dict[str, Any], colour: str, name: str) -> None
 def draw_positions(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:
     """Draw the gain of the trained memory by position in the segment."""
     points = text["memory"][-1]["by_position"] if text["memory"] else []
-    draw(axes, [max(one["from"], 0.5) for one in points], points, colour, name)
+    draw(axes, [one["from"] for one in points], points, colour, name)
 
 
 def draw_contexts(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:
@@ -54,7 +54,7 @@ def draw_contexts(axes: Any, text: dict[str, Any], colour: str, name: str) -> No
 def draw_document(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:
     """Draw losses by tokens since the document's start."""
     points = text["by_position"]
-    draw(axes, [max(one["from"], 0.5) for one in points], points, colour, name)
+    draw(axes, [one["from"] for one in points], points, colour, name)
 
 
 def draw(

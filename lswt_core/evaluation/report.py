@@ -41,9 +41,14 @@ def write_report(report: Report, directory: Path) -> None:
     write_atomically(directory / f"{NAME}.html", render_page(report, picture).encode())
 
 
+def describe_reading(report: Report) -> str:
+    """Return how texts were read, in a sentence."""
+    return f"Read in segments of {report['seq_len']:,} tokens, computed in {report['precision']}."
+
+
 def render_text(report: Report) -> str:
     """Return what the command prints."""
-    parts = []
+    parts = [describe_reading(report)]
     for name, text in report["texts"].items():
         parts.append(describe_text(name, text))
         for section in list_sections(text):
@@ -56,7 +61,7 @@ def render_text(report: Report) -> str:
 
 def render_markdown(report: Report) -> str:
     """Return evaluation.md."""
-    parts = [f"# {report['model']}"]
+    parts = [f"# {report['model']}", describe_reading(report)]
     for name, text in report["texts"].items():
         parts += [f"## {name}", describe_text(name, text)]
         for section in list_sections(text):
@@ -67,7 +72,7 @@ def render_markdown(report: Report) -> str:
 
 def render_page(report: Report, picture: bytes | None) -> str:
     """Return evaluation.html."""
-    parts = [f"<h1>{escape(report['model'])}</h1>"]
+    parts = [f"<h1>{escape(report['model'])}</h1><p>{escape(describe_reading(report))}</p>"]
     parts += [image(picture, describe_picture(report))] if picture is not None else []
     for name, text in report["texts"].items():
         parts += [f"<h2>{escape(name)}</h2><p>{escape(describe_text(name, text))}</p>"]
