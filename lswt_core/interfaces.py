@@ -328,6 +328,9 @@ class Document(NamedTuple):
 
     id: str
     text: str
+    # Ranges (begin, end) of characters, in order, whose tokens are predicted; the document's end
+    # counts as one more character. They are tokenised apart from what is between them. None: all.
+    scored: Sequence[tuple[int, int]] | None = None
 
 
 class Horizon(NamedTuple):
@@ -910,6 +913,10 @@ class DataSource(Component, ABC):
     """A source of documents. Built as ``cls(**options)``; nothing is read before it is asked."""
 
     streaming: bool = False  # True: tokenised while it is read, instead of once beforehand
+    selects_scored: bool = False  # True: documents may have ``scored`` ranges
+    # The train.seq_len that documents are made for: all have the same whole number of segments, and
+    # rows begin where documents do. None: documents of any length, read across.
+    segment_length: int | None = None
 
     @abstractmethod
     def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lswt_core.data.rows import RowLayout
+from lswt_core.data.scored import as_labels, end_labels, plain_ids
 from lswt_core.data.token_file import Tokens
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Batch
@@ -41,8 +42,11 @@ class ContiguousRows(RowLayout):
         document_masking: bool = False,
         lookahead: int = 0,
         shuffle: bool = True,
+        whole_documents: bool = False,
     ) -> None:
-        """Raises DataError if the corpus has less than one segment a row."""
+        """``whole_documents``: rows begin at documents, all of which have one length. Raises
+        DataError if the corpus has less than one segment a row.
+        """
         super().__init__(
             tokens.fingerprint,
             global_batch_size=global_batch_size,
@@ -57,6 +61,8 @@ class ContiguousRows(RowLayout):
         self.length = len(tokens.ids) // global_batch_size  # tokens a row reads in an epoch
         self.cursor = 0  # tokens every row has read
         self._sizes = np.diff(tokens.document_starts, append=len(tokens.ids))  # [documents]
+        if whole_documents:
+            self.length -= self.length % require_one_length(self._sizes)
         self._orders: dict[int, EpochOrder] = {}  # of the current epoch and the next
         if self.length < seq_len:
             raise DataError(
@@ -104,10 +110,11 @@ class ContiguousRows(RowLayout):
         begin, end = order.bounds[document], order.bounds[document + 1]
         # [B, t] in the corpus
         index = self.tokens.document_starts[order.documents[document]] + positions - begin
-        following = ids[np.minimum(index + 1, len(ids) - 1)].astype(np.int64)
-        labels = np.where(positions + 1 == end, self.eos_id, following)
+        labels = as_labels(ids[np.minimum(index + 1, len(ids) - 1)])
+        at_end, starts = positions + 1 == end, self.tokens.document_starts[order.documents]
+        labels[at_end] = end_labels(ids[starts[document[at_end]]], self.eos_id)
         first_visible = np.maximum(begin - stream_starts, 0) + epoch * self.length - cursor
-        return ids[index].astype(np.int64), labels, first_visible
+        return plain_ids(ids[index]), labels, first_visible
 
     def _order(self, epoch: int) -> EpochOrder:
         """The document order of an epoch; the last two are cached."""
@@ -123,3 +130,14 @@ class ContiguousRows(RowLayout):
                     del self._orders[cached]
             self._orders[epoch] = EpochOrder(documents, bounds)
         return self._orders[epoch]
+
+
+def require_one_length(sizes: np.ndarray) -> int:
+    """Return the length of all documents; raises DataError if there are several."""
+    lengths = np.unique(sizes)
+    if len(lengths) > 1:
+        raise DataError(
+            f"documents have {lengths[0]} to {lengths[-1]} tokens, but their source has a"
+            " segment_length, and so all must have the same whole number of segments"
+        )
+    return int(lengths[0])

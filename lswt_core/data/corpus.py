@@ -146,9 +146,14 @@ def warn_of_many_nodes(source: DataSource) -> None:
 
 def open_source(recipe: Recipe, registry: Registry) -> DataSource:
     """The recipe's data source. Raises Incompatible if documents of a finite text are to be
-    assigned round-robin.
+    assigned round-robin, or documents are made for another sequence length.
     """
     source: DataSource = build_component(registry, recipe.one("data"))
+    if source.segment_length not in (None, recipe.train.seq_len):
+        raise Incompatible(
+            f"data source {source.name!r} makes documents for segments of {source.segment_length}"
+            f" tokens, and train.seq_len is {recipe.train.seq_len}: set one to the other"
+        )
     tokenised = recipe.one("data").token_directory is not None
     if recipe.train.document_assignment == "round-robin" and (tokenised or not source.streaming):
         why = "is read from token files" if tokenised else "does not stream"
@@ -209,13 +214,21 @@ def open_training_rows(
             seed=train.seed,
             document_masking=train.document_masking,
             lookahead=lookahead,
+            whole_documents=corpus.source.segment_length is not None,
         )
     return PrefetchedRows(inner, pin_memory=device.type == "cuda")
 
 
 def open_held_out(recipe: Recipe, corpus: Corpus, world: World, unigram: float) -> HeldOut:
     """The corpus's validation set at its beginning (``choose_held_out``)."""
-    return choose_held_out(recipe, corpus.valid, corpus.tokenizer.eos_id, world, unigram)
+    return choose_held_out(
+        recipe,
+        corpus.valid,
+        corpus.tokenizer.eos_id,
+        world,
+        unigram,
+        whole_documents=corpus.source.segment_length is not None,
+    )
 
 
 def unigram_baseline(recipe: Recipe, corpus: Corpus) -> float:

@@ -25,11 +25,18 @@ class HeldOut(NamedTuple):
 
 
 def choose_held_out(
-    recipe: Recipe, tokens: Tokens, eos_id: int, world: World, unigram: float
+    recipe: Recipe,
+    tokens: Tokens,
+    eos_id: int,
+    world: World,
+    unigram: float,
+    *,
+    whole_documents: bool = False,
 ) -> HeldOut:
     """The held-out tokens in ``evaluate.batch_size`` rows, or as many as there are segments for. Of
-    each row the first segments are evaluated, about ``evaluate.tokens`` tokens in all. Raises
-    DataError if the text is shorter than a segment.
+    each row the first segments are evaluated, about ``evaluate.tokens`` tokens in all.
+    ``whole_documents``: rows begin at documents, all of which have one length. Raises DataError if
+    the text is shorter than a segment.
     """
     seq_len, n_tokens = recipe.train.seq_len, len(tokens.ids)
     batch_size = min(recipe.evaluate.batch_size, n_tokens // seq_len)
@@ -48,6 +55,7 @@ def choose_held_out(
         seed=0,
         document_masking=recipe.train.document_masking,
         shuffle=False,
+        whole_documents=whole_documents,
     )
     segments, is_idle = max(1, tokens_per_row // seq_len), not world.share(batch_size)
     return HeldOut(tokens, rows, segments, unigram, is_idle)

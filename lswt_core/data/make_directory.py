@@ -82,7 +82,7 @@ def prepare(
     made_by = (recipe.one("data"), recipe.one("tokenizer"))
     splits = {split: tokens_fingerprint(fingerprint, tokenizer, split, made_by) for split in SPLITS}
     text = PartedText(directory, source, tokenizer, splits)
-    return text, describe_text(made_by, fingerprint, tokenizer, splits)
+    return text, describe_text(text, made_by, fingerprint)
 
 
 def has_index(directory: Path, made_of: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lswt_core.data.rows import RowLayout
+from lswt_core.data.scored import encode_documents
 from lswt_core.data.token_cache import group_texts, no_text_message
 from lswt_core.data.token_queue import TokenQueue
 from lswt_core.errors import DataError
@@ -149,12 +150,11 @@ class StreamingRows(RowLayout):
         documents = documents_after(self.source, "train", self._mark.source_state)
         documents = islice(documents, self.consumed - self._mark.consumed, None)
         for group in group_texts(documents, READ_AHEAD, GROUP):
-            encoded = self.tokenizer.encode([document.text for document in group])
-            for document, ids in zip(group, encoded, strict=True):
+            for ids in encode_documents(group, self.tokenizer):
                 number = self.consumed
                 self.consumed += 1
-                if document.text:
-                    yield number, np.array([self.tokenizer.bos_id, *ids], dtype=np.int64)
+                if len(ids):
+                    yield number, ids
             source_state = self.source.state()  # nothing was read beyond this group
             if source_state is not None:
                 self._mark = Mark(self.consumed, source_state)

@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from lswt_core.data.cache_keys import cache_key
+from lswt_core.data.scored import bos_of, marked, pieces_of
 from lswt_core.data.token_file import FORMAT, TokenFileWriter, Tokens, load_tokens
 from lswt_core.errors import DataError, ResourceError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
@@ -29,6 +30,7 @@ class TextPiece(NamedTuple):
     document: Document
     text: str
     is_first: bool
+    is_scored: bool
 
 
 Texts = TypeVar("Texts", Document, TextPiece)
@@ -93,7 +95,7 @@ def write_tokens(
     progress: Progress,
 ) -> None:
     """Tokenise a split into a token file. Raises DataError if it has no text."""
-    writer = TokenFileWriter(file, ids_dtype(tokenizer))
+    writer = TokenFileWriter(file, ids_dtype(tokenizer, source))
     total = source.n_bytes(split)
     documents = source.documents(split)
     n_bytes, n_empty = write_documents(
@@ -104,8 +106,10 @@ def write_tokens(
     writer.finish(fingerprint, n_bytes, n_empty)
 
 
-def ids_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The type that ids are stored in."""
+def ids_dtype(tokenizer: Tokenizer, source: DataSource) -> np.dtype:
+    """The type that ids are stored in: signed if some are not predicted (see ``scored``)."""
+    if source.selects_scored:
+        return np.dtype("<i4")
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
@@ -121,15 +125,17 @@ def write_documents(
     n_bytes = n_empty = 0
     pieces = split_documents(documents, tokenizer)
     for group, encoded in encode_ahead(group_texts(pieces), tokenizer):
-        for (document, text, is_first), ids in zip(group, encoded, strict=True):
+        for piece, ids in zip(group, encoded, strict=True):
+            document = piece.document
             if not document.text:
                 n_empty += 1
                 continue
-            if is_first:
+            stored = marked(ids, piece.is_scored)
+            if piece.is_first:
                 writer.begin_document(document.id)
-                ids = [tokenizer.bos_id, *ids]
-            writer.add_ids(ids)
-            n_bytes += len(text.encode())
+                stored.insert(0, bos_of(document, tokenizer.bos_id))
+            writer.add_ids(stored)
+            n_bytes += len(piece.text.encode())
         report(len(writer.names) + n_empty, n_bytes)
     return n_bytes, n_empty
 
@@ -137,8 +143,11 @@ def write_documents(
 def split_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[TextPiece]:
     """Documents in the pieces that their tokenizer splits long texts into."""
     for document in documents:
-        for number, text in enumerate(tokenizer.split_long_text(document.text)):
-            yield TextPiece(document, text, is_first=number == 0)
+        is_first = True
+        for piece in pieces_of(document):
+            for text in tokenizer.split_long_text(piece.text):
+                yield TextPiece(document, text, is_first, piece.is_scored)
+                is_first = False
 
 
 def encode_ahead(

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lswt_core.data.concatenated import ConcatenatedIds
-from lswt_core.errors import ResourceError
+from lswt_core.errors import DataError, ResourceError
 from lswt_core.plugin_api.atomic_write import OTHER_CACHE
 
 FORMAT = 1  # version; part of the cache key
@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 class Tokens(NamedTuple):
     """The token ids of one split, one document after the other."""
 
-    # [tokens] uint16 or uint32, memory-mapped; every document begins with BOS
+    # [tokens] uint16 or uint32, memory-mapped; every document begins with BOS. int32 where some
+    # tokens are not predicted (see ``scored``).
     ids: np.ndarray | ConcatenatedIds
     document_starts: np.ndarray  # [documents] int64: where each document begins in ids
     n_bytes: int  # UTF-8 bytes of the text
@@ -62,7 +63,14 @@ class TokenFileWriter:
         self.names.append(name)
 
     def add_ids(self, ids: list[int]) -> None:
-        """Append ids to the current document."""
+        """Append stored ids to the current document. Raises DataError if some are not predicted,
+        and the file has no room to say so.
+        """
+        if self.dtype.kind == "u" and ids and min(ids) < 0:
+            raise DataError(
+                f"document {self.names[-1]!r} has ranges of scored characters, but its source says"
+                " that all are: it must set selects_scored = True"
+            )
         block = np.array(ids, dtype=self.dtype)
         self._write_checked(block.tobytes())
         self.n_tokens += block.size

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lswt_core.data.token_cache import Split, ids_dtype
+from lswt_core.data.token_cache import ids_dtype
 from lswt_core.data.token_file import (
     Tokens,
     checksum,
@@ -34,16 +34,14 @@ INDEX, LABEL_COUNTS = "index.json", "label-counts.bin"
 AGAIN = "run the same tokenize command again"
 
 
-def describe_text(
-    made_by: Sequence[Chosen], text: str, tokenizer: Tokenizer, fingerprints: Mapping[Split, str]
-) -> dict[str, Any]:
+def describe_text(text: PartedText, made_by: Sequence[Chosen], fingerprint: str) -> dict[str, Any]:
     """What token files were made from: the recipe's tables of source and tokenizer, and
-    fingerprints; ``text`` is the source's.
+    fingerprints; ``fingerprint`` is the source's.
     """
-    source, chosen = made_by
+    (data, chosen), tokenizer = made_by, text.tokenizer
     return {
         "version": VERSION,
-        "data": {"table": source.as_table(), "fingerprint": text},
+        "data": {"table": data.as_table(), "fingerprint": fingerprint},
         "tokenizer": {
             "table": chosen.as_table(),
             "fingerprint": tokenizer.fingerprint(),
@@ -51,8 +49,8 @@ def describe_text(
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
         },
-        "fingerprints": dict(fingerprints),
-        "dtype": ids_dtype(tokenizer).str,
+        "fingerprints": dict(text.fingerprints),
+        "dtype": ids_dtype(tokenizer, text.source).str,
     }
 
 

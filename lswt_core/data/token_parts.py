@@ -215,7 +215,7 @@ def write_part(parts: SplitParts, reader: PartReader, working: Path, totals: Tot
     with explain_write_errors(temporary, OTHER_DIRECTORY):
         file = temporary.open("wb")
     with file:
-        writer = TokenFileWriter(file, ids_dtype(text.tokenizer), OTHER_DIRECTORY)
+        writer = TokenFileWriter(file, ids_dtype(text.tokenizer, text.source), OTHER_DIRECTORY)
         n_bytes, n_empty = write_documents(
             writer,
             reader.part(),

@@ -22,18 +22,25 @@ def unigram_perplexity(train: Tokens, valid: Tokens, eos_id: int, vocab_size: in
 
 
 def count_labels(tokens: Tokens, eos_id: int, vocab_size: int) -> np.ndarray:
-    """How often each id is a label, [V]: every id but the first of each document, and one EOS a
-    document.
+    """How often each id is a label, [V]: every id that is predicted but the first of each document,
+    and one EOS a document whose end is.
     """
     counts = np.zeros(vocab_size, dtype=np.int64)
     if tokens.label_counts is not None:
         counts[: len(tokens.label_counts)] = tokens.label_counts
         return counts
     for begin in range(0, len(tokens.ids), BLOCK):
-        counts += np.bincount(tokens.ids[begin : begin + BLOCK], minlength=vocab_size)
-    counts -= np.bincount(tokens.ids[tokens.document_starts], minlength=vocab_size)
-    counts[eos_id] += len(tokens.document_starts)
+        counts += count_scored(tokens.ids[begin : begin + BLOCK], vocab_size)
+    counts_bos = count_scored(tokens.ids[tokens.document_starts], vocab_size)
+    counts -= counts_bos
+    counts[eos_id] += counts_bos.sum()
     return counts
+
+
+def count_scored(stored: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id occurs among those that are predicted, [V]."""
+    scored = stored[stored >= 0] if stored.dtype.kind == "i" else stored
+    return np.bincount(scored, minlength=vocab_size)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

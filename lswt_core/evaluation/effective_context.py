@@ -60,12 +60,11 @@ def choose_targets(text: Text, longest: int, targets: int) -> Targets:
     """Return up to ``targets`` tokens that have ``longest`` tokens of their document before them,
     drawn from all of these.
     """
-    document = np.concatenate(
-        [np.full(max(len(ids) - longest + 1, 0), i) for i, ids in enumerate(text.documents)]
-    ).astype(np.int64)
-    position = np.concatenate(
-        [np.arange(longest - 1, max(len(ids), longest - 1)) for ids in text.documents]
-    )
+    positions = [
+        np.flatnonzero(labels[longest - 1 :] != IGNORE) + longest - 1 for labels in text.labels
+    ]
+    position = np.concatenate(positions)
+    document = np.repeat(np.arange(len(positions)), [len(one) for one in positions])
     if not len(document):
         raise UsageError(
             f"no document of {text.name!r} has {longest:,} tokens, which the longest context takes"
@@ -89,7 +88,7 @@ def cold_losses(model: LoadedModel, text: Text, targets: Targets, context: int) 
         for document, position in zip(targets.document[some], targets.position[some], strict=True):
             ids = text.documents[document]
             inputs.append(ids[position - context + 1 : position + 1])
-            labels.append(text.labels(document)[position])
+            labels.append(text.labels[document][position])
         last = last_losses(
             model,
             torch.from_numpy(np.stack(inputs)).to(device),

@@ -53,12 +53,16 @@ def extrapolation(
     for length in lengths:
         streamed = window_losses(model, text, ends, (length, model.seq_len, scored))
         recomputed = window_losses(model, text, ends, (length, length, scored))
-        documents = np.repeat([document for document, _ in ends], scored)
+        labels = [text.labels[document][end - scored : end] for document, end in ends]
+        kept = np.concatenate(labels) != IGNORE
+        if not kept.any():
+            break
+        documents = np.repeat([document for document, _ in ends], scored)[kept]
         points.append(
             LengthPoint(
                 length,
-                mean_over_tokens(streamed, documents),
-                mean_over_tokens(recomputed, documents),
+                mean_over_tokens(streamed[kept], documents),
+                mean_over_tokens(recomputed[kept], documents),
             )
         )
     return Extrapolation(points, scored, len(ends), longest)
@@ -88,7 +92,7 @@ def window_losses(
     losses = []
     for document, end in ends:
         ids = text.documents[document][end - length : end]
-        labels = text.labels(document)[end - length : end].copy()
+        labels = text.labels[document][end - length : end].copy()
         labels[:-scored] = IGNORE
         both = torch.from_numpy(np.stack((ids, labels))).to(device)
         state, parts = None, []

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lswt_core.data import Tokens
+from lswt_core.data.scored import as_labels, end_labels, plain_ids
 from lswt_core.errors import DataError
-from lswt_core.interfaces import Tokenizer
+from lswt_core.interfaces import IGNORE, Tokenizer
 from lswt_core.plugin_api.seeding import derive_seed
 
 
@@ -19,6 +20,8 @@ class Text(NamedTuple):
 
     name: str
     documents: Sequence[np.ndarray]  # ids [tokens] of each, the first is BOS
+    # [tokens] of each: the next id, EOS at the end, IGNORE where nothing is predicted
+    labels: Sequence[np.ndarray]
     names: Sequence[str]  # of the documents
     eos_id: int
     # UTF-8 bytes a token of the whole text, of which these documents are a sample
@@ -26,30 +29,32 @@ class Text(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that are scored: every one but BOS, and one EOS a document."""
-        return sum(len(ids) for ids in self.documents)
-
-    def labels(self, document: int) -> np.ndarray:
-        """The next token of every token of a document, EOS at its end."""
-        return np.append(self.documents[document][1:], self.eos_id)
+        """The number of tokens that are scored."""
+        return sum(int((labels != IGNORE).sum()) for labels in self.labels)
 
 
 def text_of_tokens(name: str, tokens: Tokens, eos_id: int, limits: Limits) -> Text:
     """Return documents of a tokenised text, chosen by ``limits``."""
     bounds = np.append(tokens.document_starts, len(tokens.ids))
 
-    def read(document: int) -> np.ndarray:
-        begin, end = int(bounds[document]), int(bounds[document + 1])
-        return np.asarray(tokens.ids[begin : min(end, begin + limits.per_document)], np.int64)
-
     chosen = list(choose_documents(np.diff(bounds), limits))
+    stored = [
+        np.asarray(tokens.ids[int(bounds[document]) : int(bounds[document + 1])])
+        for document in chosen
+    ]
     return Text(
         name,
-        [read(document) for document in chosen],
+        [plain_ids(one)[: limits.per_document] for one in stored],
+        [labels_of(one, eos_id)[: limits.per_document] for one in stored],
         [tokens.names[document] for document in chosen],
         eos_id,
         tokens.n_bytes / len(tokens.ids),
     )
+
+
+def labels_of(stored: np.ndarray, eos_id: int) -> np.ndarray:
+    """Return the labels [tokens] of a document as it is stored, BOS first."""
+    return np.append(as_labels(stored[1:]), end_labels(stored[:1], eos_id))
 
 
 def text_of_files(name: str, path: Path, tokenizer: Tokenizer, limits: Limits) -> Text:
@@ -69,6 +74,10 @@ def text_of_files(name: str, path: Path, tokenizer: Tokenizer, limits: Limits) -
     return Text(
         name,
         [documents[document][: limits.per_document] for document in chosen],
+        [
+            labels_of(documents[document], tokenizer.eos_id)[: limits.per_document]
+            for document in chosen
+        ],
         [list(contents)[document] for document in chosen],
         tokenizer.eos_id,
         n_bytes / sum(len(ids) for ids in documents),

@@ -25,7 +25,7 @@ Carry = Callable[[Any], Any]
 
 
 class TokenLosses(NamedTuple):
-    """Losses of a text's tokens, one document after the other."""
+    """Losses of a text's scored tokens, one document after the other."""
 
     nll: np.ndarray  # [tokens] in nats
     document: np.ndarray  # [tokens] index
@@ -59,10 +59,11 @@ def token_losses(
             for row, values in zip(rows, nll, strict=False):
                 left = int(lengths[row]) - at
                 losses[row][at : at + seq_len] = values[:left]
+    scored = np.concatenate(text.labels) != IGNORE
     return TokenLosses(
-        np.concatenate(losses),
-        np.repeat(np.arange(len(lengths)), lengths),
-        np.concatenate([np.arange(length) for length in lengths]),
+        np.concatenate(losses)[scored],
+        np.repeat(np.arange(len(lengths)), lengths)[scored],
+        np.concatenate([np.arange(length) for length in lengths])[scored],
     )
 
 
@@ -81,7 +82,7 @@ def read_rows(
         for i, row in enumerate(rows[:alive]):
             ids = text.documents[row][at : at + seq_len]
             inputs[i, : len(ids)] = ids
-            labels[i, : len(ids)] = text.labels(row)[at : at + seq_len]
+            labels[i, : len(ids)] = text.labels[row][at : at + seq_len]
         state = tree_map(lambda tensor, alive=alive: tensor[:alive], state)  # type: ignore[misc]
         batch = torch.from_numpy(np.stack((inputs, labels))).to(device)
         nll, state = score(model, batch[0], batch[1], state)

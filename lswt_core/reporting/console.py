@@ -81,11 +81,13 @@ class Console:
 
     def step(self, step: int, steps: int, values: Mapping[str, float]) -> None:
         """Show the metrics of a training step, and the time that is left."""
-        line = (
-            f"loss {values['loss']:.4f}  ppl {values['perplexity']:,.1f}"
-            f"  acc {values['accuracy']:.3f}  lr {values['lr']:.2e}"
-            f"  {values['tokens_per_second']:,.0f} tok/s"
-        )
+        losses = "no scored token"
+        if "loss" in values:
+            losses = (
+                f"loss {values['loss']:.4f}  ppl {values['perplexity']:,.1f}"
+                f"  acc {values['accuracy']:.3f}"
+            )
+        line = f"{losses}  lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tok/s"
         if self.live:
             self.move_step_bar(step, steps, line)
         elif step % self.log_every == 0 or step in (1, steps):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lswt_core.data.corpus import Corpus
+from lswt_core.data.scored import plain_ids
 from lswt_core.decode import InferenceEngine, Sample, generate
 from lswt_core.decode.sharded_engine import ShardedEngine
 from lswt_core.plugin_api.atomic_write import write_atomically
@@ -64,7 +65,7 @@ def encode_prompt(text: str, corpus: Corpus) -> list[int]:
     """The ids of the recipe's prompt; if it is empty, those that the held-out text begins with."""
     if text:
         return corpus.tokenizer.encode([text])[0]
-    ids: list[int] = corpus.valid.ids[1:PROMPT_TOKENS].tolist()
+    ids: list[int] = plain_ids(corpus.valid.ids[1:PROMPT_TOKENS]).tolist()
     return ids
 
 

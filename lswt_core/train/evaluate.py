@@ -10,6 +10,7 @@ import torch
 from lswt_core.data.held_out import HeldOut
 from lswt_core.device import Precision, send
 from lswt_core.distributed.world import World
+from lswt_core.errors import DataError
 from lswt_core.model.train_module import CROSS_ENTROPY, TrainModule
 from lswt_core.plugin_api.pytree import detach_state
 from lswt_core.train.step_context import Interrupted
@@ -59,6 +60,11 @@ def evaluation_metrics(
     loss and the number of correct predictions.
     """
     total, count = sums[CROSS_ENTROPY]
+    if not count:
+        raise DataError(
+            "no token of the held-out text that is evaluated is scored\n"
+            "  fix: raise evaluate.tokens, or score more of the text"
+        )
     loss = total / count
     # of the whole validation set
     tokens_per_byte = len(held_out.tokens.ids) / held_out.tokens.n_bytes

@@ -151,19 +151,22 @@ class Trainer:
 
     def measure(self, step: Step, norm: Tensor) -> dict[str, float]:
         """A step's metrics over all ranks, by one all-reduce and the update's only synchronisation
-        with the device. Raises NumericsError if the previous update made weights infinite or NaN.
+        with the device. Without losses where no token of the batch is scored. Raises NumericsError
+        if the previous update made weights infinite or NaN.
         """
         sums = self.context.world.sum(torch.stack([self.overflow, *step.local_totals()]))
         counts = [step.counts[CROSS_ENTROPY], *step.counts.values()]
         means = sums[1:] / torch.stack(counts).clamp_min(1)
-        overflow, accuracy, *losses, grad_norm = torch.cat(
-            (sums[:1], means, norm.double().reshape(1))
+        overflow, labels, accuracy, *losses, grad_norm = torch.cat(
+            (sums[:1], counts[0].double().reshape(1), means, norm.double().reshape(1))
         ).tolist()
         self.write_metrics()
         if overflow:
             raise self.not_finite_error("weights")
         if self.state.step == 0:
             step.check_counts()
+        if not labels:
+            return {"grad_norm": grad_norm}
         by_name = dict(zip(step.counts, losses, strict=True))
         loss = by_name.pop(CROSS_ENTROPY)
         values = {

@@ -56,6 +56,7 @@ class Mixture(DataSource):
             )
         self.unit, self.stop = unit, stop
         self.streaming = any(source.streaming for source in self.sources.values())
+        self.selects_scored = any(source.selects_scored for source in self.sources.values())
         self._amounts: dict[str, int] = {}  # that each source has given, and which have ended
         self._ended: set[str] = set()
 

@@ -1,0 +1,64 @@
+"""Text that is a list of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from lswt_core.errors import DataError
+from lswt_core.interfaces import Tokenizer
+
+
+class Integers(Tokenizer):
+    """Numbers below ``size`` in a text, separated by spaces, are the ids; then BOS and EOS. For
+    text that is tokenised already, and for made-up tasks.
+    """
+
+    name = "integers"
+
+    def __init__(self, *, size: Annotated[int, Ge(1), Le(1 << 20)] = 256) -> None:
+        self.size = size
+
+    @property
+    def vocab_size(self) -> int:
+        """The numbers, BOS and EOS."""
+        return self.size + 2
+
+    @property
+    def bos_id(self) -> int:
+        """The first id after the numbers."""
+        return self.size
+
+    @property
+    def eos_id(self) -> int:
+        """The second id after the numbers."""
+        return self.size + 1
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The numbers of each text. Raises DataError for anything else."""
+        return [self.read(text) for text in texts]
+
+    def read(self, text: str) -> list[int]:
+        """The numbers of a text."""
+        try:
+            ids = [int(word) for word in text.split()]
+        except ValueError as error:
+            raise DataError(
+                f"the tokenizer 'integers' reads numbers separated by spaces: {error}; take another"
+                " tokenizer for text"
+            ) from error
+        if ids and not 0 <= min(ids) <= max(ids) < self.size:
+            raise DataError(
+                f"the text has the number {max(ids)}, and tokenizer.size is {self.size}: raise it"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as numbers; BOS and EOS are left out."""
+        return " ".join(str(id_) for id_ in ids if id_ < self.size)
+
+    def fingerprint(self) -> str:
+        """The number of ids."""
+        return f"integers {self.size}"
