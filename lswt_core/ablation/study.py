@@ -22,7 +22,8 @@ from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.progress import Job, format_partial_table
 from lswt_core.ablation.runs.run_records import read_environment
 from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
-from lswt_core.ablation.runs.store import CacheKeys, RunStore, Surroundings
+from lswt_core.ablation.runs.store import CacheKeys, RunStore
+from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.model.attention_choice import choose_backends
@@ -62,9 +63,12 @@ class Ablation:
         first = self.arms[0].recipe.train.seed
         return range(first, first + self.spec.seeds)
 
-    def jobs(self, threads: int) -> list[Job]:
-        """Return every run, seed by seed, so that an ablation that is stopped has whole pairs."""
-        keys = CacheKeys(self.registry, Surroundings.here(self.world.device, threads))
+    def jobs(self, threads: int, devices: Sequence[str] = ()) -> list[Job]:
+        """Return every run, seed by seed, so that an ablation that is stopped has whole pairs.
+        ``devices``: the indices of the accelerators that runs use.
+        """
+        surroundings = Surroundings.here(self.world.device, threads, devices)
+        keys = CacheKeys(self.registry, surroundings)
         backends = {arm.spec.name: self.attention_backends(arm.recipe) for arm in self.arms}
         jobs = []
         for seed in self.seeds():
@@ -84,7 +88,8 @@ class Ablation:
 
         Asked to stop, it prints what is finished and raises RunsStopped, which has the study of it.
         """
-        jobs = self.jobs(workers.threads)
+        planned = self.jobs(workers.threads, workers.devices)
+        jobs = [job._replace(key=store.current(job.key)) for job in planned]
         try:
             outcomes = Runner(jobs, store, workers, self.say).run()
         except RunsStopped as stopped:

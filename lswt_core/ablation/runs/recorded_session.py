@@ -1,21 +1,29 @@
 """A training session that records what its certificate needs: a hash of every parameter's initial
 value and of every batch.
 
-Of ``Session`` it takes exactly three methods, and overrides them: ``open_rows`` (the batches
-are recorded), ``write_records`` (initial values are added) and ``write_report`` (nothing is drawn).
+Of ``Session`` it takes exactly four methods, and overrides them: ``open_rows`` (the batches
+are recorded), ``write_records`` (initial values are added), ``conclude`` (the peak memory is added)
+and ``write_report`` (nothing is drawn).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 import torch
 
-from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES
+from lswt_core.ablation.runs.imported_code import record_imports
+from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES, PEAK_MEMORY
 from lswt_core.ablation.runs.store import write_json
 from lswt_core.checkpoint import Saved
 from lswt_core.data import Rows
@@ -26,6 +34,7 @@ from lswt_core.model.parameters import parameters_with_owners
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.train.session import Session
 from lswt_core.train.step_context import StepContext
+from lswt_core.train.trainer import Trainer
 
 
 class RecordedRows:
@@ -85,6 +94,7 @@ class RecordedSession(Session):
     ) -> None:
         """Write the usual records, and a hash of every parameter's initial value."""
         super().write_records(built, corpus, warm_start)
+        record_imports(self.directory, self.recipe, self.registry)  # also of a run that is killed
         path = self.directory / INITIAL_VALUES
         if path.is_file():
             return
@@ -93,10 +103,28 @@ class RecordedSession(Session):
             hashes[name] = hash_parameter(parameter, owners)
         write_json(path, hashes)
 
+    def conclude(self, trainer: Trainer, corpus: Corpus, seconds: float, steps: int) -> None:
+        """Conclude the run. The peak memory is that of this process, if it has trained."""
+        super().conclude(trainer, corpus, seconds, steps)
+        if steps:
+            write_json(self.directory / PEAK_MEMORY, peak_memory(self.world.device))
+
     def write_report(self) -> None:
         """Draw nothing: the ablation's report has the curves of all runs, and a short run would
         spend half of its time here.
         """
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory of this process in bytes: of the accelerator if it computes there,
+    else of the machine; None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def hash_parameter(parameter: torch.Tensor, owners: Sequence[str]) -> dict[str, Any]:

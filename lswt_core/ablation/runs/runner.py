@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 from lswt_core.ablation.runs.outcome import Outcome, Study
 from lswt_core.ablation.runs.progress import Job, Progress
-from lswt_core.ablation.runs.store import OUTCOME, RunStore
+from lswt_core.ablation.runs.store import WORKER_LOCK, RunStore
+from lswt_core.checkpoint import RunLock
 from lswt_core.errors import BusyError, Preempted
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting.units import format_duration
 from lswt_core.train.signals import StopRequest
 
@@ -57,6 +59,7 @@ class Worker(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
     device: str
+    before: tuple[int, ...]  # version of the outcome that was there before
 
 
 class Runner:
@@ -109,13 +112,21 @@ class Runner:
     def start(self, job: Job) -> None:
         """Start a run, or continue it."""
         directory = self.store.directory(job.key)
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
-        recipe = directory / f"{job.recipe.name}.toml"
-        recipe.write_text(job.recipe.dump(), encoding="utf-8")
-        device = self.free_devices.popleft()
-        self.running[job.key] = Worker(job, self.launch(recipe, directory, device), device)
         self.progress.start(job)
+        try:
+            with RunLock(directory, WORKER_LOCK):  # cheaper than a process that finds it locked
+                recipe = directory / f"{job.recipe.name}.toml"
+                write_atomically(recipe, job.recipe.dump().encode())
+        except BusyError:
+            self.retry(job)
+            return
+        before = self.store.version(job.key)
+        try:
+            process = self.launch(recipe, directory, self.free_devices[0])
+        except OSError as error:
+            self.finish(job, Outcome.failed(job.seed, f"it could not be started: {error}"), "done")
+            return
+        self.running[job.key] = Worker(job, process, self.free_devices.popleft(), before)
         number = len(self.outcomes) + len(self.running)
         self.say(f"[{number}/{self.progress.total}] {job}: running in {directory}")
 
@@ -159,7 +170,7 @@ class Runner:
             if code == BusyError.exit_code:
                 self.retry(worker.job)
             else:
-                self.finish(worker.job, self.read_outcome(worker.job, code), "done")
+                self.finish(worker.job, self.read_outcome(worker, code), "done")
 
     def retry(self, job: Job) -> None:
         """Put a job back whose directory another process has locked."""
@@ -168,10 +179,11 @@ class Runner:
         time.sleep(RETRY)
         self.waiting.append(job)
 
-    def read_outcome(self, job: Job, code: int) -> Outcome:
+    def read_outcome(self, worker: Worker, code: int) -> Outcome:
         """Return the outcome that a run wrote, or a failure if it wrote none."""
-        outcome = self.store.read(job.key)
-        if outcome is not None and (code == 0) == (outcome.failure is None):
+        job, outcome = worker.job, self.store.read(worker.job.key)
+        is_new = self.store.version(job.key) != worker.before
+        if outcome is not None and is_new and (code == 0) == (outcome.failure is None):
             return outcome
         return Outcome.failed(job.seed, find_reason(code, self.store.directory(job.key) / LOG))
 

@@ -15,24 +15,19 @@ from pathlib import Path
 from statistics import median
 from threading import Thread
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
-import torch
-
 from lswt_core.ablation.runs.held_out import HeldOutResult, evaluate_run
+from lswt_core.ablation.runs.imported_code import record_imports
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.recorded_session import RecordedSession
-from lswt_core.ablation.runs.store import DIVERGED, OUTCOME, write_json
+from lswt_core.ablation.runs.run_records import PEAK_MEMORY
+from lswt_core.ablation.runs.store import DIVERGED, OUTCOME, WORKER_LOCK, write_json
+from lswt_core.checkpoint import RunLock
 from lswt_core.errors import NumericsError, ResourceError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.exit_status import run_guarded
 from lswt_core.reporting.metrics_log import read_metrics
 
-PEAK_MEMORY = "peak.json"
 WARM_UP_STEPS = 3  # left out of the throughput: libraries are loaded, the KV cache is cold
 
 
@@ -77,18 +72,6 @@ def first_sentence(error: Exception) -> str:
     return str(error).partition(". ")[0].partition("\n")[0]
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Return the peak memory of this process in bytes: of the accelerator if it computes there,
-    else of the machine; None where the system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def stop_with_parent(pipe: int) -> None:
     """Send SIGTERM to this process when its parent is gone, so that it saves and stops: then the
     other end of ``pipe`` closes.
@@ -104,17 +87,30 @@ def stop_with_parent(pipe: int) -> None:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Train, or continue, then evaluate and write the outcome; return the exit code."""
+    """Make a run in its directory, which no other process may use meanwhile; return the exit code.
+    Raises BusyError if one does.
+    """
     if arguments.parent is not None:
         stop_with_parent(arguments.parent)
-    registry, directory = Registry(files=arguments.plugin), arguments.directory
+    registry = Registry(files=arguments.plugin)
     recipe = Recipe.load(arguments.recipe, registry=registry)
+    with RunLock(arguments.directory, WORKER_LOCK):
+        arguments.directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
+        session = RecordedSession(arguments, recipe, registry, arguments.directory)
+        try:
+            return make_run(session)
+        finally:
+            record_imports(arguments.directory, recipe, registry)
+
+
+def make_run(session: RecordedSession) -> int:
+    """Train, or continue, then evaluate and write the outcome; return the exit code."""
+    directory, recipe = session.directory, session.recipe
 
     def write_outcome(result: HeldOutResult | None, failure: str | None) -> None:
         outcome = collect_outcome(directory, recipe, result, failure)
         write_json(directory / OUTCOME, outcome.to_json())
 
-    session = RecordedSession(arguments, recipe, registry, directory)
     try:
         code = session.run()
     except NumericsError as error:
@@ -125,8 +121,7 @@ def work(arguments: argparse.Namespace) -> int:
         raise
     if code:
         return code
-    write_json(directory / PEAK_MEMORY, peak_memory(session.world.device))
-    result = evaluate_run(directory, registry)
+    result = evaluate_run(directory, session.registry)
     if not math.isfinite(result.loss):
         write_outcome(None, f"{DIVERGED}: the held-out loss is {result.loss}")
         return NumericsError.exit_code
