@@ -10,6 +10,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def test_the_work_of_the_whole_training_is_shown(
     assert (
         arm["training_flops"] == 2 * baseline["training_flops"] == 24 * 64 * arm["flops_per_token"]
     )
-    assert [one["evaluated"] for one in (baseline, arm)] == [{"tokens": 128, "documents": 2}] * 2
+    unknown = {"bytes": None, "unigram_loss": None}
+    evaluated = {"tokens": 128, "documents": 2} | unknown
+    assert [one["evaluated"] for one in (baseline, arm)] == [evaluated] * 2
     assert read(out)["certificate"][0]["status"] == "allowed"
     printed = capsys.readouterr().out
     assert "+100.00%" in printed, "in the table before the runs"
@@ -211,6 +214,46 @@ def test_batches_differ_where_the_batch_was_allowed_to() -> None:
         flaw.about for flaw in check_records(one, other, ["train"], ["train.grad_clip"])[1]
     ] == ["data"]
     assert not check_records(one, other, ["ffn"], ["ffn.use", "train.batch_size"])[1]
+
+
+@pytest.mark.parametrize("cheater", ["baseline", "ffn=gelu"])
+def test_what_a_run_found_in_itself_is_refused_unless_allowed(
+    study: Callable[..., tuple[int, Path]], cheater: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(job: Job) -> Outcome:
+        flaws = [("causality", "it looks ahead")] if job.arm == cheater else []
+        return replace(finished(job), flaws=flaws)
+
+    assert study(runs, "--swap", "ffn=gelu")[0] == 2
+    assert "it looks ahead" in capsys.readouterr().err
+    code, out = study(runs, "--swap", "ffn=gelu", "--allow", "causality")
+    assert code == 0 and read(out)["certificate"][0]["status"] == "allowed"
+
+
+def test_every_number_is_traced_to_its_runs(
+    study: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {"ffn/gelu": {"distribution": "lswt-core", "version": "1", "sha256": "abc"}}
+    core: dict[str, str | None] = {"version": "1", "sha256": "def", "commit": None}
+
+    def runs(job: Job) -> Outcome:
+        facts = {"unigram_loss": 2.5, "evaluated_bytes": 120, "text": "t", "evaluated_text": "e"}
+        heeded = ["step 3: the batch was discarded"] if job.arm != "baseline" else []
+        more = {"code": code, "core": core, "warnings": heeded, "runs_at_once": 1}
+        return replace(finished(job), **facts, **more)
+
+    _, out = study(runs, "--swap", "ffn=gelu")
+    _, arm = read(out)["arms"]
+    run = arm["runs"][1]
+    assert run["seed"] == 1 and run["text"] == "t" and run["evaluated_text"] == "e"
+    assert run["directory"] == str(tmp_path / "store" / run["key"]) and len(run["key"]) == 20
+    assert arm["evaluated"] == {"tokens": 128, "documents": 2, "bytes": 120, "unigram_loss": 2.5}
+    assert arm["code"] == {"components": code, "core": core}
+    assert "WORSE THAN UNIGRAM" in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert "ffn=gelu (seeds 0, 1): step 3: the batch was discarded" in text
+        assert "a norm inside" in text
 
 
 # ---------- exit codes

@@ -90,4 +90,6 @@ def compare_runs(
             flaws += more
         if before.failure is after.failure is None:
             flaws += check_outcomes(before, after, changed)
+        flaws += [Flaw(about, f"baseline: {text}") for about, text in before.flaws]
+        flaws += [Flaw(about, text) for about, text in after.flaws]
     return shared, flaws

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lswt_core.ablation.arms import BASELINE
@@ -113,7 +114,9 @@ class Ablation:
                 outcomes.get(keys[arm.spec.name, seed]) or Outcome.unfinished(seed)
                 for seed in self.seeds()
             ]
-            arms.append(collect_result(arm, own))
+            stored = {seed: keys[arm.spec.name, seed] for seed in self.seeds()}
+            places = {seed: (key, str(store.directory(key))) for seed, key in stored.items()}
+            arms.append(replace(collect_result(arm, own), stored=places))
         pairs, runs = list(zip(self.arms, arms, strict=True)), RunsOfArms(store, keys)
         return Study(
             name=self.spec.name,

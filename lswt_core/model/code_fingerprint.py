@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -94,6 +95,20 @@ def fingerprint_components(
 def fingerprint_core() -> str:
     """Hash the core's own source files."""
     return hash_files(Path(lswt_core.__file__).parent.rglob("*.py"))
+
+
+@cache
+def describe_core() -> dict[str, str | None]:
+    """The core's version, the hash of its source, and the commit of its repository; None: it lies
+    in none, or git is not installed.
+    """
+    command = ["git", "-C", str(Path(lswt_core.__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        commit = done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {"version": lswt_core.__version__, "sha256": fingerprint_core(), "commit": commit}
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lswt_core.ablation.report.facts import LIMITS, describe_text, list_code, list_runs
 from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
 from lswt_core.ablation.report.verdict import add_verdicts
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
@@ -46,14 +47,15 @@ def make_report(study: Study) -> dict[str, Any]:
     """Return the whole report.
 
     "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a
-    run), evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run
-    failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component,
-    components. "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per
-    token), ci95, p, p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline),
-    seeds_needed (to resolve the observed delta) and more. Both have "unknown": what could not
-    be computed, and why. "certificate", "settings", "environment", "citations", "recipe",
-    "command", "name". "unfinished": arm and seeds of runs that are not finished; if there are any,
-    no comparison has a test, an interval or a verdict.
+    run), evaluated {tokens, documents, bytes, unigram_loss}, final_loss {mean, std, values by seed,
+    None where a run failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes,
+    by_component, components, runs and code (see ``facts``). "comparisons", each of an arm with the
+    baseline: delta (arm - baseline, nats per token), ci95, p, p_holm, verdict, seeds (pairs),
+    failed (runs of the arm and of the baseline), seeds_needed (to resolve the observed delta) and
+    more. Both have "unknown": what could not be computed, and why. "certificate",
+    "certificate_limits" (what no certificate shows), "settings", "environment", "citations",
+    "recipe", "command", "name". "unfinished": arm and seeds of runs that are not finished; if there
+    are any, no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
     comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
@@ -74,6 +76,7 @@ def make_report(study: Study) -> dict[str, Any]:
         "citations": list(filter(None, citations)),
         "recipe": study.recipe,
         "unfinished": unfinished,
+        "certificate_limits": list(LIMITS),
     }
 
 
@@ -105,6 +108,8 @@ def is_finite(value: Any) -> bool:
 def describe_arm(arm: ArmResult) -> dict[str, Any]:
     """Return the entry of an arm in the report."""
     unknown: dict[str, str] = {}
+    summary = summarize_runs(arm.finished_runs(), partial(compute, unknown))
+    summary["evaluated"] |= describe_text(arm)
     return {
         "name": arm.name,
         "swap": arm.swap,
@@ -114,8 +119,10 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
         "tokens": arm.tokens,
         "training_flops": arm.training_flops,
         "final_loss": final_loss(arm, unknown),
-        **summarize_runs(arm.finished_runs(), partial(compute, unknown)),
+        **summary,
         "seconds": sum(one.seconds for one in arm.outcomes),
+        "runs": list_runs(arm, arm.outcomes),
+        "code": list_code(arm),
         "failures": [{"seed": one.seed, "why": one.failure} for one in arm.failed_runs()],
         "by_component": arm.by_component,
         "changes": arm.changes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from lswt_core.ablation.report.facts import list_warnings
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -69,6 +70,10 @@ def render_origin(report: Report) -> list[str]:
     return [
         section("What the arms change", change_table(report).html()),
         section("Certificate", certificate_table(report).html()),
+        section(
+            "What no certificate shows", bullet_list(report["certificate_limits"]), folded=True
+        ),
+        section("Warnings of the runs", bullet_list(list_warnings(report["arms"]))),
         section("Settings and environment", settings, folded=True),
         section(
             "The baseline's recipe, every default written out", code(report["recipe"]), folded=True

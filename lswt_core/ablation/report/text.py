@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lswt_core.ablation.certify_runs import NOT_COMPARED
+from lswt_core.ablation.report.facts import compare_with_unigram, list_warnings
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -36,6 +37,7 @@ def summarize(report: Report) -> list[str]:
         )
     else:
         sentences.append(f"Based on {extent}.")
+    sentences += compare_with_unigram(report["arms"])
     broken = ", ".join(one["arm"] for one in report["certificate"] if one["status"] == "broken")
     if broken:
         sentences.append(
@@ -174,6 +176,8 @@ def render_markdown(report: Report) -> str:
         headed("Probes", probes.markdown() if probes else ""),
         headed("What the arms change", change_table(report).markdown()),
         headed("Certificate", certificate_table(report).markdown()),
+        headed("What no certificate shows", bullet_list(report["certificate_limits"])),
+        headed("Warnings of the runs", bullet_list(list_warnings(report["arms"]))),
         headed("Made with", command),
         headed("Citations", citations),
     ]

@@ -32,6 +32,18 @@ class Outcome:
     tokens_per_second: float | None = None
     peak_bytes: int | None = None
     seconds: float = 0.0  # of training
+    # --- since the first version: absent in outcomes that are older
+    # what the run itself found against its certificate: about, text (see certificate.Flaw)
+    flaws: list[tuple[str, str]] = field(default_factory=list)
+    unigram_loss: float | None = None  # of the evaluated tokens, by the training text's counts
+    evaluated_bytes: int | None = None  # their share of the held-out text, UTF-8
+    evaluated_text: str | None = None  # a hash of the evaluated tokens
+    text: str | None = None  # the data source's fingerprint of training and held-out text
+    warnings: list[str] = field(default_factory=list)  # that the run printed
+    runs_at_once: int | None = None  # on this machine by the same command, this one included
+    # "kind/name" of components: distribution, version, sha256 of the source
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
+    core: dict[str, str | None] = field(default_factory=dict)  # version, sha256, commit
 
     @classmethod
     def failed(cls, seed: int, why: str) -> Outcome:
@@ -75,6 +87,8 @@ class ArmResult:
     by_component: dict[str, int]  # parameters
     components: list[dict[str, str]]  # kind, name, distribution, version, citation
     outcomes: list[Outcome]  # in the order of the study's seeds
+    # by seed: the key of the run and its directory
+    stored: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def training_flops(self) -> int | None:

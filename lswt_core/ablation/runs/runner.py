@@ -72,6 +72,7 @@ class Runner:
         self.waiting = deque({job.key: job for job in jobs}.values())
         self.running: dict[str, Worker] = {}  # by key
         self.outcomes: dict[str, Outcome] = {}  # by key
+        self.awaited: set[str] = set()  # keys of runs that another process has locked
         self.free_devices = deque(workers.devices or [""] * workers.at_once)
         # A pipe that workers read: its writing end closes when this process is gone, and they stop.
         self.pipe = (-1, -1)
@@ -141,7 +142,7 @@ class Runner:
             str(recipe),
             str(directory),
         ]
-        command += ["--parent", str(self.pipe[0])]
+        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(self.workers.at_once)]
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]
         command += ["--unchecked"] if self.workers.unchecked else []
@@ -174,7 +175,9 @@ class Runner:
 
     def retry(self, job: Job) -> None:
         """Put a job back whose directory another process has locked."""
-        self.say(f"{job}: its directory is in use by another process; waiting for it")
+        if job.key not in self.awaited:
+            self.say(f"{job}: its directory is in use by another process; waiting for it")
+        self.awaited.add(job.key)
         self.progress.drop(job)
         time.sleep(RETRY)
         self.waiting.append(job)

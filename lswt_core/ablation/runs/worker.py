@@ -11,18 +11,23 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from threading import Thread
+from typing import Any
 
 from lswt_core.ablation.runs.held_out import HeldOutResult, evaluate_run
 from lswt_core.ablation.runs.imported_code import record_imports
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.recorded_session import RecordedSession
 from lswt_core.ablation.runs.run_records import PEAK_MEMORY
+from lswt_core.ablation.runs.run_warnings import read_warnings, recorded_warnings
+from lswt_core.ablation.runs.self_check import read_flaws
 from lswt_core.ablation.runs.store import DIVERGED, OUTCOME, WORKER_LOCK, write_json
 from lswt_core.checkpoint import RunLock
 from lswt_core.errors import NumericsError, ResourceError
+from lswt_core.model.code_fingerprint import describe_core
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.reporting.exit_status import run_guarded
@@ -55,7 +60,22 @@ def collect_outcome(
         tokens_per_second=median(speeds) if speeds else None,
         peak_bytes=read_peak_memory(directory),
         seconds=steps[-1]["seconds"] if steps else 0.0,
+        **facts_of(result),
+        flaws=[*read_flaws(directory), *(result.flaws if result else ())],
+        warnings=read_warnings(directory),
     )
+
+
+def facts_of(result: HeldOutResult | None) -> dict[str, Any]:
+    """Return what an outcome says about the text of an evaluation, if there was one."""
+    if result is None:
+        return {}
+    return {
+        "unigram_loss": result.unigram_loss,
+        "evaluated_bytes": result.n_bytes,
+        "evaluated_text": result.text_hash,
+        "text": result.text,
+    }
 
 
 def read_peak_memory(directory: Path) -> int | None:
@@ -98,7 +118,8 @@ def work(arguments: argparse.Namespace) -> int:
         arguments.directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
         session = RecordedSession(arguments, recipe, registry, arguments.directory)
         try:
-            return make_run(session)
+            with recorded_warnings(arguments.directory, session.console):
+                return make_run(session)
         finally:
             record_imports(arguments.directory, recipe, registry)
 
@@ -108,7 +129,12 @@ def make_run(session: RecordedSession) -> int:
     directory, recipe = session.directory, session.recipe
 
     def write_outcome(result: HeldOutResult | None, failure: str | None) -> None:
-        outcome = collect_outcome(directory, recipe, result, failure)
+        outcome = replace(
+            collect_outcome(directory, recipe, result, failure),
+            runs_at_once=session.arguments.runs_at_once,
+            code=session.components,
+            core=describe_core(),
+        )
         write_json(directory / OUTCOME, outcome.to_json())
 
     try:
@@ -141,6 +167,9 @@ def main() -> int:
         type=int,
         metavar="FD",
         help="reading end of a pipe: save and stop when the other end closes",
+    )
+    parser.add_argument(
+        "--runs-at-once", type=int, metavar="N", help="record that N runs share the machine"
     )
     parser.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE")
     parser.add_argument(
