@@ -110,13 +110,12 @@ class Ablation:
         keys = {(job.arm, job.seed): job.key for job in jobs}
         arms = []
         for arm in self.arms:
-            own = [
-                outcomes.get(keys[arm.spec.name, seed]) or Outcome.unfinished(seed)
-                for seed in self.seeds()
-            ]
-            stored = {seed: keys[arm.spec.name, seed] for seed in self.seeds()}
-            places = {seed: (key, str(store.directory(key))) for seed, key in stored.items()}
-            arms.append(replace(collect_result(arm, own), stored=places))
+            own, stored = [], {}
+            for seed in self.seeds():
+                key = keys[arm.spec.name, seed]
+                own.append(outcomes.get(key) or Outcome.unfinished(seed))
+                stored[seed] = key, str(store.directory(key))
+            arms.append(replace(collect_result(arm, own), stored=stored))
         pairs, runs = list(zip(self.arms, arms, strict=True)), RunsOfArms(store, keys)
         return Study(
             name=self.spec.name,

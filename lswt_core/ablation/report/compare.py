@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lswt_core.ablation.report.costs import compare_costs
 from lswt_core.ablation.report.facts import LIMITS, describe_text, list_code, list_runs
 from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
 from lswt_core.ablation.report.verdict import add_verdicts
@@ -52,10 +53,10 @@ def make_report(study: Study) -> dict[str, Any]:
     by_component, components, runs and code (see ``facts``). "comparisons", each of an arm with the
     baseline: delta (arm - baseline, nats per token), ci95, p, p_holm, verdict, seeds (pairs),
     failed (runs of the arm and of the baseline), seeds_needed (to resolve the observed delta) and
-    more. Both have "unknown": what could not be computed, and why. "certificate",
-    "certificate_limits" (what no certificate shows), "settings", "environment", "citations",
-    "recipe", "command", "name". "unfinished": arm and seeds of runs that are not finished; if there
-    are any, no comparison has a test, an interval or a verdict.
+    more, costs (see ``costs``). Both have "unknown": what could not be computed, and why.
+    "certificate", "certificate_limits" (what no certificate shows), "settings", "environment",
+    "citations", "recipe", "command", "name". "unfinished": arm and seeds of runs that are not
+    finished; if there are any, no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
     comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
@@ -184,6 +185,7 @@ def compare_with_baseline(
         "lost": len(arm.outcomes) - len(pairs),
         "failed": {"arm": len(arm.failed_runs()), "baseline": len(baseline.failed_runs())},
         "margin": settings["margin"],
+        "costs": compare_costs(baseline, arm, settings["confidence"]),
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,

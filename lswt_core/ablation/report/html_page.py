@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from lswt_core.ablation.report.costs import list_noise
 from lswt_core.ablation.report.facts import list_warnings
 from lswt_core.ablation.report.tables import (
     Report,
@@ -49,11 +50,12 @@ def render_summary(report: Report) -> str:
 def render_results(report: Report, held_out: bytes | None) -> list[str]:
     """Return the sections of results."""
     probes = probe_table(report)
+    noise = list_noise(report["comparisons"])
     curves = "" if held_out is None else image(held_out, HELD_OUT_ALT)
     resolution = bullet_list(list_power(report) + list_document_intervals(report))
     return [
         section("Losses", loss_table(report).html()),
-        section("What it costs", cost_table(report).html()),
+        section("What it costs", cost_table(report).html() + bullet_list(noise)),
         section("Every seed", seed_table(report).html()),
         section("Held-out loss over the run", curves),
         section("What these seeds could resolve", resolution),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lswt_core.ablation.certify_runs import NOT_COMPARED
+from lswt_core.ablation.report.costs import list_noise
 from lswt_core.ablation.report.facts import compare_with_unigram, list_warnings
 from lswt_core.ablation.report.tables import (
     Report,
@@ -169,6 +170,7 @@ def render_markdown(report: Report) -> str:
         f"![{describe_picture(report)}]({PICTURE})",
         loss_table(report).markdown(),
         headed("What it costs", cost_table(report).markdown()),
+        bullet_list(list_noise(report["comparisons"])),
         headed("Every seed", seed_table(report).markdown()),
         headed("What these seeds could resolve", bullet_list(list_power(report))),
         headed("What could not be computed", bullet_list(list_unknown(report))),
