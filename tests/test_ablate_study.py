@@ -208,6 +208,46 @@ def test_a_matched_arm_does_the_baselines_work_in_all(
     assert arm["tokens"] < baseline["tokens"]
 
 
+def test_an_arm_gets_the_steps_that_take_the_baselines_time(
+    study: Callable[..., tuple[int, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured: list[int] = []
+
+    def time_steps(baseline: Recipe, arm: Recipe, threads: int, plugins: object) -> object:
+        measured.append(threads)
+        return [[1.0, 1.1, 0.9], [1.5, 1.65, 1.35]]
+
+    monkeypatch.setattr("lswt_core.ablation.match_time.time_steps", time_steps)
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
+    words = ("--swap", "ffn=gelu", "--match", "time", "--jobs", "2")
+    code, out = study(finished, *words)
+    assert code == 0 and study(finished, *words)[0] == 0
+    assert measured == [max(1, (os.cpu_count() or 1) // 2)], "once, with the threads of a run"
+    baseline, arm = read(out)["arms"]
+    assert (baseline["tokens"], arm["tokens"]) == (12 * 64, 8 * 64)
+    (certificate,) = read(out)["certificate"]
+    assert certificate["status"] == "certified" and certificate["axes"] == ["ffn", "train.steps"]
+    assert certificate["matched"]["measured"]["ratio"] == pytest.approx(1.5)
+    assert "takes 1.500 times as long" in capsys.readouterr().out
+    words = ("--swap", "train.steps=10", "--allow", "train.steps", "--match", "time")
+    assert study(finished, *words)[0] == 2
+    assert "the swap is about it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_updates_are_timed_side_by_side(recipe: Path) -> None:
+    from lswt_core.ablation.match_time import time_steps
+
+    shallow, deep = (Recipe.load(recipe, [f"model.n_layers={n}"]) for n in (1, 6))
+    times = time_steps(shallow, deep, 1, [])
+    assert len(times[0]) == len(times[1]) > 4
+    ratio = sorted(b / a for a, b in zip(*times, strict=True))[len(times[0]) // 2]
+    assert 1.5 < ratio < 6
+
+
 def test_batches_differ_where_the_batch_was_allowed_to() -> None:
     one, other = RunRecord({}, ["1", "2"]), RunRecord({}, ["3", "4"])
     assert [

@@ -25,9 +25,7 @@ from lswt_core.ablation.runs.run_records import read_environment
 from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
 from lswt_core.ablation.runs.store import CacheKeys, RunStore
 from lswt_core.ablation.runs.surroundings import Surroundings
-from lswt_core.device import Precision
 from lswt_core.distributed.world import World
-from lswt_core.model.attention_choice import choose_backends
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -70,7 +68,7 @@ class Ablation:
         """
         surroundings = Surroundings.here(self.world.device, threads, devices)
         keys = CacheKeys(self.registry, surroundings)
-        backends = {arm.spec.name: self.attention_backends(arm.recipe) for arm in self.arms}
+        backends = {arm.spec.name: self.builder.attention_backends(arm.recipe) for arm in self.arms}
         jobs = []
         for seed in self.seeds():
             for arm in self.arms:
@@ -78,11 +76,6 @@ class Ablation:
                 recipe = self.builder.load(arm.spec, (*arm.overrides, f"train.seed={seed}"))
                 jobs.append(Job(name, seed, keys.of(recipe, backends[name]), recipe))
         return jobs
-
-    def attention_backends(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return the names of the attention backends of an arm."""
-        precision = Precision.choose(recipe.train.precision, self.world.device)
-        return choose_backends(recipe, self.registry, self.world.device, precision.dtype).names
 
     def run(self, store: RunStore, workers: Workers) -> Study:
         """Make the runs that are not in the store, and return the results of all arms.

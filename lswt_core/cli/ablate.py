@@ -92,6 +92,8 @@ def planned_ablation(arguments: argparse.Namespace) -> tuple[Ablation, Recipe]:
         knob=arguments.knob,
         overlay=overlay,
         command=format_command(words_of(arguments)),
+        threads=workers_of(arguments).threads,
+        plugins=arguments.plugin,
     )
     return Ablation(spec, registry, world, say), recipe.with_overlay(overlay)
 
