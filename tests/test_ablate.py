@@ -930,3 +930,18 @@ def test_outcomes_survive_as_json() -> None:
     one = outcome(3, 2.5)
     assert Outcome.from_json(json.loads(json.dumps(one.to_json()))) == one
     assert Outcome.from_json(Outcome.failed(1, "x").to_json()) == Outcome.failed(1, "x")
+
+
+@pytest.mark.slow
+def test_two_studies_share_a_store(place: Path, tmp_path: Path) -> None:
+    """Each run is made once, whoever makes it, and both studies report the same."""
+    surroundings, processes = environment(LSWT_CACHE_DIR=place / "cache"), []
+    for number in (1, 2):
+        options = ["--seeds", "1", "--store", tmp_path / "store", "--out", tmp_path / str(number)]
+        command = [sys.executable, "-m", *words(place, "--swap", "ffn=gelu", *options)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=place, env=surroundings, **pipes))
+    printed = "".join(process.communicate()[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert printed.count("done, held-out") == printed.count("found, held-out") == 2
+    assert read(tmp_path / "1")["arms"] == read(tmp_path / "2")["arms"]

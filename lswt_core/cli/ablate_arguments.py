@@ -75,7 +75,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help=(
             "let a difference outside of the swap pass: a key, or parameters, groups, kernels,"
-            " initialisation, data"
+            " initialisation, data, tokens, schedule, causality, context, loss, records"
         ),
     )
     parser.add_argument(

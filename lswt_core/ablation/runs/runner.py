@@ -118,8 +118,8 @@ class Runner:
             with RunLock(directory, WORKER_LOCK):  # cheaper than a process that finds it locked
                 recipe = directory / f"{job.recipe.name}.toml"
                 write_atomically(recipe, job.recipe.dump().encode())
-        except BusyError:
-            self.retry(job)
+        except BusyError as error:
+            self.retry(job, f" ({error})")
             return
         before = self.store.version(job.key)
         try:
@@ -173,10 +173,10 @@ class Runner:
             else:
                 self.finish(worker.job, self.read_outcome(worker, code), "done")
 
-    def retry(self, job: Job) -> None:
+    def retry(self, job: Job, why: str = "") -> None:
         """Put a job back whose directory another process has locked."""
         if job.key not in self.awaited:
-            self.say(f"{job}: its directory is in use by another process; waiting for it")
+            self.say(f"{job}: its directory is in use by another process; waiting for it{why}")
         self.awaited.add(job.key)
         self.progress.drop(job)
         time.sleep(RETRY)
