@@ -855,6 +855,33 @@ def forms(report: dict[str, Any]) -> tuple[str, str, str]:
     return render_terminal(report), render_markdown(report), render_page(report, b"", None)
 
 
+@pytest.mark.parametrize(
+    ("speeds", "at_once", "shown"),
+    [
+        ([900.0, 910.0, 905.0], 1, "-9.5% (-10.7% .. -8.3%)"),
+        ([900.0, 910.0, 905.0], 2, "noise"),
+        ([900.0, 1100.0, 950.0], 1, "noise"),
+        ([1000.0, 1000.0, 1000.0], 1, "equal"),
+        ([900.0], 1, "noise"),
+    ],
+)
+def test_speed_is_compared_by_pairs_or_called_noise(
+    speeds: list[float], at_once: int, shown: str
+) -> None:
+    def runs(name: str, values: list[float]) -> ArmResult:
+        more = [{"tokens_per_second": value, "runs_at_once": at_once} for value in values]
+        outcomes = [outcome(seed, 3.0, **one) for seed, one in enumerate(more)]
+        return replace(arm(name, []), outcomes=outcomes)
+
+    report = make_report(study(runs("baseline", [1000.0] * len(speeds)), runs("x", speeds)))
+    cost = report["comparisons"][0]["costs"]["tokens_per_second"]
+    assert (cost["seeds"], cost["shared"]) == (len(speeds), at_once > 1)
+    printed, *pages = forms(report)
+    assert shown in printed
+    for text in pages:
+        assert shown in text and ("shared the machine" in text) == (at_once > 1)
+
+
 STATISTICS = (
     "paired_test",
     "equivalence_test",
@@ -903,3 +930,18 @@ def test_outcomes_survive_as_json() -> None:
     one = outcome(3, 2.5)
     assert Outcome.from_json(json.loads(json.dumps(one.to_json()))) == one
     assert Outcome.from_json(Outcome.failed(1, "x").to_json()) == Outcome.failed(1, "x")
+
+
+@pytest.mark.slow
+def test_two_studies_share_a_store(place: Path, tmp_path: Path) -> None:
+    """Each run is made once, whoever makes it, and both studies report the same."""
+    surroundings, processes = environment(LSWT_CACHE_DIR=place / "cache"), []
+    for number in (1, 2):
+        options = ["--seeds", "1", "--store", tmp_path / "store", "--out", tmp_path / str(number)]
+        command = [sys.executable, "-m", *words(place, "--swap", "ffn=gelu", *options)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=place, env=surroundings, **pipes))
+    printed = "".join(process.communicate()[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert printed.count("done, held-out") == printed.count("found, held-out") == 2
+    assert read(tmp_path / "1")["arms"] == read(tmp_path / "2")["arms"]

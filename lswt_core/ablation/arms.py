@@ -25,7 +25,7 @@ from lswt_core.recipe.toml_writer import value as toml_value
 COMMAND_LINE = "command line"
 BASELINE = "baseline"
 Layout = Literal["one-at-a-time", "leave-one-out", "add-one-in", "factorial"]
-Match = Literal["none", "params", "flops"]
+Match = Literal["none", "params", "flops", "time"]
 
 
 class ArmSpec(NamedTuple):

@@ -52,7 +52,9 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--match",
         choices=get_args(Match),
-        help="give every arm the baseline's parameters or FLOPs",
+        help=(
+            "give every arm the baseline's parameters, FLOPs, or time of training, as measured here"
+        ),
     )
     parser.add_argument(
         "--knob",
@@ -73,7 +75,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help=(
             "let a difference outside of the swap pass: a key, or parameters, groups, kernels,"
-            " initialisation, data"
+            " initialisation, data, tokens, schedule, causality, context, loss, records"
         ),
     )
     parser.add_argument(

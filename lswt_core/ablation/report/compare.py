@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from lswt_core.ablation.report.costs import compare_costs
+from lswt_core.ablation.report.facts import LIMITS, describe_text, list_code, list_runs
+from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
 from lswt_core.ablation.report.verdict import add_verdicts
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.statistics.paired_runs import (
@@ -45,17 +48,22 @@ def make_report(study: Study) -> dict[str, Any]:
     """Return the whole report.
 
     "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a
-    run), evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run
-    failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component,
-    components. "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per
-    token), ci95, p, p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline),
-    seeds_needed (to resolve the observed delta) and more. Both have "unknown": what could not
-    be computed, and why. "certificate", "settings", "environment", "citations", "recipe",
-    "command", "name".
+    run), evaluated {tokens, documents, bytes, unigram_loss}, final_loss {mean, std, values by seed,
+    None where a run failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes,
+    by_component, components, runs and code (see ``facts``). "comparisons", each of an arm with the
+    baseline: delta (arm - baseline, nats per token), ci95, p, p_holm, verdict, seeds (pairs),
+    failed (runs of the arm and of the baseline), seeds_needed (to resolve the observed delta) and
+    more, costs (see ``costs``). Both have "unknown": what could not be computed, and why.
+    "certificate", "certificate_limits" (what no certificate shows), "settings", "environment",
+    "citations", "recipe", "command", "name". "unfinished": arm and seeds of runs that are not
+    finished; if there are any, no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
     comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
     add_verdicts(comparisons, study.settings["margin"])
+    unfinished = list_unfinished(study)
+    if unfinished:
+        withhold_verdicts(comparisons)
     components = [one for arm in study.arms for one in arm.components]
     citations = dict.fromkeys(one["citation"].strip() for one in components)
     return {
@@ -68,6 +76,8 @@ def make_report(study: Study) -> dict[str, Any]:
         "environment": study.environment,
         "citations": list(filter(None, citations)),
         "recipe": study.recipe,
+        "unfinished": unfinished,
+        "certificate_limits": list(LIMITS),
     }
 
 
@@ -99,6 +109,8 @@ def is_finite(value: Any) -> bool:
 def describe_arm(arm: ArmResult) -> dict[str, Any]:
     """Return the entry of an arm in the report."""
     unknown: dict[str, str] = {}
+    summary = summarize_runs(arm.finished_runs(), partial(compute, unknown))
+    summary["evaluated"] |= describe_text(arm)
     return {
         "name": arm.name,
         "swap": arm.swap,
@@ -108,9 +120,11 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
         "tokens": arm.tokens,
         "training_flops": arm.training_flops,
         "final_loss": final_loss(arm, unknown),
-        **summarize_runs(arm.finished_runs(), partial(compute, unknown)),
+        **summary,
         "seconds": sum(one.seconds for one in arm.outcomes),
-        "failures": [{"seed": one.seed, "why": one.failure} for one in arm.outcomes if one.failure],
+        "runs": list_runs(arm, arm.outcomes),
+        "code": list_code(arm),
+        "failures": [{"seed": one.seed, "why": one.failure} for one in arm.failed_runs()],
         "by_component": arm.by_component,
         "changes": arm.changes,
         "components": [
@@ -169,17 +183,13 @@ def compare_with_baseline(
         "baseline": baseline.name,
         "seeds": len(pairs),
         "lost": len(arm.outcomes) - len(pairs),
-        "failed": {"arm": count_failures(arm), "baseline": count_failures(baseline)},
+        "failed": {"arm": len(arm.failed_runs()), "baseline": len(baseline.failed_runs())},
         "margin": settings["margin"],
+        "costs": compare_costs(baseline, arm, settings["confidence"]),
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,
     }
-
-
-def count_failures(arm: ArmResult) -> int:
-    """Return how many of an arm's runs failed."""
-    return len(arm.outcomes) - len(arm.finished_runs())
 
 
 def compute_statistics(

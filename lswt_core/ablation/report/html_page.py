@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from lswt_core.ablation.report.costs import list_noise
+from lswt_core.ablation.report.facts import list_warnings
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -48,11 +50,12 @@ def render_summary(report: Report) -> str:
 def render_results(report: Report, held_out: bytes | None) -> list[str]:
     """Return the sections of results."""
     probes = probe_table(report)
+    noise = list_noise(report["comparisons"])
     curves = "" if held_out is None else image(held_out, HELD_OUT_ALT)
     resolution = bullet_list(list_power(report) + list_document_intervals(report))
     return [
         section("Losses", loss_table(report).html()),
-        section("What it costs", cost_table(report).html()),
+        section("What it costs", cost_table(report).html() + bullet_list(noise)),
         section("Every seed", seed_table(report).html()),
         section("Held-out loss over the run", curves),
         section("What these seeds could resolve", resolution),
@@ -69,6 +72,10 @@ def render_origin(report: Report) -> list[str]:
     return [
         section("What the arms change", change_table(report).html()),
         section("Certificate", certificate_table(report).html()),
+        section(
+            "What no certificate shows", bullet_list(report["certificate_limits"]), folded=True
+        ),
+        section("Warnings of the runs", bullet_list(list_warnings(report["arms"]))),
         section("Settings and environment", settings, folded=True),
         section(
             "The baseline's recipe, every default written out", code(report["recipe"]), folded=True

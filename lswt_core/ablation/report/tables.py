@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lswt_core.ablation.report.costs import describe_cost
 from lswt_core.reporting.tables import Table
 from lswt_core.reporting.units import format_bytes
 
@@ -115,12 +116,20 @@ def describe_missing(entry: dict[str, Any], key: str) -> str:
 def cost_table(report: Report) -> Table:
     """Return the costs of all arms, each with its relative difference to the baseline's."""
     base = report["arms"][0]
-    rows = [[arm["name"], *cost_cells(arm, base)] for arm in report["arms"]]
+    measured = {one["arm"]: one["costs"] for one in report["comparisons"]}
+    rows = [
+        [arm["name"], *cost_cells(arm, base, measured.get(arm["name"], {}))]
+        for arm in report["arms"]
+    ]
     return Table(COSTS, rows)
 
 
-def cost_cells(arm: dict[str, Any], base: dict[str, Any]) -> list[str]:
-    """Return an arm's costs, each with its relative difference to the baseline's."""
+def cost_cells(
+    arm: dict[str, Any], base: dict[str, Any], measured: dict[str, dict[str, Any] | None]
+) -> list[str]:
+    """Return an arm's costs, each with its relative difference to the baseline's; of what is
+    ``measured`` with an interval, or as noise.
+    """
     shows: dict[str, Callable[[Any], str]] = {
         "parameters": "{:,}".format,
         "flops_per_token": "{:,}".format,
@@ -136,17 +145,24 @@ def cost_cells(arm: dict[str, Any], base: dict[str, Any]) -> list[str]:
         difference = ""
         if arm is not base and own[key] is not None and other[key]:
             difference = f"{own[key] / other[key] - 1:+.1%}"
+        if key in measured:
+            difference = describe_cost(measured[key])
         cells += [format_or_missing(own, key, show), difference]
     return cells
 
 
 def seed_table(report: Report) -> Table:
     """Return the held-out loss of every run."""
-    header = ["arm", *(f"seed {seed}" for seed in report["settings"]["seeds"])]
+    seeds = report["settings"]["seeds"]
+    header = ["arm", *(f"seed {seed}" for seed in seeds)]
+    missing = {(one["arm"], seed) for one in report["unfinished"] for seed in one["seeds"]}
     rows = []
     for arm in report["arms"]:
-        values = arm["final_loss"]["values"]
-        rows.append([arm["name"], *("failed" if v is None else f"{v:.4f}" for v in values)])
+        cells = []
+        for seed, value in zip(seeds, arm["final_loss"]["values"], strict=True):
+            absent = "not finished" if (arm["name"], seed) in missing else "failed"
+            cells.append(absent if value is None else f"{value:.4f}")
+        rows.append([arm["name"], *cells])
     return Table(header, rows)
 
 

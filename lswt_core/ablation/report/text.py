@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lswt_core.ablation.certify_runs import NOT_COMPARED
+from lswt_core.ablation.report.costs import list_noise
+from lswt_core.ablation.report.facts import compare_with_unigram, list_warnings
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -15,6 +18,7 @@ from lswt_core.ablation.report.tables import (
     probe_table,
     seed_table,
 )
+from lswt_core.ablation.report.unfinished import describe_unfinished
 from lswt_core.ablation.report.verdict import UNRESOLVED
 from lswt_core.reporting.units import format_duration
 
@@ -25,7 +29,8 @@ def summarize(report: Report) -> list[str]:
     """Return the findings, what is not resolved, and on how many seeds and steps they rest."""
     settings, comparisons = report["settings"], report["comparisons"]
     extent = format_extent(settings)
-    sentences = [summarize_comparison(one) for one in comparisons]
+    sentences = describe_unfinished(report)
+    sentences += [summarize_comparison(one) for one in comparisons]
     unresolved = ", ".join(one["arm"] for one in comparisons if one["verdict"] == UNRESOLVED)
     if unresolved:
         sentences.append(
@@ -33,11 +38,18 @@ def summarize(report: Report) -> list[str]:
         )
     else:
         sentences.append(f"Based on {extent}.")
+    sentences += compare_with_unigram(report["arms"])
     broken = ", ".join(one["arm"] for one in report["certificate"] if one["status"] == "broken")
     if broken:
         sentences.append(
             f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
             " these swaps."
+        )
+    unproven = [one["arm"] for one in report["certificate"] if one["status"] == NOT_COMPARED]
+    if unproven:
+        sentences.append(
+            f"NOT COMPARED: {', '.join(unproven)}; no records of their runs show that the swap is"
+            " clean."
         )
     sentences += [f"{note}." for note in settings.get("notes", ())]
     sentences.append(
@@ -158,6 +170,7 @@ def render_markdown(report: Report) -> str:
         f"![{describe_picture(report)}]({PICTURE})",
         loss_table(report).markdown(),
         headed("What it costs", cost_table(report).markdown()),
+        bullet_list(list_noise(report["comparisons"])),
         headed("Every seed", seed_table(report).markdown()),
         headed("What these seeds could resolve", bullet_list(list_power(report))),
         headed("What could not be computed", bullet_list(list_unknown(report))),
@@ -165,6 +178,8 @@ def render_markdown(report: Report) -> str:
         headed("Probes", probes.markdown() if probes else ""),
         headed("What the arms change", change_table(report).markdown()),
         headed("Certificate", certificate_table(report).markdown()),
+        headed("What no certificate shows", bullet_list(report["certificate_limits"])),
+        headed("Warnings of the runs", bullet_list(list_warnings(report["arms"]))),
         headed("Made with", command),
         headed("Citations", citations),
     ]

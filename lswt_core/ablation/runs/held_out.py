@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lswt_core.ablation.certificate import Flaw
+from lswt_core.ablation.runs.context_probe import probe_context
 from lswt_core.data import ContiguousRows
-from lswt_core.data.corpus import open_corpus, open_held_out
+from lswt_core.data.corpus import Corpus, open_corpus, open_held_out
 from lswt_core.data.held_out import HeldOut
+from lswt_core.data.unigram import unigram_log_probability
 from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import pick_device
 from lswt_core.distributed.world import World
-from lswt_core.interfaces import IGNORE, AttentionBackend, KVBlock
+from lswt_core.interfaces import IGNORE, AttentionBackend, Batch, KVBlock
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.attention import attention_scores
 from lswt_core.plugin_api.softmax_attention import replace_attention_backends
@@ -39,6 +43,11 @@ class HeldOutResult(NamedTuple):
     # preceding tokens of the document (lower edge of a bucket), mean loss, tokens
     positions: list[tuple[int, float, int]]
     probes: dict[str, float]
+    text_hash: str  # of the tokens
+    n_bytes: int  # their share of the held-out text, in UTF-8
+    unigram_loss: float | None = None  # of their unigram model; None: the training text is a stream
+    text: str = ""  # fingerprint of the text by its data source
+    flaws: Sequence[Flaw] = ()  # of what the model sees
 
 
 def evaluate_run(directory: Path, registry: Registry) -> HeldOutResult:
@@ -49,7 +58,23 @@ def evaluate_run(directory: Path, registry: Registry) -> HeldOutResult:
     world = World(device=pick_device(0))
     corpus = open_corpus(run.recipe, registry, world, lambda *_: None)
     text = open_held_out(run.recipe, corpus, world, math.nan)
-    return HeldOutPass(run.model, text, world.device).result()
+    held_out = HeldOutPass(run.model, text, world.device)
+    return held_out.result()._replace(
+        unigram_loss=unigram_loss(held_out.label_counts, corpus),
+        text=corpus.text_fingerprint,
+        flaws=probe_context(run.model, world.device),
+    )
+
+
+def unigram_loss(label_counts: np.ndarray, corpus: Corpus) -> float | None:
+    """Return the mean loss of labels, counted by id [V], by the unigram model of the training text;
+    None if that is a stream.
+    """
+    if corpus.train is None:
+        return None
+    eos, size = corpus.tokenizer.eos_id, len(label_counts)
+    log_probability = unigram_log_probability(corpus.train, eos, size)
+    return float(-(label_counts @ log_probability) / label_counts.sum())
 
 
 class HeldOutPass:
@@ -61,6 +86,8 @@ class HeldOutPass:
         # summed loss and tokens, by document
         self.sums = np.zeros((2, len(text.tokens.document_starts)))
         self.buckets: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self.label_counts = np.zeros(model.decoder.vocabulary.vocab_size, dtype=np.int64)  # [V]
+        self.digest = sha256()  # of inputs and labels
         self.cosines: list[float] = []
         self.probes: dict[str, float] = {}
 
@@ -69,6 +96,7 @@ class HeldOutPass:
         """Run the pass and return its results."""
         state = None
         for number in range(self.text.segments):
+            self.count(self.rows.segment())
             batch = self.rows.segment().map(lambda tensor: tensor.to(self.device))
             if number == 0:
                 self.probes = self.probe_attention(batch.inputs)
@@ -80,6 +108,13 @@ class HeldOutPass:
             self.cosines.append(mean_cosine(states.float()))
             self.rows.advance()
         return self.summary()
+
+    def count(self, batch: Batch) -> None:
+        """Count a segment's labels, and hash its tokens."""
+        labels = batch.labels[batch.labels != IGNORE].numpy()
+        self.label_counts += np.bincount(labels, minlength=len(self.label_counts))
+        for tensor in (batch.inputs, batch.labels):
+            self.digest.update(tensor.numpy().tobytes())
 
     def add(self, nll: np.ndarray, kept: np.ndarray) -> None:
         """Add a segment's losses [B, T] to the sums of documents and of positions; ``kept`` is
@@ -113,7 +148,15 @@ class HeldOutPass:
         probes = {"isotropy": 1 - sum(self.cosines) / len(self.cosines)} | self.probes
         # with a sequence length of one token attention shares are not defined
         finite = {name: value for name, value in probes.items() if math.isfinite(value)}
-        return HeldOutResult(float(total / tokens), documents, positions, finite)
+        whole = self.text.tokens
+        return HeldOutResult(
+            float(total / tokens),
+            documents,
+            positions,
+            finite,
+            text_hash=self.digest.hexdigest(),
+            n_bytes=round(tokens * whole.n_bytes / len(whole.ids)),
+        )
 
     def probe_attention(self, ids: Tensor) -> dict[str, float]:
         """Return attention shares in the first tokens of a text [B, T], averaged over layers."""

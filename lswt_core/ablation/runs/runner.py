@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.outcome import Outcome, Study
 from lswt_core.ablation.runs.progress import Job, Progress
-from lswt_core.ablation.runs.store import OUTCOME, RunStore
+from lswt_core.ablation.runs.store import WORKER_LOCK, RunStore
+from lswt_core.checkpoint import RunLock
 from lswt_core.errors import BusyError, Preempted
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting.units import format_duration
 from lswt_core.train.signals import StopRequest
 
@@ -48,6 +50,7 @@ class RunsStopped(Preempted):
             " they got, and the same command continues them"
         )
         self.outcomes = outcomes
+        self.study: Study | None = None  # of what is finished, where that is known
 
 
 class Worker(NamedTuple):
@@ -56,6 +59,7 @@ class Worker(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
     device: str
+    before: tuple[int, ...]  # version of the outcome that was there before
 
 
 class Runner:
@@ -68,6 +72,7 @@ class Runner:
         self.waiting = deque({job.key: job for job in jobs}.values())
         self.running: dict[str, Worker] = {}  # by key
         self.outcomes: dict[str, Outcome] = {}  # by key
+        self.awaited: set[str] = set()  # keys of runs that another process has locked
         self.free_devices = deque(workers.devices or [""] * workers.at_once)
         # A pipe that workers read: its writing end closes when this process is gone, and they stop.
         self.pipe = (-1, -1)
@@ -108,13 +113,21 @@ class Runner:
     def start(self, job: Job) -> None:
         """Start a run, or continue it."""
         directory = self.store.directory(job.key)
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
-        recipe = directory / f"{job.recipe.name}.toml"
-        recipe.write_text(job.recipe.dump(), encoding="utf-8")
-        device = self.free_devices.popleft()
-        self.running[job.key] = Worker(job, self.launch(recipe, directory, device), device)
         self.progress.start(job)
+        try:
+            with RunLock(directory, WORKER_LOCK):  # cheaper than a process that finds it locked
+                recipe = directory / f"{job.recipe.name}.toml"
+                write_atomically(recipe, job.recipe.dump().encode())
+        except BusyError as error:
+            self.retry(job, f" ({error})")
+            return
+        before = self.store.version(job.key)
+        try:
+            process = self.launch(recipe, directory, self.free_devices[0])
+        except OSError as error:
+            self.finish(job, Outcome.failed(job.seed, f"it could not be started: {error}"), "done")
+            return
+        self.running[job.key] = Worker(job, process, self.free_devices.popleft(), before)
         number = len(self.outcomes) + len(self.running)
         self.say(f"[{number}/{self.progress.total}] {job}: running in {directory}")
 
@@ -129,7 +142,7 @@ class Runner:
             str(recipe),
             str(directory),
         ]
-        command += ["--parent", str(self.pipe[0])]
+        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(self.workers.at_once)]
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]
         command += ["--unchecked"] if self.workers.unchecked else []
@@ -158,19 +171,22 @@ class Runner:
             if code == BusyError.exit_code:
                 self.retry(worker.job)
             else:
-                self.finish(worker.job, self.read_outcome(worker.job, code), "done")
+                self.finish(worker.job, self.read_outcome(worker, code), "done")
 
-    def retry(self, job: Job) -> None:
+    def retry(self, job: Job, why: str = "") -> None:
         """Put a job back whose directory another process has locked."""
-        self.say(f"{job}: its directory is in use by another process; waiting for it")
+        if job.key not in self.awaited:
+            self.say(f"{job}: its directory is in use by another process; waiting for it{why}")
+        self.awaited.add(job.key)
         self.progress.drop(job)
         time.sleep(RETRY)
         self.waiting.append(job)
 
-    def read_outcome(self, job: Job, code: int) -> Outcome:
+    def read_outcome(self, worker: Worker, code: int) -> Outcome:
         """Return the outcome that a run wrote, or a failure if it wrote none."""
-        outcome = self.store.read(job.key)
-        if outcome is not None and (code == 0) == (outcome.failure is None):
+        job, outcome = worker.job, self.store.read(worker.job.key)
+        is_new = self.store.version(job.key) != worker.before
+        if outcome is not None and is_new and (code == 0) == (outcome.failure is None):
             return outcome
         return Outcome.failed(job.seed, find_reason(code, self.store.directory(job.key) / LOG))
 
