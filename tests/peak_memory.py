@@ -1,5 +1,5 @@
-"""``python -m peak_memory RUN OUT``: exports a run, and prints how many bytes of memory that took at
-most, without the pages of files, which the system may drop.
+"""``python -m peak_memory RUN OUT``: exports a run, and prints how many bytes of memory that took
+at most, without the pages of files, which the system may drop.
 """
 
 from __future__ import annotations
