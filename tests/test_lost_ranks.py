@@ -20,6 +20,7 @@ DEED = """
 import os, signal, subprocess, time
 from lswt_adamw import AdamW
 from lswt_core.hooks import hookimpl
+from lswt_text import Text
 
 
 def kill():
@@ -84,9 +85,20 @@ class Doing(AdamW):
             globals()[os.environ["DEED"]]()
 
 
+class Stream(Text):
+    "A stream, in which something happens before its first document is read."
+
+    name, streaming = "stream", True
+
+    def documents(self, split):
+        if split == "train":
+            globals()[os.environ["DEED"]]()
+        yield from super().documents(split)
+
+
 @hookimpl
 def lswt_components():
-    return [Doing]
+    return [Doing, Stream]
 """
 
 
@@ -153,6 +165,18 @@ def test_the_others_name_it_and_end(recipe: Path, deed: str, rank: int) -> None:
     assert ("a mistake of its own" in said) == (deed == "fail")
     assert (f"not answered for {TIMEOUT} s" in said) == (deed == "stop")
     assert saved_steps(recipe.parent / "run") == [4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deed", ["kill", "fail", "stop"])
+def test_the_others_name_the_one_that_reads_for_them(recipe: Path, deed: str) -> None:
+    recipe.write_text(recipe.read_text().replace('use = "text"', 'use = "stream"'))
+    first, second = ranks(recipe, deed, 9)  # the optimizer does nothing
+    assert first.returncode == {"kill": -9, "stop": -9, "fail": 3}[deed]
+    assert second.returncode == 75, second.stderr
+    said = second.stderr.splitlines()[-1]
+    assert said.startswith(f"error: rank 0 on {socket.gethostname()} ")
+    assert ("a mistake of its own" in said) == (deed == "fail")
 
 
 @pytest.mark.slow
