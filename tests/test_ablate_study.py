@@ -51,12 +51,26 @@ def study(
     """
 
     def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
-        monkeypatch.setattr(Runner, "run", lambda self: {job.key: runs(job) for job in self.jobs})
+        def recorded(job: Job) -> Outcome:
+            directory = store_of(tmp_path, words) / job.key
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "start.json").write_text("{}")
+            (directory / "batches.txt").write_text("")
+            return runs(job)
+
+        monkeypatch.setattr(
+            Runner, "run", lambda self: {job.key: recorded(job) for job in self.jobs}
+        )
         monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 
     return ablate
+
+
+def store_of(directory: Path, words: Sequence[str]) -> Path:
+    """The store of a study."""
+    return Path(words[words.index("--store") + 1]) if "--store" in words else directory / "store"
 
 
 def places(directory: Path, words: Sequence[str]) -> list[str]:
@@ -335,7 +349,34 @@ def test_a_stopped_ablation_prints_what_is_finished_and_what_is_missing(
     assert header[-2:] == ["missing", "seeds"]
     assert baseline == ["baseline", "3.0500", "2", "of", "2", "0", "none"]
     assert arm == ["ffn=gelu", "3.0000", "+0.0000", "1", "of", "2", "0", "1"]
-    assert not (tmp_path / "out" / "report.json").exists()
+    report = read(tmp_path / "out")
+    assert report["unfinished"] == [{"arm": "ffn=gelu", "seeds": [1]}]
+    (one,) = report["comparisons"]
+    assert (one["verdict"], one["delta"], one["values"]) == ("not finished", 0.0, [0.0])
+    assert one["p"] is one["ci95"] is one["p_equivalent"] is None
+    assert [len(arm["failures"]) for arm in report["arms"]] == [0, 0]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "NOT FINISHED" in text and "ffn=gelu: 1" in text and "0 of 2" in text
+
+
+def test_a_report_outlives_its_pictures_and_torn_records(
+    study: Callable[..., tuple[int, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(job: Job) -> Outcome:
+        directory = tmp_path / "store" / job.key
+        (directory / "start.json").write_text('{"torn')
+        return finished(job)
+
+    def undrawable(*_: object) -> bytes:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("lswt_core.ablation.report.publish.plot_held_out", undrawable)
+    code, out = study(torn, "--swap", "ffn=gelu")
+    assert code == 2, "nobody can tell where the runs began"
+    (certificate,) = read(out)["certificate"]
+    assert certificate["status"] == "broken" and certificate["flaws"][0]["about"] == "records"
+    assert "no fonts" in (out / "report.html").read_text()
 
 
 def test_progress_shows_every_arm_and_the_time_left(

@@ -5,7 +5,7 @@ seed, and put together for the report.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lswt_core.ablation.arms import BASELINE
@@ -16,18 +16,11 @@ from lswt_core.ablation.build_arms import (
     BuiltArm,
     count_training_tokens,
 )
-from lswt_core.ablation.certificate import (
-    Flaw,
-    SharedCounts,
-    Uncertified,
-    check_outcomes,
-    check_records,
-    format_allow_options,
-    is_allowed,
-)
+from lswt_core.ablation.certificate import Uncertified, format_allow_options
+from lswt_core.ablation.certify_runs import RunsOfArms, certify
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.progress import Job, format_partial_table
-from lswt_core.ablation.runs.run_records import read_environment, read_run_record
+from lswt_core.ablation.runs.run_records import read_environment
 from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
 from lswt_core.ablation.runs.store import CacheKeys, RunStore, Surroundings
 from lswt_core.device import Precision
@@ -89,25 +82,41 @@ class Ablation:
     def run(self, store: RunStore, workers: Workers) -> Study:
         """Make the runs that are not in the store, and return the results of all arms.
 
-        Asked to stop, it prints what is finished and raises RunsStopped.
+        Asked to stop, it prints what is finished and raises RunsStopped, which has the study of it.
         """
         jobs = self.jobs(workers.threads)
         try:
             outcomes = Runner(jobs, store, workers, self.say).run()
         except RunsStopped as stopped:
             self.say(format_partial_table(jobs, stopped.outcomes))
+            stopped.study = self.collect(jobs, stopped.outcomes, store, workers)
             raise
+        return self.collect(jobs, outcomes, store, workers)
+
+    def collect(
+        self,
+        jobs: Sequence[Job],
+        outcomes: Mapping[str, Outcome],
+        store: RunStore,
+        workers: Workers,
+    ) -> Study:
+        """Return the results of all arms; runs that have no outcome (by key) are not finished."""
         keys = {(job.arm, job.seed): job.key for job in jobs}
         arms = []
         for arm in self.arms:
-            own = [outcomes[keys[arm.spec.name, seed]] for seed in self.seeds()]
+            own = [
+                outcomes.get(keys[arm.spec.name, seed]) or Outcome.unfinished(seed)
+                for seed in self.seeds()
+            ]
             arms.append(collect_result(arm, own))
-        pairs = list(zip(self.arms, arms, strict=True))
+        pairs, runs = list(zip(self.arms, arms, strict=True)), RunsOfArms(store, keys)
         return Study(
             name=self.spec.name,
             arms=arms,
             settings=self.settings(workers),
-            certificate=[self.certify(arm, (arms[0], own), keys, store) for arm, own in pairs[1:]],
+            certificate=[
+                certify(arm, arms[0], own, runs, self.spec.allow) for arm, own in pairs[1:]
+            ],
             environment=read_environment(store, list(keys.values())),
             recipe=self.arms[0].recipe.dump(),
             command=self.spec.command,
@@ -138,58 +147,6 @@ class Ablation:
         if not workers.unchecked or not names:
             return []
         return [f"Not checked before the runs (--unchecked): {', '.join(names)}"]
-
-    def certify(
-        self,
-        arm: BuiltArm,
-        results: tuple[ArmResult, ArmResult],
-        keys: dict[tuple[str, int], str],
-        store: RunStore,
-    ) -> dict[str, Any]:
-        """Return an arm's certificate as plain data: its axes, every flaw, and what its runs have
-        in common with the baseline's (``results``: the baseline's, the arm's).
-        """
-        shared, flaws = self.compare_runs(arm, results, keys, store)
-        flaws = list(dict.fromkeys([*arm.flaws, *flaws]))
-        status = "certified"
-        if flaws:
-            is_allowed_throughout = all(is_allowed(flaw, self.spec.allow) for flaw in flaws)
-            status = "allowed" if is_allowed_throughout else "broken"
-        same_groups = "groups" not in {flaw.about for flaw in flaws}
-        return {
-            "arm": arm.spec.name,
-            "swaps": list(arm.spec.swaps),
-            "axes": list(arm.axes),
-            "status": status,
-            "changes": [change._asdict() for change in arm.changes],
-            "flaws": [flaw._asdict() for flaw in flaws],
-            "matched": None if arm.matched is None else arm.matched._asdict(),
-            "parameter_groups": "as in the baseline" if same_groups else "different",
-            "kernels": arm.structure.kernels,
-            "runs": [{"seed": seed, **counts._asdict()} for seed, counts in shared.items()],
-        }
-
-    def compare_runs(
-        self,
-        arm: BuiltArm,
-        results: tuple[ArmResult, ArmResult],
-        keys: dict[tuple[str, int], str],
-        store: RunStore,
-    ) -> tuple[dict[int, SharedCounts], list[Flaw]]:
-        """Return what runs have in common with the baseline's, by seed, and every flaw."""
-        shared: dict[int, SharedCounts] = {}
-        changed, flaws = [change.key for change in arm.changes], list[Flaw]()
-        baseline, own = results
-        for index, seed in enumerate(self.seeds()):
-            before = read_run_record(store.directory(keys[baseline.name, seed]))
-            after = read_run_record(store.directory(keys[own.name, seed]))
-            if before is not None and after is not None:
-                shared[seed], more = check_records(before, after, arm.axes, changed)
-                flaws += more
-            pair = baseline.outcomes[index], own.outcomes[index]
-            if all(outcome.failure is None for outcome in pair):
-                flaws += check_outcomes(*pair, changed)
-        return shared, flaws
 
 
 def collect_result(arm: BuiltArm, outcomes: list[Outcome]) -> ArmResult:

@@ -45,13 +45,20 @@ def ablate(arguments: argparse.Namespace) -> int:
         say(after_dry_run(arguments))
         return 0
     from lswt_core.ablation.report.publish import claim, publish
+    from lswt_core.ablation.runs.runner import RunsStopped
     from lswt_core.ablation.runs.store import RunStore
     from lswt_core.ablation.study import require_certified
 
     directory = arguments.out or Path("runs/ablations") / f"{spec.name}-{spec.fingerprint()}"
     claim(directory, spec.fingerprint())
     make_output_directory(arguments.store, "--store")
-    study = ablation.run(RunStore(arguments.store), workers_of(arguments))
+    try:
+        study = ablation.run(RunStore(arguments.store), workers_of(arguments))
+    except RunsStopped as stopped:
+        if stopped.study is not None:
+            publish(stopped.study, directory)
+            say(f"report of what is finished, without verdicts: {directory / 'report.html'}")
+        raise
     print(publish(study, directory))
     require_certified(study)
     refuse_failed(study, directory)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
 from lswt_core.ablation.report.verdict import add_verdicts
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.statistics.paired_runs import (
@@ -51,11 +52,15 @@ def make_report(study: Study) -> dict[str, Any]:
     token), ci95, p, p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline),
     seeds_needed (to resolve the observed delta) and more. Both have "unknown": what could not
     be computed, and why. "certificate", "settings", "environment", "citations", "recipe",
-    "command", "name".
+    "command", "name". "unfinished": arm and seeds of runs that are not finished; if there are any,
+    no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
     comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
     add_verdicts(comparisons, study.settings["margin"])
+    unfinished = list_unfinished(study)
+    if unfinished:
+        withhold_verdicts(comparisons)
     components = [one for arm in study.arms for one in arm.components]
     citations = dict.fromkeys(one["citation"].strip() for one in components)
     return {
@@ -68,6 +73,7 @@ def make_report(study: Study) -> dict[str, Any]:
         "environment": study.environment,
         "citations": list(filter(None, citations)),
         "recipe": study.recipe,
+        "unfinished": unfinished,
     }
 
 
@@ -110,7 +116,7 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
         "final_loss": final_loss(arm, unknown),
         **summarize_runs(arm.finished_runs(), partial(compute, unknown)),
         "seconds": sum(one.seconds for one in arm.outcomes),
-        "failures": [{"seed": one.seed, "why": one.failure} for one in arm.outcomes if one.failure],
+        "failures": [{"seed": one.seed, "why": one.failure} for one in arm.failed_runs()],
         "by_component": arm.by_component,
         "changes": arm.changes,
         "components": [
@@ -169,17 +175,12 @@ def compare_with_baseline(
         "baseline": baseline.name,
         "seeds": len(pairs),
         "lost": len(arm.outcomes) - len(pairs),
-        "failed": {"arm": count_failures(arm), "baseline": count_failures(baseline)},
+        "failed": {"arm": len(arm.failed_runs()), "baseline": len(baseline.failed_runs())},
         "margin": settings["margin"],
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,
     }
-
-
-def count_failures(arm: ArmResult) -> int:
-    """Return how many of an arm's runs failed."""
-    return len(arm.outcomes) - len(arm.finished_runs())
 
 
 def compute_statistics(

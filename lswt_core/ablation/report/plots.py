@@ -105,7 +105,7 @@ def draw_differences(axes: Any, report: dict[str, Any]) -> None:
 def draw_difference(axes: Any, height: float, one: dict[str, Any]) -> None:
     """Draw one arm of the forest plot."""
     if one["delta"] is None:
-        text = "  unknown" if one["seeds"] else "  failed"
+        text = "  unknown" if one["seeds"] else f"  {one['verdict']}"
         axes.annotate(text, (0, height), va="center", fontsize=9, color="#666666")
         return
     seeds = {"color": "#7F7F7F", "markersize": 7, "markeredgewidth": 1.2}
@@ -113,7 +113,9 @@ def draw_difference(axes: Any, height: float, one: dict[str, Any]) -> None:
     if one["ci95"] is not None:
         bar = {"linewidth": 2.4, "solid_capstyle": "butt"}
         axes.plot(one["ci95"], [height] * 2, color="#0072B2", **bar)
-    axes.plot(one["delta"], height, MARKERS[one["verdict"]], color="#0072B2", markersize=7.5)
+    axes.plot(
+        one["delta"], height, MARKERS.get(one["verdict"], "o"), color="#0072B2", markersize=7.5
+    )
 
 
 def label_comparison(one: dict[str, Any]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from lswt_core.ablation.report.compare import make_report
 from lswt_core.ablation.report.html_page import render_page
 from lswt_core.ablation.report.plots import plot_held_out, plot_overview
+from lswt_core.ablation.report.tables import Report
 from lswt_core.ablation.report.text import PICTURE, render_markdown, render_terminal
 from lswt_core.ablation.runs.outcome import Study
 from lswt_core.ablation.runs.store import write_json
@@ -19,15 +21,30 @@ logger = logging.getLogger(__name__)
 
 
 def publish(study: Study, directory: Path) -> str:
-    """Write the report; return what is printed on the terminal."""
+    """Write the report; return what is printed on the terminal. A picture that cannot be drawn
+    costs the picture alone, and the report says so.
+    """
     report = make_report(study)
+    picture = draw(report, PICTURE, lambda: plot_overview(study, report)) or b""
+    held_out = draw(report, "held-out curves", lambda: plot_held_out(study))
     write_json(directory / "report.json", report)
     write_atomically(directory / "report.md", render_markdown(report).encode())
-    picture = plot_overview(study, report)
     write_atomically(directory / PICTURE, picture)
-    page = render_page(report, picture, plot_held_out(study))
+    page = render_page(report, picture, held_out)
     write_atomically(directory / "report.html", page.encode())
     return f"{render_terminal(report)}\n\nreport: {directory / 'report.html'}"
+
+
+def draw(report: Report, name: str, plot: Callable[[], bytes | None]) -> bytes | None:
+    """Return a picture (PNG); None, and a reason in the baseline's "unknown", if it fails: the runs
+    are made by now.
+    """
+    try:
+        return plot()
+    except Exception as error:
+        logger.exception("%s cannot be drawn", name)
+        report["arms"][0]["unknown"][name] = f"{type(error).__name__}: {error}"
+        return None
 
 
 def claim(directory: Path, fingerprint: str) -> None:

@@ -142,11 +142,16 @@ def cost_cells(arm: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 def seed_table(report: Report) -> Table:
     """Return the held-out loss of every run."""
-    header = ["arm", *(f"seed {seed}" for seed in report["settings"]["seeds"])]
+    seeds = report["settings"]["seeds"]
+    header = ["arm", *(f"seed {seed}" for seed in seeds)]
+    missing = {(one["arm"], seed) for one in report["unfinished"] for seed in one["seeds"]}
     rows = []
     for arm in report["arms"]:
-        values = arm["final_loss"]["values"]
-        rows.append([arm["name"], *("failed" if v is None else f"{v:.4f}" for v in values)])
+        cells = []
+        for seed, value in zip(seeds, arm["final_loss"]["values"], strict=True):
+            absent = "not finished" if (arm["name"], seed) in missing else "failed"
+            cells.append(absent if value is None else f"{value:.4f}")
+        rows.append([arm["name"], *cells])
     return Table(header, rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lswt_core.ablation.certify_runs import NOT_COMPARED
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -15,6 +16,7 @@ from lswt_core.ablation.report.tables import (
     probe_table,
     seed_table,
 )
+from lswt_core.ablation.report.unfinished import describe_unfinished
 from lswt_core.ablation.report.verdict import UNRESOLVED
 from lswt_core.reporting.units import format_duration
 
@@ -25,7 +27,8 @@ def summarize(report: Report) -> list[str]:
     """Return the findings, what is not resolved, and on how many seeds and steps they rest."""
     settings, comparisons = report["settings"], report["comparisons"]
     extent = format_extent(settings)
-    sentences = [summarize_comparison(one) for one in comparisons]
+    sentences = describe_unfinished(report)
+    sentences += [summarize_comparison(one) for one in comparisons]
     unresolved = ", ".join(one["arm"] for one in comparisons if one["verdict"] == UNRESOLVED)
     if unresolved:
         sentences.append(
@@ -38,6 +41,12 @@ def summarize(report: Report) -> list[str]:
         sentences.append(
             f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
             " these swaps."
+        )
+    unproven = [one["arm"] for one in report["certificate"] if one["status"] == NOT_COMPARED]
+    if unproven:
+        sentences.append(
+            f"NOT COMPARED: {', '.join(unproven)}; no records of their runs show that the swap is"
+            " clean."
         )
     sentences += [f"{note}." for note in settings.get("notes", ())]
     sentences.append(

@@ -32,7 +32,10 @@ def judge(one: dict[str, Any], margin: float) -> tuple[str, str]:
         return FAILED, "no seed at which both the arm and the baseline finished"
     lost = ""
     if one["lost"]:
-        lost = f"; of the seeds at which both finished: {one['lost']} more were lost"
+        lost = (
+            f"; {one['lost']} of {one['seeds'] + one['lost']} pairs are dropped because a run of"
+            " theirs failed: those that are left are no random sample of seeds"
+        )
     if one["delta"] is None:
         why = f"the paired test could not be computed ({one['unknown']['delta']})"
         return UNRESOLVED, why + lost

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+UNFINISHED = "not finished"  # the failure of a run that was not made, or not to its end
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -36,6 +38,11 @@ class Outcome:
         """Return the outcome of a run that left no results."""
         return cls(seed, why)
 
+    @classmethod
+    def unfinished(cls, seed: int) -> Outcome:
+        """Return the outcome of a run that was not made, or not to its end: no failure counts."""
+        return cls(seed, UNFINISHED)
+
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
         return asdict(self)
@@ -49,7 +56,7 @@ class Outcome:
                 continue
             value = document[field_.name]
             if isinstance(value, list):
-                value = [tuple(row) for row in value]
+                value = [tuple(row) if isinstance(row, list) else row for row in value]
             values[field_.name] = value
         return cls(**values)
 
@@ -77,6 +84,14 @@ class ArmResult:
     def finished_runs(self) -> list[Outcome]:
         """Return the runs that finished without failure."""
         return [one for one in self.outcomes if one.failure is None]
+
+    def failed_runs(self) -> list[Outcome]:
+        """Return the runs that failed; those that are not finished have not."""
+        return [one for one in self.outcomes if one.failure not in (None, UNFINISHED)]
+
+    def unfinished_seeds(self) -> list[int]:
+        """Return the seeds whose runs are not finished."""
+        return [one.seed for one in self.outcomes if one.failure == UNFINISHED]
 
     def finished_pairs(self, baseline: ArmResult) -> list[tuple[Outcome, Outcome]]:
         """Return the baseline's run and the arm's at every seed at which both finished."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.outcome import Outcome, Study
 from lswt_core.ablation.runs.progress import Job, Progress
 from lswt_core.ablation.runs.store import OUTCOME, RunStore
 from lswt_core.errors import BusyError, Preempted
@@ -48,6 +48,7 @@ class RunsStopped(Preempted):
             " they got, and the same command continues them"
         )
         self.outcomes = outcomes
+        self.study: Study | None = None  # of what is finished, where that is known
 
 
 class Worker(NamedTuple):
