@@ -21,6 +21,7 @@ from lswt_core.ablation.arms import (
     require_arms,
 )
 from lswt_core.cli.ablate_command_line import after_dry_run, words_of
+from lswt_core.cli.ablate_ladder import ablate_ladder, find_ladder
 from lswt_core.cli.common import report_source, required_registry
 from lswt_core.cli.third_party_checks import check_plugins
 from lswt_core.errors import PluginError, RunsFailed, UsageError
@@ -29,6 +30,7 @@ from lswt_core.recipe import Recipe
 from lswt_core.recipe.loader import find
 
 if TYPE_CHECKING:
+    from lswt_core.ablation.run_ladder import LadderStudy
     from lswt_core.ablation.runs.outcome import Study
     from lswt_core.ablation.runs.runner import Workers
     from lswt_core.ablation.study import Ablation
@@ -36,7 +38,11 @@ if TYPE_CHECKING:
 
 def ablate(arguments: argparse.Namespace) -> int:
     """Certify the arms, make the runs, write the report."""
+    ladder = find_ladder(arguments)
     ablation, baseline = planned_ablation(arguments)
+    if ladder is not None:
+        made = ablate_ladder(arguments, ablation, ladder, workers_of(arguments), say)
+        return 0 if made is None else finish_ladder(*made)
     spec = ablation.spec
     ablation.build(baseline)
     check_plugins(arguments, [arm.recipe for arm in ablation.arms], ablation.registry, say)
@@ -62,6 +68,19 @@ def ablate(arguments: argparse.Namespace) -> int:
     print(publish(study, directory))
     require_certified(study)
     refuse_failed(study, directory)
+    print(f"next:\n  open {directory / 'report.html'}")
+    return 0
+
+
+def finish_ladder(study: LadderStudy, directory: Path) -> int:
+    """Return the exit code of a ladder whose report is written; raises Uncertified or RunsFailed
+    for what it says of the runs.
+    """
+    from lswt_core.ablation.study import require_certified
+
+    for one in study.studies():
+        require_certified(one)
+        refuse_failed(one, directory)
     print(f"next:\n  open {directory / 'report.html'}")
     return 0
 

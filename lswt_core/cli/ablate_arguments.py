@@ -19,7 +19,11 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         type=Path,
-        help="the baseline's recipe, or an ablation file (TOML with a key `recipe`)",
+        nargs="?",
+        help=(
+            "the baseline's recipe, or an ablation file (TOML with a key `recipe`); with --ladder"
+            " it may be left to the ladder"
+        ),
     )
     parser.add_argument(
         "overrides",
@@ -59,6 +63,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         choices=("d_ffn", "n_layers"),
         default="d_ffn",
         help="the size that is turned to match (default d_ffn)",
+    )
+    parser.add_argument(
+        "--ladder",
+        metavar="FILE",
+        help=(
+            "make the ablation at every size of a ladder, e.g. nano, and say whether it holds as"
+            " models grow"
+        ),
     )
     parser.add_argument(
         "--margin",

@@ -16,7 +16,7 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
     words = [str(arguments.recipe), *arguments.overrides]
     for name in ("swap", "arm", "allow", "plugin"):
         words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
-    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
+    for name in ("plan", "seeds", "match", "margin", "ladder", "jobs", "devices"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return (

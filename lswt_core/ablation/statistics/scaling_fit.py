@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 ALPHAS = (0.004, 3.0)  # exponents that are tried, from and to
-GRID, ZOOMS, FINE = 49, 6, 9  # exponents at first; refinements around the best; exponents of each
+GRID, ZOOMS, FINE = 25, 4, 9  # exponents at first; refinements around the best; exponents of each
 FREE_RUNGS = 3  # sizes from which on L_inf can be fitted
 
 
@@ -43,7 +43,7 @@ class Profile(NamedTuple):
 
 def fit_law(losses: Floats, flops: Floats, l_inf: Floats | float | None = None) -> Law:
     """Fit laws to losses [..., arms, rungs] at training FLOPs [arms, rungs], by least squares in
-    nats; ``l_inf`` is fixed where it is given, else fitted within 0 and the lowest loss.
+    nats; ``l_inf`` is fixed where it is given, else fitted, and at least 0.
 
     For a given alpha the law is linear in L_inf and A, whose best values are known in closed form
     (variable projection, Golub and Pereyra 1973): what is left is a search over one number, which
@@ -62,20 +62,33 @@ def fit_law(losses: Floats, flops: Floats, l_inf: Floats | float | None = None) 
         low = np.take_along_axis(alphas, np.maximum(best - 1, 0), -1)
         high = np.take_along_axis(alphas, np.minimum(best + 1, alphas.shape[-1] - 1), -1)
         alphas = low * (high / low) ** np.linspace(0, 1, FINE)
-    return pick_best(profile_alpha(losses, x, alphas, l_inf), alphas, reference)
+    alpha = find_vertex(alphas, profile_alpha(losses, x, alphas, l_inf).rss)
+    return law_at(alpha, profile_alpha(losses, x, alpha, l_inf), reference)
 
 
-def pick_best(profile: Profile, alphas: Floats, reference: float) -> Law:
-    """Return the law of the smallest sum of squares."""
-    best = profile.rss.argmin(-1)[..., None]
-    has_law = np.isfinite(np.take_along_axis(profile.rss, best, -1)[..., 0])
+def find_vertex(alphas: Floats, rss: Floats) -> Floats:
+    """Return the exponent [..., 1] at the vertex of the parabola through the best of some equally
+    spaced (in their logarithms) and the two beside it; the best one where there is no parabola.
+    """
+    best = np.clip(rss.argmin(-1), 1, alphas.shape[-1] - 2)[..., None]
+    left, middle, right = (np.take_along_axis(rss, best + step, -1) for step in (-1, 0, 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shift = (left - right) / (2 * (left - 2 * middle + right))  # in steps
+    step = np.log(alphas[..., 1:2] / alphas[..., :1])
+    vertex = np.take_along_axis(alphas, best, -1) * np.exp(np.clip(shift, -1, 1) * step)
+    nearest: Floats = np.take_along_axis(alphas, rss.argmin(-1)[..., None], -1)
+    return np.where(np.isfinite(shift), vertex, nearest)
 
-    def pick(values: Floats) -> Floats:
-        return np.where(has_law, np.take_along_axis(values, best, -1)[..., 0], np.nan)
 
-    a = np.take_along_axis(profile.a, best[..., None], -2)[..., 0, :]
-    a = np.where(has_law[..., None], a, np.nan)
-    return Law(pick(profile.l_inf), pick(alphas), a, reference)
+def law_at(alpha: Floats, profile: Profile, reference: float) -> Law:
+    """Return the law with an exponent [..., 1] that was found."""
+    has_law = np.isfinite(profile.rss[..., 0])
+
+    def known(values: Floats) -> Floats:
+        return np.where(has_law, values[..., 0], np.nan)
+
+    a = np.where(has_law[..., None], profile.a[..., 0, :], np.nan)
+    return Law(known(profile.l_inf), known(alpha), a, reference)
 
 
 def profile_alpha(
@@ -84,8 +97,8 @@ def profile_alpha(
     """Return the best law for each exponent [..., exponents]; x is C / C0 [arms, rungs].
 
     With z = x^-alpha and residuals r(v) = v - z (z v) / (z z) of each arm's projection on z, the
-    sum of squares is ||r(L) - L_inf r(1)||^2: a parabola in L_inf, so that its minimum within
-    bounds is the nearest point to the vertex.
+    sum of squares is ||r(L) - L_inf r(1)||^2: a parabola in L_inf, whose minimum above 0 is the
+    vertex, or 0. Where losses rise A would be negative, which is no law.
     """
     z = x ** -alphas[..., None, None]  # [..., exponents, arms, rungs]
     norm = (z * z).sum(-1, keepdims=True)
@@ -96,10 +109,9 @@ def profile_alpha(
 
     of_losses, of_one = residual(own), residual(np.ones_like(x))
     if l_inf is None:
-        lowest = losses.min((-1, -2))[..., None]
         curvature = np.maximum((of_one * of_one).sum((-1, -2)), np.finfo(float).tiny)
         vertex = (of_losses * of_one).sum((-1, -2)) / curvature
-        level = np.clip(vertex, 0.0, np.maximum(lowest, 0.0))
+        level = np.maximum(vertex, 0.0)
     else:
         level = np.broadcast_to(np.asarray(l_inf, float)[..., None], alphas.shape)
     off = of_losses - level[..., None, None] * of_one

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-DRAWS = 4000
+DRAWS = 2000
 
 
 def draw_means(values: Floats, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Return draws [draws, ...] of the means of ``values`` [seeds, ...], given at two seeds or more.
+    """Return draws [draws, ...] of the means of ``values`` [seeds, ...], of two seeds or more.
 
     A draw is mean + sum_s z_s (value_s - mean) / sqrt(n (n - 1) c), with standard normal z and c a
     chi squared variable over its n - 1 degrees of freedom: a bootstrap over seeds with normal

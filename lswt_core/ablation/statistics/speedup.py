@@ -26,13 +26,15 @@ class Trend(NamedTuple):
 
     def at(self, flops: float) -> Floats:
         """Return the line's value [...] at some training FLOPs of the baseline."""
-        return self.level + self.slope * (np.log10(flops) - self.centre)
+        with np.errstate(invalid="ignore"):  # of unbounded gains
+            value: Floats = self.level + self.slope * (np.log10(flops) - self.centre)
+        return value
 
 
 def log_gain(losses: Floats, law: Law) -> Floats:
-    """Return ln(((L_b - L_inf) / (L_v - L_inf))^(1 / alpha)) [..., rungs] of losses [..., 2, rungs]:
-    the factor of compute with which the baseline would have the arm's loss, before what the arm
-    itself costs. Positive: the arm is better.
+    """Return ln(((L_b - L_inf) / (L_v - L_inf))^(1 / alpha)) [..., rungs] of losses
+    [..., 2, rungs]: the factor of compute with which the baseline would have the arm's loss, before
+    what the arm itself costs. Positive: the arm is better.
 
     It is infinite where the arm is below L_inf (no compute would do), minus infinite where the
     baseline is, NaN where both are or there is no law.
