@@ -81,7 +81,8 @@ def pair_of(sides: list[tuple[ArmResult, ArmResult]]) -> Pair:
     """Return the losses, FLOPs and speeds of baseline and arm at every rung. Raises ValueError with
     what is missing.
     """
-    flops = np.array([[one.training_flops or math.nan for one in pair] for pair in sides]).T
+    costs = [[one.training_flops or math.nan for one in pair] for pair in sides]
+    flops = np.array(costs, dtype=np.float64).T  # [2, rungs]
     if np.isnan(flops).any():
         raise ValueError("the FLOPs of a training are unknown")
     finished = [pair_by_seed(*pair) for pair in sides]

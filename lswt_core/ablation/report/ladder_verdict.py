@@ -12,32 +12,39 @@ PERSISTS, SHRINKS, GROWS = "persists", "shrinks", "grows"
 
 
 def add_ladder_verdicts(arms: list[dict[str, Any]]) -> None:
-    """Add "verdict", "why" and the trend's "p_holm" (over all arms) to every arm of a ladder's
-    report, and to what its back-test would have said.
+    """Add "verdict", "why" and the trends' "p_holm" (over all arms) to every arm of a ladder's
+    report, and to its back-test the verdict without the largest size.
     """
-    p_holm = adjust_holm([one["trend"] and one["trend"]["p"] for one in arms])
-    for one, p in zip(arms, p_holm, strict=True):
-        if one["trend"] is not None:
-            one["trend"]["p_holm"] = p
+    add_holm([one["trend"] for one in arms if one["trend"] is not None])
+    for one in arms:
         comparisons = one["comparisons"]
-        one["verdict"], one["why"] = judge_ladder(comparisons, one["trend"], p)
+        one["verdict"], one["why"] = judge_ladder(comparisons, one["trend"])
         before, lower = one["back_test"], one.pop("lower")
         if before is not None and lower is not None:
-            p_lower = lower["trend"]["p"]
-            verdict, _ = judge_ladder(comparisons[:-1], lower["trend"], p_lower)
+            add_holm([lower["trend"]])
+            verdict, _ = judge_ladder(comparisons[:-1], lower["trend"])
             before["verdict"], before["same_verdict"] = verdict, verdict == one["verdict"]
 
 
+def add_holm(trends: list[dict[str, Any]]) -> None:
+    """Add p values adjusted over arms, of trends in compute and in nats."""
+    for trends_of_kind in (trends, [trend["nats"] for trend in trends]):
+        adjusted = adjust_holm([trend["p"] for trend in trends_of_kind])
+        for trend, p in zip(trends_of_kind, adjusted, strict=True):
+            trend["p_holm"] = p
+
+
 def judge_ladder(
-    comparisons: list[dict[str, Any]], trend: dict[str, Any] | None, p: float | None
+    comparisons: list[dict[str, Any]], trend: dict[str, Any] | None
 ) -> tuple[str, str]:
     """Return the verdict, and why. ``comparisons`` with the baseline are ordered by size.
 
-    Equivalent: within the margin at every size. Shrinks or grows: what the arm's difference is
-    worth in compute changes with size, at the 5 % level, and is less or more at the largest than at
-    the smallest. Persists: the difference is resolved at the largest size, and the line through all
-    sizes, one rung beyond, has the same sign with its whole 95 % interval. The yardstick is compute
-    and not nats: a constant saving is fewer nats the nearer losses are to L_inf.
+    Losses come nearer to L_inf as models grow, so that a constant saving of compute is a difference
+    that shrinks in nats, and a constant difference is a saving that grows. An arm is between the
+    two, or it shrinks or grows by both yardsticks: shrinks is tested in compute and grows in nats,
+    at the 5 % level over all arms. Equivalent: within the margin at every size. Persists: neither,
+    resolved at the largest size, and the line through the gains (ln) at all sizes has the same sign
+    one rung beyond, with its whole 95 % interval.
     """
     verdicts = [one["verdict"] for one in comparisons]
     if all(verdict == EQUIVALENT for verdict in verdicts):
@@ -46,25 +53,27 @@ def judge_ladder(
     if failed:
         runs = sum(one["failed"]["arm"] for one in failed)
         return UNRESOLVED, f"{runs} of its runs failed, more than of the baseline's"
-    if trend is None or p is None:
+    if {verdicts[0], verdicts[-1]} == {BETTER, WORSE}:
+        why = f"it changes sign: {verdicts[0]} at the smallest size, {verdicts[-1]} at the largest"
+        return SHRINKS, why
+    if trend is None or trend["p_holm"] is None:
         return UNRESOLVED, "a trend takes two seeds at which both finished at every size"
-    if p <= ALPHA:
-        return judge_slope(trend)
+    if trend["p_holm"] <= ALPHA and falls(*(abs(log_of(one["value"])) for one in trend["gain_at"])):
+        return SHRINKS, "what it is worth in compute is less at larger sizes, at the 5 % level"
+    nats = trend["nats"]
+    if nats["p_holm"] <= ALPHA and falls(*(abs(value) for value in reversed(nats["line_at"]))):
+        return GROWS, "its difference in nats is larger at larger sizes, at the 5 % level"
     return judge_persistence(verdicts[-1], trend)
 
 
-def judge_slope(trend: dict[str, Any]) -> tuple[str, str]:
-    """Return the verdict of a trend that is resolved."""
-    first, last = (log_of(one["value"]) for one in trend["gain_at"])
-    why = "what it is worth in compute changes with size, at the 5 % level"
-    if first * last < 0:
-        why += "; it changes sign between the smallest size and the largest"
-    return (SHRINKS if abs(last) < abs(first) else GROWS), why
+def falls(first: float, last: float) -> bool:
+    """Whether a size of an effect is less in the end."""
+    return last < first
 
 
 def judge_persistence(at_top: str, trend: dict[str, Any]) -> tuple[str, str]:
     """Return the verdict where no trend is resolved."""
-    no_trend = "no trend with size is resolved"
+    no_trend = "it is not seen to shrink or to grow"
     if at_top not in (BETTER, WORSE):
         return UNRESOLVED, f"{no_trend}, nor a difference at the largest size ({at_top})"
     low, high = trend["gain_next"]["ci95"] or (None, None)

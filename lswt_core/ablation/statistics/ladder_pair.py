@@ -73,8 +73,8 @@ def analyse_pair(pair: Pair) -> dict[str, Any]:
     "speedup", factors of compute: compute (at the largest size, by FLOPs), time (by tokens/s),
     by_rung, if_l_inf (compute, for values that L_inf might have). "trend": factor_per_decade (of
     the gain, per tenfold compute), p, gain_at (smallest and largest size, the line's), gain_next;
-    nats {slope per tenfold compute, ci95, p}. "next": flops, baseline, difference, speedup.
-    "back_test": see ``back_test``; None where sizes are too few.
+    nats {slope per tenfold compute, ci95, p, line_at (smallest and largest size)}. "next": flops,
+    baseline, difference, speedup. "back_test": see ``back_test``; None where sizes are too few.
     """
     fixed = None if pair.flops.shape[1] >= FREE_RUNGS else possible_l_inf(pair)[0]
     found = estimate(pair, fixed)
@@ -155,7 +155,12 @@ def describe_trend(pair: Pair, found: Estimates) -> dict[str, Any]:
         "p": two_sided_p(trend.slope[1:]) if has_draws else None,
         "gain_at": [measured(exponential(trend.at(flops[end]))) for end in (0, -1)],
         "gain_next": measured(exponential(trend.at(next_flops(flops)))),
-        "nats": {"slope": slopes.delta, "ci95": slopes.ci, "p": slopes.p},
+        "nats": {
+            "slope": slopes.delta,
+            "ci95": slopes.ci,
+            "p": slopes.p,
+            "line_at": [float(differences.mean() + slopes.delta * at[end]) for end in (0, -1)],
+        },
     }
 
 

@@ -1,0 +1,362 @@
+"""Ablations on a ladder of sizes: its file, its arms, and its report for planted losses."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import write_recipe
+
+from lswt_core.__main__ import build_parser, main
+from lswt_core.ablation.ladder import LadderAblation
+from lswt_core.ablation.ladder_file import read_ladder
+from lswt_core.ablation.report.ladder_plot import plot_ladder
+from lswt_core.ablation.report.ladder_report import make_ladder_report
+from lswt_core.ablation.report.ladder_text import (
+    render_ladder_html,
+    render_ladder_markdown,
+    render_ladder_terminal,
+)
+from lswt_core.ablation.run_ladder import collect, order_jobs
+from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.progress import Job
+from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
+from lswt_core.ablation.runs.store import RunStore
+from lswt_core.cli.ablate import planned_ablation
+from lswt_core.cli.ablate_ladder import find_ladder
+from lswt_core.errors import RecipeError
+
+Losses = Callable[[str, int, int], float]  # loss(arm, rung, seed)
+Report = Callable[[Losses], dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("budgets_once")
+
+SIZES = ("small", "middle", "large")
+LADDER = """
+[rate]
+key = "optimizer.lr"
+exponent = -0.5
+at = "large"
+[rung.small]
+set = ["model.d_model=16"]
+tokens_per_parameter = 0.5
+[rung.middle]
+set = ["model.d_model=32"]
+tokens_per_parameter = 0.5
+[rung.large]
+set = ["model.d_model=64"]
+steps = 1000
+"""
+TWO = LADDER.replace('[rung.middle]\nset = ["model.d_model=32"]\ntokens_per_parameter = 0.5\n', "")
+GELU = ("--swap", "ffn=gelu")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_recipe(tmp_path_factory.mktemp("ladder"))
+    path.write_text(
+        path.read_text()
+        .replace('"sophia-g"', '"adamw"')
+        .replace("hessian_update_interval = 3\n", "")
+        .replace("n_layers = 2", "n_layers = 1")
+    )
+    path.with_name("two.toml").write_text(TWO)
+    return path
+
+
+def built(recipe: Path, ladder: str, *words: str) -> LadderAblation:
+    """The arms at every rung."""
+    file = recipe.with_name("other.toml")
+    file.write_text(ladder)
+    arguments = build_parser().parse_args(["ablate", str(recipe), *words, *GELU])
+    planned, _ = planned_ablation(arguments)
+    ablation = LadderAblation(
+        planned.spec, read_ladder(str(file)), planned.registry, planned.world, print
+    )
+    ablation.build()
+    return ablation
+
+
+@pytest.fixture(scope="module")
+def ladder(recipe: Path) -> tuple[LadderAblation, dict[str, list[Job]]]:
+    """Three rungs and their runs."""
+    ablation = built(recipe, LADDER, "--seeds", "5")
+    return ablation, {one.name: one.ablation.jobs(threads=1) for one in ablation.rungs}
+
+
+# ---------- the file
+
+
+@pytest.mark.parametrize(
+    "text, line, why",
+    [
+        ("[rung.a]\nsteps = 3\n", "1", "2 rungs at least"),
+        ("[rung.a]\nsteps = 3\nwidth = 3\n[rung.b]\n", "3", "set, tokens_per_parameter, steps"),
+        ("[rung.a]\nsteps = 3\ntokens_per_parameter = 2.0\n[rung.b]\n", "1", "leave one of them"),
+        ("[rung.a]\n[rung.b]\n[rate]\nexponent = -0.3\nat = 'c'\n", "5", "use one of: a, b"),
+        ("[rung.a]\n[rung.b]\n[rate]\nexponent = 'x'\nat = 'a'\n", "4", "number"),
+        ("[rung.a]\nrecipe = 'none'\n[rung.b]\n", "", "none"),
+    ],
+)
+def test_a_ladder_that_is_wrong_says_where_and_why(
+    tmp_path: Path, text: str, line: str, why: str
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_ladder(str(file))
+    assert f"wrong.toml:{line}" in str(caught.value) or not line
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nano", "ladders/family", "family.toml"])
+def test_packaged_ladders_are_found_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ladder = read_ladder(name)
+    assert len(ladder.rungs) == 3 and ladder.recipe in ("lswt:quickstart", "lswt:tiny")
+
+
+# ---------- the arms
+
+
+def test_every_rung_has_its_size_length_and_rate(
+    ladder: tuple[LadderAblation, dict[str, list[Job]]],
+) -> None:
+    ablation, _ = ladder
+    small, middle, large = ablation.rungs
+    for one in (small, middle):
+        train = one.ablation.arms[0].recipe.train
+        assert train.steps == round(0.5 * one.parameters / train.tokens_per_step)
+    assert large.ablation.arms[0].recipe.train.steps == 1000
+    rates = [one.ablation.arms[1].recipe.one("optimizer").options["lr"] for one in ablation.rungs]
+    assert rates[0] == pytest.approx(rates[2] * (small.parameters / large.parameters) ** -0.5)
+    widths = [[arm.recipe.model.d_model for arm in one.ablation.arms] for one in ablation.rungs]
+    assert widths == [[16, 16], [32, 32], [64, 64]]
+    assert "embedding" not in small.ablation.arms[0].spec.overrides
+    total = small.ablation.arms[0].budget
+    assert small.parameters == total.total - total.parameters["embedding"]
+
+
+def test_the_commands_own_words_come_last(recipe: Path) -> None:
+    ablation = built(recipe, TWO, "train.steps=7", "optimizer.lr=0.5")
+    assert {arm.recipe.train.steps for arm in ablation.arms} == {7}
+    assert ablation.arms[-1].recipe.one("optimizer").options["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "text, words, why",
+    [
+        (LADDER, ("model.d_model=16",), '"middle" is no larger than "small"'),
+        ("[rung.a]\nsteps = 900\n[rung.b]\nset=['model.d_model=64']\nsteps = 1\n", (), "compute"),
+        (LADDER.replace("optimizer.lr", "optimizer.speed"), (), "has no such number"),
+        ("[rung.a]\nset=['model.d_mode=3']\n[rung.b]\n", (), "model.d_mode"),
+    ],
+)
+def test_rungs_that_make_no_ladder_are_refused(
+    recipe: Path, text: str, words: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        built(recipe, text, *words)
+    assert why in str(caught.value)
+
+
+def test_arms_that_are_recipes_have_no_size_where_rungs_are(recipe: Path) -> None:
+    text = f"[rung.a]\nrecipe = '{recipe}'\n[rung.b]\nset = ['model.d_model=32']\n"
+    arm = recipe.with_name("arm.toml")
+    arm.write_text('extends = "nano.toml"\n[ffn]\nuse = "gelu"\n')
+    with pytest.raises(RecipeError, match="both are recipes"):
+        built(recipe, text, "--arm", str(arm))
+
+
+def test_a_ladder_has_a_baseline_of_its_own(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe.with_name("with-recipe.toml")
+    file.write_text('recipe = "nano.toml"\n' + TWO)
+    words = ["ablate", "--ladder", str(file), *GELU, "train.steps=5", "--dry-run"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "large: " in printed and "5 steps of" in printed
+    given = build_parser().parse_args(shlex.split(printed.split("python -m lswt_core ")[1]))
+    assert find_ladder(given) == read_ladder(str(file)) and given.recipe == recipe
+    assert main(["ablate", *GELU, "--dry-run"]) == 2
+    assert "name one" in capsys.readouterr().err
+
+
+# ---------- the report
+
+
+@pytest.fixture
+def report(ladder: tuple[LadderAblation, dict[str, list[Job]]], tmp_path: Path) -> Report:
+    """``report(losses)``: that of a ladder whose runs have these losses."""
+    ablation, jobs = ladder
+
+    def of(losses: Losses) -> dict[str, Any]:
+        outcomes = run_all(order_jobs(ablation.rungs, jobs), losses)
+        workers = Workers(1, 1, [], [])
+        return make_ladder_report(collect(ablation, jobs, outcomes, RunStore(tmp_path), workers))
+
+    return of
+
+
+def run_all(jobs: list[Job], losses: Losses) -> dict[str, Outcome]:
+    outcomes = {}
+    for job in jobs:
+        arm, _, rung = job.arm.rpartition(" at ")
+        loss = losses(arm, SIZES.index(rung), job.seed)
+        train = job.recipe.train
+        tokens = train.total_steps * train.tokens_per_step
+        outcome = Outcome.failed(job.seed, "diverged: planted")
+        if not math.isnan(loss):
+            documents = [("a", 60 * loss, 60), ("b", 40 * loss, 40)]
+            outcome = Outcome(job.seed, None, loss, documents, [(tokens, loss)])
+        if math.isfinite(loss) or math.isnan(loss):
+            outcomes[job.key] = outcome
+    if len(outcomes) < len(jobs):
+        raise RunsStopped(outcomes, len(jobs))
+    return outcomes
+
+
+def planted(*differences: float) -> Losses:
+    """Losses whose differences by rung are these, up to noise between seeds."""
+
+    def loss(arm: str, rung: int, seed: int) -> float:
+        noise = random.Random(f"{seed} {rung}").gauss(0, 0.01)
+        own = random.Random(f"{seed} {rung} {arm}").gauss(0, 0.001)
+        difference = 0.0 if arm == "baseline" else differences[rung]
+        return (5.0, 4.35, 3.9)[rung] + noise + own + difference
+
+    return loss
+
+
+def only_arm(report: dict[str, Any]) -> dict[str, Any]:
+    [arm] = report["ladder"]["arms"]
+    return dict(arm)
+
+
+@pytest.mark.parametrize(
+    "differences, verdict",
+    [
+        ((-0.06, -0.05, -0.043), "persists"),
+        ((0.06, 0.05, 0.043), "persists"),
+        ((-0.06, -0.02, 0.0), "shrinks"),
+        ((0.0, -0.03, -0.08), "grows"),
+        ((0.0, 0.0, 0.0), "equivalent"),
+    ],
+)
+def test_planted_differences_have_their_verdict(
+    report: Report, differences: tuple[float, ...], verdict: str
+) -> None:
+    found = report(planted(*differences))
+    arm = only_arm(found)
+    assert arm["verdict"] == verdict, arm["why"]
+    assert [one["delta"] for one in arm["comparisons"]] == pytest.approx(differences, abs=0.003)
+    top = found["ladder"]["rungs"][-1]["report"]
+    assert found["comparisons"] == top["comparisons"] == [arm["comparisons"][-1]]
+    cost = top["arms"][1]["training_flops"] / top["arms"][0]["training_flops"]
+    low, high = (end * cost for end in arm["speedup"]["compute"]["ci95"])
+    if differences[-1] == 0:
+        assert low < 1 < high, "what it saves is its own lower cost alone"
+    else:
+        assert (low > 1) == (differences[-1] < 0) and (high < 1) == (differences[-1] > 0)
+
+
+def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_them(
+    report: Report,
+) -> None:
+    found = report(planted(-0.06, -0.05, 0.04))
+    before = only_arm(found)["back_test"]
+    assert before["difference"]["covered"] is False and before["same_verdict"] is False
+    text = render_ladder_markdown(found)
+    assert "OUTSIDE its 95 % interval" in text and "changes sign" in text
+
+
+def test_noise_alone_resolves_nothing(report: Report) -> None:
+    def noisy(arm: str, rung: int, seed: int) -> float:
+        own = random.Random(f"{seed} {rung} {arm} 2").gauss(0, 0.03)
+        return (5.0, 4.35, 3.9)[rung] + own
+
+    arm = only_arm(report(noisy))
+    assert arm["verdict"] == "not resolved"
+    low, high = arm["speedup"]["compute"]["ci95"]
+    assert low < 1 < high
+
+
+def test_an_arm_that_fails_at_one_size_is_not_said_to_persist(report: Report) -> None:
+    better = planted(-0.06, -0.05, -0.043)
+
+    def failing(arm: str, rung: int, seed: int) -> float:
+        fails = arm != "baseline" and rung == 2 and seed < 2
+        return math.nan if fails else better(arm, rung, seed)
+
+    arm = only_arm(report(failing))
+    assert arm["verdict"] == "not resolved" and "2 of its runs" in arm["why"]
+    assert arm["seeds"] == 3 and arm["speedup"]["compute"]["value"] > 1
+
+
+def test_an_arm_that_never_finishes_at_one_size_has_no_speedup(report: Report) -> None:
+    better = planted(-0.06, -0.05, -0.043)
+
+    def failing(arm: str, rung: int, seed: int) -> float:
+        return math.nan if arm != "baseline" and rung == 1 else better(arm, rung, seed)
+
+    found = report(failing)
+    arm = only_arm(found)
+    assert arm["speedup"] is None and "no seed" in arm["unknown"]["speedup"]
+    assert "no seed" in "".join(render_ladder_html(found, None))
+    assert "no seed" in render_ladder_terminal(found)
+
+
+def test_losses_that_follow_no_law_have_no_speedup_and_a_report(report: Report) -> None:
+    def rising(arm: str, rung: int, seed: int) -> float:
+        return 3.0 + rung + seed / 1000 + (0.0 if arm == "baseline" else 0.1)
+
+    found = report(rising)
+    assert only_arm(found)["speedup"]["compute"]["value"] is None
+    assert only_arm(found)["verdict"] == "not resolved"
+    assert "unknown" in render_ladder_markdown(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_seed_has_no_trend(report: Report) -> None:
+    def lonely(arm: str, rung: int, seed: int) -> float:
+        return planted(-0.06, -0.05, -0.043)(arm, rung, seed) if seed == 0 else math.nan
+
+    arm = only_arm(report(lonely))
+    assert arm["verdict"] == "not resolved" and arm["speedup"]["compute"]["ci95"] is None
+
+
+def test_a_ladder_that_was_stopped_ends_as_if_it_had_not_been(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = planted(-0.06, -0.05, -0.043)
+    for name in ("plot_ladder", "plot_overview", "plot_held_out"):
+        monkeypatch.setattr(f"lswt_core.ablation.report.ladder_publish.{name}", lambda *_: b"PNG")
+
+    def stopped(arm: str, rung: int, seed: int) -> float:
+        return math.inf if rung == 0 and seed > 0 else losses(arm, rung, seed)
+
+    def ablate(runs: Losses, out: str) -> tuple[int, list[bytes]]:
+        monkeypatch.setattr(Runner, "run", lambda self: run_all(self.jobs, runs))
+        ladder = recipe.with_name("two.toml")
+        words = ["--ladder", ladder, "--seeds", 2, "--store", tmp_path / "store"]
+        code = main(["ablate", *map(str, [recipe, *GELU, *words, "--out", tmp_path / out])])
+        names = ("report.json", "report.md", "report.html")
+        return code, [(tmp_path / out / name).read_bytes() for name in names]
+
+    code, partial = ablate(stopped, "out")
+    assert code == 75 and only_arm(json.loads(partial[0]))["verdict"] == "not finished"
+    assert only_arm(json.loads(partial[0]))["speedup"] is None
+    code, resumed = ablate(losses, "out")
+    assert (code, resumed) == ablate(losses, "another") and code == 0
+
+
+def test_the_picture_of_a_ladder_is_drawn(report: Report) -> None:
+    assert plot_ladder(report(planted(-0.06, -0.02, 0.0))).startswith(b"\x89PNG")
