@@ -19,6 +19,7 @@ from lswt_core.reporting.curves import new_figure, render_png, set_title
 
 SHIFT = 0.12  # between the arms at one size, in sizes
 MOST_WORTH = 10.0  # a factor; bars beyond leave the picture
+WORTH_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 Entry = dict[str, Any]
 
 
@@ -49,9 +50,11 @@ def draw_laws(axes: Any, ladder: Entry) -> None:
             values = [value for value in arm["final_loss"]["values"] if value is not None]
             at = [arm["training_flops"]] * len(values)
             axes.plot(at, values, "_", color=colour, markersize=7, alpha=0.45)
-        style = {"color": colour, "markersize": 6, "label": shorten(name, 40)}
+        style = {"color": colour, "markersize": 6}
         means = [arm["final_loss"]["mean"] for arm in known]
         axes.plot([arm["training_flops"] for arm in known], means, "o", **style)
+        dashes = DASHES[number % len(DASHES)]
+        axes.plot([], [], color=colour, linestyle=dashes, marker="o", label=shorten(name, 40))
         draw_law(axes, ladder["arms"][max(number - 1, 0)], min(number, 1), known, number)
     axes.set_xscale("log")
     axes.set_xlabel("training FLOPs of a run (ticks: seeds; thin beyond the data: the next size)")
@@ -121,8 +124,9 @@ def scale_worth(axes: Any) -> None:
     """Give factors a logarithmic axis of at most MOST_WORTH to both sides."""
     low, high = axes.get_ylim()
     low, high = max(low, 1 / MOST_WORTH), min(high, MOST_WORTH)
+    low, high = min(low, 0.8), max(high, 1.25)
     axes.set_yscale("log")
-    axes.set_ylim(min(low, 0.8), max(high, 1.25))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(axis="y", which="both", labelsize=8)
+    ticks = [tick for tick in WORTH_TICKS if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(low, high)

@@ -18,6 +18,7 @@ HEADER = (
     *("worth (compute)", "95 % interval", "seeds"),
 )
 Entry = dict[str, Any]
+TESTED_RUNGS = 3  # sizes that a law of three parameters fits exactly
 
 
 def summarize_ladder(report: Report) -> list[str]:
@@ -50,7 +51,22 @@ def summarize_arm(one: Entry, size: str) -> str:
     worth = f"Worth {format_worth(one['speedup']['compute'])} of compute at {size}"
     if one["speedup"]["time"] is not None:
         worth += f", {format_worth(one['speedup']['time'])} of time as measured here"
-    return f"{text} {worth}."
+    return f"{text} {worth}{describe_range(one)}."
+
+
+def describe_range(one: Entry) -> str:
+    """Return what an arm is worth for any irreducible loss, where sizes are too few to test the
+    law: intervals over seeds have no part in whether the law holds.
+    """
+    if len(one["comparisons"]) > TESTED_RUNGS:
+        return ""
+    values = [entry["value"] for entry in one["speedup"]["if_l_inf"]]
+    known = [value for value in (*values, one["speedup"]["compute"]["value"]) if value is not None]
+    ends = f"{format_percent(min(known))} to {format_percent(max(known))}"
+    return (
+        f"; {ends} of compute by what the irreducible loss is, which {len(one['comparisons'])}"
+        " sizes fit but cannot test"
+    )
 
 
 def format_worth(factor: Entry) -> str:
@@ -193,25 +209,26 @@ def describe_back_test(one: Entry, rungs: list[Entry]) -> str:
     found = one["back_test"]
     if found is None or found["difference"]["error"] is None:
         return ""
-    text = f"back-test: without {rungs[-1]['name']},"
-    for name in ("difference", "baseline"):
-        part = found[name]
-        inside = {True: "inside", False: "OUTSIDE", None: "without"}[part["covered"]]
-        shown = format_difference(part["predicted"]) if name == "difference" else ""
-        shown = shown or f"{part['predicted']:.4f}"
-        what = "the difference" if name == "difference" else "the baseline's loss"
-        text += (
-            f" {what} is predicted as {shown}, off by {abs(part['error']):.4f} nats ({inside} its"
-            " 95 % interval);"
-        )
-    same = "the same" if found["same_verdict"] else f"another: {found['verdict']}"
-    text += f" the verdict would have been {same}."
+    bounds = "its 95 % interval"
     if found["l_inf"]:
-        text += (
-            f" Two sizes cannot fit L_inf: it is taken for {found['l_inf'][0]:.2g}, the interval is"
-            f" for {min(found['l_inf']):.2g} to {max(found['l_inf']):.2g}."
-        )
+        bounds += f" for L_inf of {min(found['l_inf']):.2g} to {max(found['l_inf']):.2g}"
+    difference, baseline = found["difference"], found["baseline"]
+    same = "the same" if found["same_verdict"] else f"another: {found['verdict']}"
+    text = (
+        f"back-test: without {rungs[-1]['name']}, the difference is predicted as"
+        f" {format_difference(difference['predicted'])}, {describe_error(difference, bounds)}; the"
+        f" baseline's loss as {baseline['predicted']:.4f}, {describe_error(baseline, bounds)}; the"
+        f" verdict would have been {same}."
+    )
+    if found["l_inf"]:
+        text += f" (Two sizes cannot fit L_inf; predictions take it for {found['l_inf'][0]:.2g}.)"
     return text
+
+
+def describe_error(part: Entry, bounds: str) -> str:
+    """Return how far a prediction is off, and whether its interval knew."""
+    inside = {True: f"inside {bounds}", False: f"OUTSIDE {bounds}", None: "no interval"}
+    return f"off by {abs(part['error']):.4f} nats ({inside[part['covered']]})"
 
 
 def render_ladder_terminal(report: Report) -> str:
