@@ -58,6 +58,9 @@ class AblationFile(Table):
     plan: Layout = "one-at-a-time"
     set: list[str] = Field(default_factory=list)  # overrides of every arm
     allow: list[str] = Field(default_factory=list)
+    tune: list[str] = Field(default_factory=list)  # as --tune
+    tuning_seeds: Annotated[int, Ge(1)] = 3
+    horizons: list[float] = Field(default_factory=list)
     swap: Mapping[str, Any] = Field(default_factory=dict)
     arm: Mapping[str, ArmTable] = Field(default_factory=dict)
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lswt_core.ablation.arms import (
     COMMAND_LINE,
+    AblationFile,
     ArmSpec,
     arms_of_file,
     arms_of_recipes,
@@ -20,6 +22,7 @@ from lswt_core.ablation.arms import (
     read_ablation_file,
     require_arms,
 )
+from lswt_core.ablation.tuning_grid import parse_tune
 from lswt_core.cli.ablate_command_line import after_dry_run, words_of
 from lswt_core.cli.common import report_source, required_registry
 from lswt_core.cli.third_party_checks import check_plugins
@@ -40,7 +43,10 @@ def ablate(arguments: argparse.Namespace) -> int:
     spec = ablation.spec
     ablation.build(baseline)
     check_plugins(arguments, [arm.recipe for arm in ablation.arms], ablation.registry, say)
-    say(ablation.describe_arms())
+    from lswt_core.ablation.comparison import check_comparison, describe_plan, run_comparison
+
+    check_comparison(ablation)
+    say("\n".join([ablation.describe_arms(), *describe_plan(ablation)]))
     if arguments.dry_run:
         say(after_dry_run(arguments))
         return 0
@@ -51,10 +57,11 @@ def ablate(arguments: argparse.Namespace) -> int:
     directory = arguments.out or Path("runs/ablations") / f"{spec.name}-{spec.fingerprint()}"
     claim(directory, spec.fingerprint())
     make_output_directory(arguments.store, "--store")
-    study = ablation.run(RunStore(arguments.store), workers_of(arguments))
-    print(publish(study, directory))
-    require_certified(study)
-    refuse_failed(study, directory)
+    comparison = run_comparison(ablation, RunStore(arguments.store), workers_of(arguments))
+    print(publish(comparison, directory))
+    for study in comparison.studies():
+        require_certified(study)
+    refuse_failed(comparison.studies(), directory)
     print(f"next:\n  open {directory / 'report.html'}")
     return 0
 
@@ -98,9 +105,11 @@ def workers_of(arguments: argparse.Namespace) -> Workers:
     return Workers(at_once, threads(at_once), devices, arguments.plugin, arguments.unchecked)
 
 
-def refuse_failed(study: Study, directory: Path) -> None:
-    """Raise RunsFailed if runs failed; the report is written, and says which."""
-    outcomes = [one for arm in study.arms for one in arm.outcomes]
+def refuse_failed(studies: Sequence[Study], directory: Path) -> None:
+    """Raise RunsFailed if runs failed; the report is written, and says which. A run of tuning that
+    failed is a result.
+    """
+    outcomes = [one for study in studies for arm in study.arms for one in arm.outcomes]
     failed = sum(one.failure is not None for one in outcomes)
     if failed:
         raise RunsFailed(
@@ -129,10 +138,27 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
         "match": first(arguments.match, file and file.match, "none"),
         "margin": first(arguments.margin, file and file.margin, 0.01),
         "allow": [*(file.allow if file else ()), *arguments.allow],
+        **read_tuning(arguments, file),
     }
-    if settings["seeds"] < 1 or settings["margin"] <= 0:
-        raise UsageError("--seeds is at least 1, and --margin greater than 0")
+    if min(settings["seeds"], settings["tuning_seeds"]) < 1 or settings["margin"] <= 0:
+        raise UsageError("--seeds and --tuning-seeds are at least 1, and --margin greater than 0")
     return find(arguments.recipe).stem, require_arms(arms), settings
+
+
+def read_tuning(arguments: argparse.Namespace, file: AblationFile | None) -> dict[str, Any]:
+    """What is tuned, with how many seeds, and the lengths of training."""
+    tune = [*(file.tune if file else ()), *arguments.tune]
+    try:
+        horizons = [float(one) for one in (arguments.horizons or "").split(",") if one]
+    except ValueError as error:
+        raise UsageError(
+            f"--horizons {arguments.horizons}: {error}\n  fix: e.g. 0.5,1,2"
+        ) from error
+    return {
+        "tune": tuple(parse_tune(one) for one in tune),
+        "tuning_seeds": first(arguments.tuning_seeds, file and file.tuning_seeds, 3),
+        "horizons": tuple(horizons or (file.horizons if file else ())),
+    }
 
 
 def first(*values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Writes the report of a study: report.json, report.md, report.html and report.png."""
+"""Writes the report of a comparison: report.json, report.md, report.html and pictures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import logging
 from pathlib import Path
 
-from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.comparison import Comparison
+from lswt_core.ablation.report.comparison_report import headline_report, make_comparison_report
 from lswt_core.ablation.report.html_page import render_page
 from lswt_core.ablation.report.plots import plot_held_out, plot_overview
 from lswt_core.ablation.report.text import PICTURE, render_markdown, render_terminal
-from lswt_core.ablation.runs.outcome import Study
+from lswt_core.ablation.report.tuning_plot import plot_tuning
+from lswt_core.ablation.report.tuning_text import TUNING_PICTURE
 from lswt_core.ablation.runs.store import write_json
 from lswt_core.errors import UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
@@ -18,14 +20,19 @@ from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomi
 logger = logging.getLogger(__name__)
 
 
-def publish(study: Study, directory: Path) -> str:
+def publish(comparison: Comparison, directory: Path) -> str:
     """Write the report; return what is printed on the terminal."""
-    report = make_report(study)
-    write_json(directory / "report.json", report)
+    whole, study = make_comparison_report(comparison), comparison.headline
+    write_json(directory / "report.json", whole)
+    report = headline_report(whole)
     write_atomically(directory / "report.md", render_markdown(report).encode())
     picture = plot_overview(study, report)
     write_atomically(directory / PICTURE, picture)
-    page = render_page(report, picture, plot_held_out(study))
+    tuning = None
+    if comparison.tuning is not None:
+        tuning = plot_tuning(report)
+        write_atomically(directory / TUNING_PICTURE, tuning)
+    page = render_page(report, picture, plot_held_out(study), tuning)
     write_atomically(directory / "report.html", page.encode())
     return f"{render_terminal(report)}\n\nreport: {directory / 'report.html'}"
 
