@@ -1,4 +1,4 @@
-"""Tuning: grids, searches, the split of held-out text, and what a tuned comparison may differ in."""
+"""Tuning: grids, searches, and the split of held-out text."""
 
 from __future__ import annotations
 
@@ -221,9 +221,9 @@ def test_documents_for_choosing_and_for_judging_have_nothing_in_common() -> None
 
 
 def test_too_few_documents_to_split_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(UsageError, match="5 documents(.|\n)*evaluate.tokens") as caught:
+    with pytest.raises(UsageError, match="5 documents") as caught:
         split_documents(NAMES[:5])
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 2 and "raise evaluate.tokens" in str(caught.value)
 
 
 def test_the_verdict_is_judged_on_other_documents_than_those_of_the_choice() -> None:

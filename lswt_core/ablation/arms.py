@@ -60,7 +60,7 @@ class AblationFile(Table):
     allow: list[str] = Field(default_factory=list)
     tune: list[str] = Field(default_factory=list)  # as --tune
     tuning_seeds: Annotated[int, Ge(1)] = 3
-    horizons: list[float] = Field(default_factory=list)
+    horizons: list[Annotated[float, Gt(0)]] = Field(default_factory=list)
     swap: Mapping[str, Any] = Field(default_factory=dict)
     arm: Mapping[str, ArmTable] = Field(default_factory=dict)
 

@@ -5,6 +5,7 @@ that differ from a baseline in one thing, several seeds each, and an honest repo
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -148,17 +149,25 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
 def read_tuning(arguments: argparse.Namespace, file: AblationFile | None) -> dict[str, Any]:
     """What is tuned, with how many seeds, and the lengths of training."""
     tune = [*(file.tune if file else ()), *arguments.tune]
-    try:
-        horizons = [float(one) for one in (arguments.horizons or "").split(",") if one]
-    except ValueError as error:
-        raise UsageError(
-            f"--horizons {arguments.horizons}: {error}\n  fix: e.g. 0.5,1,2"
-        ) from error
     return {
         "tune": tuple(parse_tune(one) for one in tune),
         "tuning_seeds": first(arguments.tuning_seeds, file and file.tuning_seeds, 3),
-        "horizons": tuple(horizons or (file.horizons if file else ())),
+        "horizons": read_horizons(arguments) or tuple(file.horizons if file else ()),
     }
+
+
+def read_horizons(arguments: argparse.Namespace) -> tuple[float, ...]:
+    """The lengths of training that were given, as multiples of the recipe's."""
+    try:
+        horizons = tuple(float(one) for one in (arguments.horizons or "").split(",") if one)
+    except ValueError:
+        horizons = (math.nan,)
+    if not all(0 < one < math.inf for one in horizons):
+        raise UsageError(
+            f"--horizons {arguments.horizons}: these are no multiples of train.steps\n"
+            "  fix: e.g. --horizons 0.5,1,2"
+        )
+    return horizons
 
 
 def first(*values: Any) -> Any:
