@@ -11,19 +11,49 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import write_recipe
 
 from lswt_core.__main__ import main
+from lswt_core.ablation import build_arms
+from lswt_core.ablation.arms import lay_out_arms
+from lswt_core.ablation.build_arms import AblationSpec
+from lswt_core.ablation.carry import check_carried
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.progress import Job
-from lswt_core.ablation.runs.runner import Runner
-from lswt_core.ablation.tuned import TUNING_SEEDS
+from lswt_core.ablation.runs.runner import Runner, Workers
+from lswt_core.ablation.runs.store import CacheKeys, RunStore
+from lswt_core.ablation.study import Ablation
+from lswt_core.ablation.tuned import TUNING_SEEDS, Tuner, at_chosen_values, build_from
+from lswt_core.ablation.tuning_grid import TunedOption
+from lswt_core.distributed.world import World
+from lswt_core.errors import UsageError
+from lswt_core.recipe import Recipe
 from lswt_core.recipe.toml_writer import flat
+from lswt_core.registry import Registry
 
 Runs = Callable[[Job], Outcome]
 NAMES = [f"{i}.txt" for i in range(12)]
 BEST = {"sophia-g": 2e-3, "adamw": 4e-3}  # learning rates; at these the two are level
-pytestmark = pytest.mark.usefixtures("budgets_once")
+BUDGETS: dict[str, Any] = {}  # by name of the feed-forward layer
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Costs are measured once, and no source is hashed: neither is what these tests are about."""
+    measure: Callable[..., Any] = build_arms.budget
+
+    def remembered(recipe: Recipe, *context: Any) -> Any:
+        name = recipe.one("ffn").name
+        if name not in BUDGETS:
+            BUDGETS[name] = measure(recipe, *context)
+        return BUDGETS[name]
+
+    monkeypatch.setattr(build_arms, "budget", remembered)
+    monkeypatch.setattr(CacheKeys, "of", lambda self, recipe, backends: recipe.fingerprint())
+    monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+    if "level_once_tuned" not in request.node.name:
+        monkeypatch.setattr("lswt_core.ablation.report.publish.plot_tuning", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +78,6 @@ class Tuned:
             return {job.key: runs(job) for job in runner.jobs}
 
         self.monkeypatch.setattr(Runner, "run", run)
-        self.monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
         place = ["--out", str(self.out), "--store", str(self.out / "store")]
         code = main(["ablate", str(self.recipe), "--seeds", "3", *place, *words])
         path = self.out / "report.json"
@@ -82,8 +111,8 @@ def by_rate(job: Job) -> Outcome:
 def test_an_optimizer_whose_default_rate_is_far_off_is_level_once_tuned(
     tuned: Tuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    swap = ["--swap", "optimizer=adamw"]
-    report = tuned.run(by_rate, *swap, "--tune", "optimizer.lr=5", "--margin", "0.02")
+    words = ["--swap", "optimizer=adamw", "--tune", "optimizer.lr=5", "--margin", "0.02"]
+    report = tuned.run(by_rate, *words)
     fixed, best = report["comparisons"][0], report["tuned"]["comparisons"][0]
     assert report["code"] == 0 and fixed["verdict"] == "worse" and fixed["delta"] > 1
     assert best["verdict"] == "equivalent" and abs(best["delta"]) < 0.02
@@ -221,3 +250,61 @@ def test_verdicts_at_several_lengths_and_where_they_cross(
     (crossing,) = report["horizons"]["crossings"]
     assert (crossing["arm"], crossing["from"]) == ("ffn=gelu", 0.5)
     assert "CROSSING: ffn=gelu" in capsys.readouterr().out
+
+
+# ---------- values that are carried to another size
+
+
+def built(recipe: Path, *swaps: str, overrides: tuple[str, ...] = ()) -> Ablation:
+    """An ablation that is built and certified."""
+    arms = lay_out_arms("one-at-a-time", recipe, swaps, overrides, "here")
+    option = TunedOption("optimizer.lr", 3, 2.0)
+    spec = AblationSpec(
+        "s", arms, 2, "none", "d_ffn", 0.01, [], None, "", tune=(option,), tuning_seeds=2
+    )
+    ablation = Ablation(spec, Registry(), World(device=torch.device("cpu")), lambda _: None)
+    ablation.build(Recipe.load(recipe, overrides))
+    return ablation
+
+
+def test_tuned_values_are_carried_to_another_size_and_checked_there(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs(best: float) -> Callable[[Runner], dict[str, Outcome]]:
+        def run(runner: Runner) -> dict[str, Outcome]:
+            outcomes = {}
+            for job in runner.jobs:
+                off = math.log2(flat(job.recipe.resolved())["optimizer.lr"] / best)
+                outcomes[job.key] = measured(job, 3.0 + 0.1 * off**2)
+            return outcomes
+
+        return run
+
+    store, workers = RunStore(tmp_path), Workers(1, 1, [], [])
+    monkeypatch.setattr(Runner, "run", runs(4e-3))
+    tuning = Tuner(built(recipe, "ffn=gelu"), store, workers).tune()
+    assert tuning.overrides("ffn=gelu") == ("optimizer.lr=0.004",)
+    larger = built(recipe, "ffn=gelu", overrides=("model.d_model=48",))
+    carried = build_from(larger, at_chosen_values(larger, tuning))
+    assert {arm.recipe.model.d_model for arm in carried.arms} == {48}
+    assert {flat(arm.recipe.resolved())["optimizer.lr"] for arm in carried.arms} == {4e-3}
+    confirmed = check_carried(larger, tuning, store, workers)
+    assert [one.value for one in confirmed] == [2e-3, 8e-3] * 2
+    assert all(one.difference is not None and one.difference > 0 for one in confirmed)
+    monkeypatch.setattr(Runner, "run", runs(1e-3))
+    lower, upper = check_carried(larger, tuning, store, workers)[:2]
+    assert lower.difference is not None and lower.difference < 0, "the rate was not to be carried"
+    assert upper.difference is not None and upper.difference > 0
+    with pytest.raises(UsageError, match="norm=rmsnorm"):
+        at_chosen_values(built(recipe, "norm=rmsnorm"), tuning)
+
+
+def test_another_tuning_is_another_question(recipe: Path) -> None:
+    spec = built(recipe, "ffn=gelu").spec
+    others = [
+        spec._replace(tune=()),
+        spec._replace(tune=(TunedOption("optimizer.lr", 5, 2.0),)),
+        spec._replace(tuning_seeds=3),
+        spec._replace(horizons=(0.5,)),
+    ]
+    assert len({one.fingerprint() for one in (spec, *others)}) == 5
