@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,7 @@ from lswt_core.ablation.certificate import (
 from lswt_core.ablation.match import Matched, choose_knob, match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.shared_attention import SharedAttention, share_attention
+from lswt_core.ablation.tuning_grid import TunedOption
 from lswt_core.budget import Budget, budget
 from lswt_core.distributed.world import World
 from lswt_core.errors import UsageError
@@ -44,11 +45,19 @@ class AblationSpec(NamedTuple):
     allow: Sequence[str]
     overlay: str | None
     command: str
+    tune: tuple[TunedOption, ...] = ()  # options that are tuned for every arm
+    tuning_seeds: int = 3
+    horizons: tuple[float, ...] = ()  # multiples of the recipe's steps; empty: 1 alone
 
     def fingerprint(self) -> str:
         """Return a hash of what is compared: other arms get another report."""
         arms = [[str(part) for part in arm] for arm in self.arms]
-        text = json.dumps([arms, self.match, self.knob, self.overlay])
+        asked: list[Any] = [arms, self.match, self.knob, self.overlay]
+        if self.tune:
+            asked += [self.tune, self.tuning_seeds]
+        if self.horizons:
+            asked += [self.horizons]
+        text = json.dumps(asked)
         return sha256(text.encode()).hexdigest()[:8]
 
 

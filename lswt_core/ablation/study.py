@@ -64,15 +64,23 @@ class Ablation:
 
     def jobs(self, threads: int) -> list[Job]:
         """Return every run, seed by seed, so that an ablation that is stopped has whole pairs."""
+        make_job = self.job_maker(threads)
+        return [make_job(arm, seed) for seed in self.seeds() for arm in self.arms]
+
+    def job_maker(self, threads: int) -> Callable[..., Job]:
+        """Return ``make_job(arm, seed, overrides=())``: the run of a built arm with a seed, with
+        further overrides.
+        """
         keys = CacheKeys(self.registry, Surroundings.here(self.world.device, threads))
         backends = {arm.spec.name: self.attention_backends(arm.recipe) for arm in self.arms}
-        jobs = []
-        for seed in self.seeds():
-            for arm in self.arms:
-                name = arm.spec.name
-                recipe = self.builder.load(arm.spec, (*arm.overrides, f"train.seed={seed}"))
-                jobs.append(Job(name, seed, keys.of(recipe, backends[name]), recipe))
-        return jobs
+
+        def make_job(arm: BuiltArm, seed: int, overrides: Sequence[str] = ()) -> Job:
+            name, words = arm.spec.name, (*arm.overrides, *overrides, f"train.seed={seed}")
+            recipe = self.builder.load(arm.spec, words)
+            label = " ".join([name, *overrides])
+            return Job(label, seed, keys.of(recipe, backends[name]), recipe)
+
+        return make_job
 
     def attention_backends(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the names of the attention backends of an arm."""

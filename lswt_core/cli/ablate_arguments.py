@@ -88,6 +88,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
             " initialisation, data"
         ),
     )
+    tuning_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -120,3 +121,26 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     plugin_argument(parser)
     unchecked_argument(parser)
+
+
+def tuning_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about tuning and other lengths of training."""
+    parser.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=POINTS",
+        help=(
+            "choose a real number for every arm, the baseline included, with the same effort:"
+            " optimizer.lr=5 (points around the recipe's value, a factor of 2 apart),"
+            " optimizer.lr=5x3 (a factor of 3), optimizer.lr=1e-4..1e-2/5"
+        ),
+    )
+    parser.add_argument(
+        "--tuning-seeds", type=int, metavar="N", help="seeds of the best points (default 3)"
+    )
+    parser.add_argument(
+        "--horizons",
+        metavar="0.5,1,2",
+        help="compare at these multiples of train.steps too; needs a schedule like wsd",
+    )

@@ -1,20 +1,23 @@
 """A training session that records what its certificate needs: a hash of every parameter's initial
 value and of every batch.
 
-Of ``Session`` it takes exactly three methods, and overrides them: ``open_rows`` (the batches
-are recorded), ``write_records`` (initial values are added) and ``write_report`` (nothing is drawn).
+Of ``Session`` it takes exactly four methods, and overrides them: ``build_loop`` (checkpoints are
+kept for other runs), ``open_rows`` (the batches are recorded), ``write_records`` (initial values
+are added) and ``write_report`` (nothing is drawn).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lswt_core.ablation.runs.branch import BranchStore, requested_branches
 from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES
 from lswt_core.ablation.runs.store import write_json
 from lswt_core.checkpoint import Saved
@@ -24,6 +27,7 @@ from lswt_core.interfaces import Batch
 from lswt_core.model.build import BuiltModel
 from lswt_core.model.parameters import parameters_with_owners
 from lswt_core.plugin_api.atomic_write import write_atomically
+from lswt_core.train.loop import TrainingLoop
 from lswt_core.train.session import Session
 from lswt_core.train.step_context import StepContext
 
@@ -70,6 +74,12 @@ class RecordedRows:
 
 class RecordedSession(Session):
     """A session of an ablation's run."""
+
+    def build_loop(self, built: BuiltModel, corpus: Corpus, saved: Saved | None) -> TrainingLoop:
+        """Build the loop, with checkpoints at the steps at which other runs leave this one."""
+        steps = requested_branches(self.directory)
+        self.store = BranchStore(self.store.directory, keep=self.store.keep, branches=steps)
+        return replace(super().build_loop(built, corpus, saved), checkpoint_at=steps)
 
     def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """Open the training data, its batches recorded."""
