@@ -23,7 +23,7 @@ from lswt_core.ablation.report.ladder_text import (
     render_ladder_markdown,
     render_ladder_terminal,
 )
-from lswt_core.ablation.run_ladder import collect, order_jobs
+from lswt_core.ablation.run_ladder import LadderRuns
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.progress import Job
 from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
@@ -83,10 +83,10 @@ def built(recipe: Path, ladder: str, *words: str) -> LadderAblation:
 
 
 @pytest.fixture(scope="module")
-def ladder(recipe: Path) -> tuple[LadderAblation, dict[str, list[Job]]]:
-    """Three rungs and their runs."""
-    ablation = built(recipe, LADDER, "--seeds", "5")
-    return ablation, {one.name: one.ablation.jobs(threads=1) for one in ablation.rungs}
+def ladder(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> LadderRuns:
+    """The runs of three rungs."""
+    store = RunStore(tmp_path_factory.mktemp("store"))
+    return LadderRuns(built(recipe, LADDER, "--seeds", "5"), store, Workers(1, 1, [], []))
 
 
 # ---------- the file
@@ -127,9 +127,9 @@ def test_packaged_ladders_are_found_by_name(
 
 
 def test_every_rung_has_its_size_length_and_rate(
-    ladder: tuple[LadderAblation, dict[str, list[Job]]],
+    ladder: LadderRuns,
 ) -> None:
-    ablation, _ = ladder
+    ablation = ladder.ablation
     small, middle, large = ablation.rungs
     for one in (small, middle):
         train = one.ablation.arms[0].recipe.train
@@ -194,14 +194,11 @@ def test_a_ladder_has_a_baseline_of_its_own(
 
 
 @pytest.fixture
-def report(ladder: tuple[LadderAblation, dict[str, list[Job]]], tmp_path: Path) -> Report:
+def report(ladder: LadderRuns) -> Report:
     """``report(losses)``: that of a ladder whose runs have these losses."""
-    ablation, jobs = ladder
 
     def of(losses: Losses) -> dict[str, Any]:
-        outcomes = run_all(order_jobs(ablation.rungs, jobs), losses)
-        workers = Workers(1, 1, [], [])
-        return make_ladder_report(collect(ablation, jobs, outcomes, RunStore(tmp_path), workers))
+        return make_ladder_report(ladder.collect(run_all(ladder.ordered(), losses)))
 
     return of
 

@@ -12,10 +12,11 @@ import torch
 
 from lswt_core.ablation.arms import ArmSpec
 from lswt_core.ablation.build_arms import AblationSpec, BuiltArm
+from lswt_core.ablation.comparison import check_comparison, describe_plan
 from lswt_core.ablation.ladder_file import Ladder, RateTable, Rung
 from lswt_core.ablation.study import Ablation
 from lswt_core.distributed.world import World
-from lswt_core.errors import Problem, RecipeError
+from lswt_core.errors import Problem, RecipeError, UsageError
 from lswt_core.model.build import build_model
 from lswt_core.model.parameters import count_parameters
 from lswt_core.recipe import Recipe
@@ -88,6 +89,11 @@ class LadderAblation:
         """Build and certify every arm at every rung, before anything is trained; raises
         Uncertified, RecipeError or UsageError.
         """
+        if self.spec.horizons:
+            raise UsageError(
+                "--horizons and --ladder: every rung has its own length of training\n  fix: one of"
+                " them at a time"
+            )
         self.check_paths()
         sized = [self.measure(rung) for rung in self.ladder.rungs]
         self.check_sizes(sized)
@@ -99,6 +105,7 @@ class LadderAblation:
             ablation = Ablation(spec, self.registry, self.world, self.say)
             ablation.build(self.load(arms[0]))
             self.rungs.append(RungAblation(one.rung, one.parameters, ablation))
+            check_comparison(ablation)
         self.check_compute()
 
     def load(self, arm: ArmSpec) -> Recipe:
@@ -171,7 +178,10 @@ class LadderAblation:
 
     def describe_arms(self) -> str:
         """Return the table of arms of every rung, under its size and training."""
-        parts = [f"{self.describe_rung(one)}\n{one.ablation.describe_arms()}" for one in self.rungs]
+        parts = []
+        for one in self.rungs:
+            lines = [self.describe_rung(one), one.ablation.describe_arms()]
+            parts.append("\n".join([*lines, *describe_plan(one.ablation)]))
         return "\n\n".join(parts)
 
     def describe_rung(self, one: RungAblation) -> str:

@@ -5,7 +5,7 @@ the comparison of all arms at their own best values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lswt_core.ablation.build_arms import AblationSpec, BuiltArm
@@ -102,19 +102,34 @@ class Tuner:
         """Choose every arm's values. Raises UsageError for options that cannot be tuned, and for a
         held-out text that cannot be split; RunsStopped if asked to stop.
         """
-        spec, seeds = self.ablation.spec, tuning_seeds(self.ablation)
-        searches = [open_search(self.ablation, arm, seeds) for arm in self.ablation.arms]
+        searches = self.open_searches()
         # The first run shows which documents are held out, before all others are made.
         self.evaluate(searches[0].wanted()[:1])
         run_searches(searches, self.evaluate)
+        return self.result(searches)
+
+    def open_searches(self) -> list[ArmSearch]:
+        """Return the searches of all arms; raises UsageError or RecipeError."""
+        seeds = tuning_seeds(self.ablation)
+        return [open_search(self.ablation, arm, seeds) for arm in self.ablation.arms]
+
+    def result(self, searches: Sequence[ArmSearch]) -> Tuning:
+        """Return what searches that have ended came to."""
         documents = self.documents or DocumentSplit(frozenset(), frozenset())
         found = {search.arm: search.found for search in searches}
-        return Tuning(spec.tune, tuple(seeds), documents, self.runs, found)
+        seeds = tuple(tuning_seeds(self.ablation))
+        return Tuning(self.ablation.spec.tune, seeds, documents, self.runs, found)
 
     def evaluate(self, asked: list[Ask]) -> list[float]:
         """Make some runs, and return their losses on the documents for choosing; inf: failed."""
         jobs = [self.job(ask) for ask in asked]
         outcomes = Runner(jobs, self.store, self.workers, self.ablation.say).run()
+        return self.take(asked, jobs, outcomes)
+
+    def take(
+        self, asked: Sequence[Ask], jobs: Sequence[Job], outcomes: Mapping[str, Outcome]
+    ) -> list[float]:
+        """Record the outcomes of runs that were asked for, and return their losses; inf: failed."""
         runs = [
             self.read(ask, job.key, outcomes[job.key]) for ask, job in zip(asked, jobs, strict=True)
         ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.comparison_report import headline_report, make_comparison_report
 from lswt_core.ablation.report.ladder_verdict import add_ladder_verdicts
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
 from lswt_core.ablation.run_ladder import LadderStudy, RungStudy
@@ -18,15 +18,16 @@ ANALYSED = ("law", "speedup", "trend", "next", "back_test")  # None where it can
 
 
 def make_ladder_report(study: LadderStudy) -> dict[str, Any]:
-    """Return the report of the largest rung (``compare.make_report``) with another name, and
-    "ladder":
+    """Return the report of the largest rung (``comparison_report.headline_report``) with another
+    name, and "ladder":
 
     "name" of the ladder; "rungs", smallest first: name, parameters (of the baseline, without
     embedding tables), tokens, steps, training_flops (of the baseline), report (the rung's own);
     "arms": arm, comparisons (those of every rung's report with the baseline), verdict (persists,
     shrinks, grows, equivalent, not resolved), why, seeds (at which both finished at every rung),
     law, speedup, trend, next, back_test (see ``ladder_pair.analyse_pair``) and "unknown": what
-    could not be computed, and why.
+    could not be computed, and why; "carried": where values were tuned at the smallest rung alone,
+    how those beside them do at the largest (see ``carry.Neighbour``), else None.
     """
     rungs = [describe_rung(one) for one in study.rungs]
     names = [arm.name for arm in study.top.arms[1:]]
@@ -39,8 +40,15 @@ def make_ladder_report(study: LadderStudy) -> dict[str, Any]:
     return {
         **top,
         "name": f"{study.name} on the ladder {study.ladder}",
-        "ladder": {"name": study.ladder, "rungs": rungs, "arms": arms},
+        "ladder": {"name": study.ladder, "rungs": rungs, "arms": arms, "carried": carried(study)},
     }
+
+
+def carried(study: LadderStudy) -> list[dict[str, Any]] | None:
+    """Return the checks of values that were carried from the smallest rung; None if none were."""
+    if study.tuning is None or study.tuning.checks is None:
+        return None
+    return [one._asdict() for one in study.tuning.checks]
 
 
 def describe_rung(one: RungStudy) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def describe_rung(one: RungStudy) -> dict[str, Any]:
         "tokens": baseline.tokens,
         "steps": one.study.settings["steps"],
         "training_flops": baseline.training_flops,
-        "report": make_report(one.study),
+        "report": headline_report(make_comparison_report(one.comparison)),
     }
 
 

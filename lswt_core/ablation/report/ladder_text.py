@@ -27,11 +27,28 @@ def summarize_ladder(report: Report) -> list[str]:
     rungs = ladder["rungs"]
     sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
     lines = [summarize_arm(one, rungs[-1]["name"]) for one in ladder["arms"]]
+    lines += describe_carried(ladder)
     lines.append(
         f"On {len(rungs)} sizes, {sizes}, a factor of {compute_range(rungs)} in training compute;"
         " nothing is said beyond the next size."
     )
     return lines
+
+
+def describe_carried(ladder: Entry) -> list[str]:
+    """Return whether values that were tuned at the smallest size are good at the largest."""
+    if ladder["carried"] is None:
+        return []
+    ends = ladder["rungs"][0]["name"], ladder["rungs"][-1]["name"]
+    better = [one for one in ladder["carried"] if one["difference"] and one["difference"] < 0]
+    text = f"Values were tuned at {ends[0]} and carried up (muP)"
+    if not better:
+        return [f"{text}; at {ends[1]} none beside them does better (one seed)."]
+    parts = [
+        f"{one['arm']}, {one['key']} = {one['value']:g} by {-one['difference']:.4f} nats"
+        for one in better
+    ]
+    return [f"{text}; at {ends[1]} values beside them do better (one seed): {'; '.join(parts)}."]
 
 
 def compute_range(rungs: list[Entry]) -> str:
