@@ -32,7 +32,7 @@ from lswt_core.ablation.report.ladder_text import (
     render_ladder_markdown,
     render_ladder_terminal,
 )
-from lswt_core.ablation.run_ladder import LadderRuns
+from lswt_core.ablation.run_ladder import LadderRuns, run_ladder
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.progress import Job
 from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
@@ -405,6 +405,58 @@ def test_the_command_makes_the_runs_and_writes_the_report(
     assert [one["name"] for one in found["ladder"]["rungs"]] == ["small", "large"]
     for name in ("report.md", "report.html"):
         assert "Does it hold as models grow?" in (tmp_path / name).read_text()
+
+
+def tuning_losses(best: dict[str, float]) -> Callable[[Runner], dict[str, Outcome]]:
+    """Runs that lose by their rates: 0.3 nats per factor of e from each arm's best one."""
+
+    def run_all_of(runner: Runner) -> dict[str, Outcome]:
+        outcomes = {}
+        for job in runner.jobs:
+            rate = job.recipe.one("optimizer").options["lr"]
+            arm = job.arm.partition(" ")[0]
+            loss = 9 - math.log10(job.recipe.model.d_model) + 0.3 * abs(math.log(rate / best[arm]))
+            documents = [(str(number), 100 * loss, 100) for number in range(9)]
+            tokens = job.recipe.train.total_steps * job.recipe.train.tokens_per_step
+            outcomes[job.key] = Outcome(job.seed, None, loss, documents, [(tokens, loss)])
+        return outcomes
+
+    return run_all_of
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_arms_are_tuned_at_every_rung_or_carried_up_under_mup(
+    recipe: Path, tmp_path: Path, carried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["parametrisation.use=mup"] if carried else []
+    words += ["--tune", "optimizer.lr=3", "--tuning-seeds", "1", "--seeds", "1"]
+    ablation = built(recipe, TWO, *words)
+    best = {"baseline": 0.004, "ffn=gelu": 0.016}
+    runs = tuning_losses(best)
+    waves: list[list[str]] = []
+
+    def run_and_note(runner: Runner) -> dict[str, Outcome]:
+        waves.append([job.arm for job in runner.jobs])
+        return runs(runner)
+
+    monkeypatch.setattr(Runner, "run", run_and_note)
+    study = run_ladder(ablation, RunStore(tmp_path), Workers(1, 1, [], []))
+    found = make_ladder_report(study)
+    chosen = [found["ladder"]["rungs"][rung]["report"]["tuning"]["arms"] for rung in (0, 1)]
+    assert (chosen[0] == chosen[1]) == carried == (found["ladder"]["carried"] is not None)
+    for arms in chosen:
+        for arm in arms:
+            [one] = arm["chosen"]
+            assert one["value"] == min(
+                (point["value"] for point in one["curve"]),
+                key=lambda value, arm=arm: abs(math.log(value / best[arm["arm"]])),
+            )
+    if carried:
+        assert all(one["difference"] >= -0.2 for one in found["ladder"]["carried"])
+        assert "carried up" in render_ladder_markdown(found)
+    else:
+        assert any(" at small" in str(wave) and " at large" in str(wave) for wave in waves)
+    assert abs(only_arm(found)["comparisons"][0]["delta"]) < 0.3, "each at its own best"
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ from lswt_core.reporting.tables import Table
 
 LADDER_PICTURE = "report-ladder.png"
 TITLE = "Does it hold as models grow?"
+DETAILS = "Trend, law, next size and back-test"
 HEADER = (
-    *("arm", "size", "training FLOP", "baseline's loss", "difference", "95 % interval", "verdict"),
-    *("worth (compute)", "95 % interval", "seeds"),
+    *("arm", "size", "baseline's loss", "difference", "95 % interval", "verdict"),
+    *("worth of compute (95 % interval)", "seeds"),
 )
 Entry = dict[str, Any]
 TESTED_RUNGS = 3  # sizes that a law of three parameters fits exactly
@@ -65,7 +66,9 @@ def summarize_arm(one: Entry, size: str) -> str:
     if one["speedup"] is None or one["speedup"]["compute"]["value"] is None:
         why = one["unknown"].get("speedup", "losses do not fall with compute as a law would")
         return f"{text} What it is worth in compute is unknown: {why}."
-    worth = f"Worth {format_worth(one['speedup']['compute'])} of compute at {size}"
+    cost = one["speedup"]["cost"] - 1
+    worth = f"At {size}, its {cost:+.1%} of FLOPs included, it is worth"
+    worth += f" {format_worth(one['speedup']['compute'])} of compute"
     if one["speedup"]["time"] is not None:
         worth += f", {format_worth(one['speedup']['time'])} of time as measured here"
     return f"{text} {worth}{describe_range(one)}."
@@ -114,26 +117,30 @@ def ladder_table(report: Report) -> Table:
     for one in ladder["arms"]:
         for number, rung in enumerate(ladder["rungs"]):
             rows.append(rung_row(one, number, rung))
-    return Table(HEADER, rows, text_columns=(0, 1, 6))
+    return Table(HEADER, rows, text_columns=(0, 1, 5))
 
 
 def rung_row(one: Entry, number: int, rung: Entry) -> list[str]:
     """Return an arm's row at one size."""
     comparison = one["comparisons"][number]
-    loss, flops = rung["report"]["arms"][0]["final_loss"]["mean"], rung["training_flops"]
+    loss = rung["report"]["arms"][0]["final_loss"]["mean"]
     worth = one["speedup"] and one["speedup"]["by_rung"][number]
     return [
         one["arm"] if number == 0 else "",
         rung["name"],
-        f"{flops:.2e}" if flops else "unknown",
         "" if loss is None else f"{loss:.4f}",
         "" if comparison["delta"] is None else format_difference(comparison["delta"]),
         format_span(comparison["ci95"], format_difference),
         comparison["verdict"],
-        format_percent(worth["value"]) if worth else "",
-        format_span(worth["ci95"], format_percent) if worth else "",
+        format_cell(worth) if worth else "",
         str(comparison["seeds"]),
     ]
+
+
+def format_cell(worth: Entry) -> str:
+    """Return what an arm is worth, with its interval, for a cell."""
+    span = format_span(worth["ci95"], format_percent)
+    return f"{format_percent(worth['value'])} ({span})" if span else format_percent(worth["value"])
 
 
 def format_span(ends: Any, show: Any) -> str:
@@ -174,7 +181,7 @@ def describe_law(one: Entry) -> str:
         return ""
     l_inf, alpha, (base, arm) = law["l_inf"]["value"], law["alpha"]["value"], law["a"]
     text = (
-        f"L = {l_inf:.3g} + A (C / {law['reference_flops']:.3g})^-{alpha:.3g}, A"
+        f"L = {l_inf:.2f} + A (C / {law['reference_flops']:.3g})^-{alpha:.3g}, A"
         f" {base['value']:.4g} for the baseline and {arm['value']:.4g} for the arm (L_inf and alpha"
         " are shared: most changes move A)"
     )
@@ -274,7 +281,8 @@ def render_ladder_html(report: Report, picture: bytes | None) -> list[str]:
     return [
         f"<h1>{escape(report['name'])}</h1>{''.join(sentences)}",
         drawn,
-        section(TITLE, ladder_table(report).html() + html_list(list_details(report))),
+        section(TITLE, ladder_table(report).html()),
+        section(DETAILS, html_list(list_details(report)), folded=True),
     ]
 
 

@@ -79,9 +79,10 @@ def judge_persistence(at_top: str, trend: dict[str, Any]) -> tuple[str, str]:
     low, high = trend["gain_next"]["ci95"] or (None, None)
     is_held = low is not None and low > 1 if at_top == BETTER else high is not None and high < 1
     if not is_held:
-        why = f"{at_top} at the largest size, but too uncertain a trend to say that it goes on"
+        why = f"its loss is {at_top} at the largest size; whether that goes on is uncertain"
         return UNRESOLVED, why
-    return PERSISTS, f"{at_top} at the largest size and, by the line through all, at the next one"
+    why = f"its loss is {at_top} at the largest size and, by the line through all, at the next one"
+    return PERSISTS, why
 
 
 def log_of(factor: float | None) -> float:

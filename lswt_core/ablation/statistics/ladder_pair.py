@@ -71,7 +71,8 @@ def analyse_pair(pair: Pair) -> dict[str, Any]:
 
     "law": l_inf, alpha, a (of baseline and arm), reference_flops, l_inf_fixed (None: fitted).
     "speedup", factors of compute: compute (at the largest size, by FLOPs), time (by tokens/s),
-    by_rung, if_l_inf (compute, for values that L_inf might have). "trend": factor_per_decade (of
+    by_rung, if_l_inf (compute, for values that L_inf might have), cost (FLOPs over the baseline's,
+    which both have in them). "trend": factor_per_decade (of
     the gain, per tenfold compute), p, gain_at (smallest and largest size, the line's), gain_next;
     nats {slope per tenfold compute, ci95, p, line_at (smallest and largest size)}. "next": flops,
     baseline, difference, speedup. "back_test": see ``back_test``; None where sizes are too few.
@@ -133,6 +134,7 @@ def describe_speedup(pair: Pair, found: Estimates) -> dict[str, Any]:
         "time": measured(by_time) if is_timed else None,
         "by_rung": [measured(by_compute[:, rung]) for rung in range(by_compute.shape[1])],
         "if_l_inf": sensitivity,
+        "cost": float(np.exp(cost[-1])),
     }
 
 
