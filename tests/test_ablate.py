@@ -27,6 +27,7 @@ from lswt_core.__main__ import main
 from lswt_core.ablation.arms import ArmSpec, axes_of_swap, lay_out_arms
 from lswt_core.ablation.build_arms import AblationSpec
 from lswt_core.ablation.certificate import RunRecord, check_records
+from lswt_core.ablation.comparison import Comparison
 from lswt_core.ablation.match import match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.report.compare import make_report
@@ -781,7 +782,7 @@ STUDIES = {
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
-    printed = publish(STUDIES[name], tmp_path)
+    printed = publish(Comparison(STUDIES[name]), tmp_path)
     report = read(tmp_path)
     assert len(report["arms"]) == len(STUDIES[name].arms)
     assert len(report["comparisons"]) == len(report["arms"]) - 1
@@ -922,7 +923,7 @@ def test_a_study_whose_test_fails_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lswt_core.ablation.report.compare.paired_test", lambda *_: (math.inf,))
-    publish(study(arm("baseline", BASE), arm("x", LOW)), tmp_path)
+    publish(Comparison(study(arm("baseline", BASE), arm("x", LOW))), tmp_path)
     assert verdicts(read(tmp_path)) == ["not resolved"] and (tmp_path / "report.html").is_file()
 
 

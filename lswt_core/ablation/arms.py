@@ -58,6 +58,10 @@ class AblationFile(Table):
     plan: Layout = "one-at-a-time"
     set: list[str] = Field(default_factory=list)  # overrides of every arm
     allow: list[str] = Field(default_factory=list)
+    ladder: str | None = None  # a ladder file, as --ladder; relative to this file
+    tune: list[str] = Field(default_factory=list)  # as --tune
+    tuning_seeds: Annotated[int, Ge(1)] = 3
+    horizons: list[Annotated[float, Gt(0)]] = Field(default_factory=list)
     swap: Mapping[str, Any] = Field(default_factory=dict)
     arm: Mapping[str, ArmTable] = Field(default_factory=dict)
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,7 @@ from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.runs.store import CacheKeys
 from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.ablation.shared_attention import SharedAttention, share_attention
+from lswt_core.ablation.tuning_grid import TunedOption
 from lswt_core.budget import Budget, budget
 from lswt_core.device import Precision
 from lswt_core.distributed.world import World
@@ -52,11 +53,19 @@ class AblationSpec(NamedTuple):
     # of a run's process; --match time measures with them
     threads: int = 1
     plugins: Sequence[Path] = ()
+    tune: tuple[TunedOption, ...] = ()  # options that are tuned for every arm
+    tuning_seeds: int = 3
+    horizons: tuple[float, ...] = ()  # multiples of the recipe's steps; empty: 1 alone
 
     def fingerprint(self) -> str:
         """Return a hash of what is compared: other arms get another report."""
         arms = [[str(part) for part in arm] for arm in self.arms]
-        text = json.dumps([arms, self.match, self.knob, self.overlay])
+        asked: list[Any] = [arms, self.match, self.knob, self.overlay]
+        if self.tune:
+            asked += [self.tune, self.tuning_seeds]
+        if self.horizons:
+            asked += [self.horizons]
+        text = json.dumps(asked)
         return sha256(text.encode()).hexdigest()[:8]
 
 

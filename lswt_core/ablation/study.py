@@ -66,16 +66,23 @@ class Ablation:
         """Return every run, seed by seed, so that an ablation that is stopped has whole pairs.
         ``devices``: the indices of the accelerators that runs use.
         """
-        surroundings = Surroundings.here(self.world.device, threads, devices)
-        keys = CacheKeys(self.registry, surroundings)
+        make_job = self.job_maker(threads, devices)
+        return [make_job(arm, seed) for seed in self.seeds() for arm in self.arms]
+
+    def job_maker(self, threads: int, devices: Sequence[str] = ()) -> Callable[..., Job]:
+        """Return ``make_job(arm, seed, overrides=())``: the run of a built arm with a seed, with
+        further overrides.
+        """
+        keys = CacheKeys(self.registry, Surroundings.here(self.world.device, threads, devices))
         backends = {arm.spec.name: self.builder.attention_backends(arm.recipe) for arm in self.arms}
-        jobs = []
-        for seed in self.seeds():
-            for arm in self.arms:
-                name = arm.spec.name
-                recipe = self.builder.load(arm.spec, (*arm.overrides, f"train.seed={seed}"))
-                jobs.append(Job(name, seed, keys.of(recipe, backends[name]), recipe))
-        return jobs
+
+        def make_job(arm: BuiltArm, seed: int, overrides: Sequence[str] = ()) -> Job:
+            name, words = arm.spec.name, (*arm.overrides, *overrides, f"train.seed={seed}")
+            recipe = self.builder.load(arm.spec, words)
+            label = " ".join([name, *overrides])
+            return Job(label, seed, keys.of(recipe, backends[name]), recipe)
+
+        return make_job
 
     def run(self, store: RunStore, workers: Workers) -> Study:
         """Make the runs that are not in the store, and return the results of all arms.

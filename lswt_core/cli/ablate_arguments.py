@@ -19,7 +19,11 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         type=Path,
-        help="the baseline's recipe, or an ablation file (TOML with a key `recipe`)",
+        nargs="?",
+        help=(
+            "the baseline's recipe, or an ablation file (TOML with a key `recipe`); with --ladder"
+            " it may be left to the ladder"
+        ),
     )
     parser.add_argument(
         "overrides",
@@ -63,6 +67,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         help="the size that is turned to match (default d_ffn)",
     )
     parser.add_argument(
+        "--ladder",
+        metavar="FILE",
+        help=(
+            "make the ablation at every size of a ladder, e.g. nano, and say whether it holds as"
+            " models grow"
+        ),
+    )
+    parser.add_argument(
         "--margin",
         type=float,
         metavar="NATS",
@@ -78,6 +90,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
             " initialisation, data, tokens, schedule, causality, context, loss, records"
         ),
     )
+    tuning_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -110,3 +123,26 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     plugin_argument(parser)
     unchecked_argument(parser)
+
+
+def tuning_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about tuning and other lengths of training."""
+    parser.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=POINTS",
+        help=(
+            "choose a real number for every arm, the baseline included, with the same effort:"
+            " optimizer.lr=5 (points around the recipe's value, a factor of 2 apart),"
+            " optimizer.lr=5x3 (a factor of 3), optimizer.lr=1e-4..1e-2/5"
+        ),
+    )
+    parser.add_argument(
+        "--tuning-seeds", type=int, metavar="N", help="seeds of the best points (default 3)"
+    )
+    parser.add_argument(
+        "--horizons",
+        metavar="0.5,1,2",
+        help="compare at these multiples of train.steps too; needs a schedule like wsd",
+    )

@@ -23,12 +23,19 @@ from lswt_core.ablation.report.text import (
     list_unknown,
     summarize,
 )
+from lswt_core.ablation.report.tuning_text import (
+    describe_procedure,
+    describe_tuning_picture,
+    list_tuning_tables,
+)
 from lswt_core.reporting.html import bullet_list, code, image, nested_tables, page, section
 
 HELD_OUT_ALT = "Held-out loss of every arm less the baseline's over the tokens trained on."
 
 
-def render_page(report: Report, overview: bytes, held_out: bytes | None) -> str:
+def render_page(
+    report: Report, overview: bytes, held_out: bytes | None, tuning: bytes | None = None
+) -> str:
     """Return the page, with the pictures (PNG) of ``plots``."""
     return page(
         escape(report["name"]),
@@ -36,6 +43,7 @@ def render_page(report: Report, overview: bytes, held_out: bytes | None) -> str:
             render_summary(report),
             image(overview, describe_picture(report)),
             *render_results(report, held_out),
+            *render_tuning(report, tuning),
             *render_origin(report),
         ],
     )
@@ -63,6 +71,17 @@ def render_results(report: Report, held_out: bytes | None) -> list[str]:
         section("Failures", bullet_list(list_failures(report))),
         section("Probes", probes.html() if probes else ""),
     ]
+
+
+def render_tuning(report: Report, picture: bytes | None) -> list[str]:
+    """Return the sections about tuned values and other lengths of training."""
+    sections = []
+    for title, table in list_tuning_tables(report).items():
+        sections.append(section(title, table.html()))
+    if picture is not None:
+        curves = image(picture, describe_tuning_picture(report))
+        sections.insert(1, curves + bullet_list(describe_procedure(report)))
+    return sections
 
 
 def render_origin(report: Report) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes the report of a study: report.json, report.md, report.html and report.png."""
+"""Writes the report of a comparison: report.json, report.md, report.html and pictures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.comparison import Comparison
+from lswt_core.ablation.report.comparison_report import headline_report, make_comparison_report
 from lswt_core.ablation.report.html_page import render_page
 from lswt_core.ablation.report.plots import plot_held_out, plot_overview
 from lswt_core.ablation.report.tables import Report
 from lswt_core.ablation.report.text import PICTURE, render_markdown, render_terminal
-from lswt_core.ablation.runs.outcome import Study
+from lswt_core.ablation.report.tuning_plot import plot_tuning
+from lswt_core.ablation.report.tuning_text import TUNING_PICTURE
 from lswt_core.ablation.runs.store import write_json
 from lswt_core.errors import UsageError
 from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
@@ -20,17 +22,22 @@ from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomi
 logger = logging.getLogger(__name__)
 
 
-def publish(study: Study, directory: Path) -> str:
+def publish(comparison: Comparison, directory: Path) -> str:
     """Write the report; return what is printed on the terminal. A picture that cannot be drawn
     costs the picture alone, and the report says so.
     """
-    report = make_report(study)
+    whole, study = make_comparison_report(comparison), comparison.headline
+    report = headline_report(whole)
     picture = draw(report, PICTURE, lambda: plot_overview(study, report)) or b""
     held_out = draw(report, "held-out curves", lambda: plot_held_out(study))
-    write_json(directory / "report.json", report)
+    tuning = None
+    if comparison.tuning is not None:
+        tuning = draw(report, TUNING_PICTURE, lambda: plot_tuning(report))
+        write_atomically(directory / TUNING_PICTURE, tuning or b"")
+    write_json(directory / "report.json", whole)
     write_atomically(directory / "report.md", render_markdown(report).encode())
     write_atomically(directory / PICTURE, picture)
-    page = render_page(report, picture, held_out)
+    page = render_page(report, picture, held_out, tuning)
     write_atomically(directory / "report.html", page.encode())
     return f"{render_terminal(report)}\n\nreport: {directory / 'report.html'}"
 

@@ -18,6 +18,17 @@ from lswt_core.ablation.report.tables import (
     probe_table,
     seed_table,
 )
+from lswt_core.ablation.report.tuning_text import (
+    TUNING_PICTURE,
+    describe_procedure,
+    describe_standing,
+    describe_tuning_picture,
+    list_tuning_tables,
+    summarize_horizons,
+    summarize_scope,
+    summarize_tuning,
+    tuning_table,
+)
 from lswt_core.ablation.report.unfinished import describe_unfinished
 from lswt_core.ablation.report.verdict import UNRESOLVED
 from lswt_core.reporting.units import format_duration
@@ -29,8 +40,10 @@ def summarize(report: Report) -> list[str]:
     """Return the findings, what is not resolved, and on how many seeds and steps they rest."""
     settings, comparisons = report["settings"], report["comparisons"]
     extent = format_extent(settings)
+    standing = describe_standing(report)
     sentences = describe_unfinished(report)
-    sentences += [summarize_comparison(one) for one in comparisons]
+    sentences += [summarize_comparison(one, standing) for one in comparisons]
+    sentences += [*summarize_tuning(report), *summarize_horizons(report)]
     unresolved = ", ".join(one["arm"] for one in comparisons if one["verdict"] == UNRESOLVED)
     if unresolved:
         sentences.append(
@@ -52,11 +65,7 @@ def summarize(report: Report) -> list[str]:
             " clean."
         )
     sentences += [f"{note}." for note in settings.get("notes", ())]
-    sentences.append(
-        "It holds for this recipe, size and length of training, with hyper-parameters as they are;"
-        f" margin {settings['margin']:g} nats."
-    )
-    return sentences
+    return [*sentences, summarize_scope(report)]
 
 
 def format_extent(settings: Mapping[str, Any]) -> str:
@@ -68,17 +77,17 @@ def format_extent(settings: Mapping[str, Any]) -> str:
     )
 
 
-def summarize_comparison(one: dict[str, Any]) -> str:
-    """Return a comparison as a sentence."""
+def summarize_comparison(one: dict[str, Any], standing: str) -> str:
+    """Return a comparison as a sentence; ``standing`` says whether arms were tuned."""
+    verdict = f"{one['arm']}: {one['verdict']} ({standing})"
     if one["delta"] is None:
-        return f"{one['arm']}: {one['verdict']}; {one['why']}."
+        return f"{verdict}; {one['why']}."
     interval = "no interval"
     if one["ci95"] is not None:
         low, high = map(format_difference, one["ci95"])
         interval = f"95 % interval {low} to {high}"
     return (
-        f"{one['arm']}: {one['verdict']}, {format_difference(one['delta'])} nats per token"
-        f" ({interval}); {one['why']}."
+        f"{verdict}, {format_difference(one['delta'])} nats per token ({interval}); {one['why']}."
     )
 
 
@@ -135,7 +144,8 @@ def list_failures(report: Report) -> list[str]:
 
 def describe_picture(report: Report) -> str:
     """Return the picture's content in words, as alternative text."""
-    comparisons = [summarize_comparison(one) for one in report["comparisons"]]
+    standing = describe_standing(report)
+    comparisons = [summarize_comparison(one, standing) for one in report["comparisons"]]
     return (
         "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin;"
         " training curves and held-out loss by position. " + " ".join(comparisons)
@@ -147,6 +157,7 @@ def render_terminal(report: Report) -> str:
     parts = [
         loss_table(report).text(),
         cost_table(report).text(),
+        *(table.text() for table in list_tuning_tables(report).values()),
         "\n".join(summarize(report)),
         "\n".join(list_unknown(report)),
         "\n".join(list_failures(report)),
@@ -169,6 +180,9 @@ def render_markdown(report: Report) -> str:
         bullet_list(summarize(report)),
         f"![{describe_picture(report)}]({PICTURE})",
         loss_table(report).markdown(),
+        *(headed(title, table.markdown()) for title, table in list_tuning_tables(report).items()),
+        f"![{describe_tuning_picture(report)}]({TUNING_PICTURE})" if tuning_table(report) else "",
+        bullet_list(describe_procedure(report)),
         headed("What it costs", cost_table(report).markdown()),
         bullet_list(list_noise(report["comparisons"])),
         headed("Every seed", seed_table(report).markdown()),

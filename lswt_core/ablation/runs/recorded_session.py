@@ -2,14 +2,16 @@
 value and of every batch.
 
 Of ``Session`` it takes exactly five methods, and overrides them: ``build_loop`` (the first step is
-watched), ``open_rows`` (the batches are recorded), ``write_records`` (initial values are added),
-``conclude`` (what was logged is checked) and ``write_report`` (nothing is drawn).
+watched, and checkpoints are kept for other runs), ``open_rows`` (the batches are recorded),
+``write_records`` (initial values are added), ``conclude`` (what was logged is checked) and
+``write_report`` (nothing is drawn).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ except ImportError:  # Windows
 
 import torch
 
+from lswt_core.ablation.runs.branch import BranchStore, requested_branches
 from lswt_core.ablation.runs.imported_code import record_imports
 from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES, PEAK_MEMORY
 from lswt_core.ablation.runs.self_check import (
@@ -87,8 +90,12 @@ class RecordedSession(Session):
     """A session of an ablation's run."""
 
     def build_loop(self, built: BuiltModel, corpus: Corpus, saved: Saved | None) -> TrainingLoop:
-        """Build the loop. Before its first update, weights are compared with the initial values."""
-        loop = super().build_loop(built, corpus, saved)
+        """Build the loop. Before its first update, weights are compared with the initial values;
+        checkpoints are kept at the steps at which other runs leave this one.
+        """
+        steps = requested_branches(self.directory)
+        self.store = BranchStore(self.store.directory, keep=self.store.keep, branches=steps)
+        loop = replace(super().build_loop(built, corpus, saved), checkpoint_at=steps)
         if saved is None:
             forget_flaws(self.directory)
 
