@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from lswt_core.ablation.report.verdict import add_verdicts
+from lswt_core.ablation.report.verdict import SMALL, add_verdicts, adjust_family
+from lswt_core.ablation.statistics.looks import valid_p
 from lswt_core.ablation.statistics.paired_runs import (
     adjust_holm,
     bootstrap_documents,
+    clear_p,
     correlation,
     equivalence_test,
     paired_test,
@@ -58,14 +60,14 @@ def test_nothing_is_found_where_there_is_nothing(seeds: int, arms: int, shared: 
     wrong = 0
     for study in differences:
         comparisons = [comparison(row, margin=0.002) for row in study]
+        adjust_family(comparisons)
         add_verdicts(comparisons, margin=0.002)
-        wrong += any(one["verdict"] in ("better", "worse") for one in comparisons)
+        wrong += any(one["verdict"] in ("better", "worse", SMALL) for one in comparisons)
     assert wrong / len(differences) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(differences))
 
 
 def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
     paired = paired_test(differences)
-    equal = equivalence_test(differences, margin).p
     whole = {
         "seeds": len(differences),
         "lost": 0,
@@ -74,9 +76,12 @@ def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
     }
     return whole | {
         "delta": paired.delta,
+        "level": 0.04,
         "p": paired.p,
-        "p_equivalent": equal,
-        "seeds_needed": 3,
+        "p_looks": valid_p(paired.p, (len(differences),), len(differences)),
+        "p_equivalent": equivalence_test(differences, margin).p,
+        "p_clear": clear_p(differences, margin),
+        "margin_seeds": 3,
         "power": 0.5,
     }
 

@@ -25,6 +25,8 @@ from lswt_core.ablation.certificate import (
     format_allow_options,
     is_allowed,
 )
+from lswt_core.ablation.runs.comparison_records import Comparison
+from lswt_core.ablation.runs.looks import StudyLooks
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.progress import Job, format_partial_table
 from lswt_core.ablation.runs.run_records import read_environment, read_run_record
@@ -69,9 +71,8 @@ class Ablation:
         first = self.arms[0].recipe.train.seed
         return range(first, first + self.spec.seeds)
 
-    def jobs(self, threads: int) -> list[Job]:
+    def jobs(self, keys: CacheKeys) -> list[Job]:
         """Return every run, seed by seed, so that an ablation that is stopped has whole pairs."""
-        keys = CacheKeys(self.registry, Surroundings.here(self.world.device, threads))
         backends = {arm.spec.name: self.attention_backends(arm.recipe) for arm in self.arms}
         jobs = []
         for seed in self.seeds():
@@ -91,7 +92,10 @@ class Ablation:
 
         Asked to stop, it prints what is finished and raises RunsStopped.
         """
-        jobs = self.jobs(workers.threads)
+        cache_keys = CacheKeys(self.registry, Surroundings.here(self.world.device, workers.threads))
+        jobs = self.jobs(cache_keys)
+        looks = StudyLooks(self.comparisons(cache_keys), store, self.spec.planned_looks)
+        looks.declare(jobs)
         try:
             outcomes = Runner(jobs, store, workers, self.say).run()
         except RunsStopped as stopped:
@@ -103,6 +107,7 @@ class Ablation:
             own = [outcomes[keys[arm.spec.name, seed]] for seed in self.seeds()]
             arms.append(collect_result(arm, own))
         pairs = list(zip(self.arms, arms, strict=True))
+        looks.take(arms)
         return Study(
             name=self.spec.name,
             arms=arms,
@@ -111,15 +116,33 @@ class Ablation:
             environment=read_environment(store, list(keys.values())),
             recipe=self.arms[0].recipe.dump(),
             command=self.spec.command,
+            looks=looks.by_arm(),
+            others=looks.others(),
         )
+
+    def comparisons(self, keys: CacheKeys) -> list[Comparison]:
+        """Return what is asked about every arm but the baseline."""
+        baseline, *others = [self.key_of_any_seed(arm, keys) for arm in self.arms]
+        spec, (first, *_) = self.spec, self.seeds()
+        rule = (spec.name, first, spec.margin, spec.confidence)
+        return [
+            Comparison(baseline, key, arm.spec.name, *rule)
+            for arm, key in zip(self.arms[1:], others, strict=True)
+        ]
+
+    def key_of_any_seed(self, arm: BuiltArm, keys: CacheKeys) -> str:
+        """Return a key that an arm's runs with all seeds share."""
+        recipe = self.builder.load(arm.spec, (*arm.overrides, "train.seed=0"))
+        return keys.of(recipe, self.attention_backends(arm.recipe))
 
     def settings(self, workers: Workers) -> dict[str, Any]:
         """Return how the comparison was made, as plain data."""
         baseline = self.arms[0]
         return {
             "seeds": list(self.seeds()),
-            "confidence": 0.95,
+            "confidence": self.spec.confidence,
             "margin": self.spec.margin,
+            "looks": list(self.spec.planned_looks),
             "steps": baseline.recipe.train.total_steps,
             "tokens": count_training_tokens(baseline.recipe),
             "match": self.spec.match,

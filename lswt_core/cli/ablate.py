@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lswt_core.ablation.arms import (
     COMMAND_LINE,
+    AblationFile,
     ArmSpec,
     arms_of_file,
     arms_of_recipes,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from lswt_core.ablation.runs.runner import Workers
     from lswt_core.ablation.study import Ablation
 
+SEQUENTIAL_LOOKS = (5, 10, 20)  # default
+
 
 def ablate(arguments: argparse.Namespace) -> int:
     """Certify the arms, make the runs, write the report."""
@@ -46,12 +49,14 @@ def ablate(arguments: argparse.Namespace) -> int:
         return 0
     from lswt_core.ablation.report.publish import claim, publish
     from lswt_core.ablation.runs.store import RunStore
-    from lswt_core.ablation.study import require_certified
+    from lswt_core.ablation.sequential import run_sequentially
+    from lswt_core.ablation.study import Ablation, require_certified
 
     directory = arguments.out or Path("runs/ablations") / f"{spec.name}-{spec.fingerprint()}"
     claim(directory, spec.fingerprint())
     make_output_directory(arguments.store, "--store")
-    study = ablation.run(RunStore(arguments.store), workers_of(arguments))
+    run = run_sequentially if spec.sequential else Ablation.run
+    study = run(ablation, RunStore(arguments.store), workers_of(arguments))
     print(publish(study, directory))
     require_certified(study)
     refuse_failed(study, directory)
@@ -124,8 +129,11 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
         *(arms_of_file(*read) if read is not None else ()),
         *arms_of_recipes(arguments.arm, overrides),
     ]
+    looks = planned_looks(arguments, file)
     settings = {
-        "seeds": first(arguments.seeds, file and file.seeds, 5),
+        "seeds": first(arguments.seeds, looks[0] if looks else None, file and file.seeds, 5),
+        "looks": looks,
+        "sequential": arguments.sequential or bool(file and file.sequential),
         "match": first(arguments.match, file and file.match, "none"),
         "margin": first(arguments.margin, file and file.margin, 0.01),
         "allow": [*(file.allow if file else ()), *arguments.allow],
@@ -133,6 +141,20 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
     if settings["seeds"] < 1 or settings["margin"] <= 0:
         raise UsageError("--seeds is at least 1, and --margin greater than 0")
     return find(arguments.recipe).stem, require_arms(arms), settings
+
+
+def planned_looks(arguments: argparse.Namespace, file: AblationFile | None) -> tuple[int, ...]:
+    """The numbers of seeds at which verdicts are planned; empty: once, at the number of seeds."""
+    looks = tuple(first(arguments.looks, file and file.looks, ()))
+    if list(looks) != sorted(set(looks)) or (looks and looks[0] < 2):
+        raise UsageError("--looks are numbers of seeds, 2 or more, that increase: --looks 5,10,20")
+    if not (arguments.sequential or (file and file.sequential)):
+        return looks
+    if arguments.seeds is not None:
+        raise UsageError(
+            "--sequential chooses the number of seeds: give --looks in place of --seeds"
+        )
+    return looks or SEQUENTIAL_LOOKS
 
 
 def first(*values: Any) -> Any:

@@ -50,6 +50,17 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of every arm (default 5)")
     parser.add_argument(
+        "--looks",
+        type=numbers,
+        metavar="5,10,20",
+        help="numbers of seeds at which verdicts are planned (default: one, at --seeds)",
+    )
+    parser.add_argument(
+        "--sequential",
+        action="store_true",
+        help="add seeds look by look until every arm is decided (--looks, default 5,10,20)",
+    )
+    parser.add_argument(
         "--match",
         choices=get_args(Match),
         help="give every arm the baseline's parameters or FLOPs",
@@ -108,3 +119,8 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     plugin_argument(parser)
     unchecked_argument(parser)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    return tuple(int(word) for word in text.split(","))

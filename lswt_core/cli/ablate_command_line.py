@@ -19,9 +19,12 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
     for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
+    if arguments.looks is not None:
+        words += ["--looks", ",".join(map(str, arguments.looks))]
     return (
         words
         + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
+        + (["--sequential"] if arguments.sequential else [])
         + (["--full"] if arguments.full else [])
         + (["--unchecked"] if arguments.unchecked else [])
     )

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from lswt_core.ablation.report.verdict import add_verdicts
-from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.report.family import describe_others
+from lswt_core.ablation.report.seed_plans import add_plans
+from lswt_core.ablation.report.verdict import add_verdicts, adjust_family
+from lswt_core.ablation.runs.outcome import ArmResult, Looks, Outcome, Study
+from lswt_core.ablation.statistics.looks import MAXIMUM, nominal_level, valid_p
 from lswt_core.ablation.statistics.paired_runs import (
     PairedTest,
     bootstrap_documents,
+    clear_p,
     correlation,
     equivalence_test,
     paired_test,
-    power,
-    seeds_needed,
 )
 
 Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
@@ -30,13 +32,13 @@ Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
 STATISTICS = (
     "delta",
     "ci95",
+    "level",
     "p",
+    "p_looks",
+    "p_equivalent",
+    "p_clear",
     "std",
     "correlation",
-    "p_equivalent",
-    "seeds_needed",
-    "margin_seeds",
-    "power",
     "documents_ci95",
 )
 
@@ -48,13 +50,18 @@ def make_report(study: Study) -> dict[str, Any]:
     run), evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run
     failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component,
     components. "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per
-    token), ci95, p, p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline),
-    seeds_needed (to resolve the observed delta) and more. Both have "unknown": what could not
-    be computed, and why. "certificate", "settings", "environment", "citations", "recipe",
-    "command", "name".
+    token); ci95, which holds at all looks together, and its level at a single look; p (at a single
+    look), p_looks (valid under all looks), p_holm; verdict, why, seeds (pairs), looks {declared,
+    taken, last}, failed (runs of the arm and of the baseline), and the numbers of
+    ``seed_plans.PLANS``. Both have "unknown": what could not be computed, and why. "family": the
+    comparisons over which p_holm is corrected {size, others}. "certificate", "settings",
+    "environment", "citations", "recipe", "command", "name".
     """
     baseline, *others = study.arms
-    comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
+    comparisons = [compare_with_baseline(baseline, arm, study) for arm in others]
+    earlier = describe_others(study)
+    adjust_family(comparisons, earlier)
+    add_plans(comparisons, compute, study.settings["confidence"])
     add_verdicts(comparisons, study.settings["margin"])
     components = [one for arm in study.arms for one in arm.components]
     citations = dict.fromkeys(one["citation"].strip() for one in components)
@@ -64,6 +71,7 @@ def make_report(study: Study) -> dict[str, Any]:
         "settings": study.settings,
         "arms": [describe_arm(arm) for arm in study.arms],
         "comparisons": comparisons,
+        "family": {"size": len(comparisons) + len(earlier), "others": earlier},
         "certificate": study.certificate,
         "environment": study.environment,
         "citations": list(filter(None, citations)),
@@ -156,25 +164,30 @@ def median_of_known(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def compare_with_baseline(
-    baseline: ArmResult, arm: ArmResult, settings: dict[str, Any]
-) -> dict[str, Any]:
+def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> dict[str, Any]:
     """Return the comparison of an arm with the baseline, still without a verdict."""
     pairs, unknown = arm.finished_pairs(baseline), dict[str, str]()
+    looks = study.looks.get(arm.name, only_look(len(arm.outcomes), len(pairs)))
     statistics: dict[str, Any] = {"values": []}
     if pairs:
-        statistics = compute_statistics(pairs, settings, partial(compute, unknown))
+        statistics = compute_statistics(pairs, looks, study.settings, partial(compute, unknown))
     return {
         "arm": arm.name,
         "baseline": baseline.name,
         "seeds": len(pairs),
         "lost": len(arm.outcomes) - len(pairs),
         "failed": {"arm": count_failures(arm), "baseline": count_failures(baseline)},
-        "margin": settings["margin"],
+        "margin": study.settings["margin"],
+        "looks": {**looks._asdict(), "last": max(MAXIMUM, *looks.declared)},
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,
     }
+
+
+def only_look(seeds: int, pairs: int) -> Looks:
+    """Return the look of a study that declared one, and of whose seeds some pairs are left."""
+    return Looks(tuple(sorted({seeds, pairs} - {0, 1})) or (seeds,), (pairs,))
 
 
 def count_failures(arm: ArmResult) -> int:
@@ -183,38 +196,46 @@ def count_failures(arm: ArmResult) -> int:
 
 
 def compute_statistics(
-    pairs: Sequence[tuple[Outcome, Outcome]], settings: dict[str, Any], ask: Ask
+    pairs: Sequence[tuple[Outcome, Outcome]], looks: Looks, settings: dict[str, Any], ask: Ask
 ) -> dict[str, Any]:
     """Return all statistics of the paired differences; only "values" if the t test fails."""
     before, after = ([one.loss or 0.0 for one in side] for side in zip(*pairs, strict=True))
     values = [other - one for one, other in zip(before, after, strict=True)]
-    margin, confidence = settings["margin"], settings["confidence"]
-    test = ask("delta", paired_test, values, confidence)
-    if test is None:
+    margin, look = settings["margin"], ask("delta", paired_test_at_look, values, looks, settings)
+    if look is None:
         return {"values": values}
+    test, level = look
+
+    def valid(p: float | None, sides: int = 2) -> float | None:
+        return valid_p(p, looks.declared, len(pairs), sides)
+
     equivalence = ask("p_equivalent", equivalence_test, values, margin)
+    clear = ask("p_clear", clear_p, values, margin)
     return {
         "delta": test.delta,
         "ci95": test.ci,
+        "level": level,
         "p": test.p,
+        "p_looks": ask("p_looks", valid, test.p),
+        "p_equivalent": ask("p_equivalent", valid, equivalence and equivalence.p, 1),
+        "p_clear": ask("p_clear", valid, clear),
         "std": test.std,
         "values": values,
         "correlation": ask("correlation", correlation, before, after),
-        "p_equivalent": equivalence and equivalence.p,
-        "seeds_needed": ask("seeds_needed", seeds_needed, test.delta, test.std),
-        "margin_seeds": ask("margin_seeds", seeds_needed, margin, test.std),
-        "power": ask("power", power_at_margin, test, margin),
-        "documents_ci95": ask("documents_ci95", documents_interval, pairs, confidence),
+        "documents_ci95": ask("documents_ci95", documents_interval, pairs, settings["confidence"]),
     }
 
 
-def power_at_margin(test: PairedTest, margin: float) -> float | None:
-    """Return the power of these seeds at a true difference as large as the margin."""
-    if test.std is None:
-        return None
-    if test.std == 0.0:
-        return 1.0
-    return power(margin, test.std, test.pairs)
+def paired_test_at_look(
+    values: Sequence[float], looks: Looks, settings: dict[str, Any]
+) -> tuple[PairedTest, float]:
+    """Return the paired t-test, and the level of its interval at this look alone, at which the
+    intervals of all looks together have the study's confidence.
+    """
+    level = 0.0
+    if len(values) > 1:
+        level = nominal_level(1 - settings["confidence"], looks.declared, len(values))
+    return paired_test(values, 1 - level), level
 
 
 def documents_interval(

@@ -15,7 +15,7 @@ LOSSES = (
     "difference",
     "95 % interval",
     "p",
-    "p (Holm)",
+    "p (looks, Holm)",
     "verdict",
     "seeds",
     "failed",

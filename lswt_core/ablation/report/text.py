@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lswt_core.ablation.report.family import describe_family, describe_looks
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -39,6 +40,7 @@ def summarize(report: Report) -> list[str]:
             f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
             " these swaps."
         )
+    sentences += describe_family(report)
     sentences += [f"{note}." for note in settings.get("notes", ())]
     sentences.append(
         "It holds for this recipe, size and length of training, with hyper-parameters as they are;"
@@ -81,23 +83,39 @@ def list_unknown(report: Report) -> list[str]:
 
 
 def list_power(report: Report) -> list[str]:
-    """Return what the seeds could have resolved, and how many more would be needed."""
+    """Return what the seeds could have resolved, how many a new study would need, and what looks
+    were taken.
+    """
     compared = [one for one in report["comparisons"] if one["std"] is not None]
-    return [describe_noise(one) for one in compared]
+    return [describe_noise(one) for one in compared] + describe_looks(report)
 
 
 def describe_noise(one: dict[str, Any]) -> str:
-    """Return the noise between an arm's seeds, and the seeds that resolve the margin."""
-    count = "an unknown number of" if "margin_seeds" in one["unknown"] else one["margin_seeds"]
-    plan = "no number of seeds is in sight"
-    if count:
-        difference = f"a difference of {one['margin']:g} nats"
-        plan = f"{count} seeds would find {difference} with a chance of 80 %"
+    """Return the noise between an arm's seeds, and the seeds that a new study would need."""
     shared = ""
     if one["correlation"] is not None:
         shared = f"; the arms share noise with correlation {one['correlation']:.2f}"
     noise = f"differences between seeds vary by {one['std']:.2g} nats"
-    return f"{one['arm']}: {noise}{shared}; {plan}."
+    margin = f"{one['margin']:g} nats"
+    plans = [
+        describe_plan(one, "seeds_needed", "resolve a difference like the one seen"),
+        describe_plan(one, "margin_seeds", f"resolve a difference of {margin}"),
+        describe_plan(one, "equivalence_seeds", f"show that the arm differs by less than {margin}"),
+    ]
+    wanted = "; ".join(filter(None, plans))
+    new = f" With a chance of 80 %, a new study needs {wanted}." if wanted else ""
+    return f"{one['arm']}: {noise}{shared}.{new}"
+
+
+def describe_plan(one: dict[str, Any], key: str, aim: str) -> str:
+    """Return how many seeds a new study needs for its aim; empty where that is not asked."""
+    if key in one["unknown"]:
+        return f"an unknown number of seeds to {aim}"
+    if one[key] is None:
+        return "" if key == "seeds_needed" else f"more seeds than are in sight to {aim}"
+    most = one[f"{key}_at_most"]
+    bound = "no known limit" if most is None else f"{most:,} at the most"
+    return f"{one[key]:,} seeds ({bound}) to {aim}"
 
 
 def list_document_intervals(report: Report) -> list[str]:
