@@ -10,16 +10,18 @@ from functools import partial
 from statistics import fmean, median, stdev
 from typing import Any
 
-import numpy as np
-
 from lswt_core.ablation.report.family import describe_others
+from lswt_core.ablation.report.held_out_text import (
+    describe_text,
+    documents_interval,
+    kind_of_text_interval,
+)
 from lswt_core.ablation.report.seed_plans import add_plans
 from lswt_core.ablation.report.verdict import add_verdicts, adjust_family
 from lswt_core.ablation.runs.outcome import ArmResult, Looks, Outcome, Study
 from lswt_core.ablation.statistics.looks import MAXIMUM, nominal_level, valid_p
 from lswt_core.ablation.statistics.paired_runs import (
     PairedTest,
-    bootstrap_documents,
     clear_p,
     correlation,
     equivalence_test,
@@ -40,6 +42,7 @@ STATISTICS = (
     "std",
     "correlation",
     "documents_ci95",
+    "kind_of_text_ci95",
 )
 
 
@@ -54,7 +57,9 @@ def make_report(study: Study) -> dict[str, Any]:
     look), p_looks (valid under all looks), p_holm; verdict, why, seeds (pairs), looks {declared,
     taken, last}, failed (runs of the arm and of the baseline), and the numbers of
     ``seed_plans.PLANS``. Both have "unknown": what could not be computed, and why. "family": the
-    comparisons over which p_holm is corrected {size, others}. "certificate", "settings",
+    comparisons over which p_holm is corrected {size, others}. "text": the held-out one
+    {documents, tokens, largest, warnings}; documents_ci95 is over other documents for these very
+    models, kind_of_text_ci95 over other seeds and documents. "certificate", "settings",
     "environment", "citations", "recipe", "command", "name".
     """
     baseline, *others = study.arms
@@ -72,6 +77,7 @@ def make_report(study: Study) -> dict[str, Any]:
         "arms": [describe_arm(arm) for arm in study.arms],
         "comparisons": comparisons,
         "family": {"size": len(comparisons) + len(earlier), "others": earlier},
+        "text": describe_text(study),
         "certificate": study.certificate,
         "environment": study.environment,
         "citations": list(filter(None, citations)),
@@ -201,7 +207,8 @@ def compute_statistics(
     """Return all statistics of the paired differences; only "values" if the t test fails."""
     before, after = ([one.loss or 0.0 for one in side] for side in zip(*pairs, strict=True))
     values = [other - one for one, other in zip(before, after, strict=True)]
-    margin, look = settings["margin"], ask("delta", paired_test_at_look, values, looks, settings)
+    margin, confidence = settings["margin"], settings["confidence"]
+    look = ask("delta", paired_test_at_look, values, looks, confidence)
     if look is None:
         return {"values": values}
     test, level = look
@@ -222,33 +229,18 @@ def compute_statistics(
         "std": test.std,
         "values": values,
         "correlation": ask("correlation", correlation, before, after),
-        "documents_ci95": ask("documents_ci95", documents_interval, pairs, settings["confidence"]),
+        "documents_ci95": ask("documents_ci95", documents_interval, pairs, confidence),
+        "kind_of_text_ci95": ask("kind_of_text_ci95", kind_of_text_interval, pairs, confidence),
     }
 
 
 def paired_test_at_look(
-    values: Sequence[float], looks: Looks, settings: dict[str, Any]
+    values: Sequence[float], looks: Looks, confidence: float
 ) -> tuple[PairedTest, float]:
     """Return the paired t-test, and the level of its interval at this look alone, at which the
-    intervals of all looks together have the study's confidence.
+    intervals of all looks together have ``confidence``.
     """
     level = 0.0
     if len(values) > 1:
-        level = nominal_level(1 - settings["confidence"], looks.declared, len(values))
+        level = nominal_level(1 - confidence, looks.declared, len(values))
     return paired_test(values, 1 - level), level
-
-
-def documents_interval(
-    pairs: Sequence[tuple[Outcome, Outcome]], confidence: float
-) -> tuple[float, float] | None:
-    """Return the confidence interval of the difference over other held-out documents; None where
-    there is one document, or the runs were evaluated on different ones.
-    """
-    outcomes = [one for pair in pairs for one in pair]
-    documents = [[(name, tokens) for name, _, tokens in one.documents] for one in outcomes]
-    if len(documents[0]) < 2 or any(other != documents[0] for other in documents):
-        return None
-    # [2 pairs, documents]
-    sums = np.array([[total for _, total, _ in one.documents] for one in outcomes])
-    tokens = np.array([tokens for _, tokens in documents[0]], dtype=np.float64)
-    return bootstrap_documents(sums[::2], sums[1::2], tokens, confidence)

@@ -40,7 +40,7 @@ def summarize(report: Report) -> list[str]:
             f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
             " these swaps."
         )
-    sentences += describe_family(report)
+    sentences += report["text"]["warnings"] + describe_family(report)
     sentences += [f"{note}." for note in settings.get("notes", ())]
     sentences.append(
         "It holds for this recipe, size and length of training, with hyper-parameters as they are;"
@@ -65,7 +65,10 @@ def summarize_comparison(one: dict[str, Any]) -> str:
     interval = "no interval"
     if one["ci95"] is not None:
         low, high = map(format_difference, one["ci95"])
-        interval = f"95 % interval {low} to {high}"
+        interval = f"95 % interval {low} to {high} on this text"
+    if one["kind_of_text_ci95"] is not None:
+        low, high = map(format_difference, one["kind_of_text_ci95"])
+        interval += f", {low} to {high} on this kind of text"
     return (
         f"{one['arm']}: {one['verdict']}, {format_difference(one['delta'])} nats per token"
         f" ({interval}); {one['why']}."
@@ -121,6 +124,12 @@ def describe_plan(one: dict[str, Any], key: str, aim: str) -> str:
 def list_document_intervals(report: Report) -> list[str]:
     """Return the uncertainty from the choice of held-out documents."""
     lines = []
+    if any(one["kind_of_text_ci95"] for one in report["comparisons"]):
+        lines.append(
+            "On this text: over other seeds. On this kind of text: over other seeds and other"
+            " documents, at this look alone; where that is no wider, documents add no uncertainty"
+            " that could be seen."
+        )
     for one in report["comparisons"]:
         if one["documents_ci95"] is not None:
             low, high = map(format_difference, one["documents_ci95"])
@@ -177,7 +186,10 @@ def render_markdown(report: Report) -> str:
         loss_table(report).markdown(),
         headed("What it costs", cost_table(report).markdown()),
         headed("Every seed", seed_table(report).markdown()),
-        headed("What these seeds could resolve", bullet_list(list_power(report))),
+        headed(
+            "What these seeds could resolve",
+            bullet_list(list_power(report) + list_document_intervals(report)),
+        ),
         headed("What could not be computed", bullet_list(list_unknown(report))),
         headed("Failures", bullet_list(list_failures(report))),
         headed("Probes", probes.markdown() if probes else ""),

@@ -57,13 +57,13 @@ class ComparisonRecords:
     def declare(self, one: Comparison, looks: Sequence[int], is_seen: bool) -> None:
         """Record at how many seeds verdicts are planned, before the first. What was declared
         stands, unless there are no data to speak of yet (``is_seen``: two pairs have finished).
-        An unreadable record is an error here, before anything is trained.
         """
         directory = self.directory(one)
         text = {**one._asdict(), "looks": list(looks)}
         if not directory.is_dir():
             create_directory(directory, text)
-        if not is_seen and max(self.looks(one).taken, default=0) < 2:
+        was_looked_at = max(self.looks(one).taken, default=0) > 1
+        if not is_seen and not was_looked_at:
             write_json(directory / DECLARED, text)
 
     def take_look(self, one: Comparison, seeds: int, differences: Sequence[float]) -> None:

@@ -20,13 +20,16 @@ class StudyLooks:
         self.records = ComparisonRecords(store.root)
 
     def declare(self, jobs: Sequence[Job]) -> None:
-        """Declare the planned looks; those that were declared before stand."""
+        """Declare the planned looks; those that were declared before stand. A record that cannot
+        be read is an error here, before anything is trained.
+        """
         finished = {(job.arm, job.seed) for job in jobs if self.store.read(job.key) is not None}
         baseline = jobs[0].arm
         for one in self.comparisons:
             own = [seed for arm, seed in finished if arm == one.name]
             pairs = sum((baseline, seed) in finished for seed in own)
             self.records.declare(one, self.planned, is_seen=pairs > 1)
+        self.others()
 
     def take(self, arms: Sequence[ArmResult]) -> None:
         """Record that the arms (the baseline first) are looked at."""
