@@ -32,8 +32,10 @@ from lswt_core.ablation.match import match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.report.compare import make_report
 from lswt_core.ablation.report.html_page import render_page
+from lswt_core.ablation.report.plots import MARKERS
 from lswt_core.ablation.report.publish import publish
 from lswt_core.ablation.report.text import render_markdown, render_terminal, summarize
+from lswt_core.ablation.report.verdict import SMALL
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.runner import Workers
 from lswt_core.ablation.shared_attention import share_attention
@@ -156,7 +158,7 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
         gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"]
     )
     assert one["ci95"][0] < one["delta"] < one["ci95"][1] and 0 < one["p"] <= one["p_holm"] <= 1
-    assert one["verdict"] in ("better", "worse", "equivalent", "not resolved")
+    assert one["verdict"] in MARKERS
     assert one["documents_ci95"] is not None
     assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
 
@@ -454,9 +456,8 @@ def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Don
         "small lr",
     ]
     assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
-    assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
-        "the command line wins"
-    )
+    rest = {"match": "none", "allow": [], "looks": (), "sequential": False}
+    assert settings == {"seeds": 4, "margin": 0.02, **rest}, "the command line wins"
     done = dry_run()
     assert done.returncode == 2 and "--swap" in done.stderr
 
@@ -809,8 +810,9 @@ def test_verdicts_say_no_more_than_is_known() -> None:
     report = make_report(study(base, clear, tiny, noisy))
     assert verdicts(report) == ["better", "equivalent", "not resolved"]
     assert "though the difference is resolved" in report["comparisons"][1]["why"]
-    assert report["comparisons"][2]["seeds_needed"] > 4
-    assert "would have been seen with a chance" in report["comparisons"][2]["why"]
+    assert report["comparisons"][2]["seeds_needed"] is None, "its interval contains 0"
+    assert report["comparisons"][0]["seeds_needed"] <= 4
+    assert "would have been resolved with a chance" in report["comparisons"][2]["why"]
 
 
 BASE, LOW, HIGH = (
@@ -886,35 +888,42 @@ def test_speed_is_compared_by_pairs_or_called_noise(
 STATISTICS = (
     "paired_test",
     "equivalence_test",
-    "power",
-    "seeds_needed",
+    "clear_p",
+    "valid_p",
+    "nominal_level",
     "correlation",
-    "bootstrap_documents",
     "fmean",
     "stdev",
     "median",
 )
+ELSEWHERE = (
+    "held_out_text.bootstrap_documents",
+    "seed_plans.power",
+    "seed_plans.seeds_needed",
+    "seed_plans.equivalence_seeds",
+    "seed_plans.std_upper_limit",
+)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", [*(f"compare.{name}" for name in STATISTICS), *ELSEWHERE])
 @pytest.mark.parametrize(
     "result", [float("nan"), ValueError("it does not converge")], ids=["nan", "raises"]
 )
 def test_a_statistic_that_fails_costs_no_report(
     statistic: str, result: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> object:
+    def broken(*_: object, **__: object) -> object:
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(f"lswt_core.ablation.report.compare.{statistic}", broken)
+    monkeypatch.setattr(f"lswt_core.ablation.report.{statistic}", broken)
     report = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
     reasons = [
         why for one in (*report["comparisons"], *report["arms"]) for why in one["unknown"].values()
     ]
     assert reasons
-    assert {*verdicts(report)} <= {"better", "worse", "not resolved"}
+    assert {*verdicts(report)} <= {"better", "worse", SMALL, "not resolved"}
     assert json.dumps(report, allow_nan=False)
     assert all("unknown" in text and reasons[0] in text for text in forms(report))
 

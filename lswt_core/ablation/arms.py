@@ -53,6 +53,8 @@ class AblationFile(Table):
 
     recipe: str  # the baseline's, a path relative to this file
     seeds: Annotated[int, Ge(1)] = 5
+    looks: list[Annotated[int, Ge(2)]] = Field(default_factory=list)  # seeds; empty: one look
+    sequential: bool = False
     match: Match = "none"
     margin: Annotated[float, Gt(0)] = 0.01
     plan: Layout = "one-at-a-time"

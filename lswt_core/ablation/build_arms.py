@@ -56,11 +56,23 @@ class AblationSpec(NamedTuple):
     tune: tuple[TunedOption, ...] = ()  # options that are tuned for every arm
     tuning_seeds: int = 3
     horizons: tuple[float, ...] = ()  # multiples of the recipe's steps; empty: 1 alone
+    looks: tuple[int, ...] = ()  # numbers of seeds at which verdicts are planned; empty: at `seeds`
+    sequential: bool = False  # seeds are added look by look, until every arm is decided
+    confidence: float = 0.95  # 1 - alpha
+
+    @property
+    def planned_looks(self) -> tuple[int, ...]:
+        """The numbers of seeds at which verdicts are planned."""
+        return self.looks or (self.seeds,)
 
     def fingerprint(self) -> str:
-        """Return a hash of what is compared: other arms get another report."""
+        """Return a hash of what is asked: other arms, another margin or other planned looks get
+        another report. More seeds do not: they are another look at the same comparisons, which the
+        store records (``ComparisonRecords``).
+        """
         arms = [[str(part) for part in arm] for arm in self.arms]
-        asked: list[Any] = [arms, self.match, self.knob, self.overlay]
+        rule = [self.margin, self.confidence, self.looks]
+        asked: list[Any] = [arms, self.match, self.knob, self.overlay, rule]
         if self.tune:
             asked += [self.tune, self.tuning_seeds]
         if self.horizons:

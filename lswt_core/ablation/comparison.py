@@ -4,6 +4,7 @@ tuned for each of them, and at other lengths of training.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lswt_core.ablation.document_split import judged_on
@@ -11,6 +12,7 @@ from lswt_core.ablation.horizons import AtHorizon, check_horizons, run_horizons,
 from lswt_core.ablation.runs.outcome import Study
 from lswt_core.ablation.runs.runner import Workers
 from lswt_core.ablation.runs.store import RunStore
+from lswt_core.ablation.sequential import run_sequentially
 from lswt_core.ablation.study import Ablation
 from lswt_core.ablation.tune import least_runs
 from lswt_core.ablation.tuned import (
@@ -21,6 +23,7 @@ from lswt_core.ablation.tuned import (
     check_tuning,
     read_own_value,
 )
+from lswt_core.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ def check_comparison(ablation: Ablation) -> None:
     """Raise UsageError or RecipeError, before anything is trained, for options of a built ablation
     that cannot be tuned, or horizons that share no beginning.
     """
+    if ablation.spec.sequential and ablation.spec.horizons:
+        raise UsageError(
+            "--sequential: where it stops depends on one length of training, and --horizons asks"
+            " for several\n  fix: leave one of them out, or give --seeds in place of --sequential"
+        )
     check_tuning(ablation)
     check_horizons(ablation, ablation.spec.horizons)
 
@@ -83,16 +91,35 @@ def run_comparison(ablation: Ablation, store: RunStore, workers: Workers) -> Com
     check_comparison(ablation)
     multiples = ablation.spec.horizons
     if not ablation.spec.tune:
-        horizons = run_horizons(ablation, multiples, store, workers)
+        horizons = run_lengths(ablation, store, workers, multiples)
         return Comparison(study_of(horizons), horizons=tuple(horizons if multiples else ()))
     tuning = Tuner(ablation, store, workers).tune()
     best = build_from(ablation, at_chosen_values(ablation, tuning))
-    fixed = judged_on(ablation.run(store, workers), tuning.documents.judging)
-    horizons = [
-        one._replace(study=judged_on(one.study, tuning.documents.judging))
-        for one in run_horizons(best, multiples, store, workers)
-    ]
+
+    def judge(study: Study) -> Study:
+        return judged_on(study, tuning.documents.judging)
+
+    horizons = run_lengths(best, store, workers, multiples, judge)
+    ablation.spec = ablation.spec._replace(seeds=best.spec.seeds)  # a sequential study chose them
+    fixed = judge(ablation.run(store, workers))
     return Comparison(fixed, tuning, study_of(horizons), tuple(horizons if multiples else ()))
+
+
+def run_lengths(
+    ablation: Ablation,
+    store: RunStore,
+    workers: Workers,
+    multiples: Sequence[float],
+    judge: Callable[[Study], Study] = lambda study: study,
+) -> list[AtHorizon]:
+    """Run a built ablation at all lengths of training, the recipe's own among them, or look by
+    look; every study is seen as ``judge`` shows it.
+    """
+    if ablation.spec.sequential:
+        study = run_sequentially(ablation, store, workers, judge)
+        return [AtHorizon(1.0, ablation.arms[0].recipe.train.total_steps, study)]
+    horizons = run_horizons(ablation, multiples, store, workers)
+    return [one._replace(study=judge(one.study)) for one in horizons]
 
 
 def study_of(horizons: list[AtHorizon]) -> Study:

@@ -116,11 +116,9 @@ class Trunks:
         """
         self.store = store
         self.branches: list[tuple[Job, Job, int]] = []  # longest, shorter, step
-        trunks = longest.jobs(workers.threads, workers.devices) if shorter else []
+        trunks = longest.jobs(store, workers) if shorter else []
         for ablation in shorter:
-            for trunk, job in zip(
-                trunks, ablation.jobs(workers.threads, workers.devices), strict=True
-            ):
+            for trunk, job in zip(trunks, ablation.jobs(store, workers), strict=True):
                 step = shared_steps(job.recipe, trunk.recipe)
                 if step and store.outcome(job.key) is None:
                     self.branches.append((trunk, job, step))

@@ -95,9 +95,16 @@ class LadderRuns:
         """``best``: the built ablations at tuned values, by rung."""
         self.ablation, self.store, self.workers = ablation, store, workers
         self.tuning, self.best = tuning, best or {}
-        on = workers.threads, workers.devices
-        self.fixed: Jobs = {one.name: one.ablation.jobs(*on) for one in ablation.rungs}
-        self.tuned: Jobs = {name: one.jobs(*on) for name, one in self.best.items()}
+        self.fixed = self.declared({one.name: one.ablation for one in ablation.rungs})
+        self.tuned = self.declared(self.best)
+
+    def declared(self, ablations: Mapping[str, Ablation]) -> Jobs:
+        """Return the runs of ablations by rung; looks at them are declared."""
+        jobs = {}
+        for name, one in ablations.items():
+            jobs[name] = one.jobs(self.store, self.workers)
+            one.looks(self.store, self.workers).declare(jobs[name])
+        return jobs
 
     def ordered(self) -> list[Job]:
         """Return all runs, the most expensive rung first, named by arm and rung."""

@@ -19,6 +19,8 @@ from lswt_core.ablation.build_arms import (
 )
 from lswt_core.ablation.certificate import Uncertified, format_allow_options
 from lswt_core.ablation.certify_runs import RunsOfArms, certify
+from lswt_core.ablation.runs.comparison_records import Comparison
+from lswt_core.ablation.runs.looks import StudyLooks
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.progress import Job, format_partial_table
 from lswt_core.ablation.runs.run_records import read_environment
@@ -39,6 +41,7 @@ class Ablation:
         self.spec, self.registry, self.world, self.say = spec, registry, world, say
         self.builder = ArmBuilder(spec, registry, world)
         self.arms: list[BuiltArm] = []  # the baseline first
+        self.keys: CacheKeys | None = None
 
     def build(self, baseline: Recipe) -> None:
         """Build and certify every arm; raises Uncertified before anything is trained. ``baseline``
@@ -62,18 +65,23 @@ class Ablation:
         first = self.arms[0].recipe.train.seed
         return range(first, first + self.spec.seeds)
 
-    def jobs(self, threads: int, devices: Sequence[str] = ()) -> list[Job]:
-        """Return every run, seed by seed, so that an ablation that is stopped has whole pairs.
-        ``devices``: the indices of the accelerators that runs use.
-        """
-        make_job = self.job_maker(threads, devices)
+    def cache_keys(self, store: RunStore, workers: Workers) -> CacheKeys:
+        """Return the keys of runs that these workers make; they are computed once."""
+        if self.keys is None:
+            surroundings = Surroundings.here(self.world.device, workers.threads, workers.devices)
+            self.keys = CacheKeys(self.registry, surroundings, store)
+        return self.keys
+
+    def jobs(self, store: RunStore, workers: Workers) -> list[Job]:
+        """Return every run, seed by seed, so that an ablation that is stopped has whole pairs."""
+        make_job = self.job_maker(store, workers)
         return [make_job(arm, seed) for seed in self.seeds() for arm in self.arms]
 
-    def job_maker(self, threads: int, devices: Sequence[str] = ()) -> Callable[..., Job]:
+    def job_maker(self, store: RunStore, workers: Workers) -> Callable[..., Job]:
         """Return ``make_job(arm, seed, overrides=())``: the run of a built arm with a seed, with
         further overrides.
         """
-        keys = CacheKeys(self.registry, Surroundings.here(self.world.device, threads, devices))
+        keys = self.cache_keys(store, workers)
         backends = {arm.spec.name: self.builder.attention_backends(arm.recipe) for arm in self.arms}
 
         def make_job(arm: BuiltArm, seed: int, overrides: Sequence[str] = ()) -> Job:
@@ -89,8 +97,8 @@ class Ablation:
 
         Asked to stop, it prints what is finished and raises RunsStopped, which has the study of it.
         """
-        planned = self.jobs(workers.threads, workers.devices)
-        jobs = [job._replace(key=store.current(job.key)) for job in planned]
+        jobs = self.jobs(store, workers)
+        self.looks(store, workers).declare(jobs)
         try:
             outcomes = Runner(jobs, store, workers, self.say).run()
         except RunsStopped as stopped:
@@ -106,7 +114,9 @@ class Ablation:
         store: RunStore,
         workers: Workers,
     ) -> Study:
-        """Return the results of all arms; runs that have no outcome (by key) are not finished."""
+        """Return the results of all arms, whose looks were declared; with all runs this is a look.
+        Runs that have no outcome (by key) are not finished.
+        """
         keys = {(job.arm, job.seed): job.key for job in jobs}
         arms = []
         for arm in self.arms:
@@ -116,6 +126,9 @@ class Ablation:
                 own.append(outcomes.get(key) or Outcome.unfinished(seed))
                 stored[seed] = key, str(store.directory(key))
             arms.append(replace(collect_result(arm, own), stored=stored))
+        looks = self.looks(store, workers)
+        if not any(arm.unfinished_seeds() for arm in arms):
+            looks.take(arms)
         pairs, runs = list(zip(self.arms, arms, strict=True)), RunsOfArms(store, keys)
         return Study(
             name=self.spec.name,
@@ -127,15 +140,38 @@ class Ablation:
             environment=read_environment(store, list(keys.values())),
             recipe=self.arms[0].recipe.dump(),
             command=self.spec.command,
+            looks=looks.by_arm(),
+            others=looks.others(),
         )
+
+    def looks(self, store: RunStore, workers: Workers) -> StudyLooks:
+        """Return the looks at every arm in a store."""
+        comparisons = self.comparisons(self.cache_keys(store, workers))
+        return StudyLooks(comparisons, store, self.spec.planned_looks)
+
+    def comparisons(self, keys: CacheKeys) -> list[Comparison]:
+        """Return what is asked about every arm but the baseline."""
+        baseline, *others = [self.key_of_any_seed(arm, keys) for arm in self.arms]
+        spec, (first, *_) = self.spec, self.seeds()
+        rule = (spec.name, first, spec.margin, spec.confidence)
+        return [
+            Comparison(baseline, key, arm.spec.name, *rule)
+            for arm, key in zip(self.arms[1:], others, strict=True)
+        ]
+
+    def key_of_any_seed(self, arm: BuiltArm, keys: CacheKeys) -> str:
+        """Return a key that an arm's runs with all seeds share."""
+        recipe = self.builder.load(arm.spec, (*arm.overrides, "train.seed=0"))
+        return keys.of(recipe, self.builder.attention_backends(arm.recipe))
 
     def settings(self, workers: Workers) -> dict[str, Any]:
         """Return how the comparison was made, as plain data."""
         baseline = self.arms[0]
         return {
             "seeds": list(self.seeds()),
-            "confidence": 0.95,
+            "confidence": self.spec.confidence,
             "margin": self.spec.margin,
+            "looks": list(self.spec.planned_looks),
             "steps": baseline.recipe.train.total_steps,
             "tokens": count_training_tokens(baseline.recipe),
             "match": self.spec.match,

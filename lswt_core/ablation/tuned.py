@@ -94,7 +94,7 @@ class Tuner:
     def __init__(self, ablation: Ablation, store: RunStore, workers: Workers) -> None:
         self.ablation, self.store, self.workers = ablation, store, workers
         self.arms = {arm.spec.name: arm for arm in ablation.arms}
-        self.make_job = ablation.job_maker(workers.threads, workers.devices)
+        self.make_job = ablation.job_maker(store, workers)
         self.documents: DocumentSplit | None = None  # None: no run has finished yet
         self.runs: list[TuningRun] = []
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from lswt_core.ablation.runs.runner import Workers
     from lswt_core.ablation.study import Ablation
 
+SEQUENTIAL_LOOKS = (5, 10, 20)  # default
+
 
 def ablate(arguments: argparse.Namespace) -> int:
     """Certify the arms, make the runs, write the report."""
@@ -167,8 +169,11 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
         *(arms_of_file(*read) if read is not None else ()),
         *arms_of_recipes(arguments.arm, overrides),
     ]
+    looks = planned_looks(arguments, file)
     settings = {
-        "seeds": first(arguments.seeds, file and file.seeds, 5),
+        "seeds": first(arguments.seeds, looks[0] if looks else None, file and file.seeds, 5),
+        "looks": looks,
+        "sequential": arguments.sequential or bool(file and file.sequential),
         "match": first(arguments.match, file and file.match, "none"),
         "margin": first(arguments.margin, file and file.margin, 0.01),
         "allow": [*(file.allow if file else ()), *arguments.allow],
@@ -201,6 +206,20 @@ def read_horizons(arguments: argparse.Namespace) -> tuple[float, ...]:
             "  fix: e.g. --horizons 0.5,1,2"
         )
     return horizons
+
+
+def planned_looks(arguments: argparse.Namespace, file: AblationFile | None) -> tuple[int, ...]:
+    """The numbers of seeds at which verdicts are planned; empty: once, at the number of seeds."""
+    looks = tuple(first(arguments.looks, file and file.looks, ()))
+    if list(looks) != sorted(set(looks)) or (looks and looks[0] < 2):
+        raise UsageError("--looks are numbers of seeds, 2 or more, that increase: --looks 5,10,20")
+    if not (arguments.sequential or (file and file.sequential)):
+        return looks
+    if arguments.seeds is not None:
+        raise UsageError(
+            "--sequential chooses the number of seeds: give --looks in place of --seeds"
+        )
+    return looks or SEQUENTIAL_LOOKS
 
 
 def first(*values: Any) -> Any:

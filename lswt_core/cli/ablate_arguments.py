@@ -54,6 +54,17 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of every arm (default 5)")
     parser.add_argument(
+        "--looks",
+        type=numbers,
+        metavar="5,10,20",
+        help="numbers of seeds at which verdicts are planned (default: one, at --seeds)",
+    )
+    parser.add_argument(
+        "--sequential",
+        action="store_true",
+        help="add seeds look by look until every arm is decided (--looks, default 5,10,20)",
+    )
+    parser.add_argument(
         "--match",
         choices=get_args(Match),
         help=(
@@ -146,3 +157,8 @@ def tuning_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="0.5,1,2",
         help="compare at these multiples of train.steps too; needs a schedule like wsd",
     )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    return tuple(int(word) for word in text.split(","))

@@ -22,9 +22,12 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
     ):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    if arguments.looks is not None:
+        words += ["--looks", ",".join(map(str, arguments.looks))]
     return (
         words
         + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
+        + (["--sequential"] if arguments.sequential else [])
         + (["--full"] if arguments.full else [])
         + (["--unchecked"] if arguments.unchecked else [])
     )

@@ -49,6 +49,11 @@ def ablate_ladder(
     """Certify the arms at every rung, make the runs, write the report; return both, None of a dry
     run. ``planned`` is the ablation without the ladder, nothing of which is built.
     """
+    if planned.spec.sequential:
+        raise UsageError(
+            "--sequential: where it stops depends on one size, and a ladder has several\n"
+            "  fix: leave one of them out, or give --seeds in place of --sequential"
+        )
     from lswt_core.ablation.ladder import LadderAblation
     from lswt_core.ablation.report.publish import claim
 

@@ -10,21 +10,25 @@ from functools import partial
 from statistics import fmean, median, stdev
 from typing import Any
 
-import numpy as np
-
 from lswt_core.ablation.report.costs import compare_costs
-from lswt_core.ablation.report.facts import LIMITS, describe_text, list_code, list_runs
+from lswt_core.ablation.report.facts import LIMITS, describe_evaluated, list_code, list_runs
+from lswt_core.ablation.report.family import describe_others
+from lswt_core.ablation.report.held_out_text import (
+    describe_text,
+    documents_interval,
+    kind_of_text_interval,
+)
+from lswt_core.ablation.report.seed_plans import add_plans
 from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
-from lswt_core.ablation.report.verdict import add_verdicts
-from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.report.verdict import add_verdicts, adjust_family
+from lswt_core.ablation.runs.outcome import ArmResult, Looks, Outcome, Study
+from lswt_core.ablation.statistics.looks import MAXIMUM, nominal_level, valid_p
 from lswt_core.ablation.statistics.paired_runs import (
     PairedTest,
-    bootstrap_documents,
+    clear_p,
     correlation,
     equivalence_test,
     paired_test,
-    power,
-    seeds_needed,
 )
 
 Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
@@ -33,14 +37,15 @@ Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
 STATISTICS = (
     "delta",
     "ci95",
+    "level",
     "p",
+    "p_looks",
+    "p_equivalent",
+    "p_clear",
     "std",
     "correlation",
-    "p_equivalent",
-    "seeds_needed",
-    "margin_seeds",
-    "power",
     "documents_ci95",
+    "kind_of_text_ci95",
 )
 
 
@@ -51,15 +56,22 @@ def make_report(study: Study) -> dict[str, Any]:
     run), evaluated {tokens, documents, bytes, unigram_loss}, final_loss {mean, std, values by seed,
     None where a run failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes,
     by_component, components, runs and code (see ``facts``). "comparisons", each of an arm with the
-    baseline: delta (arm - baseline, nats per token), ci95, p, p_holm, verdict, seeds (pairs),
-    failed (runs of the arm and of the baseline), seeds_needed (to resolve the observed delta) and
-    more, costs (see ``costs``). Both have "unknown": what could not be computed, and why.
+    baseline: delta (arm - baseline, nats per token); ci95, which holds at all looks together, and
+    its level at a single look; p (at a single look), p_looks (valid under all looks), p_holm;
+    verdict, why, seeds (pairs), looks {declared, taken, last}, failed (runs of the arm and of the
+    baseline), the numbers of ``seed_plans.PLANS``, costs (see ``costs``). Both have "unknown": what
+    could not be computed, and why. "family": the comparisons over which p_holm is corrected {size,
+    others}. "text": the held-out one {documents, tokens, largest, warnings}; documents_ci95 is over
+    other documents for these very models, kind_of_text_ci95 over other seeds and documents.
     "certificate", "certificate_limits" (what no certificate shows), "settings", "environment",
     "citations", "recipe", "command", "name". "unfinished": arm and seeds of runs that are not
     finished; if there are any, no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
-    comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
+    comparisons = [compare_with_baseline(baseline, arm, study) for arm in others]
+    earlier = describe_others(study)
+    adjust_family(comparisons, earlier)
+    add_plans(comparisons, compute, study.settings["confidence"])
     add_verdicts(comparisons, study.settings["margin"])
     unfinished = list_unfinished(study)
     if unfinished:
@@ -72,6 +84,8 @@ def make_report(study: Study) -> dict[str, Any]:
         "settings": study.settings,
         "arms": [describe_arm(arm) for arm in study.arms],
         "comparisons": comparisons,
+        "family": {"size": len(comparisons) + len(earlier), "others": earlier},
+        "text": describe_text(study),
         "certificate": study.certificate,
         "environment": study.environment,
         "citations": list(filter(None, citations)),
@@ -110,7 +124,7 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
     """Return the entry of an arm in the report."""
     unknown: dict[str, str] = {}
     summary = summarize_runs(arm.finished_runs(), partial(compute, unknown))
-    summary["evaluated"] |= describe_text(arm)
+    summary["evaluated"] |= describe_evaluated(arm)
     return {
         "name": arm.name,
         "swap": arm.swap,
@@ -170,74 +184,73 @@ def median_of_known(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def compare_with_baseline(
-    baseline: ArmResult, arm: ArmResult, settings: dict[str, Any]
-) -> dict[str, Any]:
+def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> dict[str, Any]:
     """Return the comparison of an arm with the baseline, still without a verdict."""
     pairs, unknown = arm.finished_pairs(baseline), dict[str, str]()
+    looks = study.looks.get(arm.name, only_look(len(arm.outcomes), len(pairs)))
     statistics: dict[str, Any] = {"values": []}
     if pairs:
-        statistics = compute_statistics(pairs, settings, partial(compute, unknown))
+        statistics = compute_statistics(pairs, looks, study.settings, partial(compute, unknown))
     return {
         "arm": arm.name,
         "baseline": baseline.name,
         "seeds": len(pairs),
         "lost": len(arm.outcomes) - len(pairs),
         "failed": {"arm": len(arm.failed_runs()), "baseline": len(baseline.failed_runs())},
-        "margin": settings["margin"],
-        "costs": compare_costs(baseline, arm, settings["confidence"]),
+        "margin": study.settings["margin"],
+        "looks": {**looks._asdict(), "last": max(MAXIMUM, *looks.declared)},
+        "costs": compare_costs(baseline, arm, study.settings["confidence"]),
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,
     }
 
 
+def only_look(seeds: int, pairs: int) -> Looks:
+    """Return the look of a study that declared one, and of whose seeds some pairs are left."""
+    return Looks(tuple(sorted({seeds, pairs} - {0, 1})) or (seeds,), (pairs,))
+
+
 def compute_statistics(
-    pairs: Sequence[tuple[Outcome, Outcome]], settings: dict[str, Any], ask: Ask
+    pairs: Sequence[tuple[Outcome, Outcome]], looks: Looks, settings: dict[str, Any], ask: Ask
 ) -> dict[str, Any]:
     """Return all statistics of the paired differences; only "values" if the t test fails."""
     before, after = ([one.loss or 0.0 for one in side] for side in zip(*pairs, strict=True))
     values = [other - one for one, other in zip(before, after, strict=True)]
     margin, confidence = settings["margin"], settings["confidence"]
-    test = ask("delta", paired_test, values, confidence)
-    if test is None:
+    look = ask("delta", paired_test_at_look, values, looks, confidence)
+    if look is None:
         return {"values": values}
+    test, level = look
+
+    def valid(p: float | None, sides: int = 2) -> float | None:
+        return valid_p(p, looks.declared, len(pairs), sides)
+
     equivalence = ask("p_equivalent", equivalence_test, values, margin)
+    clear = ask("p_clear", clear_p, values, margin)
     return {
         "delta": test.delta,
         "ci95": test.ci,
+        "level": level,
         "p": test.p,
+        "p_looks": ask("p_looks", valid, test.p),
+        "p_equivalent": ask("p_equivalent", valid, equivalence and equivalence.p, 1),
+        "p_clear": ask("p_clear", valid, clear),
         "std": test.std,
         "values": values,
         "correlation": ask("correlation", correlation, before, after),
-        "p_equivalent": equivalence and equivalence.p,
-        "seeds_needed": ask("seeds_needed", seeds_needed, test.delta, test.std),
-        "margin_seeds": ask("margin_seeds", seeds_needed, margin, test.std),
-        "power": ask("power", power_at_margin, test, margin),
         "documents_ci95": ask("documents_ci95", documents_interval, pairs, confidence),
+        "kind_of_text_ci95": ask("kind_of_text_ci95", kind_of_text_interval, pairs, confidence),
     }
 
 
-def power_at_margin(test: PairedTest, margin: float) -> float | None:
-    """Return the power of these seeds at a true difference as large as the margin."""
-    if test.std is None:
-        return None
-    if test.std == 0.0:
-        return 1.0
-    return power(margin, test.std, test.pairs)
-
-
-def documents_interval(
-    pairs: Sequence[tuple[Outcome, Outcome]], confidence: float
-) -> tuple[float, float] | None:
-    """Return the confidence interval of the difference over other held-out documents; None where
-    there is one document, or the runs were evaluated on different ones.
+def paired_test_at_look(
+    values: Sequence[float], looks: Looks, confidence: float
+) -> tuple[PairedTest, float]:
+    """Return the paired t-test, and the level of its interval at this look alone, at which the
+    intervals of all looks together have ``confidence``.
     """
-    outcomes = [one for pair in pairs for one in pair]
-    documents = [[(name, tokens) for name, _, tokens in one.documents] for one in outcomes]
-    if len(documents[0]) < 2 or any(other != documents[0] for other in documents):
-        return None
-    # [2 pairs, documents]
-    sums = np.array([[total for _, total, _ in one.documents] for one in outcomes])
-    tokens = np.array([tokens for _, tokens in documents[0]], dtype=np.float64)
-    return bootstrap_documents(sums[::2], sums[1::2], tokens, confidence)
+    level = 0.0
+    if len(values) > 1:
+        level = nominal_level(1 - confidence, looks.declared, len(values))
+    return paired_test(values, 1 - level), level

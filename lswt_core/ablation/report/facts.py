@@ -42,7 +42,7 @@ def list_runs(arm: ArmResult, outcomes: Iterable[Outcome]) -> list[dict[str, Any
     return runs
 
 
-def describe_text(arm: ArmResult) -> dict[str, Any]:
+def describe_evaluated(arm: ArmResult) -> dict[str, Any]:
     """Return what losses of an arm compare with: "unigram_loss" (nats per token) and "bytes" of the
     evaluated text; None where finished runs do not agree, or do not know.
     """

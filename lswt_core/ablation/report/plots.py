@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, SMALL, UNRESOLVED, WORSE
 from lswt_core.ablation.runs.outcome import ArmResult, Study
 from lswt_core.reporting.curves import new_figure, render_png, set_title
 from lswt_core.reporting.metrics_log import smooth
@@ -16,7 +17,7 @@ from lswt_core.reporting.metrics_log import smooth
 # baseline is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
-MARKERS = {"better": "v", "worse": "^", "equivalent": "s", "not resolved": "o"}
+MARKERS = {BETTER: "v", WORSE: "^", SMALL: "D", EQUIVALENT: "s", UNRESOLVED: "o"}
 MAX_CURVES = 8  # arms in a plot of curves; more could not be distinguished
 Curve = Sequence[tuple[float, float]]
 

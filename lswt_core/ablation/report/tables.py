@@ -16,7 +16,7 @@ LOSSES = (
     "difference",
     "95 % interval",
     "p",
-    "p (Holm)",
+    "p (looks, Holm)",
     "verdict",
     "seeds",
     "failed",

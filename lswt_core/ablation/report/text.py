@@ -8,6 +8,7 @@ from typing import Any
 from lswt_core.ablation.certify_runs import NOT_COMPARED
 from lswt_core.ablation.report.costs import list_noise
 from lswt_core.ablation.report.facts import compare_with_unigram, list_warnings
+from lswt_core.ablation.report.family import describe_family, describe_looks
 from lswt_core.ablation.report.tables import (
     Report,
     certificate_table,
@@ -64,6 +65,7 @@ def summarize(report: Report) -> list[str]:
             f"NOT COMPARED: {', '.join(unproven)}; no records of their runs show that the swap is"
             " clean."
         )
+    sentences += report["text"]["warnings"] + describe_family(report)
     sentences += [f"{note}." for note in settings.get("notes", ())]
     return [*sentences, summarize_scope(report)]
 
@@ -85,7 +87,10 @@ def summarize_comparison(one: dict[str, Any], standing: str) -> str:
     interval = "no interval"
     if one["ci95"] is not None:
         low, high = map(format_difference, one["ci95"])
-        interval = f"95 % interval {low} to {high}"
+        interval = f"95 % interval {low} to {high} on this text"
+    if one["kind_of_text_ci95"] is not None:
+        low, high = map(format_difference, one["kind_of_text_ci95"])
+        interval += f", {low} to {high} on this kind of text"
     return (
         f"{verdict}, {format_difference(one['delta'])} nats per token ({interval}); {one['why']}."
     )
@@ -102,28 +107,50 @@ def list_unknown(report: Report) -> list[str]:
 
 
 def list_power(report: Report) -> list[str]:
-    """Return what the seeds could have resolved, and how many more would be needed."""
+    """Return what the seeds could have resolved, how many a new study would need, and what looks
+    were taken.
+    """
     compared = [one for one in report["comparisons"] if one["std"] is not None]
-    return [describe_noise(one) for one in compared]
+    return [describe_noise(one) for one in compared] + describe_looks(report)
 
 
 def describe_noise(one: dict[str, Any]) -> str:
-    """Return the noise between an arm's seeds, and the seeds that resolve the margin."""
-    count = "an unknown number of" if "margin_seeds" in one["unknown"] else one["margin_seeds"]
-    plan = "no number of seeds is in sight"
-    if count:
-        difference = f"a difference of {one['margin']:g} nats"
-        plan = f"{count} seeds would find {difference} with a chance of 80 %"
+    """Return the noise between an arm's seeds, and the seeds that a new study would need."""
     shared = ""
     if one["correlation"] is not None:
         shared = f"; the arms share noise with correlation {one['correlation']:.2f}"
     noise = f"differences between seeds vary by {one['std']:.2g} nats"
-    return f"{one['arm']}: {noise}{shared}; {plan}."
+    margin = f"{one['margin']:g} nats"
+    plans = [
+        describe_plan(one, "seeds_needed", "resolve a difference like the one seen"),
+        describe_plan(one, "margin_seeds", f"resolve a difference of {margin}"),
+        describe_plan(one, "equivalence_seeds", f"show that the arm differs by less than {margin}"),
+    ]
+    wanted = "; ".join(filter(None, plans))
+    new = f" With a chance of 80 %, a new study needs {wanted}." if wanted else ""
+    return f"{one['arm']}: {noise}{shared}.{new}"
+
+
+def describe_plan(one: dict[str, Any], key: str, aim: str) -> str:
+    """Return how many seeds a new study needs for its aim; empty where that is not asked."""
+    if key in one["unknown"]:
+        return f"an unknown number of seeds to {aim}"
+    if one[key] is None:
+        return "" if key == "seeds_needed" else f"more seeds than are in sight to {aim}"
+    most = one[f"{key}_at_most"]
+    bound = "no known limit" if most is None else f"{most:,} at the most"
+    return f"{one[key]:,} seeds ({bound}) to {aim}"
 
 
 def list_document_intervals(report: Report) -> list[str]:
     """Return the uncertainty from the choice of held-out documents."""
     lines = []
+    if any(one["kind_of_text_ci95"] for one in report["comparisons"]):
+        lines.append(
+            "On this text: over other seeds. On this kind of text: over other seeds and other"
+            " documents, at this look alone; where that is no wider, documents add no uncertainty"
+            " that could be seen."
+        )
     for one in report["comparisons"]:
         if one["documents_ci95"] is not None:
             low, high = map(format_difference, one["documents_ci95"])
@@ -186,7 +213,10 @@ def render_markdown(report: Report) -> str:
         headed("What it costs", cost_table(report).markdown()),
         bullet_list(list_noise(report["comparisons"])),
         headed("Every seed", seed_table(report).markdown()),
-        headed("What these seeds could resolve", bullet_list(list_power(report))),
+        headed(
+            "What these seeds could resolve",
+            bullet_list(list_power(report) + list_document_intervals(report)),
+        ),
         headed("What could not be computed", bullet_list(list_unknown(report))),
         headed("Failures", bullet_list(list_failures(report))),
         headed("Probes", probes.markdown() if probes else ""),

@@ -11,19 +11,11 @@ from typing import Any
 from lswt_core.ablation.runs.outcome import Study
 
 NOT_FINISHED = "not finished"
-# keys of a comparison that need all seeds
-WITHHELD = (
-    "ci95",
-    "p",
-    "p_holm",
-    "std",
-    "p_equivalent",
-    "p_equivalent_holm",
-    "seeds_needed",
-    "margin_seeds",
-    "power",
-    "documents_ci95",
-)
+# keys of a comparison that need not all seeds
+KEPT = {
+    *("arm", "baseline", "seeds", "lost", "failed", "margin", "looks", "costs"),
+    *("delta", "values", "correlation"),
+}
 
 
 def list_unfinished(study: Study) -> list[dict[str, Any]]:
@@ -35,7 +27,7 @@ def list_unfinished(study: Study) -> list[dict[str, Any]]:
 def withhold_verdicts(comparisons: Iterable[dict[str, Any]]) -> None:
     """Take tests, intervals and verdicts out of comparisons; means and seeds stay."""
     for one in comparisons:
-        one.update(dict.fromkeys(key for key in WITHHELD if key in one))
+        one.update(dict.fromkeys(one.keys() - KEPT))
         one["unknown"] = {}
         one["verdict"] = NOT_FINISHED
         one["why"] = f"{one['seeds']} of {one['seeds'] + one['lost']} pairs of runs are there"

@@ -4,9 +4,9 @@ the whole study.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 UNFINISHED = "not finished"  # the failure of a run that was not made, or not to its end
 
@@ -112,6 +112,28 @@ class ArmResult:
         pairs = zip(baseline.outcomes, self.outcomes, strict=True)
         return [(one, other) for one, other in pairs if one.failure is other.failure is None]
 
+    def differences(self, baseline: ArmResult) -> list[float]:
+        """Return held-out loss less the baseline's, at every seed at which both finished."""
+        pairs = self.finished_pairs(baseline)
+        return [(other.loss or 0.0) - (one.loss or 0.0) for one, other in pairs]
+
+
+class Looks(NamedTuple):
+    """The numbers of pairs at which verdicts about one arm were planned, and given."""
+
+    declared: tuple[int, ...]
+    taken: tuple[int, ...] = ()
+
+
+class OtherComparison(NamedTuple):
+    """An earlier comparison with the same baseline, at its last look."""
+
+    arm: str
+    study: str
+    margin: float
+    looks: Looks
+    differences: tuple[float, ...]  # of pairs
+
 
 @dataclass(frozen=True)
 class Study:
@@ -125,3 +147,5 @@ class Study:
     environment: dict[str, Any]
     recipe: str  # the baseline's, resolved
     command: str
+    looks: Mapping[str, Looks] = field(default_factory=dict)  # by arm; none: one, at these seeds
+    others: Sequence[OtherComparison] = ()  # with the same baseline, in the same store

@@ -48,8 +48,11 @@ DIVERGED = "diverged"  # prefix of failures that a second try would repeat
 class CacheKeys:
     """Cache keys of runs; what runs have in common is hashed once."""
 
-    def __init__(self, registry: Registry, surroundings: Surroundings) -> None:
-        self.registry, self.surroundings = registry, surroundings
+    def __init__(
+        self, registry: Registry, surroundings: Surroundings, store: RunStore | None = None
+    ) -> None:
+        """``store``: its runs say what they imported besides (``RunStore.current``)."""
+        self.registry, self.surroundings, self.store = registry, surroundings, store
         self.memo: dict[str, Any] = {}
 
     def of(self, recipe: Recipe, backends: Iterable[str]) -> str:
@@ -80,7 +83,8 @@ class CacheKeys:
             "embeddings": self.once(resolved["embedding"], lambda: fingerprint_embeddings(recipe)),
             "surroundings": [*self.surroundings, platform.machine(), platform.python_version()],
         }
-        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+        key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+        return key if self.store is None else self.store.current(key)
 
     def code(self, offer: Offer) -> CodeFingerprint:
         """Return the code of a component."""
