@@ -454,9 +454,9 @@ def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Don
         "small lr",
     ]
     assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
-    assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
-        "the command line wins"
-    )
+    tuning = {"tune": (), "tuning_seeds": 3, "horizons": ()}
+    expected = {"seeds": 4, "match": "none", "margin": 0.02, "allow": [], **tuning}
+    assert settings == expected, "the command line wins"
     done = dry_run()
     assert done.returncode == 2 and "--swap" in done.stderr
 
