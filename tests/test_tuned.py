@@ -178,11 +178,25 @@ def test_a_rate_that_only_grows_better_is_not_bracketed(
     assert "OPTIMUM NOT BRACKETED: baseline" in capsys.readouterr().out
 
 
-def test_runs_of_tuning_that_diverge_are_results_and_no_failures(tuned: Tuned) -> None:
+def test_a_run_of_tuning_that_diverges_is_a_result_and_no_failure(tuned: Tuned) -> None:
     report = tuned.run(by_rate, "--swap", "ffn=gelu", "--tune", "optimizer.lr=3x16")
     assert report["code"] == 0
     failed = [run for run in report["tuning"]["runs"] if run["failure"]]
     assert failed and all(run["loss"] is None for run in failed)
+
+
+def test_a_run_of_tuning_that_is_lost_is_no_result(
+    tuned: Tuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(job: Job) -> Outcome:
+        if job.seed == TUNING_SEEDS + 1:
+            return Outcome.failed(job.seed, "killed by signal 9 (out of memory?)")
+        return by_rate(job)
+
+    assert tuned.run(runs, "--swap", "ffn=gelu", "--tune", "optimizer.lr=3")["code"] == 8
+    told = capsys.readouterr().err
+    assert "baseline optimizer.lr=0.002, seed 1073741825: killed by signal 9" in told
+    assert "the same command makes them again" in told
 
 
 def test_too_few_held_out_documents_end_the_study_after_its_first_run(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lswt_core.ablation.tuning_grid import TunedOption, shift
 
-MAX_EXTENSIONS = 4  # points that are added to a grid whose optimum is at its edge
+MAX_EXTENSIONS = 6  # points that are added to a grid whose optimum is at its edge
 
 Values = tuple[tuple[str, float], ...]  # recipe keys and their values
 
