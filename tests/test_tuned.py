@@ -167,6 +167,7 @@ def test_arms_may_differ_in_what_was_tuned_and_in_nothing_else(tuned: Tuned) -> 
     assert {change["key"] for change in certificate["changes"]} == {"ffn.use", "optimizer.lr"}
 
 
+@pytest.mark.slow
 def test_a_rate_that_only_grows_better_is_not_bracketed(
     tuned: Tuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def test_a_rate_that_only_grows_better_is_not_bracketed(
     assert "OPTIMUM NOT BRACKETED: baseline" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_tuning_that_diverges_is_a_result_and_no_failure(tuned: Tuned) -> None:
     report = tuned.run(by_rate, "--swap", "ffn=gelu", "--tune", "optimizer.lr=3x16")
     assert report["code"] == 0
