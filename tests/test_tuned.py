@@ -121,8 +121,9 @@ def test_an_optimizer_whose_default_rate_is_far_off_is_level_once_tuned(
     assert "optimizer=adamw: equivalent (each arm at its own best optimizer.lr)" in told
     assert "At the recipe's values (untuned), optimizer=adamw: worse" in told
     chosen = {one["arm"]: one["chosen"][0] for one in report["tuning"]["arms"]}
-    assert chosen["baseline"]["value"] == 2e-3 and chosen["optimizer=adamw"]["own"] == 3e-4
-    assert abs(math.log2(chosen["optimizer=adamw"]["value"] / 4e-3)) < 0.5
+    assert chosen["baseline"]["value"] == pytest.approx(2e-3, rel=0.02)
+    assert chosen["optimizer=adamw"]["own"] == 3e-4
+    assert chosen["optimizer=adamw"]["value"] == pytest.approx(4e-3, rel=0.02)
     assert all(one["bracketed"] and one["sensitivity"] > 0 for one in chosen.values())
     assert (tuned.out / "report-tuning.png").read_bytes()[:4] == b"\x89PNG"
     for name in ("report.md", "report.html"):

@@ -61,8 +61,8 @@ def draw_points(axes: Any, colour: str, one: dict[str, Any], means: dict[float, 
         axes.plot([point["value"]] * len(losses), losses, ".", color=colour, markersize=4)
         if point["mean"] is None:
             axes.plot(point["value"], axes.get_ylim()[1], "x", **at_edge)
-    if one["value"] in means:
-        axes.plot(one["value"], means[one["value"]], "D", color=colour, markersize=8)
+    if one["best_point"] in means:
+        axes.plot(one["value"], means[one["best_point"]], "D", color=colour, markersize=8)
     if one["own"] in means:
         ring = {"markerfacecolor": "none", "markeredgewidth": 1.5, "markersize": 11}
         axes.plot(one["own"], means[one["own"]], "o", **ring, **at_edge)
