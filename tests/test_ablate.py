@@ -456,7 +456,8 @@ def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Don
         "small lr",
     ]
     assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
-    rest = {"match": "none", "allow": [], "looks": (), "sequential": False}
+    tuning = {"tune": (), "tuning_seeds": 3, "horizons": ()}
+    rest = {"match": "none", "allow": [], "looks": (), "sequential": False, **tuning}
     assert settings == {"seeds": 4, "margin": 0.02, **rest}, "the command line wins"
     done = dry_run()
     assert done.returncode == 2 and "--swap" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run
 from runs import assert_same_bits, saved_steps, write_recipe
 
 from lswt_core.__main__ import main
@@ -25,6 +26,7 @@ from lswt_core.ablation.runs.branch import (
     request_branches,
 )
 from lswt_core.ablation.runs.store import RunStore
+from lswt_core.checkpoint import RunLock
 from lswt_core.recipe import Recipe
 
 # a decay from step 4 of 8, and from step 7 of 14; no checkpoint is due there
@@ -108,6 +110,8 @@ def test_what_is_not_the_same_run_begins_at_its_first_step(
     assert not grafts("train.seed=1")
     assert not grafts("checkpoint.memory=replay"), "memories would not be those that were trained"
     assert not grafts(into=runs / "whole"), "it has begun"
+    with RunLock(tmp_path / "busy"):
+        assert not grafts(into=tmp_path / "busy"), "another process makes it"
     damaged = tmp_path / "damaged"
     shutil.copytree(runs / "long" / BRANCHES, damaged / BRANCHES)
     file = next((damaged / BRANCHES).glob("*/model.safetensors"))
@@ -150,6 +154,33 @@ def test_lengths_that_are_no_multiples_are_refused(
     words = ["--swap", "ffn=gelu", f"--horizons={multiples}"]
     assert main(["ablate", str(place / "nano.toml"), *words]) == 2
     assert "0.5,1,2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_at_several_lengths_has_the_numbers_of_separate_studies(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    words = ["lswt_core", "ablate", recipe, *OPTIONS, "--swap", "ffn=gelu", "--seeds", "2"]
+    words += ["--jobs", "2"]
+    cache = tmp_path / "cache"
+    whole = run(*words, "--horizons", "0.5", "--out", "out", cwd=tmp_path, LSWT_CACHE_DIR=cache)
+    assert whole.returncode == 0, whole.stderr
+    options = ["train.steps=6", "--store", "apart", "--out", "short"]
+    apart = run(*words, *options, cwd=tmp_path, LSWT_CACHE_DIR=cache)
+    assert apart.returncode == 0, apart.stderr
+    half = json.loads((tmp_path / "out" / "report.json").read_text())["horizons"]["at"][0]
+    alone = json.loads((tmp_path / "short" / "report.json").read_text())
+    assert half["steps"] == 6
+    for key in ("delta", "values", "ci95", "documents_ci95"):
+        assert half["comparisons"][0][key] == alone["comparisons"][0][key]
+    store = tmp_path / "runs" / "store"
+    shared = {path.name for path in (tmp_path / "apart").iterdir()}
+    assert len(shared) == 4 and all("continuing from" in log(store / name) for name in shared)
+    assert not list(store.glob(f"*/{BRANCHES}")), "checkpoints that were kept are removed"
+
+
+def log(directory: Path) -> str:
+    """What a run printed."""
+    return (directory / "run.log").read_text()
 
 
 def at(multiple: float, *entries: tuple[float, float | None]) -> dict[str, Any]:

@@ -121,8 +121,9 @@ def test_an_optimizer_whose_default_rate_is_far_off_is_level_once_tuned(
     assert "optimizer=adamw: equivalent (each arm at its own best optimizer.lr)" in told
     assert "At the recipe's values (untuned), optimizer=adamw: worse" in told
     chosen = {one["arm"]: one["chosen"][0] for one in report["tuning"]["arms"]}
-    assert chosen["baseline"]["value"] == 2e-3 and chosen["optimizer=adamw"]["own"] == 3e-4
-    assert abs(math.log2(chosen["optimizer=adamw"]["value"] / 4e-3)) < 0.5
+    assert chosen["baseline"]["value"] == pytest.approx(2e-3, rel=0.02)
+    assert chosen["optimizer=adamw"]["own"] == 3e-4
+    assert chosen["optimizer=adamw"]["value"] == pytest.approx(4e-3, rel=0.02)
     assert all(one["bracketed"] and one["sensitivity"] > 0 for one in chosen.values())
     assert (tuned.out / "report-tuning.png").read_bytes()[:4] == b"\x89PNG"
     for name in ("report.md", "report.html"):
@@ -163,10 +164,11 @@ def test_arms_may_differ_in_what_was_tuned_and_in_nothing_else(tuned: Tuned) -> 
     assert report["certificate"][0]["flaws"] == []
     (certificate,) = report["tuned"]["certificate"]
     assert [flaw["about"] for flaw in certificate["flaws"]] == ["optimizer.lr"]
-    assert certificate["status"] == "allowed"
+    assert certificate["status"] != "broken"
     assert {change["key"] for change in certificate["changes"]} == {"ffn.use", "optimizer.lr"}
 
 
+@pytest.mark.slow
 def test_a_rate_that_only_grows_better_is_not_bracketed(
     tuned: Tuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,11 +180,26 @@ def test_a_rate_that_only_grows_better_is_not_bracketed(
     assert "OPTIMUM NOT BRACKETED: baseline" in capsys.readouterr().out
 
 
-def test_runs_of_tuning_that_diverge_are_results_and_no_failures(tuned: Tuned) -> None:
+@pytest.mark.slow
+def test_a_run_of_tuning_that_diverges_is_a_result_and_no_failure(tuned: Tuned) -> None:
     report = tuned.run(by_rate, "--swap", "ffn=gelu", "--tune", "optimizer.lr=3x16")
     assert report["code"] == 0
     failed = [run for run in report["tuning"]["runs"] if run["failure"]]
     assert failed and all(run["loss"] is None for run in failed)
+
+
+def test_a_run_of_tuning_that_is_lost_is_no_result(
+    tuned: Tuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(job: Job) -> Outcome:
+        if job.seed == TUNING_SEEDS + 1:
+            return Outcome.failed(job.seed, "killed by signal 9 (out of memory?)")
+        return by_rate(job)
+
+    assert tuned.run(runs, "--swap", "ffn=gelu", "--tune", "optimizer.lr=3")["code"] == 8
+    told = capsys.readouterr().err
+    assert "baseline optimizer.lr=0.002, seed 1073741825: killed by signal 9" in told
+    assert "the same command makes them again" in told
 
 
 def test_too_few_held_out_documents_end_the_study_after_its_first_run(

@@ -10,6 +10,7 @@ from lswt_core.ablation.runs.store import RunStore
 from lswt_core.ablation.study import Ablation
 from lswt_core.ablation.tune import Ask, Found
 from lswt_core.ablation.tuned import Tuner, Tuning
+from lswt_core.ablation.tuning_grid import shift
 
 
 class Neighbour(NamedTuple):
@@ -27,8 +28,8 @@ class Neighbour(NamedTuple):
 def check_carried(
     ablation: Ablation, tuning: Tuning, store: RunStore, workers: Workers
 ) -> list[Neighbour]:
-    """Try the points beside every arm's chosen values at the size of a built ablation (of the arms
-    as they are without these values), with the first seed of tuning.
+    """Try the values one step of the grid below and above every arm's chosen ones, at the size of a
+    built ablation (of the arms as they are without these values), with the first seed of tuning.
 
     A carried value is confirmed where no difference is negative.
     """
@@ -37,7 +38,7 @@ def check_carried(
     seed, asked = tuning.seeds[0], list[tuple[Found, float, Ask]]()
     for arm, values in chosen.items():
         for one in tuning.found[arm]:
-            for value in one.search.beside(one.value):
+            for value in (shift(one.value, one.search.factor, steps) for steps in (-1, 1)):
                 others = tuple((dict(values) | {one.key: value}).items())
                 asked.append((one, value, Ask(arm, others, seed)))
     carried = [Ask(arm, values, seed) for arm, values in chosen.items()]

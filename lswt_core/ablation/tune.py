@@ -1,4 +1,4 @@
-"""Tuning of real-valued options: the search for each arm's own best point of a grid. Knows no
+"""Tuning of real-valued options: the search for each arm's own best value. Knows no
 models and makes no runs.
 
 Every arm has a grid of the same size and the same rule, so that a comparison of arms at their best
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lswt_core.ablation.tuning_grid import TunedOption, shift
 
-MAX_EXTENSIONS = 4  # points that are added to a grid whose optimum is at its edge
+MAX_EXTENSIONS = 6  # points that are added to a grid whose optimum is at its edge
 
 Values = tuple[tuple[str, float], ...]  # recipe keys and their values
 
@@ -101,14 +101,28 @@ class Search:
         """Return a point's losses by seed."""
         return {trial.seed: loss for trial, loss in self.losses.items() if trial.value == value}
 
-    def beside(self, value: float) -> tuple[float, float]:
-        """Return the points beside a value: of the grid, or where it would go on."""
-        lower = [point for point in self.points if point < value]
-        upper = [point for point in self.points if point > value]
-        return (
-            lower[-1] if lower else shift(value, self.factor, -1),
-            upper[0] if upper else shift(value, self.factor, 1),
-        )
+    def chosen(self) -> float:
+        """Return the value that is chosen: the vertex of the parabola through the best point and
+        its neighbours, on a logarithmic scale and at the seeds that they share; the best point
+        itself if it has no neighbours that finished.
+
+        The best point alone would favour arms whose optimum happens to be on the grid, and jumps
+        by a whole step with the noise of a few seeds.
+        """
+        best = self.best()
+        place = self.points.index(best)
+        if not self.is_bracketed:
+            return best
+        lower, upper = (self.difference(self.points[place + side]) for side in (-1, 1))
+        if not 0 < lower + upper < math.inf:
+            return best
+        steps = (lower - upper) / (lower + upper) / 2
+        return shift(best, self.factor, min(max(steps, -0.5), 0.5))
+
+    def difference(self, value: float) -> float:
+        """Return the mean of a point's losses less the best point's at the same seeds."""
+        best = self.losses_of(self.best())
+        return fmean(loss - best[seed] for seed, loss in self.losses_of(value).items())
 
     @property
     def has_failed(self) -> bool:
@@ -161,7 +175,7 @@ class Found(NamedTuple):
 
     key: str
     own: float  # the recipe's value
-    value: float  # the best; ``own`` if every point failed
+    value: float  # the chosen one; ``own`` if every point failed
     fixed: Values  # of the options that were tuned before it
     grid: tuple[float, ...]  # before it was extended
     search: Search
@@ -209,7 +223,7 @@ class ArmSearch:
             if trials or self.has_ended:
                 return [self.ask(trial) for trial in trials]
             search = self.current.search
-            value = self.current.own if search.has_failed else search.best()
+            value = self.current.own if search.has_failed else search.chosen()
             self.found.append(self.current._replace(value=value))
             if self.left:
                 self.open_next()

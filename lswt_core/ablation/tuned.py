@@ -15,11 +15,11 @@ from lswt_core.ablation.recipe_diff import is_covered
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.progress import Job
 from lswt_core.ablation.runs.runner import Runner, Workers
-from lswt_core.ablation.runs.store import RunStore
+from lswt_core.ablation.runs.store import DIVERGED, RunStore
 from lswt_core.ablation.study import Ablation
 from lswt_core.ablation.tune import ArmSearch, Ask, Found, Values, run_searches
 from lswt_core.ablation.tuning_grid import TunedOption
-from lswt_core.errors import RecipeError, UsageError
+from lswt_core.errors import RecipeError, RunsFailed, UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.toml_writer import flat
 
@@ -32,8 +32,8 @@ class TuningRun(NamedTuple):
 
     ask: Ask
     key: str  # of the store
-    loss: float | None  # on the documents for choosing; None: it failed
-    failure: str | None
+    loss: float | None  # on the documents for choosing; None: it diverged
+    failure: str | None  # how it diverged
     initial_loss: float | None  # of its first training step
 
 
@@ -100,7 +100,8 @@ class Tuner:
 
     def tune(self) -> Tuning:
         """Choose every arm's values. Raises UsageError for options that cannot be tuned, and for a
-        held-out text that cannot be split; RunsStopped if asked to stop.
+        held-out text that cannot be split; RunsFailed for runs that are lost; RunsStopped if asked
+        to stop.
         """
         searches = self.open_searches()
         # The first run shows which documents are held out, before all others are made.
@@ -121,7 +122,9 @@ class Tuner:
         return Tuning(self.ablation.spec.tune, seeds, documents, self.runs, found)
 
     def evaluate(self, asked: list[Ask]) -> list[float]:
-        """Make some runs, and return their losses on the documents for choosing; inf: failed."""
+        """Make some runs, and return their losses on the documents for choosing; inf: diverged.
+        Raises RunsFailed if runs failed otherwise: nothing could be chosen without them.
+        """
         jobs = [self.job(ask) for ask in asked]
         outcomes = Runner(jobs, self.store, self.workers, self.ablation.say).run()
         return self.take(asked, jobs, outcomes)
@@ -129,7 +132,8 @@ class Tuner:
     def take(
         self, asked: Sequence[Ask], jobs: Sequence[Job], outcomes: Mapping[str, Outcome]
     ) -> list[float]:
-        """Record the outcomes of runs that were asked for, and return their losses; inf: failed."""
+        """Record the outcomes of runs that were asked for, and return their losses; inf: diverged."""
+        require_results(jobs, outcomes)
         runs = [
             self.read(ask, job.key, outcomes[job.key]) for ask, job in zip(asked, jobs, strict=True)
         ]
@@ -150,6 +154,21 @@ class Tuner:
             loss = loss_on(outcome, self.documents.choosing)
         initial = outcome.curve[0][1] if outcome.curve else None
         return TuningRun(ask, key, loss, outcome.failure, initial)
+
+
+def require_results(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> None:
+    """Raise RunsFailed if runs neither finished nor diverged."""
+    lost = []
+    for job in jobs:
+        failure = outcomes[job.key].failure
+        if failure is not None and not failure.startswith(DIVERGED):
+            lost.append(f"  {job}: {failure}")
+    if lost:
+        raise RunsFailed(
+            "runs of tuning failed, and no value can be chosen without them:\n"
+            + "\n".join(lost)
+            + "\n  fix: the same command makes them again; or a narrower range of --tune"
+        )
 
 
 def tuning_seeds(ablation: Ablation) -> range:

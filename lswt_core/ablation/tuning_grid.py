@@ -32,7 +32,7 @@ class TunedOption(NamedTuple):
         return tuple(start if not i else shift(start, self.factor, i) for i in powers)
 
 
-def shift(value: float, factor: float, steps: int) -> float:
+def shift(value: float, factor: float, steps: float) -> float:
     """Return value * factor**steps, to DIGITS digits: it is written into recipes."""
     return float(f"{value * factor**steps:.{DIGITS}g}")
 

@@ -23,10 +23,11 @@ PARTS = ("arms", "comparisons", "certificate")
 PROCEDURE = (
     "The same grid rule, number of points and number of seeds for every arm, the baseline included,"
     " at the full length of training. Successive halving over seeds: every point with the first"
-    " seed, the better half with each further one; a failed run is worse than any loss. A grid"
-    " whose best point is at its edge is extended there. Several options are tuned one after the"
-    " other, each at the best values of those before it. Seeds and held-out documents of tuning are"
-    " not those of the verdict."
+    " seed, the better half with each further one; a run that diverged is worse than any loss. A"
+    " grid whose best point is at its edge is extended there. The chosen value is the vertex of the"
+    " parabola through the best point and its neighbours, on a logarithmic scale. Several options"
+    " are tuned one after the other, each at the best values of those before it. Seeds and held-out"
+    " documents of tuning are not those of the verdict."
 )
 
 
@@ -36,8 +37,9 @@ def make_comparison_report(comparison: Comparison) -> Data:
 
     "tuning": procedure; options {key, points, factor, low}; seeds; documents {choosing, judging};
     arms {arm, runs, chosen}, with chosen of each option {key, own (the recipe's value), value,
-    grid, added, refused, bracketed, why (not bracketed), curve [{value, seeds, losses, failed,
-    mean, std}], sensitivity (nats)}; runs {arm, values, seed, loss, failure, key (of the store)}.
+    best_point, grid, added, refused, bracketed, why (not bracketed), curve [{value, seeds, losses,
+    failed, mean, std}], sensitivity (nats)}; runs {arm, values, seed, loss, failure, key (of the
+    store)}.
     "tuned": arms, comparisons and certificate of every arm at its chosen values, with the keys of
     the report's. "horizons": at [{multiple, steps, tokens, comparisons (with ``p_horizons``,
     adjusted by Holm over all arms and horizons)}], crossings {arm, from, to (multiples), deltas}.
@@ -100,6 +102,7 @@ def describe_found(found: Found, runs: Sequence[TuningRun]) -> Data:
         "key": found.key,
         "own": found.own,
         "value": found.value,
+        "best_point": search.best(),
         "grid": list(found.grid),
         "added": list(search.added),
         "refused": search.refused,

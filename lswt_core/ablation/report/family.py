@@ -37,7 +37,7 @@ def describe_other(one: OtherComparison) -> dict[str, Any]:
 def describe_family(report: dict[str, Any]) -> list[str]:
     """Return over how many comparisons p values are corrected, if some are of other studies."""
     family = report["family"]
-    others = ", ".join(dict.fromkeys(one["arm"] for one in family["others"]))
+    others = ", ".join(sorted({one["arm"] for one in family["others"]}))
     if not others:
         return []
     own = family["size"] - len(family["others"])

@@ -139,8 +139,9 @@ def describe_procedure(report: Report) -> list[str]:
         tuning["procedure"],
         f"{len(tuning['runs'])} runs in all. Values were chosen on {documents['choosing']} held-out"
         f" documents; all losses of this report are those on the {documents['judging']} others.",
-        "Intervals and p values hold for the chosen values: that chance may choose others is not"
-        " in them.",
+        "Intervals and p values hold for the chosen values: that other seeds of tuning would choose"
+        " others is not in them. In simulations of equal arms this raises false verdicts from 5 %"
+        " to about 7 % with three seeds of tuning, 8 % with one.",
         "Sensitivity: mean over the grid of min(loss, initial loss) - best loss, in nats, first"
         " seed (Wortsman et al. 2023).",
     ]
@@ -173,6 +174,8 @@ def summarize_horizons(report: Report) -> list[str]:
     ]
     if not sentences:
         sentences.append(f"No resolved difference changes its sign at {lengths} times the steps.")
+    if report.get("tuning") is not None:
+        sentences.append("Values were tuned at 1 times the steps, and are the same at all lengths.")
     return sentences
 
 

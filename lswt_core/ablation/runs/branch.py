@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES
-from lswt_core.ablation.runs.store import OUTCOME, write_json
+from lswt_core.ablation.runs.self_check import FLAWS
+from lswt_core.ablation.runs.store import OUTCOME, WORKER_LOCK, write_json
 from lswt_core.checkpoint import RunLock, Saved, Store, Written, verify
 from lswt_core.checkpoint.compatibility import differences
 from lswt_core.checkpoint.saved import directory_name
@@ -88,14 +89,16 @@ def graft(trunk: Path, step: int, directory: Path, recipe: Recipe) -> bool:
     that was possible.
 
     It is not, and the run begins at its first step, where the checkpoint is missing or damaged,
-    where recipes differ in more than LENGTH, and where the run has begun or is under way.
+    where the other run found flaws of its own, where recipes differ in more than LENGTH, and where
+    the run has begun or is under way.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with RunLock(directory):
+        with RunLock(directory, WORKER_LOCK), RunLock(directory):
             store = Store(directory / "checkpoints", keep=recipe.checkpoint.keep)
             saved = verify(trunk / BRANCHES / directory_name(step))
-            if store.steps() or (directory / OUTCOME).exists() or not is_shared(saved, recipe):
+            has_begun = store.steps() or (directory / OUTCOME).exists()
+            if has_begun or (trunk / FLAWS).exists() or not is_shared(saved, recipe):
                 return False
             for name in RECORDS:
                 write_atomically(directory / name, (trunk / name).read_bytes())
