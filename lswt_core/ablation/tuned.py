@@ -132,7 +132,7 @@ class Tuner:
     def take(
         self, asked: Sequence[Ask], jobs: Sequence[Job], outcomes: Mapping[str, Outcome]
     ) -> list[float]:
-        """Record the outcomes of runs that were asked for, and return their losses; inf: diverged."""
+        """Record the outcomes of runs that were asked for; return their losses, inf: diverged."""
         require_results(jobs, outcomes)
         runs = [
             self.read(ask, job.key, outcomes[job.key]) for ask, job in zip(asked, jobs, strict=True)
