@@ -222,7 +222,7 @@ def test_an_export_needs_memory_for_a_tensor_not_for_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path)
-    words = ["model.d_model=256", "model.n_layers=24", "train.batch_size=1", "train.seq_len=64"]
+    words = ["model.d_model=384", "model.n_layers=12", "train.batch_size=1", "train.seq_len=64"]
     small = ["train.micro_batch_size=1", "optimizer.use=adamw", "evaluate.tokens=64"]
     assert inside(monkeypatch, recipe, *SHORT, *words, *small, "--out", "run") == 0
     stored = verify(newest(tmp_path / "run")).lazily("model")
