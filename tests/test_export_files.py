@@ -15,10 +15,11 @@ import pytest
 import torch
 from runs import inside, write_recipe
 from safetensors.torch import load_file
+from test_hf import STRANGER
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lswt_core import export_run
+from lswt_core import Registry, export_run
 from lswt_core.__main__ import main
 from lswt_core.checkpoint import Files, verify
 from lswt_core.checkpoint.pieces import Piece
@@ -105,6 +106,16 @@ def test_what_several_ranks_wrote_is_exported_alike(run: Path, tmp_path: Path) -
         export_run(run if name == "one" else sharded, tmp_path / name)
     names = "*.[sj]*"  # weights and JSON; the card names the directory
     assert contents(tmp_path / "one", names) == contents(tmp_path / "two", names)
+
+
+def test_a_component_with_a_buffer_that_is_not_saved_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, recipe = tmp_path / "waves.py", write_recipe(tmp_path)
+    plugin.write_text(STRANGER)
+    words = [*SHORT, "positional.use=waves", "--plugin", plugin, "--unchecked", "--out", "run"]
+    assert inside(monkeypatch, recipe, *words) == 0
+    export_run("run", "out", registry=Registry(files=[plugin]))
 
 
 # ---------- what goes wrong is noticed, and nothing is left
@@ -211,7 +222,7 @@ def test_an_export_needs_memory_for_a_tensor_not_for_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path)
-    words = ["model.d_model=256", "model.n_layers=24", "train.batch_size=1", "train.seq_len=64"]
+    words = ["model.d_model=384", "model.n_layers=12", "train.batch_size=1", "train.seq_len=64"]
     small = ["train.micro_batch_size=1", "optimizer.use=adamw", "evaluate.tokens=64"]
     assert inside(monkeypatch, recipe, *SHORT, *words, *small, "--out", "run") == 0
     stored = verify(newest(tmp_path / "run")).lazily("model")

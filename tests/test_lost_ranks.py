@@ -32,7 +32,7 @@ def fail():
 
 
 def stop():
-    subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"])
+    subprocess.Popen(["sh", "-c", f"sleep 9; kill -9 {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -45,12 +45,12 @@ def ask_launcher():
 
 
 def sleep():
-    time.sleep(2 * float(os.environ["LSWT_RANK_TIMEOUT"]))
+    time.sleep(1.4 * float(os.environ["LSWT_RANK_TIMEOUT"]))
 
 
 def count():
     began = time.monotonic()
-    while time.monotonic() < began + 2 * float(os.environ["LSWT_RANK_TIMEOUT"]):
+    while time.monotonic() < began + 1.4 * float(os.environ["LSWT_RANK_TIMEOUT"]):
         pass
 
 
@@ -222,14 +222,8 @@ def test_torchrun_lets_ranks_save_but_returns_1(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_killed_rank_is_named(recipe: Path) -> None:
-    done = torchrun(recipe, "kill", 1)
-    assert done.returncode == 1
-    assert "error: rank 1 on" in done.stderr and "step 4 is saved" in done.stderr
-
-
-@pytest.mark.slow
-def test_torchrun_can_start_all_again(recipe: Path) -> None:
+def test_under_torchrun_a_killed_rank_is_named_and_all_can_start_again(recipe: Path) -> None:
     done = torchrun(recipe, "kill_once", 1, "--max-restarts", "1")
     assert done.returncode == 0, done.stderr
+    assert "error: rank 1 on" in done.stderr and "step 4 is saved" in done.stderr
     assert "step-00000004" in done.stdout and saved_steps(recipe.parent / "run")[-1] == 12

@@ -155,6 +155,7 @@ def require_same_logits(model: LswtForCausalLM, directory: Path) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (2, PROBE_TOKENS), generator=generator)
+    fill_unsaved_buffers(model)
     model.load_state_dict(map_weights(directory), assign=True)
     exported = AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
@@ -164,3 +165,16 @@ def require_same_logits(model: LswtForCausalLM, directory: Path) -> None:
             "the exported model does not give the logits of the run; nothing was written. This is a"
             " bug: please report it"
         )
+
+
+@torch.no_grad()
+def fill_unsaved_buffers(model: LswtForCausalLM) -> None:
+    """Give the modules on the meta device that have buffers which no file holds their initial
+    values.
+    """
+    saved = model.state_dict().keys()
+    for name, module in model.named_modules():
+        own = [f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)]
+        if not saved >= {*own}:
+            module.to_empty(device="cpu", recurse=False)
+            model._init_weights(module)
