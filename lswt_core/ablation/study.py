@@ -74,7 +74,8 @@ class Ablation:
             for arm in self.arms:
                 name = arm.spec.name
                 recipe = self.builder.load(arm.spec, (*arm.overrides, f"train.seed={seed}"))
-                jobs.append(Job(name, seed, keys.of(recipe, backends[name]), recipe))
+                key, code = keys.of(recipe, backends[name]), keys.code_of(recipe, backends[name])
+                jobs.append(Job(name, seed, key, recipe, code))
         return jobs
 
     def run(self, store: RunStore, workers: Workers) -> Study:
