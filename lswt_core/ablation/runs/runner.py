@@ -144,7 +144,9 @@ class Runner:
             str(recipe),
             str(directory),
         ]
-        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(self.workers.at_once)]
+        # each device is one run's
+        beside = 1 if self.workers.devices else self.workers.at_once
+        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(beside)]
         command += ["--code", code] if code else []
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]

@@ -65,6 +65,7 @@ class CacheKeys:
         parts = {
             "recipe": recipe.fingerprint(),
             **self.code_parts(recipe, backends),
+            "component files": self.data_parts(recipe),
             "text": self.once(
                 [resolved["data"], resolved["tokenizer"]],
                 lambda: fingerprint_text(recipe, self.registry),
@@ -88,8 +89,13 @@ class CacheKeys:
             "libraries": self.libraries(libraries),
         }
 
+    def data_parts(self, recipe: Recipe) -> dict[str, str]:
+        """Return hashes of the files of components that are no source."""
+        offers = [chosen.offer for chosen in recipe.components() if chosen.offer.source]
+        return {f"{one.kind}/{one.qualified}": self.code(one).data_sha256 for one in offers}
+
     def code_of(self, recipe: Recipe, backends: Iterable[str]) -> str:
-        """Return a hash of a run's code alone."""
+        """Return a hash of a run's code alone, without files that a component may write itself."""
         parts = json.dumps(self.code_parts(recipe, backends), sort_keys=True)
         return sha256(parts.encode()).hexdigest()[:KEY_LENGTH]
 
