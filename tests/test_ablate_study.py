@@ -513,7 +513,7 @@ def test_asked_to_stop_the_runner_ends_its_processes_and_keeps_what_is_finished(
     processes: list[FakeProcess] = []
     lines: list[str] = []
 
-    def launch(runner: Runner, path: Path, directory: Path, device: str) -> FakeProcess:
+    def launch(runner: Runner, path: Path, directory: Path, *_: str) -> FakeProcess:
         ends = not processes
         if ends:
             write_json(directory / "outcome.json", finished(jobs[0]).to_json())

@@ -207,6 +207,7 @@ def make(place: Path, *overrides: str) -> list[list[str]]:
         plugin=[place / "cheats.py"],
         parent=None,
         runs_at_once=1,
+        code=None,
         unchecked=True,
         overrides=[],
         out=None,

@@ -26,8 +26,10 @@ from lswt_core.ablation.runs.progress import Job
 from lswt_core.ablation.runs.runner import Runner, Workers
 from lswt_core.ablation.runs.store import WORKER_LOCK, CacheKeys, RunStore, write_json
 from lswt_core.ablation.runs.surroundings import Surroundings, name_of_all
+from lswt_core.ablation.runs.worker import require_same_code
 from lswt_core.checkpoint import RunLock, lock
-from lswt_core.errors import BusyError, UsageError
+from lswt_core.errors import BusyError, CheckpointError, UsageError
+from lswt_core.model.attention_choice import choose_backends
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -272,6 +274,17 @@ def test_what_a_process_imported_by_a_made_up_name_is_remembered(place: Path) ->
     assert store.current(before) != before
 
 
+def test_code_that_is_edited_while_a_study_runs_is_refused(place: Path) -> None:
+    registry = Registry(files=[place / "plugin.py"])
+    recipe = Recipe.load(place / "nano.toml", registry=registry)
+    backends = choose_backends(recipe, registry, torch.device("cpu"), torch.float32).names
+    code = CacheKeys(registry, Surroundings("cpu", 1)).code_of(recipe, backends)
+    require_same_code(recipe, registry, code)
+    append("further.py")(place)
+    with pytest.raises(CheckpointError, match="since the study began"):
+        require_same_code(recipe, registry, code)
+
+
 # ---------- several processes
 
 
@@ -356,7 +369,7 @@ def test_the_outcome_of_an_earlier_try_is_not_taken_for_this_ones(
     write_json(tmp_path / "a" / "outcome.json", old.to_json())
     kept = []
 
-    def launch(runner: Runner, recipe: Path, directory: Path, device: str) -> Ended:
+    def launch(runner: Runner, recipe: Path, directory: Path, *_: str) -> Ended:
         kept.append((directory / "outcome.json").is_file())
         return Ended(-11)
 

@@ -88,7 +88,8 @@ class Ablation:
             name, words = arm.spec.name, (*arm.overrides, *overrides, f"train.seed={seed}")
             recipe = self.builder.load(arm.spec, words)
             label = " ".join([name, *overrides])
-            return Job(label, seed, keys.of(recipe, backends[name]), recipe)
+            key, code = keys.of(recipe, backends[name]), keys.code_of(recipe, backends[name])
+            return Job(label, seed, key, recipe, code)
 
         return make_job
 

@@ -29,7 +29,7 @@ from lswt_core.registry.source_file import (
 
 CORE = "lswt_core"
 # the core's modules whose libraries every training run uses
-TRAINING_MODULES = (f"{CORE}.train.session", f"{CORE}.data.corpus", f"{CORE}.decode.load_run")
+TRAINING_MODULES = (f"{CORE}.train.trainer", f"{CORE}.data.corpus")
 # directories of libraries that nobody edits in place
 SITE_DIRECTORIES = {"site-packages", "dist-packages"}
 LONGEST_NAME = 256  # characters, of files
@@ -40,8 +40,9 @@ class CodeFingerprint(NamedTuple):
     """The fingerprint of some code."""
 
     sha256: str  # of its source files' contents, wherever they lie
+    data_sha256: str  # of files that are no source: of its package, or named by string literals
     libraries: frozenset[str]  # top-level modules of installed libraries it imports, e.g. "torch"
-    files: frozenset[Path]
+    files: frozenset[Path]  # sources
 
 
 class SourceModule(NamedTuple):
@@ -102,10 +103,12 @@ def describe_core() -> dict[str, str | None]:
     """The core's version, the hash of its source, and the commit of its repository; None: it lies
     in none, or git is not installed.
     """
-    command = ["git", "-C", str(Path(lswt_core.__file__).parent), "rev-parse", "HEAD"]
+    folder = str(Path(lswt_core.__file__).parent)
+    # fails where the core is no part of the repository that it lies in
+    command = ["git", "-C", folder, "rev-parse", "HEAD", "HEAD:./__init__.py"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        commit = done.stdout.strip()
+        commit = done.stdout.split()[0]
     except (OSError, subprocess.CalledProcessError):
         commit = None
     return {"version": lswt_core.__version__, "sha256": fingerprint_core(), "commit": commit}
@@ -121,8 +124,9 @@ def core_libraries() -> frozenset[str]:
 def fingerprint_modules(
     modules: Iterable[SourceModule], own: set[str], data: Iterable[Path] = ()
 ) -> CodeFingerprint:
-    """Fingerprint modules, ``data`` files and everything that modules import or name, transitively,
-    except installed libraries; modules below a top-level name in ``own`` never count as installed.
+    """Fingerprint modules and everything they import, transitively, except installed libraries, and
+    ``data`` files and those that modules name. Modules below a top-level name in ``own`` never
+    count as installed.
     """
     queue, libraries, files, named = list(modules), set[str](), set[Path](), set(data)
     while queue:
@@ -142,8 +146,10 @@ def fingerprint_modules(
             queue += local
             if not local:
                 libraries.add(top_level_name(name))
-    files |= named
-    return CodeFingerprint(hash_files(files), frozenset(libraries), frozenset(files))
+    named -= files
+    return CodeFingerprint(
+        hash_files(files), hash_files(named), frozenset(libraries), frozenset(files)
+    )
 
 
 def hash_files(paths: Iterable[Path]) -> str:

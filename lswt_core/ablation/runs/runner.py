@@ -123,7 +123,7 @@ class Runner:
             return
         before = self.store.version(job.key)
         try:
-            process = self.launch(recipe, directory, self.free_devices[0])
+            process = self.launch(recipe, directory, self.free_devices[0], job.code)
         except OSError as error:
             self.finish(job, Outcome.failed(job.seed, f"it could not be started: {error}"), "done")
             return
@@ -131,7 +131,9 @@ class Runner:
         number = len(self.outcomes) + len(self.running)
         self.say(f"[{number}/{self.progress.total}] {job}: running in {directory}")
 
-    def launch(self, recipe: Path, directory: Path, device: str) -> subprocess.Popen[bytes]:
+    def launch(
+        self, recipe: Path, directory: Path, device: str, code: str
+    ) -> subprocess.Popen[bytes]:
         """Start a run's process, in a session of its own: Ctrl-C does not reach it directly, but
         this process terminates it, so that it can save its state.
         """
@@ -142,7 +144,10 @@ class Runner:
             str(recipe),
             str(directory),
         ]
-        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(self.workers.at_once)]
+        # each device is one run's
+        beside = 1 if self.workers.devices else self.workers.at_once
+        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(beside)]
+        command += ["--code", code] if code else []
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]
         command += ["--unchecked"] if self.workers.unchecked else []

@@ -64,17 +64,11 @@ class CacheKeys:
         pretrained word embeddings, and files that options name; and the machine and environment
         variables.
         """
-        # "auto" is no component and has no source
-        offers = [chosen.offer for chosen in recipe.components() if chosen.offer.source]
-        offers += [self.registry.find("attention", name) for name in backends]
-        codes = {f"{offer.kind}/{offer.qualified}": self.code(offer) for offer in offers}
-        libraries = core_libraries().union(*(code.libraries for code in codes.values()))
         resolved = recipe.resolved()
         parts = {
             "recipe": recipe.fingerprint(),
-            "components": {name: code.sha256 for name, code in codes.items()},
-            "core": fingerprint_core(),
-            "libraries": self.libraries(libraries),
+            **self.code_parts(recipe, backends),
+            "component files": self.data_parts(recipe),
             "text": self.once(
                 [resolved["data"], resolved["tokenizer"]],
                 lambda: fingerprint_text(recipe, self.registry),
@@ -85,6 +79,29 @@ class CacheKeys:
         }
         key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
         return key if self.store is None else self.store.current(key)
+
+    def code_parts(self, recipe: Recipe, backends: Iterable[str]) -> dict[str, Any]:
+        """Return the parts of a key that are about code."""
+        # "auto" is no component and has no source
+        offers = [chosen.offer for chosen in recipe.components() if chosen.offer.source]
+        offers += [self.registry.find("attention", name) for name in backends]
+        codes = {f"{offer.kind}/{offer.qualified}": self.code(offer) for offer in offers}
+        libraries = core_libraries().union(*(code.libraries for code in codes.values()))
+        return {
+            "components": {name: code.sha256 for name, code in codes.items()},
+            "core": fingerprint_core(),
+            "libraries": self.libraries(libraries),
+        }
+
+    def data_parts(self, recipe: Recipe) -> dict[str, str]:
+        """Return hashes of the files of components that are no source."""
+        offers = [chosen.offer for chosen in recipe.components() if chosen.offer.source]
+        return {f"{one.kind}/{one.qualified}": self.code(one).data_sha256 for one in offers}
+
+    def code_of(self, recipe: Recipe, backends: Iterable[str]) -> str:
+        """Return a hash of a run's code alone, without files that a component may write itself."""
+        parts = json.dumps(self.code_parts(recipe, backends), sort_keys=True)
+        return sha256(parts.encode()).hexdigest()[:KEY_LENGTH]
 
     def code(self, offer: Offer) -> CodeFingerprint:
         """Return the code of a component."""

@@ -24,9 +24,18 @@ from lswt_core.ablation.runs.recorded_session import RecordedSession
 from lswt_core.ablation.runs.run_records import PEAK_MEMORY
 from lswt_core.ablation.runs.run_warnings import read_warnings, recorded_warnings
 from lswt_core.ablation.runs.self_check import read_flaws
-from lswt_core.ablation.runs.store import DIVERGED, OUTCOME, WORKER_LOCK, write_json
+from lswt_core.ablation.runs.store import (
+    DIVERGED,
+    OUTCOME,
+    WORKER_LOCK,
+    CacheKeys,
+    write_json,
+)
+from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.checkpoint import RunLock
-from lswt_core.errors import NumericsError, ResourceError
+from lswt_core.device import Precision, pick_device
+from lswt_core.errors import CheckpointError, NumericsError, ResourceError
+from lswt_core.model.attention_choice import choose_backends
 from lswt_core.model.code_fingerprint import describe_core
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -114,14 +123,27 @@ def work(arguments: argparse.Namespace) -> int:
         stop_with_parent(arguments.parent)
     registry = Registry(files=arguments.plugin)
     recipe = Recipe.load(arguments.recipe, registry=registry)
+    if arguments.code is not None:
+        require_same_code(recipe, registry, arguments.code)
     with RunLock(arguments.directory, WORKER_LOCK):
         arguments.directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
         session = RecordedSession(arguments, recipe, registry, arguments.directory)
-        try:
-            with recorded_warnings(arguments.directory, session.console):
-                return make_run(session)
-        finally:
-            record_imports(arguments.directory, recipe, registry)
+        with recorded_warnings(arguments.directory, session.console):
+            return make_run(session)
+
+
+def require_same_code(recipe: Recipe, registry: Registry, code: str) -> None:
+    """Raise CheckpointError if a run's code is not what it was when its study began: its key says
+    that it was made with that.
+    """
+    device = pick_device(0)
+    precision = Precision.choose(recipe.train.precision, device)
+    backends = choose_backends(recipe, registry, device, precision.dtype).names
+    if CacheKeys(registry, Surroundings("", 0)).code_of(recipe, backends) != code:
+        raise CheckpointError(
+            "the code of components, core or libraries has changed since the study began; the same"
+            " command makes its runs with the new code"
+        )
 
 
 def make_run(session: RecordedSession) -> int:
@@ -135,6 +157,7 @@ def make_run(session: RecordedSession) -> int:
             code=session.components,
             core=describe_core(),
         )
+        record_imports(directory, recipe, session.registry)
         write_json(directory / OUTCOME, outcome.to_json())
 
     try:
@@ -168,6 +191,7 @@ def main() -> int:
         metavar="FD",
         help="reading end of a pipe: save and stop when the other end closes",
     )
+    parser.add_argument("--code", metavar="HASH", help="refuse to run with code of another hash")
     parser.add_argument(
         "--runs-at-once", type=int, metavar="N", help="record that N runs share the machine"
     )
