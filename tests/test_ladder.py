@@ -424,7 +424,7 @@ def tuning_losses(best: dict[str, float]) -> Callable[[Runner], dict[str, Outcom
     return run_all_of
 
 
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("carried", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_arms_are_tuned_at_every_rung_or_carried_up_under_mup(
     recipe: Path, tmp_path: Path, carried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

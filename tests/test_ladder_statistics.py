@@ -127,6 +127,16 @@ def test_equal_losses_for_twice_the_compute_are_worth_half() -> None:
     assert 0.45 < low < 0.5 < high < 0.55
 
 
+def test_noise_that_arms_share_is_not_in_what_one_is_worth() -> None:
+    flops = compute(3)
+    shared = 0.02 * np.random.default_rng(0).standard_normal((4, 1, 3))
+    pair = pair_of(both(flops, 1.0), flops, seeds=4, noise=1e-5)
+    low, high = analyse_pair(pair._replace(losses=pair.losses + shared))["speedup"]["compute"][
+        "ci95"
+    ]
+    assert 0.999 < low < high < 1.001
+
+
 def test_speed_is_part_of_what_an_arm_is_worth_in_time() -> None:
     flops = compute(3)
     pair = pair_of(both(flops, 0.97), flops)._replace(speeds=np.full((5, 3), np.log(0.5)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lswt_core.ablation.comparison import Comparison
 from lswt_core.ablation.document_split import judged_on
@@ -39,6 +40,7 @@ class LadderStudy:
     name: str
     ladder: str  # its file's name
     rungs: list[RungStudy]  # smallest first
+    rate: dict[str, Any] | None  # the ladder's rule (``ladder_file.RateTable``), if it has one
     tuning: LadderTuning | None  # None: arms have their recipes' values, by the ladder's rule
 
     @property
@@ -118,7 +120,9 @@ class LadderRuns:
         """Return the results of all rungs; runs that have no outcome (by key) are not finished."""
         rungs = [self.collect_rung(one, outcomes) for one in self.ablation.rungs]
         name, ladder = self.ablation.spec.name, self.ablation.ladder.name
-        return LadderStudy(name, ladder, rungs, self.tuning)
+        rate = self.ablation.ladder.rate
+        rule = None if rate is None else rate.model_dump()
+        return LadderStudy(name, ladder, rungs, rule, self.tuning)
 
     def collect_rung(self, one: RungAblation, outcomes: Mapping[str, Outcome]) -> RungStudy:
         """Return the results of a rung."""

@@ -21,13 +21,14 @@ def make_ladder_report(study: LadderStudy) -> dict[str, Any]:
     """Return the report of the largest rung (``comparison_report.headline_report``) with another
     name, and "ladder":
 
-    "name" of the ladder; "rungs", smallest first: name, parameters (of the baseline, without
-    embedding tables), tokens, steps, training_flops (of the baseline), report (the rung's own);
-    "arms": arm, comparisons (those of every rung's report with the baseline), verdict (persists,
-    shrinks, grows, equivalent, not resolved), why, seeds (at which both finished at every rung),
-    law, speedup, trend, next, back_test (see ``ladder_pair.analyse_pair``) and "unknown": what
-    could not be computed, and why; "carried": where values were tuned at the smallest rung alone,
-    how those beside them do at the largest (see ``carry.Neighbour``), else None.
+    "name" of the ladder; "rate": key, exponent, at (its rule; None: it has none); "rungs", smallest
+    first: name, parameters (of the baseline, without embedding tables), tokens, steps,
+    training_flops (of the baseline), report (the rung's own); "arms": arm, comparisons (those of
+    every rung's report with the baseline), verdict (persists, shrinks, grows, equivalent, not
+    resolved), why, seeds (at which both finished at every rung), law, speedup, trend, next,
+    back_test (see ``ladder_pair.analyse_pair``) and "unknown": what could not be computed, and why;
+    "carried": where values were tuned at the smallest rung alone, how those beside them do at the
+    largest (see ``carry.Neighbour``), else None.
     """
     rungs = [describe_rung(one) for one in study.rungs]
     names = [arm.name for arm in study.top.arms[1:]]
@@ -40,7 +41,13 @@ def make_ladder_report(study: LadderStudy) -> dict[str, Any]:
     return {
         **top,
         "name": f"{study.name} on the ladder {study.ladder}",
-        "ladder": {"name": study.ladder, "rungs": rungs, "arms": arms, "carried": carried(study)},
+        "ladder": {
+            "name": study.ladder,
+            "rate": study.rate,
+            "rungs": rungs,
+            "arms": arms,
+            "carried": carried(study),
+        },
     }
 
 

@@ -28,12 +28,25 @@ def summarize_ladder(report: Report) -> list[str]:
     rungs = ladder["rungs"]
     sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
     lines = [summarize_arm(one, rungs[-1]["name"]) for one in ladder["arms"]]
-    lines += describe_carried(ladder)
+    lines += describe_rates(report) + describe_carried(ladder)
     lines.append(
         f"On {len(rungs)} sizes, {sizes}, a factor of {compute_range(rungs)} in training compute;"
         " nothing is said beyond the next size."
     )
     return lines
+
+
+def describe_rates(report: Report) -> list[str]:
+    """Return where rates come from, if arms were not tuned."""
+    if report["tuning"] is not None:
+        return []
+    rate, source = report["ladder"]["rate"], "the recipes' rates at every size"
+    if rate is not None:
+        source = (
+            f"the recipes' {rate['key']} at {rate['at']}, times (N / N0)^{rate['exponent']:.2f} at"
+            " other sizes"
+        )
+    return [f"UNTUNED: {source}, which may suit one arm, or size, better than another."]
 
 
 def describe_carried(ladder: Entry) -> list[str]:
