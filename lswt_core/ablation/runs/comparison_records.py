@@ -77,13 +77,13 @@ class ComparisonRecords:
         return find_looks(declared, taken)
 
     def others(self, own: Sequence[Comparison]) -> list[OtherComparison]:
-        """Return all other comparisons with the baseline of these, at their last look."""
+        """Return all other comparisons with the baseline of these, at their last look, by arm."""
         keys = {one.key for one in own}
         found: list[OtherComparison] = []
-        for directory in sorted((self.root / own[0].baseline).glob("[!.]*")):
+        for directory in (self.root / own[0].baseline).glob("[!.]*"):
             if directory.name not in keys:
                 found += read_other(directory)
-        return found
+        return sorted(found)
 
 
 def create_directory(directory: Path, declared: Mapping[str, Any]) -> None:
