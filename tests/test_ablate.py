@@ -956,3 +956,12 @@ def test_two_studies_share_a_store(place: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], printed
     assert printed.count("done, held-out") == printed.count("found, held-out") == 2
     assert read(tmp_path / "1")["arms"] == read(tmp_path / "2")["arms"]
+
+
+@pytest.mark.slow
+def test_a_launcher_makes_the_same_runs(place: Path) -> None:
+    study = ("--swap", "ffn=gelu", "--seeds", 1, "train.steps=2", "--store", "launched")
+    done = start(place, *study, "--launcher", "nice -n 1 {command}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = start(place, *study, "--jobs", 1)  # with all threads, as on a machine of its own
+    assert again.stdout.count(": found, held-out loss") == 2, again.stdout

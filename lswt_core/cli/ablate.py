@@ -134,11 +134,14 @@ def planned_ablation(arguments: argparse.Namespace) -> tuple[Ablation, Recipe]:
 
 def workers_of(arguments: argparse.Namespace) -> Workers:
     """How many runs are made at once, and on which devices."""
+    from lswt_core.ablation.runs.launcher import parse_launcher
     from lswt_core.ablation.runs.runner import Workers
 
     devices = arguments.devices.split(",") if arguments.devices else []
     at_once = arguments.jobs or len(devices) or 1
-    return Workers(at_once, threads(at_once), devices, arguments.plugin, arguments.unchecked)
+    launcher = parse_launcher(arguments.launcher)
+    own_threads = threads(1 if launcher else at_once)
+    return Workers(at_once, own_threads, devices, arguments.plugin, arguments.unchecked, launcher)
 
 
 def refuse_failed(studies: Sequence[Study], directory: Path) -> None:

@@ -126,6 +126,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         metavar="0,1",
         help="numbers of the accelerators to use, each for one run at a time",
     )
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help=(
+            "start every run by a command that waits for it, e.g. on a cluster:"
+            " 'srun --ntasks=1 --gpus=1 {command}'; with --jobs for how many at once"
+        ),
+    )
     parser.add_argument("--full", action="store_true", help="ignore the recipe's [cpu] overlay")
     parser.add_argument(
         "--dry-run",

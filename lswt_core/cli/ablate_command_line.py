@@ -22,6 +22,7 @@ def words_of(arguments: argparse.Namespace) -> list[str]:
     ):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    words += [] if arguments.launcher is None else ["--launcher", arguments.launcher]
     if arguments.looks is not None:
         words += ["--looks", ",".join(map(str, arguments.looks))]
     return (

@@ -4,6 +4,7 @@ their outcomes.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from lswt_core.ablation.runs.launcher import launched
 from lswt_core.ablation.runs.outcome import Outcome, Study
 from lswt_core.ablation.runs.progress import Job, Progress
 from lswt_core.ablation.runs.store import WORKER_LOCK, RunStore
+from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.checkpoint import RunLock
+from lswt_core.device import pick_device
 from lswt_core.errors import BusyError, Preempted
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting.units import format_duration
@@ -27,6 +31,7 @@ LOG = "run.log"
 POLL = 0.1  # seconds between two polls of the processes
 GRACE = 60.0  # seconds a run gets to save its state before it is killed
 RETRY = 2.0  # seconds before a run directory that another process has locked is tried again
+SETTLE = 30.0  # seconds after which a file that another machine wrote is seen here
 TAIL = 2000  # bytes at the end of a log that are searched for an error
 
 
@@ -39,6 +44,9 @@ class Workers(NamedTuple):
     devices: Sequence[str]
     plugins: Sequence[Path]
     unchecked: bool = False  # plugins of others were not checked; runs record it
+    launcher: Sequence[
+        str
+    ] = ()  # words that start a run's command elsewhere; none: a child process
 
 
 class RunsStopped(Preempted):
@@ -146,7 +154,7 @@ class Runner:
         ]
         # each device is one run's
         beside = 1 if self.workers.devices else self.workers.at_once
-        command += ["--parent", str(self.pipe[0]), "--runs-at-once", str(beside)]
+        command += ["--runs-at-once", str(beside), *self.place()]
         command += ["--code", code] if code else []
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]
@@ -156,7 +164,7 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with directory.joinpath(LOG).open("ab") as log:
             return subprocess.Popen(
-                command,
+                launched(self.workers.launcher, command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -164,6 +172,16 @@ class Runner:
                 start_new_session=True,
                 pass_fds=self.pipe[:1],
             )
+
+    def place(self) -> list[str]:
+        """Return the arguments of a worker that say where it runs: as a child of this process, with
+        which it ends, or on a machine that must be like this one.
+        """
+        if not self.workers.launcher:
+            return ["--parent", str(self.pipe[0])]
+        threads, devices = self.workers.threads, self.workers.devices
+        here = Surroundings.here(pick_device(0), threads, devices)
+        return ["--like", json.dumps([here.device, here.threads])]
 
     def collect_finished(self) -> None:
         """Record the outcomes of processes that have ended."""
@@ -189,8 +207,11 @@ class Runner:
 
     def read_outcome(self, worker: Worker, code: int) -> Outcome:
         """Return the outcome that a run wrote, or a failure if it wrote none."""
-        job, outcome = worker.job, self.store.read(worker.job.key)
-        is_new = self.store.version(job.key) != worker.before
+        job = worker.job
+        deadline = time.monotonic() + (SETTLE if self.workers.launcher else 0.0)
+        while self.store.version(job.key) == worker.before and time.monotonic() < deadline:
+            time.sleep(POLL)
+        outcome, is_new = self.store.read(job.key), self.store.version(job.key) != worker.before
         if outcome is not None and is_new and (code == 0) == (outcome.failure is None):
             return outcome
         return Outcome.failed(job.seed, find_reason(code, self.store.directory(job.key) / LOG))

@@ -17,6 +17,8 @@ from statistics import median
 from threading import Thread
 from typing import Any
 
+import torch
+
 from lswt_core.ablation.runs.held_out import HeldOutResult, evaluate_run
 from lswt_core.ablation.runs.imported_code import record_imports
 from lswt_core.ablation.runs.outcome import Outcome
@@ -34,7 +36,7 @@ from lswt_core.ablation.runs.store import (
 from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.checkpoint import RunLock
 from lswt_core.device import Precision, pick_device
-from lswt_core.errors import CheckpointError, NumericsError, ResourceError
+from lswt_core.errors import CheckpointError, NumericsError, ResourceError, UsageError
 from lswt_core.model.attention_choice import choose_backends
 from lswt_core.model.code_fingerprint import describe_core
 from lswt_core.recipe import Recipe
@@ -121,6 +123,8 @@ def work(arguments: argparse.Namespace) -> int:
     """
     if arguments.parent is not None:
         stop_with_parent(arguments.parent)
+    if arguments.like is not None:
+        require_like(*json.loads(arguments.like))
     registry = Registry(files=arguments.plugin)
     recipe = Recipe.load(arguments.recipe, registry=registry)
     if arguments.code is not None:
@@ -130,6 +134,19 @@ def work(arguments: argparse.Namespace) -> int:
         session = RecordedSession(arguments, recipe, registry, arguments.directory)
         with recorded_warnings(arguments.directory, session.console):
             return make_run(session)
+
+
+def require_like(device: str, threads: int) -> None:
+    """Raise UsageError unless this machine is like the one that planned the run, whose key says so:
+    its device, and the number of threads.
+    """
+    here = Surroundings.here(pick_device(0), torch.get_num_threads())
+    if (here.device, here.threads) != (device, threads):
+        raise UsageError(
+            f"this machine is {here.device} with {here.threads} threads, the study was started on"
+            f" {device} with {threads}: numbers of the two do not compare\n"
+            "  fix: let --launcher ask for machines like that one, and pass OMP_NUM_THREADS on"
+        )
 
 
 def require_same_code(recipe: Recipe, registry: Registry, code: str) -> None:
@@ -194,6 +211,9 @@ def main() -> int:
     parser.add_argument("--code", metavar="HASH", help="refuse to run with code of another hash")
     parser.add_argument(
         "--runs-at-once", type=int, metavar="N", help="record that N runs share the machine"
+    )
+    parser.add_argument(
+        "--like", metavar="JSON", help="device and number of threads that this machine must have"
     )
     parser.add_argument("--plugin", action="append", default=[], type=Path, metavar="FILE")
     parser.add_argument(
