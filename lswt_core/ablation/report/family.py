@@ -50,10 +50,11 @@ def describe_family(report: dict[str, Any]) -> list[str]:
 
 def describe_looks(report: dict[str, Any]) -> list[str]:
     """Return what the intervals and p values are valid for, and which looks were taken."""
-    lines = []
+    lines, asked = [], report["settings"].get("looks")
     for one in report["comparisons"]:
         declared, taken = one["looks"]["declared"], one["looks"]["taken"]
-        if one["level"] is None or not (taken[1:] or declared[1:]):
+        is_plain = not (taken[1:] or declared[1:]) and asked in (None, list(declared))
+        if not one["level"] or is_plain:
             continue
         planned, seen = (", ".join(map(str, pairs)) or "none" for pairs in (declared, taken))
         lines.append(
