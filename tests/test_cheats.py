@@ -206,6 +206,7 @@ def make(place: Path, *overrides: str) -> list[list[str]]:
         directory=directory,
         plugin=[place / "cheats.py"],
         parent=None,
+        like=None,
         runs_at_once=1,
         code=None,
         unchecked=True,

@@ -447,10 +447,7 @@ def test_arms_are_tuned_at_every_rung_or_carried_up_under_mup(
     for arms in chosen:
         for arm in arms:
             [one] = arm["chosen"]
-            assert one["value"] == min(
-                (point["value"] for point in one["curve"]),
-                key=lambda value, arm=arm: abs(math.log(value / best[arm["arm"]])),
-            )
+            assert abs(math.log(one["value"] / best[arm["arm"]])) < 0.05
     if carried:
         assert all(one["difference"] >= -0.2 for one in found["ladder"]["carried"])
         assert "carried up" in render_ladder_markdown(found)
