@@ -16,8 +16,8 @@ from scipy import special
 
 from lswt_core.__main__ import main
 from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.page import render_markdown
 from lswt_core.ablation.report.plots import MARKERS
-from lswt_core.ablation.report.text import render_markdown
 from lswt_core.ablation.report.verdict import EQUIVALENT, SMALL, UNRESOLVED
 from lswt_core.ablation.runs.comparison_records import (
     Comparison,

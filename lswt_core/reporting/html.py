@@ -41,6 +41,17 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
   padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
 .sample { white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
+summary h2 { display: inline; margin: 0; font-size: 1rem; }
+details { margin: 0; padding: .55rem 0; border-top: 1px solid var(--line); }
+@media (max-width: 40rem) {
+  .stacked thead { display: none; }
+  .stacked table, .stacked tbody, .stacked tr, .stacked td { display: block; border: 0; }
+  .stacked tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  .stacked td { text-align: left; padding: 0; white-space: normal; }
+  .stacked td:empty { display: none; }
+  .stacked td:first-child { font-weight: 600; }
+  .stacked td:not(:first-child)::before { content: attr(data-label) ": "; color: var(--quiet); }
+}
 """
 
 
@@ -60,7 +71,7 @@ def section(title: str, body: str, *, folded: bool = False) -> str:
     if not body:
         return ""
     if folded:
-        return f"<h2>{title}</h2><details><summary>show</summary>{body}</details>"
+        return f"<details><summary><h2>{title}</h2></summary>{body}</details>"
     return f"<h2>{title}</h2>{body}"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lswt_core.ablation.report.loss_tables import Report
 from lswt_core.ablation.report.plots import (
     COLOURS,
     DASHES,
@@ -14,7 +15,6 @@ from lswt_core.ablation.report.plots import (
     shorten,
     tidy_axes,
 )
-from lswt_core.ablation.report.tables import Report
 from lswt_core.reporting.curves import new_figure, render_png, set_title
 
 SHIFT = 0.12  # between the arms at one size, in sizes

@@ -1,0 +1,105 @@
+"""What an ablation found, in sentences: what spoils it, then a verdict about every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lswt_core.ablation.certify_runs import NOT_COMPARED
+from lswt_core.ablation.report.facts import compare_with_unigram
+from lswt_core.ablation.report.ladder_text import list_reports, summarize_ladder
+from lswt_core.ablation.report.loss_tables import Report, format_difference
+from lswt_core.ablation.report.tuning_text import (
+    describe_standing,
+    summarize_fixed,
+    summarize_horizons,
+)
+from lswt_core.ablation.report.unfinished import describe_unfinished
+
+
+def list_findings(report: Report) -> list[str]:
+    """Return what spoils the study, the verdicts, and on how many seeds and steps they rest."""
+    sentences = list_alarms(report)
+    if "ladder" in report:
+        return sentences + summarize_ladder(report)
+    sentences += list_verdicts(report)
+    sentences += [*summarize_fixed(report), *summarize_horizons(report)]
+    return [*sentences, f"Based on {format_extent(report['settings'])}."]
+
+
+def list_verdicts(report: Report) -> list[str]:
+    """Return a sentence about every arm."""
+    standing = describe_standing(report)
+    return [summarize_comparison(one, standing) for one in report["comparisons"]]
+
+
+def list_alarms(report: Report) -> list[str]:
+    """Return why verdicts are void or say little, at any size; none if nothing is wrong."""
+    sentences = []
+    for size, one in list_reports(report):
+        place = f"At {size}: " if size else ""
+        found = describe_unfinished(one) + compare_with_unigram(one["arms"]) + list_unclean(one)
+        sentences += [f"{place}{sentence}" for sentence in found]
+    return sentences
+
+
+def list_unclean(report: Report) -> list[str]:
+    """Return which arms differ from the baseline in more than their swap, or may do so."""
+    sentences = []
+    broken = ", ".join(one["arm"] for one in report["certificate"] if one["status"] == "broken")
+    if broken:
+        sentences.append(
+            f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
+            " these swaps."
+        )
+    unproven = [one["arm"] for one in report["certificate"] if one["status"] == NOT_COMPARED]
+    if unproven:
+        sentences.append(
+            f"NOT COMPARED: {', '.join(unproven)}; no records of their runs show that the swap is"
+            " clean."
+        )
+    return sentences
+
+
+def format_extent(settings: Mapping[str, Any]) -> str:
+    """Return the number of seeds, steps and tokens."""
+    seeds = len(settings["seeds"])
+    return (
+        f"{seeds} seed{'s' if seeds != 1 else ''} of {settings['steps']:,} steps"
+        f" ({settings['tokens']:,} tokens) each"
+    )
+
+
+def summarize_comparison(one: dict[str, Any], standing: str) -> str:
+    """Return a comparison in words; ``standing`` says whether arms were tuned."""
+    verdict = f"{one['arm']}: {one['verdict']} ({standing})"
+    if one["delta"] is None:
+        return f"{verdict}: {one['why']}."
+    side = "above" if one["delta"] > 0 else "below"
+    size = f"{format_difference(abs(one['delta'])).lstrip('+')} nats per token {side}"
+    if one["delta"] == 0:
+        size = "equal to"
+    return (
+        f"{verdict}. Its held-out loss is {size} the baseline's ({describe_intervals(one)}):"
+        f" {one['why']}."
+    )
+
+
+def describe_intervals(one: dict[str, Any]) -> str:
+    """Return the intervals of a difference, on this text and on this kind of text."""
+    if one["ci95"] is None:
+        return "no interval"
+    low, high = map(format_difference, one["ci95"])
+    interval = f"95 % interval {low} to {high} on this text"
+    if one["kind_of_text_ci95"] is not None:
+        low, high = map(format_difference, one["kind_of_text_ci95"])
+        interval += f", {low} to {high} on this kind of text"
+    return interval
+
+
+def describe_picture(report: Report) -> str:
+    """Return the picture's content in words, as alternative text."""
+    return (
+        "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin;"
+        " training curves and held-out loss by position. " + " ".join(list_verdicts(report))
+    )
