@@ -62,7 +62,8 @@ def study(
         monkeypatch.setattr(
             Runner, "run", lambda self: {job.key: recorded(job) for job in self.jobs}
         )
-        monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+        for picture in ("plot_differences", "plot_curves"):
+            monkeypatch.setattr(f"lswt_core.ablation.report.publish.{picture}", lambda *_: b"")
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 

@@ -275,7 +275,8 @@ def ablate(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
     """``ablate(delta, words)``: an ablation whose arms differ by ``delta``; its report."""
-    monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+    for picture in ("plot_differences", "plot_curves"):
+        monkeypatch.setattr(f"lswt_core.ablation.report.publish.{picture}", lambda *_: b"")
     monkeypatch.setattr(CacheKeys, "of", lambda self, recipe, backends: recipe.fingerprint())
     monkeypatch.setattr("lswt_core.ablation.build_arms.budget", same_budget)
 

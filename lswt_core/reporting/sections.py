@@ -34,6 +34,7 @@ class Picture(NamedTuple):
 
     file: str
     alt: str
+    narrow: bool = False  # legible in a narrow window
 
 
 Part = Sentences | Bullets | Code | Picture | Table
@@ -83,8 +84,8 @@ def part_html(part: Part, pictures: Mapping[str, bytes], folded: bool) -> str:
             return bullet_list(lines)
         case Code(text):
             return code(text)
-        case Picture(file, alt):
-            return image(pictures[file], alt)
+        case Picture(file, alt, narrow):
+            return image(pictures[file], alt, narrow=narrow)
 
 
 # ---------- Markdown

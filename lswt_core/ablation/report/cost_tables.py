@@ -8,12 +8,12 @@ from typing import Any
 from lswt_core.ablation.report.costs import describe_cost
 from lswt_core.ablation.report.loss_tables import Report, format_or_missing
 from lswt_core.reporting.tables import Table
-from lswt_core.reporting.units import format_bytes, format_duration
+from lswt_core.reporting.units import format_bytes
 
-COSTS = ("arm", "parameters", "FLOP per token", "training FLOP", "memory", "tokens/s")
+COSTS = ("arm", "parameters", "training FLOP", "memory", "tokens/s")
 SPREADS = (
-    *("arm", "training tokens", "evaluated tokens", "memory, least .. most"),
-    *("tokens/s, least .. most", "training time, least .. most", "time"),
+    *("arm", "FLOP per token", "training tokens", "memory, least .. most"),
+    *("tokens/s, least .. most", "seconds, least .. most", "time"),
 )
 SHOWS: dict[str, Callable[[Any], str]] = {
     "parameters": "{:,}".format,
@@ -21,7 +21,7 @@ SHOWS: dict[str, Callable[[Any], str]] = {
     "training_flops": "{:.3e}".format,
     "peak_bytes": format_bytes,
     "tokens_per_second": "{:,.0f}".format,
-    "seconds": format_duration,
+    "seconds": "{:,.1f}".format,
 }
 
 
@@ -33,7 +33,7 @@ def cost_table(report: Report) -> Table:
     rows = []
     for arm in report["arms"]:
         cells = []
-        for key in ("parameters", "flops_per_token", "training_flops"):
+        for key in ("parameters", "training_flops"):
             difference = compare_amounts(arm[key], base[key]) if arm is not base else ""
             cells.append(join(format_or_missing(arm, key, SHOWS[key]), difference))
         for key in ("peak_bytes", "tokens_per_second"):
@@ -48,8 +48,8 @@ def spread_table(report: Report) -> Table:
     measured = measured_costs(report)
     rows = []
     for arm in report["arms"]:
-        evaluated = arm["evaluated"]["tokens"]
-        cells = [f"{arm['tokens']:,}", "-" if evaluated is None else f"{evaluated:,}"]
+        flops = format_or_missing(arm, "flops_per_token", SHOWS["flops_per_token"])
+        cells = [flops, f"{arm['tokens']:,}"]
         cells += [format_spread(arm, key) for key in ("peak_bytes", "tokens_per_second", "seconds")]
         time = describe_cost(measured.get(arm["name"], {}).get("seconds"))
         rows.append([arm["name"], *cells, time])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lswt_core.ablation.certify_runs import NOT_COMPARED
+from lswt_core.ablation.report.cost_tables import compare_amounts
 from lswt_core.ablation.report.facts import compare_with_unigram
 from lswt_core.ablation.report.ladder_text import list_reports, summarize_ladder
 from lswt_core.ablation.report.loss_tables import Report, format_difference
@@ -24,13 +25,25 @@ def list_findings(report: Report) -> list[str]:
         return sentences + summarize_ladder(report)
     sentences += list_verdicts(report)
     sentences += [*summarize_fixed(report), *summarize_horizons(report)]
-    return [*sentences, f"Based on {format_extent(report['settings'])}."]
+    extent = format_extent(report["settings"])
+    return [*sentences, f"Based on {extent}; loss is on held-out text, lower is better."]
 
 
 def list_verdicts(report: Report) -> list[str]:
     """Return a sentence about every arm."""
-    standing = describe_standing(report)
-    return [summarize_comparison(one, standing) for one in report["comparisons"]]
+    standing, (baseline, *arms) = describe_standing(report), report["arms"]
+    return [
+        summarize_comparison(one, standing) + describe_budget(arm, baseline)
+        for one, arm in zip(report["comparisons"], arms, strict=True)
+    ]
+
+
+def describe_budget(arm: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """Return how much more an arm had than the baseline; empty where that is nothing."""
+    kinds = {"training_flops": "training FLOPs", "parameters": "parameters"}
+    shown = {name: compare_amounts(arm[key], baseline[key]) for key, name in kinds.items()}
+    parts = [f"{share} {name}" for name, share in shown.items() if share.strip("+-0.%")]
+    return f" It has {' and '.join(parts)}." if parts else ""
 
 
 def list_alarms(report: Report) -> list[str]:
@@ -52,6 +65,10 @@ def list_unclean(report: Report) -> list[str]:
             f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
             " these swaps."
         )
+    for one in report["certificate"]:
+        if one["status"] == "allowed":
+            flaws = "; ".join(flaw["text"] for flaw in one["flaws"])
+            sentences.append(f"ALLOWED: {one['arm']} differs in more than its swap: {flaws}.")
     unproven = [one["arm"] for one in report["certificate"] if one["status"] == NOT_COMPARED]
     if unproven:
         sentences.append(
@@ -100,6 +117,6 @@ def describe_intervals(one: dict[str, Any]) -> str:
 def describe_picture(report: Report) -> str:
     """Return the picture's content in words, as alternative text."""
     return (
-        "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin;"
-        " training curves and held-out loss by position. " + " ".join(list_verdicts(report))
+        "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin. "
+        + " ".join(list_verdicts(report))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lswt_core.ablation.report.family import describe_family
+from lswt_core.ablation.report.held_out_text import FEWEST_CROSSED
 from lswt_core.ablation.report.ladder_text import describe_carried, describe_rates
 from lswt_core.ablation.report.loss_tables import Report
 from lswt_core.ablation.report.tuning_text import (
@@ -10,7 +11,7 @@ from lswt_core.ablation.report.tuning_text import (
     describe_untuned,
     list_edges,
 )
-from lswt_core.ablation.report.verdict import UNRESOLVED
+from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, SMALL, UNRESOLVED, WORSE
 
 FEW_SEEDS = 5  # fewer get a remark
 
@@ -20,6 +21,7 @@ def list_limits(report: Report) -> list[str]:
     return [
         *limit_values(report),
         *limit_scope(report),
+        *limit_documents(report),
         *report["text"]["warnings"],
         *limit_seeds(report),
         *describe_family(report),
@@ -44,6 +46,33 @@ def limit_scope(report: Report) -> list[str]:
         alone.append("one length of training (--horizons)")
     sentence = f"It holds for {' and '.join(alone)}, and " if alone else "It holds for "
     return [f"{sentence}one text: how another kind of text would do is not known."]
+
+
+def limit_documents(report: Report) -> list[str]:
+    """Return which verdicts other documents of this kind might change."""
+    sentences, unknown = [], []
+    for one in report["comparisons"]:
+        interval, verdict = one["kind_of_text_ci95"], one["verdict"]
+        if verdict not in (BETTER, WORSE, SMALL, EQUIVALENT):
+            continue
+        if interval is None:
+            unknown.append(one["arm"])
+        elif verdict == EQUIVALENT and max(map(abs, interval)) > one["margin"]:
+            sentences.append(
+                f"{one['arm']}: equivalent on this text; on other documents of this kind it may"
+                " differ by more than the margin."
+            )
+        elif verdict != EQUIVALENT and interval[0] <= 0 <= interval[1]:
+            sentences.append(
+                f"{one['arm']}: {verdict} on this text; on other documents of this kind the"
+                " difference may be none, or of the other sign."
+            )
+    if unknown:
+        sentences.append(
+            f"Whether it holds on other documents is not known: {', '.join(unknown)} (less than"
+            f" {FEWEST_CROSSED[0]} seeds or {FEWEST_CROSSED[1]} documents)."
+        )
+    return sentences
 
 
 def limit_seeds(report: Report) -> list[str]:

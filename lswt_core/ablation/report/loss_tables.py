@@ -10,10 +10,10 @@ from lswt_core.reporting.tables import Table
 Report = dict[str, Any]  # see compare.make_report
 LOSSES = (
     *("arm", "held-out loss ± sd", "perplexity", "bits/byte", "difference", "95 % interval"),
-    *("verdict", "seeds", "failed"),
+    *("verdict", "seeds (failed)"),
 )
 TESTS = ("arm", "p", "p (looks, Holm)", "p beyond the margin", "p within it", "n needed", "looks")
-UNIGRAM = "unigram model"
+UNIGRAM = "unigram model, no context"
 # known of every arm: a missing number could not be computed
 ALWAYS_APPLY = {"flops_per_token", "training_flops"}
 
@@ -34,7 +34,7 @@ def baseline_row(arm: dict[str, Any]) -> list[str]:
     """Return the baseline's row of the loss table."""
     finished = sum(value is not None for value in arm["final_loss"]["values"])
     losses = [format_mean_loss(arm), *format_scales(arm)]
-    return [arm["name"], *losses, "", "", "baseline", str(finished), count_failed(arm)]
+    return [arm["name"], *losses, "", "", "baseline", count_seeds(arm, finished)]
 
 
 def comparison_row(arm: dict[str, Any], one: dict[str, Any]) -> list[str]:
@@ -43,14 +43,14 @@ def comparison_row(arm: dict[str, Any], one: dict[str, Any]) -> list[str]:
         format_or_missing(one, "delta", format_difference),
         format_or_missing(one, "ci95", format_interval),
     ]
-    seeds = [one["verdict"], str(one["seeds"]), count_failed(arm)]
-    return [arm["name"], format_mean_loss(arm), *format_scales(arm), *differences, *seeds]
+    losses = [format_mean_loss(arm), *format_scales(arm)]
+    return [arm["name"], *losses, *differences, one["verdict"], count_seeds(arm, one["seeds"])]
 
 
 def unigram_row(unigram: dict[str, Any]) -> list[str]:
     """Return the row of a model that ignores its context."""
     scales = [format_number(unigram[key], spec) for key, spec in SCALES.items()]
-    return [UNIGRAM, f"{unigram['loss']:.4f}", *scales, "", "", "ignores its context", "", ""]
+    return [UNIGRAM, f"{unigram['loss']:.4f}", *scales, "", "", "", ""]
 
 
 SCALES = {"perplexity": ",.2f", "bits_per_byte": ".4f"}
@@ -113,9 +113,9 @@ def seed_table(report: Report) -> Table:
     return Table(("seed", *names), rows)
 
 
-def count_failed(arm: dict[str, Any]) -> str:
-    """Return how many of an arm's runs failed, in words."""
-    return f"{len(arm['failures'])} of {len(arm['final_loss']['values'])}"
+def count_seeds(arm: dict[str, Any], seeds: int) -> str:
+    """Return the seeds that a row is about, and how many of all runs of its arm failed."""
+    return f"{seeds} ({len(arm['failures'])} of {len(arm['final_loss']['values'])})"
 
 
 def format_mean_loss(arm: dict[str, Any]) -> str:

@@ -38,7 +38,9 @@ from lswt_core.ablation.report.tuning_text import (
 from lswt_core.reporting import sections
 from lswt_core.reporting.sections import Bullets, Part, Picture, Section, Sentences
 
-PICTURE, HELD_OUT_PICTURE = "report.png", "report-held-out.png"
+PICTURE, CURVES_PICTURE = "report.png", "report-curves.png"
+HELD_OUT_PICTURE = "report-held-out.png"
+CURVES_ALT = "Training curves of all arms, and held-out loss by preceding tokens of the document."
 HELD_OUT_ALT = "Held-out loss of every arm less the baseline's over the tokens trained on."
 
 
@@ -73,9 +75,9 @@ def list_results(report: Report, pictures: Collection[str]) -> list[Section]:
     """Return what everybody should read."""
     losses: list[Part | None] = [loss_table(report), Bullets(list_selected(report))]
     tables = [Section("Losses", losses, printed=True)]
-    picture = show(PICTURE, describe_picture(report), pictures)
+    picture = show(PICTURE, describe_picture(report), pictures, narrow=True)
     if "ladder" in report:
-        top = report["ladder"]["rungs"][-1]["name"]
+        top, losses = report["ladder"]["rungs"][-1]["name"], [picture, *losses]
         picture = show(LADDER_PICTURE, describe_ladder_picture(report), pictures)
         tables = [
             Section("Does it hold as models grow?", [ladder_table(report)], printed=True),
@@ -122,9 +124,10 @@ def list_tuning(report: Report, pictures: Collection[str]) -> list[Section]:
 
 def list_curves(report: Report, pictures: Collection[str]) -> list[Section]:
     """Return the pictures of curves, and where they are as data."""
-    drawn = [show(HELD_OUT_PICTURE, HELD_OUT_ALT, pictures)]
-    if "ladder" in report:
-        drawn.insert(0, show(PICTURE, describe_picture(report), pictures))
+    drawn = [
+        show(CURVES_PICTURE, CURVES_ALT, pictures),
+        show(HELD_OUT_PICTURE, HELD_OUT_ALT, pictures),
+    ]
     where = f"{CURVES} has the training curve, held-out losses and loss by position of every run."
     return [Section("Curves", [*drawn, Bullets([where])], folded=True)]
 
@@ -140,9 +143,9 @@ def list_swaps(report: Report) -> list[Section]:
     ]
 
 
-def show(file: str, alt: str, pictures: Collection[str]) -> Picture | None:
+def show(file: str, alt: str, pictures: Collection[str], *, narrow: bool = False) -> Picture | None:
     """Return a picture; None if it was not drawn."""
-    return Picture(file, alt) if file in pictures else None
+    return Picture(file, alt, narrow) if file in pictures else None
 
 
 def list_unknown(report: Report) -> list[str]:

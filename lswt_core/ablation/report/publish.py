@@ -17,13 +17,14 @@ from lswt_core.ablation.report.ladder_report import make_ladder_report
 from lswt_core.ablation.report.ladder_text import LADDER_PICTURE
 from lswt_core.ablation.report.loss_tables import Report
 from lswt_core.ablation.report.page import (
+    CURVES_PICTURE,
     HELD_OUT_PICTURE,
     PICTURE,
     render_markdown,
     render_page,
     render_terminal,
 )
-from lswt_core.ablation.report.plots import plot_held_out, plot_overview
+from lswt_core.ablation.report.plots import plot_curves, plot_differences, plot_held_out
 from lswt_core.ablation.report.tuning_plot import plot_tuning
 from lswt_core.ablation.report.tuning_text import TUNING_PICTURE
 from lswt_core.ablation.run_ladder import LadderStudy
@@ -82,7 +83,8 @@ def draw_pictures(comparison: Comparison, report: Report) -> dict[str, bytes]:
     """Return the pictures (PNG) of a comparison that can be drawn, by file name."""
     study = comparison.headline
     drawn = {
-        PICTURE: draw(report, PICTURE, lambda: plot_overview(study, report)),
+        PICTURE: draw(report, PICTURE, lambda: plot_differences(report)),
+        CURVES_PICTURE: draw(report, CURVES_PICTURE, lambda: plot_curves(study)),
         HELD_OUT_PICTURE: draw(report, HELD_OUT_PICTURE, lambda: plot_held_out(study)),
     }
     if comparison.tuning is not None:

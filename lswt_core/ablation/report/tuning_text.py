@@ -184,23 +184,25 @@ def summarize_horizons(report: Report) -> list[str]:
 
 
 def summarize_worth(horizons: dict[str, Any]) -> list[str]:
-    """Return what differences are worth in compute, by the baseline's losses at all lengths."""
+    """Return what differences are worth in compute, of arms whose loss the baseline has at one of
+    the lengths, or between two.
+    """
     sentences = []
     for one in horizons["worth"]:
-        value = show_worth(one["value"])
+        if one["value"] is None:
+            continue
         interval = "no interval"
         if one["ci95"] is not None:
-            interval = f"95 % interval {' to '.join(map(show_worth, one['ci95']))}"
+            low, high = (
+                side if end is None else f"{end - 1:+.0%}"
+                for end, side in zip(one["ci95"], ("less", "more"), strict=True)
+            )
+            interval = f"95 % interval {low} to {high}"
         sentences.append(
-            f"{one['arm']} is worth {value} of compute ({interval}), its own FLOPs included, by the"
-            " baseline's losses at these lengths."
+            f"{one['arm']} is worth {one['value'] - 1:+.0%} of compute ({interval}), its own FLOPs"
+            " included, by the baseline's losses at these lengths."
         )
     return sentences
-
-
-def show_worth(factor: float | None) -> str:
-    """Return a factor less one, in percent; None: no measured length has that loss."""
-    return "an unmeasured amount" if factor is None else f"{factor - 1:+.0%}"
 
 
 def horizon_table(report: Report) -> Table | None:
