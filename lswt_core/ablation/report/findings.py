@@ -39,21 +39,23 @@ def list_verdicts(report: Report) -> list[str]:
 
 
 def describe_budget(arm: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """Return how much more an arm had than the baseline; empty where that is nothing."""
+    """Return how much more an arm had than the baseline; empty where both had the same."""
     kinds = {"training_flops": "training FLOPs", "parameters": "parameters"}
     shown = {name: compare_amounts(arm[key], baseline[key]) for key, name in kinds.items()}
-    parts = [f"{share} {name}" for name, share in shown.items() if share.strip("+-0.%")]
-    return f" It has {' and '.join(parts)}." if parts else ""
+    parts = [f"{name} {share}" for name, share in shown.items() if share.strip("+-0.%")]
+    return f" Its budget is another: {', '.join(parts)}." if parts else ""
 
 
 def list_alarms(report: Report) -> list[str]:
     """Return why verdicts are void or say little, at any size; none if nothing is wrong."""
-    sentences = []
+    sizes: dict[str, list[str]] = {}  # by sentence
     for size, one in list_reports(report):
-        place = f"At {size}: " if size else ""
         found = describe_unfinished(one) + compare_with_unigram(one["arms"]) + list_unclean(one)
-        sentences += [f"{place}{sentence}" for sentence in found]
-    return sentences
+        for sentence in found:
+            sizes.setdefault(sentence, []).append(size)
+    if "ladder" not in report:
+        return list(sizes)
+    return [f"At {', '.join(which)}: {sentence}" for sentence, which in sizes.items()]
 
 
 def list_unclean(report: Report) -> list[str]:

@@ -34,7 +34,7 @@ def list_origins(report: Report) -> list[Section]:
         Section("Code", [code_table(report), Bullets(list_cores(report))], folded=True),
         Section("Settings and environment", [settings_table(described)], folded=True),
         Section("The baseline's recipe", recipe_parts(report), folded=True),
-        Section("Made with", command_parts(report), folded=True),
+        Section("Command", command_parts(report), folded=True),
         Section("Citations", [Code(citations, "bibtex")], folded=True),
     ]
 

@@ -97,7 +97,7 @@ def draw_differences(axes: Any, report: dict[str, Any]) -> None:
     axes.set_yticks(range(len(comparisons)), labels)
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
     axes.set_xlabel(
-        "held-out loss - baseline's (nats per token; left is better)\n"
+        "held-out loss - baseline's, nats (left is better)\n"
         f"bar: 95 % interval, ticks: seeds, band: margin {margin:g}"
     )
     tidy_axes(axes)
