@@ -18,11 +18,12 @@ STYLE = """
   :root { --line: #3c3c3c; --soft: #232323; --quiet: #a8a8a8; }
 }
 * { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto;
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 2.5rem auto;
   padding: 0 1.2rem; overflow-wrap: break-word; }
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } }
 h1 { margin-bottom: .2rem; overflow-wrap: anywhere; }
 h2 { margin-top: 2.4rem; font-size: 1.15rem; }
+p, ul { max-width: 58rem; }
 .verdict { font-size: 1.1rem; margin-top: .4rem; }
 .quiet { color: var(--quiet); }
 .wide { overflow-x: auto; }

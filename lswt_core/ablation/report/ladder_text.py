@@ -12,7 +12,7 @@ from lswt_core.reporting.tables import Table
 LADDER_PICTURE = "report-ladder.png"
 HEADER = (
     *("arm", "size", "baseline's loss", "difference", "95 % interval", "verdict"),
-    *("worth of compute (95 % interval)", "seeds"),
+    *("worth of compute (95 %)", "seeds"),
 )
 Entry = dict[str, Any]
 TESTED_RUNGS = 3  # sizes that a law of three parameters fits exactly
