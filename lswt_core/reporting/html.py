@@ -32,6 +32,7 @@ p, ul { max-width: 58rem; }
 img { display: block; width: 100%; min-width: 38rem; }
 .narrow { max-width: 44rem; }
 .narrow img { min-width: 0; }
+.picture, .wide { margin: .5rem 0 .9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap; }

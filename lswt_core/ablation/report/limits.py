@@ -24,6 +24,7 @@ def list_limits(report: Report) -> list[str]:
         *limit_documents(report),
         *report["text"]["warnings"],
         *limit_seeds(report),
+        *limit_runs(report),
         *describe_family(report),
         *(f"{note}." for note in report["settings"].get("notes", ())),
     ]
@@ -46,6 +47,13 @@ def limit_scope(report: Report) -> list[str]:
         alone.append("one length of training (--horizons)")
     sentence = f"It holds for {' and '.join(alone)}, and " if alone else "It holds for "
     return [f"{sentence}one text: how another kind of text would do is not known."]
+
+
+def limit_runs(report: Report) -> list[str]:
+    """Return how many runs warned of something."""
+    runs = [run for arm in report["arms"] for run in arm["runs"]]
+    heeded = sum(bool(run["warnings"]) for run in runs)
+    return [f"{heeded} of {len(runs)} runs gave warnings (see Runs)."] if heeded else []
 
 
 def limit_documents(report: Report) -> list[str]:

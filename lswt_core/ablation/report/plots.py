@@ -53,7 +53,8 @@ def plot_held_out(study: Study) -> bytes | None:
         draw_band(axes, held_out_differences(baseline, arm), number, arm.name)
     axes.set_xlabel("tokens")
     axes.set_ylabel("held-out loss - baseline's (nats)")
-    draw_legend(axes)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
+    tidy_axes(axes)
     return render_png(figure)
 
 

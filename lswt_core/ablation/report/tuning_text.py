@@ -45,7 +45,8 @@ def describe_tuned_values(report: Report) -> list[str]:
     """Return what was tuned, and what was not."""
     sentence = (
         f"Tuned: {list_tuned_keys(report)}, with the same grid and seeds for every arm; other"
-        " hyper-parameters are the recipe's."
+        " hyper-parameters are the recipe's. That other seeds of tuning would choose other values"
+        " is not in the intervals."
     )
     if report.get("horizons") is not None:
         sentence += " Values were tuned at 1 times the steps, and are the same at all lengths."
@@ -145,9 +146,8 @@ def describe_procedure(report: Report) -> list[str]:
         tuning["procedure"],
         f"{len(tuning['runs'])} runs in all. Values were chosen on {documents['choosing']} held-out"
         f" documents; all losses of this report are those on the {documents['judging']} others.",
-        "Intervals and p values hold for the chosen values: that other seeds of tuning would choose"
-        " others is not in them. In simulations of equal arms this raises false verdicts from 5 %"
-        " to about 7 % with three seeds of tuning, 8 % with one.",
+        "Intervals and p values hold for the chosen values: in simulations of equal arms this"
+        " raises false verdicts from 5 % to about 7 % with three seeds of tuning, 8 % with one.",
         "Sensitivity: mean over the grid of min(loss, initial loss) - best loss, in nats, first"
         " seed (Wortsman et al. 2023).",
     ]
@@ -200,7 +200,8 @@ def summarize_worth(horizons: dict[str, Any]) -> list[str]:
             interval = f"95 % interval {low} to {high}"
         sentences.append(
             f"{one['arm']} is worth {one['value'] - 1:+.0%} of compute ({interval}), its own FLOPs"
-            " included, by the baseline's losses at these lengths."
+            " included, by the baseline's losses at these lengths (their noise is not in the"
+            " interval)."
         )
     return sentences
 
