@@ -152,6 +152,12 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
+    assert 0 < baseline["unigram"]["loss"] < math.log(320)
+    assert baseline["bits_per_byte"] == pytest.approx(
+        baseline["final_loss"]["mean"]
+        * baseline["evaluated"]["tokens"]
+        / (math.log(2) * baseline["evaluated"]["bytes"])
+    )
     one, lost = report["comparisons"]
     assert (one["arm"], one["baseline"], one["seeds"]) == ("ffn=gelu", "baseline", 2)
     assert one["delta"] == pytest.approx(

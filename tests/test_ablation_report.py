@@ -92,9 +92,9 @@ def test_every_loss_stands_beside_its_perplexity_and_the_unigram_models() -> Non
 
 
 def test_losses_on_some_documents_are_compared_with_the_unigram_model_on_these() -> None:
-    names = frozenset(f"{i}.py" for i in range(4))
+    names = frozenset(f"{i}.py" for i in range(4, 8))
     (baseline,) = make_report(judged_on(study(arm("baseline", BASE)), names))["arms"]
-    assert baseline["unigram"]["loss"] == pytest.approx(UNIGRAM + 0.015)
+    assert baseline["unigram"]["loss"] == pytest.approx(UNIGRAM + 0.055)
     assert baseline["evaluated"] == {"tokens": 400, "documents": 4, "bytes": 800}
 
 
