@@ -31,10 +31,10 @@ from lswt_core.ablation.comparison import Comparison
 from lswt_core.ablation.match import match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.report.compare import make_report
-from lswt_core.ablation.report.html_page import render_page
+from lswt_core.ablation.report.limits import list_limits
+from lswt_core.ablation.report.page import render_markdown, render_page, render_terminal
 from lswt_core.ablation.report.plots import MARKERS
 from lswt_core.ablation.report.publish import publish
-from lswt_core.ablation.report.text import render_markdown, render_terminal, summarize
 from lswt_core.ablation.report.verdict import SMALL
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.runner import Workers
@@ -152,6 +152,12 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
+    assert 0 < baseline["unigram"]["loss"] < math.log(320)
+    assert baseline["bits_per_byte"] == pytest.approx(
+        baseline["final_loss"]["mean"]
+        * baseline["evaluated"]["tokens"]
+        / (math.log(2) * baseline["evaluated"]["bytes"])
+    )
     one, lost = report["comparisons"]
     assert (one["arm"], one["baseline"], one["seeds"]) == ("ffn=gelu", "baseline", 2)
     assert one["delta"] == pytest.approx(
@@ -571,7 +577,7 @@ def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, l
     results = study(arm("baseline", [3.0]), arm("x", [2.9]))
     assert (
         settings["notes"][0]
-        in summarize(make_report(replace(results, settings=results.settings | settings)))[-2]
+        in list_limits(make_report(replace(results, settings=results.settings | settings)))[-1]
     )
 
 
@@ -856,7 +862,7 @@ def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
 
 def forms(report: dict[str, Any]) -> tuple[str, str, str]:
     """A report as it is printed, as Markdown and as a page."""
-    return render_terminal(report), render_markdown(report), render_page(report, b"", None)
+    return render_terminal(report), render_markdown(report), render_page(report, {})
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def study(
         monkeypatch.setattr(
             Runner, "run", lambda self: {job.key: recorded(job) for job in self.jobs}
         )
-        monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+        for picture in ("plot_differences", "plot_curves"):
+            monkeypatch.setattr(f"lswt_core.ablation.report.publish.{picture}", lambda *_: b"")
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 
@@ -158,8 +159,7 @@ def test_the_work_of_the_whole_training_is_shown(
     assert (
         arm["training_flops"] == 2 * baseline["training_flops"] == 24 * 64 * arm["flops_per_token"]
     )
-    unknown = {"bytes": None, "unigram_loss": None}
-    evaluated = {"tokens": 128, "documents": 2} | unknown
+    evaluated = {"tokens": 128, "documents": 2, "bytes": None}
     assert [one["evaluated"] for one in (baseline, arm)] == [evaluated] * 2
     assert read(out)["certificate"][0]["status"] == "allowed"
     printed = capsys.readouterr().out
@@ -277,7 +277,8 @@ def test_every_number_is_traced_to_its_runs(
     core: dict[str, str | None] = {"version": "1", "sha256": "def", "commit": None}
 
     def runs(job: Job) -> Outcome:
-        facts = {"unigram_loss": 2.5, "evaluated_bytes": 120, "text": "t", "evaluated_text": "e"}
+        unigram = [2.5 * 100, 2.5 * 28]
+        facts = {"unigram": unigram, "evaluated_bytes": 120, "text": "t", "evaluated_text": "e"}
         heeded = ["step 3: the batch was discarded"] if job.arm != "baseline" else []
         more = {"code": code, "core": core, "warnings": heeded, "runs_at_once": 1}
         return replace(finished(job), **facts, **more)
@@ -287,7 +288,8 @@ def test_every_number_is_traced_to_its_runs(
     run = arm["runs"][1]
     assert run["seed"] == 1 and run["text"] == "t" and run["evaluated_text"] == "e"
     assert run["directory"] == str(tmp_path / "store" / run["key"]) and len(run["key"]) == 20
-    assert arm["evaluated"] == {"tokens": 128, "documents": 2, "bytes": 120, "unigram_loss": 2.5}
+    assert arm["evaluated"] == {"tokens": 128, "documents": 2, "bytes": 120}
+    assert arm["unigram"]["loss"] == 2.5
     assert arm["code"] == {"components": code, "core": core}
     assert "WORSE THAN UNIGRAM" in capsys.readouterr().out
     for name in ("report.md", "report.html"):

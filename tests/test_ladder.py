@@ -23,15 +23,11 @@ from lswt_core.__main__ import build_parser, main
 from lswt_core.ablation import build_arms
 from lswt_core.ablation.ladder import LadderAblation
 from lswt_core.ablation.ladder_file import read_ladder
-from lswt_core.ablation.report import ladder_publish
+from lswt_core.ablation.report import publish
 from lswt_core.ablation.report.ladder_plot import plot_ladder
-from lswt_core.ablation.report.ladder_publish import publish_ladder
 from lswt_core.ablation.report.ladder_report import make_ladder_report
-from lswt_core.ablation.report.ladder_text import (
-    render_ladder_html,
-    render_ladder_markdown,
-    render_ladder_terminal,
-)
+from lswt_core.ablation.report.page import render_markdown, render_page, render_terminal
+from lswt_core.ablation.report.publish import publish_ladder
 from lswt_core.ablation.run_ladder import LadderRuns, run_ladder
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.progress import Job
@@ -305,7 +301,7 @@ def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_the
     found = report(planted(-0.06, -0.05, 0.04))
     before = only_arm(found)["back_test"]
     assert before["difference"]["covered"] is False and before["same_verdict"] is False
-    text = render_ladder_markdown(found)
+    text = render_markdown(found)
     assert "OUTSIDE its 95 % interval" in text and "changes sign" in text
 
 
@@ -341,8 +337,8 @@ def test_an_arm_that_never_finishes_at_one_size_has_no_speedup(report: Report) -
     found = report(failing)
     arm = only_arm(found)
     assert arm["speedup"] is None and "no seed" in arm["unknown"]["speedup"]
-    assert "no seed" in "".join(render_ladder_html(found, None))
-    assert "no seed" in render_ladder_terminal(found)
+    assert "no seed" in "".join(render_page(found, {}))
+    assert "no seed" in render_terminal(found)
 
 
 def test_losses_that_follow_no_law_have_no_speedup_and_a_report(report: Report) -> None:
@@ -352,7 +348,7 @@ def test_losses_that_follow_no_law_have_no_speedup_and_a_report(report: Report) 
     found = report(rising)
     assert only_arm(found)["speedup"]["compute"]["value"] is None
     assert only_arm(found)["verdict"] == "not resolved"
-    assert "unknown" in render_ladder_markdown(found)
+    assert "unknown" in render_markdown(found)
     json.dumps(found, allow_nan=False)
 
 
@@ -368,7 +364,7 @@ def test_a_ladder_that_was_stopped_ends_as_if_it_had_not_been(
     ladder: LadderRuns, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = planted(-0.06, -0.05, -0.043)
-    monkeypatch.setattr(ladder_publish, "draw", lambda *_: None)
+    monkeypatch.setattr(publish, "draw", lambda *_: None)
 
     def stopped(arm: str, rung: int, seed: int) -> float:
         return math.inf if rung == 0 and seed > 0 else losses(arm, rung, seed)
@@ -391,7 +387,7 @@ def test_a_ladder_that_was_stopped_ends_as_if_it_had_not_been(
 def test_the_command_makes_the_runs_and_writes_the_report(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder_publish, "draw", lambda *_: None)
+    monkeypatch.setattr(publish, "draw", lambda *_: None)
 
     def losses(arm: str, rung: int, seed: int) -> float:
         return math.nan if (arm, rung) == ("ffn=gelu", 2) else 4.0 - rung
@@ -448,9 +444,13 @@ def test_arms_are_tuned_at_every_rung_or_carried_up_under_mup(
         for arm in arms:
             [one] = arm["chosen"]
             assert abs(math.log(one["value"] / best[arm["arm"]])) < 0.05
+            assert one["best_point"] == min(
+                (point["value"] for point in one["curve"]),
+                key=lambda value, arm=arm: abs(math.log(value / best[arm["arm"]])),
+            )
     if carried:
         assert all(one["difference"] >= -0.2 for one in found["ladder"]["carried"])
-        assert "carried up" in render_ladder_markdown(found)
+        assert "carried up" in render_markdown(found)
     else:
         assert any(" at small" in str(wave) and " at large" in str(wave) for wave in waves)
     assert abs(only_arm(found)["comparisons"][0]["delta"]) < 0.3, "each at its own best"

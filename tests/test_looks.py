@@ -16,8 +16,8 @@ from scipy import special
 
 from lswt_core.__main__ import main
 from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.page import render_markdown
 from lswt_core.ablation.report.plots import MARKERS
-from lswt_core.ablation.report.text import render_markdown
 from lswt_core.ablation.report.verdict import EQUIVALENT, SMALL, UNRESOLVED
 from lswt_core.ablation.runs.comparison_records import (
     Comparison,
@@ -278,7 +278,8 @@ def ablate(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
     """``ablate(delta, words)``: an ablation whose arms differ by ``delta``; its report."""
-    monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+    for picture in ("plot_differences", "plot_curves"):
+        monkeypatch.setattr(f"lswt_core.ablation.report.publish.{picture}", lambda *_: b"")
     monkeypatch.setattr(CacheKeys, "of", lambda self, recipe, backends: recipe.fingerprint())
     monkeypatch.setattr("lswt_core.ablation.build_arms.budget", same_budget)
 

@@ -82,9 +82,8 @@ def test_windows_locks_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("elsewhere")
 def test_peak_memory_is_unknown_where_the_system_does_not_tell() -> None:
-    assert (
-        load("lswt_core/ablation/runs/recorded_session.py").peak_memory(torch.device("cpu")) is None
-    )
+    measured = load("lswt_core/ablation/runs/recorded_session.py")
+    assert measured.peak_memory(torch.device("cpu")) is None
 
 
 def test_signals_that_a_system_lacks_are_not_handled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,8 @@ def quickly(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
     monkeypatch.setattr(build_arms, "budget", remembered)
     monkeypatch.setattr(CacheKeys, "of", lambda self, recipe, backends: recipe.fingerprint())
-    monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+    for picture in ("plot_differences", "plot_curves"):
+        monkeypatch.setattr(f"lswt_core.ablation.report.publish.{picture}", lambda *_: b"")
     if "level_once_tuned" not in request.node.name:
         monkeypatch.setattr("lswt_core.ablation.report.publish.plot_tuning", lambda *_: b"")
 

@@ -58,8 +58,19 @@ def judged_on(study: Study, names: frozenset[str]) -> Study:
 
 
 def restrict(outcome: Outcome, names: frozenset[str]) -> Outcome:
-    """Return an outcome with the loss on some documents."""
+    """Return an outcome with the losses on some documents, and their share of the text's bytes."""
     if outcome.failure is not None:
         return outcome
-    documents = [one for one in outcome.documents if one[0] in names]
-    return replace(outcome, documents=documents, loss=loss_on(outcome, names))
+    kept = [index for index, (name, *_) in enumerate(outcome.documents) if name in names]
+    documents = [outcome.documents[index] for index in kept]
+    n_bytes = outcome.evaluated_bytes
+    if n_bytes is not None:
+        tokens, whole = (sum(n for *_, n in some) for some in (documents, outcome.documents))
+        n_bytes = round(n_bytes * tokens / whole)
+    return replace(
+        outcome,
+        documents=documents,
+        loss=loss_on(outcome, names),
+        unigram=[outcome.unigram[index] for index in kept] if outcome.unigram else [],
+        evaluated_bytes=n_bytes,
+    )

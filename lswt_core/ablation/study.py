@@ -143,6 +143,7 @@ class Ablation:
             command=self.spec.command,
             looks=looks.by_arm(),
             others=looks.others(),
+            values=list_values(self.arms[0].recipe),
         )
 
     def looks(self, store: RunStore, workers: Workers) -> StudyLooks:
@@ -191,6 +192,12 @@ class Ablation:
         if not workers.unchecked or not names:
             return []
         return [f"Not checked before the runs (--unchecked): {', '.join(names)}"]
+
+
+def list_values(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return every value of a recipe, where it is written, and what it belongs to."""
+    names = ("key", "value", "where", "owner")
+    return [dict(zip(names, one, strict=True)) for one in recipe.origins()]
 
 
 def collect_result(arm: BuiltArm, outcomes: list[Outcome]) -> ArmResult:

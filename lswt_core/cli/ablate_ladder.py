@@ -73,7 +73,7 @@ def ablate_ladder(
 
 def run(ablation: LadderAblation, store: Path, workers: Workers, directory: Path) -> LadderStudy:
     """Make the runs and write the report, also of a study that is stopped."""
-    from lswt_core.ablation.report.ladder_publish import publish_ladder
+    from lswt_core.ablation.report.publish import publish_ladder
     from lswt_core.ablation.run_ladder import LadderStopped, run_ladder
     from lswt_core.ablation.runs.store import RunStore
 

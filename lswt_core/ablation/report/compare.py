@@ -10,8 +10,15 @@ from functools import partial
 from statistics import fmean, median, stdev
 from typing import Any
 
-from lswt_core.ablation.report.costs import compare_costs
-from lswt_core.ablation.report.facts import LIMITS, describe_evaluated, list_code, list_runs
+from lswt_core.ablation.report.costs import MEASURED, compare_costs
+from lswt_core.ablation.report.facts import (
+    LIMITS,
+    common,
+    describe_loss,
+    describe_unigram,
+    list_code,
+    list_runs,
+)
 from lswt_core.ablation.report.family import describe_others
 from lswt_core.ablation.report.held_out_text import (
     describe_text,
@@ -53,19 +60,22 @@ def make_report(study: Study) -> dict[str, Any]:
     """Return the whole report.
 
     "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a
-    run), evaluated {tokens, documents, bytes, unigram_loss}, final_loss {mean, std, values by seed,
-    None where a run failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes,
-    by_component, components, runs and code (see ``facts``). "comparisons", each of an arm with the
-    baseline: delta (arm - baseline, nats per token); ci95, which holds at all looks together, and
-    its level at a single look; p (at a single look), p_looks (valid under all looks), p_holm;
-    verdict, why, seeds (pairs), looks {declared, taken, last}, failed (runs of the arm and of the
-    baseline), the numbers of ``seed_plans.PLANS``, costs (see ``costs``). Both have "unknown": what
-    could not be computed, and why. "family": the comparisons over which p_holm is corrected {size,
-    others}. "text": the held-out one {documents, tokens, largest, warnings}; documents_ci95 is over
-    other documents for these very models, kind_of_text_ci95 over other seeds and documents.
-    "certificate", "certificate_limits" (what no certificate shows), "settings", "environment",
-    "citations", "recipe", "command", "name". "unfinished": arm and seeds of runs that are not
-    finished; if there are any, no comparison has a test, an interval or a verdict.
+    run), evaluated {tokens, documents, bytes}, final_loss {mean, std, values by seed, None where a
+    run failed}, that mean as perplexity and bits_per_byte, unigram {loss, perplexity,
+    bits_per_byte} of the same text, tokens_per_second and peak_bytes (medians), spread of both and
+    of seconds [least, most], seconds (of all runs), probes, failures, changes, by_component,
+    components, runs and code (see ``facts``). "comparisons", each of an arm with the
+    baseline: delta (arm - baseline, nats per token); means of both over the seeds of the pairs;
+    ci95, which holds at all looks together, and its level at a single look; p (at a single look),
+    p_looks (valid under all looks), p_holm; verdict, why, seeds (pairs), looks {declared, taken,
+    last}, failed (runs of the arm and of the baseline), the numbers of ``seed_plans.PLANS``, costs
+    (see ``costs``). Both have "unknown": what could not be computed, and why. "family": the
+    comparisons over which p_holm is corrected {size, others}. "text": the held-out one (see
+    ``held_out_text.describe_text``); documents_ci95 is over other documents for these very models,
+    kind_of_text_ci95 over other seeds and documents. "certificate", "certificate_limits" (what no
+    certificate shows), "settings", "environment", "citations", "recipe", "values" (of the recipe:
+    key, value, where it is written, owner), "command", "name". "unfinished": arm and seeds of runs
+    that are not finished; if there are any, no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
     comparisons = [compare_with_baseline(baseline, arm, study) for arm in others]
@@ -90,6 +100,7 @@ def make_report(study: Study) -> dict[str, Any]:
         "environment": study.environment,
         "citations": list(filter(None, citations)),
         "recipe": study.recipe,
+        "values": [dict(one) for one in study.values],
         "unfinished": unfinished,
         "certificate_limits": list(LIMITS),
     }
@@ -123,8 +134,9 @@ def is_finite(value: Any) -> bool:
 def describe_arm(arm: ArmResult) -> dict[str, Any]:
     """Return the entry of an arm in the report."""
     unknown: dict[str, str] = {}
-    summary = summarize_runs(arm.finished_runs(), partial(compute, unknown))
-    summary["evaluated"] |= describe_evaluated(arm)
+    ask = partial(compute, unknown)
+    summary, loss = summarize_runs(arm.finished_runs(), ask), final_loss(arm, unknown)
+    evaluated = summary["evaluated"]
     return {
         "name": arm.name,
         "swap": arm.swap,
@@ -133,7 +145,9 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
         "flops_per_token": arm.flops_per_token,
         "tokens": arm.tokens,
         "training_flops": arm.training_flops,
-        "final_loss": final_loss(arm, unknown),
+        "final_loss": loss,
+        **describe_loss(loss["mean"], evaluated, ask),
+        "unigram": describe_unigram(arm.finished_runs(), evaluated, ask),
         **summary,
         "seconds": sum(one.seconds for one in arm.outcomes),
         "runs": list_runs(arm, arm.outcomes),
@@ -161,27 +175,26 @@ def final_loss(arm: ArmResult, unknown: dict[str, str]) -> dict[str, Any]:
 
 def summarize_runs(runs: Sequence[Outcome], ask: Ask) -> dict[str, Any]:
     """Return throughput, memory, probes and the size of the held-out text of finished runs."""
-    texts = {(sum(tokens for *_, tokens in one.documents), len(one.documents)) for one in runs}
-    evaluated = texts.pop() if len(texts) == 1 else (None, None)
+    evaluated = {
+        "tokens": common({sum(tokens for *_, tokens in one.documents) for one in runs}),
+        "documents": common({len(one.documents) for one in runs}),
+        "bytes": common({one.evaluated_bytes for one in runs}),
+    }
     probes = {}
     for name in dict.fromkeys(name for one in runs for name in one.probes):
         values = [one.probes[name] for one in runs if name in one.probes]
         mean = ask(name, fmean, values)
         if mean is not None:
             probes[name] = mean
-    speeds, peaks = [one.tokens_per_second for one in runs], [one.peak_bytes for one in runs]
-    return {
-        "evaluated": {"tokens": evaluated[0], "documents": evaluated[1]},
-        "tokens_per_second": ask("tokens_per_second", median_of_known, speeds),
-        "peak_bytes": ask("peak_bytes", median_of_known, peaks),
-        "probes": probes,
+    known = {name: [getattr(one, name) for one in runs if getattr(one, name)] for name in MEASURED}
+    medians = {
+        name: ask(name, median, known[name]) if known[name] else None
+        for name in ("tokens_per_second", "peak_bytes")
     }
-
-
-def median_of_known(values: Sequence[float | None]) -> float | None:
-    """Return the median of the values that are not None."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    spread = {
+        name: [min(values), max(values)] if values else None for name, values in known.items()
+    }
+    return {"evaluated": evaluated, **medians, "spread": spread, "probes": probes}
 
 
 def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> dict[str, Any]:
@@ -196,6 +209,7 @@ def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> 
         "baseline": baseline.name,
         "seeds": len(pairs),
         "lost": len(arm.outcomes) - len(pairs),
+        "means": compute_means(pairs, partial(compute, unknown)),
         "failed": {"arm": len(arm.failed_runs()), "baseline": len(baseline.failed_runs())},
         "margin": study.settings["margin"],
         "looks": {**looks._asdict(), "last": max(MAXIMUM, *looks.declared)},
@@ -204,6 +218,15 @@ def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> 
         **statistics,
         "unknown": unknown,
     }
+
+
+def compute_means(pairs: Sequence[tuple[Outcome, Outcome]], ask: Ask) -> dict[str, Any]:
+    """Return the mean losses of the baseline and of the arm over the same seeds."""
+    means = {}
+    for number, name in enumerate(("baseline", "arm")):
+        losses = [pair[number].loss or 0.0 for pair in pairs]
+        means[name] = ask(f"mean of the {name}", fmean, losses) if losses else None
+    return means
 
 
 def only_look(seeds: int, pairs: int) -> Looks:

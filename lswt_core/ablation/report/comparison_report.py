@@ -12,7 +12,9 @@ from typing import Any
 from lswt_core.ablation.comparison import Comparison
 from lswt_core.ablation.horizons import AtHorizon
 from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.facts import list_arm_runs
 from lswt_core.ablation.report.verdict import ALPHA
+from lswt_core.ablation.report.worth import worth_of_compute
 from lswt_core.ablation.statistics.paired_runs import adjust_holm
 from lswt_core.ablation.tune import Found, measure_sensitivity
 from lswt_core.ablation.tuned import Tuning, TuningRun
@@ -42,7 +44,9 @@ def make_comparison_report(comparison: Comparison) -> Data:
     store)}.
     "tuned": arms, comparisons and certificate of every arm at its chosen values, with the keys of
     the report's. "horizons": at [{multiple, steps, tokens, comparisons (with ``p_horizons``,
-    adjusted by Holm over all arms and horizons)}], crossings {arm, from, to (multiples), deltas}.
+    adjusted by Holm over all arms and horizons), baseline (its mean loss), runs {arm, seed, loss,
+    failure, key}}], crossings {arm, from, to (multiples), deltas}, worth {arm, value, ci95} of the
+    difference at the recipe's length (``worth.worth_of_compute``).
     """
     report = make_report(comparison.fixed) | dict.fromkeys(("tuning", "tuned", "horizons"))
     if comparison.tuning is not None and comparison.tuned is not None:
@@ -142,23 +146,49 @@ def describe_point(value: float, losses: dict[int, float]) -> Data:
 
 
 def describe_horizons(horizons: Sequence[AtHorizon]) -> Data:
-    """Return the differences at every length of training, and where their sign changes."""
-    at = []
-    for one in horizons:
-        settings, comparisons = one.study.settings, make_report(one.study)["comparisons"]
-        at.append(
-            {
-                "multiple": one.multiple,
-                "steps": one.steps,
-                "tokens": settings["tokens"],
-                "comparisons": comparisons,
-            }
-        )
+    """Return the differences at every length of training, where their sign changes, and what they
+    are worth.
+    """
+    reports = [make_report(one.study) for one in horizons]
+    at = [describe_length(one, report) for one, report in zip(horizons, reports, strict=True)]
     compared = [entry for one in at for entry in one["comparisons"]]
     adjusted = adjust_holm([entry["p"] for entry in compared])
     for entry, p in zip(compared, adjusted, strict=True):
         entry["p_horizons"] = p
-    return {"at": at, "crossings": list(find_crossings(at))}
+    lengths = [(one["multiple"], one["baseline"]) for one in at if one["baseline"] is not None]
+    own = next(one for one, at in zip(reports, horizons, strict=True) if at.multiple == 1.0)
+    return {
+        "at": at,
+        "crossings": list(find_crossings(at)),
+        "worth": list(list_worth(own, lengths)),
+    }
+
+
+def describe_length(one: AtHorizon, report: Data) -> Data:
+    """Return the entry of a length of training."""
+    return {
+        "multiple": one.multiple,
+        "steps": one.steps,
+        "tokens": report["settings"]["tokens"],
+        "comparisons": report["comparisons"],
+        "baseline": report["arms"][0]["final_loss"]["mean"],
+        "runs": list_arm_runs(report["arms"]),
+    }
+
+
+def list_worth(report: Data, lengths: Sequence[tuple[float, float]]) -> Iterator[Data]:
+    """Yield what every arm's difference at the recipe's length is worth in compute; ``lengths``:
+    the baseline's losses by multiple of the recipe's steps.
+    """
+    baseline, *arms = report["arms"]
+    for one, arm in zip(report["comparisons"], arms, strict=True):
+        if one["delta"] is None or not (arm["training_flops"] and baseline["training_flops"]):
+            continue
+        cost, ends = arm["training_flops"] / baseline["training_flops"], None
+        if one["ci95"] is not None:  # a higher loss is worth less
+            ends = [worth_of_compute(end, cost, lengths) for end in reversed(one["ci95"])]
+        value = worth_of_compute(one["delta"], cost, lengths)
+        yield {"arm": one["arm"], "value": value, "ci95": ends}
 
 
 def find_crossings(at: Sequence[Data]) -> Iterator[Data]:

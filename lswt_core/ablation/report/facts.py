@@ -4,7 +4,8 @@ evaluated, the code of the components, and what no certificate shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome
@@ -42,15 +43,40 @@ def list_runs(arm: ArmResult, outcomes: Iterable[Outcome]) -> list[dict[str, Any
     return runs
 
 
-def describe_evaluated(arm: ArmResult) -> dict[str, Any]:
-    """Return what losses of an arm compare with: "unigram_loss" (nats per token) and "bytes" of the
-    evaluated text; None where finished runs do not agree, or do not know.
+def describe_loss(
+    loss: float | None, evaluated: Mapping[str, Any], ask: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return a loss in nats per token as "perplexity" and "bits_per_byte" of the evaluated text;
+    None where that is not known. ``ask``: see ``compare.compute``.
     """
-    runs = arm.finished_runs()
-    return {
-        "unigram_loss": common({one.unigram_loss for one in runs}),
-        "bytes": common({one.evaluated_bytes for one in runs}),
-    }
+    tokens, n_bytes = evaluated["tokens"], evaluated["bytes"]
+    per_byte = None
+    if loss is not None and tokens and n_bytes:
+        per_byte = loss * tokens / (math.log(2) * n_bytes)
+    perplexity = None if loss is None else ask("perplexity", math.exp, loss)
+    return {"perplexity": perplexity, "bits_per_byte": per_byte}
+
+
+def describe_unigram(
+    runs: Iterable[Outcome], evaluated: Mapping[str, Any], ask: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return what losses compare with: the loss of the unigram model of the training text on the
+    evaluated tokens, its perplexity and bits per byte; None where runs do not agree, or know none.
+    """
+    loss = common({one.unigram_loss for one in runs})
+    return {"loss": loss, **describe_loss(loss, evaluated, ask)}
+
+
+def list_arm_runs(arms: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return arm, seed, loss, failure and key of the runs of some arms (entries of a report)."""
+    runs = []
+    for arm in arms:
+        failures = {one["seed"]: one["why"] for one in arm["failures"]}
+        for run, loss in zip(arm["runs"], arm["final_loss"]["values"], strict=True):
+            failure = failures.get(run["seed"])
+            known = {"arm": arm["name"], "seed": run["seed"], "key": run["key"]}
+            runs.append({**known, "loss": loss, "failure": failure})
+    return runs
 
 
 def common(values: set[Any]) -> Any:
@@ -89,7 +115,7 @@ def compare_with_unigram(arms: Iterable[dict[str, Any]]) -> list[str]:
     """Return a sentence if arms are no better than the unigram model of the training text."""
     worse = []
     for arm in arms:
-        mean, unigram = arm["final_loss"]["mean"], arm["evaluated"]["unigram_loss"]
+        mean, unigram = arm["final_loss"]["mean"], arm["unigram"]["loss"]
         if mean is not None and unigram is not None and mean >= unigram:
             worse.append(f"{arm['name']} ({mean:.4f}, unigram {unigram:.4f})")
     if not worse:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lswt_core.ablation.report.facts import common
+from lswt_core.ablation.report.loss_tables import format_difference
 from lswt_core.ablation.runs.outcome import Outcome, Study
 from lswt_core.ablation.statistics.crossed import crossed_interval
 from lswt_core.ablation.statistics.paired_runs import bootstrap_documents
@@ -18,21 +20,43 @@ FEWEST_DOCUMENTS = 30  # fewer get a warning
 LARGEST_SHARE = 0.05  # of the tokens, in one document; more gets a warning
 # of intervals over seeds and documents; with fewer their coverage was not 93-97 % in simulations
 FEWEST_CROSSED = (3, 10)
+SHOWN = 8  # documents by name
 
 
 def describe_text(study: Study) -> dict[str, Any]:
-    """Return documents, tokens, the share of the largest document {name, share} and warnings of the
-    text that the baseline was evaluated on; None where that is unknown.
+    """Return what the baseline was evaluated on; None where that is unknown.
+
+    "documents", "tokens", "largest" {name, share}, "most" (the SHOWN largest documents {name,
+    tokens, share}), "effective" (1 / sum of squared shares: so many documents of equal size are as
+    concentrated), "half" (documents that hold half of the tokens), "fingerprint" (of the data
+    source), "sha256" (of the evaluated tokens) and "warnings".
     """
     runs = [one for one in study.arms[0].finished_runs() if one.documents]
+    unknown = dict.fromkeys(("documents", "tokens", "largest", "effective", "half"))
+    facts = {
+        "fingerprint": common({one.text for one in runs}),
+        "sha256": common({one.evaluated_text for one in runs}),
+    }
     if not runs:
-        return {"documents": None, "tokens": None, "largest": None, "warnings": []}
-    documents = runs[0].documents
-    total = sum(tokens for *_, tokens in documents)
-    name, _, most = max(documents, key=lambda one: one[2])
-    largest = {"name": name, "share": most / total}
-    warnings = warn_of_text(len(documents), name, most / total)
-    return {"documents": len(documents), "tokens": total, "largest": largest, "warnings": warnings}
+        return {**unknown, **facts, "most": [], "warnings": []}
+    documents = [(name, tokens) for name, _, tokens in runs[0].documents]
+    documents.sort(key=lambda one: -one[1])
+    total = sum(tokens for _, tokens in documents)
+    shares = np.array([tokens / total for _, tokens in documents])
+    most = [
+        {"name": name, "tokens": tokens, "share": tokens / total}
+        for name, tokens in documents[:SHOWN]
+    ]
+    return {
+        "documents": len(documents),
+        "tokens": total,
+        "largest": {key: most[0][key] for key in ("name", "share")},
+        "most": most,
+        "effective": float(1 / np.square(shares).sum()),
+        "half": int(np.searchsorted(shares.cumsum(), 0.5)) + 1,
+        **facts,
+        "warnings": warn_of_text(len(documents), documents[0][0], shares[0]),
+    }
 
 
 def warn_of_text(documents: int, largest: str, share: float) -> list[str]:
@@ -90,3 +114,22 @@ def losses_by_document(
     sums = np.array([[total for _, total, _ in one.documents] for one in outcomes])
     tokens = np.array([tokens for _, tokens in documents[0]], dtype=np.float64)
     return sums[::2], sums[1::2], tokens
+
+
+def list_document_intervals(report: dict[str, Any]) -> list[str]:
+    """Return the uncertainty from the choice of held-out documents."""
+    lines = []
+    if any(one["kind_of_text_ci95"] for one in report["comparisons"]):
+        lines.append(
+            "On this text: over other seeds. On this kind of text: over other seeds and other"
+            " documents, at this look alone; where that is no wider, documents add no uncertainty"
+            " that could be seen."
+        )
+    for one in report["comparisons"]:
+        if one["documents_ci95"] is not None:
+            low, high = map(format_difference, one["documents_ci95"])
+            lines.append(
+                f"{one['arm']}: over other held-out documents of this kind, for these very models,"
+                f" {low} to {high} (95 % interval)."
+            )
+    return lines

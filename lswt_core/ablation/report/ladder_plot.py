@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from lswt_core.ablation.report.loss_tables import Report
 from lswt_core.ablation.report.plots import (
     COLOURS,
     DASHES,
@@ -14,12 +16,12 @@ from lswt_core.ablation.report.plots import (
     shorten,
     tidy_axes,
 )
-from lswt_core.ablation.report.tables import Report
 from lswt_core.reporting.curves import new_figure, render_png, set_title
 
 SHIFT = 0.12  # between the arms at one size, in sizes
 MOST_WORTH = 10.0  # a factor; bars beyond leave the picture
 WORTH_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+MOST_TICKS = 9
 Entry = dict[str, Any]
 
 
@@ -120,13 +122,23 @@ def bound(end: float | None, side: int) -> float:
     return end
 
 
+def pick_ticks(low: float, high: float) -> list[float]:
+    """Return those of WORTH_TICKS, 1 among them, whose labels do not overlap on an axis."""
+    apart, ticks = math.log(high / low) / MOST_TICKS, [1.0]
+    for tick in WORTH_TICKS:
+        distances = [abs(math.log(tick / other)) for other in ticks]
+        if low <= tick <= high and min(distances) >= apart:
+            ticks.append(tick)
+    return ticks
+
+
 def scale_worth(axes: Any) -> None:
     """Give factors a logarithmic axis of at most MOST_WORTH to both sides."""
     low, high = axes.get_ylim()
     low, high = max(low, 1 / MOST_WORTH), min(high, MOST_WORTH)
     low, high = min(low, 0.8), max(high, 1.25)
     axes.set_yscale("log")
-    ticks = [tick for tick in WORTH_TICKS if low <= tick <= high]
+    ticks = pick_ticks(low, high)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(low, high)

@@ -1,25 +1,30 @@
-"""The results of a ladder as text: sentences, a table, a section in Markdown and one in HTML."""
+"""The results of a ladder as text: sentences, a table, details."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Iterator
 from typing import Any
 
-from lswt_core.ablation.report.tables import Report, format_difference
+from lswt_core.ablation.report.loss_tables import Report, format_difference
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
-from lswt_core.reporting.html import bullet_list as html_list
-from lswt_core.reporting.html import image, section
 from lswt_core.reporting.tables import Table
 
 LADDER_PICTURE = "report-ladder.png"
-TITLE = "Does it hold as models grow?"
-DETAILS = "Trend, law, next size and back-test"
 HEADER = (
     *("arm", "size", "baseline's loss", "difference", "95 % interval", "verdict"),
-    *("worth of compute (95 % interval)", "seeds"),
+    *("worth of compute (95 %)", "seeds"),
 )
 Entry = dict[str, Any]
 TESTED_RUNGS = 3  # sizes that a law of three parameters fits exactly
+
+
+def list_reports(report: Report) -> Iterator[tuple[str, Report]]:
+    """Yield the report of every size with its name; without a ladder it is the only one ("")."""
+    if "ladder" not in report:
+        yield "", report
+        return
+    for rung in report["ladder"]["rungs"]:
+        yield rung["name"], rung["report"]
 
 
 def summarize_ladder(report: Report) -> list[str]:
@@ -28,7 +33,6 @@ def summarize_ladder(report: Report) -> list[str]:
     rungs = ladder["rungs"]
     sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
     lines = [summarize_arm(one, rungs[-1]["name"]) for one in ladder["arms"]]
-    lines += describe_rates(report) + describe_carried(ladder)
     lines.append(
         f"On {len(rungs)} sizes, {sizes}, a factor of {compute_range(rungs)} in training compute;"
         " nothing is said beyond the next size."
@@ -37,9 +41,7 @@ def summarize_ladder(report: Report) -> list[str]:
 
 
 def describe_rates(report: Report) -> list[str]:
-    """Return where rates come from, if arms were not tuned."""
-    if report["tuning"] is not None:
-        return []
+    """Return where the rates of arms that were not tuned come from."""
     rate, source = report["ladder"]["rate"], "the recipes' rates at every size"
     if rate is not None:
         source = (
@@ -266,37 +268,6 @@ def describe_error(part: Entry, bounds: str) -> str:
     """Return how far a prediction is off, and whether its interval knew."""
     inside = {True: f"inside {bounds}", False: f"OUTSIDE {bounds}", None: "no interval"}
     return f"off by {abs(part['error']):.4f} nats ({inside[part['covered']]})"
-
-
-def render_ladder_terminal(report: Report) -> str:
-    """Return what the command prints of the ladder."""
-    parts = [ladder_table(report).text(), "\n".join(summarize_ladder(report))]
-    return "\n\n".join([*parts, "\n".join(list_details(report))])
-
-
-def render_ladder_markdown(report: Report) -> str:
-    """Return the section of the ladder in Markdown."""
-    parts = [
-        f"# {report['name']}",
-        f"## {TITLE}",
-        "\n".join(f"- {line}" for line in summarize_ladder(report)),
-        f"![{describe_ladder_picture(report)}]({LADDER_PICTURE})",
-        ladder_table(report).markdown(),
-        "\n".join(f"- {line}" for line in list_details(report)),
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def render_ladder_html(report: Report, picture: bytes | None) -> list[str]:
-    """Return the sections of the ladder in HTML, with the picture (PNG)."""
-    sentences = [f'<p class="verdict">{escape(one)}</p>' for one in summarize_ladder(report)]
-    drawn = "" if picture is None else image(picture, describe_ladder_picture(report))
-    return [
-        f"<h1>{escape(report['name'])}</h1>{''.join(sentences)}",
-        drawn,
-        section(TITLE, ladder_table(report).html()),
-        section(DETAILS, html_list(list_details(report)), folded=True),
-    ]
 
 
 def describe_ladder_picture(report: Report) -> str:

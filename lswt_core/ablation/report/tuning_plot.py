@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lswt_core.ablation.report.loss_tables import Report
 from lswt_core.ablation.report.plots import (
     COLOURS,
     DASHES,
@@ -11,7 +12,6 @@ from lswt_core.ablation.report.plots import (
     draw_legend,
     shorten,
 )
-from lswt_core.ablation.report.tables import Report
 from lswt_core.reporting.curves import new_figure, render_png, set_title
 
 LEGEND = " (diamond: chosen; ring: the recipe's, at the upper edge if above; x: diverged)"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lswt_core.ablation.report.tables import (
+from lswt_core.ablation.report.loss_tables import (
     Report,
     format_difference,
+    format_interval,
     format_mean_loss,
     format_p,
 )
@@ -32,40 +33,47 @@ def describe_standing(report: Report) -> str:
     return f"each arm at its own best {list_tuned_keys(report)}"
 
 
-def summarize_scope(report: Report) -> str:
-    """Return what the verdicts hold for."""
-    margin = f"margin {report['settings']['margin']:g} nats."
-    if report.get("tuning") is None:
-        return (
-            "UNTUNED: every arm has the recipe's hyper-parameters, which may suit one better than"
-            " another (--tune optimizer.lr=5 tunes each with the same effort). It holds for this"
-            f" recipe, size and length of training; {margin}"
-        )
-    return (
+def describe_untuned() -> list[str]:
+    """Return what verdicts at the recipe's values do not hold for."""
+    return [
+        "UNTUNED: every arm has the recipe's hyper-parameters, which may suit one better than"
+        " another (--tune optimizer.lr=5 tunes each with the same effort)."
+    ]
+
+
+def describe_tuned_values(report: Report) -> list[str]:
+    """Return what was tuned, and what was not."""
+    sentence = (
         f"Tuned: {list_tuned_keys(report)}, with the same grid and seeds for every arm; other"
-        f" hyper-parameters are the recipe's. It holds for this recipe, size and length; {margin}"
+        " hyper-parameters are the recipe's. That other seeds of tuning would choose other values"
+        " is not in the intervals."
     )
+    if report.get("horizons") is not None:
+        sentence += " Values were tuned at 1 times the steps, and are the same at all lengths."
+    return [sentence]
 
 
-def summarize_tuning(report: Report) -> list[str]:
-    """Return what the verdicts at the recipe's values are, and which optima were not bracketed."""
-    if report.get("tuning") is None:
-        return []
+def list_edges(report: Report) -> list[str]:
+    """Return which optima were not bracketed."""
+    return [
+        f"OPTIMUM NOT BRACKETED: {arm['arm']}, {one['key']} = {one['value']:g} ({one['why']}); a"
+        " better value may lie beyond."
+        for arm in report["tuning"]["arms"]
+        for one in arm["chosen"]
+        if not one["bracketed"]
+    ]
+
+
+def summarize_fixed(report: Report) -> list[str]:
+    """Return the verdicts at the recipe's values, beside those at tuned ones."""
     sentences = []
-    for one in report["fixed"]["comparisons"]:
+    for one in report["fixed"]["comparisons"] if report.get("fixed") else ():
         delta = "no difference known"
         if one["delta"] is not None:
             delta = f"{format_difference(one['delta'])} nats per token"
         sentences.append(
             f"At the recipe's values (untuned), {one['arm']}: {one['verdict']}, {delta}."
         )
-    for arm in report["tuning"]["arms"]:
-        for one in arm["chosen"]:
-            if not one["bracketed"]:
-                sentences.append(
-                    f"OPTIMUM NOT BRACKETED: {arm['arm']}, {one['key']} = {one['value']:g}"
-                    f" ({one['why']}); a better value may lie beyond."
-                )
     return sentences
 
 
@@ -122,8 +130,7 @@ def difference_cells(one: dict[str, Any]) -> list[str]:
     """Return a comparison's difference, interval, adjusted p and verdict."""
     interval, p = "-", "-"
     if one["ci95"] is not None:
-        low, high = map(format_difference, one["ci95"])
-        interval = f"{low} .. {high}"
+        interval = format_interval(one["ci95"])
     if one["p_holm"] is not None:
         p = format_p(one["p_holm"])
     return [format_delta(one), interval, p, one["verdict"]]
@@ -139,9 +146,8 @@ def describe_procedure(report: Report) -> list[str]:
         tuning["procedure"],
         f"{len(tuning['runs'])} runs in all. Values were chosen on {documents['choosing']} held-out"
         f" documents; all losses of this report are those on the {documents['judging']} others.",
-        "Intervals and p values hold for the chosen values: that other seeds of tuning would choose"
-        " others is not in them. In simulations of equal arms this raises false verdicts from 5 %"
-        " to about 7 % with three seeds of tuning, 8 % with one.",
+        "Intervals and p values hold for the chosen values: in simulations of equal arms this"
+        " raises false verdicts from 5 % to about 7 % with three seeds of tuning, 8 % with one.",
         "Sensitivity: mean over the grid of min(loss, initial loss) - best loss, in nats, first"
         " seed (Wortsman et al. 2023).",
     ]
@@ -174,8 +180,29 @@ def summarize_horizons(report: Report) -> list[str]:
     ]
     if not sentences:
         sentences.append(f"No resolved difference changes its sign at {lengths} times the steps.")
-    if report.get("tuning") is not None:
-        sentences.append("Values were tuned at 1 times the steps, and are the same at all lengths.")
+    return sentences + summarize_worth(horizons)
+
+
+def summarize_worth(horizons: dict[str, Any]) -> list[str]:
+    """Return what differences are worth in compute, of arms whose loss the baseline has at one of
+    the lengths, or between two.
+    """
+    sentences = []
+    for one in horizons["worth"]:
+        if one["value"] is None:
+            continue
+        interval = "no interval"
+        if one["ci95"] is not None:
+            low, high = (
+                side if end is None else f"{end - 1:+.0%}"
+                for end, side in zip(one["ci95"], ("less", "more"), strict=True)
+            )
+            interval = f"95 % interval {low} to {high}"
+        sentences.append(
+            f"{one['arm']} is worth {one['value'] - 1:+.0%} of compute ({interval}), its own FLOPs"
+            " included, by the baseline's losses at these lengths (their noise is not in the"
+            " interval)."
+        )
     return sentences
 
 
@@ -193,13 +220,3 @@ def horizon_table(report: Report) -> Table | None:
             length = [f"{one['multiple']:g}", f"{one['steps']:,}"]
             rows.append([arm, *length, *cells, str(entry["seeds"])])
     return Table(header, rows)
-
-
-def list_tuning_tables(report: Report) -> dict[str, Table]:
-    """Return the tables about tuning and other lengths of training, by title; those there are."""
-    tables = {
-        "Tuning": tuning_table(report),
-        "At the recipe's values (untuned)": fixed_table(report),
-        "At other lengths of training": horizon_table(report),
-    }
-    return {title: table for title, table in tables.items() if table is not None}

@@ -14,7 +14,7 @@ NOT_FINISHED = "not finished"
 # keys of a comparison that need not all seeds
 KEPT = {
     *("arm", "baseline", "seeds", "lost", "failed", "margin", "looks", "costs"),
-    *("delta", "values", "correlation"),
+    *("delta", "values", "correlation", "means"),
 }
 
 

@@ -35,7 +35,8 @@ class Outcome:
     # --- since the first version: absent in outcomes that are older
     # what the run itself found against its certificate: about, text (see certificate.Flaw)
     flaws: list[tuple[str, str]] = field(default_factory=list)
-    unigram_loss: float | None = None  # of the evaluated tokens, by the training text's counts
+    unigram: list[float] = field(default_factory=list)  # of ``documents``: summed loss by the
+    # unigram model of the training text; empty: it is not known
     evaluated_bytes: int | None = None  # their share of the held-out text, UTF-8
     evaluated_text: str | None = None  # a hash of the evaluated tokens
     text: str | None = None  # the data source's fingerprint of training and held-out text
@@ -54,6 +55,13 @@ class Outcome:
     def unfinished(cls, seed: int) -> Outcome:
         """Return the outcome of a run that was not made, or not to its end: no failure counts."""
         return cls(seed, UNFINISHED)
+
+    @property
+    def unigram_loss(self) -> float | None:
+        """The mean loss of ``documents`` by the unigram model; None: it is not known."""
+        if not self.unigram:
+            return None
+        return sum(self.unigram) / sum(tokens for *_, tokens in self.documents)
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -149,3 +157,5 @@ class Study:
     command: str
     looks: Mapping[str, Looks] = field(default_factory=dict)  # by arm; none: one, at these seeds
     others: Sequence[OtherComparison] = ()  # with the same baseline, in the same store
+    # of the baseline's recipe: key, value, where (it is written), owner (``Recipe.origins``)
+    values: Sequence[Mapping[str, Any]] = ()

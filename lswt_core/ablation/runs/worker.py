@@ -82,7 +82,7 @@ def facts_of(result: HeldOutResult | None) -> dict[str, Any]:
     if result is None:
         return {}
     return {
-        "unigram_loss": result.unigram_loss,
+        "unigram": list(result.unigram),
         "evaluated_bytes": result.n_bytes,
         "evaluated_text": result.text_hash,
         "text": result.text,
