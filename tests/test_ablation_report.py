@@ -235,8 +235,15 @@ def test_lengths_of_training_say_what_a_difference_is_worth() -> None:
     short = [loss and loss + 0.2 for loss in BASE]
     half = AtHorizon(0.5, 10, study(arm("baseline", short), arm("x", short), steps=10))
     own = study(arm("baseline", BASE), arm("x", shifted(0.1)))
-    report = make_comparison_report(Comparison(own, horizons=(half, AtHorizon(1.0, 20, own))))
+    at_own = AtHorizon(1.0, 20, own)
+    report = make_comparison_report(Comparison(own, horizons=(half, at_own)))
     (worth,) = report["horizons"]["worth"]
     assert worth["value"] == pytest.approx(2 ** (-0.101 / 0.2))
     assert worth["ci95"][0] < worth["value"] < worth["ci95"][1]
-    assert "x is worth -30% of compute" in render_terminal(headline_report(report))
+    printed = render_terminal(headline_report(report))
+    assert "x is worth -30% of compute" in printed
+    assert "x: its difference is resolved at 1 times the steps alone" in printed
+    again = make_comparison_report(Comparison(own, horizons=(half._replace(study=own), at_own)))
+    assert "x: its difference has the same sign at 0.5, 1" in render_markdown(
+        headline_report(again)
+    )
