@@ -18,6 +18,7 @@ from lswt_core.ablation.document_split import judged_on
 from lswt_core.ablation.horizons import AtHorizon
 from lswt_core.ablation.report.compare import make_report
 from lswt_core.ablation.report.comparison_report import headline_report, make_comparison_report
+from lswt_core.ablation.report.findings import list_alarms
 from lswt_core.ablation.report.limits import list_limits
 from lswt_core.ablation.report.page import render_markdown, render_page, render_terminal
 from lswt_core.ablation.report.publish import publish
@@ -182,6 +183,14 @@ def test_few_seeds_and_unknown_documents_are_limits() -> None:
     assert "Whether it holds on other documents is not known: x" in limits
 
 
+def test_an_arm_that_varies_more_than_the_baseline_is_pointed_at() -> None:
+    wild: list[float | None] = [3.0, 3.1, 9.0, 3.05, 3.1]
+    limits = " ".join(list_limits(make_report(study(arm("baseline", BASE), arm("x", wild)))))
+    assert re.search(r"x: its losses vary \d+ times as much", limits)
+    level = list_limits(make_report(study(arm("baseline", BASE), arm("x", shifted(0.1)))))
+    assert "times as much" not in " ".join(level)
+
+
 def test_another_budget_stands_beside_the_verdict() -> None:
     more = arm("x", shifted(-0.1), flops=9000)
     printed = render_terminal(make_report(study(arm("baseline", BASE), more)))
@@ -196,6 +205,9 @@ def test_what_was_allowed_is_no_footnote() -> None:
     one = study(arm("baseline", BASE), arm("x", shifted(-0.1)))
     printed = render_terminal(make_report(replace(one, certificate=[allowed | {"flaws": flaws}])))
     assert printed.startswith("ALLOWED: x differs in more than its swap: train.steps is 40.")
+    tuned = make_report(replace(one, certificate=[allowed | {"flaws": flaws}]))
+    tuned["tuning"] = {"options": [{"key": "train.steps"}]}
+    assert list_alarms(tuned) == [], "what was tuned for every arm is no other difference"
 
 
 # ---------- worth of compute
@@ -223,8 +235,15 @@ def test_lengths_of_training_say_what_a_difference_is_worth() -> None:
     short = [loss and loss + 0.2 for loss in BASE]
     half = AtHorizon(0.5, 10, study(arm("baseline", short), arm("x", short), steps=10))
     own = study(arm("baseline", BASE), arm("x", shifted(0.1)))
-    report = make_comparison_report(Comparison(own, horizons=(half, AtHorizon(1.0, 20, own))))
+    at_own = AtHorizon(1.0, 20, own)
+    report = make_comparison_report(Comparison(own, horizons=(half, at_own)))
     (worth,) = report["horizons"]["worth"]
     assert worth["value"] == pytest.approx(2 ** (-0.101 / 0.2))
     assert worth["ci95"][0] < worth["value"] < worth["ci95"][1]
-    assert "x is worth -30% of compute" in render_terminal(headline_report(report))
+    printed = render_terminal(headline_report(report))
+    assert "x is worth -30% of compute" in printed
+    assert "x: its difference is resolved at 1 times the steps alone" in printed
+    again = make_comparison_report(Comparison(own, horizons=(half._replace(study=own), at_own)))
+    assert "x: its difference has the same sign at 0.5, 1" in render_markdown(
+        headline_report(again)
+    )

@@ -37,7 +37,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; }
-.text { text-align: left; white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
+.text { text-align: left; white-space: normal; min-width: 7.5rem; overflow-wrap: anywhere; }
 .text:first-child { min-width: 10rem; }
 .wide > table .text:first-child { position: sticky; left: 0; background: Canvas; }
 .plain th, .plain td { border: 0; text-align: left; vertical-align: top; }

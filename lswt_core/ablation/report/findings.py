@@ -67,10 +67,13 @@ def list_unclean(report: Report) -> list[str]:
             f"NOT A CLEAN SWAP: {broken} (see the certificate); no difference can be attributed to"
             " these swaps."
         )
+    tuned = [option["key"] for option in (report.get("tuning") or {"options": ()})["options"]]
     for one in report["certificate"]:
-        if one["status"] == "allowed":
-            flaws = "; ".join(flaw["text"] for flaw in one["flaws"])
-            sentences.append(f"ALLOWED: {one['arm']} differs in more than its swap: {flaws}.")
+        flaws = [flaw["text"] for flaw in one["flaws"] if flaw["about"] not in tuned]
+        if one["status"] == "allowed" and flaws:
+            sentences.append(
+                f"ALLOWED: {one['arm']} differs in more than its swap: {'; '.join(flaws)}."
+            )
     unproven = [one["arm"] for one in report["certificate"] if one["status"] == NOT_COMPARED]
     if unproven:
         sentences.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lswt_core.ablation.report.family import describe_family
 from lswt_core.ablation.report.held_out_text import FEWEST_CROSSED
 from lswt_core.ablation.report.ladder_text import describe_carried, describe_rates
@@ -14,6 +16,7 @@ from lswt_core.ablation.report.tuning_text import (
 from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, SMALL, UNRESOLVED, WORSE
 
 FEW_SEEDS = 5  # fewer get a remark
+NOISY = 4.0  # times the baseline's standard deviation over seeds; more gets a remark
 
 
 def list_limits(report: Report) -> list[str]:
@@ -91,7 +94,22 @@ def limit_seeds(report: Report) -> list[str]:
             f"{seeds} seed{'s' if seeds != 1 else ''}: how much losses vary between seeds is itself"
             " hardly known."
         )
+    sentences += list_noisy(report["arms"])
     unresolved = [one["arm"] for one in report["comparisons"] if one["verdict"] == UNRESOLVED]
     if unresolved:
         sentences.append(f"Not resolved: {', '.join(unresolved)}. That is no evidence of equality.")
+    return sentences
+
+
+def list_noisy(arms: list[dict[str, Any]]) -> list[str]:
+    """Return which arms vary much more between seeds than the baseline does, or much less."""
+    baseline, sentences = arms[0]["final_loss"]["std"], []
+    for arm in arms[1:]:
+        std = arm["final_loss"]["std"]
+        if not baseline or not std or max(std / baseline, baseline / std) < NOISY:
+            continue
+        sentences.append(
+            f"{arm['name']}: its losses vary {std / baseline:.2g} times as much between seeds as"
+            " the baseline's, and one run may decide: see Every seed."
+        )
     return sentences

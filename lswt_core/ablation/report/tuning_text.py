@@ -11,6 +11,7 @@ from lswt_core.ablation.report.loss_tables import (
     format_mean_loss,
     format_p,
 )
+from lswt_core.ablation.report.verdict import ALPHA
 from lswt_core.reporting.tables import Table
 
 TUNING_PICTURE = "report-tuning.png"
@@ -171,16 +172,33 @@ def summarize_horizons(report: Report) -> list[str]:
     horizons = report.get("horizons")
     if horizons is None:
         return []
-    lengths = ", ".join(f"{one['multiple']:g}" for one in horizons["at"])
     sentences = [
         f"CROSSING: {one['arm']} is {format_difference(one['deltas'][0])} at {one['from']:g} times"
         f" the recipe's steps and {format_difference(one['deltas'][1])} at {one['to']:g} times,"
         " both resolved: the verdict depends on the length of training."
         for one in horizons["crossings"]
     ]
-    if not sentences:
-        sentences.append(f"No resolved difference changes its sign at {lengths} times the steps.")
+    crossing = {one["arm"] for one in horizons["crossings"]}
+    for index, one in enumerate(horizons["at"][0]["comparisons"]):
+        if one["arm"] not in crossing:
+            entries = [(at["multiple"], at["comparisons"][index]) for at in horizons["at"]]
+            sentences.append(f"{one['arm']}: {describe_lengths(entries)}.")
     return sentences + summarize_worth(horizons)
+
+
+def describe_lengths(entries: list[tuple[float, dict[str, Any]]]) -> str:
+    """Return at which lengths of training an arm's difference, which never changes its sign where
+    it is resolved, is resolved.
+    """
+    resolved = [
+        f"{multiple:g}"
+        for multiple, one in entries
+        if one["p_horizons"] is not None and one["p_horizons"] <= ALPHA
+    ]
+    if len(resolved) > 1:
+        return f"its difference has the same sign at {', '.join(resolved)} times the steps"
+    where = f"at {resolved[0]} times the steps alone" if resolved else "at no length of training"
+    return f"its difference is resolved {where}: whether it changes with length is not known"
 
 
 def summarize_worth(horizons: dict[str, Any]) -> list[str]:
