@@ -15,6 +15,7 @@ HEADER = (
     *("worth of compute (95 %)", "seeds"),
 )
 Entry = dict[str, Any]
+UNKNOWN_WORTH = "it is not resolved whether it saves compute: it is worth"
 TESTED_RUNGS = 3  # sizes that a law of three parameters fits exactly
 
 
@@ -82,7 +83,8 @@ def summarize_arm(one: Entry, size: str) -> str:
         why = one["unknown"].get("speedup", "losses do not fall with compute as a law would")
         return f"{text} What it is worth in compute is unknown: {why}."
     cost = one["speedup"]["cost"] - 1
-    worth = f"At {size}, its {cost:+.1%} of FLOPs included, it is worth"
+    known = "it is worth" if is_worth_known(one["speedup"]["compute"]) else UNKNOWN_WORTH
+    worth = f"At {size}, its {cost:+.1%} of FLOPs included, {known}"
     worth += f" {format_worth(one['speedup']['compute'])} of compute"
     if one["speedup"]["time"] is not None:
         worth += f", {format_worth(one['speedup']['time'])} of time as measured here"
@@ -93,7 +95,7 @@ def describe_range(one: Entry) -> str:
     """Return what an arm is worth for any irreducible loss, where sizes are too few to test the
     law: intervals over seeds have no part in whether the law holds.
     """
-    if len(one["comparisons"]) > TESTED_RUNGS:
+    if len(one["comparisons"]) > TESTED_RUNGS or not is_worth_known(one["speedup"]["compute"]):
         return ""
     values = [entry["value"] for entry in one["speedup"]["if_l_inf"]]
     known = [value for value in (*values, one["speedup"]["compute"]["value"]) if value is not None]
@@ -102,6 +104,12 @@ def describe_range(one: Entry) -> str:
         f"; {ends} of compute by what the irreducible loss is, which {len(one['comparisons'])}"
         " sizes fit but cannot test"
     )
+
+
+def is_worth_known(factor: Entry) -> bool:
+    """Whether it is known if an arm saves or costs compute: its interval is bounded, without 1."""
+    low, high = factor["ci95"] or (None, None)
+    return low is not None and high is not None and not low <= 1 <= high
 
 
 def format_worth(factor: Entry) -> str:
