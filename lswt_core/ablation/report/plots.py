@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, SMALL, UNRESOLVED, WORSE
@@ -21,6 +22,7 @@ MARKERS = {BETTER: "v", WORSE: "^", SMALL: "D", EQUIVALENT: "s", UNRESOLVED: "o"
 NARROW = 5.6  # inches
 MAX_CURVES = 8  # arms in a plot of curves; more could not be distinguished
 Curve = Sequence[tuple[float, float]]
+LABEL = 24  # characters of a line beside the axis
 
 
 def plot_differences(report: dict[str, Any]) -> bytes:
@@ -122,10 +124,10 @@ def draw_difference(axes: Any, height: float, one: dict[str, Any]) -> None:
 
 def label_comparison(one: dict[str, Any]) -> str:
     """Return an arm's name and verdict, for an axis."""
-    label, failed = f"{shorten(one['arm'], 24)}\n{one['verdict']}", one["failed"]["arm"]
+    verdict, failed = one["verdict"], one["failed"]["arm"]
     if failed:
-        label += f", {failed} of {one['seeds'] + one['lost']} failed"
-    return label
+        verdict += f", {failed} of {one['seeds'] + one['lost']} failed"
+    return f"{shorten(one['arm'], LABEL)}\n{fill(verdict, LABEL)}"
 
 
 def shorten(name: str, length: int = 30) -> str:

@@ -104,10 +104,22 @@ def judge_pairs(one: dict[str, Any], margin: float) -> tuple[str, str]:
     if is_significant and is_below_alpha(one["p_clear_holm"]):
         return direction(one), "the difference is resolved at the 5 % level and exceeds the margin"
     if is_significant:
-        why = f"{direction(one)} at the 5 % level, by less or more than the margin of {margin:g}"
-        return SMALL, f"{why} nats"
+        why = (
+            f"{direction(one)} at the 5 % level, by less or more than the margin of {margin:g} nats"
+        )
+        return SMALL, why + describe_correction(one, margin)
     needed = describe_seeds_needed(one, margin)
     return UNRESOLVED, f"{describe_power(one, margin)}{needed}"
+
+
+def describe_correction(one: dict[str, Any], margin: float) -> str:
+    """Return that an interval looks clearer than the verdict, where it does: it is about one
+    comparison, and verdicts are corrected for all of them.
+    """
+    low, high = one["ci95"]
+    if low <= margin and -margin <= high:
+        return ""
+    return "; its interval alone exceeds it, but not after the correction for all comparisons"
 
 
 def is_below_alpha(p: float | None) -> bool:
