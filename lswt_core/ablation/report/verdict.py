@@ -116,8 +116,8 @@ def describe_correction(one: dict[str, Any], margin: float) -> str:
     """Return that an interval looks clearer than the verdict, where it does: it is about one
     comparison, and verdicts are corrected for all of them.
     """
-    low, high = one["ci95"]
-    if low <= margin and -margin <= high:
+    interval = one.get("ci95")
+    if interval is None or (interval[0] <= margin and -margin <= interval[1]):
         return ""
     return "; its interval alone exceeds it, but not after the correction for all comparisons"
 
