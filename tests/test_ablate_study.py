@@ -197,6 +197,7 @@ def test_runs_that_trained_on_other_amounts_are_not_compared(
     assert study(runs, "--swap", "ffn=gelu", "--allow", "tokens")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_matched_arm_does_the_baselines_work_in_all(
     study: Callable[..., tuple[int, Path]],
 ) -> None:

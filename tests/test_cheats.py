@@ -14,6 +14,7 @@ import torch
 from nano import NANO
 
 from lswt_core.ablation.runs.context_probe import probe_context
+from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.ablation.runs.worker import work
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.device import Precision
@@ -218,10 +219,9 @@ def make(place: Path, *overrides: str) -> list[list[str]]:
         traceback=False,
     )
     assert work(arguments) == 0
-    outcome = json.loads((directory / "outcome.json").read_text())
-    assert 0 < outcome["unigram_loss"] < 3 and outcome["evaluated_bytes"] > 0
-    flaws: list[list[str]] = outcome["flaws"]
-    return flaws
+    outcome = Outcome.from_json(json.loads((directory / "outcome.json").read_text()))
+    assert 0 < (outcome.unigram_loss or 0) < 3 and (outcome.evaluated_bytes or 0) > 0
+    return [list(flaw) for flaw in outcome.flaws]
 
 
 @pytest.mark.parametrize(

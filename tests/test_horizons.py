@@ -85,6 +85,7 @@ def logged(directory: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in entry.items() if k not in left_out} for entry in entries]
 
 
+@pytest.mark.slow
 def test_a_run_from_a_shared_beginning_is_the_run_from_its_first_step(
     runs: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,8 +173,8 @@ CROSS_LAYER = {
     "tables",
     [
         {},
-        LAYERED,
-        {"optimizer": {"use": "muon"}},
+        pytest.param(LAYERED, marks=pytest.mark.slow),
+        pytest.param({"optimizer": {"use": "muon"}}, marks=pytest.mark.slow),
         pytest.param(RESIDUAL, marks=pytest.mark.slow),
         pytest.param(CROSS_LAYER, marks=pytest.mark.slow),
     ],

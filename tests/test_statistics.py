@@ -184,6 +184,7 @@ def test_no_number_of_seeds_finds_nothing() -> None:
     assert seeds_needed(1e-9, 1.0) is None
 
 
+@pytest.mark.slow
 def test_resampled_documents_cover_the_mean_of_their_kind() -> None:
     draw, covered = np.random.default_rng(3), 0
     for _ in range(100):

@@ -109,6 +109,7 @@ def by_rate(job: Job) -> Outcome:
     return measured(job, 3.0 + 0.1 * off**2)
 
 
+@pytest.mark.slow
 def test_an_optimizer_whose_default_rate_is_far_off_is_level_once_tuned(
     tuned: Tuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
