@@ -160,7 +160,7 @@ def test_lengths_that_are_no_multiples_are_refused(
 @pytest.mark.slow
 def test_a_study_at_several_lengths_has_the_numbers_of_separate_studies(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
-    words = ["lswt_core", "ablate", recipe, *OPTIONS, "--swap", "ffn=gelu", "--seeds", "2"]
+    words = ["lswt_core", "ablate", recipe, *OPTIONS, "--swap", "ffn=gelu", "--seeds", "1"]
     words += ["--jobs", "2"]
     cache = tmp_path / "cache"
     whole = run(*words, "--horizons", "0.5", "--out", "out", cwd=tmp_path, LSWT_CACHE_DIR=cache)
@@ -174,8 +174,8 @@ def test_a_study_at_several_lengths_has_the_numbers_of_separate_studies(tmp_path
     for key in ("delta", "values", "ci95", "documents_ci95"):
         assert half["comparisons"][0][key] == alone["comparisons"][0][key]
     store = tmp_path / "runs" / "store"
-    shared = {path.name for path in (tmp_path / "apart").iterdir()}
-    assert len(shared) == 4 and all("continuing from" in log(store / name) for name in shared)
+    shared = {path.parent.name for path in (tmp_path / "apart").glob("*/outcome.json")}
+    assert len(shared) == 2 and all("continuing from" in log(store / name) for name in shared)
     assert not list(store.glob(f"*/{BRANCHES}")), "checkpoints that were kept are removed"
 
 
