@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import write_recipe
+from runs import write_shallow_recipe
 
 from lswt_core.__main__ import main
 from lswt_core.ablation.certificate import RunRecord, check_records
@@ -33,14 +33,7 @@ pytestmark = pytest.mark.usefixtures("budgets_once")
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_recipe(tmp_path_factory.mktemp("study"))
-    path.write_text(
-        path.read_text()
-        .replace('"sophia-g"', '"adamw"')
-        .replace("hessian_update_interval = 3\n", "")
-        .replace("n_layers = 2", "n_layers = 1")
-    )
-    return path
+    return write_shallow_recipe(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import write_recipe
+from runs import write_shallow_recipe
 from scipy import special
 
 from lswt_core.__main__ import main
@@ -268,14 +268,7 @@ def test_a_text_of_few_documents_is_warned_of() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_recipe(tmp_path_factory.mktemp("looks"))
-    path.write_text(
-        path.read_text()
-        .replace('"sophia-g"', '"adamw"')
-        .replace("hessian_update_interval = 3\n", "")
-        .replace("n_layers = 2", "n_layers = 1")
-    )
-    return path
+    return write_shallow_recipe(tmp_path_factory.mktemp("looks"))
 
 
 @pytest.fixture

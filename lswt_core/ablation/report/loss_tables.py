@@ -84,7 +84,7 @@ def list_selected(report: Report) -> list[str]:
     return lines
 
 
-def test_table(report: Report) -> Table:
+def significance_table(report: Report) -> Table:
     """Return p values, looks, and the seeds of a new study for every arm."""
     rows = []
     for one in report["comparisons"]:

@@ -22,7 +22,7 @@ from lswt_core.ablation.report.loss_tables import (
     list_selected,
     loss_table,
     seed_table,
-    test_table,
+    significance_table,
 )
 from lswt_core.ablation.report.origin import list_origins
 from lswt_core.ablation.report.power import list_power
@@ -95,7 +95,7 @@ def list_results(report: Report, pictures: Collection[str]) -> list[Section]:
 def list_measurements(report: Report) -> list[Section]:
     """Return costs, every seed and power."""
     noise = Bullets(list_noise(report["comparisons"]))
-    power: list[Part | None] = [test_table(report), Bullets(list_power(report))]
+    power: list[Part | None] = [significance_table(report), Bullets(list_power(report))]
     return [
         Section("What it costs", [cost_table(report), noise], folded=True, printed=True),
         Section("Costs in detail", [spread_table(report)], folded=True),
