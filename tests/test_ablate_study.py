@@ -236,10 +236,9 @@ def test_updates_are_timed_side_by_side(recipe: Path) -> None:
     from lswt_core.ablation.match_time import time_steps
 
     shallow, deep = (Recipe.load(recipe, [f"model.n_layers={n}"]) for n in (1, 6))
-    times = time_steps(shallow, deep, 1, [])
-    assert len(times[0]) == len(times[1]) > 4
-    ratio = sorted(b / a for a, b in zip(*times, strict=True))[len(times[0]) // 2]
-    assert 1.5 < ratio < 6
+    shorter, longer = time_steps(shallow, deep, 1, [])
+    assert len(shorter) == len(longer) > 4
+    assert sorted(shorter)[len(shorter) // 2] < sorted(longer)[len(longer) // 2]
 
 
 def test_batches_differ_where_the_batch_was_allowed_to() -> None:
