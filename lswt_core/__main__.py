@@ -171,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "function"):
         parser.print_help()
         return 0
+    if arguments.function is run_command.run:
+        return run_guarded(run_command.run, arguments, run_command.announce)
     return run_guarded(arguments.function, arguments)
 
 

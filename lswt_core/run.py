@@ -68,6 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+def announce(error: BaseException) -> None:
+    """Tell the other ranks of the run, if there are any, that this one ends with an error."""
+    from lswt_core.distributed.rendezvous import announce_failure
+
+    announce_failure(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of ``python -m lswt_core.run``."""
     parser = Parser(
@@ -77,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments_of(parser)
-    return run_guarded(run, parser.parse_intermixed_args(argv))
+    return run_guarded(run, parser.parse_intermixed_args(argv), announce)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,14 @@ MemoryBuilder = Callable[[Dims], Memory]
 
 
 def shipped_recipes() -> list[Path]:
-    """Return the project's recipes: in a checkout those that git tracks, not a user's own."""
+    """Return the project's recipes: in a checkout those that git tracks, not a user's own; not
+    ladders, which are no recipes.
+    """
     command = ["git", "ls-files", "-z", "recipes/**.toml"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return sorted(paths or (ROOT / "recipes").rglob("*.toml"))
+    paths = paths or list((ROOT / "recipes").rglob("*.toml"))
+    return sorted(path for path in paths if path.parent.name != "ladders")
 
 
 def slow_unless(kept: Collection[object], values: Iterable[object]) -> list[Any]:

@@ -44,11 +44,12 @@ def run(
     input: str | None = None,
     timeout: float = 280,
     pictures: bool = True,
+    plugins: bool = True,
     **settings: object,
 ) -> Done:
     """``python -m module words`` in ``cwd`` with more environment variables; what it printed is
     captured as text. Without ``pictures`` matplotlib is as if it were not installed, which saves a
-    third of a short run's time.
+    third of a short run's time. Without ``plugins`` none is imported beforehand.
     """
     surroundings = environment(**settings)
     command = [sys.executable, "-m", module, *map(str, words)]
@@ -79,7 +80,7 @@ def run(
         ).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
             line.settimeout(timeout)
-            line.connect(server())
+            line.connect(server(plugins))
             socket.send_fds(line, [request], [file.fileno() for file in (stdin, out, err)])
             pid = int(line.recv(64))
             try:
@@ -102,15 +103,20 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 @functools.cache
-def server() -> str:
-    """Start this process's server and return its address. It ends when this process ends."""
+def server(plugins: bool) -> str:
+    """Start this process's server and return its address. It ends when this process ends. One that
+    imports no plugin has another order of sets than this process.
+    """
     directory = tempfile.TemporaryDirectory(prefix="lswt-")
     atexit.register(directory.cleanup)
     address = str(Path(directory.name) / "socket")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(
-        [sys.executable, __file__, address], env=environment(), text=True, **pipes
-    )
+    words, settings = [sys.executable, __file__, address], environment()
+    if plugins:
+        words.append("plugins")
+    else:
+        settings["PYTHONHASHSEED"] = "2" if settings.get("PYTHONHASHSEED") == "1" else "1"
+    process = subprocess.Popen(words, env=settings, text=True, **pipes)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     atexit.register(process.communicate)
     return address
@@ -166,19 +172,19 @@ def become(request: dict[str, object], files: list[int]) -> list[str]:
     return list(request["words"])  # type: ignore[call-overload]
 
 
-def preload() -> None:
+def preload(plugins: bool) -> None:
     """Import what processes will need, except for the modules that are run as scripts."""
     for name in PRELOADED:
         with suppress(ImportError):  # an extra that is not installed
             importlib.import_module(name)
     registry = importlib.import_module("lswt_core.registry").Registry()
-    for offer in registry.offers():
+    for offer in registry.offers() if plugins else ():
         registry.load(offer)
     gc.freeze()  # what was imported stays shared between the processes
 
 
 if __name__ == "__main__":
-    preload()
+    preload(plugins=len(sys.argv) > 2)
     module, *arguments = serve(sys.argv[1])
     sys.argv, sys.path[0] = [module, *arguments], str(Path.cwd())
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -64,6 +64,18 @@ def write_recipe(directory: Path) -> Path:
     return path
 
 
+def write_shallow_recipe(directory: Path) -> Path:
+    """The recipe with one layer and AdamW, for what does not depend on the model."""
+    path = write_recipe(directory)
+    path.write_text(
+        path.read_text()
+        .replace('"sophia-g"', '"adamw"')
+        .replace("hessian_update_interval = 3\n", "")
+        .replace("n_layers = 2", "n_layers = 1")
+    )
+    return path
+
+
 def command(recipe: Path, *more: str) -> list[str]:
     """What a user types."""
     return [sys.executable, "-m", "lswt_core.run", str(recipe), *more]

@@ -27,12 +27,15 @@ from lswt_core.__main__ import main
 from lswt_core.ablation.arms import ArmSpec, axes_of_swap, lay_out_arms
 from lswt_core.ablation.build_arms import AblationSpec
 from lswt_core.ablation.certificate import RunRecord, check_records
+from lswt_core.ablation.comparison import Comparison
 from lswt_core.ablation.match import match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.report.compare import make_report
-from lswt_core.ablation.report.html_page import render_page
+from lswt_core.ablation.report.limits import list_limits
+from lswt_core.ablation.report.page import render_markdown, render_page, render_terminal
+from lswt_core.ablation.report.plots import MARKERS
 from lswt_core.ablation.report.publish import publish
-from lswt_core.ablation.report.text import render_markdown, render_terminal, summarize
+from lswt_core.ablation.report.verdict import SMALL
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.runner import Workers
 from lswt_core.ablation.shared_attention import share_attention
@@ -149,13 +152,19 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
+    assert 0 < baseline["unigram"]["loss"] < math.log(320)
+    assert baseline["bits_per_byte"] == pytest.approx(
+        baseline["final_loss"]["mean"]
+        * baseline["evaluated"]["tokens"]
+        / (math.log(2) * baseline["evaluated"]["bytes"])
+    )
     one, lost = report["comparisons"]
     assert (one["arm"], one["baseline"], one["seeds"]) == ("ffn=gelu", "baseline", 2)
     assert one["delta"] == pytest.approx(
         gelu["final_loss"]["mean"] - baseline["final_loss"]["mean"]
     )
     assert one["ci95"][0] < one["delta"] < one["ci95"][1] and 0 < one["p"] <= one["p_holm"] <= 1
-    assert one["verdict"] in ("better", "worse", "equivalent", "not resolved")
+    assert one["verdict"] in MARKERS
     assert one["documents_ci95"] is not None
     assert lost["verdict"] == "failed" and lost["seeds"] == 0 and lost["delta"] is None
 
@@ -453,9 +462,9 @@ def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Don
         "small lr",
     ]
     assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
-    assert settings == {"seeds": 4, "match": "none", "margin": 0.02, "allow": []}, (
-        "the command line wins"
-    )
+    tuning = {"tune": (), "tuning_seeds": 3, "horizons": ()}
+    rest = {"match": "none", "allow": [], "looks": (), "sequential": False, **tuning}
+    assert settings == {"seeds": 4, "margin": 0.02, **rest}, "the command line wins"
     done = dry_run()
     assert done.returncode == 2 and "--swap" in done.stderr
 
@@ -568,7 +577,7 @@ def test_the_shared_kernel_is_every_layers_and_the_report_says_so(place: Path, l
     results = study(arm("baseline", [3.0]), arm("x", [2.9]))
     assert (
         settings["notes"][0]
-        in summarize(make_report(replace(results, settings=results.settings | settings)))[-2]
+        in list_limits(make_report(replace(results, settings=results.settings | settings)))[-1]
     )
 
 
@@ -781,7 +790,7 @@ STUDIES = {
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_reported(name: str, tmp_path: Path) -> None:
-    printed = publish(STUDIES[name], tmp_path)
+    printed = publish(Comparison(STUDIES[name]), tmp_path)
     report = read(tmp_path)
     assert len(report["arms"]) == len(STUDIES[name].arms)
     assert len(report["comparisons"]) == len(report["arms"]) - 1
@@ -808,8 +817,9 @@ def test_verdicts_say_no_more_than_is_known() -> None:
     report = make_report(study(base, clear, tiny, noisy))
     assert verdicts(report) == ["better", "equivalent", "not resolved"]
     assert "though the difference is resolved" in report["comparisons"][1]["why"]
-    assert report["comparisons"][2]["seeds_needed"] > 4
-    assert "would have been seen with a chance" in report["comparisons"][2]["why"]
+    assert report["comparisons"][2]["seeds_needed"] is None, "its interval contains 0"
+    assert report["comparisons"][0]["seeds_needed"] <= 4
+    assert "would have been resolved with a chance" in report["comparisons"][2]["why"]
 
 
 BASE, LOW, HIGH = (
@@ -852,41 +862,75 @@ def test_the_runs_that_are_left_do_not_speak_for_those_that_failed(
 
 def forms(report: dict[str, Any]) -> tuple[str, str, str]:
     """A report as it is printed, as Markdown and as a page."""
-    return render_terminal(report), render_markdown(report), render_page(report, b"", None)
+    return render_terminal(report), render_markdown(report), render_page(report, {})
+
+
+@pytest.mark.parametrize(
+    ("speeds", "at_once", "shown"),
+    [
+        ([900.0, 910.0, 905.0], 1, "-9.5% (-10.7% .. -8.3%)"),
+        ([900.0, 910.0, 905.0], 2, "noise"),
+        ([900.0, 1100.0, 950.0], 1, "noise"),
+        ([1000.0, 1000.0, 1000.0], 1, "equal"),
+        ([900.0], 1, "noise"),
+    ],
+)
+def test_speed_is_compared_by_pairs_or_called_noise(
+    speeds: list[float], at_once: int, shown: str
+) -> None:
+    def runs(name: str, values: list[float]) -> ArmResult:
+        more = [{"tokens_per_second": value, "runs_at_once": at_once} for value in values]
+        outcomes = [outcome(seed, 3.0, **one) for seed, one in enumerate(more)]
+        return replace(arm(name, []), outcomes=outcomes)
+
+    report = make_report(study(runs("baseline", [1000.0] * len(speeds)), runs("x", speeds)))
+    cost = report["comparisons"][0]["costs"]["tokens_per_second"]
+    assert (cost["seeds"], cost["shared"]) == (len(speeds), at_once > 1)
+    printed, *pages = forms(report)
+    assert shown in printed
+    for text in pages:
+        assert shown in text and ("shared the machine" in text) == (at_once > 1)
 
 
 STATISTICS = (
     "paired_test",
     "equivalence_test",
-    "power",
-    "seeds_needed",
+    "clear_p",
+    "valid_p",
+    "nominal_level",
     "correlation",
-    "bootstrap_documents",
     "fmean",
     "stdev",
     "median",
 )
+ELSEWHERE = (
+    "held_out_text.bootstrap_documents",
+    "seed_plans.power",
+    "seed_plans.seeds_needed",
+    "seed_plans.equivalence_seeds",
+    "seed_plans.std_upper_limit",
+)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", [*(f"compare.{name}" for name in STATISTICS), *ELSEWHERE])
 @pytest.mark.parametrize(
     "result", [float("nan"), ValueError("it does not converge")], ids=["nan", "raises"]
 )
 def test_a_statistic_that_fails_costs_no_report(
     statistic: str, result: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> object:
+    def broken(*_: object, **__: object) -> object:
         if isinstance(result, Exception):
             raise result
         return result
 
-    monkeypatch.setattr(f"lswt_core.ablation.report.compare.{statistic}", broken)
+    monkeypatch.setattr(f"lswt_core.ablation.report.{statistic}", broken)
     report = make_report(study(arm("baseline", BASE), arm("x", LOW), arm("y", HIGH)))
     reasons = [
         why for one in (*report["comparisons"], *report["arms"]) for why in one["unknown"].values()
     ]
     assert reasons
-    assert {*verdicts(report)} <= {"better", "worse", "not resolved"}
+    assert {*verdicts(report)} <= {"better", "worse", SMALL, "not resolved"}
     assert json.dumps(report, allow_nan=False)
     assert all("unknown" in text and reasons[0] in text for text in forms(report))
 
@@ -895,7 +939,7 @@ def test_a_study_whose_test_fails_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lswt_core.ablation.report.compare.paired_test", lambda *_: (math.inf,))
-    publish(study(arm("baseline", BASE), arm("x", LOW)), tmp_path)
+    publish(Comparison(study(arm("baseline", BASE), arm("x", LOW))), tmp_path)
     assert verdicts(read(tmp_path)) == ["not resolved"] and (tmp_path / "report.html").is_file()
 
 
@@ -903,3 +947,27 @@ def test_outcomes_survive_as_json() -> None:
     one = outcome(3, 2.5)
     assert Outcome.from_json(json.loads(json.dumps(one.to_json()))) == one
     assert Outcome.from_json(Outcome.failed(1, "x").to_json()) == Outcome.failed(1, "x")
+
+
+@pytest.mark.slow
+def test_two_studies_share_a_store(place: Path, tmp_path: Path) -> None:
+    """Each run is made once, whoever makes it, and both studies report the same."""
+    surroundings, processes = environment(LSWT_CACHE_DIR=place / "cache"), []
+    for number in (1, 2):
+        options = ["--seeds", "1", "--store", tmp_path / "store", "--out", tmp_path / str(number)]
+        command = [sys.executable, "-m", *words(place, "--swap", "ffn=gelu", *options)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=place, env=surroundings, **pipes))
+    printed = "".join(process.communicate()[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert printed.count("done, held-out") == printed.count("found, held-out") == 2
+    assert read(tmp_path / "1")["arms"] == read(tmp_path / "2")["arms"]
+
+
+@pytest.mark.slow
+def test_a_launcher_makes_the_same_runs(place: Path) -> None:
+    study = ("--swap", "ffn=gelu", "--seeds", 1, "train.steps=2", "--store", "launched")
+    done = start(place, *study, "--launcher", "nice -n 1 {command}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = start(place, *study, "--jobs", 1)  # with all threads, as on a machine of its own
+    assert again.stdout.count(": found, held-out loss") == 2, again.stdout

@@ -10,11 +10,12 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import write_recipe
+from runs import write_shallow_recipe
 
 from lswt_core.__main__ import main
 from lswt_core.ablation.certificate import RunRecord, check_records
@@ -32,14 +33,7 @@ pytestmark = pytest.mark.usefixtures("budgets_once")
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_recipe(tmp_path_factory.mktemp("study"))
-    path.write_text(
-        path.read_text()
-        .replace('"sophia-g"', '"adamw"')
-        .replace("hessian_update_interval = 3\n", "")
-        .replace("n_layers = 2", "n_layers = 1")
-    )
-    return path
+    return write_shallow_recipe(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture
@@ -51,12 +45,27 @@ def study(
     """
 
     def ablate(runs: Runs, *words: str) -> tuple[int, Path]:
-        monkeypatch.setattr(Runner, "run", lambda self: {job.key: runs(job) for job in self.jobs})
-        monkeypatch.setattr("lswt_core.ablation.report.publish.plot_overview", lambda *_: b"")
+        def recorded(job: Job) -> Outcome:
+            directory = store_of(tmp_path, words) / job.key
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "start.json").write_text("{}")
+            (directory / "batches.txt").write_text("")
+            return runs(job)
+
+        monkeypatch.setattr(
+            Runner, "run", lambda self: {job.key: recorded(job) for job in self.jobs}
+        )
+        for picture in ("plot_differences", "plot_curves"):
+            monkeypatch.setattr(f"lswt_core.ablation.report.publish.{picture}", lambda *_: b"")
         out = tmp_path / "out"
         return main(["ablate", str(recipe), *words, "--seeds", "2", *places(tmp_path, words)]), out
 
     return ablate
+
+
+def store_of(directory: Path, words: Sequence[str]) -> Path:
+    """The store of a study."""
+    return Path(words[words.index("--store") + 1]) if "--store" in words else directory / "store"
 
 
 def places(directory: Path, words: Sequence[str]) -> list[str]:
@@ -143,7 +152,8 @@ def test_the_work_of_the_whole_training_is_shown(
     assert (
         arm["training_flops"] == 2 * baseline["training_flops"] == 24 * 64 * arm["flops_per_token"]
     )
-    assert [one["evaluated"] for one in (baseline, arm)] == [{"tokens": 128, "documents": 2}] * 2
+    evaluated = {"tokens": 128, "documents": 2, "bytes": None}
+    assert [one["evaluated"] for one in (baseline, arm)] == [evaluated] * 2
     assert read(out)["certificate"][0]["status"] == "allowed"
     printed = capsys.readouterr().out
     assert "+100.00%" in printed, "in the table before the runs"
@@ -180,6 +190,7 @@ def test_runs_that_trained_on_other_amounts_are_not_compared(
     assert study(runs, "--swap", "ffn=gelu", "--allow", "tokens")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_matched_arm_does_the_baselines_work_in_all(
     study: Callable[..., tuple[int, Path]],
 ) -> None:
@@ -191,12 +202,93 @@ def test_a_matched_arm_does_the_baselines_work_in_all(
     assert arm["tokens"] < baseline["tokens"]
 
 
+def test_an_arm_gets_the_steps_that_take_the_baselines_time(
+    study: Callable[..., tuple[int, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured: list[int] = []
+
+    def time_steps(baseline: Recipe, arm: Recipe, threads: int, plugins: object) -> object:
+        measured.append(threads)
+        return [[1.0, 1.1, 0.9], [1.5, 1.65, 1.35]]
+
+    monkeypatch.setattr("lswt_core.ablation.match_time.time_steps", time_steps)
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(tmp_path / "cache"))
+    words = ("--swap", "ffn=gelu", "--match", "time", "--jobs", "2")
+    code, out = study(finished, *words)
+    assert code == 0 and study(finished, *words)[0] == 0
+    assert measured == [max(1, (os.cpu_count() or 1) // 2)], "once, with the threads of a run"
+    baseline, arm = read(out)["arms"]
+    assert (baseline["tokens"], arm["tokens"]) == (12 * 64, 8 * 64)
+    (certificate,) = read(out)["certificate"]
+    assert certificate["status"] == "certified" and certificate["axes"] == ["ffn", "train.steps"]
+    assert certificate["matched"]["measured"]["ratio"] == pytest.approx(1.5)
+    assert "takes 1.500 times as long" in capsys.readouterr().out
+    words = ("--swap", "train.steps=10", "--allow", "train.steps", "--match", "time")
+    assert study(finished, *words)[0] == 2
+    assert "the swap is about it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_updates_are_timed_side_by_side(recipe: Path) -> None:
+    from lswt_core.ablation.match_time import time_steps
+
+    shallow, deep = (Recipe.load(recipe, [f"model.n_layers={n}"]) for n in (1, 6))
+    shorter, longer = time_steps(shallow, deep, 1, [])
+    assert len(shorter) == len(longer) > 4
+    assert sorted(shorter)[len(shorter) // 2] < sorted(longer)[len(longer) // 2]
+
+
 def test_batches_differ_where_the_batch_was_allowed_to() -> None:
     one, other = RunRecord({}, ["1", "2"]), RunRecord({}, ["3", "4"])
     assert [
         flaw.about for flaw in check_records(one, other, ["train"], ["train.grad_clip"])[1]
     ] == ["data"]
     assert not check_records(one, other, ["ffn"], ["ffn.use", "train.batch_size"])[1]
+
+
+@pytest.mark.parametrize("cheater", ["baseline", "ffn=gelu"])
+def test_what_a_run_found_in_itself_is_refused_unless_allowed(
+    study: Callable[..., tuple[int, Path]], cheater: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def runs(job: Job) -> Outcome:
+        flaws = [("causality", "it looks ahead")] if job.arm == cheater else []
+        return replace(finished(job), flaws=flaws)
+
+    assert study(runs, "--swap", "ffn=gelu")[0] == 2
+    assert "it looks ahead" in capsys.readouterr().err
+    code, out = study(runs, "--swap", "ffn=gelu", "--allow", "causality")
+    assert code == 0 and read(out)["certificate"][0]["status"] == "allowed"
+
+
+def test_every_number_is_traced_to_its_runs(
+    study: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {"ffn/gelu": {"distribution": "lswt-core", "version": "1", "sha256": "abc"}}
+    core: dict[str, str | None] = {"version": "1", "sha256": "def", "commit": None}
+
+    def runs(job: Job) -> Outcome:
+        unigram = [2.5 * 100, 2.5 * 28]
+        facts = {"unigram": unigram, "evaluated_bytes": 120, "text": "t", "evaluated_text": "e"}
+        heeded = ["step 3: the batch was discarded"] if job.arm != "baseline" else []
+        more = {"code": code, "core": core, "warnings": heeded, "runs_at_once": 1}
+        return replace(finished(job), **facts, **more)
+
+    _, out = study(runs, "--swap", "ffn=gelu")
+    _, arm = read(out)["arms"]
+    run = arm["runs"][1]
+    assert run["seed"] == 1 and run["text"] == "t" and run["evaluated_text"] == "e"
+    assert run["directory"] == str(tmp_path / "store" / run["key"]) and len(run["key"]) == 20
+    assert arm["evaluated"] == {"tokens": 128, "documents": 2, "bytes": 120}
+    assert arm["unigram"]["loss"] == 2.5
+    assert arm["code"] == {"components": code, "core": core}
+    assert "WORSE THAN UNIGRAM" in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert "ffn=gelu (seeds 0, 1): step 3: the batch was discarded" in text
+        assert "a norm inside" in text
 
 
 # ---------- exit codes
@@ -335,7 +427,34 @@ def test_a_stopped_ablation_prints_what_is_finished_and_what_is_missing(
     assert header[-2:] == ["missing", "seeds"]
     assert baseline == ["baseline", "3.0500", "2", "of", "2", "0", "none"]
     assert arm == ["ffn=gelu", "3.0000", "+0.0000", "1", "of", "2", "0", "1"]
-    assert not (tmp_path / "out" / "report.json").exists()
+    report = read(tmp_path / "out")
+    assert report["unfinished"] == [{"arm": "ffn=gelu", "seeds": [1]}]
+    (one,) = report["comparisons"]
+    assert (one["verdict"], one["delta"], one["values"]) == ("not finished", 0.0, [0.0])
+    assert one["p"] is one["ci95"] is one["p_equivalent"] is None
+    assert [len(arm["failures"]) for arm in report["arms"]] == [0, 0]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "NOT FINISHED" in text and "ffn=gelu: 1" in text and "0 of 2" in text
+
+
+def test_a_report_outlives_its_pictures_and_torn_records(
+    study: Callable[..., tuple[int, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(job: Job) -> Outcome:
+        directory = tmp_path / "store" / job.key
+        (directory / "start.json").write_text('{"torn')
+        return finished(job)
+
+    def undrawable(*_: object) -> bytes:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("lswt_core.ablation.report.publish.plot_held_out", undrawable)
+    code, out = study(torn, "--swap", "ffn=gelu")
+    assert code == 2, "nobody can tell where the runs began"
+    (certificate,) = read(out)["certificate"]
+    assert certificate["status"] == "broken" and certificate["flaws"][0]["about"] == "records"
+    assert "no fonts" in (out / "report.html").read_text()
 
 
 def test_progress_shows_every_arm_and_the_time_left(
@@ -389,7 +508,7 @@ def test_asked_to_stop_the_runner_ends_its_processes_and_keeps_what_is_finished(
     processes: list[FakeProcess] = []
     lines: list[str] = []
 
-    def launch(runner: Runner, path: Path, directory: Path, device: str) -> FakeProcess:
+    def launch(runner: Runner, path: Path, directory: Path, *_: str) -> FakeProcess:
         ends = not processes
         if ends:
             write_json(directory / "outcome.json", finished(jobs[0]).to_json())

@@ -17,6 +17,7 @@ from lswt_blocked import Blocked
 from lswt_eager import Eager
 from lswt_sdpa import Sdpa
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lswt_core.interfaces import (
     AttentionBackend,
@@ -210,3 +211,27 @@ def test_what_is_remembered_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "bmm", counted)
     torch.autograd.grad(out, leaves, cotangent)
     assert sorted(products) == [(8, 8, 32), (8, 8, 32), (8, 32, 32), (8, 32, 32)]
+
+
+def backward_flops(backend: AttentionBackend, shape: Shape) -> int:
+    """The matrix products of a backward pass, in FLOPs."""
+    parts, leaves, cotangent = attention_inputs(shape, torch.float32)
+    out = backend(parts)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(out, leaves, cotangent)
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(("backend", "skipped"), [(Blocked, 2), (Eager, 1)])
+def test_remembered_keys_without_a_gradient_cost_none(
+    backend: Callable[[Dims], AttentionBackend], skipped: int
+) -> None:
+    """Of four products with remembered keys and values in a backward pass, those towards keys and
+    towards values are left out; plain attention leaves out the former alone.
+    """
+    shape = Shape(2, 48, 96, 4, 2, 2, 32, learned=True, own_queries=True, dtype=torch.float32)
+    heads = shape.heads * shape.shared
+    product = 2 * shape.rows * heads * shape.tokens * shape.remembered * shape.width
+    attend = backend(Dims(heads * shape.width, heads, 8, 1, queries_per_kv=shape.shared))
+    needless = backward_flops(attend, shape) - backward_flops(attend, shape._replace(learned=False))
+    assert needless == skipped * product

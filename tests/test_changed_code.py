@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import slow_unless
 from nano import NANO
 
 from lswt_core.checkpoint.compatibility import check_code
@@ -82,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------- code of components
 
 
-@pytest.mark.parametrize("edited", ["own.py", "multiplier.py"])
+@pytest.mark.parametrize("edited", slow_unless(["multiplier.py"], ["own.py", "multiplier.py"]))
 def test_a_run_does_not_go_on_with_other_code_unless_that_is_asked_for(
     place: Path,
     edited: str,

@@ -54,8 +54,8 @@ WORDS = ("--plugin", "bursting.py", "optimizer.use=bursting", "--out", "run", "-
     ("at", "every", "left"),
     [
         (6, 4, [4]),  # noticed by the next step
-        (8, 4, [4]),  # noticed by the save
-        (12, 4, [4, 8]),  # the last update of all
+        pytest.param(8, 4, [4], marks=pytest.mark.slow),  # noticed by the save
+        pytest.param(12, 4, [4, 8], marks=pytest.mark.slow),  # the last update of all
         (2, 4, []),  # before anything was saved
     ],
 )

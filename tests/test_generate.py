@@ -287,6 +287,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert code == 5 and "intact" in error
 
 
+@pytest.mark.slow
 def test_training_text_is_read_only_to_train_a_lost_tokenizer_again(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from lswt_swiglu import SwiGlu
 from torch import Tensor, nn
 
 from lswt_core import LswtForCausalLM
-from lswt_core.ablation.runs.recorded_session import hash_parameter
+from lswt_core.ablation.runs.self_check import hash_parameter
 from lswt_core.errors import PluginError
 from lswt_core.interfaces import Dims, FeedForward
 from lswt_core.model.initialise import initialise

@@ -20,6 +20,7 @@ DEED = """
 import os, signal, subprocess, time
 from lswt_adamw import AdamW
 from lswt_core.hooks import hookimpl
+from lswt_text import Text
 
 
 def kill():
@@ -31,7 +32,7 @@ def fail():
 
 
 def stop():
-    subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"])
+    subprocess.Popen(["sh", "-c", f"sleep 9; kill -9 {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -44,12 +45,12 @@ def ask_launcher():
 
 
 def sleep():
-    time.sleep(2 * float(os.environ["LSWT_RANK_TIMEOUT"]))
+    time.sleep(1.4 * float(os.environ["LSWT_RANK_TIMEOUT"]))
 
 
 def count():
     began = time.monotonic()
-    while time.monotonic() < began + 2 * float(os.environ["LSWT_RANK_TIMEOUT"]):
+    while time.monotonic() < began + 1.4 * float(os.environ["LSWT_RANK_TIMEOUT"]):
         pass
 
 
@@ -84,9 +85,20 @@ class Doing(AdamW):
             globals()[os.environ["DEED"]]()
 
 
+class Stream(Text):
+    "A stream, in which something happens before its first document is read."
+
+    name, streaming = "stream", True
+
+    def documents(self, split):
+        if split == "train":
+            globals()[os.environ["DEED"]]()
+        yield from super().documents(split)
+
+
 @hookimpl
 def lswt_components():
-    return [Doing]
+    return [Doing, Stream]
 """
 
 
@@ -156,6 +168,18 @@ def test_the_others_name_it_and_end(recipe: Path, deed: str, rank: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("deed", ["kill", "fail", "stop"])
+def test_the_others_name_the_one_that_reads_for_them(recipe: Path, deed: str) -> None:
+    recipe.write_text(recipe.read_text().replace('use = "text"', 'use = "stream"'))
+    first, second = ranks(recipe, deed, 9)  # the optimizer does nothing
+    assert first.returncode == {"kill": -9, "stop": -9, "fail": 3}[deed]
+    assert second.returncode == 75, second.stderr
+    said = second.stderr.splitlines()[-1]
+    assert said.startswith(f"error: rank 0 on {socket.gethostname()} ")
+    assert ("a mistake of its own" in said) == (deed == "fail")
+
+
+@pytest.mark.slow
 def test_of_several_others_each_names_it_and_the_same_command_resumes(recipe: Path) -> None:
     done = ranks(recipe, "kill", 2, size=4)
     assert [one.returncode for one in done] == [75, 75, -9, 75]
@@ -198,14 +222,8 @@ def test_torchrun_lets_ranks_save_but_returns_1(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_killed_rank_is_named(recipe: Path) -> None:
-    done = torchrun(recipe, "kill", 1)
-    assert done.returncode == 1
-    assert "error: rank 1 on" in done.stderr and "step 4 is saved" in done.stderr
-
-
-@pytest.mark.slow
-def test_torchrun_can_start_all_again(recipe: Path) -> None:
+def test_under_torchrun_a_killed_rank_is_named_and_all_can_start_again(recipe: Path) -> None:
     done = torchrun(recipe, "kill_once", 1, "--max-restarts", "1")
     assert done.returncode == 0, done.stderr
+    assert "error: rank 1 on" in done.stderr and "step 4 is saved" in done.stderr
     assert "step-00000004" in done.stdout and saved_steps(recipe.parent / "run")[-1] == 12

@@ -120,7 +120,7 @@ def test_only_keys_and_values_of_kv_caches_are_narrow() -> None:
 @pytest.mark.parametrize(
     ("dtype", "bound"),
     [
-        ("int8", 2e-3),
+        pytest.param("int8", 2e-3, marks=pytest.mark.slow),
         pytest.param("float8", 1e-2, marks=pytest.mark.slow),
         pytest.param("bfloat16", 2e-3, marks=pytest.mark.slow),
     ],

@@ -173,8 +173,8 @@ CROSS_LAYER = {
     "tables",
     [
         {},
-        LAYERED,
-        {"optimizer": {"use": "muon"}},
+        pytest.param(LAYERED, marks=pytest.mark.slow),
+        pytest.param({"optimizer": {"use": "muon"}}, marks=pytest.mark.slow),
         pytest.param(RESIDUAL, marks=pytest.mark.slow),
         pytest.param(CROSS_LAYER, marks=pytest.mark.slow),
     ],
@@ -297,6 +297,14 @@ def test_logits_are_those_that_exist_at_once(
     vocabulary, copies = 64, 4 + 2 * 4  # bytes: the logits, and two float32 copies
     assert memory.of_process(WORLD, 1)["logits"] == alone * vocabulary * copies
     assert memory.of_process(WORLD, 8)["logits"] == together * vocabulary * copies
+
+
+@pytest.mark.parametrize(("kind", "chunk"), [(None, 1024), ("cpu", 1024), ("cuda", 4096)])
+def test_logits_are_those_of_the_device_that_is_planned(kind: str | None, chunk: int) -> None:
+    memory = budget(recipe_of(), Registry(), WORLD, device_type=kind).memory
+    vocabulary, copies = 64, 4 + 2 * 4  # bytes: the logits, and two float32 copies
+    assert memory.of_process(WORLD, 512)["logits"] == chunk * vocabulary * copies
+    assert memory.has_host == (kind == "cuda")
 
 
 def test_blocks_that_are_run_again_keep_their_inputs_and_what_one_of_them_keeps() -> None:

@@ -14,7 +14,7 @@ import torch
 from helpers import ROOT
 
 from lswt_core.ablation.runs import (
-    worker,  # before anything is missing: what it imports stays as it is
+    recorded_session,  # before anything is missing: what it imports stays as it is
 )
 from lswt_core.errors import BusyError
 
@@ -51,7 +51,7 @@ def unix_imports() -> set[str]:
 @pytest.mark.usefixtures("elsewhere")
 def test_every_module_that_names_one_is_imported_without_it() -> None:
     paths = unix_imports()
-    assert str(Path(worker.__file__).relative_to(ROOT)) in paths
+    assert str(Path(recorded_session.__file__).relative_to(ROOT)) in paths
     for path in paths:
         load(path)
 
@@ -82,7 +82,8 @@ def test_windows_locks_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("elsewhere")
 def test_peak_memory_is_unknown_where_the_system_does_not_tell() -> None:
-    assert load("lswt_core/ablation/runs/worker.py").peak_memory(torch.device("cpu")) is None
+    measured = load("lswt_core/ablation/runs/recorded_session.py")
+    assert measured.peak_memory(torch.device("cpu")) is None
 
 
 def test_signals_that_a_system_lacks_are_not_handled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,10 +219,24 @@ def test_what_processes_cannot_share_is_refused_before_they_wait(
 ) -> None:
     recipe = write_recipe(tmp_path)
     # two of the three were not even started
-    launcher = {"WORLD_SIZE": 3, "RANK": 1, "LOCAL_RANK": 1, **MET}
+    launcher = {"WORLD_SIZE": 3, "RANK": 1, "LOCAL_RANK": 1, "LSWT_RANK_TIMEOUT": 1, **MET}
     done = run(*runs(recipe, *words)[0], cwd=tmp_path, timeout=20, pictures=False, **launcher)  # type: ignore[arg-type]
     assert done.returncode == 7 and cure in done.stderr
     assert not tmp_path.joinpath("run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_before_it_meets_the_others_is_named_by_them(
+    tmp_path: Path, failing: int
+) -> None:
+    commands = runs(write_recipe(tmp_path))
+    commands[failing][1] = tmp_path / "missing.toml"
+    done = run_ranks(commands, tmp_path, LSWT_CACHE_DIR=tmp_path / "cache")
+    assert done[failing].returncode == 2 and "missing.toml" in done[failing].stderr
+    said = done[1 - failing].stderr.splitlines()[-1]
+    assert done[1 - failing].returncode == 75 and said.startswith(f"error: rank {failing} on ")
+    assert "missing.toml" in said
 
 
 @pytest.mark.slow

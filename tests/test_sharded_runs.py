@@ -42,15 +42,49 @@ OPTIMIZERS: dict[str, tuple[tuple[int, int], list[str]]] = {
 }
 
 
+# the files of the recipe as a stream, which notes by which rank it is read
+STREAM = """
+import os
+from pathlib import Path
+from lswt_text import Text
+from lswt_core.hooks import hookimpl
+
+class Stream(Text):
+    name, streaming = "stream", True
+
+    def documents(self, split):
+        if split == "train":
+            note = Path(self.paths[0]).parent / f"read by {os.environ.get('RANK', '0')}"
+            note.open("a").write("once\\n")
+        yield from super().documents(split)
+
+@hookimpl
+def lswt_components():
+    return [Stream]
+"""
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("sharded"))
+    """Text that is tokenised beforehand."""
+    path = write_recipe(tmp_path_factory.mktemp("sharded"))
+    path.with_name("stream.py").write_text(STREAM)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stream(recipe: Path) -> Path:
+    """Text that is tokenised while it is read."""
+    path = recipe.with_name("stream.toml")
+    path.write_text(recipe.read_text().replace('use = "text"', 'use = "stream"'))
+    return path
 
 
 def train(recipe: Path, mesh: tuple[int, int], out: str, *more: str, killed: int = -1) -> list[str]:
     """Train on a mesh; what every rank printed. With ``killed``, rank 1 is killed in that step."""
     directory, size = recipe.parent / out, mesh[0] * mesh[1]
-    words = [recipe, "--out", directory, *RUN, *more]
+    plugin = recipe.with_name("stream.py")
+    words = [recipe, "--out", directory, "--plugin", plugin, "--unchecked", *RUN, *more]
     if size == 1:
         done = [run("lswt_core.run", *words, cwd=HERE, pictures=False, **surroundings(recipe))]
     else:
@@ -111,17 +145,18 @@ def copied(source: Path, out: str, upto: int = STEPS) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(recipe: Path) -> Path:
+def one(stream: Path) -> Path:
     """The run of one process."""
-    train(recipe, (1, 1), "one", *SHARED)
-    return recipe.parent / "one"
+    train(stream, (1, 1), "one", *SHARED)
+    return stream.parent / "one"
 
 
 @pytest.fixture(scope="module")
-def four(recipe: Path) -> Path:
+def four(stream: Path) -> Path:
     """The run of four ranks, two replicas of two shards."""
-    train(recipe, (2, 2), "four", *SHARED)
-    return recipe.parent / "four"
+    train(stream, (2, 2), "four", *SHARED)
+    assert [path.name for path in stream.parent.glob("read by *")] == ["read by 0"]
+    return stream.parent / "four"
 
 
 def assert_close(one: Path, other: Path, bound: float = 5e-6) -> None:
@@ -150,11 +185,11 @@ def test_a_shared_forward_pass_on_four_ranks_gives_what_one_process_gives(
     ("before", "after"), [("four", (1, 1)), ("four", (1, 2)), ("four", (2, 4)), ("one", (1, 4))]
 )
 def test_a_run_goes_on_with_another_number_of_ranks(
-    recipe: Path, before: str, after: tuple[int, int], request: pytest.FixtureRequest
+    stream: Path, before: str, after: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
     source, out = request.getfixturevalue(before), f"{before}-then-{after[0]}x{after[1]}"
     directory = copied(source, out, HALF)
-    printed = train(recipe, after, out, *SHARED, "--accept-changes")
+    printed = train(stream, after, out, *SHARED, "--accept-changes")
     assert f"continuing from {path_of(directory, HALF)}" in printed[0]
     assert_close(request.getfixturevalue("one"), directory)
 
@@ -163,16 +198,16 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert gap(one, other) == 0 and losses(one) == losses(other)
 
 
-def test_one_rank_is_killed_and_the_run_ends_with_the_same_bits(recipe: Path, four: Path) -> None:
-    train(recipe, (2, 2), "killed", *SHARED, killed=HALF + 1)
-    directory = recipe.parent / "killed"
+def test_one_rank_is_killed_and_the_run_ends_with_the_same_bits(stream: Path, four: Path) -> None:
+    train(stream, (2, 2), "killed", *SHARED, killed=HALF + 1)
+    directory = stream.parent / "killed"
     assert HALF <= saved_steps(directory)[-1] < STEPS
-    train(recipe, (2, 2), "killed", *SHARED)
+    train(stream, (2, 2), "killed", *SHARED)
     assert_same_bits(four, directory)
 
 
 def test_damage_to_the_file_of_one_rank_is_named_and_an_older_checkpoint_taken(
-    recipe: Path, four: Path
+    stream: Path, four: Path
 ) -> None:
     directory = copied(four, "damaged")
     flipped = path_of(directory) / "model-00003-of-00004.safetensors"
@@ -181,7 +216,7 @@ def test_damage_to_the_file_of_one_rank_is_named_and_an_older_checkpoint_taken(
     flipped.write_bytes(content)
     missing = path_of(directory, HALF) / "optimizer-00002-of-00004.safetensors"
     missing.unlink()
-    printed = train(recipe, (2, 2), "damaged", *SHARED)[0]
+    printed = train(stream, (2, 2), "damaged", *SHARED)[0]
     for path in (flipped, missing):
         assert path.name in printed and path.parent.name in printed
     assert f"continuing from {path_of(directory, HALF - 2)}" in printed

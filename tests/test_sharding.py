@@ -21,11 +21,14 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 OTHERS = ["curvature", "counted", "bfloat16", "float32"]
 FEW = ["plain", "moe", "mup"]
+# what the reduction over replicas, once a step, may meet: tables without a gradient, blocks that
+# are run again, micro-batches of several rows
+REPLICATED = [*FEW, "frozen", "checkpointing", "two rows", "multi-token"]
 PLANTED = [f"mistake {name}" for name in MISTAKES]
 MESHES = {
     (1, 2): [*EVERY, *OTHERS, "compiled", *PLANTED],
     (2, 1): [*FEW, "counted"],
-    (2, 2): [*EVERY, *OTHERS, *PLANTED],
+    (2, 2): [*REPLICATED, *OTHERS, "mistake abandoned accumulation"],
     (1, 4): [*FEW, "curvature"],
     (2, 4): FEW,
 }
@@ -94,9 +97,12 @@ def test_parameters_gathered_in_bfloat16_round_as_autocast_does(
 
 
 @pytest.mark.parametrize("mesh", [(1, 2), (2, 2)], indirect=True)
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_silent_mistake_shows(name: str, found: dict[str, Tensors]) -> None:
-    assert gap(found[f"mistake {name}"], alone(MISTAKES[name].case)) > 1e-3
+def test_a_silent_mistake_shows(mesh: tuple[int, int], found: dict[str, Tensors]) -> None:
+    planted = [name for name in found if name.startswith("mistake ")]
+    assert len(planted) == (len(MISTAKES) if mesh == (1, 2) else 1)
+    for name in planted:
+        case = MISTAKES[name.removeprefix("mistake ")].case
+        assert gap(found[name], alone(case)) > 1e-3, name
 
 
 @pytest.mark.parametrize("mesh", [(1, 2), (2, 1), (2, 2)], indirect=True)

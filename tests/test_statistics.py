@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from lswt_core.ablation.report.verdict import add_verdicts
+from lswt_core.ablation.report.verdict import SMALL, add_verdicts, adjust_family
+from lswt_core.ablation.statistics.crossed import crossed_interval
+from lswt_core.ablation.statistics.looks import valid_p
 from lswt_core.ablation.statistics.paired_runs import (
     adjust_holm,
     bootstrap_documents,
+    clear_p,
     correlation,
+    equivalence_power,
+    equivalence_seeds,
     equivalence_test,
     paired_test,
     power,
     seeds_needed,
+    std_upper_limit,
 )
 
 DRAWS = 4000
@@ -58,14 +64,14 @@ def test_nothing_is_found_where_there_is_nothing(seeds: int, arms: int, shared: 
     wrong = 0
     for study in differences:
         comparisons = [comparison(row, margin=0.002) for row in study]
+        adjust_family(comparisons)
         add_verdicts(comparisons, margin=0.002)
-        wrong += any(one["verdict"] in ("better", "worse") for one in comparisons)
+        wrong += any(one["verdict"] in ("better", "worse", SMALL) for one in comparisons)
     assert wrong / len(differences) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(differences))
 
 
 def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
     paired = paired_test(differences)
-    equal = equivalence_test(differences, margin).p
     whole = {
         "seeds": len(differences),
         "lost": 0,
@@ -74,9 +80,12 @@ def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
     }
     return whole | {
         "delta": paired.delta,
+        "level": 0.04,
         "p": paired.p,
-        "p_equivalent": equal,
-        "seeds_needed": 3,
+        "p_looks": valid_p(paired.p, (len(differences),), len(differences)),
+        "p_equivalent": equivalence_test(differences, margin).p,
+        "p_clear": clear_p(differences, margin),
+        "margin_seeds": 3,
         "power": 0.5,
     }
 
@@ -175,6 +184,7 @@ def test_no_number_of_seeds_finds_nothing() -> None:
     assert seeds_needed(1e-9, 1.0) is None
 
 
+@pytest.mark.slow
 def test_resampled_documents_cover_the_mean_of_their_kind() -> None:
     draw, covered = np.random.default_rng(3), 0
     for _ in range(100):
@@ -192,3 +202,73 @@ def test_shared_noise_is_told() -> None:
     base = np.random.default_rng(0).normal(size=50)
     assert correlation(base, base + 1) == pytest.approx(1)
     assert correlation(base[:2], base[:2]) is None and correlation([1.0] * 5, base[:5]) is None
+
+
+# ---------- seeds and documents
+
+
+@pytest.mark.parametrize(
+    "effects",
+    [(0.02, 0.0, 0.06), (0.002, 0.1, 0.05), (0.02, 0.1, 0.1), (0.01, 0.02, 0.1)],
+    ids=["seeds", "documents", "both", "each with the other"],
+)
+@pytest.mark.parametrize(
+    ("seeds", "documents", "draws"),
+    [(5, 30, 500), *(pytest.param(*s, 2000, marks=pytest.mark.slow) for s in [(5, 60), (10, 30)])],
+)
+def test_intervals_over_seeds_and_documents_cover_both(
+    seeds: int, documents: int, draws: int, effects: tuple[float, float, float]
+) -> None:
+    draw, covered = np.random.default_rng(5), 0
+    for _ in range(draws):
+        of_seed, of_document, of_both = (
+            scale * draw.normal(size=shape)
+            for scale, shape in zip(
+                effects, [(seeds, 1), (1, documents), (seeds, documents)], strict=True
+            )
+        )
+        tokens = np.exp(draw.normal(6, 0.8, documents))
+        differences = tokens * (0.1 + of_seed + of_document + of_both)
+        low, high = crossed_interval(differences, tokens)
+        covered += low <= 0.1 <= high
+    error = 2 * np.sqrt(0.05 * 0.95 / draws)
+    assert 0.94 - error <= covered / draws <= 0.97 + error
+
+
+def test_seeds_or_documents_alone_are_too_narrow_where_both_vary() -> None:
+    draw = np.random.default_rng(5)
+    tokens = np.full(30, 300.0)
+    effects = draw.normal(0, 0.02, (5, 1)) + draw.normal(0, 0.1, (1, 30))
+    low, high = crossed_interval(tokens * effects, tokens)
+    both = high - low
+    low, high = paired_test(effects.mean(1)).ci or (0.0, 0.0)
+    of_documents = bootstrap_documents(np.zeros((5, 30)), tokens * effects, tokens)
+    assert both > high - low and both > of_documents[1] - of_documents[0]
+
+
+# ---------- seeds that a study needs
+
+
+def test_equivalence_needs_as_many_seeds_as_planned() -> None:
+    seeds = equivalence_seeds(0.01, 0.01, alpha=0.04)
+    assert seeds is not None
+    assert equivalence_power(0.01, 0.01, seeds - 1, 0.04) < 0.8
+    expected = equivalence_power(0.01, 0.01, seeds, 0.04)
+    assert expected >= 0.8
+    found = np.mean([(equivalence_test(row, 0.01).p or 0) <= 0.04 for row in simulated(seeds)])
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_power_of_equivalence_is_finite_and_grows() -> None:
+    ratios = np.geomspace(0.01, 1000, 31)
+    pairs = [2, 3, 4, 5, 8, 20, 100, 1000, 10_000]
+    powers = np.array([[equivalence_power(ratio, 1.0, n) for n in pairs] for ratio in ratios])
+    assert np.isfinite(powers).all() and powers.min() >= 0.0 and powers.max() <= 1.0
+    assert np.diff(powers, axis=0).min() >= -1e-12
+    # two pairs may be equivalent by the luck of a tiny spread
+    assert np.diff(np.maximum(powers, 0.1), axis=1).min() >= -1e-12
+
+
+def test_the_noise_is_rarely_above_its_upper_limit() -> None:
+    limits = [std_upper_limit(row.std(ddof=1), 5) for row in simulated(5)]
+    assert np.mean(np.array(limits) >= 0.01) == pytest.approx(0.95, abs=0.015)

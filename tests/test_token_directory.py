@@ -40,7 +40,6 @@ from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
 SMALL = 1500  # characters of a part: the corpus of 12 files has 12,000
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -398,12 +397,12 @@ def test_rows_are_the_same_on_any_number_of_ranks(
 ) -> None:
     loaded = Recipe.load(recipe)
     plain, own = opened(recipe), directory_key(out)
-    expected = open_training_rows(loaded, plain, range(4), CPU)
+    expected = open_training_rows(loaded, plain, World())
     held_out = open_held_out(loaded, plain, World(), 1.0).rows
     worlds = [World(rank, size) for rank in range(size)]
     texts = [opened(recipe, own, world=world) for world in worlds]
     pairs = list(zip(texts, worlds, strict=True))
-    ranks = [open_training_rows(loaded, text, world.rows(4), CPU) for text, world in pairs]
+    ranks = [open_training_rows(loaded, text, world) for text, world in pairs]
     for _ in range(800 // 16):  # tokens of a row in an epoch and more
         inputs = torch.cat([rows.segment().inputs for rows in ranks])
         assert torch.equal(inputs, expected.segment().inputs)

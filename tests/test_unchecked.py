@@ -76,6 +76,7 @@ def test_a_run_with_a_component_that_fails_does_not_start(
     assert json.loads((place / "other/environment.json").read_text())["unchecked"] == []
 
 
+@pytest.mark.slow
 def test_an_ablation_checks_its_arms(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablate = ["ablate", "nano.toml", "--swap", "ffn=leaky", "--plugin", "leaky.py", "--seeds", "1"]
     assert main(ablate) == 3

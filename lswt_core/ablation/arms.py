@@ -25,7 +25,7 @@ from lswt_core.recipe.toml_writer import value as toml_value
 COMMAND_LINE = "command line"
 BASELINE = "baseline"
 Layout = Literal["one-at-a-time", "leave-one-out", "add-one-in", "factorial"]
-Match = Literal["none", "params", "flops"]
+Match = Literal["none", "params", "flops", "time"]
 
 
 class ArmSpec(NamedTuple):
@@ -53,11 +53,17 @@ class AblationFile(Table):
 
     recipe: str  # the baseline's, a path relative to this file
     seeds: Annotated[int, Ge(1)] = 5
+    looks: list[Annotated[int, Ge(2)]] = Field(default_factory=list)  # seeds; empty: one look
+    sequential: bool = False
     match: Match = "none"
     margin: Annotated[float, Gt(0)] = 0.01
     plan: Layout = "one-at-a-time"
     set: list[str] = Field(default_factory=list)  # overrides of every arm
     allow: list[str] = Field(default_factory=list)
+    ladder: str | None = None  # a ladder file, as --ladder; relative to this file
+    tune: list[str] = Field(default_factory=list)  # as --tune
+    tuning_seeds: Annotated[int, Ge(1)] = 3
+    horizons: list[Annotated[float, Gt(0)]] = Field(default_factory=list)
     swap: Mapping[str, Any] = Field(default_factory=dict)
     arm: Mapping[str, ArmTable] = Field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lswt_core.ablation.build_arms import BuiltArm
+from lswt_core.ablation.match import Matched
 from lswt_core.reporting.tables import Table
 
 HEADER = (
@@ -46,5 +47,17 @@ def arm_remarks(arm: BuiltArm) -> list[str]:
     lines = [f"unknown: {what} ({why})" for what, why in arm.budget.unknown.items()]
     if arm.matched is not None:
         lines.append(f"matched by {arm.matched.override}, residual {arm.matched.residual:+.3%}")
+        lines += describe_measured(arm.matched)
     lines += [f"allowed: {flaw.text}" for flaw in arm.flaws]
     return [f"  {arm.spec.name}: {line}" for line in lines]
+
+
+def describe_measured(matched: Matched) -> list[str]:
+    """Return by what measurement an arm was matched, if by one."""
+    if matched.measured is None:
+        return []
+    line = f"an update takes {matched.measured['ratio']:.3f} times as long as the baseline's"
+    if matched.measured["ci95"] is not None:
+        low, high = matched.measured["ci95"]
+        line += f" (95 % interval {low:.3f} .. {high:.3f}, timed in turn on this machine)"
+    return [line]

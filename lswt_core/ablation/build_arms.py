@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,10 +24,15 @@ from lswt_core.ablation.certificate import (
 )
 from lswt_core.ablation.match import Matched, choose_knob, match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
+from lswt_core.ablation.runs.store import CacheKeys
+from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.ablation.shared_attention import SharedAttention, share_attention
+from lswt_core.ablation.tuning_grid import TunedOption
 from lswt_core.budget import Budget, budget
+from lswt_core.device import Precision
 from lswt_core.distributed.world import World
 from lswt_core.errors import UsageError
+from lswt_core.model.attention_choice import choose_backends
 from lswt_core.model.build import build_model
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -38,17 +44,40 @@ class AblationSpec(NamedTuple):
     name: str
     arms: Sequence[ArmSpec]  # the baseline first
     seeds: int
-    match: str  # "none", "params", "flops"
+    match: str  # "none", "params", "flops", "time"
     knob: str  # of match.KNOBS
     margin: float  # nats per token within which two arms count as equivalent
     allow: Sequence[str]
     overlay: str | None
     command: str
+    # of a run's process; --match time measures with them
+    threads: int = 1
+    plugins: Sequence[Path] = ()
+    tune: tuple[TunedOption, ...] = ()  # options that are tuned for every arm
+    tuning_seeds: int = 3
+    horizons: tuple[float, ...] = ()  # multiples of the recipe's steps; empty: 1 alone
+    looks: tuple[int, ...] = ()  # numbers of seeds at which verdicts are planned; empty: at `seeds`
+    sequential: bool = False  # seeds are added look by look, until every arm is decided
+    confidence: float = 0.95  # 1 - alpha
+
+    @property
+    def planned_looks(self) -> tuple[int, ...]:
+        """The numbers of seeds at which verdicts are planned."""
+        return self.looks or (self.seeds,)
 
     def fingerprint(self) -> str:
-        """Return a hash of what is compared: other arms get another report."""
+        """Return a hash of what is asked: other arms, another margin or other planned looks get
+        another report. More seeds do not: they are another look at the same comparisons, which the
+        store records (``ComparisonRecords``).
+        """
         arms = [[str(part) for part in arm] for arm in self.arms]
-        text = json.dumps([arms, self.match, self.knob, self.overlay])
+        rule = [self.margin, self.confidence, self.looks]
+        asked: list[Any] = [arms, self.match, self.knob, self.overlay, rule]
+        if self.tune:
+            asked += [self.tune, self.tuning_seeds]
+        if self.horizons:
+            asked += [self.horizons]
+        text = json.dumps(asked)
         return sha256(text.encode()).hexdigest()[:8]
 
 
@@ -122,7 +151,8 @@ class ArmBuilder:
                 f'arm "{arm.name}" is the baseline: its swap ({swaps}) changes nothing'
             )
         structure = describe_structure(recipe, self.registry, self.world.device)
-        flaws = check_recipe(changes, axes) + check_structure(baseline.structure, structure, axes)
+        own = [change for change in changes if matched is None or change.key != matched.key]
+        flaws = check_recipe(own, axes) + check_structure(baseline.structure, structure, axes)
         forbidden = [flaw for flaw in flaws if not is_allowed(flaw, self.spec.allow)]
         require_clean(arm.name, axes, forbidden)
         cost = self.estimate(recipe)
@@ -140,6 +170,8 @@ class ArmBuilder:
         """
         if self.spec.match == "none":
             return None
+        if self.spec.match == "time":
+            return self.match_time(arm, recipe, axes, baseline)
         cost = self.count_parameters if self.spec.match == "params" else self.count_flops
         target = cost(baseline.recipe)
         if cost(recipe) == target:
@@ -153,6 +185,26 @@ class ArmBuilder:
             return cost(self.load(arm, (*arm.overrides, f"{key}={size}")))
 
         return match_size(arm.name, key, start, target, cost_of_size)
+
+    def match_time(
+        self, arm: ArmSpec, recipe: Recipe, axes: tuple[str, ...], baseline: BuiltArm
+    ) -> Matched | None:
+        """Return the number of steps that takes as long as the baseline's; None if it is theirs."""
+        from lswt_core.ablation.match_time import match_steps, remember_times, time_steps
+
+        keys = CacheKeys(self.registry, Surroundings.here(self.world.device, self.spec.threads))
+        pair = (baseline.recipe, recipe)
+        times = remember_times(
+            [keys.of(one, self.attention_backends(one)) for one in pair],
+            lambda: time_steps(*pair, self.spec.threads, self.spec.plugins),
+        )
+        matched = match_steps(arm.name, axes, baseline.recipe, times)
+        return None if matched.size == recipe.train.total_steps else matched
+
+    def attention_backends(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the names of the attention backends of a recipe."""
+        precision = Precision.choose(recipe.train.precision, self.world.device)
+        return choose_backends(recipe, self.registry, self.world.device, precision.dtype).names
 
     def count_parameters(self, recipe: Recipe) -> int:
         """Return the number of parameters of a recipe."""

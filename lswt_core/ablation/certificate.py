@@ -73,7 +73,9 @@ class Structure(NamedTuple):
 class Flaw(NamedTuple):
     """A difference outside of the axes."""
 
-    about: str  # a recipe key, or parameters, groups, kernels, initialisation, data, tokens
+    # a recipe key, or parameters, groups, kernels, initialisation, data, tokens, schedule,
+    # causality, context, loss, records
+    about: str
     text: str
 
 
@@ -241,6 +243,9 @@ def check_outcomes(baseline: Outcome, arm: Outcome, changed: Iterable[str]) -> l
     if before != after and not any(is_covered(key, BUDGET_KEYS) for key in changed):
         text = f"runs were trained on {after:,} tokens instead of {before:,}"
         flaws.append(Flaw("tokens", text))
+    texts = baseline.evaluated_text, arm.evaluated_text
+    if None not in texts and texts[0] != texts[1]:
+        flaws.append(Flaw("data", "losses were measured on other tokens"))
     if held_out_documents(baseline) != held_out_documents(arm):
         was, now = describe_held_out(baseline), describe_held_out(arm)
         difference = f"{now}, but of other ones" if was == now else f"{now} instead of {was}"

@@ -1,12 +1,12 @@
 """Matched budgets: one size of an arm, chosen so that the arm has the baseline's parameters or
-FLOPs.
+FLOPs (or its number of steps, so that it takes the same time: ``match_time``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lswt_core.ablation.recipe_diff import covers
 from lswt_core.errors import UsageError
@@ -24,6 +24,7 @@ class Matched(NamedTuple):
     key: str
     size: int
     residual: float  # (arm - baseline) / baseline
+    measured: dict[str, Any] | None = None  # of --match time: see match_time.describe_times
 
     @property
     def override(self) -> str:

@@ -5,7 +5,8 @@ seed, and put together for the report.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lswt_core.ablation.arms import BASELINE
@@ -16,23 +17,17 @@ from lswt_core.ablation.build_arms import (
     BuiltArm,
     count_training_tokens,
 )
-from lswt_core.ablation.certificate import (
-    Flaw,
-    SharedCounts,
-    Uncertified,
-    check_outcomes,
-    check_records,
-    format_allow_options,
-    is_allowed,
-)
+from lswt_core.ablation.certificate import Uncertified, format_allow_options
+from lswt_core.ablation.certify_runs import RunsOfArms, certify
+from lswt_core.ablation.runs.comparison_records import Comparison
+from lswt_core.ablation.runs.looks import StudyLooks
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
 from lswt_core.ablation.runs.progress import Job, format_partial_table
-from lswt_core.ablation.runs.run_records import read_environment, read_run_record
+from lswt_core.ablation.runs.run_records import read_environment
 from lswt_core.ablation.runs.runner import Runner, RunsStopped, Workers
-from lswt_core.ablation.runs.store import CacheKeys, RunStore, Surroundings
-from lswt_core.device import Precision
+from lswt_core.ablation.runs.store import CacheKeys, RunStore
+from lswt_core.ablation.runs.surroundings import Surroundings
 from lswt_core.distributed.world import World
-from lswt_core.model.attention_choice import choose_backends
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -46,6 +41,7 @@ class Ablation:
         self.spec, self.registry, self.world, self.say = spec, registry, world, say
         self.builder = ArmBuilder(spec, registry, world)
         self.arms: list[BuiltArm] = []  # the baseline first
+        self.keys: CacheKeys | None = None
 
     def build(self, baseline: Recipe) -> None:
         """Build and certify every arm; raises Uncertified before anything is trained. ``baseline``
@@ -69,57 +65,115 @@ class Ablation:
         first = self.arms[0].recipe.train.seed
         return range(first, first + self.spec.seeds)
 
-    def jobs(self, threads: int) -> list[Job]:
-        """Return every run, seed by seed, so that an ablation that is stopped has whole pairs."""
-        keys = CacheKeys(self.registry, Surroundings.here(self.world.device, threads))
-        backends = {arm.spec.name: self.attention_backends(arm.recipe) for arm in self.arms}
-        jobs = []
-        for seed in self.seeds():
-            for arm in self.arms:
-                name = arm.spec.name
-                recipe = self.builder.load(arm.spec, (*arm.overrides, f"train.seed={seed}"))
-                jobs.append(Job(name, seed, keys.of(recipe, backends[name]), recipe))
-        return jobs
+    def cache_keys(self, store: RunStore, workers: Workers) -> CacheKeys:
+        """Return the keys of runs that these workers make; they are computed once."""
+        if self.keys is None:
+            surroundings = Surroundings.here(self.world.device, workers.threads, workers.devices)
+            self.keys = CacheKeys(self.registry, surroundings, store)
+        return self.keys
 
-    def attention_backends(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return the names of the attention backends of an arm."""
-        precision = Precision.choose(recipe.train.precision, self.world.device)
-        return choose_backends(recipe, self.registry, self.world.device, precision.dtype).names
+    def jobs(self, store: RunStore, workers: Workers) -> list[Job]:
+        """Return every run, seed by seed, so that an ablation that is stopped has whole pairs."""
+        make_job = self.job_maker(store, workers)
+        return [make_job(arm, seed) for seed in self.seeds() for arm in self.arms]
+
+    def job_maker(self, store: RunStore, workers: Workers) -> Callable[..., Job]:
+        """Return ``make_job(arm, seed, overrides=())``: the run of a built arm with a seed, with
+        further overrides.
+        """
+        keys = self.cache_keys(store, workers)
+        backends = {arm.spec.name: self.builder.attention_backends(arm.recipe) for arm in self.arms}
+
+        def make_job(arm: BuiltArm, seed: int, overrides: Sequence[str] = ()) -> Job:
+            name, words = arm.spec.name, (*arm.overrides, *overrides, f"train.seed={seed}")
+            recipe = self.builder.load(arm.spec, words)
+            label = " ".join([name, *overrides])
+            key, code = keys.of(recipe, backends[name]), keys.code_of(recipe, backends[name])
+            return Job(label, seed, key, recipe, code)
+
+        return make_job
 
     def run(self, store: RunStore, workers: Workers) -> Study:
         """Make the runs that are not in the store, and return the results of all arms.
 
-        Asked to stop, it prints what is finished and raises RunsStopped.
+        Asked to stop, it prints what is finished and raises RunsStopped, which has the study of it.
         """
-        jobs = self.jobs(workers.threads)
+        jobs = self.jobs(store, workers)
+        self.looks(store, workers).declare(jobs)
         try:
             outcomes = Runner(jobs, store, workers, self.say).run()
         except RunsStopped as stopped:
             self.say(format_partial_table(jobs, stopped.outcomes))
+            stopped.study = self.collect(jobs, stopped.outcomes, store, workers)
             raise
+        return self.collect(jobs, outcomes, store, workers)
+
+    def collect(
+        self,
+        jobs: Sequence[Job],
+        outcomes: Mapping[str, Outcome],
+        store: RunStore,
+        workers: Workers,
+    ) -> Study:
+        """Return the results of all arms, whose looks were declared; with all runs this is a look.
+        Runs that have no outcome (by key) are not finished.
+        """
         keys = {(job.arm, job.seed): job.key for job in jobs}
         arms = []
         for arm in self.arms:
-            own = [outcomes[keys[arm.spec.name, seed]] for seed in self.seeds()]
-            arms.append(collect_result(arm, own))
-        pairs = list(zip(self.arms, arms, strict=True))
+            own, stored = [], {}
+            for seed in self.seeds():
+                key = keys[arm.spec.name, seed]
+                own.append(outcomes.get(key) or Outcome.unfinished(seed))
+                stored[seed] = key, str(store.directory(key))
+            arms.append(replace(collect_result(arm, own), stored=stored))
+        looks = self.looks(store, workers)
+        if not any(arm.unfinished_seeds() for arm in arms):
+            looks.take(arms)
+        pairs, runs = list(zip(self.arms, arms, strict=True)), RunsOfArms(store, keys)
         return Study(
             name=self.spec.name,
             arms=arms,
             settings=self.settings(workers),
-            certificate=[self.certify(arm, (arms[0], own), keys, store) for arm, own in pairs[1:]],
+            certificate=[
+                certify(arm, arms[0], own, runs, self.spec.allow) for arm, own in pairs[1:]
+            ],
             environment=read_environment(store, list(keys.values())),
             recipe=self.arms[0].recipe.dump(),
             command=self.spec.command,
+            looks=looks.by_arm(),
+            others=looks.others(),
+            values=list_values(self.arms[0].recipe),
         )
+
+    def looks(self, store: RunStore, workers: Workers) -> StudyLooks:
+        """Return the looks at every arm in a store."""
+        comparisons = self.comparisons(self.cache_keys(store, workers))
+        return StudyLooks(comparisons, store, self.spec.planned_looks)
+
+    def comparisons(self, keys: CacheKeys) -> list[Comparison]:
+        """Return what is asked about every arm but the baseline."""
+        baseline, *others = [self.key_of_any_seed(arm, keys) for arm in self.arms]
+        spec, (first, *_) = self.spec, self.seeds()
+        rule = (spec.name, first, spec.margin, spec.confidence)
+        return [
+            Comparison(baseline, key, arm.spec.name, *rule)
+            for arm, key in zip(self.arms[1:], others, strict=True)
+        ]
+
+    def key_of_any_seed(self, arm: BuiltArm, keys: CacheKeys) -> str:
+        """Return a key that an arm's runs with all seeds share."""
+        recipe = self.builder.load(arm.spec, (*arm.overrides, "train.seed=0"))
+        return keys.of(recipe, self.builder.attention_backends(arm.recipe))
 
     def settings(self, workers: Workers) -> dict[str, Any]:
         """Return how the comparison was made, as plain data."""
         baseline = self.arms[0]
         return {
             "seeds": list(self.seeds()),
-            "confidence": 0.95,
+            "confidence": self.spec.confidence,
             "margin": self.spec.margin,
+            "looks": list(self.spec.planned_looks),
             "steps": baseline.recipe.train.total_steps,
             "tokens": count_training_tokens(baseline.recipe),
             "match": self.spec.match,
@@ -139,57 +193,11 @@ class Ablation:
             return []
         return [f"Not checked before the runs (--unchecked): {', '.join(names)}"]
 
-    def certify(
-        self,
-        arm: BuiltArm,
-        results: tuple[ArmResult, ArmResult],
-        keys: dict[tuple[str, int], str],
-        store: RunStore,
-    ) -> dict[str, Any]:
-        """Return an arm's certificate as plain data: its axes, every flaw, and what its runs have
-        in common with the baseline's (``results``: the baseline's, the arm's).
-        """
-        shared, flaws = self.compare_runs(arm, results, keys, store)
-        flaws = list(dict.fromkeys([*arm.flaws, *flaws]))
-        status = "certified"
-        if flaws:
-            is_allowed_throughout = all(is_allowed(flaw, self.spec.allow) for flaw in flaws)
-            status = "allowed" if is_allowed_throughout else "broken"
-        same_groups = "groups" not in {flaw.about for flaw in flaws}
-        return {
-            "arm": arm.spec.name,
-            "swaps": list(arm.spec.swaps),
-            "axes": list(arm.axes),
-            "status": status,
-            "changes": [change._asdict() for change in arm.changes],
-            "flaws": [flaw._asdict() for flaw in flaws],
-            "matched": None if arm.matched is None else arm.matched._asdict(),
-            "parameter_groups": "as in the baseline" if same_groups else "different",
-            "kernels": arm.structure.kernels,
-            "runs": [{"seed": seed, **counts._asdict()} for seed, counts in shared.items()],
-        }
 
-    def compare_runs(
-        self,
-        arm: BuiltArm,
-        results: tuple[ArmResult, ArmResult],
-        keys: dict[tuple[str, int], str],
-        store: RunStore,
-    ) -> tuple[dict[int, SharedCounts], list[Flaw]]:
-        """Return what runs have in common with the baseline's, by seed, and every flaw."""
-        shared: dict[int, SharedCounts] = {}
-        changed, flaws = [change.key for change in arm.changes], list[Flaw]()
-        baseline, own = results
-        for index, seed in enumerate(self.seeds()):
-            before = read_run_record(store.directory(keys[baseline.name, seed]))
-            after = read_run_record(store.directory(keys[own.name, seed]))
-            if before is not None and after is not None:
-                shared[seed], more = check_records(before, after, arm.axes, changed)
-                flaws += more
-            pair = baseline.outcomes[index], own.outcomes[index]
-            if all(outcome.failure is None for outcome in pair):
-                flaws += check_outcomes(*pair, changed)
-        return shared, flaws
+def list_values(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return every value of a recipe, where it is written, and what it belongs to."""
+    names = ("key", "value", "where", "owner")
+    return [dict(zip(names, one, strict=True)) for one in recipe.origins()]
 
 
 def collect_result(arm: BuiltArm, outcomes: list[Outcome]) -> ArmResult:

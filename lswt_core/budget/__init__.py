@@ -74,8 +74,14 @@ class Budget(NamedTuple):
         return self.flops.train + self.flops.update_curvature + self.flops.optimizer
 
 
-def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
-    """Measure a recipe; exact if equal layers need the same (``extrapolate_layers``)."""
+def budget(
+    recipe: Recipe, registry: Registry, world: World, *, device_type: str | None = None
+) -> Budget:
+    """Measure a recipe; exact if equal layers need the same (``extrapolate_layers``).
+
+    ``device_type`` is that of the device whose memory is planned; None: ``world``'s.
+    """
+    device_type = device_type or world.device.type
     precision = Precision.choose(recipe.train.precision, world.device)
     blueprint = build_decoder_spec(recipe, registry, device=world.device, dtype=precision.dtype)
     unknown: dict[str, str] = {}
@@ -87,7 +93,7 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
     logits = partial(
         logits_bytes,
         build_cross_entropy(recipe, registry),
-        world.device.type,
+        device_type,
         output_table(blueprint),
         precision.dtype.itemsize,
     )
@@ -101,7 +107,7 @@ def budget(recipe: Recipe, registry: Registry, world: World) -> Budget:
             logits,
             measure_stream(blueprint),
             rank_model(recipe, registry, blueprint, precision, amounts),
-            has_host=world.device.type != "cpu",
+            has_host=device_type != "cpu",
         ),
         active=sum(strip_prefix(amounts, "parameters: ").values()) - amounts["inactive"],
         unknown=unknown,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lswt_core.checkpoint.pieces import Piece
 from lswt_core.plugin_api.atomic_write import fsync
@@ -94,25 +95,36 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
 
 def _safetensors(named: Sequence[tuple[str, Piece]]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file: header length, header, tensors."""
-    header: dict[str, Any] = {}
     places = {
         name: {"offsets": piece.offsets, "shape": piece.shape}
         for name, piece in named
         if not piece.is_whole
     }
-    if places:
-        header["__metadata__"] = {PIECES: json.dumps(places)}
+    metadata = {PIECES: json.dumps(places)} if places else {}
+    yield safetensors_header([(name, piece.tensor) for name, piece in named], metadata)
+    for _, piece in named:
+        yield tensor_bytes(piece.tensor)
+
+
+def safetensors_header(named: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with: the header's length and the header. Of the tensors,
+    which follow in this order, only dtypes and shapes are used.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name, piece in named:
-        tensor = piece.tensor
+    for name, tensor in named:
         begin, end = end, end + tensor.nbytes
         header[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-    encoded = json.dumps(header).encode()
+    encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # aligns the data
-    yield len(encoded).to_bytes(8, "little") + encoded
-    for _, piece in named:
-        yield piece.tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as a safetensors file holds them."""
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return content.numpy().data

@@ -19,7 +19,11 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         type=Path,
-        help="the baseline's recipe, or an ablation file (TOML with a key `recipe`)",
+        nargs="?",
+        help=(
+            "the baseline's recipe, or an ablation file (TOML with a key `recipe`); with --ladder"
+            " it may be left to the ladder"
+        ),
     )
     parser.add_argument(
         "overrides",
@@ -50,15 +54,36 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of every arm (default 5)")
     parser.add_argument(
+        "--looks",
+        type=numbers,
+        metavar="5,10,20",
+        help="numbers of seeds at which verdicts are planned (default: one, at --seeds)",
+    )
+    parser.add_argument(
+        "--sequential",
+        action="store_true",
+        help="add seeds look by look until every arm is decided (--looks, default 5,10,20)",
+    )
+    parser.add_argument(
         "--match",
         choices=get_args(Match),
-        help="give every arm the baseline's parameters or FLOPs",
+        help=(
+            "give every arm the baseline's parameters, FLOPs, or time of training, as measured here"
+        ),
     )
     parser.add_argument(
         "--knob",
         choices=("d_ffn", "n_layers"),
         default="d_ffn",
         help="the size that is turned to match (default d_ffn)",
+    )
+    parser.add_argument(
+        "--ladder",
+        metavar="FILE",
+        help=(
+            "make the ablation at every size of a ladder, e.g. nano, and say whether it holds as"
+            " models grow"
+        ),
     )
     parser.add_argument(
         "--margin",
@@ -73,9 +98,10 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help=(
             "let a difference outside of the swap pass: a key, or parameters, groups, kernels,"
-            " initialisation, data"
+            " initialisation, data, tokens, schedule, causality, context, loss, records"
         ),
     )
+    tuning_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -100,6 +126,14 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         metavar="0,1",
         help="numbers of the accelerators to use, each for one run at a time",
     )
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help=(
+            "start every run by a command that waits for it, e.g. on a cluster:"
+            " 'srun --ntasks=1 --gpus=1 {command}'; with --jobs for how many at once"
+        ),
+    )
     parser.add_argument("--full", action="store_true", help="ignore the recipe's [cpu] overlay")
     parser.add_argument(
         "--dry-run",
@@ -108,3 +142,31 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     plugin_argument(parser)
     unchecked_argument(parser)
+
+
+def tuning_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about tuning and other lengths of training."""
+    parser.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=POINTS",
+        help=(
+            "choose a real number for every arm, the baseline included, with the same effort:"
+            " optimizer.lr=5 (points around the recipe's value, a factor of 2 apart),"
+            " optimizer.lr=5x3 (a factor of 3), optimizer.lr=1e-4..1e-2/5"
+        ),
+    )
+    parser.add_argument(
+        "--tuning-seeds", type=int, metavar="N", help="seeds of the best points (default 3)"
+    )
+    parser.add_argument(
+        "--horizons",
+        metavar="0.5,1,2",
+        help="compare at these multiples of train.steps too; needs a schedule like wsd",
+    )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    return tuple(int(word) for word in text.split(","))

@@ -14,14 +14,21 @@ STORE = Path("runs/store")  # default of --store
 def words_of(arguments: argparse.Namespace) -> list[str]:
     """The command's words that decide what is compared."""
     words = [str(arguments.recipe), *arguments.overrides]
-    for name in ("swap", "arm", "allow", "plugin"):
+    for name in ("swap", "arm", "allow", "tune", "plugin"):
         words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
-    for name in ("plan", "seeds", "match", "margin", "jobs", "devices"):
+    for name in (
+        *("plan", "seeds", "match", "margin", "tuning_seeds", "horizons", "ladder"),
+        *("jobs", "devices"),
+    ):
         value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", str(value)]
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    words += [] if arguments.launcher is None else ["--launcher", arguments.launcher]
+    if arguments.looks is not None:
+        words += ["--looks", ",".join(map(str, arguments.looks))]
     return (
         words
         + (["--knob", arguments.knob] if arguments.match not in (None, "none") else [])
+        + (["--sequential"] if arguments.sequential else [])
         + (["--full"] if arguments.full else [])
         + (["--unchecked"] if arguments.unchecked else [])
     )

@@ -5,6 +5,7 @@ original authors' from it.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,22 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --push: say what would be uploaded, and upload nothing",
     )
+    parser.add_argument(
+        "--max-file-size",
+        metavar="SIZE",
+        type=file_size,
+        default="5GB",
+        help="of a file of weights; a larger model has several (default: 5GB)",
+    )
     plugin_argument(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+
+
+def file_size(text: str) -> str:
+    """A size as the command line takes it: 500MB, 5GB."""
+    if not re.fullmatch(r"[1-9][0-9]*[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return text
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -37,7 +52,13 @@ def export(arguments: argparse.Namespace) -> int:
     from lswt_core.hf.push import list_files, push
 
     registry = required_registry(arguments)
-    done = export_run(arguments.run, arguments.out, address=arguments.push, registry=registry)
+    done = export_run(
+        arguments.run,
+        arguments.out,
+        address=arguments.push,
+        registry=registry,
+        max_file_size=arguments.max_file_size,
+    )
     for note in done.notes:
         print(f"note: {note}")
     print(f"exported to {done.directory}; read back, it gives the run's logits bit for bit")

@@ -150,9 +150,8 @@ def planned_run(recipe: Recipe, registry: Registry, arguments: argparse.Namespac
 
     device = World.read().device
     world = World(0, arguments.ranks, device)
-    taken = budget(recipe, registry, world)
-    if arguments.on is not None:
-        taken = taken._replace(memory=taken.memory._replace(has_host=True))
+    # all accelerators of the data sheets are torch's "cuda"
+    taken = budget(recipe, registry, world, device_type="cuda" if arguments.on else None)
     free = available_memory(device)
     if not taken.memory.has_host:
         free //= world.size  # processes share the machine

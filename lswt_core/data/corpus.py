@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from lswt_core.data import (
     ContiguousRows,
     PrefetchedRows,
@@ -132,13 +130,13 @@ def open_token_directory(recipe: Recipe) -> TokenDirectory | None:
 
 
 def warn_of_many_nodes(source: DataSource) -> None:
-    """Log that a stream is read by every process, where processes are on several machines."""
+    """Log that a stream is read on every machine, where there are several."""
     nodes = count_nodes(os.environ)
     if nodes > 1:
         logger.warning(
-            "data source %r streams: each process on each of %d machines reads and tokenises the"
-            " whole stream. For so many, tokenise the text once (python -m lswt_core tokenize"
-            " RECIPE --out DIR) and set data.token_directory",
+            "data source %r streams: each of %d machines reads and tokenises the whole stream. For"
+            " so many, tokenise the text once (python -m lswt_core tokenize RECIPE --out DIR) and"
+            " set data.token_directory",
             source.name,
             nodes,
         )
@@ -184,26 +182,15 @@ def fit_tokenizer(
     return tokenizer
 
 
-def open_training_rows(
-    recipe: Recipe, corpus: Corpus, rows: range, device: torch.device, lookahead: int = 0
-) -> Rows:
-    """Some rows of the global batch of training data, prefetched. ``lookahead``: labels beyond a
-    segment that batches hold.
+def open_training_rows(recipe: Recipe, corpus: Corpus, world: World, lookahead: int = 0) -> Rows:
+    """Rows of this rank, of the global batch of training data, prefetched; all ranks call this.
+    ``lookahead``: labels beyond a segment that batches hold.
     """
     train = recipe.train
+    rows = world.rows(train.batch_size)
     inner: Rows
     if corpus.train is None:
-        inner = StreamingRows(
-            corpus.source,
-            corpus.tokenizer,
-            global_batch_size=train.batch_size,
-            rows=rows,
-            seq_len=train.seq_len,
-            seed=train.seed,
-            document_masking=train.document_masking,
-            lookahead=lookahead,
-            document_assignment=train.document_assignment,
-        )
+        inner = open_stream(recipe, corpus, world, lookahead)
     else:
         inner = ContiguousRows(
             corpus.train,
@@ -216,7 +203,31 @@ def open_training_rows(
             lookahead=lookahead,
             whole_documents=corpus.source.segment_length is not None,
         )
-    return PrefetchedRows(inner, pin_memory=device.type == "cuda")
+    return PrefetchedRows(inner, pin_memory=world.device.type == "cuda")
+
+
+def open_stream(recipe: Recipe, corpus: Corpus, world: World, lookahead: int) -> Rows:
+    """Rows of this rank, of a stream that one rank of each machine reads."""
+    train = recipe.train
+    inner = StreamingRows(
+        corpus.source,
+        corpus.tokenizer,
+        global_batch_size=train.batch_size,
+        rows=world.rows(train.batch_size),
+        seq_len=train.seq_len,
+        seed=train.seed,
+        document_masking=train.document_masking,
+        lookahead=lookahead,
+        document_assignment=train.document_assignment,
+    )
+    if world.size == 1:
+        return inner
+    from lswt_core.data.shared_stream import SharedStream
+    from lswt_core.distributed.node import Node
+
+    node = Node.find(world)
+    rows = [world._replace(rank=rank).rows(train.batch_size) for rank in node.ranks]
+    return SharedStream(inner, node, rows)
 
 
 def open_held_out(recipe: Recipe, corpus: Corpus, world: World, unigram: float) -> HeldOut:

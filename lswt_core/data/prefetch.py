@@ -65,5 +65,6 @@ class PrefetchedRows:
 
     def close(self) -> None:
         """End the thread and close the wrapped rows."""
-        self.thread.shutdown(cancel_futures=True)
+        # what was submitted is read: another rank may have begun to read it together with this one
+        self.thread.shutdown()
         self.inner.close()

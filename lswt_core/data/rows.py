@@ -28,8 +28,8 @@ class Rows(BatchStream, Protocol):
     """A batch stream over some rows of the global batch, with a position that can be saved."""
 
     def state(self) -> dict[str, Any]:
-        """The position in the data, as JSON data. The same for every choice of rows, so that a run
-        can be resumed with another world size.
+        """The position in the data, as JSON data, which the first rank saves. The same for every
+        choice of rows, so that a run can be resumed with another world size.
         """
 
     def restore(self, state: dict[str, Any]) -> None:

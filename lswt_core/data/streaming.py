@@ -40,8 +40,8 @@ class StreamingRows(RowLayout):
     fewest unread tokens, the lowest of equals. "round-robin": document i of an epoch to row i mod
     ``global_batch_size``, as in the original code; row lengths may then diverge.
 
-    Every rank assigns documents to all rows and reads its own, so that rows do not depend on the
-    world size. The state has every row's unread tokens, the number of documents consumed, and the
+    Documents are assigned to all rows, whichever are read, so that rows do not depend on the world
+    size. The state has every row's unread tokens, the number of documents consumed, and the
     source's own state where it has one; restoring it reads on from there, or else reads and skips
     as many documents. A source that ends is read again. ``seed`` does not shuffle; it is only
     compared on restore.
@@ -81,13 +81,18 @@ class StreamingRows(RowLayout):
         """The next segment of every row. The assignment of documents depends only on the rows'
         unread tokens relative to each other, and so not on how far ahead is read.
         """
+        return self.batch(*self.read(self.rows, ahead))
+
+    def read(self, rows: range, ahead: int = 0) -> np.ndarray:
+        """Inputs, labels and first_visible of a segment of some rows of the global batch, int64
+        [3, B, T + lookahead].
+        """
         start, count = ahead * self.seq_len, self.seq_len + self.lookahead
         self._fill(start + count)
         eos_id = self.tokenizer.eos_id
-        read = [self._queues[row].read(start, count, eos_id) for row in self.rows]
-        # [B, T + lookahead] each
-        inputs, labels, first_visible = (np.stack(arrays) for arrays in zip(*read, strict=True))
-        return self.batch(inputs, labels, first_visible)
+        return np.stack(
+            [np.stack(self._queues[row].read(start, count, eos_id)) for row in rows], axis=1
+        )
 
     def advance(self) -> None:
         """Move on to the next segment."""

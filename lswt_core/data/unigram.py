@@ -15,10 +15,16 @@ def unigram_perplexity(train: Tokens, valid: Tokens, eos_id: int, vocab_size: in
     """Validation perplexity of the add-one smoothed unigram model: the baseline of a model that
     ignores its context.
     """
-    train_counts = count_labels(train, eos_id, vocab_size)  # [V]
     valid_counts = count_labels(valid, eos_id, vocab_size)  # [V]
-    log_probability = np.log(train_counts + 1) - np.log(train_counts.sum() + vocab_size)  # [V]
+    log_probability = unigram_log_probability(train, eos_id, vocab_size)
     return float(np.exp(-(valid_counts @ log_probability) / valid_counts.sum()))
+
+
+def unigram_log_probability(train: Tokens, eos_id: int, vocab_size: int) -> np.ndarray:
+    """Logarithms of the add-one smoothed probabilities of the training text's labels, [V]."""
+    counts = count_labels(train, eos_id, vocab_size)  # [V]
+    log_probability: np.ndarray = np.log(counts + 1) - np.log(counts.sum() + vocab_size)
+    return log_probability
 
 
 def count_labels(tokens: Tokens, eos_id: int, vocab_size: int) -> np.ndarray:

@@ -50,6 +50,18 @@ class LoadedRun(NamedTuple):
     step: int
 
 
+class StoredRun(NamedTuple):
+    """A run's newest checkpoint, its recipe and its tokenizer; no weights are in memory."""
+
+    saved: Saved
+    recipe: Recipe
+    tokenizer: Tokenizer
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The decoder's tensors, each read when it is asked for."""
+        return DecoderTensors(self.saved)
+
+
 def is_run_directory(path: Path) -> bool:
     """Return whether a directory has a run's checkpoints."""
     return path.joinpath(CHECKPOINTS).is_dir()
@@ -70,6 +82,21 @@ def load_run(path: Path, registry: Registry) -> LoadedRun:
     """Load the newest intact checkpoint of a run, by the recipe stored in it. Raises
     CheckpointError if there is none.
     """
+    stored = open_run(path, registry)
+    recipe = stored.recipe
+    device = pick_device(0)
+    precision = Precision.choose(recipe.train.precision, device)
+    with torch.device("meta"):
+        decoder = build_decoder_spec(recipe, registry, device=device, dtype=precision.dtype).build()
+    load_weights(decoder, stored.saved, recipe, device)
+    model = LoadedModel(decoder.eval(), stored.tokenizer, precision, recipe.train.seq_len)
+    return LoadedRun(model, recipe, stored.saved.step)
+
+
+def open_run(path: Path, registry: Registry) -> StoredRun:
+    """Open the newest intact checkpoint of a run, by the recipe stored in it. Raises
+    CheckpointError if there is none.
+    """
     if not is_run_directory(path):
         raise CheckpointError(
             f"{path} holds no model: {explain_missing_run(path)}\n"
@@ -79,14 +106,7 @@ def load_run(path: Path, registry: Registry) -> LoadedRun:
     where = str(saved.path / "recipe.json")
     recipe = Recipe.from_dict(saved.document("recipe"), where=where, registry=registry)
     warn_of_changed_code(saved, recipe, registry)
-    device = pick_device(0)
-    precision = Precision.choose(recipe.train.precision, device)
-    tokenizer = load_tokenizer(recipe, registry, saved)
-    with torch.device("meta"):
-        decoder = build_decoder_spec(recipe, registry, device=device, dtype=precision.dtype).build()
-    load_weights(decoder, saved, recipe, device)
-    model = LoadedModel(decoder.eval(), tokenizer, precision, recipe.train.seq_len)
-    return LoadedRun(model, recipe, saved.step)
+    return StoredRun(saved, recipe, load_tokenizer(recipe, registry, saved))
 
 
 def newest_checkpoint(path: Path) -> Saved:

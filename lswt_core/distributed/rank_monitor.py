@@ -201,6 +201,19 @@ class RankMonitor:
             reason = f"of {self.size} processes, these ranks did not come in {timeout:g} s: {names}"
             raise RankLost(reason, min(missing), self.advice())
 
+    def end_before_all_came(self, error: BaseException, patience: float) -> None:
+        """``leave``; where this process serves the store, after every other rank has come and can
+        be told, or after so many seconds.
+        """
+        with self.changed:
+            self.own = self.own._replace(ended=reason_of(error))
+            self.changed.notify_all()
+            if self.server == self.rank:
+                self.changed.wait_for(
+                    lambda: len(self.peers.known) == self.size - 1, timeout=patience
+                )
+        self.leave(error)
+
     @contextmanager
     def naming_lost_ranks(self) -> Iterator[None]:
         """Raise RankLost in place of an error of the block that the loss of another rank explains,

@@ -1,11 +1,16 @@
-"""How the ranks of a run find one another: a store that torchrun serves, or else rank 0."""
+"""How the ranks of a run find one another: a store that torchrun serves, or else rank 0; and how
+one that ends before that tells the others.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from lswt_core.distributed.launch import read_launcher
 from lswt_core.distributed.print_once import has_agent_store
 from lswt_core.distributed.rank_monitor import JOIN_TIMEOUT, RankMonitor, read_timeout
 from lswt_core.distributed.rank_status import TORCHRUN
@@ -14,19 +19,28 @@ from lswt_core.errors import Incompatible, RankLost
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+# Of the time after which a rank is lost: how long one that has failed waits for those it did not
+# meet.
+EARLY_PART = 1 / 2
+attempts: list[int] = []  # ranks that this process has tried to be
 
-def meet(rank: int, size: int, environment: Mapping[str, str]) -> tuple[RankMonitor, Store]:
-    """Connect to the store. Returns a monitor, started, and the store of the process group, each
-    with a connection of its own: a request of one must not wait for the other's. Raises
-    Incompatible if two processes are the same rank, and RankLost if the store does not answer.
+
+def meet(
+    rank: int, size: int, environment: Mapping[str, str], patience: float = JOIN_TIMEOUT
+) -> tuple[RankMonitor, Store]:
+    """Connect to the store, which answers within ``patience`` seconds. Returns a monitor, started,
+    and the store of the process group, each with a connection of its own: a request of one must not
+    wait for the other's. Raises Incompatible if two processes are the same rank, and RankLost if
+    the store does not answer.
     """
     from torch.distributed import PrefixStore
 
+    attempts.append(rank)
     lost_after = read_timeout(environment)
     served = has_agent_store(environment)
     # torchrun's store outlives an attempt
     prefix = f"lswt/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    store = PrefixStore(prefix, open_store(environment, serve=rank == 0 and not served))
+    store = PrefixStore(prefix, open_store(environment, patience, serve=rank == 0 and not served))
     if store.add(f"processes/{rank}", 1) > 1:
         raise Incompatible(
             f"two processes are rank {rank} of {address(environment)}: another run was launched"
@@ -34,7 +48,7 @@ def meet(rank: int, size: int, environment: Mapping[str, str]) -> tuple[RankMoni
             "\n  fix: give every run a MASTER_PORT of its own"
         )
     monitor = RankMonitor(
-        PrefixStore(prefix, open_store(environment, serve=False)),
+        PrefixStore(prefix, open_store(environment, patience, serve=False)),
         rank,
         size,
         lost_after,
@@ -44,14 +58,27 @@ def meet(rank: int, size: int, environment: Mapping[str, str]) -> tuple[RankMoni
     return monitor, store
 
 
-def open_store(environment: Mapping[str, str], *, serve: bool) -> Store:
+def announce_failure(error: BaseException) -> None:
+    """Tell the ranks that wait for this process that it ends, if it has not tried to meet them.
+    Does nothing under torchrun, which ends all when one has failed.
+    """
+    with suppress(Exception):  # the error itself is printed
+        process = read_launcher(os.environ)
+        if process.size == 1 or attempts or has_agent_store(os.environ):
+            return
+        patience = EARLY_PART * read_timeout(os.environ)
+        monitor, _ = meet(process.rank, process.size, os.environ, patience)
+        monitor.end_before_all_came(error, patience)
+
+
+def open_store(environment: Mapping[str, str], patience: float, *, serve: bool) -> Store:
     """A connection to the store, which this process serves or waits for."""
     from torch.distributed import TCPStore
 
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     try:
-        patience = timedelta(seconds=JOIN_TIMEOUT)
-        return TCPStore(host, port, is_master=serve, timeout=patience, wait_for_workers=False)
+        timeout = timedelta(seconds=patience)
+        return TCPStore(host, port, is_master=serve, timeout=timeout, wait_for_workers=False)
     except RuntimeError as error:
         where = address(environment)
         if serve:
@@ -59,7 +86,7 @@ def open_store(environment: Mapping[str, str], *, serve: bool) -> Store:
                 f"rank 0 cannot serve {where}: {str(error).partition(chr(10))[0]}"
                 "\n  fix: give this run another MASTER_PORT, which nothing else listens on"
             ) from error
-        reason = f"rank 0 has not answered at {where} for {JOIN_TIMEOUT:g} s"
+        reason = f"rank 0 has not answered at {where} for {patience:g} s"
         raise RankLost(reason, 0, "see what it printed, and start all processes again") from error
 
 

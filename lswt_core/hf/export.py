@@ -11,19 +11,26 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from lswt_core.decode.load_run import LoadedRun, load_run
+from lswt_core.decode.load_run import StoredRun, open_run
 from lswt_core.errors import CheckpointError, Incompatible
 from lswt_core.hf.card import model_card
 from lswt_core.hf.components import describe_components, model_tables, use_registry
 from lswt_core.hf.configuration import LswtConfig
 from lswt_core.hf.directory import written_whole
 from lswt_core.hf.modeling import LswtForCausalLM
-from lswt_core.hf.save import save_model
+from lswt_core.hf.save import save_streamed
+from lswt_core.hf.weight_files import (
+    MAX_FILE_SIZE,
+    ConvertedTensors,
+    map_weights,
+    require_same_bytes,
+)
 from lswt_core.interfaces import Tokenizer, Unsupported
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.registry.discover import FILE
 
+PREFIX = "model.decoder."  # of the decoder's tensors, in the exported model
 PROBE_TOKENS = 16  # per row, for comparing the exported model's logits with the run's
 
 
@@ -41,33 +48,42 @@ def export_run(
     *,
     address: str | None = None,
     registry: Registry | None = None,
+    max_file_size: str | int = MAX_FILE_SIZE,
 ) -> Exported:
-    """Write the newest checkpoint of a run to the new directory ``out``; the result is loaded again
-    and must give bitwise the same logits.
+    """Write the newest checkpoint of a run to the new directory ``out``; the files are compared
+    with the checkpoint, and the model is loaded again and must give bitwise the same logits.
+
+    Tensors are read, written and compared one by one, and models are loaded memory-mapped: what a
+    machine needs is memory for one tensor, of any checkpoint.
 
     ``address`` is what the model card loads the model by: a name on the Hub, by default the
     directory's name. ``registry`` knows the run's components, by default all installed ones; the
-    source of a single-file plugin is bundled with the model's code. Raises CheckpointError if the
-    run has no checkpoint, or if ``out`` is not empty.
+    source of a single-file plugin is bundled with the model's code. ``max_file_size``: of a file of
+    weights, in bytes or as "5GB". Raises CheckpointError if the run has no checkpoint, or if
+    ``out`` is not empty.
     """
     registry = registry or Registry()
     with use_registry(registry):
-        return write_export(load_run(Path(run), registry), Path(run), Path(out), address)
+        stored = open_run(Path(run), registry)
+        return write_export(stored, Path(run), Path(out), address, max_file_size)
 
 
-def write_export(run: LoadedRun, directory: Path, out: Path, address: str | None) -> Exported:
-    """Write the loaded run of a directory to the new directory ``out``."""
-    model = build_model(run)
+def write_export(
+    run: StoredRun, directory: Path, out: Path, address: str | None, max_file_size: str | int
+) -> Exported:
+    """Write the run of a directory to the new directory ``out``."""
+    model = outline_model(run)
+    tensors = ConvertedTensors(model.state_dict(), run.tensors(), PREFIX)
     sources = model.config.components.values()
     needs_code = any(source["distribution"] == FILE for source in sources)
     notes = []
     with written_whole(out) as partial:
-        code = save_model(model, partial)
+        code = save_streamed(model, tensors, partial, max_file_size)
         if not code:
             notes.append(
                 "some components are not this library's own: the model needs their packages to load"
             )
-        save_tokenizer(run.model.tokenizer, partial)
+        save_tokenizer(run.tokenizer, partial)
         picture = (directory / "curves.png").is_file()
         if picture:
             shutil.copyfile(directory / "curves.png", partial / "curves.png")
@@ -75,20 +91,23 @@ def write_export(run: LoadedRun, directory: Path, out: Path, address: str | None
         card = model_card(
             directory,
             run.recipe,
-            run.step,
+            run.saved.step,
             address or out.name,
             code=code,
             needs_code=needs_code,
             picture=picture,
         )
         partial.joinpath("README.md").write_text(card, encoding="utf-8")
+        require_same_bytes(partial, tensors)
         require_same_logits(model, partial)
     return Exported(out, tuple(notes), needs_code)
 
 
-def build_model(run: LoadedRun) -> LswtForCausalLM:
-    """Return the run's model as a transformers model, in float32 on the CPU."""
-    tokenizer = run.model.tokenizer
+def outline_model(run: StoredRun) -> LswtForCausalLM:
+    """Return the run's model as a transformers model in float32 on the meta device, without its
+    weights.
+    """
+    tokenizer = run.tokenizer
     special_tokens = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
@@ -96,11 +115,6 @@ def build_model(run: LoadedRun) -> LswtForCausalLM:
     }
     with torch.device("meta"):
         model = LswtForCausalLM(config_of(run.recipe, special_tokens))
-    weights = {
-        f"model.decoder.{name}": tensor.float().cpu()
-        for name, tensor in run.model.decoder.state_dict().items()
-    }
-    model.load_state_dict(weights, assign=True)
     model.generation_config = GenerationConfig(**special_tokens, **sampling_options(run.recipe))
     return model.eval()
 
@@ -134,13 +148,33 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def require_same_logits(model: LswtForCausalLM, directory: Path) -> None:
-    """Raise CheckpointError unless the exported model gives bitwise the same logits."""
+    """Raise CheckpointError unless transformers loads from the files the config of the model, which
+    is on the meta device, and a model that gives bitwise its logits. The model is given the
+    files' tensors by their names, so that what is compared is which module transformers puts them
+    into, and how it builds the modules; that they are the run's is for ``require_same_bytes``.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (2, PROBE_TOKENS), generator=generator)
+    fill_unsaved_buffers(model)
+    model.load_state_dict(map_weights(directory), assign=True)
     exported = AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
-        if not exported(ids).logits.equal(model(ids).logits):
-            raise CheckpointError(
-                "the exported model does not give the logits of the run; nothing was written. This"
-                " is a bug: please report it"
-            )
+        same = exported(ids).logits.equal(model(ids).logits)
+    if not same or exported.config.recipe != model.config.recipe:
+        raise CheckpointError(
+            "the exported model does not give the logits of the run; nothing was written. This is a"
+            " bug: please report it"
+        )
+
+
+@torch.no_grad()
+def fill_unsaved_buffers(model: LswtForCausalLM) -> None:
+    """Give the modules on the meta device that have buffers which no file holds their initial
+    values.
+    """
+    saved = model.state_dict().keys()
+    for name, module in model.named_modules():
+        own = [f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)]
+        if not saved >= {*own}:
+            module.to_empty(device="cpu", recurse=False)
+            model._init_weights(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lswt_core.errors import CheckpointError
+from lswt_core.hf.weight_files import weight_files
 
 RENAMED = (  # substrings of parameter names: original, ours
     ("model.input_embedding.embedding", "vocabulary.table"),
@@ -59,15 +59,6 @@ def read_weights(directory: Path, notes: list[str]) -> dict[str, Tensor]:
     if pooler:
         notes.append(f"{pooler} tensors of a reward head (pooler.*) were left out")
     return weights
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors file, or the shards that its index names; [] if there is none."""
-    index, whole = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return [directory / name for name in sorted(set(weight_map.values()))]
-    return [whole] if whole.is_file() else []
 
 
 def rename_parameter(name: str) -> str:

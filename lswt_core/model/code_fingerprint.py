@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -19,20 +20,29 @@ import lswt_core
 from lswt_core.interfaces import Component
 from lswt_core.recipe import Chosen
 from lswt_core.registry import Offer, Registry
-from lswt_core.registry.source_file import Unreadable, imported_module, locate
+from lswt_core.registry.source_file import (
+    Unreadable,
+    imported_module,
+    locate,
+    parse_source,
+)
 
 CORE = "lswt_core"
 # the core's modules whose libraries every training run uses
 TRAINING_MODULES = (f"{CORE}.train.trainer", f"{CORE}.data.corpus")
 # directories of libraries that nobody edits in place
 SITE_DIRECTORIES = {"site-packages", "dist-packages"}
+LONGEST_NAME = 256  # characters, of files
+OF_THE_SYSTEM = ("/proc/", "/sys/", "/dev/")  # whose content is not fixed
 
 
 class CodeFingerprint(NamedTuple):
     """The fingerprint of some code."""
 
     sha256: str  # of its source files' contents, wherever they lie
+    data_sha256: str  # of files that are no source: of its package, or named by string literals
     libraries: frozenset[str]  # top-level modules of installed libraries it imports, e.g. "torch"
+    files: frozenset[Path]  # sources
 
 
 class SourceModule(NamedTuple):
@@ -56,7 +66,8 @@ def fingerprint_component(offer: Offer, registry: Registry) -> CodeFingerprint:
     modules += [SourceModule(offer.module, Path(hook))] if hook else []
     own = {component.__module__, offer.module}
     package = [one for module in modules if module.name in own for one in package_modules(module)]
-    return fingerprint_modules([*modules, *package], {top_level_name(name) for name in own})
+    data = [path for module in modules if module.name in own for path in package_data(module)]
+    return fingerprint_modules([*modules, *package], {top_level_name(name) for name in own}, data)
 
 
 def fingerprint_components(
@@ -88,17 +99,36 @@ def fingerprint_core() -> str:
 
 
 @cache
+def describe_core() -> dict[str, str | None]:
+    """The core's version, the hash of its source, and the commit of its repository; None: it lies
+    in none, or git is not installed.
+    """
+    folder = str(Path(lswt_core.__file__).parent)
+    # fails where the core is no part of the repository that it lies in
+    command = ["git", "-C", folder, "rev-parse", "HEAD", "HEAD:./__init__.py"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        commit = done.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {"version": lswt_core.__version__, "sha256": fingerprint_core(), "commit": commit}
+
+
+@cache
 def core_libraries() -> frozenset[str]:
     """Top-level modules of the installed libraries that training itself imports."""
     modules = [SourceModule(name, locate(name)) for name in TRAINING_MODULES]
     return fingerprint_modules(modules, {CORE}).libraries
 
 
-def fingerprint_modules(modules: Iterable[SourceModule], own: set[str]) -> CodeFingerprint:
-    """Fingerprint modules and everything they import, transitively, except installed libraries;
-    modules below a top-level name in ``own`` never count as installed.
+def fingerprint_modules(
+    modules: Iterable[SourceModule], own: set[str], data: Iterable[Path] = ()
+) -> CodeFingerprint:
+    """Fingerprint modules and everything they import, transitively, except installed libraries, and
+    ``data`` files and those that modules name. Modules below a top-level name in ``own`` never
+    count as installed.
     """
-    queue, libraries, files = list(modules), set[str](), set[Path]()
+    queue, libraries, files, named = list(modules), set[str](), set[Path](), set(data)
     while queue:
         module = queue.pop()
         if module.path in files:
@@ -108,6 +138,7 @@ def fingerprint_modules(modules: Iterable[SourceModule], own: set[str]) -> CodeF
         if is_installed(module, own):
             libraries.add(top_level_name(module.name))
             continue
+        named.update(named_files(module))
         for name in imported_names(module):
             if is_core_or_stdlib(name) and top_level_name(name) not in own:
                 continue
@@ -115,7 +146,10 @@ def fingerprint_modules(modules: Iterable[SourceModule], own: set[str]) -> CodeF
             queue += local
             if not local:
                 libraries.add(top_level_name(name))
-    return CodeFingerprint(hash_files(files), frozenset(libraries))
+    named -= files
+    return CodeFingerprint(
+        hash_files(files), hash_files(named), frozenset(libraries), frozenset(files)
+    )
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -154,16 +188,51 @@ def package_modules(module: SourceModule) -> Iterator[SourceModule]:
         yield SourceModule(".".join([package, *below]), path)
 
 
+def package_data(module: SourceModule) -> list[Path]:
+    """Files of a module's package that are no Python source: tables, kernels, compiled code."""
+    folder = module.path.parent
+    if not folder.joinpath("__init__.py").is_file():
+        return []
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.suffix not in (".py", ".pyc", ".pyo") and is_visible_file(path, folder)
+    ]
+
+
+def is_visible_file(path: Path, folder: Path) -> bool:
+    """Whether a path is a file, and neither it nor a directory that it lies in is hidden."""
+    parts = path.relative_to(folder).parts
+    return path.is_file() and not any(part.startswith((".", "__pycache__")) for part in parts)
+
+
+def named_files(module: SourceModule) -> Iterator[Path]:
+    """Yield the files that string literals of a module name, relative to it or to the working
+    directory: it may read them.
+    """
+    for node in ast.walk(parse_module(module)):
+        value = node.value if isinstance(node, ast.Constant) else None
+        if not isinstance(value, str) or not 0 < len(value) < LONGEST_NAME or "\0" in value:
+            continue
+        for path in (module.path.parent / value, Path(value)):
+            if not str(path).startswith(OF_THE_SYSTEM) and path.is_file():
+                yield path
+
+
+def parse_module(module: SourceModule) -> ast.Module:
+    """A module's syntax tree; an empty one if it is not Python: then only its content counts."""
+    try:
+        return parse_source(module.path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
 def imported_names(module: SourceModule) -> Iterator[str]:
     """Yield every name that a file imports, anywhere in it. ``from a import b`` is a.b, a module
     or a value of module a. In a file that imports by strings, every string that looks like a
     dotted name is taken for one.
     """
-    text = module.path.read_bytes()
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return  # not Python; only its content counts
+    text, tree = module.path.read_bytes(), parse_module(module)
     imports_by_string = b"import_module" in text or b"__import__" in text
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -202,10 +271,12 @@ def library_versions(libraries: Iterable[str]) -> dict[str, list[str]]:
     """
     distributions = metadata.packages_distributions()
     names = {name for module in libraries for name in distributions.get(module, ())}
-    return {
-        name: [metadata.version(name), hash_installed_files(metadata.distribution(name))]
-        for name in sorted(names)
-    }
+    return {name: distribution_version(name) for name in sorted(names)}
+
+
+def distribution_version(name: str) -> list[str]:
+    """Version and content hash of an installed distribution. Raises PackageNotFoundError."""
+    return [metadata.version(name), hash_installed_files(metadata.distribution(name))]
 
 
 def hash_installed_files(distribution: metadata.Distribution) -> str:

@@ -4,7 +4,7 @@ line. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +204,17 @@ class Recipe:
         if len(path) > size + 1 and not history:
             raise RecipeError([self._unknown_key(key, name, None)])
         return history or default_of(owner, path[size])
+
+    def origins(self) -> Iterator[tuple[str, Any, str, str]]:
+        """Yield every value of the recipe: key, value, where it was written ("default": nowhere),
+        and the table or component that it belongs to, e.g. 'the memory "xl-cache" (lswt-core 0.1)'.
+        """
+        for key, value in toml_writer.flat(self.resolved()).items():
+            checked, path = self._locate(key)
+            owner, _ = checked.owner_of(path)
+            history = self.explain(key)
+            where = history[-1][1].where if history else self.name
+            yield key, value, where, "" if owner is None else owner.words
 
     def _locate(self, key: str) -> tuple[Checked, tuple[str, ...]]:
         """The checked recipe that a key is looked up in, and its path there: layers."0-3".ffn.use

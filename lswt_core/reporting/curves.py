@@ -62,13 +62,13 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def new_figure(height: float) -> Any:
-    """Return an empty figure of WIDTH x ``height`` inches that needs no display."""
+def new_figure(height: float, width: float = WIDTH) -> Any:
+    """Return an empty figure of ``width`` x ``height`` inches that needs no display."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    return Figure(figsize=(WIDTH, height), dpi=150, layout=layout)
+    return Figure(figsize=(width, height), dpi=150, layout=layout)
 
 
 def set_title(figure: Any, title: str) -> None:

@@ -15,8 +15,13 @@ from lswt_core.registry import Registry
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells report them
 
 
-def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a command and return its exit code.
+def run_guarded(
+    command: Callable[[argparse.Namespace], int],
+    arguments: argparse.Namespace,
+    announce: Callable[[BaseException], None] = lambda error: None,
+) -> int:
+    """Run a command and return its exit code. ``announce`` is called with an error, after it was
+    printed.
 
     An LswtError and a full disk print a message. Any other exception prints its traceback: it is a
     bug of the core, or of a plugin, which is then named. What several ranks would print
@@ -29,6 +34,7 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
         text = text if text.startswith("error") else f"error: {text}"
         shown = traceback.format_exc() if getattr(arguments, "traceback", False) else ""
         print_once(shown + text)
+        announce(error)
         return error.exit_code
     except KeyboardInterrupt:
         print_once("interrupted")
@@ -48,6 +54,7 @@ def run_guarded(command: Callable[[argparse.Namespace], int], arguments: argpars
             return ResourceError.exit_code
         text, code = describe_unexpected(error, arguments)
         print_once(f"{traceback.format_exc()}\n{text}")
+        announce(error)
         return code
 
 

@@ -18,22 +18,27 @@ STYLE = """
   :root { --line: #3c3c3c; --soft: #232323; --quiet: #a8a8a8; }
 }
 * { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto;
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 2.5rem auto;
   padding: 0 1.2rem; overflow-wrap: break-word; }
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } }
 h1 { margin-bottom: .2rem; overflow-wrap: anywhere; }
 h2 { margin-top: 2.4rem; font-size: 1.15rem; }
+p, ul { max-width: 58rem; }
 .verdict { font-size: 1.1rem; margin-top: .4rem; }
 .quiet { color: var(--quiet); }
 .wide { overflow-x: auto; }
 .picture { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px;
   background: white; }
 img { display: block; width: 100%; min-width: 38rem; }
+.narrow { max-width: 44rem; }
+.narrow img { min-width: 0; }
+.picture, .wide { margin: .5rem 0 .9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right;
+th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; white-space: normal; }
-.text { text-align: left; white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
+.text { text-align: left; white-space: normal; min-width: 7.5rem; overflow-wrap: anywhere; }
+.text:first-child { min-width: 10rem; }
 .wide > table .text:first-child { position: sticky; left: 0; background: Canvas; }
 .plain th, .plain td { border: 0; text-align: left; vertical-align: top; }
 .plain td { white-space: normal; overflow-wrap: anywhere; }
@@ -41,6 +46,17 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
   padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
 .sample { white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
+summary h2 { display: inline; margin: 0; font-size: 1rem; }
+details { margin: 0; padding: .55rem 0; border-top: 1px solid var(--line); }
+@media (max-width: 40rem) {
+  .stacked thead { display: none; }
+  .stacked table, .stacked tbody, .stacked tr, .stacked td { display: block; border: 0; }
+  .stacked tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  .stacked td { text-align: left; padding: 0; white-space: normal; min-width: 0; }
+  .stacked td:empty { display: none; }
+  .stacked td:first-child { font-weight: 600; }
+  .stacked td:not(:first-child)::before { content: attr(data-label) ": "; color: var(--quiet); }
+}
 """
 
 
@@ -60,15 +76,18 @@ def section(title: str, body: str, *, folded: bool = False) -> str:
     if not body:
         return ""
     if folded:
-        return f"<h2>{title}</h2><details><summary>show</summary>{body}</details>"
+        return f"<details><summary><h2>{title}</h2></summary>{body}</details>"
     return f"<h2>{title}</h2>{body}"
 
 
-def image(png: bytes, alt: str) -> str:
-    """Return a picture embedded in the page; ``alt`` says in words what it shows."""
+def image(png: bytes, alt: str, *, narrow: bool = False) -> str:
+    """Return a picture embedded in the page; ``alt`` says in words what it shows. One that is
+    ``narrow`` is legible in a narrow window.
+    """
     source = base64.b64encode(png).decode()
+    kind = "picture narrow" if narrow else "picture"
     return (
-        f'<div class="picture"><img alt="{escape(alt)}" src="data:image/png;base64,{source}"></div>'
+        f'<div class="{kind}"><img alt="{escape(alt)}" src="data:image/png;base64,{source}"></div>'
     )
 
 

@@ -42,17 +42,22 @@ class Table(NamedTuple):
         lines.insert(1, rules)
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
-    def html(self) -> str:
-        """Return the table in HTML, in a box that scrolls sideways where it is too wide."""
+    def html(self, *, stacked: bool = False) -> str:
+        """Return the table in HTML, in a box that scrolls sideways where it is too wide; if it is
+        ``stacked``, a narrow window shows every row as a list instead.
+        """
         head = self._html_line("th", self.header)
-        body = "".join(self._html_line("td", cells) for cells in self.rows)
-        return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+        body = "".join(self._html_line("td", cells, stacked) for cells in self.rows)
+        kind = "wide stacked" if stacked else "wide"
+        table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return f'<div class="{kind}">{table}</div>'
 
-    def _html_line(self, tag: str, cells: Sequence[str]) -> str:
+    def _html_line(self, tag: str, cells: Sequence[str], labelled: bool = False) -> str:
         parts = []
         for column, cell in enumerate(cells):
             kind = ' class="text"' if column in self.text_columns else ""
-            parts.append(f"<{tag}{kind}>{escape(cell)}</{tag}>")
+            label = f' data-label="{escape(self.header[column])}"' if labelled else ""
+            parts.append(f"<{tag}{kind}{label}>{escape(cell)}</{tag}>")
         return f"<tr>{''.join(parts)}</tr>"
 
 

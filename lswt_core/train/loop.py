@@ -23,6 +23,7 @@ class TrainingLoop:
     evaluate_every: int  # steps; 0: only at the end
     checkpoint_every: int  # steps; 0: only at the end
     stop_requested: Callable[[], bool]  # of this rank
+    checkpoint_at: frozenset[int] = frozenset()  # further steps at which a checkpoint is due
 
     def run(self) -> None:
         """Train to the end. Raises Preempted, after a checkpoint, if a stop was requested."""
@@ -55,7 +56,7 @@ class TrainingLoop:
             if self.is_due(self.evaluate_every):
                 trainer.require_finite_weights()
                 self.evaluate()
-            if self.is_due(self.checkpoint_every):
+            if self.is_due(self.checkpoint_every) or trainer.state.step in self.checkpoint_at:
                 self.checkpointer.save()
 
     def must_stop(self) -> bool:

@@ -237,8 +237,7 @@ class Session:
 
     def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """The rows of the training data that this rank reads."""
-        rows, lookahead = context.rows, context.loss.lookahead
-        return open_training_rows(self.recipe, corpus, rows, self.world.device, lookahead)
+        return open_training_rows(self.recipe, corpus, self.world, context.loss.lookahead)
 
     def stopping(self) -> bool:
         """Whether to stop within a step; several ranks can only stop together, between steps."""

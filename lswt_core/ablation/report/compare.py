@@ -10,18 +10,32 @@ from functools import partial
 from statistics import fmean, median, stdev
 from typing import Any
 
-import numpy as np
-
-from lswt_core.ablation.report.verdict import add_verdicts
-from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
+from lswt_core.ablation.report.costs import MEASURED, compare_costs
+from lswt_core.ablation.report.facts import (
+    LIMITS,
+    common,
+    describe_loss,
+    describe_unigram,
+    list_code,
+    list_runs,
+)
+from lswt_core.ablation.report.family import describe_others
+from lswt_core.ablation.report.held_out_text import (
+    describe_text,
+    documents_interval,
+    kind_of_text_interval,
+)
+from lswt_core.ablation.report.seed_plans import add_plans
+from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
+from lswt_core.ablation.report.verdict import add_verdicts, adjust_family
+from lswt_core.ablation.runs.outcome import ArmResult, Looks, Outcome, Study
+from lswt_core.ablation.statistics.looks import MAXIMUM, nominal_level, valid_p
 from lswt_core.ablation.statistics.paired_runs import (
     PairedTest,
-    bootstrap_documents,
+    clear_p,
     correlation,
     equivalence_test,
     paired_test,
-    power,
-    seeds_needed,
 )
 
 Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
@@ -30,14 +44,15 @@ Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
 STATISTICS = (
     "delta",
     "ci95",
+    "level",
     "p",
+    "p_looks",
+    "p_equivalent",
+    "p_clear",
     "std",
     "correlation",
-    "p_equivalent",
-    "seeds_needed",
-    "margin_seeds",
-    "power",
     "documents_ci95",
+    "kind_of_text_ci95",
 )
 
 
@@ -45,17 +60,32 @@ def make_report(study: Study) -> dict[str, Any]:
     """Return the whole report.
 
     "arms": name, swap, parameters, trainable, flops_per_token, tokens and training_flops (of a
-    run), evaluated {tokens, documents}, final_loss {mean, std, values by seed, None where a run
-    failed}, tokens_per_second, peak_bytes, seconds, probes, failures, changes, by_component,
-    components. "comparisons", each of an arm with the baseline: delta (arm - baseline, nats per
-    token), ci95, p, p_holm, verdict, seeds (pairs), failed (runs of the arm and of the baseline),
-    seeds_needed (to resolve the observed delta) and more. Both have "unknown": what could not
-    be computed, and why. "certificate", "settings", "environment", "citations", "recipe",
-    "command", "name".
+    run), evaluated {tokens, documents, bytes}, final_loss {mean, std, values by seed, None where a
+    run failed}, that mean as perplexity and bits_per_byte, unigram {loss, perplexity,
+    bits_per_byte} of the same text, tokens_per_second and peak_bytes (medians), spread of both and
+    of seconds [least, most], seconds (of all runs), probes, failures, changes, by_component,
+    components, runs and code (see ``facts``). "comparisons", each of an arm with the
+    baseline: delta (arm - baseline, nats per token); means of both over the seeds of the pairs;
+    ci95, which holds at all looks together, and its level at a single look; p (at a single look),
+    p_looks (valid under all looks), p_holm; verdict, why, seeds (pairs), looks {declared, taken,
+    last}, failed (runs of the arm and of the baseline), the numbers of ``seed_plans.PLANS``, costs
+    (see ``costs``). Both have "unknown": what could not be computed, and why. "family": the
+    comparisons over which p_holm is corrected {size, others}. "text": the held-out one (see
+    ``held_out_text.describe_text``); documents_ci95 is over other documents for these very models,
+    kind_of_text_ci95 over other seeds and documents. "certificate", "certificate_limits" (what no
+    certificate shows), "settings", "environment", "citations", "recipe", "values" (of the recipe:
+    key, value, where it is written, owner), "command", "name". "unfinished": arm and seeds of runs
+    that are not finished; if there are any, no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
-    comparisons = [compare_with_baseline(baseline, arm, study.settings) for arm in others]
+    comparisons = [compare_with_baseline(baseline, arm, study) for arm in others]
+    earlier = describe_others(study)
+    adjust_family(comparisons, earlier)
+    add_plans(comparisons, compute, study.settings["confidence"])
     add_verdicts(comparisons, study.settings["margin"])
+    unfinished = list_unfinished(study)
+    if unfinished:
+        withhold_verdicts(comparisons)
     components = [one for arm in study.arms for one in arm.components]
     citations = dict.fromkeys(one["citation"].strip() for one in components)
     return {
@@ -64,10 +94,15 @@ def make_report(study: Study) -> dict[str, Any]:
         "settings": study.settings,
         "arms": [describe_arm(arm) for arm in study.arms],
         "comparisons": comparisons,
+        "family": {"size": len(comparisons) + len(earlier), "others": earlier},
+        "text": describe_text(study),
         "certificate": study.certificate,
         "environment": study.environment,
         "citations": list(filter(None, citations)),
         "recipe": study.recipe,
+        "values": [dict(one) for one in study.values],
+        "unfinished": unfinished,
+        "certificate_limits": list(LIMITS),
     }
 
 
@@ -99,6 +134,9 @@ def is_finite(value: Any) -> bool:
 def describe_arm(arm: ArmResult) -> dict[str, Any]:
     """Return the entry of an arm in the report."""
     unknown: dict[str, str] = {}
+    ask = partial(compute, unknown)
+    summary, loss = summarize_runs(arm.finished_runs(), ask), final_loss(arm, unknown)
+    evaluated = summary["evaluated"]
     return {
         "name": arm.name,
         "swap": arm.swap,
@@ -107,10 +145,14 @@ def describe_arm(arm: ArmResult) -> dict[str, Any]:
         "flops_per_token": arm.flops_per_token,
         "tokens": arm.tokens,
         "training_flops": arm.training_flops,
-        "final_loss": final_loss(arm, unknown),
-        **summarize_runs(arm.finished_runs(), partial(compute, unknown)),
+        "final_loss": loss,
+        **describe_loss(loss["mean"], evaluated, ask),
+        "unigram": describe_unigram(arm.finished_runs(), evaluated, ask),
+        **summary,
         "seconds": sum(one.seconds for one in arm.outcomes),
-        "failures": [{"seed": one.seed, "why": one.failure} for one in arm.outcomes if one.failure],
+        "runs": list_runs(arm, arm.outcomes),
+        "code": list_code(arm),
+        "failures": [{"seed": one.seed, "why": one.failure} for one in arm.failed_runs()],
         "by_component": arm.by_component,
         "changes": arm.changes,
         "components": [
@@ -133,101 +175,105 @@ def final_loss(arm: ArmResult, unknown: dict[str, str]) -> dict[str, Any]:
 
 def summarize_runs(runs: Sequence[Outcome], ask: Ask) -> dict[str, Any]:
     """Return throughput, memory, probes and the size of the held-out text of finished runs."""
-    texts = {(sum(tokens for *_, tokens in one.documents), len(one.documents)) for one in runs}
-    evaluated = texts.pop() if len(texts) == 1 else (None, None)
+    evaluated = {
+        "tokens": common({sum(tokens for *_, tokens in one.documents) for one in runs}),
+        "documents": common({len(one.documents) for one in runs}),
+        "bytes": common({one.evaluated_bytes for one in runs}),
+    }
     probes = {}
     for name in dict.fromkeys(name for one in runs for name in one.probes):
         values = [one.probes[name] for one in runs if name in one.probes]
         mean = ask(name, fmean, values)
         if mean is not None:
             probes[name] = mean
-    speeds, peaks = [one.tokens_per_second for one in runs], [one.peak_bytes for one in runs]
-    return {
-        "evaluated": {"tokens": evaluated[0], "documents": evaluated[1]},
-        "tokens_per_second": ask("tokens_per_second", median_of_known, speeds),
-        "peak_bytes": ask("peak_bytes", median_of_known, peaks),
-        "probes": probes,
+    known = {name: [getattr(one, name) for one in runs if getattr(one, name)] for name in MEASURED}
+    medians = {
+        name: ask(name, median, known[name]) if known[name] else None
+        for name in ("tokens_per_second", "peak_bytes")
     }
+    spread = {
+        name: [min(values), max(values)] if values else None for name, values in known.items()
+    }
+    return {"evaluated": evaluated, **medians, "spread": spread, "probes": probes}
 
 
-def median_of_known(values: Sequence[float | None]) -> float | None:
-    """Return the median of the values that are not None."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
-
-
-def compare_with_baseline(
-    baseline: ArmResult, arm: ArmResult, settings: dict[str, Any]
-) -> dict[str, Any]:
+def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> dict[str, Any]:
     """Return the comparison of an arm with the baseline, still without a verdict."""
     pairs, unknown = arm.finished_pairs(baseline), dict[str, str]()
+    looks = study.looks.get(arm.name, only_look(len(arm.outcomes), len(pairs)))
     statistics: dict[str, Any] = {"values": []}
     if pairs:
-        statistics = compute_statistics(pairs, settings, partial(compute, unknown))
+        statistics = compute_statistics(pairs, looks, study.settings, partial(compute, unknown))
     return {
         "arm": arm.name,
         "baseline": baseline.name,
         "seeds": len(pairs),
         "lost": len(arm.outcomes) - len(pairs),
-        "failed": {"arm": count_failures(arm), "baseline": count_failures(baseline)},
-        "margin": settings["margin"],
+        "means": compute_means(pairs, partial(compute, unknown)),
+        "failed": {"arm": len(arm.failed_runs()), "baseline": len(baseline.failed_runs())},
+        "margin": study.settings["margin"],
+        "looks": {**looks._asdict(), "last": max(MAXIMUM, *looks.declared)},
+        "costs": compare_costs(baseline, arm, study.settings["confidence"]),
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,
     }
 
 
-def count_failures(arm: ArmResult) -> int:
-    """Return how many of an arm's runs failed."""
-    return len(arm.outcomes) - len(arm.finished_runs())
+def compute_means(pairs: Sequence[tuple[Outcome, Outcome]], ask: Ask) -> dict[str, Any]:
+    """Return the mean losses of the baseline and of the arm over the same seeds."""
+    means = {}
+    for number, name in enumerate(("baseline", "arm")):
+        losses = [pair[number].loss or 0.0 for pair in pairs]
+        means[name] = ask(f"mean of the {name}", fmean, losses) if losses else None
+    return means
+
+
+def only_look(seeds: int, pairs: int) -> Looks:
+    """Return the look of a study that declared one, and of whose seeds some pairs are left."""
+    return Looks(tuple(sorted({seeds, pairs} - {0, 1})) or (seeds,), (pairs,))
 
 
 def compute_statistics(
-    pairs: Sequence[tuple[Outcome, Outcome]], settings: dict[str, Any], ask: Ask
+    pairs: Sequence[tuple[Outcome, Outcome]], looks: Looks, settings: dict[str, Any], ask: Ask
 ) -> dict[str, Any]:
     """Return all statistics of the paired differences; only "values" if the t test fails."""
     before, after = ([one.loss or 0.0 for one in side] for side in zip(*pairs, strict=True))
     values = [other - one for one, other in zip(before, after, strict=True)]
     margin, confidence = settings["margin"], settings["confidence"]
-    test = ask("delta", paired_test, values, confidence)
-    if test is None:
+    look = ask("delta", paired_test_at_look, values, looks, confidence)
+    if look is None:
         return {"values": values}
+    test, level = look
+
+    def valid(p: float | None, sides: int = 2) -> float | None:
+        return valid_p(p, looks.declared, len(pairs), sides)
+
     equivalence = ask("p_equivalent", equivalence_test, values, margin)
+    clear = ask("p_clear", clear_p, values, margin)
     return {
         "delta": test.delta,
         "ci95": test.ci,
+        "level": level,
         "p": test.p,
+        "p_looks": ask("p_looks", valid, test.p),
+        "p_equivalent": ask("p_equivalent", valid, equivalence and equivalence.p, 1),
+        "p_clear": ask("p_clear", valid, clear),
         "std": test.std,
         "values": values,
         "correlation": ask("correlation", correlation, before, after),
-        "p_equivalent": equivalence and equivalence.p,
-        "seeds_needed": ask("seeds_needed", seeds_needed, test.delta, test.std),
-        "margin_seeds": ask("margin_seeds", seeds_needed, margin, test.std),
-        "power": ask("power", power_at_margin, test, margin),
         "documents_ci95": ask("documents_ci95", documents_interval, pairs, confidence),
+        "kind_of_text_ci95": ask("kind_of_text_ci95", kind_of_text_interval, pairs, confidence),
     }
 
 
-def power_at_margin(test: PairedTest, margin: float) -> float | None:
-    """Return the power of these seeds at a true difference as large as the margin."""
-    if test.std is None:
-        return None
-    if test.std == 0.0:
-        return 1.0
-    return power(margin, test.std, test.pairs)
-
-
-def documents_interval(
-    pairs: Sequence[tuple[Outcome, Outcome]], confidence: float
-) -> tuple[float, float] | None:
-    """Return the confidence interval of the difference over other held-out documents; None where
-    there is one document, or the runs were evaluated on different ones.
+def paired_test_at_look(
+    values: Sequence[float], looks: Looks, confidence: float
+) -> tuple[PairedTest, float]:
+    """Return the paired t-test, and the level of its interval at this look alone, at which the
+    intervals of all looks together have ``confidence``.
     """
-    outcomes = [one for pair in pairs for one in pair]
-    documents = [[(name, tokens) for name, _, tokens in one.documents] for one in outcomes]
-    if len(documents[0]) < 2 or any(other != documents[0] for other in documents):
-        return None
-    # [2 pairs, documents]
-    sums = np.array([[total for _, total, _ in one.documents] for one in outcomes])
-    tokens = np.array([tokens for _, tokens in documents[0]], dtype=np.float64)
-    return bootstrap_documents(sums[::2], sums[1::2], tokens, confidence)
+    level = 0.0
+    if len(values) > 1:
+        level = nominal_level(1 - confidence, looks.declared, len(values))
+    return paired_test(values, 1 - level), level

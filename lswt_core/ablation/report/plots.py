@@ -6,35 +6,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
+from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, SMALL, UNRESOLVED, WORSE
 from lswt_core.ablation.runs.outcome import ArmResult, Study
-from lswt_core.reporting.curves import new_figure, render_png, set_title
+from lswt_core.reporting.curves import new_figure, render_png
 from lswt_core.reporting.metrics_log import smooth
 
 # The palette of Okabe and Ito, for colour-blind readers; dashes distinguish lines besides. The
 # baseline is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
-MARKERS = {"better": "v", "worse": "^", "equivalent": "s", "not resolved": "o"}
+MARKERS = {BETTER: "v", WORSE: "^", SMALL: "D", EQUIVALENT: "s", UNRESOLVED: "o"}
+NARROW = 5.6  # inches
 MAX_CURVES = 8  # arms in a plot of curves; more could not be distinguished
 Curve = Sequence[tuple[float, float]]
+LABEL = 24  # characters of a line beside the axis
 
 
-def plot_overview(study: Study, report: dict[str, Any]) -> bytes:
-    """Return a PNG: differences above, training curves and loss by position below."""
-    height = 1.2 + 0.45 * len(report["comparisons"])
-    figure = new_figure(height + 4.2)
-    # subfigures: the names of arms above do not push the curves below to the right
-    upper, lower = figure.subfigures(2, 1, height_ratios=[height, 3.2])
-    draw_differences(upper.add_subplot(), report)
+def plot_differences(report: dict[str, Any]) -> bytes:
+    """Return a PNG: the difference of every arm, its interval and its seeds."""
+    figure = new_figure(1.3 + 0.5 * len(report["comparisons"]), NARROW)
+    draw_differences(figure.add_subplot(), report)
+    return render_png(figure)
+
+
+def plot_curves(study: Study) -> bytes:
+    """Return a PNG: training curves, and loss by position."""
+    figure = new_figure(3.6)
     label = "training loss (nats per token)"
-    draw_curves(lower.add_subplot(1, 2, 1), study, training_curves, label)
-    draw_positions(lower.add_subplot(1, 2, 2), study)
-    settings = report["settings"]
-    set_title(
-        figure, f"{report['name']}: {len(settings['seeds'])} seeds, {settings['steps']:,} steps"
-    )
+    draw_curves(figure.add_subplot(1, 2, 1), study, training_curves, label)
+    draw_positions(figure.add_subplot(1, 2, 2), study)
     return render_png(figure)
 
 
@@ -52,7 +55,8 @@ def plot_held_out(study: Study) -> bytes | None:
         draw_band(axes, held_out_differences(baseline, arm), number, arm.name)
     axes.set_xlabel("tokens")
     axes.set_ylabel("held-out loss - baseline's (nats)")
-    draw_legend(axes)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
+    tidy_axes(axes)
     return render_png(figure)
 
 
@@ -96,7 +100,7 @@ def draw_differences(axes: Any, report: dict[str, Any]) -> None:
     axes.set_yticks(range(len(comparisons)), labels)
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
     axes.set_xlabel(
-        "held-out loss - baseline's (nats per token; left is better)\n"
+        "held-out loss - baseline's, nats (left is better)\n"
         f"bar: 95 % interval, ticks: seeds, band: margin {margin:g}"
     )
     tidy_axes(axes)
@@ -105,7 +109,7 @@ def draw_differences(axes: Any, report: dict[str, Any]) -> None:
 def draw_difference(axes: Any, height: float, one: dict[str, Any]) -> None:
     """Draw one arm of the forest plot."""
     if one["delta"] is None:
-        text = "  unknown" if one["seeds"] else "  failed"
+        text = "  unknown" if one["seeds"] else f"  {one['verdict']}"
         axes.annotate(text, (0, height), va="center", fontsize=9, color="#666666")
         return
     seeds = {"color": "#7F7F7F", "markersize": 7, "markeredgewidth": 1.2}
@@ -113,15 +117,17 @@ def draw_difference(axes: Any, height: float, one: dict[str, Any]) -> None:
     if one["ci95"] is not None:
         bar = {"linewidth": 2.4, "solid_capstyle": "butt"}
         axes.plot(one["ci95"], [height] * 2, color="#0072B2", **bar)
-    axes.plot(one["delta"], height, MARKERS[one["verdict"]], color="#0072B2", markersize=7.5)
+    axes.plot(
+        one["delta"], height, MARKERS.get(one["verdict"], "o"), color="#0072B2", markersize=7.5
+    )
 
 
 def label_comparison(one: dict[str, Any]) -> str:
     """Return an arm's name and verdict, for an axis."""
-    label, failed = f"{shorten(one['arm'])}\n{one['verdict']}", one["failed"]["arm"]
+    verdict, failed = one["verdict"], one["failed"]["arm"]
     if failed:
-        label += f", {failed} of {one['seeds'] + one['lost']} failed"
-    return label
+        verdict += f", {failed} of {one['seeds'] + one['lost']} failed"
+    return f"{shorten(one['arm'], LABEL)}\n{fill(verdict, LABEL)}"
 
 
 def shorten(name: str, length: int = 30) -> str:

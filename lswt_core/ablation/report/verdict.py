@@ -1,28 +1,49 @@
-"""The verdict about an arm: better, worse, equivalent, not resolved or failed, and why."""
+"""The verdict about an arm and why: better, worse, resolved but maybe small, equivalent, not
+resolved or failed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lswt_core.ablation.statistics.paired_runs import adjust_holm
 
 ALPHA = 0.05
 BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
+SMALL = "resolved, may be smaller than the margin"
 UNRESOLVED, FAILED = "not resolved", "failed"
+FEWEST = 3  # pairs that support a verdict
+# p value of a comparison, valid under all looks -> the same after Holm's correction
+P_VALUES = {"p_looks": "p_holm", "p_equivalent": "p_equivalent_holm", "p_clear": "p_clear_holm"}
+
+
+def adjust_family(comparisons: list[dict[str, Any]], others: Sequence[dict[str, Any]] = ()) -> None:
+    """Add to every comparison its p values adjusted (Holm-Bonferroni) over all comparisons with the
+    same baseline, those of other studies (``others``) included: of no difference ("p_holm"), of one
+    beyond the margin ("p_equivalent_holm"), of one within it ("p_clear_holm"). "alpha" and
+    "alpha_equivalent" are the levels at which the first two are tested in Holm's steps.
+    """
+    for key, adjusted in P_VALUES.items():
+        p_values = [one[key] for one in (*comparisons, *others)]
+        for one, p in zip(comparisons, adjust_holm(p_values), strict=False):
+            one[adjusted] = p
+    for key, name in (("p_looks", "alpha"), ("p_equivalent", "alpha_equivalent")):
+        known = [one[key] for one in (*comparisons, *others) if one[key] is not None]
+        for one in comparisons:
+            own = one[key]
+            one[name] = None if own is None else ALPHA / sum(p >= own for p in known)
 
 
 def add_verdicts(comparisons: list[dict[str, Any]], margin: float) -> None:
-    """Add to every comparison its verdict, its reason, and p values adjusted over all comparisons
-    (Holm-Bonferroni).
+    """Add to every comparison, with adjusted p values, its verdict and its reason.
 
-    Equivalent: the difference is within the margin, by two one-sided tests (TOST). It comes before
-    better and worse, since a difference below the margin was said not to matter, significant or
-    not. Better or worse: the difference is significant. Else these seeds resolve nothing.
+    Equivalent: the difference is within the margin, by two one-sided tests (TOST). It comes first,
+    since a difference below the margin was said not to matter, significant or not. Better or worse:
+    the difference is significant and so is that it exceeds the margin. SMALL: it is significant,
+    but the interval is not clear of the margin. Else these seeds resolve nothing.
     """
-    p_adjusted = adjust_holm([one["p"] for one in comparisons])
-    equivalent_adjusted = adjust_holm([one["p_equivalent"] for one in comparisons])
-    for one, p, p_equivalent in zip(comparisons, p_adjusted, equivalent_adjusted, strict=True):
-        one["p_holm"], one["p_equivalent_holm"] = p, p_equivalent
+    for one in comparisons:
         one["verdict"], one["why"] = judge(one, margin)
 
 
@@ -32,18 +53,27 @@ def judge(one: dict[str, Any], margin: float) -> tuple[str, str]:
         return FAILED, "no seed at which both the arm and the baseline finished"
     lost = ""
     if one["lost"]:
-        lost = f"; of the seeds at which both finished: {one['lost']} more were lost"
+        lost = (
+            f"; {one['lost']} of {one['seeds'] + one['lost']} pairs are dropped because a run of"
+            " theirs failed: those that are left are no random sample of seeds"
+        )
     if one["delta"] is None:
         why = f"the paired test could not be computed ({one['unknown']['delta']})"
         return UNRESOLVED, why + lost
     if one["p"] is None:
         return UNRESOLVED, f"one pair of runs has no information on the noise between seeds{lost}"
+    if one["level"] == 0.0:
+        return UNRESOLVED, describe_closed_look(one) + lost
+    if one["seeds"] < FEWEST and one["std"]:
+        # of two runs that have two modes, both pairs may be between the same ones
+        return UNRESOLVED, f"a verdict needs {FEWEST} pairs: two may agree by chance{lost}"
     verdict, why = judge_pairs(one, margin)
-    if verdict in biased_verdicts(**one["failed"]):
+    claim = direction(one) if verdict == SMALL else verdict
+    if claim in biased_verdicts(**one["failed"]):
         seeds, failed = one["seeds"] + one["lost"], one["failed"]
         why = (
             f"{failed['arm']} of its {seeds} runs failed, {failed['baseline']} of the baseline's:"
-            f" the seeds that are left, on which it is {verdict}, are selected"
+            f" the seeds that are left, on which it is {claim}, are selected"
         )
         return UNRESOLVED, why + lost
     return verdict, why + lost
@@ -58,32 +88,66 @@ def biased_verdicts(arm: int, baseline: int) -> tuple[str, ...]:
     return EQUIVALENT, BETTER if arm > baseline else WORSE
 
 
+def direction(one: dict[str, Any]) -> str:
+    """Return the direction of the observed difference."""
+    return BETTER if one["delta"] < 0 else WORSE
+
+
 def judge_pairs(one: dict[str, Any], margin: float) -> tuple[str, str]:
     """Return the verdict of the tests on finished pairs, and why."""
-    is_significant = one["p_holm"] <= ALPHA
-    p_equivalent = one["p_equivalent_holm"]
-    if p_equivalent is not None and p_equivalent <= ALPHA:
+    is_significant = is_below_alpha(one["p_holm"])
+    if is_below_alpha(one["p_equivalent_holm"]):
         why = f"the difference is smaller than the margin of {margin:g} nats"
         if is_significant and one["delta"]:
             why += ", though the difference is resolved"
         return EQUIVALENT, why
+    if is_significant and is_below_alpha(one["p_clear_holm"]):
+        return direction(one), "the difference is resolved at the 5 % level and exceeds the margin"
     if is_significant:
-        verdict = BETTER if one["delta"] < 0 else WORSE
-        return verdict, "the difference is resolved at the 5 % level"
-    return UNRESOLVED, f"{describe_seeds_needed(one)}; {describe_power(one, margin)}"
+        why = (
+            f"{direction(one)} at the 5 % level, by less or more than the margin of {margin:g} nats"
+        )
+        return SMALL, why + describe_correction(one, margin)
+    needed = describe_seeds_needed(one, margin)
+    return UNRESOLVED, f"{describe_power(one, margin)}{needed}"
 
 
-def describe_seeds_needed(one: dict[str, Any]) -> str:
-    """Return how many seeds would resolve the observed difference."""
-    if "seeds_needed" in one["unknown"]:
-        return "how many seeds would do is unknown"
-    if not one["seeds_needed"]:
-        return "no number of seeds is in sight"
-    seeds = one["seeds_needed"]
-    return f"a difference like the one seen would take about {seeds} seeds to resolve"
+def describe_correction(one: dict[str, Any], margin: float) -> str:
+    """Return that an interval looks clearer than the verdict, where it does: it is about one
+    comparison, and verdicts are corrected for all of them.
+    """
+    interval = one.get("ci95")
+    if interval is None or (interval[0] <= margin and -margin <= interval[1]):
+        return ""
+    return "; its interval alone exceeds it, but not after the correction for all comparisons"
+
+
+def is_below_alpha(p: float | None) -> bool:
+    """Whether a p value is known and significant."""
+    return p is not None and p <= ALPHA
+
+
+def describe_closed_look(one: dict[str, Any]) -> str:
+    """Return why no verdict is given at this number of pairs."""
+    declared = one["looks"]["declared"]
+    if one["seeds"] < declared[0]:
+        return f"the first verdict was declared at {declared[0]} pairs, and there are fewer"
+    return (
+        f"none of alpha is left: looks that were not declared end at {one['looks']['last']} pairs,"
+        f" and this study declared {', '.join(map(str, declared))}"
+    )
 
 
 def describe_power(one: dict[str, Any], margin: float) -> str:
-    """Return with which power these seeds detect a difference as large as the margin."""
+    """Return with which power these seeds resolve a difference as large as the margin."""
     power = "an unknown chance" if one["power"] is None else f"a chance of {one['power']:.0%}"
-    return f"one of {margin:g} nats would have been seen with {power}"
+    return f"a difference of {margin:g} nats would have been resolved with {power}"
+
+
+def describe_seeds_needed(one: dict[str, Any], margin: float) -> str:
+    """Return how many seeds would resolve a difference as large as the margin."""
+    if "margin_seeds" in one["unknown"]:
+        return "; how many seeds would do is unknown"
+    if not one["margin_seeds"]:
+        return ""
+    return f", and with one of 80 % by a new study of {one['margin_seeds']} seeds"

@@ -6,25 +6,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lswt_core.ablation.certificate import Flaw
+from lswt_core.ablation.runs.context_probe import probe_context
 from lswt_core.data import ContiguousRows
-from lswt_core.data.corpus import open_corpus, open_held_out
+from lswt_core.data.corpus import Corpus, open_corpus, open_held_out
 from lswt_core.data.held_out import HeldOut
+from lswt_core.data.unigram import unigram_log_probability
 from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import pick_device
 from lswt_core.distributed.world import World
-from lswt_core.interfaces import IGNORE, AttentionBackend, KVBlock
-from lswt_core.model.decoder import Decoder
-from lswt_core.plugin_api.attention import attention_scores
-from lswt_core.plugin_api.softmax_attention import replace_attention_backends
+from lswt_core.evaluation.activations import mean_cosine
+from lswt_core.evaluation.attention_sinks import attention_sinks
+from lswt_core.interfaces import IGNORE, Batch
 from lswt_core.registry import Registry
 
 # rows and tokens whose attention is probed: all their attention weights are in memory at once
@@ -39,6 +41,12 @@ class HeldOutResult(NamedTuple):
     # preceding tokens of the document (lower edge of a bucket), mean loss, tokens
     positions: list[tuple[int, float, int]]
     probes: dict[str, float]
+    text_hash: str  # of the tokens
+    n_bytes: int  # their share of the held-out text, in UTF-8
+    # of ``documents``: summed loss by the unigram model; empty: the training text is a stream
+    unigram: Sequence[float] = ()
+    text: str = ""  # fingerprint of the text by its data source
+    flaws: Sequence[Flaw] = ()  # of what the model sees
 
 
 def evaluate_run(directory: Path, registry: Registry) -> HeldOutResult:
@@ -49,18 +57,39 @@ def evaluate_run(directory: Path, registry: Registry) -> HeldOutResult:
     world = World(device=pick_device(0))
     corpus = open_corpus(run.recipe, registry, world, lambda *_: None)
     text = open_held_out(run.recipe, corpus, world, math.nan)
-    return HeldOutPass(run.model, text, world.device).result()
+    held_out = HeldOutPass(run.model, text, world.device, log_probability(run.model, corpus))
+    return held_out.result()._replace(
+        text=corpus.text_fingerprint, flaws=probe_context(run.model, world.device)
+    )
+
+
+def log_probability(model: LoadedModel, corpus: Corpus) -> np.ndarray | None:
+    """Return ln p of every id [V] by the unigram model of the training text; None if that is a
+    stream.
+    """
+    if corpus.train is None:
+        return None
+    size = model.decoder.vocabulary.vocab_size
+    return unigram_log_probability(corpus.train, corpus.tokenizer.eos_id, size)
 
 
 class HeldOutPass:
-    """One pass over a held-out text."""
+    """One pass over a held-out text; ``unigram``: ln p of every id [V], if it is known."""
 
-    def __init__(self, model: LoadedModel, text: HeldOut, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        text: HeldOut,
+        device: torch.device,
+        unigram: np.ndarray | None = None,
+    ) -> None:
         assert isinstance(text.rows, ContiguousRows), "held-out text is finite"
         self.model, self.text, self.rows, self.device = model, text, text.rows, device
-        # summed loss and tokens, by document
-        self.sums = np.zeros((2, len(text.tokens.document_starts)))
+        self.unigram = unigram
+        # summed loss, tokens, and summed loss by the unigram model, by document
+        self.sums = np.zeros((3, len(text.tokens.document_starts)))
         self.buckets: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self.digest = sha256()  # of inputs and labels
         self.cosines: list[float] = []
         self.probes: dict[str, float] = {}
 
@@ -69,6 +98,7 @@ class HeldOutPass:
         """Run the pass and return its results."""
         state = None
         for number in range(self.text.segments):
+            self.hash(self.rows.segment())
             batch = self.rows.segment().map(lambda tensor: tensor.to(self.device))
             if number == 0:
                 self.probes = self.probe_attention(batch.inputs)
@@ -76,15 +106,21 @@ class HeldOutPass:
                 states, state = self.model.decoder(batch.inputs, state, batch.first_visible)
                 score = self.model.decoder.vocabulary.score(states, batch.labels)
             assert score.nll is not None
-            self.add(score.nll.cpu().numpy(), (batch.labels != IGNORE).cpu().numpy())
+            self.add(score.nll.cpu().numpy(), batch.labels.cpu().numpy())
             self.cosines.append(mean_cosine(states.float()))
             self.rows.advance()
         return self.summary()
 
-    def add(self, nll: np.ndarray, kept: np.ndarray) -> None:
-        """Add a segment's losses [B, T] to the sums of documents and of positions; ``kept`` is
-        False at padding.
+    def hash(self, batch: Batch) -> None:
+        """Hash a segment's tokens."""
+        for tensor in (batch.inputs, batch.labels):
+            self.digest.update(tensor.numpy().tobytes())
+
+    def add(self, nll: np.ndarray, labels: np.ndarray) -> None:
+        """Add a segment's losses [B, T] to the sums of documents and of positions; labels [B, T]
+        are IGNORE at padding.
         """
+        kept = labels != IGNORE
         rows = np.asarray(self.rows.rows)[:, None] * self.rows.length  # [B, 1]
         read = self.rows.cursor + np.arange(nll.shape[1])  # [T] preceding tokens of the row
         # [B, T]
@@ -93,19 +129,22 @@ class HeldOutPass:
         preceding = np.minimum(rows + read - self.text.tokens.document_starts[which], read)
         bucket = np.floor(np.log2(np.maximum(preceding, 1))).astype(int)
         pairs = np.stack((nll, np.ones_like(nll)))[:, kept]  # [2, tokens]
-        for sums, values in zip(self.sums, pairs, strict=True):
+        for sums, values in zip(
+            self.sums, (*pairs, self.unigram_losses(labels[kept])), strict=True
+        ):
             np.add.at(sums, which[kept], values)
         for one in np.unique(bucket[kept]):
             self.buckets[one] += pairs[:, bucket[kept] == one].sum(1)
 
+    def unigram_losses(self, labels: np.ndarray) -> np.ndarray:
+        """Return the loss of every label [N] by the unigram model; zeros if there is none."""
+        return np.zeros(len(labels)) if self.unigram is None else -self.unigram[labels]
+
     def summary(self) -> HeldOutResult:
         """Return the means."""
-        total, tokens = self.sums.sum(1)
-        names = self.text.tokens.names
-        documents = [
-            (names[int(i)], float(self.sums[0, i]), int(self.sums[1, i]))
-            for i in np.flatnonzero(self.sums[1])
-        ]
+        total, tokens, _ = self.sums.sum(1)
+        names, read = self.text.tokens.names, np.flatnonzero(self.sums[1])
+        documents = [(names[int(i)], float(self.sums[0, i]), int(self.sums[1, i])) for i in read]
         positions = [
             (2 ** int(one) if one else 0, float(nll / n), int(n))
             for one, (nll, n) in sorted(self.buckets.items())
@@ -113,58 +152,18 @@ class HeldOutPass:
         probes = {"isotropy": 1 - sum(self.cosines) / len(self.cosines)} | self.probes
         # with a sequence length of one token attention shares are not defined
         finite = {name: value for name, value in probes.items() if math.isfinite(value)}
-        return HeldOutResult(float(total / tokens), documents, positions, finite)
+        whole = self.text.tokens
+        return HeldOutResult(
+            float(total / tokens),
+            documents,
+            positions,
+            finite,
+            text_hash=self.digest.hexdigest(),
+            n_bytes=round(tokens * whole.n_bytes / len(whole.ids)),
+            unigram=[] if self.unigram is None else [float(self.sums[2, i]) for i in read],
+        )
 
     def probe_attention(self, ids: Tensor) -> dict[str, float]:
         """Return attention shares in the first tokens of a text [B, T], averaged over layers."""
-        autocast = self.model.precision.autocast(self.device)
-        with probed_attention(self.model.decoder) as shares, autocast:
-            self.model.decoder(ids[:PROBED_ROWS, :PROBED_TOKENS])
-        return {name: sum(values) / len(values) for name, values in shares.items()}
-
-
-def mean_cosine(states: Tensor) -> float:
-    """Return the mean cosine similarity of the states [B, T, M] of different tokens of a row; 1
-    minus it is the isotropy of SimCTG (Su et al. 2022, arXiv 2202.06417).
-    """
-    unit = nn.functional.normalize(states, dim=-1)
-    size = unit.shape[1]
-    pairs = unit.sum(1).square().sum(-1) - size  # [B] sum over ordered pairs of different tokens
-    return float(pairs.mean() / max(size * (size - 1), 1))
-
-
-@contextmanager
-def probed_attention(decoder: Decoder) -> Iterator[dict[str, list[float]]]:
-    """Record, layer by layer, the share of attention on the first token of the text and on keys
-    without positions (registers).
-    """
-    shares: defaultdict[str, list[float]] = defaultdict(list)
-    with replace_attention_backends(decoder, lambda layer: ProbedAttention(layer.backend, shares)):
-        yield shares
-
-
-class ProbedAttention(nn.Module):
-    """An attention backend whose attention weights are recorded."""
-
-    def __init__(self, backend: AttentionBackend, shares: defaultdict[str, list[float]]) -> None:
-        super().__init__()
-        self.backend, self.shares = backend, shares
-
-    def forward(self, blocks: list[KVBlock]) -> Tensor:
-        """Return what the backend computes of the key blocks."""
-        weights = torch.cat([attention_scores(block) for block in blocks], dim=-1).softmax(
-            -1
-        )  # [B, H, T, N]
-        # without the first query, which attends to itself only
-        sizes = [block.k.shape[1] for block in blocks]
-        shares = weights[:, :, 1:].mean((0, 1, 2)).split(sizes)
-        sinks = []
-        for block, share in zip(blocks, shares, strict=True):
-            if block.causal:
-                self.shares["attention_first_token"].append(float(share[0]))
-            if block.positions is None:
-                sinks.append(float(share.sum()))
-        if sinks:
-            self.shares["attention_registers"].append(sum(sinks))
-        attended: Tensor = self.backend(blocks)
-        return attended
+        sinks = attention_sinks(self.model, ids[:PROBED_ROWS, :PROBED_TOKENS])
+        return {f"attention_{name}": sink.mean for name, sink in sinks.items()}

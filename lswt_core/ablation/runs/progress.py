@@ -24,6 +24,7 @@ class Job(NamedTuple):
     seed: int
     key: str  # of the store
     recipe: Recipe
+    code: str = ""  # its hash when the study began
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"

@@ -1,31 +1,49 @@
 """A training session that records what its certificate needs: a hash of every parameter's initial
 value and of every batch.
 
-Of ``Session`` it takes exactly three methods, and overrides them: ``open_rows`` (the batches
-are recorded), ``write_records`` (initial values are added) and ``write_report`` (nothing is drawn).
+Of ``Session`` it takes exactly five methods, and overrides them: ``build_loop`` (the first step is
+watched, and checkpoints are kept for other runs), ``open_rows`` (the batches are recorded),
+``write_records`` (initial values are added), ``conclude`` (what was logged is checked) and
+``write_report`` (nothing is drawn).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 import torch
 
-from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES
+from lswt_core.ablation.runs.branch import BranchStore, requested_branches
+from lswt_core.ablation.runs.imported_code import record_imports
+from lswt_core.ablation.runs.run_records import BATCHES, INITIAL_VALUES, PEAK_MEMORY
+from lswt_core.ablation.runs.self_check import (
+    add_flaws,
+    check_log,
+    check_start,
+    forget_flaws,
+    hash_parameters,
+)
 from lswt_core.ablation.runs.store import write_json
 from lswt_core.checkpoint import Saved
 from lswt_core.data import Rows
 from lswt_core.data.corpus import Corpus
 from lswt_core.interfaces import Batch
 from lswt_core.model.build import BuiltModel
-from lswt_core.model.parameters import parameters_with_owners
 from lswt_core.plugin_api.atomic_write import write_atomically
+from lswt_core.train.loop import TrainingLoop
 from lswt_core.train.session import Session
 from lswt_core.train.step_context import StepContext
+from lswt_core.train.trainer import Trainer
 
 
 class RecordedRows:
@@ -71,6 +89,23 @@ class RecordedRows:
 class RecordedSession(Session):
     """A session of an ablation's run."""
 
+    def build_loop(self, built: BuiltModel, corpus: Corpus, saved: Saved | None) -> TrainingLoop:
+        """Build the loop. Before its first update, weights are compared with the initial values;
+        checkpoints are kept at the steps at which other runs leave this one.
+        """
+        steps = requested_branches(self.directory)
+        self.store = BranchStore(self.store.directory, keep=self.store.keep, branches=steps)
+        loop = replace(super().build_loop(built, corpus, saved), checkpoint_at=steps)
+        if saved is None:
+            forget_flaws(self.directory)
+
+            def compare(*_: object) -> None:
+                handle.remove()
+                add_flaws(self.directory, check_start(self.directory, built.loss))
+
+            handle = loop.trainer.optimizer.register_step_pre_hook(compare)
+        return loop
+
     def open_rows(self, corpus: Corpus, context: StepContext, saved: Saved | None) -> Rows:
         """Open the training data, its batches recorded."""
         used = 0
@@ -85,13 +120,20 @@ class RecordedSession(Session):
     ) -> None:
         """Write the usual records, and a hash of every parameter's initial value."""
         super().write_records(built, corpus, warm_start)
+        record_imports(self.directory, self.recipe, self.registry)  # also of a run that is killed
         path = self.directory / INITIAL_VALUES
         if path.is_file():
             return
-        hashes = {}
-        for name, owners, parameter in parameters_with_owners(built.loss):
-            hashes[name] = hash_parameter(parameter, owners)
-        write_json(path, hashes)
+        write_json(path, hash_parameters(built.loss))
+
+    def conclude(self, trainer: Trainer, corpus: Corpus, seconds: float, steps: int) -> None:
+        """Conclude the run. The peak memory is that of this process, if it has trained."""
+        super().conclude(trainer, corpus, seconds, steps)
+        batches = trainer.state.step + trainer.state.skipped
+        flaws = check_log(self.directory, self.recipe, self.registry, trainer.optimizer, batches)
+        add_flaws(self.directory, flaws)
+        if steps:
+            write_json(self.directory / PEAK_MEMORY, peak_memory(self.world.device))
 
     def write_report(self) -> None:
         """Draw nothing: the ablation's report has the curves of all runs, and a short run would
@@ -99,12 +141,13 @@ class RecordedSession(Session):
         """
 
 
-def hash_parameter(parameter: torch.Tensor, owners: Sequence[str]) -> dict[str, Any]:
-    """Return a parameter's shape, the components that it lies in and a hash of its values."""
-    flat = parameter.detach().cpu().contiguous().reshape(-1)  # bytes of a scalar need a dimension
-    content = flat.view(torch.uint8).numpy().tobytes()
-    return {
-        "shape": str(list(parameter.shape)),
-        "owners": list(owners),
-        "sha256": sha256(content).hexdigest(),
-    }
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory of this process in bytes: of the accelerator if it computes there,
+    else of the machine; None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,7 +13,7 @@ from lswt_core.ablation.runs.store import RunStore
 from lswt_core.errors import CheckpointError
 from lswt_core.train.environment import is_intact, read_record
 
-INITIAL_VALUES, BATCHES = "start.json", "batches.txt"
+INITIAL_VALUES, BATCHES, PEAK_MEMORY = "start.json", "batches.txt", "peak.json"
 ENVIRONMENT_KEYS = ("device", "processes", "precision", "machine", "versions")
 
 

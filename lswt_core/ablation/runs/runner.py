@@ -4,6 +4,7 @@ their outcomes.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.ablation.runs.launcher import launched
+from lswt_core.ablation.runs.outcome import Outcome, Study
 from lswt_core.ablation.runs.progress import Job, Progress
-from lswt_core.ablation.runs.store import OUTCOME, RunStore
+from lswt_core.ablation.runs.store import WORKER_LOCK, RunStore
+from lswt_core.ablation.runs.surroundings import Surroundings
+from lswt_core.checkpoint import RunLock
+from lswt_core.device import pick_device
 from lswt_core.errors import BusyError, Preempted
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting.units import format_duration
 from lswt_core.train.signals import StopRequest
 
@@ -25,6 +31,7 @@ LOG = "run.log"
 POLL = 0.1  # seconds between two polls of the processes
 GRACE = 60.0  # seconds a run gets to save its state before it is killed
 RETRY = 2.0  # seconds before a run directory that another process has locked is tried again
+SETTLE = 30.0  # seconds after which a file that another machine wrote is seen here
 TAIL = 2000  # bytes at the end of a log that are searched for an error
 
 
@@ -37,6 +44,9 @@ class Workers(NamedTuple):
     devices: Sequence[str]
     plugins: Sequence[Path]
     unchecked: bool = False  # plugins of others were not checked; runs record it
+    launcher: Sequence[
+        str
+    ] = ()  # words that start a run's command elsewhere; none: a child process
 
 
 class RunsStopped(Preempted):
@@ -48,6 +58,7 @@ class RunsStopped(Preempted):
             " they got, and the same command continues them"
         )
         self.outcomes = outcomes
+        self.study: Study | None = None  # of what is finished, where that is known
 
 
 class Worker(NamedTuple):
@@ -56,6 +67,7 @@ class Worker(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
     device: str
+    before: tuple[int, ...]  # version of the outcome that was there before
 
 
 class Runner:
@@ -68,6 +80,7 @@ class Runner:
         self.waiting = deque({job.key: job for job in jobs}.values())
         self.running: dict[str, Worker] = {}  # by key
         self.outcomes: dict[str, Outcome] = {}  # by key
+        self.awaited: set[str] = set()  # keys of runs that another process has locked
         self.free_devices = deque(workers.devices or [""] * workers.at_once)
         # A pipe that workers read: its writing end closes when this process is gone, and they stop.
         self.pipe = (-1, -1)
@@ -108,17 +121,27 @@ class Runner:
     def start(self, job: Job) -> None:
         """Start a run, or continue it."""
         directory = self.store.directory(job.key)
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.joinpath(OUTCOME).unlink(missing_ok=True)  # of an earlier try
-        recipe = directory / f"{job.recipe.name}.toml"
-        recipe.write_text(job.recipe.dump(), encoding="utf-8")
-        device = self.free_devices.popleft()
-        self.running[job.key] = Worker(job, self.launch(recipe, directory, device), device)
         self.progress.start(job)
+        try:
+            with RunLock(directory, WORKER_LOCK):  # cheaper than a process that finds it locked
+                recipe = directory / f"{job.recipe.name}.toml"
+                write_atomically(recipe, job.recipe.dump().encode())
+        except BusyError as error:
+            self.retry(job, f" ({error})")
+            return
+        before = self.store.version(job.key)
+        try:
+            process = self.launch(recipe, directory, self.free_devices[0], job.code)
+        except OSError as error:
+            self.finish(job, Outcome.failed(job.seed, f"it could not be started: {error}"), "done")
+            return
+        self.running[job.key] = Worker(job, process, self.free_devices.popleft(), before)
         number = len(self.outcomes) + len(self.running)
         self.say(f"[{number}/{self.progress.total}] {job}: running in {directory}")
 
-    def launch(self, recipe: Path, directory: Path, device: str) -> subprocess.Popen[bytes]:
+    def launch(
+        self, recipe: Path, directory: Path, device: str, code: str
+    ) -> subprocess.Popen[bytes]:
         """Start a run's process, in a session of its own: Ctrl-C does not reach it directly, but
         this process terminates it, so that it can save its state.
         """
@@ -129,7 +152,10 @@ class Runner:
             str(recipe),
             str(directory),
         ]
-        command += ["--parent", str(self.pipe[0])]
+        # each device is one run's
+        beside = 1 if self.workers.devices else self.workers.at_once
+        command += ["--runs-at-once", str(beside), *self.place()]
+        command += ["--code", code] if code else []
         for file in self.workers.plugins:
             command += ["--plugin", str(file)]
         command += ["--unchecked"] if self.workers.unchecked else []
@@ -138,7 +164,7 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with directory.joinpath(LOG).open("ab") as log:
             return subprocess.Popen(
-                command,
+                launched(self.workers.launcher, command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -146,6 +172,16 @@ class Runner:
                 start_new_session=True,
                 pass_fds=self.pipe[:1],
             )
+
+    def place(self) -> list[str]:
+        """Return the arguments of a worker that say where it runs: as a child of this process, with
+        which it ends, or on a machine that must be like this one.
+        """
+        if not self.workers.launcher:
+            return ["--parent", str(self.pipe[0])]
+        threads, devices = self.workers.threads, self.workers.devices
+        here = Surroundings.here(pick_device(0), threads, devices)
+        return ["--like", json.dumps([here.device, here.threads])]
 
     def collect_finished(self) -> None:
         """Record the outcomes of processes that have ended."""
@@ -158,19 +194,25 @@ class Runner:
             if code == BusyError.exit_code:
                 self.retry(worker.job)
             else:
-                self.finish(worker.job, self.read_outcome(worker.job, code), "done")
+                self.finish(worker.job, self.read_outcome(worker, code), "done")
 
-    def retry(self, job: Job) -> None:
+    def retry(self, job: Job, why: str = "") -> None:
         """Put a job back whose directory another process has locked."""
-        self.say(f"{job}: its directory is in use by another process; waiting for it")
+        if job.key not in self.awaited:
+            self.say(f"{job}: its directory is in use by another process; waiting for it{why}")
+        self.awaited.add(job.key)
         self.progress.drop(job)
         time.sleep(RETRY)
         self.waiting.append(job)
 
-    def read_outcome(self, job: Job, code: int) -> Outcome:
+    def read_outcome(self, worker: Worker, code: int) -> Outcome:
         """Return the outcome that a run wrote, or a failure if it wrote none."""
-        outcome = self.store.read(job.key)
-        if outcome is not None and (code == 0) == (outcome.failure is None):
+        job = worker.job
+        deadline = time.monotonic() + (SETTLE if self.workers.launcher else 0.0)
+        while self.store.version(job.key) == worker.before and time.monotonic() < deadline:
+            time.sleep(POLL)
+        outcome, is_new = self.store.read(job.key), self.store.version(job.key) != worker.before
+        if outcome is not None and is_new and (code == 0) == (outcome.failure is None):
             return outcome
         return Outcome.failed(job.seed, find_reason(code, self.store.directory(job.key) / LOG))
 

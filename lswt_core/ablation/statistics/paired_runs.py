@@ -9,12 +9,12 @@ precisely one model was evaluated, not how much another seed would differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
@@ -43,7 +43,7 @@ class EquivalenceTest(NamedTuple):
 
 
 def paired_test(differences: Sequence[float], confidence: float = 0.95) -> PairedTest:
-    """Return the paired t-test and its confidence interval.
+    """Return the paired t-test and its confidence interval, none at a confidence of 1.
 
     Differences that are all equal (of runs that agree bitwise, say) have p 0, or 1 if they are 0.
     """
@@ -54,9 +54,12 @@ def paired_test(differences: Sequence[float], confidence: float = 0.95) -> Paire
     std = sample_std(values)
     if std == 0.0:
         return PairedTest(len(values), delta, 0.0, (delta, delta), 1.0 if delta == 0.0 else 0.0)
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * std / math.sqrt(len(values))
-    p = float(2 * stats.t.sf(abs(delta) / std * math.sqrt(len(values)), len(values) - 1))
-    return PairedTest(len(values), delta, std, (delta - half, delta + half), p)
+    error, degrees = std / math.sqrt(len(values)), len(values) - 1
+    half, interval = float(-special.stdtrit(degrees, (1 - confidence) / 2)) * error, None
+    if math.isfinite(half):
+        interval = delta - half, delta + half
+    p = float(2 * special.stdtr(degrees, -abs(delta) / error))
+    return PairedTest(len(values), delta, std, interval, p)
 
 
 def sample_std(values: Floats) -> float:
@@ -74,9 +77,23 @@ def equivalence_test(differences: Sequence[float], margin: float) -> Equivalence
     if std == 0.0:
         return EquivalenceTest(margin, 0.0 if abs(delta) < margin else 1.0)
     error = std / math.sqrt(len(values))
-    upper = stats.t.sf((margin - delta) / error, degrees)
-    lower = stats.t.sf((margin + delta) / error, degrees)
-    return EquivalenceTest(margin, float(max(upper, lower)))
+    return EquivalenceTest(margin, float(special.stdtr(degrees, (abs(delta) - margin) / error)))
+
+
+def clear_p(values: Sequence[float], margin: float) -> float | None:
+    """Return the p value of the null hypothesis that the mean difference is at most ``margin`` in
+    the direction that it was seen in, two-sided: it is at most alpha where the interval of level
+    1 - alpha is clear of +-margin. None for one pair.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        return None
+    beyond, std = abs(float(sample.mean())) - margin, sample_std(sample)
+    if beyond <= 0:
+        return 1.0
+    if std == 0.0:
+        return 0.0
+    return float(2 * special.stdtr(len(sample) - 1, -beyond / std * math.sqrt(len(sample))))
 
 
 def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -99,17 +116,30 @@ def power(delta: float, std: float, pairs: int, alpha: float = 0.05) -> float:
     if pairs < 2:
         return 0.0
     degrees = pairs - 1
-    critical, shift = float(stats.t.isf(alpha / 2, degrees)), abs(delta) / std * math.sqrt(pairs)
+    critical, shift = (
+        float(-special.stdtrit(degrees, alpha / 2)),
+        abs(delta) / std * math.sqrt(pairs),
+    )
     return min(1.0, upper_tail(critical, shift, degrees) + upper_tail(critical, -shift, degrees))
 
 
 def upper_tail(critical: float, shift: float, degrees: int) -> float:
     """Return P(T > c) of a noncentral t variable (Z + shift) / S with c > 0, where S^2 is a chi
-    squared variable over its degrees of freedom: the mean of Phi(shift - c S), by Gauss-Legendre
-    quadrature. (The series of ``scipy.stats.nct`` gives NaN for many arguments.)
+    squared variable over its degrees of freedom: the mean of Phi(shift - c S). (The series of
+    ``scipy.stats.nct`` gives NaN for many arguments.)
+    """
+    return chi_mean(critical, shift, degrees, special.ndtr)
 
-    The chi variable is within REACH of sqrt(degrees), except with probability below 1e-16, and Phi
-    rises over REACH / c on both sides of shift / c: between these edges the integrand is smooth.
+
+def chi_mean(
+    critical: float, shift: float, degrees: int, function: Callable[[Floats], Floats]
+) -> float:
+    """Return the mean of a function of ``shift - critical S``, S as in ``upper_tail``, by
+    Gauss-Legendre quadrature; the function is constant beyond REACH, and may bend at 0.
+
+    The chi variable is within REACH of sqrt(degrees), except with probability below 1e-16, and the
+    function varies over REACH / c on both sides of shift / c: between these edges the integrand is
+    smooth.
     """
     low, high = max(1 - REACH / math.sqrt(degrees), TINY), 1 + REACH / math.sqrt(degrees)
     middle, slope = shift / critical, REACH / critical
@@ -119,29 +149,69 @@ def upper_tail(critical: float, shift: float, degrees: int) -> float:
     s = centres[:, None] + halves[:, None] * NODES  # [4, nodes]
     density = np.exp((degrees - 1) * np.log(s) - degrees * (s**2 - 1) / 2)  # of S, up to a factor
     weights = halves[:, None] * WEIGHTS * density
-    return float((weights * special.ndtr(shift - critical * s)).sum() / weights.sum())
+    return float((weights * function(shift - critical * s)).sum() / weights.sum())
+
+
+def equivalence_power(margin: float, std: float, pairs: int, alpha: float = 0.05) -> float:
+    """Return the probability that TOST of level ``alpha`` finds a true difference of 0 within
+    +-margin: P(|Z| < margin sqrt(n) / std - c S), with Z and S as in ``upper_tail``.
+    """
+    if pairs < 2:
+        return 0.0
+    degrees = pairs - 1
+    critical, reach = float(-special.stdtrit(degrees, alpha)), margin / std * math.sqrt(pairs)
+    return chi_mean(critical, reach, degrees, within)
+
+
+def within(reach: Floats) -> Floats:
+    """Return P(|Z| < reach) of a normal variable; 0 where the reach is negative."""
+    probability: Floats = np.maximum(2 * special.ndtr(reach) - 1, 0.0)
+    return probability
 
 
 def seeds_needed(
-    delta: float, std: float | None, wanted: float = 0.8, alpha: float = 0.05
+    delta: float, std: float | None, alpha: float = 0.05, wanted: float = 0.8
 ) -> int | None:
-    """Return how many pairs detect a difference with power ``wanted``; None if the noise is unknown
-    or MAX_SEEDS are too few.
+    """Return how many pairs detect a difference with power ``wanted`` in a test of level ``alpha``;
+    None if the noise is unknown or MAX_SEEDS are too few.
     """
     if std is None or delta == 0.0:
         return None
     if std == 0.0:
         return 2
-    if power(delta, std, MAX_SEEDS, alpha) < wanted:
+    return fewest_pairs(lambda pairs: power(delta, std, pairs, alpha), wanted)
+
+
+def equivalence_seeds(
+    margin: float, std: float | None, alpha: float = 0.05, wanted: float = 0.8
+) -> int | None:
+    """Return how many pairs find two arms equivalent that do not differ, with probability
+    ``wanted``; None as in ``seeds_needed``.
+    """
+    if std is None:
+        return None
+    if std == 0.0:
+        return 2
+    return fewest_pairs(lambda pairs: equivalence_power(margin, std, pairs, alpha), wanted)
+
+
+def fewest_pairs(chance: Callable[[int], float], wanted: float) -> int | None:
+    """Return the least number of pairs with a chance, which grows with them; None if MAX_SEEDS have
+    too little.
+    """
+    if chance(MAX_SEEDS) < wanted:
         return None
     low, high = 1, MAX_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
-        if power(delta, std, middle, alpha) < wanted:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if chance(middle) < wanted else (low, middle)
     return high
+
+
+def std_upper_limit(std: float, pairs: int, confidence: float = 0.95) -> float:
+    """Return the upper confidence limit of a standard deviation of normal noise (chi squared)."""
+    degrees = pairs - 1
+    return std * math.sqrt(degrees / float(special.chdtri(degrees, confidence)))
 
 
 def bootstrap_documents(

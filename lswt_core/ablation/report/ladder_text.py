@@ -1,0 +1,287 @@
+"""The results of a ladder as text: sentences, a table, details."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lswt_core.ablation.report.loss_tables import Report, format_difference
+from lswt_core.ablation.report.unfinished import NOT_FINISHED
+from lswt_core.reporting.tables import Table
+
+LADDER_PICTURE = "report-ladder.png"
+HEADER = (
+    *("arm", "size", "baseline's loss", "difference", "95 % interval", "verdict"),
+    *("worth of compute (95 %)", "seeds"),
+)
+Entry = dict[str, Any]
+UNKNOWN_WORTH = "it is not resolved whether it saves compute: it is worth"
+TESTED_RUNGS = 3  # sizes that a law of three parameters fits exactly
+
+
+def list_reports(report: Report) -> Iterator[tuple[str, Report]]:
+    """Yield the report of every size with its name; without a ladder it is the only one ("")."""
+    if "ladder" not in report:
+        yield "", report
+        return
+    for rung in report["ladder"]["rungs"]:
+        yield rung["name"], rung["report"]
+
+
+def summarize_ladder(report: Report) -> list[str]:
+    """Return a sentence about every arm, and on what all of them rest."""
+    ladder = report["ladder"]
+    rungs = ladder["rungs"]
+    sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
+    lines = [summarize_arm(one, rungs[-1]["name"]) for one in ladder["arms"]]
+    lines.append(
+        f"On {len(rungs)} sizes, {sizes}, a factor of {compute_range(rungs)} in training compute;"
+        " nothing is said beyond the next size."
+    )
+    return lines
+
+
+def describe_rates(report: Report) -> list[str]:
+    """Return where the rates of arms that were not tuned come from."""
+    rate, source = report["ladder"]["rate"], "the recipes' rates at every size"
+    if rate is not None:
+        source = (
+            f"the recipes' {rate['key']} at {rate['at']}, times (N / N0)^{rate['exponent']:.2f} at"
+            " other sizes"
+        )
+    return [f"UNTUNED: {source}, which may suit one arm, or size, better than another."]
+
+
+def describe_carried(ladder: Entry) -> list[str]:
+    """Return whether values that were tuned at the smallest size are good at the largest."""
+    if ladder["carried"] is None:
+        return []
+    ends = ladder["rungs"][0]["name"], ladder["rungs"][-1]["name"]
+    better = [one for one in ladder["carried"] if one["difference"] and one["difference"] < 0]
+    text = f"Values were tuned at {ends[0]} and carried up (muP)"
+    if not better:
+        return [f"{text}; at {ends[1]} none beside them does better (one seed)."]
+    parts = [
+        f"{one['arm']}, {one['key']} = {one['value']:g} by {-one['difference']:.4f} nats"
+        for one in better
+    ]
+    return [f"{text}; at {ends[1]} values beside them do better (one seed): {'; '.join(parts)}."]
+
+
+def compute_range(rungs: list[Entry]) -> str:
+    """Return the ratio of the largest training compute to the smallest."""
+    ends = rungs[0]["training_flops"], rungs[-1]["training_flops"]
+    return f"{ends[1] / ends[0]:,.0f}" if all(ends) else "unknown size"
+
+
+def summarize_arm(one: Entry, size: str) -> str:
+    """Return the verdict about an arm, and what it is worth."""
+    text = f"{one['arm']}: {one['verdict']}; {one['why']}."
+    if one["verdict"] == NOT_FINISHED:
+        return text
+    if one["speedup"] is None or one["speedup"]["compute"]["value"] is None:
+        why = one["unknown"].get("speedup", "losses do not fall with compute as a law would")
+        return f"{text} What it is worth in compute is unknown: {why}."
+    cost = one["speedup"]["cost"] - 1
+    known = "it is worth" if is_worth_known(one["speedup"]["compute"]) else UNKNOWN_WORTH
+    worth = f"At {size}, its {cost:+.1%} of FLOPs included, {known}"
+    worth += f" {format_worth(one['speedup']['compute'])} of compute"
+    if one["speedup"]["time"] is not None:
+        worth += f", {format_worth(one['speedup']['time'])} of time as measured here"
+    return f"{text} {worth}{describe_range(one)}."
+
+
+def describe_range(one: Entry) -> str:
+    """Return what an arm is worth for any irreducible loss, where sizes are too few to test the
+    law: intervals over seeds have no part in whether the law holds.
+    """
+    if len(one["comparisons"]) > TESTED_RUNGS or not is_worth_known(one["speedup"]["compute"]):
+        return ""
+    values = [entry["value"] for entry in one["speedup"]["if_l_inf"]]
+    known = [value for value in (*values, one["speedup"]["compute"]["value"]) if value is not None]
+    ends = f"{format_percent(min(known))} to {format_percent(max(known))}"
+    return (
+        f"; {ends} of compute by what the irreducible loss is, which {len(one['comparisons'])}"
+        " sizes fit but cannot test"
+    )
+
+
+def is_worth_known(factor: Entry) -> bool:
+    """Whether it is known if an arm saves or costs compute: its interval is bounded, without 1."""
+    low, high = factor["ci95"] or (None, None)
+    return low is not None and high is not None and not low <= 1 <= high
+
+
+def format_worth(factor: Entry) -> str:
+    """Return a speedup as a percentage with its interval: "+12 % (95 % interval +8 % to ...)"."""
+    return f"{format_percent(factor['value'])} ({format_ends(factor, format_percent)})"
+
+
+def format_ends(number: Entry, show: Any) -> str:
+    """Return an interval in words."""
+    if number["ci95"] is None:
+        return "no interval"
+    low, high = number["ci95"]
+    return f"95 % interval {show(low)} to {show(high)}"
+
+
+def format_percent(factor: float | None) -> str:
+    """Return a factor less one, in percent; a factor without bound is infinite."""
+    if factor is None:
+        return "unbounded"
+    percent = 100 * (factor - 1)
+    return f"{percent:+,.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %"
+
+
+def ladder_table(report: Report) -> Table:
+    """Return every arm at every size."""
+    ladder = report["ladder"]
+    rows = []
+    for one in ladder["arms"]:
+        for number, rung in enumerate(ladder["rungs"]):
+            rows.append(rung_row(one, number, rung))
+    return Table(HEADER, rows, text_columns=(0, 1, 5))
+
+
+def rung_row(one: Entry, number: int, rung: Entry) -> list[str]:
+    """Return an arm's row at one size."""
+    comparison = one["comparisons"][number]
+    loss = rung["report"]["arms"][0]["final_loss"]["mean"]
+    worth = one["speedup"] and one["speedup"]["by_rung"][number]
+    return [
+        one["arm"] if number == 0 else "",
+        rung["name"],
+        "" if loss is None else f"{loss:.4f}",
+        "" if comparison["delta"] is None else format_difference(comparison["delta"]),
+        format_span(comparison["ci95"], format_difference),
+        comparison["verdict"],
+        format_cell(worth) if worth else "",
+        str(comparison["seeds"]),
+    ]
+
+
+def format_cell(worth: Entry) -> str:
+    """Return what an arm is worth, with its interval, for a cell."""
+    span = format_span(worth["ci95"], format_percent)
+    return f"{format_percent(worth['value'])} ({span})" if span else format_percent(worth["value"])
+
+
+def format_span(ends: Any, show: Any) -> str:
+    """Return an interval for a cell; empty where there is none."""
+    return "" if ends is None else f"{show(ends[0])} .. {show(ends[1])}"
+
+
+def list_details(report: Report) -> list[str]:
+    """Return trend, law, next size and back-test of every arm."""
+    lines = []
+    for one in report["ladder"]["arms"]:
+        described = [describe_trend(one), describe_law(one), describe_sensitivity(one)]
+        described += [describe_next(one), describe_back_test(one, report["ladder"]["rungs"])]
+        lines += [f"{one['arm']}: {line}" for line in described if line]
+    return lines
+
+
+def describe_trend(one: Entry) -> str:
+    """Return how an arm's gain changes with compute."""
+    trend = one["trend"]
+    if trend is None:
+        return ""
+    factor, nats = trend["factor_per_decade"], trend["nats"]
+    slope = f"{format_difference(nats['slope'])} nats"
+    if nats["ci95"] is not None:
+        slope += f" ({' to '.join(map(format_difference, nats['ci95']))})"
+    p = "" if trend["p"] is None else f", p {trend['p_holm']:.2g} (Holm)"
+    return (
+        f"per tenfold compute, what it is worth changes by {format_worth(factor)}{p}, and the"
+        f" difference by {slope}."
+    )
+
+
+def describe_law(one: Entry) -> str:
+    """Return the law of baseline and arm, and whether its irreducible loss is known."""
+    law = one["law"]
+    if law is None or law["alpha"]["value"] is None:
+        return ""
+    l_inf, alpha, (base, arm) = law["l_inf"]["value"], law["alpha"]["value"], law["a"]
+    text = (
+        f"L = {l_inf:.2f} + A (C / {law['reference_flops']:.3g})^-{alpha:.3g}, A"
+        f" {base['value']:.4g} for the baseline and {arm['value']:.4g} for the arm (L_inf and alpha"
+        " are shared: most changes move A)"
+    )
+    if law["l_inf_fixed"] is not None:
+        return f"{text}; two sizes cannot fit L_inf, which is taken for half of the lowest loss."
+    return f"{text}; {describe_l_inf(law['l_inf'])}."
+
+
+def describe_l_inf(l_inf: Entry) -> str:
+    """Return whether the irreducible loss is identified, in words."""
+    if l_inf["ci95"] is None or None in l_inf["ci95"]:
+        return "L_inf is not identified: its interval is unknown"
+    low, high = l_inf["ci95"]
+    span = f"{low:.2g} to {high:.2g}"
+    if low == 0.0 or high > 2 * low:
+        return f"L_inf is not identified by so few sizes: anything from {span} fits"
+    return f"L_inf 95 % interval {span}"
+
+
+def describe_sensitivity(one: Entry) -> str:
+    """Return what an arm is worth for other values of the irreducible loss."""
+    if one["speedup"] is None:
+        return ""
+    entries = [entry for entry in one["speedup"]["if_l_inf"] if entry["value"] is not None]
+    parts = [f"{format_percent(entry['value'])} if {entry['l_inf']:.3g}" for entry in entries]
+    return f"worth of compute by what L_inf is: {', '.join(parts)}." if parts else ""
+
+
+def describe_next(one: Entry) -> str:
+    """Return what is expected at the next size."""
+    found = one["next"]
+    if found is None or found["difference"]["value"] is None:
+        return ""
+    return (
+        f"at the next size, {found['flops']:.2e} FLOPs, if law and trend go on:"
+        f" {format_difference(found['difference']['value'])} nats"
+        f" ({format_ends(found['difference'], show_difference)}), worth"
+        f" {format_worth(found['speedup'])} of compute."
+    )
+
+
+def show_difference(value: float | None) -> str:
+    """Return a difference; one without bound is infinite."""
+    return "unbounded" if value is None else format_difference(value)
+
+
+def describe_back_test(one: Entry, rungs: list[Entry]) -> str:
+    """Return how well the largest size was predicted from the others."""
+    found = one["back_test"]
+    if found is None or found["difference"]["error"] is None:
+        return ""
+    bounds = "its 95 % interval"
+    if found["l_inf"]:
+        bounds += f" for L_inf of {min(found['l_inf']):.2g} to {max(found['l_inf']):.2g}"
+    difference, baseline = found["difference"], found["baseline"]
+    same = "the same" if found["same_verdict"] else f"another: {found['verdict']}"
+    text = (
+        f"back-test: without {rungs[-1]['name']}, the difference is predicted as"
+        f" {format_difference(difference['predicted'])}, {describe_error(difference, bounds)}; the"
+        f" baseline's loss as {baseline['predicted']:.4f}, {describe_error(baseline, bounds)}; the"
+        f" verdict would have been {same}."
+    )
+    if found["l_inf"]:
+        text += f" (Two sizes cannot fit L_inf; predictions take it for {found['l_inf'][0]:.2g}.)"
+    return text
+
+
+def describe_error(part: Entry, bounds: str) -> str:
+    """Return how far a prediction is off, and whether its interval knew."""
+    inside = {True: f"inside {bounds}", False: f"OUTSIDE {bounds}", None: "no interval"}
+    return f"off by {abs(part['error']):.4f} nats ({inside[part['covered']]})"
+
+
+def describe_ladder_picture(report: Report) -> str:
+    """Return the picture's content in words, as alternative text."""
+    return (
+        "Held-out loss of every arm over training compute with fitted laws, and its difference to"
+        " the baseline's and worth in compute at every size, with 95 % intervals. "
+        + " ".join(summarize_ladder(report))
+    )
