@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,9 +92,25 @@ class Precision(NamedTuple):
         self, device: torch.device, cache_weights: bool = True
     ) -> AbstractContextManager[object]:
         """The autocast context of a forward pass; it may cache cast weights until it ends."""
-        if self.dtype == torch.float32 or device.type == "meta":
+        if not self.casts(device):
             return nullcontext()
         return torch.autocast(device.type, self.dtype, cache_enabled=cache_weights)
+
+    @contextmanager
+    def shared_casts(self, device: torch.device) -> Iterator[None]:
+        """Within it, forward passes under ``autocast`` cast a weight once for all of them; it is
+        itself no autocast, and no weight may change. (Compiled blocks cast within their graphs.)
+        """
+        if not self.casts(device):
+            yield
+            return
+        # a cache of cast weights is dropped at the end of the outermost autocast context
+        with self.autocast(device), torch.autocast(device.type, enabled=False):
+            yield
+
+    def casts(self, device: torch.device) -> bool:
+        """Whether ``autocast`` casts anything."""
+        return self.dtype != torch.float32 and device.type != "meta"
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -4,6 +4,8 @@ what is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from lswt_xl_cache import SlidingWindow, XlCache, XlHidden
 from ranks import shard_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lswt_core import Registry
 from lswt_core.device import Precision
@@ -158,6 +161,51 @@ def test_micro_batches_change_nothing(micro_batch_size: int, memory: str) -> Non
         strict=True,
     )
     assert all(distance(a, b) < 1e-12 for a, b in pairs)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of some tensors is cast to bfloat16."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.counts = {tensor.data_ptr(): 0 for tensor in tensors}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += options.get("dtype") == torch.bfloat16
+        return func(*args, **options)
+
+
+def matrices(loss: TrainModule) -> list[Tensor]:
+    """The weights that matrix products of blocks are taken with."""
+    linear = (module for module in loss.decoder.blocks.modules() if isinstance(module, nn.Linear))
+    return [module.weight for module in linear]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+@pytest.mark.parametrize("sampling", [0.0, 0.5])
+def test_weights_are_cast_once_for_all_micro_batches(
+    sampling: float, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = loss_of().float()
+    options: dict[str, Any] = {"precision": HALF, "sampling": sampling}
+    with Casts(matrices(loss)) as casts:
+        shared = differentiated(loss, step_of(loss, micro_batch_size, **options), "data")
+    assert set(casts.counts.values()) == {1}
+    monkeypatch.setattr(Precision, "shared_casts", lambda *_: nullcontext())
+    with Casts(matrices(loss)) as casts:
+        apart = differentiated(loss, step_of(loss, micro_batch_size, **options), "data")
+    assert set(casts.counts.values()) == {ROWS // micro_batch_size}
+    assert all(torch.equal(shared[name], gradient) for name, gradient in apart.items())
+
+
+def test_activation_checkpointing_keeps_no_cast_weights() -> None:
+    loss = loss_of().float()
+    loss.decoder.activation_checkpointing = True
+    with Casts(matrices(loss)) as casts:
+        differentiated(loss, step_of(loss, 4, precision=HALF), "data")
+    assert min(casts.counts.values()) > 1
 
 
 @every_memory

@@ -154,7 +154,8 @@ class Step:
 
     def backward_data(self) -> None:
         """Accumulate the gradient of the training loss, and the sampled gradient if wanted."""
-        results = [self.backward_micro_batch(i) for i in range(len(self.micro_batches))]
+        with self.context.shared_casts():
+            results = [self.backward_micro_batch(i) for i in range(len(self.micro_batches))]
         self.results, self.next_memory = results, [result.state for result in results]
         for result in idle_results(self.idle, self.run):
             result.loss.backward()
@@ -214,9 +215,7 @@ class Step:
             every_label = self.counts[CROSS_ENTROPY]
             sampled = self.sampled_gradient
             counts = self.counts | {SAMPLED: sampled.count if sampled else every_label}
-        world = self.context.world
-        keeps_casts = world.size == 1  # else they would outlive the parameters they are of
-        with (precision or self.context.precision).autocast(world.device, keeps_casts):
+        with self.context.autocast(precision):
             result: BatchLoss = self.context.loss(batch, state, counts, **options)
         return result
 
