@@ -114,9 +114,7 @@ class KeyValue(NamedTuple):
 
 
 class Bias(ABC):
-    """A term added to the attention scores. It keeps its structure, so that a backend can use the
-    form that its kernel takes.
-    """
+    """A term added to the attention scores, in a structure that a backend's kernel may take."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -201,9 +199,7 @@ class KVBlock(NamedTuple):
     selected: Tensor | None = None
 
     def visible(self) -> Tensor | None:
-        """The attention mask: bool, True where a query sees a key, broadcasts to [B, H, T, N];
-        None if nothing is masked.
-        """
+        """Whether a query sees a key: bool, broadcasts to [B, H, T, N]; None if all do."""
         mask = self.selected
         if self.causal:
             size = self.q.shape[1]
@@ -257,9 +253,7 @@ class Batch(NamedTuple):
 
 
 class Output(NamedTuple):
-    """The decoder's output for a batch. Optional fields are computed only if a loss ``needs``
-    them.
-    """
+    """The decoder's output for a batch. Optional fields are there if a loss ``needs`` them."""
 
     states: Tensor  # [B, T, M], after the output norm
     logits: Tensor | None = None  # [B, T, V]
@@ -328,8 +322,8 @@ class Document(NamedTuple):
 
     id: str
     text: str
-    # Ranges (begin, end) of characters, in order, whose tokens are predicted; the document's end
-    # counts as one more character. They are tokenised apart from what is between them. None: all.
+    # Ranges (begin, end) of characters, in order, whose tokens are predicted, each tokenised by
+    # itself; the end of the text counts as one more character. None: all are predicted.
     scored: Sequence[tuple[int, int]] | None = None
 
 
@@ -914,8 +908,7 @@ class DataSource(Component, ABC):
 
     streaming: bool = False  # True: tokenised while it is read, instead of once beforehand
     selects_scored: bool = False  # True: documents may have ``scored`` ranges
-    # The train.seq_len that documents are made for: all have the same whole number of segments, and
-    # rows begin where documents do. None: documents of any length, read across.
+    # The train.seq_len, if rows begin where documents do: all have the same number of segments.
     segment_length: int | None = None
 
     @abstractmethod

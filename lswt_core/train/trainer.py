@@ -142,17 +142,15 @@ class Trainer:
         return self.peak_lrs[0] * factor
 
     def hessian_is_due(self) -> bool:
-        """Whether the next update updates the Hessian estimate: in its interval, or because the
-        last estimate was discarded.
-        """
+        """Whether the next update updates the Hessian estimate: it is due, or the last was lost."""
         if self.optimizer.hessian_update_interval and self.state.overdue > 0:
             return True
         return hessian_update_is_due(self.optimizer, self.state.step)
 
     def measure(self, step: Step, norm: Tensor) -> dict[str, float]:
         """A step's metrics over all ranks, by one all-reduce and the update's only synchronisation
-        with the device. Without losses where no token of the batch is scored. Raises NumericsError
-        if the previous update made weights infinite or NaN.
+        with the device; no losses where no token is scored. Raises NumericsError if the previous
+        update made weights infinite or NaN.
         """
         sums = self.context.world.sum(torch.stack([self.overflow, *step.local_totals()]))
         counts = [step.counts[CROSS_ENTROPY], *step.counts.values()]
