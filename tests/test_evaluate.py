@@ -20,7 +20,12 @@ from runs import inside
 from torch import Tensor
 from torch.nn import functional as F
 
+from lswt_core import Registry
 from lswt_core.__main__ import main
+from lswt_core.ablation import probe_runs
+from lswt_core.ablation.probe_runs import ProbedRuns, require_probes
+from lswt_core.ablation.report.probes import compare_probes
+from lswt_core.ablation.runs.outcome import ArmResult, Outcome
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.device import Precision
 from lswt_core.errors import UsageError
@@ -31,10 +36,12 @@ from lswt_core.evaluation.intervals import mean_over_tokens
 from lswt_core.evaluation.key_tokens import key_tokens
 from lswt_core.evaluation.memory_gain import memory_gain
 from lswt_core.evaluation.narrow_states import narrow_errors
+from lswt_core.evaluation.probes import PROBES
+from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
 from lswt_core.evaluation.texts import Limits, Text, choose_documents
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
-from lswt_core.interfaces import KeyValue, KVProjection, State
+from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
 
 SEQ_LEN, MEMORY, EOS = 4, 6, 1
 XL = {"xl": partial(XlCache, length=MEMORY)}
@@ -56,7 +63,8 @@ def model() -> LoadedModel:
 def text_of(*lengths: int) -> Text:
     """Documents of random ids."""
     documents = [tokens(1, length, seed=length)[0].numpy() for length in lengths]
-    return Text("text", documents, [str(n) for n in lengths], EOS, 2.0)
+    labels = [np.append(ids[1:], EOS) for ids in documents]
+    return Text("text", documents, labels, [str(n) for n in lengths], EOS, 2.0)
 
 
 def losses_of(model: LoadedModel, ids: np.ndarray, states: Tensor) -> np.ndarray:
@@ -169,7 +177,7 @@ def test_cold_restarts_see_exactly_so_many_tokens(model: LoadedModel) -> None:
                 states, state = model.decoder(window[:, :first])
                 if context > first:
                     states, _ = model.decoder(window[:, first:], state)
-            label = torch.tensor([text.labels(document)[position]])
+            label = torch.tensor([text.labels[document][position]])
             logits = model.decoder.vocabulary.logits(states[:, -1])
             assert loss == pytest.approx(F.cross_entropy(logits, label).item(), abs=1e-10)
 
@@ -194,7 +202,7 @@ def test_windows_score_the_same_tokens_at_every_length(model: LoadedModel) -> No
     ids = text.documents[1][:32]
     with torch.no_grad():
         states, _ = model.decoder(torch.from_numpy(ids[16:])[None])
-    labels = torch.from_numpy(text.labels(1)[30:32])
+    labels = torch.from_numpy(text.labels[1][30:32])
     logits = model.decoder.vocabulary.logits(states[0, -2:])
     expected = F.cross_entropy(logits, labels).item()
     assert measured.points[2].recomputed.value == pytest.approx(expected, abs=1e-10)
@@ -260,6 +268,26 @@ def test_continuations_are_greedy(model: LoadedModel) -> None:
     assert measured is not None
     assert (measured.continuations, measured.tokens) == (2, 6)
     assert measure_repetition(model, text_of(3), prompt=5, tokens=6, continuations=4) is None
+
+
+def test_recall_is_counted_by_distance_over_answers_alone(model: LoadedModel) -> None:
+    text = text_of(9, 6, 12, 8)
+    names = ["distance 2/x", "distance 1/y", "distance 2/z", "other"]
+    predicted = []  # by the model, document by document
+    for number, ids in enumerate(text.documents):
+        with torch.no_grad():
+            states = stream(model.decoder, padded(ids), SEQ_LEN)[0, : len(ids)]
+            predicted.append(model.decoder.vocabulary.logits(states).argmax(-1).numpy())
+        text.labels[number][::2] = predicted[-1][::2]  # every second one is right
+        text.labels[number][:3] = IGNORE
+    text = text._replace(names=names)
+    near, far = recall_by_distance(model, text)
+    assert (near.distance, far.distance) == (1, 2)
+    for point, documents in ((near, [1]), (far, [0, 2])):
+        hits = [(predicted[n] == text.labels[n])[text.labels[n] != IGNORE] for n in documents]
+        assert point.accuracy.value == pytest.approx(np.concatenate(hits).mean())
+        assert point.accuracy.tokens == sum(map(len, hits))
+    assert recall_by_distance(model, text_of(9)) == []
 
 
 def test_intervals_are_over_documents() -> None:
@@ -360,6 +388,58 @@ def test_several_texts_are_named(
     code, out, _ = evaluate(capsys, run_directory, "--text", one, "--text", f"b={other}", "--json")
     assert code == 0
     assert list(json.loads(out)["texts"]) == [str(one), "b"]
+
+
+def probed_arm(directory: Path) -> ArmResult:
+    """An arm with a run that finished and one that failed."""
+    outcomes = [Outcome(0, loss=3.0, probes={"isotropy": 0.5}), Outcome.failed(1, "diverged")]
+    stored = {0: ("key", str(directory))}
+    return ArmResult("arm", "", [], 1, 1, 1, 1, {}, [], outcomes, stored)
+
+
+def test_runs_of_an_ablation_are_probed_once(
+    run_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = evaluate(capsys, run_directory, "--json")
+    text = json.loads(out)["texts"]["held-out"]
+    said: list[str] = []
+
+    def probe() -> Outcome:
+        arm = ProbedRuns(list(PROBES), Registry(), said.append).add(probed_arm(run_directory))
+        assert arm.outcomes[1].probes == {}, "a run that failed has no model"
+        return arm.outcomes[0]
+
+    found = probe().probes
+    assert found["isotropy"] == 0.5
+    assert found["memory_gain"] == text["memory"][-1]["gain"]["value"]
+    assert found["sink_rate_first_token"] == text["sinks"]["first_token"]["rate"]
+    assert found["repeated_2_grams"] == text["repetition"]["repeated"]["2"]
+    assert found["recl_r1.0"] == text["effective_context"]["recl"]["1.0"]
+    points = text["extrapolation"]["points"]
+    gap = points[1]["recomputed"]["value"] - points[0]["recomputed"]["value"]
+    assert found["x2_in_one_pass"] == gap
+    assert probe().probes == found and len(said) == 1, "they are kept beside the run"
+    monkeypatch.setattr(probe_runs, "core_hash", lambda: "other code")
+    assert probe().probes == found and len(said) == 2
+
+
+def test_probes_that_there_are_not_are_refused() -> None:
+    with pytest.raises(UsageError, match="extrapolation"):
+        require_probes(["memory", "remembering"])
+
+
+def test_probes_are_compared_by_seed_in_the_report() -> None:
+    pairs = [
+        (
+            Outcome(n, probes={"gain": 0.1 * n, "other": 1.0}),
+            Outcome(n, probes={"gain": 0.1 * n + 1}),
+        )
+        for n in range(3)
+    ]
+    compared = compare_probes(pairs, 0.95)
+    assert compared.keys() == {"gain"}, "the other one is not measured in both"
+    assert compared["gain"]["delta"] == pytest.approx(1.0)
+    assert compared["gain"]["ci95"] == pytest.approx((1.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ class AblationFile(Table):
     tune: list[str] = Field(default_factory=list)  # as --tune
     tuning_seeds: Annotated[int, Ge(1)] = 3
     horizons: list[Annotated[float, Gt(0)]] = Field(default_factory=list)
+    probe: list[str] = Field(default_factory=list)  # as --probe
     swap: Mapping[str, Any] = Field(default_factory=dict)
     arm: Mapping[str, ArmTable] = Field(default_factory=dict)
 

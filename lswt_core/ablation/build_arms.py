@@ -59,6 +59,7 @@ class AblationSpec(NamedTuple):
     looks: tuple[int, ...] = ()  # numbers of seeds at which verdicts are planned; empty: at `seeds`
     sequential: bool = False  # seeds are added look by look, until every arm is decided
     confidence: float = 0.95  # 1 - alpha
+    probes: tuple[str, ...] = ()  # of trained models, by name (evaluation.probes.PROBES)
 
     @property
     def planned_looks(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lswt_core.ablation.document_split import judged_on
 from lswt_core.ablation.horizons import AtHorizon, check_horizons, run_horizons, steps_at
+from lswt_core.ablation.probe_runs import require_probes
 from lswt_core.ablation.runs.outcome import Study
 from lswt_core.ablation.runs.runner import Workers
 from lswt_core.ablation.runs.store import RunStore
@@ -51,7 +52,7 @@ class Comparison:
 
 def check_comparison(ablation: Ablation) -> None:
     """Raise UsageError or RecipeError, before anything is trained, for options of a built ablation
-    that cannot be tuned, or horizons that share no beginning.
+    that cannot be tuned, horizons that share no beginning, or probes that there are not.
     """
     if ablation.spec.sequential and ablation.spec.horizons:
         raise UsageError(
@@ -60,6 +61,7 @@ def check_comparison(ablation: Ablation) -> None:
         )
     check_tuning(ablation)
     check_horizons(ablation, ablation.spec.horizons)
+    require_probes(ablation.spec.probes)
 
 
 def describe_plan(ablation: Ablation) -> list[str]:

@@ -19,6 +19,7 @@ from lswt_core.ablation.build_arms import (
 )
 from lswt_core.ablation.certificate import Uncertified, format_allow_options
 from lswt_core.ablation.certify_runs import RunsOfArms, certify
+from lswt_core.ablation.probe_runs import ProbedRuns
 from lswt_core.ablation.runs.comparison_records import Comparison
 from lswt_core.ablation.runs.looks import StudyLooks
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome, Study
@@ -119,14 +120,15 @@ class Ablation:
         Runs that have no outcome (by key) are not finished.
         """
         keys = {(job.arm, job.seed): job.key for job in jobs}
-        arms = []
+        arms, probed = [], ProbedRuns(self.spec.probes, self.registry, self.say)
         for arm in self.arms:
             own, stored = [], {}
             for seed in self.seeds():
                 key = keys[arm.spec.name, seed]
                 own.append(outcomes.get(key) or Outcome.unfinished(seed))
                 stored[seed] = key, str(store.directory(key))
-            arms.append(replace(collect_result(arm, own), stored=stored))
+            result = replace(collect_result(arm, own), stored=stored)
+            arms.append(probed.add(result))
         looks = self.looks(store, workers)
         if not any(arm.unfinished_seeds() for arm in arms):
             looks.take(arms)

@@ -180,6 +180,7 @@ def read_arms(arguments: argparse.Namespace) -> tuple[str, list[ArmSpec], dict[s
         "match": first(arguments.match, file and file.match, "none"),
         "margin": first(arguments.margin, file and file.margin, 0.01),
         "allow": [*(file.allow if file else ()), *arguments.allow],
+        "probes": tuple(dict.fromkeys([*(file.probe if file else ()), *arguments.probe])),
         **read_tuning(arguments, file),
     }
     if min(settings["seeds"], settings["tuning_seeds"]) < 1 or settings["margin"] <= 0:

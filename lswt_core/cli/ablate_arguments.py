@@ -103,6 +103,16 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     )
     tuning_arguments(parser)
     parser.add_argument(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=(
+            "measure every trained model: memory, context, extrapolation, sinks, repetition,"
+            " recall (see evaluate)"
+        ),
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",

@@ -14,7 +14,7 @@ STORE = Path("runs/store")  # default of --store
 def words_of(arguments: argparse.Namespace) -> list[str]:
     """The command's words that decide what is compared."""
     words = [str(arguments.recipe), *arguments.overrides]
-    for name in ("swap", "arm", "allow", "tune", "plugin"):
+    for name in ("swap", "arm", "allow", "tune", "probe", "plugin"):
         words += [word for value in getattr(arguments, name) for word in (f"--{name}", str(value))]
     for name in (
         *("plan", "seeds", "match", "margin", "tuning_seeds", "horizons", "ladder"),

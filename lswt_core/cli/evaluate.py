@@ -14,12 +14,10 @@ from lswt_core.cli.common import plugin_argument, required_registry
 from lswt_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from lswt_core.decode.load_run import LoadedModel, LoadedRun
+    from lswt_core.decode.load_run import LoadedModel
     from lswt_core.evaluation.texts import Limits, Text
-    from lswt_core.registry import Registry
 
 TOKENS = 32_768  # of every text
-SEGMENTS = 16  # of a document, from its beginning
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +121,7 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, list[Text]]
     """
     from lswt_core.cli.load_model import load_model
     from lswt_core.decode.load_run import is_run_directory, load_run
-    from lswt_core.evaluation.texts import Limits
+    from lswt_core.evaluation.texts import SEGMENTS, Limits, held_out_text
 
     registry = required_registry(arguments)
 
@@ -155,12 +153,3 @@ def named_texts(named: Sequence[str], model: LoadedModel, limits: Limits) -> lis
     if len({text.name for text in texts}) < len(texts):
         raise UsageError("--text: two texts have the same name\n  fix: name them: --text NAME=PATH")
     return texts
-
-
-def held_out_text(run: LoadedRun, registry: Registry, limits: Limits) -> Text:
-    """The held-out text of a run."""
-    from lswt_core.data.corpus import held_out_tokens
-    from lswt_core.evaluation.texts import text_of_tokens
-
-    tokens = held_out_tokens(run.recipe, registry, run.model.tokenizer)
-    return text_of_tokens("held-out", tokens, run.model.tokenizer.eos_id, limits)

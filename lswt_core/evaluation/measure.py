@@ -20,6 +20,7 @@ from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.key_tokens import key_tokens
 from lswt_core.evaluation.memory_gain import memory_gain, position_buckets
 from lswt_core.evaluation.narrow_states import narrow_errors
+from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.repetition import measure_repetition
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import TokenLosses, forget, token_losses
@@ -48,7 +49,8 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
     "loss" (nats per token, 95 % interval over documents), "perplexity", "bits_per_byte",
     "by_position" (tokens since the document's start), "memory" (gain by memory length),
     "effective_context" (RECL), "extrapolation", "key_tokens", "narrow_memory", "sinks",
-    "activations", "repetition". Raises UsageError if a length that was asked for is not possible.
+    "activations", "repetition", "recall" (accuracy by distance in segments). Raises
+    UsageError if a length that was asked for is not possible.
     """
     left_out: dict[str, str] = {}
 
@@ -87,6 +89,10 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
         ],
         "sinks": {name: sinks._asdict() for name, sinks in attention_sinks(model, ids).items()},
         "activations": measure_activations(model, ids)._asdict(),
+        "recall": [
+            {"distance": point.distance, "accuracy": point.accuracy._asdict()}
+            for point in recall_by_distance(model, text)
+        ],
         "repetition": describe_repetition(model, text),
         "left_out": left_out,
     }

@@ -104,6 +104,8 @@ def describe_picture(report: Report) -> str:
 
 def list_sections(text: Report) -> Iterator[Section]:
     """Yield the tables of a text, those that it has."""
+    if text["recall"]:
+        yield recall_section(text["recall"])
     if text["memory"]:
         yield memory_section(text["memory"])
     if text["effective_context"]:
@@ -114,6 +116,17 @@ def list_sections(text: Report) -> Iterator[Section]:
     if text["narrow_memory"]:
         yield narrow_section(text["narrow_memory"])
     yield states_section(text)
+
+
+def recall_section(points: list[Report]) -> Section:
+    """Return the accuracy of answers by distance."""
+    rows = [[f"{one['distance']:,}", format_mean(one["accuracy"])] for one in points]
+    tokens = sum(one["accuracy"]["tokens"] for one in points)
+    return Section(
+        "Recall by distance",
+        Table(("segments between fact and question", "accuracy (95 % interval)"), rows),
+        f"Share of {tokens:,} answers that are the most likely token.",
+    )
 
 
 def memory_section(points: list[Report]) -> Section:

@@ -9,10 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from lswt_core.data import Tokens
+from lswt_core.data.corpus import held_out_tokens
 from lswt_core.data.scored import as_labels, end_labels, plain_ids
+from lswt_core.decode.load_run import LoadedRun
 from lswt_core.errors import DataError
 from lswt_core.interfaces import IGNORE, Tokenizer
 from lswt_core.plugin_api.seeding import derive_seed
+from lswt_core.registry import Registry
+
+SEGMENTS = 16  # of a document that are read, from its beginning
 
 
 class Text(NamedTuple):
@@ -50,6 +55,12 @@ def text_of_tokens(name: str, tokens: Tokens, eos_id: int, limits: Limits) -> Te
         eos_id,
         tokens.n_bytes / len(tokens.ids),
     )
+
+
+def held_out_text(run: LoadedRun, registry: Registry, limits: Limits) -> Text:
+    """Return the held-out text of a run."""
+    tokens = held_out_tokens(run.recipe, registry, run.model.tokenizer)
+    return text_of_tokens("held-out", tokens, run.model.tokenizer.eos_id, limits)
 
 
 def labels_of(stored: np.ndarray, eos_id: int) -> np.ndarray:

@@ -73,8 +73,20 @@ def read_rows(
     """Yield, segment by segment, its first position and the losses [B, seq_len] of the documents
     that reach it. ``rows`` are documents, longest first; each is padded to whole segments.
     """
-    lengths, state = [len(text.documents[row]) for row in rows], None
-    device = next(model.decoder.parameters()).device
+    state, device = None, next(model.decoder.parameters()).device
+    for at, inputs, labels in segments_of(text, rows, seq_len):
+        alive = len(inputs)
+        state = tree_map(lambda tensor, alive=alive: tensor[:alive], state)  # type: ignore[misc]
+        nll, state = score(model, inputs.to(device), labels.to(device), state)
+        state = carry(state)
+        yield at, nll.double().cpu().numpy()
+
+
+def segments_of(text: Text, rows: np.ndarray, seq_len: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield every segment's first position, inputs and labels [B, seq_len] of the documents that
+    reach it. ``rows`` are documents, longest first; each is padded to whole segments.
+    """
+    lengths = [len(text.documents[row]) for row in rows]
     for at in range(0, lengths[0], seq_len):
         alive = sum(length > at for length in lengths)
         inputs = np.full((alive, seq_len), text.eos_id)
@@ -83,11 +95,7 @@ def read_rows(
             ids = text.documents[row][at : at + seq_len]
             inputs[i, : len(ids)] = ids
             labels[i, : len(ids)] = text.labels[row][at : at + seq_len]
-        state = tree_map(lambda tensor, alive=alive: tensor[:alive], state)  # type: ignore[misc]
-        batch = torch.from_numpy(np.stack((inputs, labels))).to(device)
-        nll, state = score(model, batch[0], batch[1], state)
-        state = carry(state)
-        yield at, nll.double().cpu().numpy()
+        yield at, torch.from_numpy(inputs), torch.from_numpy(labels)
 
 
 def score(

@@ -25,6 +25,7 @@ from lswt_core.ablation.report.held_out_text import (
     documents_interval,
     kind_of_text_interval,
 )
+from lswt_core.ablation.report.probes import compare_probes
 from lswt_core.ablation.report.seed_plans import add_plans
 from lswt_core.ablation.report.unfinished import list_unfinished, withhold_verdicts
 from lswt_core.ablation.report.verdict import add_verdicts, adjust_family
@@ -69,8 +70,9 @@ def make_report(study: Study) -> dict[str, Any]:
     ci95, which holds at all looks together, and its level at a single look; p (at a single look),
     p_looks (valid under all looks), p_holm; verdict, why, seeds (pairs), looks {declared, taken,
     last}, failed (runs of the arm and of the baseline), the numbers of ``seed_plans.PLANS``, costs
-    (see ``costs``). Both have "unknown": what could not be computed, and why. "family": the
-    comparisons over which p_holm is corrected {size, others}. "text": the held-out one (see
+    (see ``costs``), probes (see ``probes.compare_probes``). Both have "unknown": what could not be
+    computed, and why. "family": the comparisons over which p_holm is corrected {size, others}.
+    "text": the held-out one (see
     ``held_out_text.describe_text``); documents_ci95 is over other documents for these very models,
     kind_of_text_ci95 over other seeds and documents. "certificate", "certificate_limits" (what no
     certificate shows), "settings", "environment", "citations", "recipe", "values" (of the recipe:
@@ -214,6 +216,7 @@ def compare_with_baseline(baseline: ArmResult, arm: ArmResult, study: Study) -> 
         "margin": study.settings["margin"],
         "looks": {**looks._asdict(), "last": max(MAXIMUM, *looks.declared)},
         "costs": compare_costs(baseline, arm, study.settings["confidence"]),
+        "probes": compare_probes(pairs, study.settings["confidence"]) if pairs else {},
         **dict.fromkeys(STATISTICS),
         **statistics,
         "unknown": unknown,

@@ -26,7 +26,8 @@ from lswt_core.ablation.report.loss_tables import (
 )
 from lswt_core.ablation.report.origin import list_origins
 from lswt_core.ablation.report.power import list_power
-from lswt_core.ablation.report.swap_tables import certificate_table, change_table, probe_table
+from lswt_core.ablation.report.probes import NOTE, probe_table
+from lswt_core.ablation.report.swap_tables import certificate_table, change_table
 from lswt_core.ablation.report.tuning_text import (
     TUNING_PICTURE,
     describe_procedure,
@@ -137,10 +138,16 @@ def list_swaps(report: Report) -> list[Section]:
     limits = Bullets(report["certificate_limits"])
     certificate: list[Part | None] = [certificate_table(report), limits]
     return [
-        Section("Probes", [probe_table(report)], folded=True),
+        Section("Probes", list_probes(report), folded=True),
         Section("What the arms change", [change_table(report)], folded=True),
         Section("Certificate, and what none shows", certificate, folded=True),
     ]
+
+
+def list_probes(report: Report) -> list[Part | None]:
+    """Return the table of probes and its note, if there are any."""
+    table = probe_table(report)
+    return [] if table is None else [table, Bullets([NOTE])]
 
 
 def show(file: str, alt: str, pictures: Collection[str], *, narrow: bool = False) -> Picture | None:

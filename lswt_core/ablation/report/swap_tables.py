@@ -1,10 +1,10 @@
-"""The tables of probes, of what arms change, and of their certificates."""
+"""The tables of what arms change, and of their certificates."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lswt_core.ablation.report.loss_tables import Report, describe_missing
+from lswt_core.ablation.report.loss_tables import Report
 from lswt_core.reporting.tables import Table
 
 CERTIFICATE = (
@@ -17,22 +17,6 @@ CERTIFICATE = (
     "other differences",
 )
 CHANGES = ("arm", "key", "baseline", "arm's", "written in")
-
-
-def probe_table(report: Report) -> Table | None:
-    """Return isotropy, attention shares and other probes; None if there are none."""
-    names = list(dict.fromkeys(name for arm in report["arms"] for name in arm["probes"]))
-    if not names:
-        return None
-    rows = [[arm["name"], *(format_probe(arm, name) for name in names)] for arm in report["arms"]]
-    return Table(["arm", *(name.replace("_", " ") for name in names)], rows)
-
-
-def format_probe(arm: dict[str, Any], name: str) -> str:
-    """Return a probe of an arm."""
-    if name in arm["probes"]:
-        return f"{arm['probes'][name]:.4f}"
-    return describe_missing(arm, name)
 
 
 def change_table(report: Report) -> Table:

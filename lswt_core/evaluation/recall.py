@@ -1,0 +1,63 @@
+"""Recall by distance: how often a model gives the answers of documents that ask for what they said
+so many segments before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lswt_core.decode.load_run import LoadedModel
+from lswt_core.evaluation.intervals import Mean, mean_over_tokens
+from lswt_core.evaluation.texts import Text
+from lswt_core.evaluation.token_losses import ROWS, segments_of
+from lswt_core.interfaces import IGNORE
+from lswt_core.plugin_api.pytree import detach_state, tree_map
+
+# the names of a task's documents begin with the number of segments between fact and question
+DISTANCE = re.compile(r"distance (\d+)/")
+
+
+class RecallPoint(NamedTuple):
+    """The answers at one distance."""
+
+    distance: int  # segments between a fact and its question
+    accuracy: Mean  # share of scored tokens whose label is the most likely one
+
+
+def recall_by_distance(model: LoadedModel, text: Text) -> list[RecallPoint]:
+    """Return the accuracy at every distance of a text of recall tasks; empty for other texts."""
+    documents: defaultdict[int, list[int]] = defaultdict(list)
+    for number, name in enumerate(text.names):
+        found = DISTANCE.match(name)
+        if found is not None:
+            documents[int(found[1])].append(number)
+    return [
+        RecallPoint(distance, measure_accuracy(model, text, np.array(own)))
+        for distance, own in sorted(documents.items())
+    ]
+
+
+@torch.no_grad()
+def measure_accuracy(model: LoadedModel, text: Text, documents: np.ndarray) -> Mean:
+    """Return the accuracy on some documents, read in segments as the model was trained."""
+    longest_first = sorted(documents, key=lambda number: -len(text.documents[number]))
+    hits, owners = [], []
+    for begin in range(0, len(longest_first), ROWS):
+        rows = np.array(longest_first[begin : begin + ROWS])
+        state, device = None, next(model.decoder.parameters()).device
+        for _, inputs, labels in segments_of(text, rows, model.seq_len):
+            alive = len(inputs)
+            state = tree_map(lambda tensor, alive=alive: tensor[:alive], state)  # type: ignore[misc]
+            with model.precision.autocast(device):
+                states, state = model.decoder(inputs.to(device), state)
+                logits = model.decoder.vocabulary.logits(states)
+            state = detach_state(state)
+            scored = labels != IGNORE
+            hits.append((logits.argmax(-1).cpu() == labels)[scored].double().numpy())
+            owners.append(rows[:alive, None].repeat(model.seq_len, 1)[scored.numpy()])
+    return mean_over_tokens(np.concatenate(hits), np.concatenate(owners))
