@@ -12,10 +12,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_evaluation(report: dict[str, Any]) -> bytes:
-    """Return a PNG with four panels. Raises ReportUnavailable without matplotlib."""
+    """Return a PNG with four panels, and one more for recall tasks. Raises ReportUnavailable
+    without matplotlib.
+    """
     require_matplotlib()
-    figure = new_figure(6.2)
-    grid = figure.subplots(2, 2)
+    has_recall = any(text["recall"] for text in report["texts"].values())
+    rows = 3 if has_recall else 2
+    figure = new_figure(3.1 * rows)
+    grid = figure.subplots(rows, 2)
     for colour, (name, text) in zip(
         COLOURS * (1 + len(report["texts"])), report["texts"].items(), strict=False
     ):
@@ -23,10 +27,16 @@ def plot_evaluation(report: dict[str, Any]) -> bytes:
         draw_positions(grid[0, 1], text, colour, name)
         draw_contexts(grid[1, 0], text, colour, name)
         draw_document(grid[1, 1], text, colour, name)
+        if has_recall:
+            draw_recall(grid[2, 0], text, colour, name)
     label(grid[0, 0], "memory (tokens)", "gain over no memory (nats)")
     label(grid[0, 1], "position in the segment, from", "gain over no memory (nats)")
     label(grid[1, 0], "context, cold restarts (tokens)", "loss (nats per token)")
     label(grid[1, 1], "tokens since the document's start, from", "loss (nats per token)")
+    if has_recall:
+        label(grid[2, 0], "segments between fact and question", "accuracy of answers")
+        grid[2, 0].set_ylim(0, 1.05)
+        grid[2, 1].set_axis_off()
     set_title(figure, str(report["model"]))
     return render_png(figure)
 
@@ -55,6 +65,12 @@ def draw_document(axes: Any, text: dict[str, Any], colour: str, name: str) -> No
     """Draw losses by tokens since the document's start."""
     points = text["by_position"]
     draw(axes, [one["from"] for one in points], points, colour, name)
+
+
+def draw_recall(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:
+    """Draw the accuracy of answers by distance."""
+    entries = [point["accuracy"] for point in text["recall"]]
+    draw(axes, [point["distance"] for point in text["recall"]], entries, colour, name)
 
 
 def draw(
