@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from unittest import SkipTest
 
-from lswt_core.conformance.check import require, rule
+from lswt_core.conformance.check import Violation, require, rule
 from lswt_core.conformance.subject import Subject
-from lswt_core.errors import LswtError
+from lswt_core.data.scored import pieces_of
+from lswt_core.errors import DataError, LswtError
 from lswt_core.interfaces import DataSource, Document, RunInfo
 from lswt_core.plugin_api.documents import documents_after
 
@@ -53,13 +54,39 @@ def documents_repeat(subject: Subject) -> None:
             "documents() must yield Document(id, text)",
         )
         require(first == second, f"read again, split {split!r} yields other documents")
-        documents[split] = set(first)
+        documents[split] = {(document.id, document.text) for document in first}
     shared = documents["train"] & documents["valid"]
     require(not shared, f"{len(shared)} documents are in both splits")
     require(
         source.fingerprint() == subject.build().fingerprint(),
         "two instances have different fingerprints",
     )
+
+
+@rule(
+    "scored ranges",
+    ("data",),
+    why="tokens outside of a document's scored ranges are no labels, and are stored as such",
+    fix=(
+        "give ranges of characters in order that do not overlap and end at len(text) + 1 at most,"
+        " and set selects_scored = True"
+    ),
+    after=("interface",),
+)
+def scored_ranges_are_declared(subject: Subject) -> None:
+    """Scored ranges lie in their text, and a source that has some says so."""
+    source = build_or_skip(subject)
+    for split in ("train", "valid"):
+        for document in islice(source.documents(split), MAX_DOCUMENTS):
+            try:
+                pieces = "".join(piece.text for piece in pieces_of(document))
+            except DataError as error:
+                raise Violation(str(error)) from error
+            require(pieces == document.text, f"document {document.id!r} is not its pieces")
+            require(
+                document.scored is None or source.selects_scored,
+                f"document {document.id!r} has scored ranges, and selects_scored is False",
+            )
 
 
 @rule(

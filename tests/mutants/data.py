@@ -25,6 +25,31 @@ class ReadOnce(DataSource):
         return "read-once"
 
 
+@caught_by("scored ranges")
+class BackwardRanges(DataSource):
+    """Its ranges of scored characters are not in order."""
+
+    name = "backward-ranges"
+    selects_scored = True
+
+    def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
+        yield Document(split, "some text", ((5, 9), (0, 4)))
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+@caught_by("scored ranges")
+class SilentRanges(BackwardRanges):
+    """It does not say that only some of its tokens are predicted."""
+
+    name = "silent-ranges"
+    selects_scored = False
+
+    def documents(self, split: Literal["train", "valid"]) -> Iterator[Document]:
+        yield Document(split, "some text", ((0, 4),))
+
+
 @caught_by("round trip")
 class Lowercasing(Tokenizer):
     """Encodes capital letters as small ones."""
