@@ -14,6 +14,7 @@ from lswt_core import run as run_command
 from lswt_core.cli import ablate as ablate_command
 from lswt_core.cli import ablate_arguments
 from lswt_core.cli import bench as bench_command
+from lswt_core.cli import claims as claims_command
 from lswt_core.cli import coord_check as coord_check_command
 from lswt_core.cli import evaluate as evaluate_command
 from lswt_core.cli import explain as explain_command
@@ -50,6 +51,12 @@ COMMANDS = (
         evaluate_command.arguments_of,
         evaluate_command.evaluate,
         "whether a trained model uses its memory, how far back, and what it is worth",
+    ),
+    Entry(
+        "claims",
+        claims_command.arguments_of,
+        claims_command.claims,
+        "what finished studies say of claims, as one page",
     ),
     Entry(
         "generate",

@@ -42,12 +42,17 @@ class ProbedRuns:
         return replace(arm, outcomes=[self.probe(arm, one) for one in arm.outcomes])
 
     def probe(self, arm: ArmResult, outcome: Outcome) -> Outcome:
-        """Return a run's outcome with its probes; those that were measured before are read."""
+        """Return a run's outcome with its probes."""
         if outcome.failure is not None:
             return outcome
-        directory = Path(arm.stored[outcome.seed][1])
-        values = dict(outcome.probes)
-        missing = []
+        directory, what = Path(arm.stored[outcome.seed][1]), f"{arm.name}, seed {outcome.seed}"
+        return replace(outcome, probes=outcome.probes | self.values_of(directory, what))
+
+    def values_of(self, directory: Path, what: str) -> dict[str, float]:
+        """Return the probes of a run; those that were measured before are read. ``what`` names the
+        run.
+        """
+        values, missing = dict[str, float](), []
         for name in self.names:
             known = read_probe(directory, name)
             if known is None:
@@ -55,9 +60,9 @@ class ProbedRuns:
             else:
                 values |= known
         if missing:
-            self.say(f"{arm.name}, seed {outcome.seed}: probing {', '.join(missing)}")
+            self.say(f"{what}: probing {', '.join(missing)}")
             values |= self.measure(directory, missing)
-        return replace(outcome, probes=values)
+        return values
 
     def measure(self, directory: Path, names: Sequence[str]) -> dict[str, float]:
         """Measure probes of a run's last checkpoint on its held-out text, and keep them."""

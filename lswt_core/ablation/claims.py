@@ -1,0 +1,139 @@
+"""Claims about components, each with the study that tests it: what a file of claims says, and what
+is kept of a study's report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from lswt_core.ablation.probe_runs import ProbedRuns
+from lswt_core.ablation.report.probes import compare_probes
+from lswt_core.ablation.runs.outcome import Outcome
+from lswt_core.errors import Problem, RecipeError, UsageError
+from lswt_core.recipe.loader import File, find, read
+from lswt_core.recipe.provenance import Origin
+from lswt_core.recipe.schema import Table
+
+Report = dict[str, Any]
+LOSS = "loss"
+KEPT = ("name", "command", "environment")  # of a ladder's report, beside its rungs
+# of every part of a report: what says how it was made, run by run
+DROPPED = {
+    *("recipe", "citations", "components", "by_component", "changes", "runs", "code", "curve"),
+    *("certificate_limits", "fixed", "tuned", "lower", "documents", "spread", "procedure"),
+}
+
+
+class ClaimTable(Table):
+    """[claim.NAME] of a file of claims."""
+
+    says: str  # the claim, in a sentence
+    ablate: str = ""  # the words of the ``ablate`` command that tests it; "": nothing does yet
+    # The arm has something else in place of what the claim is about: where the arm is worse, the
+    # claim is supported.
+    replaces: bool = True
+    measure: str = LOSS  # what the claim is judged by: held-out loss, or a probe; less is better
+    probe: list[str] = Field(default_factory=list)  # of the trained models (``ablate --probe``)
+    note: str = ""  # what the study cannot show
+    more: list[str] = Field(default_factory=list)  # commands that would show more
+
+
+class ClaimsFile(Table):
+    """The schema of a file of claims."""
+
+    title: str
+    source: str  # whose claims they are
+    claim: Mapping[str, ClaimTable]
+
+
+class TestedClaim(NamedTuple):
+    """A claim and its study's report; None: there is none."""
+
+    name: str
+    claim: ClaimTable
+    report: Report | None
+
+
+def read_claims(path: Path) -> ClaimsFile:
+    """Read and validate a file of claims; raises RecipeError."""
+    file = read(find(path), str(path), Origin(str(path), ""))
+    try:
+        return ClaimsFile.model_validate(file.tables)
+    except ValidationError as error:
+        problems = [describe_problem(file, one["loc"], one["msg"]) for one in error.errors()]
+        raise RecipeError(problems) from error
+
+
+def describe_problem(file: File, place: Sequence[Any], why: str) -> Problem:
+    """Return the problem of an invalid key of a file of claims."""
+    origin = file.locate(tuple(map(str, place)))
+    model = ClaimTable if place[0] == "claim" else ClaimsFile
+    what = f'cannot use "{".".join(map(str, place))}"'
+    fix = f"a claim has the keys {', '.join(ClaimTable.model_fields)}"
+    if model is ClaimsFile:
+        fix = f"a file of claims has the keys {', '.join(ClaimsFile.model_fields)}"
+    return Problem(what, origin.where, why, fix, origin.text)
+
+
+def read_report(path: Path) -> Report | None:
+    """Return a report; None if there is no such file. Raises UsageError if it is not one of a
+    finished study.
+    """
+    if not path.is_file():
+        return None
+    report: Report = json.loads(path.read_text(encoding="utf-8"))
+    if report.get("unfinished"):
+        raise UsageError(
+            f"{path}: this study is not finished\n  fix: make it to its end: {report['command']}"
+        )
+    return report
+
+
+def probe_report(report: Report, names: Sequence[str], probed: ProbedRuns) -> None:
+    """Measure probes of the models of a report's runs, where these still are, and put them in."""
+    for rung in rungs_of(report):
+        arms = rung["report"]["arms"]
+        outcomes = [[probe_run(run, arm["name"], probed) for run in arm["runs"]] for arm in arms]
+        for arm, own in zip(arms, outcomes, strict=True):
+            for name in dict.fromkeys(name for one in own for name in one.probes):
+                values = [one.probes[name] for one in own if name in one.probes]
+                arm["probes"][name] = sum(values) / len(values)
+        for comparison, own in zip(rung["report"]["comparisons"], outcomes[1:], strict=True):
+            pairs = list(zip(outcomes[0], own, strict=True))
+            comparison["probes"] = comparison.get("probes", {}) | compare_probes(pairs, 0.95)
+
+
+def probe_run(run: Mapping[str, Any], arm: str, probed: ProbedRuns) -> Outcome:
+    """Return an outcome that has the probes of a run of a report."""
+    values = probed.values_of(Path(run["directory"]), f"{arm}, seed {run['seed']}")
+    return Outcome(run["seed"], probes=values)
+
+
+def rungs_of(report: Report) -> list[Report]:
+    """Return the rungs of a ladder's report; that of one size is a rung of its own."""
+    if "ladder" in report:
+        rungs: list[Report] = report["ladder"]["rungs"]
+        return rungs
+    return [{"name": "", "report": report}]
+
+
+def keep(report: Report) -> Report:
+    """Return what the page of claims needs of a report: it stays a report, without its runs."""
+    if "ladder" in report:  # the rest is that of the largest rung
+        report = {key: report[key] for key in (*KEPT, "ladder")}
+    kept: Report = without(report)
+    return kept
+
+
+def without(data: Any) -> Any:
+    """Return plain data without what is in DROPPED, at any depth."""
+    if isinstance(data, list):
+        return [without(one) for one in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: without(one) for key, one in data.items() if key not in DROPPED}

@@ -1,0 +1,138 @@
+"""The page of claims: each with its study, what it found, and what would show more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lswt_core.ablation.claims import LOSS, ClaimsFile, ClaimTable, Report, TestedClaim, rungs_of
+from lswt_core.ablation.report.findings import list_findings
+from lswt_core.ablation.report.ladder_text import format_cell, format_span, ladder_table
+from lswt_core.ablation.report.loss_tables import format_difference, loss_table
+from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, WORSE
+from lswt_core.reporting.sections import Bullets, Code, Part, Section, Sentences, render_markdown
+from lswt_core.reporting.tables import Table
+
+SUPPORTED, CONTRADICTED = "supported", "contradicted"
+NO_DIFFERENCE, UNRESOLVED, UNTESTED = "no difference", "not resolved", "not tested"
+OVERVIEW = (
+    *("claim", "arm", "judged by", "difference (tuned)", "95 % interval"),
+    *("worth of compute", "seeds", "finding"),
+)
+TEXT_COLUMNS = (0, 1, 2, 7)
+PROBES = ("size", "probe", "baseline", "arm", "difference", "95 % interval")
+FINDINGS = (
+    f'A finding is about the largest size: "{SUPPORTED}" and "{CONTRADICTED}" where the difference'
+    " is resolved (for losses: beyond the margin, over all seeds; for other measures: its 95 %"
+    f' interval leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin. Nothing'
+    " is said about larger models."
+)
+
+
+def render_claims(file: ClaimsFile, tested: Sequence[TestedClaim], command: str) -> str:
+    """Return the page in Markdown; ``command`` makes it again."""
+    arms = [overview_row(one) for one in tested]
+    intro = [
+        f"Claims of {file.source}, each as an ablation: an arm has something else in place of what"
+        " the claim is about, and differences are arm minus baseline; less is better.",
+        FINDINGS,
+    ]
+    sections = [
+        Section("", [Sentences(intro), Code(command, "bash")]),
+        Section("All claims", [Table(OVERVIEW, arms, text_columns=TEXT_COLUMNS)]),
+        *(claim_section(one) for one in tested),
+    ]
+    return render_markdown(file.title, sections)
+
+
+def overview_row(one: TestedClaim) -> list[str]:
+    """Return a claim's row of the table of all claims."""
+    claim, report = one.claim, one.report
+    if report is None:
+        return [claim.says, "", "", "", "", "", "", UNTESTED]
+    size, comparison = top_of(report)
+    delta, interval = difference_of(claim, comparison)
+    return [
+        claim.says,
+        comparison["arm"],
+        f"{claim.measure.replace('_', ' ')} at {size}" if size else claim.measure,
+        "" if delta is None else format_difference(delta),
+        format_span(interval, format_difference),
+        worth_of(report),
+        str(comparison["seeds"]),
+        conclude(claim, comparison),
+    ]
+
+
+def top_of(report: Report) -> tuple[str, dict[str, Any]]:
+    """Return the largest size and its comparison of the arm with the baseline."""
+    top = rungs_of(report)[-1]
+    comparison: dict[str, Any] = top["report"]["comparisons"][0]
+    return top["name"], comparison
+
+
+def difference_of(claim: ClaimTable, comparison: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the difference that a claim is judged by, and its interval; None: not measured."""
+    if claim.measure == LOSS:
+        return comparison["delta"], comparison["ci95"]
+    probe = comparison.get("probes", {}).get(claim.measure)
+    return (None, None) if probe is None else (probe["delta"], probe["ci95"])
+
+
+def worth_of(report: Report) -> str:
+    """Return what the arm is worth in compute at the largest size, if that was asked and known."""
+    if "ladder" not in report:
+        return ""
+    speedup = report["ladder"]["arms"][0]["speedup"]
+    return "" if speedup is None else format_cell(speedup["by_rung"][-1])
+
+
+def conclude(claim: ClaimTable, comparison: dict[str, Any]) -> str:
+    """Return what a study says of a claim."""
+    if claim.measure == LOSS:
+        if comparison["verdict"] == EQUIVALENT:
+            return NO_DIFFERENCE
+        signs = {WORSE: 1, BETTER: -1}
+        sign = signs.get(comparison["verdict"], 0)
+    else:
+        _, interval = difference_of(claim, comparison)
+        sign = sign_of(interval)
+    if sign == 0:
+        return UNRESOLVED
+    return SUPPORTED if (sign > 0) == claim.replaces else CONTRADICTED
+
+
+def sign_of(interval: Sequence[float] | None) -> int:
+    """Return the sign of all of an interval; 0 if it has both, or there is none."""
+    if interval is None:
+        return 0
+    low, high = interval
+    return (low > 0) - (high < 0)
+
+
+def claim_section(one: TestedClaim) -> Section:
+    """Return a claim's section."""
+    claim, report = one.claim, one.report
+    parts: list[Part | None] = [Sentences([claim.says])]
+    if report is not None:
+        table = ladder_table(report) if "ladder" in report else loss_table(report)
+        parts += [Code(report["command"], "bash"), table, probe_table(report)]
+        parts.append(Bullets([*list_findings(report), *filter(None, [claim.note])]))
+    elif claim.note:
+        parts.append(Bullets([f"Not tested: {claim.note}"]))
+    if claim.more:
+        parts += [Sentences(["To say more:"]), Code("\n".join(claim.more), "bash")]
+    return Section(one.name.replace("-", " "), parts)
+
+
+def probe_table(report: Report) -> Table | None:
+    """Return the probes of baseline and arm at every size; None if there are none."""
+    rows = []
+    for rung in rungs_of(report):
+        baseline, arm = rung["report"]["arms"][:2]
+        for name, one in rung["report"]["comparisons"][0].get("probes", {}).items():
+            means = [f"{side['probes'][name]:.4f}" for side in (baseline, arm)]
+            span = format_span(one["ci95"], format_difference)
+            difference = format_difference(one["delta"])
+            rows.append([rung["name"], name.replace("_", " "), *means, difference, span])
+    return Table(PROBES, rows, text_columns=(0, 1)) if rows else None

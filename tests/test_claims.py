@@ -1,0 +1,131 @@
+"""The page of claims: what studies say, whether it can be made again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_ablate import arm, study
+
+from lswt_core.__main__ import main
+from lswt_core.ablation.comparison import Comparison
+from lswt_core.ablation.report.publish import publish
+from lswt_core.ablation.runs.outcome import ArmResult
+
+CLAIMS = Path(__file__).parents[1] / ".github" / "claims.toml"
+FILE = """title = "Tested"
+source = "somebody"
+[claim.part]
+says = "The part helps."
+ablate = "quickstart --swap part=false"
+"""
+WITHOUT = {
+    "supported": [3.11, 3.2, 3.29],
+    "contradicted": [2.89, 3.0, 3.11],
+    "no difference": [3.0001, 3.1, 3.1999],
+    "not resolved": [3.3, 3.0, 3.1],
+}
+
+
+def probed(result: ArmResult, values: list[float]) -> ArmResult:
+    """An arm with a probe of every run."""
+    pairs = zip(result.outcomes, values, strict=True)
+    return replace(result, outcomes=[replace(one, probes={"gain": value}) for one, value in pairs])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A file of claims."""
+    tmp_path.joinpath("claims.toml").write_text(FILE)
+    return tmp_path
+
+
+def finding(place: Path, *arms: ArmResult) -> str:
+    """What the page says of the claim, whose study has these arms."""
+    directory = place / "reports" / "part"
+    directory.mkdir(parents=True, exist_ok=True)
+    publish(Comparison(study(*arms, margin=0.05)), directory)
+    words = ["claims", str(place / "claims.toml"), "--reports", str(place / "reports")]
+    assert main(words) == 0
+    return summary(place)
+
+
+def summary(place: Path) -> str:
+    """The last cell of the claim's row."""
+    page = (place / "claims.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| The part helps.")]
+    return row.strip("| ").split(" | ")[-1]
+
+
+@pytest.mark.parametrize("expected", WITHOUT)
+def test_an_arm_without_the_part_that_is_worse_speaks_for_it(place: Path, expected: str) -> None:
+    arms = arm("baseline", [3.0, 3.1, 3.2]), arm("part=false", [*WITHOUT[expected]])
+    assert finding(place, *arms) == expected
+    place.joinpath("claims.toml").write_text(FILE + "replaces = false\n")
+    turned = {"supported": "contradicted", "contradicted": "supported"}
+    assert finding(place, *arms) == turned.get(expected, expected)
+    shutil.rmtree(place / "reports")
+    assert main(["claims", str(place / "claims.toml")]) == 0, "from what was kept"
+    assert summary(place) == turned.get(expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.51, 1.6, 1.69], "supported"),
+        ([0.51, 0.6, 0.69], "contradicted"),
+        ([1.5, 0.6, 1.0], "not resolved"),
+    ],
+)
+def test_a_claim_about_a_measure_is_judged_by_it(
+    place: Path, values: list[float], expected: str
+) -> None:
+    place.joinpath("claims.toml").write_text(FILE + 'measure = "gain"\n')
+    baseline = probed(arm("baseline", [3.0, 3.1, 3.2]), [1.0, 1.1, 1.2])
+    other = probed(arm("part=false", [*WITHOUT["contradicted"]]), values)
+    assert finding(place, baseline, other) == expected
+    assert "| gain" in (place / "claims.md").read_text()
+
+
+def test_a_claim_without_a_study_is_not_tested(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["claims", str(place / "claims.toml")]) == 0
+    assert summary(place) == "not tested"
+    assert "ablate quickstart --swap part=false" in capsys.readouterr().out
+
+
+def test_the_projects_page_is_what_its_studies_say(tmp_path: Path) -> None:
+    shutil.copy(CLAIMS, tmp_path)
+    shutil.copytree(CLAIMS.with_suffix(""), tmp_path / "claims")
+    assert main(["claims", str(tmp_path / "claims.toml")]) == 0
+    made = (tmp_path / "claims.md").read_text().replace(f"{tmp_path}/", ".github/")
+    assert made == CLAIMS.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("say = 1\n", "claims.toml:6"),
+        ('probe = ["remembering"]\n', "no such probe"),
+    ],
+)
+def test_what_is_no_claim_is_refused(
+    place: Path, more: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.joinpath("claims.toml").write_text(FILE + more)
+    assert main(["claims", str(place / "claims.toml")]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_an_unfinished_study_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = place / "reports" / "part"
+    directory.mkdir(parents=True)
+    report = {"unfinished": {"baseline": [1]}, "command": "ablate again"}
+    directory.joinpath("report.json").write_text(json.dumps(report))
+    words = ["claims", str(place / "claims.toml"), "--reports", str(place / "reports")]
+    assert main(words) == 2
+    assert "ablate again" in capsys.readouterr().err
