@@ -90,6 +90,22 @@ def test_a_claim_about_a_measure_is_judged_by_it(
     assert "| gain" in (place / "claims.md").read_text()
 
 
+def test_a_claim_is_about_one_arm_of_its_study(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"one": "supported", "two": "contradicted"}
+    arms = [arm("baseline", [3.0, 3.1, 3.2])]
+    arms += [arm(name, [*WITHOUT[expected]]) for name, expected in found.items()]
+    with pytest.raises(AssertionError):
+        finding(place, *arms)
+    assert "one, two" in capsys.readouterr().err
+    for (name, expected), other in zip(found.items(), ("two", "one"), strict=True):
+        place.joinpath("claims.toml").write_text(f'{FILE}arm = "{name}"\nstudy = "part"\n')
+        assert finding(place, *arms) == expected
+        page = place.joinpath("claims.md").read_text()
+        assert f"| {name} |" in page and f"| {other} |" not in page
+
+
 def test_a_claim_without_a_study_is_not_tested(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

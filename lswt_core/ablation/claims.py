@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from lswt_core.ablation.arms import BASELINE
 from lswt_core.ablation.probe_runs import ProbedRuns
 from lswt_core.ablation.report.probes import compare_probes
 from lswt_core.ablation.runs.outcome import Outcome
@@ -34,6 +35,8 @@ class ClaimTable(Table):
 
     says: str  # the claim, in a sentence
     ablate: str = ""  # the words of the ``ablate`` command that tests it; "": nothing does yet
+    study: str | None = None  # the directory of its report; None: the claim's name
+    arm: str | None = None  # that the claim is about; None: the study has one
     # The arm has something else in place of what the claim is about: where the arm is worse, the
     # claim is supported.
     replaces: bool = True
@@ -122,12 +125,39 @@ def rungs_of(report: Report) -> list[Report]:
     return [{"name": "", "report": report}]
 
 
-def keep(report: Report) -> Report:
-    """Return what the page of claims needs of a report: it stays a report, without its runs."""
+def keep(report: Report, arm: str | None) -> Report:
+    """Return what the page of claims needs of a report: it stays a report, of one arm (None: the
+    only one), without its runs. Raises UsageError if it does not have that arm.
+    """
+    arms = [one["arm"] for one in rungs_of(report)[-1]["report"]["comparisons"]]
+    if arm not in arms and not (arm is None and len(arms) == 1):
+        raise UsageError(
+            f"the study {report['name']!r} has the arms {', '.join(arms)}\n  fix: name one of them:"
+            " arm = ..."
+        )
     if "ladder" in report:  # the rest is that of the largest rung
         report = {key: report[key] for key in (*KEPT, "ladder")}
-    kept: Report = without(report)
+    kept: Report = of_arms(without(report), {BASELINE, arm or arms[0]})
     return kept
+
+
+def of_arms(data: Any, names: set[str]) -> Any:
+    """Return plain data in which lists of arms, or of entries about arms, have those of ``names``
+    alone.
+    """
+    if isinstance(data, list):
+        return [of_arms(one, names) for one in data if arm_of(one) in (None, *names)]
+    if not isinstance(data, dict):
+        return data
+    return {key: of_arms(one, names) for key, one in data.items()}
+
+
+def arm_of(entry: Any) -> str | None:
+    """Return which arm an entry of a report is about; None: it is about none."""
+    if not isinstance(entry, dict):
+        return None
+    name = entry.get("arm", entry.get("name") if "final_loss" in entry else None)
+    return name if isinstance(name, str) else None
 
 
 def without(data: Any) -> Any:

@@ -22,7 +22,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help=(
-            "where finished studies' reports are, each in a directory named like its claim;"
+            "where finished studies' reports are, each in a directory named like its study;"
             " what the page needs of them is kept beside it, and is read where there is none"
         ),
     )
@@ -45,7 +45,7 @@ def claims(arguments: argparse.Namespace) -> int:
         fresh = fresh_report(arguments.reports, name, claim, probed)
         if fresh is not None:
             folder.mkdir(exist_ok=True)
-            write_json(folder / f"{name}.json", keep(fresh))
+            write_json(folder / f"{name}.json", keep(fresh, claim.arm))
         tested.append(TestedClaim(name, claim, read_report(folder / f"{name}.json")))
     page = arguments.file.with_suffix(".md")
     again = f"python -m lswt_core claims {shlex.quote(str(arguments.file))}"
@@ -64,7 +64,9 @@ def fresh_report(
     from lswt_core.ablation.claims import probe_report, read_report
     from lswt_core.ablation.report.comparison_report import headline_report
 
-    report = None if reports is None else read_report(reports / name / "report.json")
+    report = (
+        None if reports is None else read_report(reports / (claim.study or name) / "report.json")
+    )
     if report is None:
         return None
     if "ladder" not in report:  # of a ladder, every rung's report is that of its headline
