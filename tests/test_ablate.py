@@ -930,7 +930,7 @@ def test_a_statistic_that_fails_costs_no_report(
         why for one in (*report["comparisons"], *report["arms"]) for why in one["unknown"].values()
     ]
     assert reasons
-    assert {*verdicts(report)} <= {"better", "worse", SMALL, "not resolved"}
+    assert {*verdicts(report)} <= {"better", "worse", *SMALL, "not resolved"}
     assert json.dumps(report, allow_nan=False)
     assert all("unknown" in text and reasons[0] in text for text in forms(report))
 

@@ -111,6 +111,12 @@ def list_warnings(arms: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def find_source(report: Mapping[str, Any]) -> str | None:
+    """Return the data source of a report's baseline by name; None where that is not recorded."""
+    values = {one["key"]: one["value"] for one in report["values"]}
+    return values.get("data.use")
+
+
 def compare_with_unigram(arms: Iterable[dict[str, Any]]) -> list[str]:
     """Return a sentence if arms are no better than the unigram model of the training text."""
     worse = []

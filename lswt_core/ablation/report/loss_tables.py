@@ -9,7 +9,7 @@ from lswt_core.reporting.tables import Table
 
 Report = dict[str, Any]  # see compare.make_report
 LOSSES = (
-    *("arm", "held-out loss ± sd", "perplexity", "bits/byte", "difference", "95 % interval"),
+    *("arm", "held-out loss ± sd", "perplexity", "bits/byte", "paired difference", "95 % interval"),
     *("verdict", "seeds (failed)"),
 )
 TESTS = ("arm", "p", "p (looks, Holm)", "p beyond the margin", "p within it", "n needed", "looks")
