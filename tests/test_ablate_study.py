@@ -502,6 +502,15 @@ def test_the_time_left_knows_that_runs_differ_in_size(
             assert progress.time_left(["large", "small"], []) == ""
 
 
+def test_progress_of_many_arms_shows_those_that_run(recipe: Path, tmp_path: Path) -> None:
+    jobs = [Job(f"arm {i}", 0, str(i), Recipe.load(recipe)) for i in range(30)]
+    progress = Progress(jobs, RunStore(tmp_path))
+    progress.start(jobs[20])
+    head, _, *rows = progress.text({}, ["20"]).splitlines()
+    assert head.startswith("progress: 0 of 30 runs finished")
+    assert [row.split("  ")[1] for row in rows] == ["arm 20"]
+
+
 def test_runs_know_what_their_training_costs(
     study: Callable[..., tuple[int, Path]],
 ) -> None:

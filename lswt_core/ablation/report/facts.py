@@ -117,6 +117,20 @@ def find_source(report: Mapping[str, Any]) -> str | None:
     return values.get("data.use")
 
 
+def describe_held_out(report: Mapping[str, Any]) -> str:
+    """Return what text a report's losses are on, in words."""
+    text, source = report["text"], find_source(report)
+    name = f"held-out text of {source}" if source else "held-out text"
+    if not text["tokens"]:
+        return name
+    return f"{name} ({text['tokens']:,} tokens of {text['documents']:,} documents)"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things, in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def compare_with_unigram(arms: Iterable[dict[str, Any]]) -> list[str]:
     """Return a sentence if arms are no better than the unigram model of the training text."""
     worse = []

@@ -7,7 +7,11 @@ from typing import Any
 from lswt_core.ablation.certify_runs import NOT_COMPARED
 from lswt_core.ablation.match import MAX_RESIDUAL
 from lswt_core.ablation.report.cost_tables import compare_amounts
-from lswt_core.ablation.report.facts import compare_with_unigram, find_source
+from lswt_core.ablation.report.facts import (
+    compare_with_unigram,
+    count,
+    describe_held_out,
+)
 from lswt_core.ablation.report.ladder_text import list_reports, summarize_ladder
 from lswt_core.ablation.report.loss_tables import Report, format_difference
 from lswt_core.ablation.report.tuning_text import (
@@ -89,15 +93,11 @@ def list_unclean(report: Report) -> list[str]:
 
 def format_extent(report: Report) -> str:
     """Return the number of seeds, steps and tokens, the size of the model, and the text."""
-    settings, text = report["settings"], report["text"]
-    seeds, source = len(settings["seeds"]), find_source(report)
-    held_out = f"held-out text{f' of {source}' if source else ''}"
-    if text["tokens"]:
-        held_out += f" ({text['tokens']:,} tokens of {text['documents']:,} documents)"
+    settings = report["settings"]
     return (
-        f"{seeds} seed{'s' if seeds != 1 else ''} of {settings['steps']:,} steps"
+        f"{count(len(settings['seeds']), 'seed')} of {settings['steps']:,} steps"
         f" ({settings['tokens']:,} tokens) each, with {report['arms'][0]['parameters']:,}"
-        f" parameters; losses are on {held_out}"
+        f" parameters; losses are on {describe_held_out(report)}"
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lswt_core.ablation.report.facts import count, describe_held_out
 from lswt_core.ablation.report.loss_tables import Report, format_difference
+from lswt_core.ablation.report.tuning_text import describe_standing
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
 from lswt_core.reporting.tables import Table
 
@@ -33,9 +35,11 @@ def summarize_ladder(report: Report) -> list[str]:
     ladder = report["ladder"]
     rungs = ladder["rungs"]
     sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
-    lines = [summarize_arm(one, rungs[-1]["name"]) for one in ladder["arms"]]
+    standing, seeds = describe_standing(report), len(report["settings"]["seeds"])
+    lines = [summarize_arm(one, rungs[-1]["name"], standing) for one in ladder["arms"]]
     lines.append(
-        f"On {len(rungs)} sizes, {sizes}, a factor of {compute_range(rungs)} in training compute;"
+        f"Based on {count(seeds, 'seed')} at {count(len(rungs), 'size')}, {sizes}, a factor of"
+        f" {compute_range(rungs)} in training compute; losses are on {describe_held_out(report)};"
         " nothing is said beyond the next size."
     )
     return lines
@@ -74,9 +78,11 @@ def compute_range(rungs: list[Entry]) -> str:
     return f"{ends[1] / ends[0]:,.0f}" if all(ends) else "unknown size"
 
 
-def summarize_arm(one: Entry, size: str) -> str:
-    """Return the verdict about an arm, and what it is worth."""
-    text = f"{one['arm']}: {one['verdict']}; {one['why']}."
+def summarize_arm(one: Entry, size: str, standing: str) -> str:
+    """Return the verdict about an arm, and what it is worth; ``standing`` says whether arms were
+    tuned.
+    """
+    text = f"{one['arm']}: {one['verdict']} ({standing}); {one['why']}."
     if one["verdict"] == NOT_FINISHED:
         return text
     if one["speedup"] is None or one["speedup"]["compute"]["value"] is None:

@@ -15,6 +15,7 @@ from lswt_core.reporting.units import format_duration
 
 INTERVAL = 30.0  # seconds between two reports
 LEAST_WORK = 0.02  # of a run, before the time left is estimated
+MOST_ROWS = 12  # of a table of arms
 ROUNDING = 1e-9  # of a run: less work than this is none
 
 
@@ -100,7 +101,9 @@ class Progress:
         return f"about {format_duration(seconds)} left"
 
     def text(self, outcomes: Mapping[str, Outcome], running: Sequence[str]) -> str:
-        """Return a table of all arms: seeds finished, and how far the running one is."""
+        """Return a table of arms: seeds finished, and how far the running one is. Of more than
+        MOST_ROWS arms, those with a running one.
+        """
         left = self.time_left(outcomes, running) or "time left not known yet"
         rows = []
         for arm in dict.fromkeys(job.arm for job in self.jobs.values()):
@@ -109,6 +112,8 @@ class Progress:
             current = "; ".join(self.describe(key) for key in keys if key in running)
             rows.append([arm, f"{finished} of {len(keys)}", current])
         head = f"progress: {len(outcomes)} of {self.total} runs finished, {left}"
+        if len(rows) > MOST_ROWS:
+            rows = [row for row in rows if row[-1]]
         table = Table(("arm", "seeds finished", "running"), rows, text_columns=(0, 2))
         return f"{head}\n{table.text(indent='  ')}"
 
