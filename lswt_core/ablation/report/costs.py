@@ -86,8 +86,9 @@ def list_caveats(comparisons: Sequence[dict[str, Any]], device: str) -> list[str
     if any(costs["peak_bytes"] for costs in measured):
         what = "allocated on the accelerator" if device.startswith("cuda") else OF_PROCESS
         lines.append(
-            f"Memory: the peak {what}. Intervals of costs are over paired seeds, each at 95 % by"
-            " itself: of twenty that are no different, one is shown as more than noise."
+            f"Memory: the peak {what}. Amounts are medians over runs; their differences are"
+            " geometric means over paired seeds, with an interval of 95 % each by itself: of"
+            " twenty that are no different, one is shown as more than noise."
         )
     shared = [one["arm"] for one in comparisons if is_shared(one["costs"]["tokens_per_second"])]
     if shared:

@@ -142,7 +142,9 @@ def describe_closed_look(one: dict[str, Any]) -> str:
 
 def describe_power(one: dict[str, Any], margin: float) -> str:
     """Return with which power these seeds resolve a difference as large as the margin."""
-    power = "an unknown chance" if one["power"] is None else f"a chance of {one['power']:.0%}"
+    power = (
+        "an unknown chance" if one["power"] is None else f"a chance of {100 * one['power']:.0f} %"
+    )
     return f"a difference of {margin:g} nats would have been resolved with {power}"
 
 
