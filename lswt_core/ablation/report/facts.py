@@ -120,10 +120,10 @@ def find_source(report: Mapping[str, Any]) -> str | None:
 def describe_held_out(report: Mapping[str, Any]) -> str:
     """Return what text a report's losses are on, in words."""
     text, source = report["text"], find_source(report)
-    name = f"held-out text of {source}" if source else "held-out text"
-    if not text["tokens"]:
-        return name
-    return f"{name} ({text['tokens']:,} tokens of {text['documents']:,} documents)"
+    parts = [f"source {source}"] if source else []
+    if text["tokens"]:
+        parts.append(f"{text['tokens']:,} tokens of {text['documents']:,} documents")
+    return f"held-out text ({', '.join(parts)})" if parts else "held-out text"
 
 
 def count(number: int, noun: str) -> str:

@@ -59,7 +59,10 @@ def judge_ladder(
     if trend is None or trend["p_holm"] is None:
         return UNRESOLVED, "a trend takes two seeds at which both finished at every size"
     if trend["p_holm"] <= ALPHA and falls(*(abs(log_of(one["value"])) for one in trend["gain_at"])):
-        return SHRINKS, "the compute that it saves or costs is less at larger sizes (5 % level)"
+        return SHRINKS, (
+            "the compute that its difference in loss is worth, its own cost aside, is less at"
+            " larger sizes (5 % level)"
+        )
     nats = trend["nats"]
     if nats["p_holm"] <= ALPHA and falls(*(abs(value) for value in reversed(nats["line_at"]))):
         return GROWS, "its difference in nats is larger at larger sizes (5 % level)"

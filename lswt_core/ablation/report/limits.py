@@ -50,7 +50,8 @@ def limit_scope(report: Report) -> list[str]:
         size = f"{baseline['parameters']:,} parameters"
         alone.append(f"one size of model ({size}; --ladder asks at several)")
     if report.get("horizons") is None:
-        alone.append(f"one length of training ({describe_length(baseline)}; --horizons)")
+        at = " at the largest size" if "ladder" in report else ""
+        alone.append(f"one length of training ({describe_length(baseline)}{at}; --horizons)")
     source = find_source(report)
     text = f"one text{f' ({source})' if source else ''}"
     sentence = f"It holds for {' and '.join(alone)}, and " if alone else "It holds for "
@@ -60,7 +61,7 @@ def limit_scope(report: Report) -> list[str]:
 def describe_length(baseline: dict[str, Any]) -> str:
     """Return how long models are trained for their size."""
     ratio = baseline["tokens"] / baseline["parameters"]
-    usual = f", about {OPTIMAL} are optimal for a given compute" if ratio < OPTIMAL / 2 else ""
+    usual = f" where about {OPTIMAL} are compute-optimal" if ratio < OPTIMAL / 2 else ""
     return f"{ratio:.2g} tokens per parameter{usual}"
 
 

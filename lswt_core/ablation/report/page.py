@@ -10,11 +10,11 @@ from lswt_core.ablation.report.cost_tables import cost_table, spread_table
 from lswt_core.ablation.report.costs import list_caveats
 from lswt_core.ablation.report.curve_data import CURVES
 from lswt_core.ablation.report.findings import describe_picture, list_findings, list_verdicts
+from lswt_core.ablation.report.ladder_details import list_details
 from lswt_core.ablation.report.ladder_text import (
     LADDER_PICTURE,
     describe_ladder_picture,
     ladder_table,
-    list_details,
 )
 from lswt_core.ablation.report.limits import list_limits
 from lswt_core.ablation.report.loss_tables import (
