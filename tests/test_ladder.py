@@ -311,6 +311,8 @@ def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_the
     difference, low, high, observed = map(float, SHOWN.search(text).groups())  # type: ignore[union-attr]
     assert difference == pytest.approx(before["difference"]["predicted"], abs=1e-4)
     assert observed == pytest.approx(0.04, abs=0.003) and not low <= observed <= high
+    off_low, off_high = before["difference"]["ci95"]
+    assert (low - observed, high - observed) == pytest.approx((off_low, off_high), abs=2e-4)
 
 
 @pytest.mark.parametrize(
