@@ -298,6 +298,7 @@ def test_an_interval_beyond_the_margin_explains_a_weaker_verdict() -> None:
 def test_the_level_of_intervals_is_said() -> None:
     for text in forms(measured()):
         assert "each for one arm alone" in text and "confidence of 96.00%" in text
+        assert re.search(r"\b6 \.\. 13\d\b", text), "seeds needed, and their limit"
 
 
 @pytest.mark.parametrize(("flops", "told"), [(6050, False), (5950, False), (6100, True)])

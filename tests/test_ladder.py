@@ -308,7 +308,8 @@ def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_the
     before = only_arm(found)["back_test"]
     assert before["difference"]["covered"] is False and before["same_verdict"] is False
     text = render_markdown(found)
-    difference, low, high, observed = map(float, SHOWN.search(text).groups())  # type: ignore[union-attr]
+    [numbers] = SHOWN.findall(text)
+    difference, low, high, observed = map(float, numbers)
     assert difference == pytest.approx(before["difference"]["predicted"], abs=1e-4)
     assert observed == pytest.approx(0.04, abs=0.003) and not low <= observed <= high
     off_low, off_high = before["difference"]["ci95"]
