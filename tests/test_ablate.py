@@ -31,6 +31,7 @@ from lswt_core.ablation.comparison import Comparison
 from lswt_core.ablation.match import match_size
 from lswt_core.ablation.recipe_diff import Change, diff_recipes, resolve_axes
 from lswt_core.ablation.report.compare import make_report
+from lswt_core.ablation.report.costs import MEASURED
 from lswt_core.ablation.report.limits import list_limits
 from lswt_core.ablation.report.page import render_markdown, render_page, render_terminal
 from lswt_core.ablation.report.plots import MARKERS
@@ -280,6 +281,19 @@ def test_killed_in_the_middle_and_started_again_it_ends_the_same(
     assert all(
         run["batches_equal"] == run["batches"] == 12 for run in restarted["certificate"][0]["runs"]
     )
+    kept = sorted((tmp_path / "store").glob("*/outcome.json"))
+    assert len(kept) == 4
+    for path in kept:  # all that a report is made of, but for what was measured
+        outcomes = []
+        for store in (tmp_path / "store", place / "runs" / "store"):
+            outcome = json.loads((store / path.parent.name / path.name).read_text())
+            outcomes.append({key: outcome[key] for key in outcome.keys() - MEASURED.keys()})
+        assert outcomes[0] == outcomes[1]
+    curves = [
+        (out / "report-curves.csv").read_text().splitlines()
+        for out in (tmp_path / "out", ablation[0])
+    ]
+    assert curves[0] == [line for line in curves[1] if "optimizer.lr" not in line]
 
 
 @pytest.mark.slow
@@ -930,7 +944,7 @@ def test_a_statistic_that_fails_costs_no_report(
         why for one in (*report["comparisons"], *report["arms"]) for why in one["unknown"].values()
     ]
     assert reasons
-    assert {*verdicts(report)} <= {"better", "worse", SMALL, "not resolved"}
+    assert {*verdicts(report)} <= {"better", "worse", *SMALL, "not resolved"}
     assert json.dumps(report, allow_nan=False)
     assert all("unknown" in text and reasons[0] in text for text in forms(report))
 

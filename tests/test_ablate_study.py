@@ -468,7 +468,7 @@ def test_progress_shows_every_arm_and_the_time_left(
     assert not progress.is_due()
     progress.start(jobs[0])
     assert "seed 0: starting" in progress.text({}, ["baseline0"])
-    assert progress.time_left(0, ["baseline0"]) == ""
+    assert progress.time_left([], ["baseline0"]) == ""
     (tmp_path / "baseline0").mkdir()
     (tmp_path / "baseline0" / "metrics.jsonl").write_text(
         '{"step": 6, "loss": 3.5}\n{"step": 6, "eval/loss": 3.4}\n{"step": 7, "lo'
@@ -481,7 +481,48 @@ def test_progress_shows_every_arm_and_the_time_left(
     assert lines[2].endswith("seed 0: step 6/12, loss 3.5000")
     progress.finish(jobs[0])
     clock += 60
-    assert progress.time_left(1, []) == "about 6 min 00 s left"
+    assert progress.time_left(["baseline0"], []) == "about 6 min 00 s left"
+
+
+def test_the_time_left_knows_that_runs_differ_in_size(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Recipe.load(recipe)
+    sizes = {"large": 3000, "small": 1000}
+    jobs = [Job(name, 0, name, steps, flops=flops) for name, flops in sizes.items()]
+    unknown = [jobs[0], jobs[1]._replace(flops=None)]
+    for known, left in ((jobs, "about 30 s left"), (unknown, "about 1 min 30 s left")):
+        progress = Progress(known, RunStore(tmp_path))
+        progress.start(known[0])
+        progress.finish(known[0])
+        clock = progress.began + 90
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda clock=clock: clock)
+            assert progress.time_left(["large"], []) == left
+            assert progress.time_left(["large", "small"], []) == ""
+
+
+def test_progress_of_many_arms_shows_those_that_run(recipe: Path, tmp_path: Path) -> None:
+    jobs = [Job(f"arm {i}", 0, str(i), Recipe.load(recipe)) for i in range(30)]
+    progress = Progress(jobs, RunStore(tmp_path))
+    progress.start(jobs[20])
+    head, _, *rows = progress.text({}, ["20"]).splitlines()
+    assert head.startswith("progress: 0 of 30 runs finished")
+    assert [row.split("  ")[1] for row in rows] == ["arm 20"]
+
+
+def test_runs_know_what_their_training_costs(
+    study: Callable[..., tuple[int, Path]],
+) -> None:
+    found: dict[str, int | None] = {}
+
+    def noted(job: Job) -> Outcome:
+        found[job.arm] = job.flops
+        return finished(job)
+
+    _, out = study(noted, "--swap", "ffn=gelu")
+    assert found == {arm["name"]: arm["training_flops"] for arm in read(out)["arms"]}
+    assert all(found.values())
 
 
 class FakeProcess:

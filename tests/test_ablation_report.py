@@ -247,3 +247,104 @@ def test_lengths_of_training_say_what_a_difference_is_worth() -> None:
     assert "x: its difference has the same sign at 0.5, 1" in render_markdown(
         headline_report(again)
     )
+
+
+# ---------- intervals, verdicts and costs say no more than they are
+
+
+def varied(documents: float) -> dict[str, Any]:
+    """The comparison of an arm whose difference varies between seeds, and between documents."""
+    noise = [0.0, 0.03, -0.02, 0.01, -0.02]
+    losses = [loss + 0.1 + by for loss, by in zip(map(float, BASE), noise, strict=True)]
+    report = make_report(study(arm("baseline", BASE), arm("x", list(losses), documents)))
+    return report | {"printed": render_terminal(report)}
+
+
+@pytest.mark.parametrize("documents", [0.0, 0.01, 0.5])
+def test_other_documents_never_make_a_difference_more_certain(documents: float) -> None:
+    report = varied(documents)
+    (one,) = report["comparisons"]
+    (low, high), (lower, higher) = one["ci95"], one["kind_of_text_ci95"]
+    assert lower <= low < high <= higher
+    is_wider = higher - lower > 1.001 * (high - low)
+    assert is_wider == (documents == 0.5)
+    assert ("on other documents of this kind too" in report["printed"]) != is_wider
+
+
+# of five seeds of recipes/quickstart.toml: held-out losses less two nats
+MEASURED: dict[str, list[float | None]] = {
+    "baseline": [3.0843, 3.0003, 2.8816, 2.9069, 2.9137],
+    "memory.xl=false": [2.9126, 2.9168, 2.8141, 2.8595, 2.8085],
+    "memory.registers=false": [3.0315, 3.0088, 2.9071, 2.9121, 2.9238],
+    "ffn=gelu": [3.1518, 3.1387, 3.0126, 3.1234, 3.0576],
+}
+
+
+def measured(flops: int = 6000) -> dict[str, Any]:
+    baseline, *others = (arm(name, losses) for name, losses in MEASURED.items())
+    others[0] = replace(others[0], flops_per_token=flops)
+    return make_report(study(baseline, *others, margin=0.02))
+
+
+def test_an_interval_beyond_the_margin_explains_a_weaker_verdict() -> None:
+    report = measured()
+    one = report["comparisons"][0]
+    assert one["verdict"] == "better, maybe by less than the margin" and one["ci95"][1] < -0.02
+    first = render_terminal(report).split("\n")[0]
+    assert first.startswith("memory.xl=false: better, maybe by less than the margin (untuned)")
+    assert "verdicts are corrected for all comparisons" in first
+
+
+def test_the_level_of_intervals_is_said() -> None:
+    for text in forms(measured()):
+        assert "each for one arm alone" in text and "confidence of 96.00%" in text
+        assert re.search(r"\b6 \.\. 13\d\b", text), "seeds needed, and their limit"
+
+
+@pytest.mark.parametrize(("flops", "told"), [(6050, False), (5950, False), (6100, True)])
+def test_a_budget_that_counts_as_matched_is_no_headline(flops: int, told: bool) -> None:
+    first = render_terminal(measured(flops)).split("\n")[0]
+    assert ("budget" in first) == told
+    assert ("budget differs: training FLOPs +1.7%" in first) == told
+
+
+def test_seeds_that_are_needed_stand_beside_their_limit() -> None:
+    report = make_report(study(arm("baseline", BASE), arm("x", [3.05, 3.02, 3.3, 3.0, 3.1])))
+    (one,) = report["comparisons"]
+    least, most = one["margin_seeds"], one["margin_seeds_at_most"]
+    first = render_terminal(report).split("\n")[0]
+    assert f"needs {least:,} seeds ({most:,} at the most)" in first
+
+
+def test_results_say_on_which_size_length_and_text() -> None:
+    values = [{"key": "data.use", "value": "stdlib", "where": "x.toml:1", "owner": ""}]
+    one = replace(study(arm("baseline", BASE), arm("x", shifted(0.1))), values=values)
+    printed = render_terminal(make_report(one))
+    assert (
+        "1,000 parameters; losses are on held-out text (source stdlib, 1,200 tokens of" in printed
+    )
+    assert "one text (stdlib)" in printed
+    assert "1.3 tokens per parameter where about 20 are compute-optimal" in printed
+
+
+def test_memory_is_not_said_to_be_the_models() -> None:
+    def with_memory(name: str, times: int) -> ArmResult:
+        one = arm(name, BASE)
+        outcomes = [replace(o, peak_bytes=times * (10**9 + o.seed)) for o in one.outcomes]
+        return replace(one, outcomes=[replace(o, runs_at_once=2) for o in outcomes])
+
+    arms = with_memory("baseline", 1), with_memory("x", 2), with_memory("y", 2)
+    report = make_report(study(*arms))
+    printed = render_terminal(report)
+    assert "the peak of the run's process" in printed and "not that of the model alone" in printed
+    assert printed.count("shared the machine") == 1 and "x, y: runs" in printed
+    report["environment"]["device"] = "cuda"
+    assert "the peak allocated on the accelerator" in render_terminal(report)
+
+
+def test_pictures_are_described_once_and_bands_are_explained(tmp_path: Path) -> None:
+    publish(Comparison(study(arm("baseline", BASE), arm("x", shifted(0.1)))), tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    (alt,) = re.findall(r"!\[(.*)\]\(report\.png\)", markdown)
+    assert "x: worse, +0.1010 (+" in alt and "resolved at the 5 % level" not in alt
+    assert "bands reach from the lowest to the highest seed" in markdown

@@ -39,6 +39,7 @@ from lswt_core.evaluation.narrow_states import narrow_errors
 from lswt_core.evaluation.probes import PROBES
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
+from lswt_core.evaluation.report import render_text
 from lswt_core.evaluation.texts import Limits, Text, choose_documents
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
@@ -376,6 +377,10 @@ def test_a_run_is_evaluated_on_its_held_out_text(
     assert {"evaluation.md", "evaluation.html", "evaluation.png"} < {
         path.name for path in tmp_path.joinpath("e").iterdir()
     }
+    written = [tmp_path.joinpath("e", f"evaluation.{kind}").read_text() for kind in ("md", "html")]
+    for form in (*written, render_text(report)):
+        assert "held-out: Loss by position in the document" in form
+        assert "Read in segments of 16 tokens" in form and f"{text['perplexity']:.2f}" in form
 
 
 def test_several_texts_are_named(

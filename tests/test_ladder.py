@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shlex
 import subprocess
 import sys
@@ -276,6 +277,8 @@ def only_arm(report: dict[str, Any]) -> dict[str, Any]:
         ((-0.06, -0.02, 0.0), "shrinks"),
         ((0.0, -0.03, -0.08), "grows"),
         ((0.0, 0.0, 0.0), "equivalent"),
+        ((-0.06, -0.05, 0.04), "changes sign"),
+        ((0.06, 0.02, -0.05), "changes sign"),
     ],
 )
 def test_planted_differences_have_their_verdict(
@@ -295,6 +298,9 @@ def test_planted_differences_have_their_verdict(
         assert (low > 1) == (differences[-1] < 0) and (high < 1) == (differences[-1] > 0)
 
 
+SHOWN = re.compile(r"predicted as (\S+) \(95 % interval (\S+) to (\S+)\), and is (\S+), OUTSIDE;")
+
+
 def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_them(
     report: Report,
 ) -> None:
@@ -302,7 +308,36 @@ def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_the
     before = only_arm(found)["back_test"]
     assert before["difference"]["covered"] is False and before["same_verdict"] is False
     text = render_markdown(found)
-    assert "OUTSIDE its 95 % interval" in text and "changes sign" in text
+    [numbers] = SHOWN.findall(text)
+    difference, low, high, observed = map(float, numbers)
+    assert difference == pytest.approx(before["difference"]["predicted"], abs=1e-4)
+    assert observed == pytest.approx(0.04, abs=0.003) and not low <= observed <= high
+    off_low, off_high = before["difference"]["ci95"]
+    assert (low - observed, high - observed) == pytest.approx((off_low, off_high), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("differences", "told"),
+    [
+        ((0.06, 0.02, 0.0), "worth, its own cost aside, is less at larger sizes"),
+        ((-0.05, 0.02, -0.0112), "at the largest size it is better, maybe by less than the margin"),
+    ],
+)
+def test_the_reason_of_a_verdict_over_sizes_is_true(
+    report: Report, differences: tuple[float, ...], told: str
+) -> None:
+    lead = render_terminal(report(planted(*differences))).partition("\n\n")[0]
+    assert re.search(rf"^ffn=gelu: .* \(untuned\); .*{told}", lead, re.MULTILINE)
+    assert "Based on 4 seeds at 3 sizes, small to large" in lead and "losses are on" in lead
+
+
+def test_a_worth_says_for_which_irreducible_losses(report: Report) -> None:
+    found = report(planted(-0.06, -0.05, -0.043))
+    arm = only_arm(found)
+    fitted, others = arm["law"]["l_inf"]["value"], arm["speedup"]["if_l_inf"]
+    highest = max(fitted, *(one["l_inf"] for one in others))
+    lead = render_terminal(found).partition("\n\n")[0]
+    assert f"for an irreducible loss of 0 to {highest:.3g} nats, which 3 sizes fit" in lead
 
 
 def test_noise_alone_resolves_nothing(report: Report) -> None:

@@ -18,7 +18,13 @@ from lswt_core.__main__ import main
 from lswt_core.ablation.report.compare import make_report
 from lswt_core.ablation.report.page import render_markdown
 from lswt_core.ablation.report.plots import MARKERS
-from lswt_core.ablation.report.verdict import EQUIVALENT, SMALL, UNRESOLVED
+from lswt_core.ablation.report.verdict import (
+    EQUIVALENT,
+    SMALL,
+    SMALL_BETTER,
+    SMALL_WORSE,
+    UNRESOLVED,
+)
 from lswt_core.ablation.runs.comparison_records import (
     Comparison,
     ComparisonRecords,
@@ -150,7 +156,7 @@ def claims(
         losses[1] += delta
         given.append({verdict_at(losses, pairs, margin)["verdict"] for pairs in looks})
     shares = {name: float(np.mean([name in one for one in given])) for name in MARKERS}
-    found = [bool(one & {"better", "worse", SMALL}) for one in given]
+    found = [bool(one & {"better", "worse", *SMALL}) for one in given]
     return {**shares, "resolved": float(np.mean(found))}
 
 
@@ -201,8 +207,8 @@ NOISE = np.array([0.001, -0.001, 0.002, -0.002, 0.0])
     [
         (-0.1, "better"),
         (0.1, "worse"),
-        (-0.0105, SMALL),
-        (0.0105, SMALL),
+        (-0.0105, SMALL_BETTER),
+        (0.0105, SMALL_WORSE),
         (0.006, EQUIVALENT),
         (0.0, EQUIVALENT),
     ],
@@ -210,8 +216,8 @@ NOISE = np.array([0.001, -0.001, 0.002, -0.002, 0.0])
 def test_better_and_worse_are_clear_of_the_margin(delta: float, expected: str) -> None:
     (one,) = make_report(study(BASE, BASE + delta + NOISE, margin=0.01))["comparisons"]
     assert one["verdict"] == expected and expected in MARKERS
-    if expected == SMALL:
-        assert one["why"].startswith("better" if delta < 0 else "worse")
+    if expected in SMALL:
+        assert expected.startswith("better" if delta < 0 else "worse")
         assert one["ci95"][0] * one["ci95"][1] > 0 and min(map(abs, one["ci95"])) < 0.01
 
 

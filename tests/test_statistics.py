@@ -66,7 +66,7 @@ def test_nothing_is_found_where_there_is_nothing(seeds: int, arms: int, shared: 
         comparisons = [comparison(row, margin=0.002) for row in study]
         adjust_family(comparisons)
         add_verdicts(comparisons, margin=0.002)
-        wrong += any(one["verdict"] in ("better", "worse", SMALL) for one in comparisons)
+        wrong += any(one["verdict"] in ("better", "worse", *SMALL) for one in comparisons)
     assert wrong / len(differences) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / len(differences))
 
 

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lswt_core.evaluation.plots import plot_evaluation
 from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+from lswt_core.reporting import sections
 from lswt_core.reporting.curves import ReportUnavailable
-from lswt_core.reporting.html import bullet_list, image, page
+from lswt_core.reporting.sections import Bullets, Picture, Section, Sentences
 from lswt_core.reporting.tables import Table
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
-
-
-class Section(NamedTuple):
-    """A part of the report of one text."""
-
-    title: str
-    table: Table
-    note: str = ""
+PICTURE = f"{NAME}.png"
 
 
 def write_report(report: Report, directory: Path) -> None:
@@ -35,10 +28,14 @@ def write_report(report: Report, directory: Path) -> None:
         picture = plot_evaluation(report)
     except ReportUnavailable:
         picture = None
-    if picture is not None:
-        write_atomically(directory / f"{NAME}.png", picture)
-    write_atomically(directory / f"{NAME}.md", render_markdown(report).encode())
-    write_atomically(directory / f"{NAME}.html", render_page(report, picture).encode())
+    pictures = {} if picture is None else {PICTURE: picture}
+    for name, content in pictures.items():
+        write_atomically(directory / name, content)
+    title, parts = report["model"], [*list_sections(report, pictured=bool(pictures))]
+    markdown = sections.render_markdown(title, parts)
+    write_atomically(directory / f"{NAME}.md", markdown.encode())
+    html = sections.render_page(title, parts, pictures)
+    write_atomically(directory / f"{NAME}.html", html.encode())
 
 
 def describe_reading(report: Report) -> str:
@@ -48,40 +45,18 @@ def describe_reading(report: Report) -> str:
 
 def render_text(report: Report) -> str:
     """Return what the command prints."""
-    parts = [describe_reading(report)]
+    return sections.render_text(list_sections(report))
+
+
+def list_sections(report: Report, *, pictured: bool = False) -> Iterator[Section]:
+    """Yield the whole report; ``pictured``: a picture lies beside it."""
+    picture = Picture(PICTURE, describe_picture(report)) if pictured else None
+    yield Section("", [Sentences([describe_reading(report)]), picture], printed=True)
     for name, text in report["texts"].items():
-        parts.append(describe_text(name, text))
-        for section in list_sections(text):
-            parts.append(f"{section.title}\n{section.table.text(indent='  ')}")
-            if section.note:
-                parts.append(f"  {section.note}")
-        parts += [f"left out: {name}: {why}" for name, why in text["left_out"].items()]
-    return "\n\n".join(parts)
-
-
-def render_markdown(report: Report) -> str:
-    """Return evaluation.md."""
-    parts = [f"# {report['model']}", describe_reading(report)]
-    for name, text in report["texts"].items():
-        parts += [f"## {name}", describe_text(name, text)]
-        for section in list_sections(text):
-            parts += [f"### {section.title}", section.table.markdown(), section.note]
-        parts += [f"- left out: {name}: {why}" for name, why in text["left_out"].items()]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def render_page(report: Report, picture: bytes | None) -> str:
-    """Return evaluation.html."""
-    parts = [f"<h1>{escape(report['model'])}</h1><p>{escape(describe_reading(report))}</p>"]
-    parts += [image(picture, describe_picture(report))] if picture is not None else []
-    for name, text in report["texts"].items():
-        parts += [f"<h2>{escape(name)}</h2><p>{escape(describe_text(name, text))}</p>"]
-        for section in list_sections(text):
-            note = f'<p class="quiet">{escape(section.note)}</p>' if section.note else ""
-            parts.append(f"<h3>{escape(section.title)}</h3>{section.table.html()}{note}")
-        left_out = [f"left out: {name}: {why}" for name, why in text["left_out"].items()]
-        parts.append(bullet_list(left_out))
-    return page(escape(report["model"]), parts)
+        left_out = Bullets([f"left out: {what}: {why}" for what, why in text["left_out"].items()])
+        yield Section(name, [Sentences([describe_text(name, text)]), left_out], printed=True)
+        for one in list_measurements(text):
+            yield one._replace(title=f"{name}: {one.title}")
 
 
 def describe_text(name: str, text: Report) -> str:
@@ -102,7 +77,7 @@ def describe_picture(report: Report) -> str:
     )
 
 
-def list_sections(text: Report) -> Iterator[Section]:
+def list_measurements(text: Report) -> Iterator[Section]:
     """Yield the tables of a text, those that it has."""
     if text["recall"]:
         yield recall_section(text["recall"])
@@ -118,11 +93,16 @@ def list_sections(text: Report) -> Iterator[Section]:
     yield states_section(text)
 
 
+def measurement(title: str, table: Table, note: str = "") -> Section:
+    """Return the section of a measurement, with a remark on its table."""
+    return Section(title, [table, Bullets([note] if note else [])], printed=True)
+
+
 def recall_section(points: list[Report]) -> Section:
     """Return the accuracy of answers by distance."""
     rows = [[f"{one['distance']:,}", format_mean(one["accuracy"])] for one in points]
     tokens = sum(one["accuracy"]["tokens"] for one in points)
-    return Section(
+    return measurement(
         "Recall by distance",
         Table(("segments between fact and question", "accuracy (95 % interval)"), rows),
         f"Share of {tokens:,} answers that are the most likely token.",
@@ -136,7 +116,7 @@ def memory_section(points: list[Report]) -> Section:
         length = "as trained" if point["memory"] is None else f"{point['memory']:,}"
         rows.append([length, f"{point['loss']['value']:.4f}", format_mean(point["gain"], "+.4f")])
     tokens = points[-1]["gain"]["tokens"]
-    return Section(
+    return measurement(
         "Loss with the memory cut",
         Table(("memory (tokens)", "loss", "gain over no memory (95 % interval)"), rows),
         f"Gains are over the {tokens:,} tokens behind the first segment of their document.",
@@ -147,7 +127,7 @@ def context_section(context: Report) -> Section:
     """Return losses by context, and RECL."""
     rows = [[f"{one['context']:,}", format_mean(one)] for one in context["losses"]]
     lengths = [f"{length:,} (r = {share})" for share, length in context["recl"].items()]
-    return Section(
+    return measurement(
         "Loss by context, cold restarts",
         Table(("context (tokens)", "loss (95 % interval)"), rows),
         f"RECL, in the group of this model alone: {', '.join(lengths)}. The same"
@@ -161,7 +141,7 @@ def extrapolation_section(measured: Report) -> Section:
     for point in measured["points"]:
         losses = [format_mean(point[how]) for how in ("streamed", "recomputed")]
         rows.append([f"{point['context']:,}", *losses])
-    return Section(
+    return measurement(
         "Loss by length of the text that is read",
         Table(("window (tokens)", "in segments", "in one pass"), rows),
         f"The last {measured['scored']:,} tokens of {measured['windows']:,} windows; the longest"
@@ -173,7 +153,7 @@ def position_section(points: list[Report]) -> Section:
     """Return losses by tokens since the document's start."""
     rows = [[f"{one['from']:,}", format_mean(one), f"{one['tokens']:,}"] for one in points]
     header = ("tokens since the document's start, from", "loss (95 % interval)", "tokens")
-    return Section("Loss by position in the document", Table(header, rows))
+    return measurement("Loss by position in the document", Table(header, rows))
 
 
 def narrow_section(errors: list[Report]) -> Section:
@@ -183,7 +163,7 @@ def narrow_section(errors: list[Report]) -> Section:
         increase = format_mean(one["increase"], "+.1e")
         rows.append([one["dtype"], increase, f"{one['largest']:.1e}"])
     header = ("train.memory_dtype", "loss increases by (95 % interval)", "largest of a token")
-    return Section("KV caches kept narrower between segments", Table(header, rows))
+    return measurement("KV caches kept narrower between segments", Table(header, rows))
 
 
 def states_section(text: Report) -> Section:
@@ -210,7 +190,7 @@ def states_section(text: Report) -> Section:
     repetition = text["repetition"]
     for n, share in repetition["repeated"].items() if repetition else ():
         rows.append([f"repeated {n}-grams in greedy continuations", f"{share:.2%}"])
-    return Section("Attention, hidden states and repetition", Table(("measure", "value"), rows))
+    return measurement("Attention, hidden states and repetition", Table(("measure", "value"), rows))
 
 
 def format_mean(one: Report, spec: str = ".4f") -> str:

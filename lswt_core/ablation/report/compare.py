@@ -74,10 +74,11 @@ def make_report(study: Study) -> dict[str, Any]:
     computed, and why. "family": the comparisons over which p_holm is corrected {size, others}.
     "text": the held-out one (see
     ``held_out_text.describe_text``); documents_ci95 is over other documents for these very models,
-    kind_of_text_ci95 over other seeds and documents. "certificate", "certificate_limits" (what no
-    certificate shows), "settings", "environment", "citations", "recipe", "values" (of the recipe:
-    key, value, where it is written, owner), "command", "name". "unfinished": arm and seeds of runs
-    that are not finished; if there are any, no comparison has a test, an interval or a verdict.
+    kind_of_text_ci95 over other seeds and documents, at all looks together, and contains ci95.
+    "certificate", "certificate_limits" (what no certificate shows), "settings", "environment",
+    "citations", "recipe", "values" (of the recipe: key, value, where it is written, owner),
+    "command", "name". "unfinished": arm and seeds of runs that are not finished; if there are any,
+    no comparison has a test, an interval or a verdict.
     """
     baseline, *others = study.arms
     comparisons = [compare_with_baseline(baseline, arm, study) for arm in others]
@@ -266,7 +267,9 @@ def compute_statistics(
         "values": values,
         "correlation": ask("correlation", correlation, before, after),
         "documents_ci95": ask("documents_ci95", documents_interval, pairs, confidence),
-        "kind_of_text_ci95": ask("kind_of_text_ci95", kind_of_text_interval, pairs, confidence),
+        "kind_of_text_ci95": ask(
+            "kind_of_text_ci95", kind_of_text_interval, pairs, 1 - level, test.ci
+        ),
     }
 
 

@@ -13,6 +13,10 @@ from lswt_core.ablation.statistics.paired_runs import paired_test
 
 # measured quantities of a run, and whether other runs on the same machine change them
 MEASURED = {"tokens_per_second": True, "seconds": True, "peak_bytes": False}
+OF_PROCESS = (
+    "of the run's process, Python, libraries and what the allocator keeps included: not that of the"
+    " model alone"
+)
 
 
 def compare_costs(baseline: ArmResult, arm: ArmResult, confidence: float) -> dict[str, Any]:
@@ -73,14 +77,28 @@ def describe_cost(cost: dict[str, Any] | None) -> str:
     return "noise"
 
 
-def list_noise(comparisons: Sequence[dict[str, Any]]) -> list[str]:
-    """Return why speeds are shown as noise although their intervals are on one side of 1."""
+def list_caveats(comparisons: Sequence[dict[str, Any]], device: str) -> list[str]:
+    """Return what measured costs are, and why speeds may be shown as noise although their intervals
+    are on one side of 1. ``device`` is that of the runs.
+    """
     lines = []
-    for one in comparisons:
-        cost = one["costs"]["tokens_per_second"]
-        if cost is not None and cost["shared"]:
-            lines.append(
-                f"{one['arm']}: its runs or the baseline's shared the machine with others, so that"
-                " tokens/s say nothing; --jobs 1 measures them."
-            )
+    measured = [one["costs"] for one in comparisons]
+    if any(costs["peak_bytes"] for costs in measured):
+        what = "allocated on the accelerator" if device.startswith("cuda") else OF_PROCESS
+        lines.append(
+            f"Memory: the peak {what}. Amounts are medians over runs; their differences are"
+            " geometric means over paired seeds, with an interval of 95 % each by itself: of"
+            " twenty that are no different, one is shown as more than noise."
+        )
+    shared = [one["arm"] for one in comparisons if is_shared(one["costs"]["tokens_per_second"])]
+    if shared:
+        lines.append(
+            f"{', '.join(shared)}: runs of the arm or of the baseline shared the machine with"
+            " others, so that tokens/s and time say nothing; --jobs 1 measures them."
+        )
     return lines
+
+
+def is_shared(cost: dict[str, Any] | None) -> bool:
+    """Whether a cost was measured while runs shared the machine."""
+    return cost is not None and bool(cost["shared"])

@@ -111,6 +111,26 @@ def list_warnings(arms: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def find_source(report: Mapping[str, Any]) -> str | None:
+    """Return the data source of a report's baseline by name; None where that is not recorded."""
+    values = {one["key"]: one["value"] for one in report["values"]}
+    return values.get("data.use")
+
+
+def describe_held_out(report: Mapping[str, Any]) -> str:
+    """Return what text a report's losses are on, in words."""
+    text, source = report["text"], find_source(report)
+    parts = [f"source {source}"] if source else []
+    if text["tokens"]:
+        parts.append(f"{text['tokens']:,} tokens of {text['documents']:,} documents")
+    return f"held-out text ({', '.join(parts)})" if parts else "held-out text"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things, in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def compare_with_unigram(arms: Iterable[dict[str, Any]]) -> list[str]:
     """Return a sentence if arms are no better than the unigram model of the training text."""
     worse = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from lswt_core.ablation.certify_runs import NOT_COMPARED
+from lswt_core.ablation.match import MAX_RESIDUAL
 from lswt_core.ablation.report.cost_tables import compare_amounts
-from lswt_core.ablation.report.facts import compare_with_unigram
+from lswt_core.ablation.report.facts import (
+    compare_with_unigram,
+    count,
+    describe_held_out,
+)
 from lswt_core.ablation.report.ladder_text import list_reports, summarize_ladder
 from lswt_core.ablation.report.loss_tables import Report, format_difference
 from lswt_core.ablation.report.tuning_text import (
@@ -25,8 +29,7 @@ def list_findings(report: Report) -> list[str]:
         return sentences + summarize_ladder(report)
     sentences += list_verdicts(report)
     sentences += [*summarize_fixed(report), *summarize_horizons(report)]
-    extent = format_extent(report["settings"])
-    return [*sentences, f"Based on {extent}; loss is on held-out text, lower is better."]
+    return [*sentences, f"Based on {format_extent(report)}; lower is better."]
 
 
 def list_verdicts(report: Report) -> list[str]:
@@ -39,11 +42,16 @@ def list_verdicts(report: Report) -> list[str]:
 
 
 def describe_budget(arm: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """Return how much more an arm had than the baseline; empty where both had the same."""
+    """Return how much more an arm had than the baseline; empty where the difference would count as
+    matched, of both parameters and FLOPs.
+    """
     kinds = {"training_flops": "training FLOPs", "parameters": "parameters"}
-    shown = {name: compare_amounts(arm[key], baseline[key]) for key, name in kinds.items()}
-    parts = [f"{name} {share}" for name, share in shown.items() if share.strip("+-0.%")]
-    return f" Its budget is another: {', '.join(parts)}." if parts else ""
+    parts = []
+    for key, name in kinds.items():
+        own, other = arm[key], baseline[key]
+        if own and other and abs(own / other - 1) > MAX_RESIDUAL:
+            parts.append(f"{name} {compare_amounts(own, other)}")
+    return f" Its budget differs: {', '.join(parts)}." if parts else ""
 
 
 def list_alarms(report: Report) -> list[str]:
@@ -83,12 +91,13 @@ def list_unclean(report: Report) -> list[str]:
     return sentences
 
 
-def format_extent(settings: Mapping[str, Any]) -> str:
-    """Return the number of seeds, steps and tokens."""
-    seeds = len(settings["seeds"])
+def format_extent(report: Report) -> str:
+    """Return the number of seeds, steps and tokens, the size of the model, and the text."""
+    settings = report["settings"]
     return (
-        f"{seeds} seed{'s' if seeds != 1 else ''} of {settings['steps']:,} steps"
-        f" ({settings['tokens']:,} tokens) each"
+        f"{count(len(settings['seeds']), 'seed')} of {settings['steps']:,} steps"
+        f" ({settings['tokens']:,} tokens) each, with {report['arms'][0]['parameters']:,}"
+        f" parameters; losses are on {describe_held_out(report)}"
     )
 
 
@@ -108,20 +117,34 @@ def summarize_comparison(one: dict[str, Any], standing: str) -> str:
 
 
 def describe_intervals(one: dict[str, Any]) -> str:
-    """Return the intervals of a difference, on this text and on this kind of text."""
-    if one["ci95"] is None:
+    """Return the interval of a difference on this text, and on other documents of this kind."""
+    here, beyond = (format_ends(one[key]) for key in ("ci95", "kind_of_text_ci95"))
+    if not here:
         return "no interval"
-    low, high = map(format_difference, one["ci95"])
-    interval = f"95 % interval {low} to {high} on this text"
-    if one["kind_of_text_ci95"] is not None:
-        low, high = map(format_difference, one["kind_of_text_ci95"])
-        interval += f", {low} to {high} on this kind of text"
-    return interval
+    if not beyond:
+        return f"95 % interval {here} on this text"
+    if beyond == here:
+        return f"95 % interval {here}, on other documents of this kind too"
+    return f"95 % interval {here} on this text, {beyond} on other documents of this kind"
+
+
+def format_ends(interval: tuple[float, float] | None) -> str:
+    """Return an interval in words; empty where there is none."""
+    return "" if interval is None else " to ".join(map(format_difference, interval))
 
 
 def describe_picture(report: Report) -> str:
     """Return the picture's content in words, as alternative text."""
+    shown = [f"{one['arm']}: {one['verdict']}{format_bar(one)}" for one in report["comparisons"]]
     return (
-        "Held-out loss of every arm less the baseline's, with 95 % intervals, seeds and margin. "
-        + " ".join(list_verdicts(report))
+        "Held-out loss of every arm less the baseline's in nats per token, with 95 % intervals,"
+        f" seeds and a margin of {report['settings']['margin']:g}. {'; '.join(shown)}."
     )
+
+
+def format_bar(one: dict[str, Any]) -> str:
+    """Return a difference and its interval, as a picture shows them; empty if there is none."""
+    if one["delta"] is None:
+        return ""
+    ends = format_ends(one["ci95"])
+    return f", {format_difference(one['delta'])}{f' ({ends})' if ends else ''}"

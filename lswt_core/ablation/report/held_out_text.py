@@ -88,16 +88,24 @@ def documents_interval(
 
 
 def kind_of_text_interval(
-    pairs: Sequence[tuple[Outcome, Outcome]], confidence: float
+    pairs: Sequence[tuple[Outcome, Outcome]],
+    confidence: float,
+    on_this_text: tuple[float, float] | None,
 ) -> tuple[float, float] | None:
     """Return the confidence interval of the difference over other seeds and other documents of this
     kind; None where there are too few of either, or different ones.
+
+    ``on_this_text``: the interval over other seeds, which it contains. That documents seem to make
+    a difference more certain is noise in the estimate of their variance.
     """
     losses, (seeds, documents) = losses_by_document(pairs), FEWEST_CROSSED
     if losses is None or len(pairs) < seeds or len(losses[2]) < documents:
         return None
+    if on_this_text is None:
+        return None
     baseline, arm, tokens = losses
-    return crossed_interval(arm - baseline, tokens, confidence)
+    low, high = crossed_interval(arm - baseline, tokens, confidence)
+    return min(low, on_this_text[0]), max(high, on_this_text[1])
 
 
 def losses_by_document(
@@ -121,9 +129,9 @@ def list_document_intervals(report: dict[str, Any]) -> list[str]:
     lines = []
     if any(one["kind_of_text_ci95"] for one in report["comparisons"]):
         lines.append(
-            "On this text: over other seeds. On this kind of text: over other seeds and other"
-            " documents, at this look alone; where that is no wider, documents add no uncertainty"
-            " that could be seen."
+            "Intervals are over other seeds. Those on other documents of this kind are over other"
+            " seeds and other documents, and no narrower; where they are no wider, documents add no"
+            " uncertainty that could be seen."
         )
     for one in report["comparisons"]:
         if one["documents_ci95"] is not None:

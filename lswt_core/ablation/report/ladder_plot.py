@@ -31,7 +31,7 @@ def plot_ladder(report: Report) -> bytes:
     grid = figure.add_gridspec(2, 2, height_ratios=[1.25, 1.0])
     ladder = report["ladder"]
     draw_laws(figure.add_subplot(grid[0, :]), ladder)
-    draw_by_rung(figure.add_subplot(grid[1, 0]), ladder, differences, "held-out loss - baseline's")
+    draw_by_rung(figure.add_subplot(grid[1, 0]), ladder, differences, "loss - baseline's, nats")
     worth = figure.add_subplot(grid[1, 1])
     draw_by_rung(worth, ladder, speedups, "worth: factor of compute")
     scale_worth(worth)
@@ -111,6 +111,7 @@ def draw_by_rung(axes: Any, ladder: Entry, numbers: Any, label: str) -> None:
                 axes.plot(rung + shift, value, "o", color=colour, markersize=6)
     axes.set_xticks(range(len(ladder["rungs"])), [rung["name"] for rung in ladder["rungs"]])
     axes.set_xlim(-0.5, len(ladder["rungs"]) - 0.5)
+    axes.set_xlabel("size (bars: 95 % intervals)")
     axes.set_ylabel(label)
     tidy_axes(axes)
 

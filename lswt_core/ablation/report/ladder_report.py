@@ -24,9 +24,10 @@ def make_ladder_report(study: LadderStudy) -> dict[str, Any]:
     "name" of the ladder; "rate": key, exponent, at (its rule; None: it has none); "rungs", smallest
     first: name, parameters (of the baseline, without embedding tables), tokens, steps,
     training_flops (of the baseline), report (the rung's own); "arms": arm, comparisons (those of
-    every rung's report with the baseline), verdict (persists, shrinks, grows, equivalent, not
-    resolved), why, seeds (at which both finished at every rung), law, speedup, trend, next,
-    back_test (see ``ladder_pair.analyse_pair``) and "unknown": what could not be computed, and why;
+    every rung's report with the baseline), verdict (persists, shrinks, grows, changes sign,
+    equivalent, not resolved), why, seeds (at which both finished at every rung), law, speedup,
+    trend, next, back_test (see ``ladder_pair.analyse_pair``) and "unknown": what could not be
+    computed, and why;
     "carried": where values were tuned at the smallest rung alone, how those beside them do at the
     largest (see ``carry.Neighbour``), else None.
     """

@@ -1,11 +1,13 @@
-"""The results of a ladder as text: sentences, a table, details."""
+"""The results of a ladder as text: sentences and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from lswt_core.ablation.report.facts import count, describe_held_out
 from lswt_core.ablation.report.loss_tables import Report, format_difference
+from lswt_core.ablation.report.tuning_text import describe_standing
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
 from lswt_core.reporting.tables import Table
 
@@ -33,9 +35,11 @@ def summarize_ladder(report: Report) -> list[str]:
     ladder = report["ladder"]
     rungs = ladder["rungs"]
     sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
-    lines = [summarize_arm(one, rungs[-1]["name"]) for one in ladder["arms"]]
+    standing, seeds = describe_standing(report), len(report["settings"]["seeds"])
+    lines = [summarize_arm(one, rungs[-1]["name"], standing) for one in ladder["arms"]]
     lines.append(
-        f"On {len(rungs)} sizes, {sizes}, a factor of {compute_range(rungs)} in training compute;"
+        f"Based on {count(seeds, 'seed')} at {count(len(rungs), 'size')}, {sizes}, a factor of"
+        f" {compute_range(rungs)} in training compute; losses are on {describe_held_out(report)};"
         " nothing is said beyond the next size."
     )
     return lines
@@ -74,9 +78,11 @@ def compute_range(rungs: list[Entry]) -> str:
     return f"{ends[1] / ends[0]:,.0f}" if all(ends) else "unknown size"
 
 
-def summarize_arm(one: Entry, size: str) -> str:
-    """Return the verdict about an arm, and what it is worth."""
-    text = f"{one['arm']}: {one['verdict']}; {one['why']}."
+def summarize_arm(one: Entry, size: str, standing: str) -> str:
+    """Return the verdict about an arm, and what it is worth; ``standing`` says whether arms were
+    tuned.
+    """
+    text = f"{one['arm']}: {one['verdict']} ({standing}); {one['why']}."
     if one["verdict"] == NOT_FINISHED:
         return text
     if one["speedup"] is None or one["speedup"]["compute"]["value"] is None:
@@ -92,17 +98,19 @@ def summarize_arm(one: Entry, size: str) -> str:
 
 
 def describe_range(one: Entry) -> str:
-    """Return what an arm is worth for any irreducible loss, where sizes are too few to test the
+    """Return what an arm is worth for other irreducible losses, where sizes are too few to test the
     law: intervals over seeds have no part in whether the law holds.
     """
-    if len(one["comparisons"]) > TESTED_RUNGS or not is_worth_known(one["speedup"]["compute"]):
+    speedup, law = one["speedup"], one["law"]
+    if len(one["comparisons"]) > TESTED_RUNGS or not is_worth_known(speedup["compute"]):
         return ""
-    values = [entry["value"] for entry in one["speedup"]["if_l_inf"]]
-    known = [value for value in (*values, one["speedup"]["compute"]["value"]) if value is not None]
-    ends = f"{format_percent(min(known))} to {format_percent(max(known))}"
+    fitted = {"l_inf": law["l_inf"]["value"], "value": speedup["compute"]["value"]}
+    known = [entry for entry in (*speedup["if_l_inf"], fitted) if entry["value"] is not None]
+    worth, l_inf = ([entry[key] for entry in known] for key in ("value", "l_inf"))
     return (
-        f"; {ends} of compute by what the irreducible loss is, which {len(one['comparisons'])}"
-        " sizes fit but cannot test"
+        f"; {format_percent(min(worth))} to {format_percent(max(worth))} of compute for an"
+        f" irreducible loss of {min(l_inf):.3g} to {max(l_inf):.3g} nats, which"
+        f" {len(one['comparisons'])} sizes fit but cannot test"
     )
 
 
@@ -169,113 +177,6 @@ def format_cell(worth: Entry) -> str:
 def format_span(ends: Any, show: Any) -> str:
     """Return an interval for a cell; empty where there is none."""
     return "" if ends is None else f"{show(ends[0])} .. {show(ends[1])}"
-
-
-def list_details(report: Report) -> list[str]:
-    """Return trend, law, next size and back-test of every arm."""
-    lines = []
-    for one in report["ladder"]["arms"]:
-        described = [describe_trend(one), describe_law(one), describe_sensitivity(one)]
-        described += [describe_next(one), describe_back_test(one, report["ladder"]["rungs"])]
-        lines += [f"{one['arm']}: {line}" for line in described if line]
-    return lines
-
-
-def describe_trend(one: Entry) -> str:
-    """Return how an arm's gain changes with compute."""
-    trend = one["trend"]
-    if trend is None:
-        return ""
-    factor, nats = trend["factor_per_decade"], trend["nats"]
-    slope = f"{format_difference(nats['slope'])} nats"
-    if nats["ci95"] is not None:
-        slope += f" ({' to '.join(map(format_difference, nats['ci95']))})"
-    p = "" if trend["p"] is None else f", p {trend['p_holm']:.2g} (Holm)"
-    return (
-        f"per tenfold compute, what it is worth changes by {format_worth(factor)}{p}, and the"
-        f" difference by {slope}."
-    )
-
-
-def describe_law(one: Entry) -> str:
-    """Return the law of baseline and arm, and whether its irreducible loss is known."""
-    law = one["law"]
-    if law is None or law["alpha"]["value"] is None:
-        return ""
-    l_inf, alpha, (base, arm) = law["l_inf"]["value"], law["alpha"]["value"], law["a"]
-    text = (
-        f"L = {l_inf:.2f} + A (C / {law['reference_flops']:.3g})^-{alpha:.3g}, A"
-        f" {base['value']:.4g} for the baseline and {arm['value']:.4g} for the arm (L_inf and alpha"
-        " are shared: most changes move A)"
-    )
-    if law["l_inf_fixed"] is not None:
-        return f"{text}; two sizes cannot fit L_inf, which is taken for half of the lowest loss."
-    return f"{text}; {describe_l_inf(law['l_inf'])}."
-
-
-def describe_l_inf(l_inf: Entry) -> str:
-    """Return whether the irreducible loss is identified, in words."""
-    if l_inf["ci95"] is None or None in l_inf["ci95"]:
-        return "L_inf is not identified: its interval is unknown"
-    low, high = l_inf["ci95"]
-    span = f"{low:.2g} to {high:.2g}"
-    if low == 0.0 or high > 2 * low:
-        return f"L_inf is not identified by so few sizes: anything from {span} fits"
-    return f"L_inf 95 % interval {span}"
-
-
-def describe_sensitivity(one: Entry) -> str:
-    """Return what an arm is worth for other values of the irreducible loss."""
-    if one["speedup"] is None:
-        return ""
-    entries = [entry for entry in one["speedup"]["if_l_inf"] if entry["value"] is not None]
-    parts = [f"{format_percent(entry['value'])} if {entry['l_inf']:.3g}" for entry in entries]
-    return f"worth of compute by what L_inf is: {', '.join(parts)}." if parts else ""
-
-
-def describe_next(one: Entry) -> str:
-    """Return what is expected at the next size."""
-    found = one["next"]
-    if found is None or found["difference"]["value"] is None:
-        return ""
-    return (
-        f"at the next size, {found['flops']:.2e} FLOPs, if law and trend go on:"
-        f" {format_difference(found['difference']['value'])} nats"
-        f" ({format_ends(found['difference'], show_difference)}), worth"
-        f" {format_worth(found['speedup'])} of compute."
-    )
-
-
-def show_difference(value: float | None) -> str:
-    """Return a difference; one without bound is infinite."""
-    return "unbounded" if value is None else format_difference(value)
-
-
-def describe_back_test(one: Entry, rungs: list[Entry]) -> str:
-    """Return how well the largest size was predicted from the others."""
-    found = one["back_test"]
-    if found is None or found["difference"]["error"] is None:
-        return ""
-    bounds = "its 95 % interval"
-    if found["l_inf"]:
-        bounds += f" for L_inf of {min(found['l_inf']):.2g} to {max(found['l_inf']):.2g}"
-    difference, baseline = found["difference"], found["baseline"]
-    same = "the same" if found["same_verdict"] else f"another: {found['verdict']}"
-    text = (
-        f"back-test: without {rungs[-1]['name']}, the difference is predicted as"
-        f" {format_difference(difference['predicted'])}, {describe_error(difference, bounds)}; the"
-        f" baseline's loss as {baseline['predicted']:.4f}, {describe_error(baseline, bounds)}; the"
-        f" verdict would have been {same}."
-    )
-    if found["l_inf"]:
-        text += f" (Two sizes cannot fit L_inf; predictions take it for {found['l_inf'][0]:.2g}.)"
-    return text
-
-
-def describe_error(part: Entry, bounds: str) -> str:
-    """Return how far a prediction is off, and whether its interval knew."""
-    inside = {True: f"inside {bounds}", False: f"OUTSIDE {bounds}", None: "no interval"}
-    return f"off by {abs(part['error']):.4f} nats ({inside[part['covered']]})"
 
 
 def describe_ladder_picture(report: Report) -> str:

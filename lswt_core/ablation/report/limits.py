@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lswt_core.ablation.report.facts import find_source
 from lswt_core.ablation.report.family import describe_family
 from lswt_core.ablation.report.held_out_text import FEWEST_CROSSED
 from lswt_core.ablation.report.ladder_text import describe_carried, describe_rates
@@ -16,6 +17,7 @@ from lswt_core.ablation.report.tuning_text import (
 from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, SMALL, UNRESOLVED, WORSE
 
 FEW_SEEDS = 5  # fewer get a remark
+OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022); less than half gets a remark
 NOISY = 4.0  # times the baseline's standard deviation over seeds; more gets a remark
 
 
@@ -43,13 +45,24 @@ def limit_values(report: Report) -> list[str]:
 
 def limit_scope(report: Report) -> list[str]:
     """Return the size, the length of training and the text that were not left."""
-    alone = []
+    baseline, alone = report["arms"][0], []
     if "ladder" not in report:
-        alone.append("one size of model (--ladder asks at several)")
+        size = f"{baseline['parameters']:,} parameters"
+        alone.append(f"one size of model ({size}; --ladder asks at several)")
     if report.get("horizons") is None:
-        alone.append("one length of training (--horizons)")
+        at = " at the largest size" if "ladder" in report else ""
+        alone.append(f"one length of training ({describe_length(baseline)}{at}; --horizons)")
+    source = find_source(report)
+    text = f"one text{f' ({source})' if source else ''}"
     sentence = f"It holds for {' and '.join(alone)}, and " if alone else "It holds for "
-    return [f"{sentence}one text: how another kind of text would do is not known."]
+    return [f"{sentence}{text}: how another kind of text would do is not known."]
+
+
+def describe_length(baseline: dict[str, Any]) -> str:
+    """Return how long models are trained for their size."""
+    ratio = baseline["tokens"] / baseline["parameters"]
+    usual = f" where about {OPTIMAL} are compute-optimal" if ratio < OPTIMAL / 2 else ""
+    return f"{ratio:.2g} tokens per parameter{usual}"
 
 
 def limit_runs(report: Report) -> list[str]:
@@ -64,7 +77,7 @@ def limit_documents(report: Report) -> list[str]:
     sentences, unknown = [], []
     for one in report["comparisons"]:
         interval, verdict = one["kind_of_text_ci95"], one["verdict"]
-        if verdict not in (BETTER, WORSE, SMALL, EQUIVALENT):
+        if verdict not in (BETTER, WORSE, *SMALL, EQUIVALENT):
             continue
         if interval is None:
             unknown.append(one["arm"])

@@ -9,10 +9,13 @@ from lswt_core.reporting.tables import Table
 
 Report = dict[str, Any]  # see compare.make_report
 LOSSES = (
-    *("arm", "held-out loss ± sd", "perplexity", "bits/byte", "difference", "95 % interval"),
+    *("arm", "held-out loss ± sd", "perplexity", "bits/byte", "paired difference", "95 % interval"),
     *("verdict", "seeds (failed)"),
 )
-TESTS = ("arm", "p", "p (looks, Holm)", "p beyond the margin", "p within it", "n needed", "looks")
+TESTS = (
+    *("arm", "p", "p (looks, Holm)", "p beyond the margin", "p within the margin"),
+    *("seeds needed, about .. at most", "looks"),
+)
 UNIGRAM = "unigram model, no context"
 # known of every arm: a missing number could not be computed
 ALWAYS_APPLY = {"flops_per_token", "training_flops"}
@@ -91,6 +94,8 @@ def significance_table(report: Report) -> Table:
         keys = ("p", "p_holm", "p_clear_holm", "p_equivalent_holm")
         numbers = [format_or_missing(one, key, format_p) for key in keys]
         needed = format_or_missing(one, "seeds_needed", lambda seeds: f"{seeds:,}")
+        if one["seeds_needed"] is not None:
+            needed += f" .. {format_number(one['seeds_needed_at_most'], ',')}"
         declared, taken = (
             ", ".join(map(str, one["looks"][key])) or "none" for key in ("declared", "taken")
         )

@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from lswt_core.ablation.report.cost_tables import cost_table, spread_table
-from lswt_core.ablation.report.costs import list_noise
+from lswt_core.ablation.report.costs import list_caveats
 from lswt_core.ablation.report.curve_data import CURVES
 from lswt_core.ablation.report.findings import describe_picture, list_findings, list_verdicts
+from lswt_core.ablation.report.ladder_details import list_details
 from lswt_core.ablation.report.ladder_text import (
     LADDER_PICTURE,
     describe_ladder_picture,
     ladder_table,
-    list_details,
 )
 from lswt_core.ablation.report.limits import list_limits
 from lswt_core.ablation.report.loss_tables import (
@@ -43,6 +43,10 @@ PICTURE, CURVES_PICTURE = "report.png", "report-curves.png"
 HELD_OUT_PICTURE = "report-held-out.png"
 CURVES_ALT = "Training curves of all arms, and held-out loss by preceding tokens of the document."
 HELD_OUT_ALT = "Held-out loss of every arm less the baseline's over the tokens trained on."
+BANDS = (
+    "Lines are means over seeds; bands reach from the lowest to the highest seed and are no"
+    " confidence intervals."
+)
 
 
 def render_terminal(report: Report) -> str:
@@ -95,10 +99,11 @@ def list_results(report: Report, pictures: Collection[str]) -> list[Section]:
 
 def list_measurements(report: Report) -> list[Section]:
     """Return costs, every seed and power."""
-    noise = Bullets(list_noise(report["comparisons"]))
+    device = str(report["environment"].get("device", ""))
+    caveats = Bullets(list_caveats(report["comparisons"], device))
     power: list[Part | None] = [significance_table(report), Bullets(list_power(report))]
     return [
-        Section("What it costs", [cost_table(report), noise], folded=True, printed=True),
+        Section("What it costs", [cost_table(report), caveats], folded=True, printed=True),
         Section("Costs in detail", [spread_table(report)], folded=True),
         Section("Every seed", [seed_table(report)], folded=True),
         Section("What these seeds could resolve", power, folded=True),
@@ -129,8 +134,12 @@ def list_curves(report: Report, pictures: Collection[str]) -> list[Section]:
         show(CURVES_PICTURE, CURVES_ALT, pictures),
         show(HELD_OUT_PICTURE, HELD_OUT_ALT, pictures),
     ]
-    where = f"{CURVES} has the training curve, held-out losses and loss by position of every run."
-    return [Section("Curves", [*drawn, Bullets([where])], folded=True)]
+    lines = [
+        f"{CURVES} has the training curve, held-out losses and loss by position of every run.",
+    ]
+    if any(drawn):
+        lines.insert(0, BANDS)
+    return [Section("Curves", [*drawn, Bullets(lines)], folded=True)]
 
 
 def list_swaps(report: Report) -> list[Section]:

@@ -18,10 +18,12 @@ from lswt_core.reporting.metrics_log import smooth
 # baseline is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
-MARKERS = {BETTER: "v", WORSE: "^", SMALL: "D", EQUIVALENT: "s", UNRESOLVED: "o"}
+MARKERS = {BETTER: "v", WORSE: "^", EQUIVALENT: "s", UNRESOLVED: "o", **dict.fromkeys(SMALL, "D")}
 NARROW = 5.6  # inches
 MAX_CURVES = 8  # arms in a plot of curves; more could not be distinguished
 Curve = Sequence[tuple[float, float]]
+FIRST = 0.5  # where 0 is drawn on a logarithmic axis of whole numbers
+TRAINED = "tokens trained on (bands: lowest to highest seed)"
 LABEL = 24  # characters of a line beside the axis
 
 
@@ -53,7 +55,7 @@ def plot_held_out(study: Study) -> bytes | None:
     axes.axhline(0, color=COLOURS[0], linewidth=1.2, label="baseline")
     for number, arm in enumerate(others[: MAX_CURVES - 1], 1):
         draw_band(axes, held_out_differences(baseline, arm), number, arm.name)
-    axes.set_xlabel("tokens")
+    axes.set_xlabel(TRAINED)
     axes.set_ylabel("held-out loss - baseline's (nats)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
     tidy_axes(axes)
@@ -80,10 +82,10 @@ def training_curves(arm: ArmResult) -> list[Curve]:
 
 
 def position_curves(arm: ArmResult) -> list[Curve]:
-    """Return held-out loss by preceding tokens; 0 is drawn at 0.5: the axis is logarithmic."""
+    """Return held-out loss by preceding tokens; 0 is drawn at FIRST: the axis is logarithmic."""
     curves: list[Curve] = []
     for one in arm.finished_runs():
-        curves.append([(max(position, 0.5), loss) for position, loss, _ in one.positions])
+        curves.append([(max(position, FIRST), loss) for position, loss, _ in one.positions])
     return curves
 
 
@@ -141,7 +143,7 @@ def draw_curves(
     """Draw one line per arm, with a band over its seeds."""
     for number, arm in enumerate(study.arms[:MAX_CURVES]):
         draw_band(axes, curves(arm), number, arm.name)
-    axes.set_xlabel("tokens")
+    axes.set_xlabel(TRAINED)
     axes.set_ylabel(label)
     draw_legend(axes)
 
@@ -167,7 +169,9 @@ def draw_positions(axes: Any, study: Study) -> None:
     """Draw loss by the number of preceding tokens of the document."""
     draw_curves(axes, study, position_curves, "held-out loss (nats per token)")
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "0")
+    last = axes.get_xlim()[1]
+    ticks = [FIRST, *(4.0**power for power in range(16) if 4.0**power <= last)]
+    axes.set_xticks(ticks, ["0", *(f"{tick:,.0f}" for tick in ticks[1:])])
     axes.set_xlabel("preceding tokens of the document, from")
 
 

@@ -6,14 +6,30 @@ from typing import Any
 
 from lswt_core.ablation.report.family import describe_looks
 from lswt_core.ablation.report.loss_tables import Report
+from lswt_core.ablation.report.verdict import format_seeds
 
 
 def list_power(report: Report) -> list[str]:
-    """Return what the seeds could have resolved, how many a new study would need, and what looks
-    were taken.
+    """Return what intervals are, what the seeds could have resolved, how many a new study would
+    need, and what looks were taken.
     """
     compared = [one for one in report["comparisons"] if one["std"] is not None]
-    return [describe_noise(one) for one in compared] + describe_looks(report)
+    noise = [describe_noise(one) for one in compared]
+    return [*describe_intervals(report), *noise, *describe_looks(report)]
+
+
+def describe_intervals(report: Report) -> list[str]:
+    """Return how intervals are computed; nothing where there are none."""
+    levels = sorted({1 - one["level"] for one in report["comparisons"] if one["level"]})
+    if not levels:
+        return []
+    shown = " to ".join(dict.fromkeys(f"{level:.2%}" for level in (levels[0], levels[-1])))
+    return [
+        "Intervals are Student's t of the differences at the same seed, each for one arm alone;"
+        " p (looks, Holm) and verdicts are corrected for all arms. They are computed at a"
+        f" confidence of {shown}, so that 95 % is left for all looks, those at seeds that may be"
+        " added later included."
+    ]
 
 
 def describe_noise(one: dict[str, Any]) -> str:
@@ -39,6 +55,4 @@ def describe_plan(one: dict[str, Any], key: str, aim: str) -> str:
         return f"an unknown number of seeds to {aim}"
     if one[key] is None:
         return "" if key == "seeds_needed" else f"more seeds than are in sight to {aim}"
-    most = one[f"{key}_at_most"]
-    bound = "no known limit" if most is None else f"{most:,} at the most"
-    return f"{one[key]:,} seeds ({bound}) to {aim}"
+    return f"{format_seeds(one, key)} to {aim}"

@@ -31,7 +31,10 @@ def describe_standing(report: Report) -> str:
     """Return what stands behind the name of every verdict: whether arms were tuned."""
     if report.get("tuning") is None:
         return "untuned"
-    return f"each arm at its own best {list_tuned_keys(report)}"
+    best = f"each arm at its own best {list_tuned_keys(report)}"
+    if "ladder" in report and report["ladder"]["carried"] is not None:
+        return f"{best} of {report['ladder']['rungs'][0]['name']}"
+    return best
 
 
 def describe_untuned() -> list[str]:

@@ -1,5 +1,5 @@
-"""The verdict about an arm and why: better, worse, resolved but maybe small, equivalent, not
-resolved or failed.
+"""The verdict about an arm and why: better, worse, one of both but maybe by less than the margin,
+equivalent, not resolved or failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from lswt_core.ablation.statistics.paired_runs import adjust_holm
 
 ALPHA = 0.05
 BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
-SMALL = "resolved, may be smaller than the margin"
+SMALL_BETTER, SMALL_WORSE = (f"{side}, maybe by less than the margin" for side in (BETTER, WORSE))
+SMALL = (SMALL_BETTER, SMALL_WORSE)
 UNRESOLVED, FAILED = "not resolved", "failed"
 FEWEST = 3  # pairs that support a verdict
 # p value of a comparison, valid under all looks -> the same after Holm's correction
@@ -41,7 +42,7 @@ def add_verdicts(comparisons: list[dict[str, Any]], margin: float) -> None:
     Equivalent: the difference is within the margin, by two one-sided tests (TOST). It comes first,
     since a difference below the margin was said not to matter, significant or not. Better or worse:
     the difference is significant and so is that it exceeds the margin. SMALL: it is significant,
-    but the interval is not clear of the margin. Else these seeds resolve nothing.
+    but that it exceeds the margin is not. Else these seeds resolve nothing.
     """
     for one in comparisons:
         one["verdict"], one["why"] = judge(one, margin)
@@ -68,7 +69,7 @@ def judge(one: dict[str, Any], margin: float) -> tuple[str, str]:
         # of two runs that have two modes, both pairs may be between the same ones
         return UNRESOLVED, f"a verdict needs {FEWEST} pairs: two may agree by chance{lost}"
     verdict, why = judge_pairs(one, margin)
-    claim = direction(one) if verdict == SMALL else verdict
+    claim = direction(one) if verdict in SMALL else verdict
     if claim in biased_verdicts(**one["failed"]):
         seeds, failed = one["seeds"] + one["lost"], one["failed"]
         why = (
@@ -105,21 +106,22 @@ def judge_pairs(one: dict[str, Any], margin: float) -> tuple[str, str]:
         return direction(one), "the difference is resolved at the 5 % level and exceeds the margin"
     if is_significant:
         why = (
-            f"{direction(one)} at the 5 % level, by less or more than the margin of {margin:g} nats"
+            "the difference is resolved at the 5 % level; that it exceeds the margin of"
+            f" {margin:g} nats is not{describe_correction(one, margin)}"
         )
-        return SMALL, why + describe_correction(one, margin)
+        return SMALL_BETTER if direction(one) == BETTER else SMALL_WORSE, why
     needed = describe_seeds_needed(one, margin)
     return UNRESOLVED, f"{describe_power(one, margin)}{needed}"
 
 
 def describe_correction(one: dict[str, Any], margin: float) -> str:
-    """Return that an interval looks clearer than the verdict, where it does: it is about one
+    """Return why an interval looks clearer than the verdict, where it does: it is about one
     comparison, and verdicts are corrected for all of them.
     """
     interval = one.get("ci95")
     if interval is None or (interval[0] <= margin and -margin <= interval[1]):
         return ""
-    return "; its interval alone exceeds it, but not after the correction for all comparisons"
+    return ", though its interval lies beyond: verdicts are corrected for all comparisons"
 
 
 def is_below_alpha(p: float | None) -> bool:
@@ -140,7 +142,9 @@ def describe_closed_look(one: dict[str, Any]) -> str:
 
 def describe_power(one: dict[str, Any], margin: float) -> str:
     """Return with which power these seeds resolve a difference as large as the margin."""
-    power = "an unknown chance" if one["power"] is None else f"a chance of {one['power']:.0%}"
+    power = (
+        "an unknown chance" if one["power"] is None else f"a chance of {100 * one['power']:.0f} %"
+    )
     return f"a difference of {margin:g} nats would have been resolved with {power}"
 
 
@@ -150,4 +154,13 @@ def describe_seeds_needed(one: dict[str, Any], margin: float) -> str:
         return "; how many seeds would do is unknown"
     if not one["margin_seeds"]:
         return ""
-    return f", and with one of 80 % by a new study of {one['margin_seeds']} seeds"
+    return f"; for one of 80 % a new study needs {format_seeds(one, 'margin_seeds')}"
+
+
+def format_seeds(one: dict[str, Any], key: str) -> str:
+    """Return a number of seeds (of ``seed_plans.PLANS``) and its limit: the noise that it is
+    computed from is itself an estimate.
+    """
+    most = one[f"{key}_at_most"]
+    bound = "no known limit" if most is None else f"{most:,} at the most"
+    return f"{one[key]:,} seeds ({bound})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lswt_core.ablation.runs.outcome import Outcome
@@ -15,6 +15,8 @@ from lswt_core.reporting.units import format_duration
 
 INTERVAL = 30.0  # seconds between two reports
 LEAST_WORK = 0.02  # of a run, before the time left is estimated
+MOST_ROWS = 12  # of a table of arms
+ROUNDING = 1e-9  # of a run: less work than this is none
 
 
 class Job(NamedTuple):
@@ -25,6 +27,7 @@ class Job(NamedTuple):
     key: str  # of the store
     recipe: Recipe
     code: str = ""  # its hash when the study began
+    flops: int | None = None  # of its training; None: unknown
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
@@ -38,10 +41,11 @@ class Position(NamedTuple):
 
 
 class Progress:
-    """Progress of all runs; work is counted in runs."""
+    """Progress of all runs; work is counted in mean runs."""
 
     def __init__(self, jobs: Sequence[Job], store: RunStore) -> None:
         self.jobs, self.store = {job.key: job for job in jobs}, store
+        self.work = weigh(self.jobs)
         self.began = self.reported = time.monotonic()
         self.finished_work = 0.0  # done here, of runs that have ended
         self.before: dict[str, float] = {}  # by key of a running job: its share at its start
@@ -58,7 +62,7 @@ class Progress:
     def finish(self, job: Job) -> None:
         """A run has ended, or was found in the store."""
         if job.key in self.before:
-            self.finished_work += 1 - self.before.pop(job.key)
+            self.finished_work += self.work[job.key] * (1 - self.before.pop(job.key))
 
     def drop(self, job: Job) -> None:
         """A run could not start."""
@@ -82,19 +86,25 @@ class Progress:
         """Return which share of its steps a run has done."""
         return self.position(key).step / self.jobs[key].recipe.train.total_steps
 
-    def time_left(self, finished: int, running: Iterable[str]) -> str:
-        """Return the time left in words, from the speed so far; empty while it is unknown."""
-        shares = {key: self.share(key) for key in running}
-        done = self.finished_work + sum(shares[key] - self.before[key] for key in shares)
-        left = self.total - finished - sum(shares.values())
-        if done < LEAST_WORK or left <= 0:
+    def time_left(self, finished: Collection[str], running: Iterable[str]) -> str:
+        """Return the time left in words, from the speed so far; empty while it is unknown. Runs are
+        given by their keys.
+        """
+        done, left = self.finished_work, sum(self.work[key] for key in self.jobs.keys() - finished)
+        for key in running:
+            share, work = self.share(key), self.work[key]
+            done += work * (share - self.before[key])
+            left -= work * share
+        if done < LEAST_WORK or left < ROUNDING:
             return ""
         seconds = (time.monotonic() - self.began) / done * left
         return f"about {format_duration(seconds)} left"
 
     def text(self, outcomes: Mapping[str, Outcome], running: Sequence[str]) -> str:
-        """Return a table of all arms: seeds finished, and how far the running one is."""
-        left = self.time_left(len(outcomes), running) or "time left not known yet"
+        """Return a table of arms: seeds finished, and how far the running one is. Of more than
+        MOST_ROWS arms, those with a running one.
+        """
+        left = self.time_left(outcomes, running) or "time left not known yet"
         rows = []
         for arm in dict.fromkeys(job.arm for job in self.jobs.values()):
             keys = [key for key, job in self.jobs.items() if job.arm == arm]
@@ -102,6 +112,8 @@ class Progress:
             current = "; ".join(self.describe(key) for key in keys if key in running)
             rows.append([arm, f"{finished} of {len(keys)}", current])
         head = f"progress: {len(outcomes)} of {self.total} runs finished, {left}"
+        if len(rows) > MOST_ROWS:
+            rows = [row for row in rows if row[-1]]
         table = Table(("arm", "seeds finished", "running"), rows, text_columns=(0, 2))
         return f"{head}\n{table.text(indent='  ')}"
 
@@ -112,6 +124,17 @@ class Progress:
             return f"seed {job.seed}: starting"
         shown = "not finite" if loss is None else f"{loss:.4f}"
         return f"seed {job.seed}: step {step:,}/{job.recipe.train.total_steps:,}, loss {shown}"
+
+
+def weigh(jobs: Mapping[str, Job]) -> dict[str, float]:
+    """Return every run's training FLOPs over their mean, by key; all count the same where those of
+    one are unknown.
+    """
+    known = {key: job.flops for key, job in jobs.items() if job.flops}
+    if len(known) < len(jobs):
+        return dict.fromkeys(jobs, 1.0)
+    mean = sum(known.values()) / max(len(known), 1)
+    return {key: flops / mean for key, flops in known.items()}
 
 
 PARTIAL_HEADER = ("arm", "held-out loss", "difference", "finished", "failed", "missing seeds")

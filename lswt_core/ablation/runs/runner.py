@@ -224,7 +224,7 @@ class Runner:
         if outcome.failure is None:
             duration = format_duration(outcome.seconds)
             result = f"held-out loss {outcome.loss:.4f} ({duration} of training)"
-        left = self.progress.time_left(len(self.outcomes), [*self.running])
+        left = self.progress.time_left(self.outcomes, [*self.running])
         count = f"[{len(self.outcomes)}/{self.progress.total}]"
         self.say(f"{count} {job}: {how}, {result}{f'; {left}' if left else ''}")
 
