@@ -26,7 +26,7 @@ KEPT = ("name", "command", "environment")  # of a ladder's report, beside its ru
 # of every part of a report: what says how it was made, run by run
 DROPPED = {
     *("recipe", "citations", "components", "by_component", "changes", "runs", "code", "curve"),
-    *("certificate_limits", "fixed", "tuned", "lower", "documents", "spread", "procedure"),
+    *("certificate_limits", "fixed", "tuned", "lower", "spread", "procedure"),
 }
 
 

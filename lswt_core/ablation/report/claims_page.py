@@ -9,7 +9,14 @@ from lswt_core.ablation.claims import LOSS, ClaimsFile, ClaimTable, Report, Test
 from lswt_core.ablation.report.findings import list_findings
 from lswt_core.ablation.report.ladder_text import format_cell, format_span, ladder_table
 from lswt_core.ablation.report.loss_tables import format_difference, loss_table
-from lswt_core.ablation.report.verdict import BETTER, EQUIVALENT, WORSE
+from lswt_core.ablation.report.verdict import (
+    BETTER,
+    EQUIVALENT,
+    SMALL,
+    SMALL_BETTER,
+    SMALL_WORSE,
+    WORSE,
+)
 from lswt_core.reporting.sections import Bullets, Code, Part, Section, Sentences, render_markdown
 from lswt_core.reporting.tables import Table
 
@@ -23,7 +30,7 @@ TEXT_COLUMNS = (0, 1, 2, 7)
 PROBES = ("size", "probe", "baseline", "arm", "difference", "95 % interval")
 FINDINGS = (
     f'A finding is about the largest size: "{SUPPORTED}" and "{CONTRADICTED}" where the difference'
-    " is resolved (for losses: beyond the margin, over all seeds; for other measures: its 95 %"
+    " is resolved (for losses by the verdict; for other measures: its 95 %"
     f' interval leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin. Nothing'
     " is said about larger models."
 )
@@ -89,17 +96,19 @@ def worth_of(report: Report) -> str:
 
 def conclude(claim: ClaimTable, comparison: dict[str, Any]) -> str:
     """Return what a study says of a claim."""
+    verdict, remark = comparison["verdict"], ""
     if claim.measure == LOSS:
-        if comparison["verdict"] == EQUIVALENT:
+        if verdict == EQUIVALENT:
             return NO_DIFFERENCE
-        signs = {WORSE: 1, BETTER: -1}
-        sign = signs.get(comparison["verdict"], 0)
+        sign = {WORSE: 1, SMALL_WORSE: 1, BETTER: -1, SMALL_BETTER: -1}.get(verdict, 0)
+        if verdict in SMALL:
+            remark = ", maybe by less than the margin"
     else:
         _, interval = difference_of(claim, comparison)
         sign = sign_of(interval)
     if sign == 0:
         return UNRESOLVED
-    return SUPPORTED if (sign > 0) == claim.replaces else CONTRADICTED
+    return (SUPPORTED if (sign > 0) == claim.replaces else CONTRADICTED) + remark
 
 
 def sign_of(interval: Sequence[float] | None) -> int:
