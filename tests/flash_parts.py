@@ -197,11 +197,11 @@ PACKAGES: dict[int, Any] = {
 def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
     """Have some generations and no others, and try them on the CPU."""
     monkeypatch.setattr(versions_module, "selected_versions", {})
-    try_out = versions_module.find_fault
+    try_out = versions_module.first_verified
     monkeypatch.setattr(
         versions_module,
-        "find_fault",
-        lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)),
+        "first_verified",
+        lambda kernels, need: try_out(kernels, need._replace(device="cpu", dtype=torch.float64)),
     )
     for version, home in versions_module.MODULES.items():
         for name in (home.rpartition(".")[0], home.split(".")[0]):

@@ -18,7 +18,7 @@ from lswt_core.interfaces import (
 )
 from lswt_core.plugin_api.attention import assume_constant_result, refuse_other_parts
 from lswt_core.plugin_api.attention_merge import merged_attention, soft_cap_of
-from lswt_flash.versions import kernel_of, newest_verified
+from lswt_flash.versions import Choice, kernel_of, newest_verified
 
 WIDTH_MULTIPLE = 8  # of head widths
 
@@ -53,8 +53,8 @@ class Flash(AttentionBackend):
         for applies, reason in unsupported_reasons(need):
             if applies:
                 raise Unsupported(reason)
-        version, failures = newest_verified(need, self.deterministic)
-        notes = [f"flash-attn version {version}", *(f"not {failure}" for failure in failures)]
+        choice, failures = newest_verified(need, self.deterministic)
+        notes = [f"flash-attn {choice}", *(f"not {failure}" for failure in failures)]
         return "; ".join(notes)
 
     def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
@@ -63,7 +63,7 @@ class Flash(AttentionBackend):
         """
         refuse_other_parts(self.name, blocks, {"transform"})
         q, soft_cap = blocks[0].q, soft_cap_of(blocks)
-        version = version_for(
+        choice = choice_for(
             q.device.type,
             q.dtype,
             q.shape[-1],
@@ -71,7 +71,7 @@ class Flash(AttentionBackend):
             soft_cap > 0,
             self.deterministic,
         )
-        return merged_attention(kernel_of(version, self.deterministic, soft_cap), blocks)
+        return merged_attention(kernel_of(choice, self.deterministic, soft_cap), blocks)
 
 
 def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
@@ -104,14 +104,14 @@ def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
 
 
 @assume_constant_result
-def version_for(
+def choice_for(
     device: str,
     dtype: torch.dtype,
     d_head: int,
     queries_per_kv: int,
     capped: bool,
     deterministic: bool,
-) -> int:
+) -> Choice:
     """The version that runs."""
     need = AttentionRequirements(
         device,

@@ -17,13 +17,8 @@ from lswt_core.plugin_api.attention import (
     refuse_other_parts,
 )
 from lswt_core.plugin_api.attention_merge import merged_attention
-from lswt_sdpa.kernels import (
-    KERNELS,
-    join_query_groups,
-    kernel_name,
-    select_kernel,
-    split_query_groups,
-)
+from lswt_sdpa.kernels import join_query_groups, split_query_groups
+from lswt_sdpa.selection import KERNELS, kernel_name, select_kernel
 
 
 class Sdpa(AttentionBackend):
