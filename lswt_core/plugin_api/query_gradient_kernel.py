@@ -4,8 +4,6 @@ launches the kernel: triton is an optional package.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -16,26 +14,26 @@ PRECISION = tl.constexpr("tf32x3")
 
 @triton.jit
 def query_gradient_kernel(
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
-    logsumexp: Any,
-    dq: Any,
-    grad_strides: Any,
-    q_strides: Any,
-    k_strides: Any,
-    v_strides: Any,
-    out_strides: Any,
-    logsumexp_strides: Any,
-    dq_strides: Any,
-    n_queries: Any,
-    n_keys: Any,
-    n_heads: Any,
-    queries_per_kv: Any,
-    scale: Any,
-    soft_cap: Any,
+    grad: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    logsumexp: tl.tensor,
+    dq: tl.tensor,
+    grad_strides: tl.tuple,
+    q_strides: tl.tuple,
+    k_strides: tl.tuple,
+    v_strides: tl.tuple,
+    out_strides: tl.tuple,
+    logsumexp_strides: tl.tuple,
+    dq_strides: tl.tuple,
+    n_queries: tl.tensor,
+    n_keys: tl.tensor,
+    n_heads: tl.tensor,
+    queries_per_kv: tl.tensor,
+    scale: tl.tensor,
+    soft_cap: tl.tensor,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     TILE_Q: tl.constexpr,
@@ -100,14 +98,14 @@ def query_gradient_kernel(
 
 @triton.jit
 def load_rows(
-    first: Any,
-    stride: Any,
-    left: Any,
+    first: tl.tensor,
+    stride: tl.tensor,
+    left: tl.tensor,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Load ROWS rows from the ``first`` one on, of which ``left`` exist (all, if WHOLE), [ROWS,
     PADDED]: zeros beyond.
     """
