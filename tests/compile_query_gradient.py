@@ -18,7 +18,15 @@ from triton.backends.compiler import GPUTarget
 from lswt_core.plugin_api import query_gradient_kernel
 from lswt_core.plugin_api.query_gradient import differentiate_queries
 
-WIDTHS = {torch.bfloat16: (64, 80, 256), torch.float16: (128,), torch.float32: (64, 128)}
+# The head's width, the number of keys, which tiles divide or do not, and a cap.
+CASES = (
+    (torch.bfloat16, 64, 256, 0.0),
+    (torch.bfloat16, 64, 257, 15.0),
+    (torch.bfloat16, 256, 256, 0.0),
+    (torch.float16, 128, 257, 15.0),
+    (torch.float32, 64, 256, 0.0),
+    (torch.float32, 128, 257, 15.0),
+)
 
 
 class Driver:
@@ -69,17 +77,14 @@ def resources(binary: bytes) -> dict[str, int]:
 
 
 def main(arch: int) -> None:
-    """All cases for one architecture: as many keys as fill tiles, and a cap with one key more."""
+    """All cases for one architecture."""
     triton.runtime.driver.set_active(Driver(arch))
     kernel = Compiling(query_gradient_kernel.query_gradient_kernel)
     query_gradient_kernel.query_gradient_kernel = kernel
-    for dtype, widths in WIDTHS.items():
-        for width in widths:
-            for keys, cap in ((256, 0.0), (257, 15.0)):
-                differentiate(dtype, width, keys, cap)
-                usage = resources(kernel.compiled.asm["cubin"])
-                usage["SHARED"] = kernel.compiled.metadata.shared
-                print(json.dumps({"case": f"{dtype} {width} {keys}", **usage}), flush=True)
+    for case in CASES:
+        differentiate(*case)
+        usage = resources(kernel.compiled.asm["cubin"])
+        print(json.dumps({"case": str(case), "SHARED": kernel.compiled.metadata.shared, **usage}))
 
 
 if __name__ == "__main__":

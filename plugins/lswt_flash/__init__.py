@@ -29,7 +29,8 @@ class Flash(AttentionBackend):
 
     Runs one kernel per key/value block and merges the outputs by their logsumexps, so the KV cache
     is neither copied nor masked. Uses the newest installed version that passes a small test on the
-    device. Of transforms of the scores it has SoftCap. ``deterministic`` makes the backward pass
+    device. Keys and values that need no gradient get none, if Triton's kernel passes it too. Of
+    transforms of the scores it has SoftCap. ``deterministic`` makes the backward pass
     bitwise repeatable, at some cost.
     """
 
