@@ -79,9 +79,9 @@ def query_gradient_kernel(
         if CAPPED:
             capped = 2 * tl.sigmoid(scores * (2 / soft_cap)) - 1  # tanh(scores / soft_cap)
             scores = soft_cap * capped
-        p = tl.exp2((scores - lse[:, None]) * LOG2_E)
         if not WHOLE_TILES:
-            p = tl.where((keys < n_keys - start)[None, :], p, 0.0)
+            scores = tl.where((keys < n_keys - start)[None, :], scores, float("-inf"))
+        p = tl.exp2((scores - lse[:, None]) * LOG2_E)
         dp = tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         if CAPPED:

@@ -32,8 +32,7 @@ class Sdpa(AttentionBackend):
     the blocks under one mask and works everywhere. "auto" splits if a kernel is available and no
     block has a bias or hidden keys, else joins. Grouped key/value heads are never repeated in
     memory: what has no kernel for them is called once for every query head of a group. Split on
-    CUDA, keys and values that need no gradient get none, if Triton's kernel passes that
-    test.
+    CUDA, keys and values that need no gradient get none, if Triton's kernel passes that test.
     """
 
     name = "sdpa"
