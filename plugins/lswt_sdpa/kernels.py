@@ -149,7 +149,7 @@ class EachQueryOfGroup(Kernel):
             return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
         calls = [
             self.kernel.backward(d, query, k, v, o, total, causal)
-            for d, query, o, total in split_rows(grad, q, out, logsumexp, k.shape[2])
+            for d, query, o, total in split_by_query_head(grad, q, out, logsumexp, k.shape[2])
         ]
         dk, dv = (torch.stack([call[i] for call in calls]).sum(0) for i in (1, 2))
         return join_query_groups([call[0] for call in calls], 2), dk, dv
@@ -169,7 +169,7 @@ class EachQueryOfGroup(Kernel):
             return self.kernel.query_gradient(grad, q, k, v, out, logsumexp, causal)
         calls = [
             self.kernel.query_gradient(d, query, k, v, o, total, causal)
-            for d, query, o, total in split_rows(grad, q, out, logsumexp, k.shape[2])
+            for d, query, o, total in split_by_query_head(grad, q, out, logsumexp, k.shape[2])
         ]
         return join_query_groups(calls, 2)
 
@@ -214,7 +214,7 @@ class MemoryEfficient(Kernel):
         return tokens_first(dq, dk, dv)
 
 
-def split_rows(
+def split_by_query_head(
     grad: Tensor, q: Tensor, out: Tensor, logsumexp: Tensor, groups: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """What a backward pass is given by query, for the first query heads of all groups, the second,
