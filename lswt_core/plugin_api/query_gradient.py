@@ -15,7 +15,7 @@ from lswt_core.plugin_api.attention import softmax_scale
 from lswt_core.plugin_api.attention_merge import Gradients, Kernel
 
 WITH_TRITON = "with Triton's dQ"  # what a kernel's name is followed by
-NARROWEST = 16  # a matrix product on tensor cores
+NARROWEST = 16  # of the matrices that Triton multiplies
 
 
 class QueryGradient(Kernel):
@@ -70,9 +70,10 @@ class Launch(NamedTuple):
     stages: int  # tiles of keys in shared memory at once
 
 
-# By bytes of a number and the largest head width: what compiles for sm_80 to sm_120 within the 99
-# KB of shared memory of the smallest and with at most a few registers in memory. Fixed, because
-# Triton's autotuning waits for the device, and could round differently from run to run.
+# By bytes of a number and largest head width: what compiles for sm_80 to sm_120 within a block's
+# shared memory (99 KB on the smallest), in half precision with no register spilled, in float32 with
+# few. Fixed, because Triton's autotuning waits for the device, and could choose, and so round,
+# differently from run to run.
 LAUNCHES = {
     2: {64: Launch(128, 64, 8, 3), 128: Launch(128, 32, 8, 3), 256: Launch(64, 16, 8, 2)},
     4: {64: Launch(64, 16, 4, 2), 128: Launch(32, 32, 8, 2)},
