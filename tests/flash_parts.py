@@ -24,7 +24,8 @@ def forward(
     k, v = (kv.repeat_interleave(shared, 2) for kv in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
     scores = cap * (scores / cap).tanh() if cap else scores
-    hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
+    hidden = torch.ones(size, keys, dtype=torch.bool, device=q.device)
+    hidden = hidden.triu(keys - size + 1) & causal
     scores = scores.masked_fill(hidden, -torch.inf)
     total = scores.logsumexp(-1)
     return torch.einsum("bhij,bjhd->bihd", (scores - total[..., None]).exp(), v).contiguous(), total
@@ -47,7 +48,8 @@ def backward(
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
     slope = 1 - (scores / cap).tanh().square() if cap else 1
     scores = cap * (scores / cap).tanh() if cap else scores
-    hidden = torch.ones(size, keys, dtype=torch.bool).triu(keys - size + 1) & causal
+    hidden = torch.ones(size, keys, dtype=torch.bool, device=q.device)
+    hidden = hidden.triu(keys - size + 1) & causal
     p = (scores.masked_fill(hidden, -torch.inf) - total[..., None]).exp()
     of_p = torch.einsum("bihd,bjhd->bhij", grad, v)
     of_scores = p * (of_p - torch.einsum("bihd,bihd->bhi", grad, out)[..., None])
@@ -197,11 +199,11 @@ PACKAGES: dict[int, Any] = {
 def install(monkeypatch: pytest.MonkeyPatch, *versions: int) -> None:
     """Have some generations and no others, and try them on the CPU."""
     monkeypatch.setattr(versions_module, "selected_versions", {})
-    try_out = versions_module.find_fault
+    try_out = versions_module.first_verified
     monkeypatch.setattr(
         versions_module,
-        "find_fault",
-        lambda kernel, need: try_out(kernel, need._replace(device="cpu", dtype=torch.float64)),
+        "first_verified",
+        lambda kernels, need: try_out(kernels, need._replace(device="cpu", dtype=torch.float64)),
     )
     for version, home in versions_module.MODULES.items():
         for name in (home.rpartition(".")[0], home.split(".")[0]):

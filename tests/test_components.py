@@ -25,9 +25,9 @@ from lswt_nope import NoPosition
 from lswt_norms import LayerNorm
 from lswt_registers import Registers
 from lswt_rope import Rope
-from lswt_sdpa import Sdpa
-from lswt_sdpa import kernels as sdpa_kernels
-from lswt_sdpa.kernels import KERNELS, EachQueryOfGroup
+from lswt_sdpa import Sdpa, selection
+from lswt_sdpa.kernels import EachQueryOfGroup
+from lswt_sdpa.selection import KERNELS
 from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -540,12 +540,13 @@ def test_a_kernel_of_torch_can_be_asked_for(wanted: Any, monkeypatch: pytest.Mon
         tried.extend(kernels)
         return next(iter(kernels)), []
 
-    monkeypatch.setattr(sdpa_kernels, "selected", {})
-    monkeypatch.setattr(sdpa_kernels, "first_verified", first)
+    monkeypatch.setattr(selection, "selected", {})
+    monkeypatch.setattr(selection, "first_verified", first)
     asked = Sdpa(DIMS, kernel=wanted)
-    assert wanted in str(asked.require(need)) and tried == [wanted]
-    monkeypatch.setattr(sdpa_kernels, "first_verified", lambda kernels, _: (None, ["it is off"]))
-    monkeypatch.setattr(sdpa_kernels, "selected", {})
+    assert wanted in str(asked.require(need))
+    assert tried == [f"{wanted} with Triton's dQ", wanted]
+    monkeypatch.setattr(selection, "first_verified", lambda kernels, _: (None, ["it is off"]))
+    monkeypatch.setattr(selection, "selected", {})
     for refused in (need, need._replace(device="cpu"), need._replace(has_mask=True)):
         with pytest.raises(Unsupported, match=f"kernel = '{wanted}'"):
             asked.require(refused)

@@ -47,6 +47,7 @@ class Case(NamedTuple):
 
     name: str
     memory: bool = False
+    remembered: bool = False  # the memory needs no gradient, as in training
     registers: bool = False
     window: bool = False
     slopes: bool = False
@@ -59,6 +60,7 @@ CASES = (
     Case("causal + memory", memory=True),
     Case("causal + memory + registers", memory=True, registers=True),
     Case("grouped heads", memory=True, registers=True, queries_per_kv=2),
+    Case("remembered", memory=True, registers=True, queries_per_kv=2, remembered=True),
     Case("window", memory=True, registers=True, window=True),
     Case("alibi", memory=True, slopes=True),
     Case("soft cap", memory=True, cap=SoftCap(CAP)),
@@ -168,9 +170,14 @@ def make_inputs(case: Case, shape: Shape) -> dict[str, Tensor]:
 
 
 def run(attend: Any, inputs: Inputs, case: Case) -> dict[str, Tensor]:
-    """The output, and the gradient of every input."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-    out = attend(make_blocks(leaves, case))
+    """The output, and the gradient of every input that needs one."""
+    frozen = {"old_k", "old_v"} if case.remembered else set()
+    leaves = {
+        name: tensor.clone().requires_grad_()
+        for name, tensor in inputs.items()
+        if name not in frozen
+    }
+    out = attend(make_blocks({**inputs, **leaves}, case))
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()))

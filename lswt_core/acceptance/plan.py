@@ -147,6 +147,7 @@ def items_for(machine: Mapping[str, Any]) -> list[Item]:
         *cross_entropy_items(on_cpu),
         *update_items(on_cpu),
         *other_items(on_cpu, int(machine["count"])),
+        memory_backward_item(on_cpu),
     ]
     flex = attention_items(sorted(names & COMPILING), on_cpu)
     benches = [bench_item(bench, on_cpu) for bench in BENCHES]
@@ -186,6 +187,19 @@ def compiled_item(on_cpu: bool) -> Item:
         " segment; losses equal but for the rounding of fused sums",
         "updates:check_compiled",
         90 if on_cpu else 45,
+    )
+
+
+def memory_backward_item(on_cpu: bool) -> Item:
+    """The time of what remembered keys and values do not need."""
+    return check(
+        "memory's backward/sdpa",
+        "it runs: the ratio is the time of a backward pass towards the queries alone to that of the"
+        " whole one, by matrix products 0.6; on a CPU the two are one",
+        "memory_backward:time_memory_backward",
+        2 if on_cpu else 15,
+        backend="sdpa",
+        dtype="bfloat16",
     )
 
 

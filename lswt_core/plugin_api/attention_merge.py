@@ -68,6 +68,21 @@ class Kernel(ABC):
     ) -> Gradients:
         """Return the gradients of one block, given output and logsumexp of all blocks together."""
 
+    def query_gradient(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Tensor:
+        """Return the first of ``backward``'s gradients, for keys and values that need none. A
+        kernel that can leave the other two out overrides this.
+        """
+        return self.backward(grad, q, k, v, out, logsumexp, causal)[0]
+
 
 class MergedAttention(torch.autograd.Function):
     """Attention block by block; exact, since each block's backward pass is given the merged output
@@ -96,12 +111,18 @@ class MergedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of ``tensors``, in their order."""
+        """Return the gradients of ``tensors``, in their order. Blocks whose keys and values need
+        none, as those of a memory, are left to ``Kernel.query_gradient``.
+        """
         out, logsumexp, *tensors = ctx.saved_tensors
-        blocks = zip(*BlockTensors.of(ctx.query_index, tensors), ctx.causal, strict=True)
+        n, wanted = len(ctx.causal), ctx.needs_input_grad[3:]
+        needs_kv = [any(pair) for pair in zip(wanted[:n], wanted[n : 2 * n], strict=True)]
+        blocks = zip(*BlockTensors.of(ctx.query_index, tensors), ctx.causal, needs_kv, strict=True)
         gradients = [
             ctx.kernel.backward(grad, q, k, v, out, logsumexp, is_causal)
-            for q, k, v, is_causal in blocks
+            if needs
+            else (ctx.kernel.query_gradient(grad, q, k, v, out, logsumexp, is_causal), None, None)
+            for q, k, v, is_causal, needs in blocks
         ]
         dq = [
             reduce(
@@ -111,8 +132,8 @@ class MergedAttention(torch.autograd.Function):
             for index in range(1 + max(ctx.query_index))
         ]
         dk, dv = [g[1] for g in gradients], [g[2] for g in gradients]
-        wanted = zip([*dk, *dv, *dq], ctx.needs_input_grad[3:], strict=True)
-        return None, None, None, *(g if is_wanted else None for g, is_wanted in wanted)
+        found = zip([*dk, *dv, *dq], wanted, strict=True)
+        return None, None, None, *(g if is_wanted else None for g, is_wanted in found)
 
 
 class BlockTensors(NamedTuple):

@@ -43,13 +43,37 @@ class ShortBlocks(Kernel):
         """See Kernel."""
         if causal or k.shape[1] > SHORT:
             return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
-        scores, slope = self.scores(q, k)
-        p = (scores - logsumexp[..., None]).exp()  # [B, H, T, N], of the softmax over all blocks
-        dp = grouped_matmul(grad.transpose(1, 2), v.permute(0, 2, 3, 1)).to(p.dtype)
-        mean = (grad.to(p.dtype) * out).sum(-1).transpose(1, 2)[..., None]  # [B, H, T, 1]
-        ds = (p * (dp - mean) * slope).to(q.dtype)
+        p, ds = self.weights(grad, q, k, v, out, logsumexp)
         dq = grouped_matmul(ds, k.transpose(1, 2)).transpose(1, 2)
         return dq, sum_over_queries(ds, q, k), sum_over_queries(p.to(v.dtype), grad, v)
+
+    def query_gradient(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Tensor:
+        """See Kernel."""
+        if causal or k.shape[1] > SHORT:
+            return self.kernel.query_gradient(grad, q, k, v, out, logsumexp, causal)
+        _, ds = self.weights(grad, q, k, v, out, logsumexp)
+        return grouped_matmul(ds, k.transpose(1, 2)).transpose(1, 2)
+
+    def weights(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the softmax over all blocks the weights [B, H, T, N], in float32 or wider, and the
+        gradient of q . k, in the dtype of the queries.
+        """
+        scores, slope = self.scores(q, k)
+        p = (scores - logsumexp[..., None]).exp()
+        dp = grouped_matmul(grad.transpose(1, 2), v.permute(0, 2, 3, 1)).to(p.dtype)
+        mean = (grad.to(p.dtype) * out).sum(-1).transpose(1, 2)[..., None]  # [B, H, T, 1]
+        return p, (p * (dp - mean) * slope).to(q.dtype)
 
     def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | float]:
         """Scaled and capped scores [B, H, T, N] in float32 or wider, and their derivative by q . k

@@ -18,7 +18,7 @@ from lswt_core.interfaces import (
 )
 from lswt_core.plugin_api.attention import assume_constant_result, refuse_other_parts
 from lswt_core.plugin_api.attention_merge import merged_attention, soft_cap_of
-from lswt_flash.versions import kernel_of, newest_verified
+from lswt_flash.versions import Choice, kernel_of, newest_verified
 
 WIDTH_MULTIPLE = 8  # of head widths
 
@@ -29,7 +29,8 @@ class Flash(AttentionBackend):
 
     Runs one kernel per key/value block and merges the outputs by their logsumexps, so the KV cache
     is neither copied nor masked. Uses the newest installed version that passes a small test on the
-    device. Of transforms of the scores it has SoftCap. ``deterministic`` makes the backward pass
+    device. Keys and values that need no gradient get none, if Triton's kernel passes it too. Of
+    transforms of the scores it has SoftCap. ``deterministic`` makes the backward pass
     bitwise repeatable, at some cost.
     """
 
@@ -53,8 +54,8 @@ class Flash(AttentionBackend):
         for applies, reason in unsupported_reasons(need):
             if applies:
                 raise Unsupported(reason)
-        version, failures = newest_verified(need, self.deterministic)
-        notes = [f"flash-attn version {version}", *(f"not {failure}" for failure in failures)]
+        choice, failures = newest_verified(need, self.deterministic)
+        notes = [f"flash-attn {choice}", *(f"not {failure}" for failure in failures)]
         return "; ".join(notes)
 
     def forward(self, blocks: Sequence[KVBlock]) -> Tensor:
@@ -63,7 +64,7 @@ class Flash(AttentionBackend):
         """
         refuse_other_parts(self.name, blocks, {"transform"})
         q, soft_cap = blocks[0].q, soft_cap_of(blocks)
-        version = version_for(
+        choice = choice_for(
             q.device.type,
             q.dtype,
             q.shape[-1],
@@ -71,7 +72,7 @@ class Flash(AttentionBackend):
             soft_cap > 0,
             self.deterministic,
         )
-        return merged_attention(kernel_of(version, self.deterministic, soft_cap), blocks)
+        return merged_attention(kernel_of(choice, self.deterministic, soft_cap), blocks)
 
 
 def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
@@ -104,14 +105,14 @@ def unsupported_reasons(need: AttentionRequirements) -> list[tuple[bool, str]]:
 
 
 @assume_constant_result
-def version_for(
+def choice_for(
     device: str,
     dtype: torch.dtype,
     d_head: int,
     queries_per_kv: int,
     capped: bool,
     deterministic: bool,
-) -> int:
+) -> Choice:
     """The version that runs."""
     need = AttentionRequirements(
         device,

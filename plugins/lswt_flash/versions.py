@@ -5,14 +5,15 @@ the backward pass, which torch.compile does not trace into.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
 from lswt_core.plugin_api.attention import softmax_scale
-from lswt_core.plugin_api.attention_merge import PROBE_CAP, Gradients, Kernel, find_fault
+from lswt_core.plugin_api.attention_merge import PROBE_CAP, Gradients, Kernel, first_verified
+from lswt_core.plugin_api.query_gradient import WITH_TRITON, QueryGradient
 from lswt_core.plugin_api.short_blocks import ShortBlocks
 
 # The module with the forward and backward pass of every version, newest first.
@@ -232,18 +233,29 @@ class FlashKernel(Kernel):
         return dq, dk, dv
 
 
-def kernel_of(version: int, deterministic: bool, soft_cap: float = 0.0) -> Kernel:
-    """A version of FlashAttention that leaves attention sinks to plain products."""
-    return ShortBlocks(FlashKernel(version, deterministic, soft_cap))
+class Choice(NamedTuple):
+    """A version, and whether the gradient of queries alone is Triton's."""
+
+    version: int
+    with_triton: bool
+
+    def __str__(self) -> str:
+        return f"version {self.version}{f' {WITH_TRITON}' if self.with_triton else ''}"
+
+
+def kernel_of(choice: Choice, deterministic: bool, soft_cap: float = 0.0) -> Kernel:
+    """FlashAttention that leaves attention sinks to plain products."""
+    kernel: Kernel = FlashKernel(choice.version, deterministic, soft_cap)
+    return ShortBlocks(QueryGradient(kernel) if choice.with_triton else kernel)
 
 
 # By what the probe depends on: the version selected, and what is wrong with newer ones.
-selected_versions: dict[tuple[torch.dtype, int, int, bool, bool], tuple[int, list[str]]] = {}
+selected_versions: dict[tuple[torch.dtype, int, int, bool, bool], tuple[Choice, list[str]]] = {}
 
 
-def newest_verified(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
+def newest_verified(need: AttentionRequirements, deterministic: bool) -> tuple[Choice, list[str]]:
     """The newest installed version that passes a small test on the device, and what is wrong with
-    newer ones. Raises Unsupported, with the reasons, if there is none.
+    newer ones and with Triton's gradient. Raises Unsupported, with the reasons, if there is none.
     """
     key = (need.dtype, need.d_head, need.queries_per_kv, need.has_transform, deterministic)
     if key not in selected_versions:
@@ -251,21 +263,28 @@ def newest_verified(need: AttentionRequirements, deterministic: bool) -> tuple[i
     return selected_versions[key]
 
 
-def verify_versions(need: AttentionRequirements, deterministic: bool) -> tuple[int, list[str]]:
+def verify_versions(need: AttentionRequirements, deterministic: bool) -> tuple[Choice, list[str]]:
     """As ``newest_verified``, without its cache."""
     failures: list[str] = []
     for version in MODULES:
-        try:
-            flash_module(version)
-        except Exception as error:  # the package raises errors of any class
-            failures.append(f"version {version}: {error}")
-            continue
-        soft_cap = PROBE_CAP if need.has_transform else 0.0
-        fault = find_fault(kernel_of(version, deterministic, soft_cap), need)
-        if fault is None:
-            return version, failures
-        failures.append(f"version {version}: {fault}")
+        choice, faults = verify_version(version, need, deterministic)
+        failures += faults
+        if choice is not None:
+            return choice, failures
     raise Unsupported(
         "the flash-attn package cannot be used (pip install --no-build-isolation flash-attn): "
         + "; ".join(failures)
     )
+
+
+def verify_version(
+    version: int, need: AttentionRequirements, deterministic: bool
+) -> tuple[Choice | None, list[str]]:
+    """How a version is used, None if it cannot be, and what is wrong with it."""
+    try:
+        flash_module(version)
+    except Exception as error:  # the package raises errors of any class
+        return None, [f"version {version}: {error}"]
+    soft_cap = PROBE_CAP if need.has_transform else 0.0
+    choices = Choice(version, with_triton=True), Choice(version, with_triton=False)
+    return first_verified({one: kernel_of(one, deterministic, soft_cap) for one in choices}, need)

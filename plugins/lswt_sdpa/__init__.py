@@ -17,13 +17,8 @@ from lswt_core.plugin_api.attention import (
     refuse_other_parts,
 )
 from lswt_core.plugin_api.attention_merge import merged_attention
-from lswt_sdpa.kernels import (
-    KERNELS,
-    join_query_groups,
-    kernel_name,
-    select_kernel,
-    split_query_groups,
-)
+from lswt_sdpa.kernels import join_query_groups, split_query_groups
+from lswt_sdpa.selection import KERNELS, kernel_name, select_kernel
 
 
 class Sdpa(AttentionBackend):
@@ -36,7 +31,8 @@ class Sdpa(AttentionBackend):
     on the device, or ``kernel`` alone; on a CPU it is torch's flash kernel. "joint" concatenates
     the blocks under one mask and works everywhere. "auto" splits if a kernel is available and no
     block has a bias or hidden keys, else joins. Grouped key/value heads are never repeated in
-    memory: what has no kernel for them is called once for every query head of a group.
+    memory: what has no kernel for them is called once for every query head of a group. Split on
+    CUDA, keys and values that need no gradient get none, if Triton's kernel passes that test.
     """
 
     name = "sdpa"

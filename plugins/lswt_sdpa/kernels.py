@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lswt_core.interfaces import AttentionRequirements
 from lswt_core.plugin_api.attention import softmax_scale
-from lswt_core.plugin_api.attention_merge import Gradients, Kernel, first_verified
-from lswt_core.plugin_api.short_blocks import ShortBlocks
+from lswt_core.plugin_api.attention_merge import Gradients, Kernel
 
 aten = torch.ops.aten
 LOGSUMEXP_ALIGNMENT = 32  # the memory-efficient kernel pads its logsumexps to a multiple
-HOPPER = 9  # CUDA compute capability from which cuDNN's kernel is faster than flash
 
 
 class CpuFlash(Kernel):
@@ -148,22 +145,33 @@ class EachQueryOfGroup(Kernel):
         causal: bool,
     ) -> Gradients:
         """See Kernel."""
-        groups = k.shape[2]
-        if q.shape[2] == groups:
+        if q.shape[2] == k.shape[2]:
             return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
-        parts = zip(
-            split_query_groups(grad, groups, 2),
-            split_query_groups(q, groups, 2),
-            split_query_groups(out, groups, 2),
-            split_query_groups(logsumexp, groups, 1),
-            strict=True,
-        )
         calls = [
-            self.kernel.backward(d, query, k, v, o, total.contiguous(), causal)
-            for d, query, o, total in parts
+            self.kernel.backward(d, query, k, v, o, total, causal)
+            for d, query, o, total in split_by_query_head(grad, q, out, logsumexp, k.shape[2])
         ]
         dk, dv = (torch.stack([call[i] for call in calls]).sum(0) for i in (1, 2))
         return join_query_groups([call[0] for call in calls], 2), dk, dv
+
+    def query_gradient(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        causal: bool,
+    ) -> Tensor:
+        """See Kernel."""
+        if q.shape[2] == k.shape[2]:
+            return self.kernel.query_gradient(grad, q, k, v, out, logsumexp, causal)
+        calls = [
+            self.kernel.query_gradient(d, query, k, v, o, total, causal)
+            for d, query, o, total in split_by_query_head(grad, q, out, logsumexp, k.shape[2])
+        ]
+        return join_query_groups(calls, 2)
 
 
 class MemoryEfficient(Kernel):
@@ -206,55 +214,15 @@ class MemoryEfficient(Kernel):
         return tokens_first(dq, dk, dv)
 
 
-KERNELS: dict[str, Kernel] = {
-    "cpu": CpuFlash(),
-    "cudnn": ShortBlocks(Cudnn()),
-    "flash": ShortBlocks(TorchFlash()),
-    "memory-efficient": ShortBlocks(EachQueryOfGroup(MemoryEfficient())),
-}
-ANY = "auto"  # the fastest kernel
-# The kernel selected for a device, dtype, head width, size of a group of query heads and the kernel
-# that is wanted, and what is wrong with faster ones.
-selected: dict[tuple[str, torch.dtype, int, int, str], tuple[str, list[str]]] = {}
-
-
-def kernel_name(
-    device: str, dtype: torch.dtype, d_head: int, queries_per_kv: int = 1, wanted: str = ANY
-) -> str:
-    """Which of KERNELS runs blocks one by one on a device; "": none."""
-    need = AttentionRequirements(device, dtype, d_head, queries_per_kv=queries_per_kv)
-    return select_kernel(need, wanted)[0]
-
-
-def select_kernel(need: AttentionRequirements, wanted: str = ANY) -> tuple[str, list[str]]:
-    """The fastest kernel, or the one that is ``wanted``, that passes its test on the device, "" if
-    none does, and what is wrong with those that would be faster.
+def split_by_query_head(
+    grad: Tensor, q: Tensor, out: Tensor, logsumexp: Tensor, groups: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What a backward pass is given by query, for the first query heads of all groups, the second,
+    and so on.
     """
-    if wanted != ANY and need.device not in ("cuda", "meta"):
-        return "", [f"it runs on CUDA devices, not on {need.device}"]
-    # on the meta device (memory estimates) nothing is computed; not every torch's CPU kernel has
-    # grouped heads
-    if need.device == "meta" or (need.device == "cpu" and need.queries_per_kv == 1):
-        return "cpu", []
-    if need.device not in ("cpu", "cuda"):
-        return "", [f"no kernel for {need.device} returns the logsumexp of the scores"]
-    key = (need.device, need.dtype, need.d_head, need.queries_per_kv, wanted)
-    if key not in selected:
-        names = ["cpu"] if need.device == "cpu" else cuda_kernels(need.dtype)
-        names = names if wanted == ANY else [wanted]
-        candidates = {name: KERNELS[name] for name in names}
-        verified = first_verified(candidates, need)
-        selected[key] = (verified[0] or "", verified[1])
-    return selected[key]
-
-
-def cuda_kernels(dtype: torch.dtype) -> list[str]:
-    """Kernels for CUDA, the fastest first."""
-    if dtype not in (torch.float16, torch.bfloat16):
-        return ["memory-efficient"]
-    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= HOPPER:
-        return ["cudnn", "flash", "memory-efficient"]
-    return ["flash", "cudnn", "memory-efficient"]
+    totals = [total.contiguous() for total in split_query_groups(logsumexp, groups, 1)]
+    by_token = (split_query_groups(tensor, groups, 2) for tensor in (grad, q, out))
+    return zip(*by_token, totals, strict=True)
 
 
 def split_query_groups(tensor: Tensor, groups: int, dim: int) -> tuple[Tensor, ...]:
