@@ -254,7 +254,11 @@ def test_a_directory_without_a_run_says_so(
 
 @pytest.mark.slow
 def test_lm_evaluation_harness_evaluates_it(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = ["It is a truth", "universally acknowledged, that number 3 must be in want"]
     tmp_path.joinpath("texts.jsonl").write_text(
@@ -266,40 +270,9 @@ def test_lm_evaluation_harness_evaluates_it(
         " loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\nmetric_list:"
         " [{metric: bits_per_byte}]\n"
     )
-    model = f"pretrained={exported},trust_remote_code=True,add_bos_token=False,dtype=float32"
-    words = [
-        "--model",
-        "hf",
-        "--model_args",
-        model,
-        "--tasks",
-        "truths",
-        "--include_path",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
-    offline = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(tmp_path / "data"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "run",
-        *words,
-        "--output_path",
-        str(tmp_path / "out.json"),
-        "--batch_size",
-        "1",
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | offline, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (actual,) = tmp_path.glob("out*.json")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "data"))
+    monkeypatch.setenv("LSWT_CACHE_DIR", str(run.parent / "cache"))
+    monkeypatch.chdir(run.parent)
     tokenizer, loaded = (
         AutoTokenizer.from_pretrained(exported),
         AutoModelForCausalLM.from_pretrained(exported),
@@ -312,9 +285,15 @@ def test_lm_evaluation_harness_evaluates_it(
                 loaded(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).sum()
             )
     expected = nats / math.log(2) / sum(len(text.encode()) for text in texts)
-    assert json.loads(actual.read_text())["results"]["truths"][
-        "bits_per_byte,none"
-    ] == pytest.approx(expected, rel=1e-4)
+    words = ["--task", "truths", "--task-dir", str(tmp_path), "--json", "--tokens", "200"]
+    text = ["--text", str(tmp_path / "texts.jsonl")]
+    capsys.readouterr()
+    for model in ([str(run)], [str(exported), *text]):
+        assert main(["evaluate", *model, *words]) == 0
+        metric = json.loads(capsys.readouterr().out)["tasks"]["truths"]["bits_per_byte"]
+        assert metric["value"] == pytest.approx(expected, rel=1e-4)
+    assert main(["evaluate", str(run), "--task", "nothing"]) == 2
+    assert "no such task" in capsys.readouterr().err
 
 
 # ---------- to the Hub

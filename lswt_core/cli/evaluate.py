@@ -39,6 +39,19 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task of the lm-evaluation-harness, e.g. lambada_openai; a run is exported for it",
+    )
+    parser.add_argument(
+        "--task-dir", type=Path, metavar="DIR", help="where task files of your own are"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="documents of every task (default: all)"
+    )
+    parser.add_argument(
         "--memory",
         metavar="0,32,64",
         help="memory lengths in tokens (default: up to twice the model's)",
@@ -73,10 +86,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
     memory, contexts = (read_lengths(arguments, name) for name in ("memory", "context"))
     require_positive(arguments)
     from lswt_core.device import configure_process
+    from lswt_core.evaluation.harness import Tasks, require_harness, run_tasks
     from lswt_core.evaluation.measure import Asked, evaluate_text
     from lswt_core.evaluation.report import render_text, write_report
 
     configure_process()
+    if arguments.task:
+        require_harness()
     model, texts = read_inputs(arguments)
     seq_len = arguments.seq_len or model.seq_len
     asked = Asked(seq_len, memory, contexts)
@@ -86,7 +102,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         "trained_seq_len": model.seq_len,
         "seq_len": seq_len,
         "texts": {text.name: evaluate_text(model, text, asked) for text in texts},
+        "tasks": {},
     }
+    if arguments.task:
+        tasks = Tasks(arguments.task, arguments.task_dir, arguments.limit)
+        report["tasks"] = run_tasks(arguments.model, tasks, required_registry(arguments))
     if arguments.out is not None:
         write_report(report, arguments.out)
     print(json.dumps(report, indent=1) if arguments.json else render_text(report))
@@ -109,7 +129,7 @@ def read_lengths(arguments: argparse.Namespace, name: str) -> list[int] | None:
 
 def require_positive(arguments: argparse.Namespace) -> None:
     """Raise UsageError if a number of tokens is not positive."""
-    for name in ("seq_len", "tokens"):
+    for name in ("seq_len", "tokens", "limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")

@@ -57,6 +57,17 @@ def list_sections(report: Report, *, pictured: bool = False) -> Iterator[Section
         yield Section(name, [Sentences([describe_text(name, text)]), left_out], printed=True)
         for one in list_measurements(text):
             yield one._replace(title=f"{name}: {one.title}")
+    yield Section("Tasks of the lm-evaluation-harness", [task_table(report["tasks"])], printed=True)
+
+
+def task_table(tasks: dict[str, Report]) -> Table:
+    """Return the metrics of all tasks."""
+    rows = []
+    for task, metrics in tasks.items():
+        for metric, one in metrics.items():
+            error = "" if one["error"] is None else f"{one['error']:.4f}"
+            rows.append([task, metric, f"{one['value']:.4f}", error])
+    return Table(("task", "metric", "value", "standard error"), rows, text_columns=(0, 1))
 
 
 def describe_text(name: str, text: Report) -> str:
