@@ -27,6 +27,7 @@ from lswt_core.ablation.ladder_file import read_ladder
 from lswt_core.ablation.report import publish
 from lswt_core.ablation.report.ladder_plot import plot_ladder
 from lswt_core.ablation.report.ladder_report import make_ladder_report
+from lswt_core.ablation.report.ladder_text import LADDER_PICTURE
 from lswt_core.ablation.report.page import render_markdown, render_page, render_terminal
 from lswt_core.ablation.report.publish import publish_ladder
 from lswt_core.ablation.run_ladder import LadderRuns, run_ladder
@@ -314,7 +315,9 @@ def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_the
     found = report(planted(-0.06, -0.05, 0.04))
     before = only_arm(found)["back_test"]
     assert before["difference"]["covered"] is False and before["same_verdict"] is False
-    text = render_markdown(found)
+    text = render_markdown(found, [LADDER_PICTURE])
+    [alt] = re.findall(r"!\[(.*)\]\(report-ladder\.png\)", text)
+    assert re.search(r"intervals\. ffn=gelu: changes sign, -0\.0\d+ at small, .* at large\.$", alt)
     [numbers] = SHOWN.findall(text)
     difference, low, high, observed = map(float, numbers)
     assert difference == pytest.approx(before["difference"]["predicted"], abs=1e-4)
