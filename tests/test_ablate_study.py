@@ -268,8 +268,10 @@ def test_every_number_is_traced_to_its_runs(
 ) -> None:
     code = {"ffn/gelu": {"distribution": "lswt-core", "version": "1", "sha256": "abc"}}
     core: dict[str, str | None] = {"version": "1", "sha256": "def", "commit": None}
+    flops: dict[str, int | None] = {}
 
     def runs(job: Job) -> Outcome:
+        flops[job.arm] = job.flops
         unigram = [2.5 * 100, 2.5 * 28]
         facts = {"unigram": unigram, "evaluated_bytes": 120, "text": "t", "evaluated_text": "e"}
         heeded = ["step 3: the batch was discarded"] if job.arm != "baseline" else []
@@ -278,6 +280,8 @@ def test_every_number_is_traced_to_its_runs(
 
     _, out = study(runs, "--swap", "ffn=gelu")
     _, arm = read(out)["arms"]
+    assert flops == {one["name"]: one["training_flops"] for one in read(out)["arms"]}
+    assert all(flops.values())
     run = arm["runs"][1]
     assert run["seed"] == 1 and run["text"] == "t" and run["evaluated_text"] == "e"
     assert run["directory"] == str(tmp_path / "store" / run["key"]) and len(run["key"]) == 20
@@ -503,26 +507,13 @@ def test_the_time_left_knows_that_runs_differ_in_size(
 
 
 def test_progress_of_many_arms_shows_those_that_run(recipe: Path, tmp_path: Path) -> None:
-    jobs = [Job(f"arm {i}", 0, str(i), Recipe.load(recipe)) for i in range(30)]
+    steps = Recipe.load(recipe)
+    jobs = [Job(f"arm {i}", 0, str(i), steps) for i in range(30)]
     progress = Progress(jobs, RunStore(tmp_path))
     progress.start(jobs[20])
     head, _, *rows = progress.text({}, ["20"]).splitlines()
     assert head.startswith("progress: 0 of 30 runs finished")
     assert [row.split("  ")[1] for row in rows] == ["arm 20"]
-
-
-def test_runs_know_what_their_training_costs(
-    study: Callable[..., tuple[int, Path]],
-) -> None:
-    found: dict[str, int | None] = {}
-
-    def noted(job: Job) -> Outcome:
-        found[job.arm] = job.flops
-        return finished(job)
-
-    _, out = study(noted, "--swap", "ffn=gelu")
-    assert found == {arm["name"]: arm["training_flops"] for arm in read(out)["arms"]}
-    assert all(found.values())
 
 
 class FakeProcess:

@@ -120,8 +120,12 @@ def test_every_number_is_traceable() -> None:
         assert "1,000 .. 1,004" in text, "the spread of tokens/s"
 
 
-def test_curves_are_data(tmp_path: Path) -> None:
+def test_curves_are_data_and_pictures_are_described(tmp_path: Path) -> None:
     publish(Comparison(study(arm("baseline", BASE), arm("x", shifted(0.1)))), tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    (alt,) = re.findall(r"!\[(.*)\]\(report\.png\)", markdown)
+    assert "x: worse, +0.1010 (+" in alt and "resolved at the 5 % level" not in alt
+    assert "bands reach from the lowest to the highest seed" in markdown
     rows = list(csv.DictReader((tmp_path / "report-curves.csv").read_text().splitlines()))
     assert len(rows) == 2 * 5 * 4
     own = [row for row in rows if (row["arm"], row["seed"]) == ("baseline", "1")]
@@ -340,11 +344,3 @@ def test_memory_is_not_said_to_be_the_models() -> None:
     assert printed.count("shared the machine") == 1 and "x, y: runs" in printed
     report["environment"]["device"] = "cuda"
     assert "the peak allocated on the accelerator" in render_terminal(report)
-
-
-def test_pictures_are_described_once_and_bands_are_explained(tmp_path: Path) -> None:
-    publish(Comparison(study(arm("baseline", BASE), arm("x", shifted(0.1)))), tmp_path)
-    markdown = (tmp_path / "report.md").read_text()
-    (alt,) = re.findall(r"!\[(.*)\]\(report\.png\)", markdown)
-    assert "x: worse, +0.1010 (+" in alt and "resolved at the 5 % level" not in alt
-    assert "bands reach from the lowest to the highest seed" in markdown

@@ -98,9 +98,9 @@ class BuiltArm(NamedTuple):
     @property
     def training_flops(self) -> int | None:
         """FLOPs of the whole training; None: unknown."""
-        return self.count_flops(self.recipe)
+        return self.flops_of(self.recipe)
 
-    def count_flops(self, recipe: Recipe) -> int | None:
+    def flops_of(self, recipe: Recipe) -> int | None:
         """Return the training FLOPs of this arm with a recipe of another length; None: unknown."""
         per_token = self.budget.flops_per_token
         return None if per_token is None else per_token * count_training_tokens(recipe)

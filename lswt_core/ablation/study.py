@@ -90,7 +90,7 @@ class Ablation:
             recipe = self.builder.load(arm.spec, words)
             label = " ".join([name, *overrides])
             key, code = keys.of(recipe, backends[name]), keys.code_of(recipe, backends[name])
-            return Job(label, seed, key, recipe, code, arm.count_flops(recipe))
+            return Job(label, seed, key, recipe, code, arm.flops_of(recipe))
 
         return make_job
 

@@ -118,7 +118,7 @@ def summarize_comparison(one: dict[str, Any], standing: str) -> str:
 
 def describe_intervals(one: dict[str, Any]) -> str:
     """Return the interval of a difference on this text, and on other documents of this kind."""
-    here, beyond = (format_ends(one[key]) for key in ("ci95", "kind_of_text_ci95"))
+    here, beyond = (spell_interval(one[key]) for key in ("ci95", "kind_of_text_ci95"))
     if not here:
         return "no interval"
     if not beyond:
@@ -128,7 +128,7 @@ def describe_intervals(one: dict[str, Any]) -> str:
     return f"95 % interval {here} on this text, {beyond} on other documents of this kind"
 
 
-def format_ends(interval: tuple[float, float] | None) -> str:
+def spell_interval(interval: tuple[float, float] | None) -> str:
     """Return an interval in words; empty where there is none."""
     return "" if interval is None else " to ".join(map(format_difference, interval))
 
@@ -146,5 +146,5 @@ def format_bar(one: dict[str, Any]) -> str:
     """Return a difference and its interval, as a picture shows them; empty if there is none."""
     if one["delta"] is None:
         return ""
-    ends = format_ends(one["ci95"])
+    ends = spell_interval(one["ci95"])
     return f", {format_difference(one['delta'])}{f' ({ends})' if ends else ''}"

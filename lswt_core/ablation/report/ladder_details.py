@@ -43,7 +43,7 @@ def describe_law(one: Entry) -> str:
     text = (
         f"L = {l_inf:.2f} + A (C / {law['reference_flops']:.3g})^-{alpha:.3g}, A"
         f" {base['value']:.4g} for the baseline and {arm['value']:.4g} for the arm (L_inf and alpha"
-        " are shared: most changes move A)"
+        " are taken to be the same for both)"
     )
     if law["l_inf_fixed"] is not None:
         return f"{text}; two sizes cannot fit L_inf, which is taken for half of the lowest loss."

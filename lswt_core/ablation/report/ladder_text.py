@@ -181,8 +181,18 @@ def format_span(ends: Any, show: Any) -> str:
 
 def describe_ladder_picture(report: Report) -> str:
     """Return the picture's content in words, as alternative text."""
+    arms, sizes = report["ladder"]["arms"], [one["name"] for one in report["ladder"]["rungs"]]
+    shown = []
+    for one in arms:
+        deltas = [comparison["delta"] for comparison in one["comparisons"]]
+        known = [
+            f"{format_difference(delta)} at {size}"
+            for size, delta in zip(sizes, deltas, strict=True)
+            if delta is not None
+        ]
+        shown.append(f"{one['arm']}: {', '.join([one['verdict'], *known])}")
     return (
         "Held-out loss of every arm over training compute with fitted laws, and its difference to"
-        " the baseline's and worth in compute at every size, with 95 % intervals. "
-        + " ".join(summarize_ladder(report))
+        " the baseline's (nats per token) and worth in compute at every size, with 95 % intervals."
+        f" {'; '.join(shown)}."
     )

@@ -183,5 +183,5 @@ def values_table(header: tuple[str, ...], values: list[dict[str, Any]], source: 
 def command_parts(report: Report) -> list[Part]:
     """Return the command, and the time that its runs took."""
     seconds = sum(arm["seconds"] for arm in report["arms"])
-    spent = f"Time spent in training of the runs of the verdict: {format_duration(seconds)}."
+    spent = f"Training of the runs of the verdict, summed over runs: {format_duration(seconds)}."
     return [Code(report["command"]), Bullets([spent])]

@@ -15,10 +15,10 @@ def list_power(report: Report) -> list[str]:
     """
     compared = [one for one in report["comparisons"] if one["std"] is not None]
     noise = [describe_noise(one) for one in compared]
-    return [*describe_intervals(report), *noise, *describe_looks(report)]
+    return [*describe_confidence(report), *noise, *describe_looks(report)]
 
 
-def describe_intervals(report: Report) -> list[str]:
+def describe_confidence(report: Report) -> list[str]:
     """Return how intervals are computed; nothing where there are none."""
     levels = sorted({1 - one["level"] for one in report["comparisons"] if one["level"]})
     if not levels:
