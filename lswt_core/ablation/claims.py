@@ -27,6 +27,7 @@ KEPT = ("name", "command", "environment")  # of a ladder's report, beside its ru
 DROPPED = {
     *("recipe", "citations", "components", "by_component", "changes", "runs", "code", "curve"),
     *("certificate_limits", "fixed", "tuned", "lower", "spread", "procedure"),
+    *("where", "owner"),
 }
 
 
@@ -90,6 +91,8 @@ def read_report(path: Path) -> Report | None:
     if not path.is_file():
         return None
     report: Report = json.loads(path.read_text(encoding="utf-8"))
+    if "ladder" in report:  # the rest is that of the largest rung
+        report = report["ladder"]["rungs"][-1]["report"] | report
     if report.get("unfinished"):
         raise UsageError(
             f"{path}: this study is not finished\n  fix: make it to its end: {report['command']}"
@@ -135,7 +138,7 @@ def keep(report: Report, arm: str | None) -> Report:
             f"the study {report['name']!r} has the arms {', '.join(arms)}\n  fix: name one of them:"
             " arm = ..."
         )
-    if "ladder" in report:  # the rest is that of the largest rung
+    if "ladder" in report:  # ``read_report`` takes the rest from the largest rung
         report = {key: report[key] for key in (*KEPT, "ladder")}
     kept: Report = of_arms(without(report), {BASELINE, arm or arms[0]})
     return kept
