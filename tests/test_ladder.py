@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,7 +236,7 @@ def report(ladder: LadderRuns) -> Report:
     return of
 
 
-def run_all(jobs: list[Job], losses: Losses) -> dict[str, Outcome]:
+def run_all(jobs: list[Job], losses: Losses, at_once: int = 1) -> dict[str, Outcome]:
     outcomes = {}
     for job in jobs:
         arm, _, rung = job.arm.rpartition(" at ")
@@ -246,6 +247,7 @@ def run_all(jobs: list[Job], losses: Losses) -> dict[str, Outcome]:
         if not math.isnan(loss):
             documents = [("a", 60 * loss, 60), ("b", 40 * loss, 40)]
             outcome = Outcome(job.seed, None, loss, documents, [(tokens, loss)])
+            outcome = replace(outcome, tokens_per_second=1000.0, runs_at_once=at_once)
         if math.isfinite(loss) or math.isnan(loss):
             outcomes[job.key] = outcome
     if len(outcomes) < len(jobs):
@@ -324,6 +326,13 @@ def test_an_arm_that_is_better_at_small_sizes_only_would_have_been_missed_by_the
     assert observed == pytest.approx(0.04, abs=0.003) and not low <= observed <= high
     off_low, off_high = before["difference"]["ci95"]
     assert (low - observed, high - observed) == pytest.approx((off_low, off_high), abs=2e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_time_is_not_told_of_runs_that_shared_the_machine(ladder: LadderRuns, at_once: int) -> None:
+    outcomes = run_all(ladder.ordered(), planted(-0.06, -0.05, -0.043), at_once)
+    found = make_ladder_report(ladder.collect(outcomes))
+    assert ("of time as measured here" in render_terminal(found)) == (at_once == 1)
 
 
 def test_noise_alone_resolves_nothing(report: Report) -> None:

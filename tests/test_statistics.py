@@ -86,6 +86,7 @@ def comparison(differences: np.ndarray, margin: float) -> dict[str, object]:
         "p_equivalent": equivalence_test(differences, margin).p,
         "p_clear": clear_p(differences, margin),
         "margin_seeds": 3,
+        "margin_seeds_at_most": None,
         "power": 0.5,
     }
 

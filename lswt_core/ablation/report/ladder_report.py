@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lswt_core.ablation.report.comparison_report import headline_report, make_comparison_report
+from lswt_core.ablation.report.costs import share_machine
 from lswt_core.ablation.report.ladder_verdict import add_ladder_verdicts
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
 from lswt_core.ablation.run_ladder import LadderStudy, RungStudy
@@ -119,7 +120,11 @@ def pair_by_seed(baseline: ArmResult, arm: ArmResult) -> dict[int, tuple[Outcome
 
 
 def log_ratio(baseline: Outcome, arm: Outcome) -> float:
-    """Return ln of the arm's tokens per second over the baseline's; NaN if unknown."""
+    """Return ln of the arm's tokens per second over the baseline's; NaN if unknown, or measured
+    while runs shared the machine.
+    """
+    if share_machine([(baseline, arm)]):
+        return math.nan
     if not baseline.tokens_per_second or not arm.tokens_per_second:
         return math.nan
     return math.log(arm.tokens_per_second / baseline.tokens_per_second)

@@ -50,8 +50,8 @@ def limit_scope(report: Report) -> list[str]:
         size = f"{baseline['parameters']:,} parameters"
         alone.append(f"one size of model ({size}; --ladder asks at several)")
     if report.get("horizons") is None:
-        at = " at the largest size" if "ladder" in report else ""
-        alone.append(f"one length of training ({describe_length(baseline)}{at}; --horizons)")
+        at = "at the largest size, " if "ladder" in report else ""
+        alone.append(f"one length of training ({at}{describe_length(baseline)}; --horizons)")
     source = find_source(report)
     text = f"one text{f' ({source})' if source else ''}"
     sentence = f"It holds for {' and '.join(alone)}, and " if alone else "It holds for "
