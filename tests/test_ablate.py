@@ -456,6 +456,7 @@ FILE = """recipe = "nano.toml"
 seeds = 3
 margin = 0.02
 set = ["train.steps=8"]
+probe = ["sinks"]
 [swap]
 ffn = ["gelu", "geglu"]
 memory.xl = false
@@ -476,7 +477,7 @@ def test_an_ablation_file_says_all_of_it(place: Path, dry_run: Callable[..., Don
         "small lr",
     ]
     assert all(arm.overrides[0] == "train.steps=8" for arm in specs)
-    tuning = {"tune": (), "tuning_seeds": 3, "horizons": ()}
+    tuning = {"tune": (), "tuning_seeds": 3, "horizons": (), "probes": ("sinks",)}
     rest = {"match": "none", "allow": [], "looks": (), "sequential": False, **tuning}
     assert settings == {"seeds": 4, "margin": 0.02, **rest}, "the command line wins"
     done = dry_run()

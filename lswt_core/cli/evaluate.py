@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lswt_core.cli.common import plugin_argument, required_registry
@@ -106,11 +108,28 @@ def evaluate(arguments: argparse.Namespace) -> int:
     }
     if arguments.task:
         tasks = Tasks(arguments.task, arguments.task_dir, arguments.limit)
-        report["tasks"] = run_tasks(arguments.model, tasks, required_registry(arguments))
+        with as_exported(arguments) as directory:
+            report["tasks"] = run_tasks(directory, tasks)
     if arguments.out is not None:
         write_report(report, arguments.out)
     print(json.dumps(report, indent=1) if arguments.json else render_text(report))
     return 0
+
+
+@contextmanager
+def as_exported(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The model's directory in the HuggingFace format; a run is exported to one that is gone
+    afterwards.
+    """
+    from lswt_core.decode.load_run import is_run_directory
+    from lswt_core.hf.export import export_run
+
+    if not is_run_directory(arguments.model):
+        yield arguments.model
+        return
+    with TemporaryDirectory(prefix="lswt-") as place:
+        out, registry = Path(place) / "model", required_registry(arguments)
+        yield export_run(arguments.model, out, registry=registry).directory
 
 
 def read_lengths(arguments: argparse.Namespace, name: str) -> list[int] | None:

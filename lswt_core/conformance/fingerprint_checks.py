@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lswt_core.conformance.check import require, rule
-from lswt_core.conformance.data_checks import MAX_DOCUMENTS, TEXTS, build_or_skip
+from lswt_core.conformance.data_checks import MAX_DOCUMENTS, TEXTS, build_or_skip, texts_for
 from lswt_core.conformance.fresh_process import digests, report_of
 from lswt_core.conformance.option_variants import option_variants
 from lswt_core.conformance.subject import Subject
@@ -72,7 +72,7 @@ def observe(component: DataSource | Tokenizer, texts: tuple[str, ...]) -> tuple[
     documents = [Document(str(i), text * 50) for i, text in enumerate(texts)]
     with TemporaryDirectory() as cache:
         component.fit(lambda: documents, str(hash(texts)), Path(cache))
-    return component.encode(TEXTS), component.fingerprint()
+    return component.encode(texts_for(component)), component.fingerprint()
 
 
 @rule(
@@ -89,7 +89,7 @@ def texts_have_no_special_ids(subject: Subject) -> None:
     texts = [*TEXTS, every_byte, "".join(map(chr, range(128, 2048)))]
     with TemporaryDirectory() as cache:
         tokenizer.fit(lambda: [Document("0", text) for text in texts], "test", Path(cache))
-    ids = {i for encoded in tokenizer.encode(texts) for i in encoded}
+    ids = {i for encoded in tokenizer.encode(texts_for(tokenizer, texts)) for i in encoded}
     for name in ("bos_id", "eos_id"):
         special = getattr(tokenizer, name)
         require(special not in ids, f"{name} = {special} is also the id of a text's token")

@@ -1,20 +1,14 @@
-"""Tasks of the lm-evaluation-harness (Gao et al. 2024, doi 10.5281/zenodo.12608602) on a run or an
-exported model.
-"""
+"""Tasks of the lm-evaluation-harness (Gao et al. 2024, doi 10.5281/zenodo.12608602)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from lswt_core.decode.load_run import is_run_directory
 from lswt_core.device import pick_device
 from lswt_core.errors import PluginError, UsageError
-from lswt_core.registry import Registry
 
 METRIC_SUFFIX = ",none"  # of a metric's name: no filter of the model's answers
 ERROR_SUFFIX = "_stderr"
@@ -36,12 +30,10 @@ def require_harness() -> None:
         )
 
 
-def run_tasks(
-    directory: Path, tasks: Tasks, registry: Registry
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Return {task: {metric: {"value", "error"}}} of a run, which is exported for it, or of an
-    exported model; the error is the standard error over documents, None if the harness has none.
-    Raises PluginError without the harness, and UsageError for tasks that it does not have.
+def run_tasks(directory: Path, tasks: Tasks) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return {task: {metric: {"value", "error"}}} of a model in the HuggingFace format; the error
+    is the standard error over documents, None if the harness has none. Raises PluginError without
+    the harness, and UsageError for tasks that it does not have.
     """
     require_harness()
     from lm_eval import simple_evaluate
@@ -55,33 +47,18 @@ def run_tasks(
             f"--task {', '.join(unknown)}: the harness has no such task\n  fix: lm_eval ls tasks"
             " lists its tasks; --task-dir DIR adds those of a directory"
         )
-    with exported(directory, registry) as model:
-        arguments = {"pretrained": str(model), "trust_remote_code": True, "add_bos_token": False}
-        measured = simple_evaluate(
-            model="hf",
-            model_args=arguments,
-            tasks=list(tasks.names),
-            task_manager=manager,
-            device=str(pick_device(0)),
-            limit=tasks.limit,
-            log_samples=False,
-            bootstrap_iters=0,
-        )
+    arguments = {"pretrained": str(directory), "trust_remote_code": True, "add_bos_token": False}
+    measured = simple_evaluate(
+        model="hf",
+        model_args=arguments,
+        tasks=list(tasks.names),
+        task_manager=manager,
+        device=str(pick_device(0)),
+        limit=tasks.limit,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
     return {name: read_metrics(one) for name, one in measured["results"].items()}
-
-
-@contextmanager
-def exported(directory: Path, registry: Registry) -> Iterator[Path]:
-    """The directory of a model in the HuggingFace format; that of a run is exported, and is gone
-    afterwards.
-    """
-    if not is_run_directory(directory):
-        yield directory
-        return
-    from lswt_core.hf.export import export_run
-
-    with TemporaryDirectory(prefix="lswt-") as place:
-        yield export_run(directory, Path(place) / "model", registry=registry).directory
 
 
 def read_metrics(result: dict[str, Any]) -> dict[str, dict[str, float | None]]:

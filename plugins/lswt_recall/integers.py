@@ -18,7 +18,7 @@ class Integers(Tokenizer):
 
     name = "integers"
 
-    def __init__(self, *, size: Annotated[int, Ge(1), Le(1 << 20)] = 256) -> None:
+    def __init__(self, *, size: Annotated[int, Ge(1), Le(1_048_576)] = 256) -> None:
         self.size = size
 
     @property

@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from annotated_types import Ge
 
 from lswt_core.interfaces import DataSource, Document
 from lswt_core.plugin_api.seeding import derive_seed
 
 FILLER, CUE = 0, 1  # ids: of what says nothing, and of the beginning of a question
 FIRST = 2  # the first id that is drawn
-Segment = Annotated[int, Ge(4)]
-Vocabulary = Annotated[int, Ge(4)]
-Distances = Sequence[Annotated[int, Ge(1)]]
-Rounds = Annotated[int, Ge(1)]
-Documents = Annotated[int, Ge(1)]
 
 
 class Token(NamedTuple):
@@ -53,7 +47,8 @@ class Draw:
 class RecallTask(DataSource):
     """Documents of ``rounds``: a segment states facts, and the last segment of the round, a
     ``distance`` of segments later, asks about them. Only answers are scored. A document's distance
-    is one of ``distances``, and its id begins with it; what is between fact and question is one id.
+    is one of ``distances`` (default: 1), and its id begins with it; what is between fact and
+    question is one id.
 
     ``segment`` must be train.seq_len, so that a question is never in the segment of its facts. An
     epoch has ``documents``, the validation set ``held_out`` others. Those of training begin with
@@ -67,14 +62,15 @@ class RecallTask(DataSource):
     def __init__(
         self,
         *,
-        segment: Segment = 64,
-        vocabulary: Vocabulary = 64,
-        distances: Distances = (1,),
-        rounds: Rounds = 8,
-        documents: Documents = 1_000_000,
-        held_out: Documents = 256,
-        seed: int = 0,
+        segment: int,
+        vocabulary: int,
+        distances: Sequence[int] | None,
+        rounds: int,
+        documents: int,
+        held_out: int,
+        seed: int,
     ) -> None:
+        distances = [1] if distances is None else distances
         if not distances:
             raise ValueError("distances is empty: give the segments between fact and question")
         self.segment = self.segment_length = segment

@@ -6,21 +6,17 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from lswt_recall.recall_task import (
-    CUE,
-    FIRST,
-    Distances,
-    Documents,
-    Draw,
-    RecallTask,
-    Rounds,
-    Segment,
-    Token,
-    Vocabulary,
-)
+from lswt_core.interfaces import DataSource
+from lswt_recall.recall_task import CUE, FIRST, Draw, RecallTask, Token
+
+Segment = Annotated[int, Ge(4)]
+Vocabulary = Annotated[int, Ge(4)]
+Distances = list[Annotated[int, Ge(1)]]
+Rounds = Annotated[int, Ge(1)]
+Documents = Annotated[int, Ge(1)]
 
 
-class AssociativeRecall(RecallTask):
+class AssociativeRecall(RecallTask, DataSource):
     """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): ``pairs`` of a key and
     a value, all keys different; then every key again, in another order, each with its value, which
     is scored.
@@ -38,7 +34,7 @@ class AssociativeRecall(RecallTask):
         pairs: Annotated[int, Ge(1)] = 8,
         segment: Segment = 64,
         vocabulary: Vocabulary = 64,
-        distances: Distances = (1,),
+        distances: Distances | None = None,
         rounds: Rounds = 8,
         documents: Documents = 1_000_000,
         held_out: Documents = 256,
@@ -68,7 +64,7 @@ class AssociativeRecall(RecallTask):
         return facts, questions
 
 
-class Copy(RecallTask):
+class Copy(RecallTask, DataSource):
     """``tokens`` random ids, and the same ids again, all of them scored."""
 
     name = "copy"
@@ -79,7 +75,7 @@ class Copy(RecallTask):
         tokens: Annotated[int, Ge(1)] = 32,
         segment: Segment = 64,
         vocabulary: Vocabulary = 64,
-        distances: Distances = (1,),
+        distances: Distances | None = None,
         rounds: Rounds = 8,
         documents: Documents = 1_000_000,
         held_out: Documents = 256,
@@ -103,7 +99,7 @@ class Copy(RecallTask):
         return [Token(id_) for id_ in ids], [Token(CUE), *(Token(id_, True) for id_ in ids)]
 
 
-class Induction(RecallTask):
+class Induction(RecallTask, DataSource):
     """``tokens`` different ids in a random order; then some of them, each followed by the one that
     followed it, which is scored (induction heads: Olsson et al. 2022, arXiv 2209.11895).
     """
@@ -121,7 +117,7 @@ class Induction(RecallTask):
         questions: Annotated[int, Ge(1)] = 8,
         segment: Segment = 64,
         vocabulary: Vocabulary = 64,
-        distances: Distances = (1,),
+        distances: Distances | None = None,
         rounds: Rounds = 8,
         documents: Documents = 1_000_000,
         held_out: Documents = 256,
@@ -150,7 +146,7 @@ class Induction(RecallTask):
         return [Token(id_) for id_ in ids], questions
 
 
-class Phonebook(RecallTask):
+class Phonebook(RecallTask, DataSource):
     """``entries`` of a name of ``name_length`` ids and a number of ``digits`` ids; then names of
     ``questions`` entries, each with its number, which is scored (Jelassi et al. 2024, arXiv
     2402.01032).
@@ -171,7 +167,7 @@ class Phonebook(RecallTask):
         digits: Annotated[int, Ge(1)] = 5,
         segment: Segment = 64,
         vocabulary: Vocabulary = 64,
-        distances: Distances = (1,),
+        distances: Distances | None = None,
         rounds: Rounds = 8,
         documents: Documents = 1_000_000,
         held_out: Documents = 256,
