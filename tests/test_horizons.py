@@ -101,6 +101,7 @@ def test_a_run_from_a_shared_beginning_is_the_run_from_its_first_step(
     assert len((runs / "grafted" / "batches.txt").read_text().splitlines()) == SHORT
 
 
+@pytest.mark.slow
 def test_what_is_not_the_same_run_begins_at_its_first_step(
     runs: Path, place: Path, tmp_path: Path
 ) -> None:

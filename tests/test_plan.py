@@ -110,6 +110,7 @@ def test_without_memory_every_key_takes_a_gradient() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_curvature_is_counted_as_often_as_it_is_looked_at() -> None:
     plain = budget(recipe_of(loss={}), Registry(), WORLD).flops
     assert plain.update_curvature == round(plain.train * 16 / 10) // 16
