@@ -31,6 +31,7 @@ from lswt_sdpa.selection import KERNELS
 from lswt_xl_cache import XlCache
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lswt_core.device import compile_blocks
 from lswt_core.errors import PluginError
@@ -196,6 +197,14 @@ def test_blocks_that_are_run_again_give_the_same_gradient_from_less(
     assert all(torch.equal(a, b) for a, b in zip(memories, same, strict=True)) and little < much / 3
 
 
+def traces_float64() -> bool:
+    """Whether torch's trace of its attention kernel for CPUs has the kernel's dtypes."""
+    with FakeTensorMode() as mode:
+        q = mode.from_tensor(torch.ones(1, 1, 2, 8, dtype=torch.float64))
+        _, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)
+    return logsumexp.dtype == torch.float64
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize("backend", slow_unless(["blocked"], [*BACKENDS, "flash"]))
@@ -214,6 +223,8 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
     compiler = torch.nn.Module.compile  # the tracing alone: no compiler of C++ is needed
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiler, backend="aot_eager"))
     compile_blocks(compiled.blocks)
+    # before torch 2.13 the logsumexp of float64 attention on a CPU is traced as float32
+    allowed = 1e-9 if traces_float64() else 1e-4
     states: Any = [None, None]
     for step in range(5):  # the memory of 16 tokens is full after two segments of 8
         ids = tokens(2, 8, seed=step)
@@ -224,7 +235,7 @@ def test_compiled_blocks_are_two_graphs_for_all_layers_and_steps(
             outputs.append(
                 [out, *torch.autograd.grad(out.square().sum(), list(decoder.blocks.parameters()))]
             )
-        assert max(distance(a, b) for a, b in zip(*outputs, strict=True)) < 1e-9
+        assert max(distance(a, b) for a, b in zip(*outputs, strict=True)) < allowed
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 3  # cold, filling, full
 
