@@ -101,9 +101,13 @@ def read_report(path: Path) -> Report | None:
 
 
 def probe_report(report: Report, names: Sequence[str], probed: ProbedRuns) -> None:
-    """Measure probes of the models of a report's runs, where these still are, and put them in."""
+    """Measure probes of the models of a report's runs, where all of these still are, and put them
+    in; those that ``ablate --probe`` measured are there already.
+    """
     for rung in rungs_of(report):
         arms = rung["report"]["arms"]
+        if not all(Path(run["directory"]).is_dir() for arm in arms for run in arm["runs"]):
+            continue
         outcomes = [[probe_run(run, arm["name"], probed) for run in arm["runs"]] for arm in arms]
         for arm, own in zip(arms, outcomes, strict=True):
             for name in dict.fromkeys(name for one in own for name in one.probes):

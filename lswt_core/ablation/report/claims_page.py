@@ -91,7 +91,8 @@ def worth_of(report: Report) -> str:
     if "ladder" not in report:
         return ""
     speedup = report["ladder"]["arms"][0]["speedup"]
-    return "" if speedup is None else format_cell(speedup["by_rung"][-1])
+    worth = speedup and speedup["by_rung"][-1]
+    return format_cell(worth) if worth and worth["ci95"] else ""
 
 
 def conclude(claim: ClaimTable, comparison: dict[str, Any]) -> str:
@@ -127,8 +128,8 @@ def claim_section(one: TestedClaim) -> Section:
         table = ladder_table(report) if "ladder" in report else loss_table(report)
         parts += [Code(report["command"], "bash"), table, probe_table(report)]
         parts.append(Bullets([*list_findings(report), *filter(None, [claim.note])]))
-    elif claim.note:
-        parts.append(Bullets([f"Not tested: {claim.note}"]))
+    else:
+        parts.append(Bullets(["Not tested.", *filter(None, [claim.note])]))
     if claim.more:
         parts += [Sentences(["To say more:"]), Code("\n".join(claim.more), "bash")]
     return Section(one.name.replace("-", " "), parts)

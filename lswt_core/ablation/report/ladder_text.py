@@ -85,16 +85,17 @@ def summarize_arm(one: Entry, size: str, standing: str) -> str:
     text = f"{one['arm']}: {one['verdict']} ({standing}); {one['why']}."
     if one["verdict"] == NOT_FINISHED:
         return text
-    if one["speedup"] is None or one["speedup"]["compute"]["value"] is None:
+    worth = one["speedup"] and one["speedup"]["compute"]
+    if not worth or worth["value"] is None or (worth["ci95"] is None and one["seeds"] > 1):
         why = one["unknown"].get("speedup", "losses do not fall with compute as a law would")
         return f"{text} What it is worth in compute is unknown: {why}."
     cost = one["speedup"]["cost"] - 1
-    known = "it is worth" if is_worth_known(one["speedup"]["compute"]) else UNKNOWN_WORTH
-    worth = f"At {size}, its {cost:+.1%} of FLOPs included, {known}"
-    worth += f" {format_worth(one['speedup']['compute'])} of compute"
+    known = "it is worth" if is_worth_known(worth) else UNKNOWN_WORTH
+    text += f" At {size}, its {cost:+.1%} of FLOPs included, {known}"
+    text += f" {format_worth(worth)} of compute"
     if one["speedup"]["time"] is not None:
-        worth += f", {format_worth(one['speedup']['time'])} of time as measured here"
-    return f"{text} {worth}{describe_range(one)}."
+        text += f", {format_worth(one['speedup']['time'])} of time as measured here"
+    return f"{text}{describe_range(one)}."
 
 
 def describe_range(one: Entry) -> str:
@@ -163,7 +164,7 @@ def rung_row(one: Entry, number: int, rung: Entry) -> list[str]:
         "" if comparison["delta"] is None else format_difference(comparison["delta"]),
         format_span(comparison["ci95"], format_difference),
         comparison["verdict"],
-        format_cell(worth) if worth else "",
+        format_cell(worth) if worth and (worth["ci95"] or one["seeds"] < 2) else "",
         str(comparison["seeds"]),
     ]
 
