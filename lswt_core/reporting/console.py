@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,10 +108,11 @@ class Console:
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Print the metrics of an evaluation on the held-out text."""
+        unigram = values["eval/unigram_perplexity"]
+        beside = "" if math.isnan(unigram) else f" (unigram {unigram:,.1f})"  # NaN: a stream
         self.say(
             f"step {step:,}  held-out: loss {values['eval/loss']:.4f}"
-            f"  perplexity {values['eval/perplexity']:,.2f}"
-            f" (unigram {values['eval/unigram_perplexity']:,.1f})"
+            f"  perplexity {values['eval/perplexity']:,.2f}{beside}"
             f"  accuracy {values['eval/accuracy']:.3f}"
             f"  {values['eval/bits_per_byte']:.3f} bits/byte"
             f"  over {values['eval/tokens']:,.0f} tokens"
