@@ -12,6 +12,7 @@ from test_ablate import arm, study
 
 from lswt_core.__main__ import main
 from lswt_core.ablation.comparison import Comparison
+from lswt_core.ablation.probe_runs import ProbedRuns
 from lswt_core.ablation.report.publish import publish
 from lswt_core.ablation.runs.outcome import ArmResult
 
@@ -145,3 +146,24 @@ def test_an_unfinished_study_is_refused(place: Path, capsys: pytest.CaptureFixtu
     words = ["claims", str(place / "claims.toml"), "--reports", str(place / "reports")]
     assert main(words) == 2
     assert "ablate again" in capsys.readouterr().err
+
+
+def test_models_of_a_finished_study_are_probed_where_they_still_are(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.joinpath("claims.toml").write_text(FILE + 'measure = "gain"\nprobe = ["memory"]\n')
+    gains = {"baseline": 1.0, "part=false": 2.0}
+    asked: list[str] = []
+
+    def values_of(_: ProbedRuns, directory: Path, what: str) -> dict[str, float]:
+        asked.append(what)
+        name, _, seed = what.partition(", seed ")
+        return {"gain": gains[name] + 0.1 * int(seed) ** 2}
+
+    monkeypatch.setattr(ProbedRuns, "values_of", values_of)
+    arms = [arm("baseline", [3.0, 3.1, 3.2, 3.3]), arm("part=false", [3.0, None, 3.2, 3.3])]
+    assert finding(place, *arms) == "not resolved", "their runs are nowhere"
+    assert not asked
+    stored = {seed: ("key", str(place)) for seed in range(4)}
+    assert finding(place, *(replace(one, stored=stored) for one in arms)) == "supported"
+    assert len(asked) == 7 and "part=false, seed 1" not in asked

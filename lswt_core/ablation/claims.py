@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -106,22 +107,31 @@ def probe_report(report: Report, names: Sequence[str], probed: ProbedRuns) -> No
     """
     for rung in rungs_of(report):
         arms = rung["report"]["arms"]
-        if not all(Path(run["directory"]).is_dir() for arm in arms for run in arm["runs"]):
+        places = [run["directory"] for arm in arms for run in arm["runs"]]
+        if not all(place and Path(place).is_dir() for place in places):
             continue
-        outcomes = [[probe_run(run, arm["name"], probed) for run in arm["runs"]] for arm in arms]
-        for arm, own in zip(arms, outcomes, strict=True):
-            for name in dict.fromkeys(name for one in own for name in one.probes):
-                values = [one.probes[name] for one in own if name in one.probes]
-                arm["probes"][name] = sum(values) / len(values)
-        for comparison, own in zip(rung["report"]["comparisons"], outcomes[1:], strict=True):
-            pairs = list(zip(outcomes[0], own, strict=True))
-            comparison["probes"] = comparison.get("probes", {}) | compare_probes(pairs, 0.95)
+        baseline, *others = [probe_arm(arm, probed) for arm in arms]
+        for comparison, own in zip(rung["report"]["comparisons"], others, strict=True):
+            pairs = [(baseline[seed], own[seed]) for seed in own if seed in baseline]
+            if pairs:
+                comparison["probes"] = comparison.get("probes", {}) | compare_probes(pairs, 0.95)
 
 
-def probe_run(run: Mapping[str, Any], arm: str, probed: ProbedRuns) -> Outcome:
-    """Return an outcome that has the probes of a run of a report."""
-    values = probed.values_of(Path(run["directory"]), f"{arm}, seed {run['seed']}")
-    return Outcome(run["seed"], probes=values)
+def probe_arm(arm: Report, probed: ProbedRuns) -> dict[int, Outcome]:
+    """Return outcomes with the probes of an arm's finished runs by seed; the arm's entry in a
+    report gets their means.
+    """
+    failed = {one["seed"] for one in arm["failures"]}
+    found = {}
+    for run in arm["runs"]:
+        if run["seed"] not in failed:
+            what = f"{arm['name']}, seed {run['seed']}"
+            values = probed.values_of(Path(run["directory"]), what)
+            found[run["seed"]] = Outcome(run["seed"], probes=values)
+    for name in dict.fromkeys(name for one in found.values() for name in one.probes):
+        known = [one.probes[name] for one in found.values() if name in one.probes]
+        arm["probes"][name] = fmean(known)
+    return found
 
 
 def rungs_of(report: Report) -> list[Report]:
