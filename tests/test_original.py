@@ -133,7 +133,7 @@ def test_tokenizer_files_are_copied(tmp_path: Path) -> None:
     assert not any("tokenizer" in note for note in done.notes)
 
 
-def test_a_tokenizer_can_be_added(tmp_path: Path) -> None:
+def test_a_tokenizer_can_be_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Bytes().save(tmp_path)
     words = [
         "import",
@@ -147,6 +147,11 @@ def test_a_tokenizer_can_be_added(tmp_path: Path) -> None:
     assert main(words) == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a")["input_ids"] == [256, 97]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").model.decoder.memory_length == 40
+    capsys.readouterr()
+    assert (
+        main(["evaluate", str(tmp_path / "out"), "--text", __file__]) == CheckpointError.exit_code
+    )
+    assert "another model's tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

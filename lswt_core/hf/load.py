@@ -21,8 +21,8 @@ def load_exported(path: Path, registry: Registry) -> LoadedModel:
     """Return the model and tokenizer of a directory, in the precision its weights are stored in;
     its components are the registry's.
 
-    Code in the directory is not run. Raises CheckpointError if it holds another kind of model, or
-    no tokenizer.
+    Code in the directory is not run. Raises CheckpointError if it holds another kind of model, no
+    tokenizer, or one with more ids than the model has.
     """
     require_our_config(path)
     if not any(path.joinpath(name).is_file() for name in TOKENIZER_FILES):
@@ -35,6 +35,12 @@ def load_exported(path: Path, registry: Registry) -> LoadedModel:
     with use_registry(registry):
         model = AutoModelForCausalLM.from_pretrained(path).eval().to(pick_device(0))
     tokenizer = registry.get("tokenizer", "hf")(path=str(path))
+    rows = model.model.decoder.vocabulary.table.num_embeddings
+    if tokenizer.vocab_size > rows:
+        raise CheckpointError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size:,} ids, and the model's vocabulary"
+            f" {rows:,}: it is another model's tokenizer\n  fix: save the model's own into it"
+        )
     precision = Precision(torch.float32, "as it is stored")
     return LoadedModel(model.model.decoder, tokenizer, precision, model.config.seq_len)
 
