@@ -66,6 +66,7 @@ def test_the_next_write_waits_for_the_last_and_raises_what_it_raised(tmp_path: P
     assert not writer.has_failed  # told once
 
 
+@pytest.mark.slow
 def test_a_run_saves_the_same_in_the_background(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_every_kind_of_component_has_an_ablation() -> None:
     } <= swapped
 
 
+@pytest.mark.slow
 def test_a_plan_is_one_json_object() -> None:
     report = json.loads(run("lswt_core", "plan", "small.toml", "--json", cwd=RECIPES).stdout)
     assert report["parameters"]["total"] == report["parameters"]["trainable"] == SIZES["small"]

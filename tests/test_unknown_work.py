@@ -72,6 +72,7 @@ def test_the_state_of_an_optimizer_that_reads_values_is_unknown(
     assert "optimizer" not in report["memory"]
 
 
+@pytest.mark.slow
 def test_an_ablation_continues_but_cannot_match_unknown_flops(
     write: Write,  # noqa: F811
     recipe: Path,  # noqa: F811
