@@ -800,6 +800,10 @@ STUDIES = {
         )
     ),
     "no baseline": study(arm("baseline", [None, None]), arm("x", [3.0, 3.1])),
+    "not finished": study(
+        arm("baseline", [3.0, 3.1]),
+        replace(arm("x", [3.0]), outcomes=[outcome(0, 3.0), Outcome.unfinished(1)]),
+    ),
 }
 
 

@@ -82,7 +82,7 @@ def difference_of(claim: ClaimTable, comparison: dict[str, Any]) -> tuple[Any, A
     """Return the difference that a claim is judged by, and its interval; None: not measured."""
     if claim.measure == LOSS:
         return comparison["delta"], comparison["ci95"]
-    probe = comparison.get("probes", {}).get(claim.measure)
+    probe = comparison["probes"].get(claim.measure)
     return (None, None) if probe is None else (probe["delta"], probe["ci95"])
 
 
@@ -140,7 +140,7 @@ def probe_table(report: Report) -> Table | None:
     rows = []
     for rung in rungs_of(report):
         baseline, arm = rung["report"]["arms"][:2]
-        for name, one in rung["report"]["comparisons"][0].get("probes", {}).items():
+        for name, one in rung["report"]["comparisons"][0]["probes"].items():
             means = [f"{side['probes'][name]:.4f}" for side in (baseline, arm)]
             span = format_span(one["ci95"], format_difference)
             difference = format_difference(one["delta"])

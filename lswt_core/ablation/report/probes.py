@@ -42,7 +42,8 @@ def probe_table(report: Report) -> Table | None:
     none.
     """
     names = list(dict.fromkeys(name for arm in report["arms"] for name in arm["probes"]))
-    compared = {one["arm"]: one.get("probes", {}) for one in report["comparisons"]}
+    # None: runs of the study are not finished
+    compared = {one["arm"]: one["probes"] or {} for one in report["comparisons"]}
     rows = []
     for name in names:
         for arm in report["arms"]:
