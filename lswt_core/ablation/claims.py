@@ -106,7 +106,7 @@ def probe_report(report: Report, names: Sequence[str], probed: ProbedRuns) -> No
     in; those that ``ablate --probe`` measured are there already.
     """
     for rung in rungs_of(report):
-        arms = rung["report"]["arms"]
+        arms, settings = rung["report"]["arms"], rung["report"]["settings"]
         places = [run["directory"] for arm in arms for run in arm["runs"]]
         if not all(place and Path(place).is_dir() for place in places):
             continue
@@ -114,7 +114,7 @@ def probe_report(report: Report, names: Sequence[str], probed: ProbedRuns) -> No
         for comparison, own in zip(rung["report"]["comparisons"], others, strict=True):
             pairs = [(baseline[seed], own[seed]) for seed in own if seed in baseline]
             if pairs:
-                comparison["probes"] = comparison.get("probes", {}) | compare_probes(pairs, 0.95)
+                comparison["probes"] |= compare_probes(pairs, settings["confidence"])
 
 
 def probe_arm(arm: Report, probed: ProbedRuns) -> dict[int, Outcome]:

@@ -72,8 +72,9 @@ class ProbedRuns:
         for name in names:
             try:
                 found = PROBES[name](run.model, text)
-            except UsageError:  # the model or the text does not have it
+            except UsageError as error:  # the model or the text does not have it
                 found = {}
+                self.say(f"left out: {name}: {str(error).partition(chr(10))[0]}")
             keep_probe(directory, name, found)
             values |= found
         return values

@@ -9,6 +9,7 @@ from lswt_core.ablation.claims import LOSS, ClaimsFile, ClaimTable, Report, Test
 from lswt_core.ablation.report.findings import list_findings
 from lswt_core.ablation.report.ladder_text import format_cell, format_span, ladder_table
 from lswt_core.ablation.report.loss_tables import format_difference, loss_table
+from lswt_core.ablation.report.probes import probe_table
 from lswt_core.ablation.report.verdict import (
     BETTER,
     EQUIVALENT,
@@ -23,15 +24,14 @@ from lswt_core.reporting.tables import Table
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NO_DIFFERENCE, UNRESOLVED, UNTESTED = "no difference", "not resolved", "not tested"
 OVERVIEW = (
-    *("claim", "arm", "judged by", "difference (tuned)", "95 % interval"),
+    *("claim", "arm", "judged by", "difference", "95 % interval"),
     *("worth of compute", "seeds", "finding"),
 )
 TEXT_COLUMNS = (0, 1, 2, 7)
-PROBES = ("size", "probe", "baseline", "arm", "difference", "95 % interval")
 FINDINGS = (
     f'A finding is about the largest size: "{SUPPORTED}" and "{CONTRADICTED}" where the difference'
     " is resolved (for losses by the verdict; for other measures: its 95 %"
-    f' interval leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin. Nothing'
+    f' interval, of that measure alone, leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin. Nothing'
     " is said about larger models."
 )
 
@@ -126,23 +126,15 @@ def claim_section(one: TestedClaim) -> Section:
     parts: list[Part | None] = [Sentences([claim.says])]
     if report is not None:
         table = ladder_table(report) if "ladder" in report else loss_table(report)
-        parts += [Code(report["command"], "bash"), table, probe_table(report)]
+        parts += [Code(report["command"], "bash"), table]
+        for rung in rungs_of(report):
+            parts += [
+                Sentences([f"Probes, {rung['name'] or 'one size'}:"]),
+                probe_table(rung["report"]),
+            ]
         parts.append(Bullets([*list_findings(report), *filter(None, [claim.note])]))
     else:
         parts.append(Bullets(["Not tested.", *filter(None, [claim.note])]))
     if claim.more:
         parts += [Sentences(["To say more:"]), Code("\n".join(claim.more), "bash")]
     return Section(one.name.replace("-", " "), parts)
-
-
-def probe_table(report: Report) -> Table | None:
-    """Return the probes of baseline and arm at every size; None if there are none."""
-    rows = []
-    for rung in rungs_of(report):
-        baseline, arm = rung["report"]["arms"][:2]
-        for name, one in rung["report"]["comparisons"][0]["probes"].items():
-            means = [f"{side['probes'][name]:.4f}" for side in (baseline, arm)]
-            span = format_span(one["ci95"], format_difference)
-            difference = format_difference(one["delta"])
-            rows.append([rung["name"], name.replace("_", " "), *means, difference, span])
-    return Table(PROBES, rows, text_columns=(0, 1)) if rows else None
