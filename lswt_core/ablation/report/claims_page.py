@@ -30,8 +30,9 @@ OVERVIEW = (
 TEXT_COLUMNS = (0, 1, 2, 7)
 FINDINGS = (
     f'A finding is about the largest size: "{SUPPORTED}" and "{CONTRADICTED}" where the difference'
-    " is resolved (for losses by the verdict; for other measures: its 95 %"
-    f' interval, of that measure alone, leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin. Nothing'
+    " is resolved (for losses by the verdict; for other measures: its 95 % interval, of that"
+    f' measure alone, leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin.'
+    " Nothing"
     " is said about larger models."
 )
 
