@@ -63,8 +63,8 @@ class BlockLayout(NamedTuple):
         sizes = groups, blocks[-1].q.shape[2] // groups
         return cls(tuple(columns), tuple(query_index), blocks[-1].causal, tuple(visible), *sizes)
 
-    @property
-    def separate(self) -> list[int]:
+    # Methods in place of properties: torch 2.10 does not trace those of named tuples.
+    def separate_indices(self) -> list[int]:
         """Blocks that other queries attend to than the last block's (sinks)."""
         last = self.query_index[-1]
         return [block for block, index in enumerate(self.query_index) if index != last]
@@ -92,7 +92,6 @@ class QueryTile(NamedTuple):
     keys: int  # the first so many of N
     queries_per_kv: int  # R
 
-    @property
     def rows(self) -> slice:
         """Its rows of T R: the queries of a group's heads are neighbours."""
         first, last = self.tokens.start, self.tokens.stop
@@ -100,7 +99,7 @@ class QueryTile(NamedTuple):
 
     def query_rows(self, tensor: Tensor) -> Tensor:
         """Its rows of queries, outputs or their gradients, [BG, T R, D] -> [bg, t R, D]."""
-        return tensor[self.heads, self.rows]
+        return tensor[self.heads, self.rows()]
 
     def key_rows(self, tensor: Tensor) -> Tensor:
         """Its rows of keys or values, [BG, N, D] -> [bg, n, D]."""
@@ -140,7 +139,7 @@ class TileInputs(NamedTuple):
         n = len(layout.columns)
         keys, values, queries = list(tensors[:n]), tensors[n : 2 * n], tensors[2 * n :]
         separate: list[Tensor] = []
-        for block in layout.separate:
+        for block in layout.separate_indices():
             separate.append(scale_queries(queries[layout.query_index[block]], layout.groups))
             separate.append(concatenate_tensors([keys[block]]))
             keys[block] = torch.zeros_like(keys[block])
@@ -149,7 +148,7 @@ class TileInputs(NamedTuple):
 
     def separate_blocks(self) -> Iterator[SeparateQueries]:
         """The blocks with separate queries."""
-        for i, block in enumerate(self.layout.separate):
+        for i, block in enumerate(self.layout.separate_indices()):
             q, k = self.separate[2 * i : 2 * i + 2]
             yield SeparateQueries(self.layout.columns[block], q, k)
 
@@ -221,12 +220,12 @@ class TileGradients(NamedTuple):
         dp = torch.bmm(grad, tile.key_rows(inputs.values).mT)
         ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # of the scores
         scale = softmax_scale(grad)
-        self.q[tile.heads, tile.rows] = torch.bmm(ds, tile.key_rows(inputs.keys)).mul_(scale)
+        self.q[tile.heads, tile.rows()] = torch.bmm(ds, tile.key_rows(inputs.keys)).mul_(scale)
         queries = [inputs.q] * len(inputs.layout.columns)
         for block, (columns, q, k), dq in zip(
-            inputs.layout.separate, inputs.separate_blocks(), self.separate, strict=True
+            inputs.layout.separate_indices(), inputs.separate_blocks(), self.separate, strict=True
         ):
-            dq[tile.heads, tile.rows] = torch.bmm(ds[..., columns], k[tile.heads]).mul_(scale)
+            dq[tile.heads, tile.rows()] = torch.bmm(ds[..., columns], k[tile.heads]).mul_(scale)
             queries[block] = q
         for block, columns in enumerate(inputs.layout.columns):
             columns = tile.clip(columns)
@@ -242,7 +241,10 @@ class TileGradients(NamedTuple):
         """The gradient of every distinct query, [BG, T R, D]: a sum over the blocks it attends
         to.
         """
-        indices = [layout.query_index[-1], *(layout.query_index[b] for b in layout.separate)]
+        indices = [
+            layout.query_index[-1],
+            *(layout.query_index[b] for b in layout.separate_indices()),
+        ]
         gradients: list[list[Tensor]] = [[] for _ in range(1 + max(indices))]
         for index, gradient in zip(indices, [self.q, *self.separate], strict=True):
             gradients[index].append(gradient)
@@ -264,7 +266,7 @@ class TiledAttention(torch.autograd.Function):
         weights = []
         for tile in layout.tiles(out):
             p = inputs.weights(tile)
-            out[tile.heads, tile.rows] = torch.bmm(p, tile.key_rows(inputs.values))
+            out[tile.heads, tile.rows()] = torch.bmm(p, tile.key_rows(inputs.values))
             if save:
                 weights.append(p)
         ctx.layout, ctx.n_separate = layout, len(inputs.separate)
