@@ -100,7 +100,9 @@ def block_mask_of(blocks: Sequence[KVBlock]) -> Any:
     def mask_mod(row: Index, head: Index, query: Index, key: Index) -> Tensor:
         visible = key - n_old <= query
         if first_visible is not None:
-            first = first_visible[row if per_row else 0, query]
+            # apart, because torch 2.10 maps over no index [0, query] of a number and a tensor
+            of_row = first_visible[row] if per_row else first_visible[0]
+            first = of_row[query]
             visible = visible & (positions[key] >= first)
         return visible if selection is None else visible & selection(row, head, query, key)
 
