@@ -42,7 +42,9 @@ def profile_step(step: Callable[[], object], device: torch.device) -> StepProfil
 
 def profile_on_cpu(step: Callable[[], object]) -> StepProfile:
     """Use torch's profiler, which records every allocation."""
-    with silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    # accumulating: torch 2.10 warns of a profiler that does not
+    cpu = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with silent_stderr(), cpu as trace:
         step()
     assert trace.profiler is not None and trace.profiler.kineto_results is not None
     allocated = peak = 0
