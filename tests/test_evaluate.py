@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import stream, tiny, tokens
+from lswt_recall.integers import Integers
 from lswt_registers import Registers
 from lswt_xl_cache import XlCache, XlHidden
 from nano import NANO
@@ -26,7 +27,7 @@ from lswt_core.ablation import probe_runs
 from lswt_core.ablation.probe_runs import ProbedRuns, require_probes
 from lswt_core.ablation.report.probes import compare_probes
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome
-from lswt_core.decode.load_run import LoadedModel
+from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import Precision
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.attention_sinks import attention_sinks
@@ -186,10 +187,26 @@ def test_cold_restarts_see_exactly_so_many_tokens(model: LoadedModel) -> None:
 def test_the_effective_context_ends_where_more_gains_less_than_a_hundredth() -> None:
     losses = np.array([[3.0, 9.0], [2.9, 8.0], [2.89, 7.9], [2.889, 7.899]])
     contexts = [10, 20, 30, 40]
-    assert relative_length(contexts, losses, 1.0) == 30
-    assert relative_length(contexts, losses, 0.5) == 30
+    assert relative_length(contexts, losses, losses, 1.0) == 30
+    assert relative_length(contexts, losses, losses, 0.5) == 30
     # a longer context that is worse for every token gains nothing: min(b, l) is b
-    assert relative_length(contexts, losses[[0, 1, 1, 2]] + [[0], [0], [1], [0]], 1.0) == 20
+    worse = losses[[0, 1, 1, 2]] + [[0], [0], [1], [0]]
+    assert relative_length(contexts, worse, worse, 1.0) == 20
+
+
+def test_a_model_gains_nothing_by_context_that_others_do_not_need() -> None:
+    """Appendix C's reason for groups: alone, a model that is bad with little context looks as if it
+    used a long one.
+    """
+    contexts = [10, 20, 30]
+    good, bad = np.array([[3.0], [2.9], [2.9]]), np.array([[5.0], [4.0], [3.0]])
+    assert relative_length(contexts, bad, bad, 1.0) == 30
+    assert relative_length(contexts, bad, np.minimum(good, bad), 1.0) == 10
+    assert relative_length(contexts, good, np.minimum(good, bad), 1.0) == 20
+    # the hardest are those that are hard for every model: not the second, which `good` knows
+    good, bad = np.array([[3.0, 1.0], [2.0, 1.0]]), np.array([[3.5, 9.0], [3.5, 0.5]])
+    assert relative_length([10, 20], good, np.minimum(good, bad), 0.5) == 20
+    assert relative_length([10, 20], bad, np.minimum(good, bad), 0.5) == 10
 
 
 def test_windows_score_the_same_tokens_at_every_length(model: LoadedModel) -> None:
@@ -381,6 +398,34 @@ def test_a_run_is_evaluated_on_its_held_out_text(
     for form in (*written, render_text(report)):
         assert "held-out: Loss by position in the document" in form
         assert "Read in segments of 16 tokens" in form and f"{text['perplexity']:.2f}" in form
+
+
+def test_effective_contexts_are_measured_in_a_group_of_models(
+    run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [run_directory, "--tokens", 600, "--context", "4,8,12"]
+    _, out, _ = evaluate(capsys, *words, "--json")
+    alone = json.loads(out)["texts"]["held-out"]["effective_context"]
+    code, out, _ = evaluate(capsys, *words, "--among", run_directory, "--json")
+    assert code == 0
+    group = json.loads(out)["texts"]["held-out"]["effective_context"]
+    assert group["recl_of_others"] == {str(run_directory): group["recl"]}
+    assert group["recl"] == alone["recl"], "with itself a model is as alone"
+    _, out, _ = evaluate(capsys, *words, "--among", run_directory)
+    assert f"RECL. this model: {alone['recl']['0.1']:,} (r = 0.1)" in " ".join(out.split())
+    assert f"; {run_directory}: " in " ".join(out.split())
+
+
+def test_a_group_of_models_has_one_tokenizer(
+    run_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_another(path: Path, registry: Registry) -> LoadedModel:
+        model = load_run(path, registry).model
+        return model._replace(tokenizer=Integers(size=64))
+
+    monkeypatch.setattr("lswt_core.cli.load_model.load_model", load_another)
+    code, _, err = evaluate(capsys, run_directory, "--among", run_directory, "--tokens", 64)
+    assert code == 2 and f"--among {run_directory}: its tokenizer" in err and "fix:" in err
 
 
 def test_several_texts_are_named(

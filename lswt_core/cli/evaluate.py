@@ -64,6 +64,17 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         help="contexts of cold restarts in tokens (default: up to four segments)",
     )
     parser.add_argument(
+        "--among",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RUN_OR_MODEL",
+        help=(
+            "another model with the same tokenizer: the effective context (RECL) is then measured"
+            " in the group of all"
+        ),
+    )
+    parser.add_argument(
         "--seq-len",
         type=int,
         metavar="N",
@@ -97,7 +108,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         require_harness()
     model, texts = read_inputs(arguments)
     seq_len = arguments.seq_len or model.seq_len
-    asked = Asked(seq_len, memory, contexts)
+    asked = Asked(seq_len, memory, contexts, load_others(arguments, model))
     report = {
         "model": str(arguments.model),
         "precision": str(model.precision.dtype).removeprefix("torch."),
@@ -176,6 +187,20 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, list[Text]]
         return run.model, [held_out_text(run, registry, limits(run.model.seq_len))]
     load_model(arguments.model, registry)  # says what is wrong with the directory
     raise UsageError(f"{arguments.model} has no held-out text of its own\n  fix: --text FILE")
+
+
+def load_others(arguments: argparse.Namespace, model: LoadedModel) -> dict[str, LoadedModel]:
+    """The models of ``--among`` by path. Raises UsageError if one has another tokenizer."""
+    from lswt_core.cli.load_model import load_model
+
+    others = {str(path): load_model(path, required_registry(arguments)) for path in arguments.among}
+    for path, other in others.items():
+        if other.tokenizer.fingerprint() != model.tokenizer.fingerprint():
+            raise UsageError(
+                f"--among {path}: its tokenizer is not {arguments.model}'s, so that losses of the"
+                " same tokens cannot be compared\n  fix: name models with the same tokenizer"
+            )
+    return others
 
 
 def named_texts(named: Sequence[str], model: LoadedModel, limits: Limits) -> list[Text]:

@@ -37,22 +37,28 @@ class EffectiveContext(NamedTuple):
 
     contexts: Sequence[int]  # tokens that a target is predicted from
     losses: list[Mean]  # one a context
-    recl: dict[float, int]  # by share r of the hardest targets
+    recl: list[dict[float, int]]  # of every model of the group, by share r of the hardest targets
     targets: int
 
 
 def effective_context(
-    model: LoadedModel, text: Text, contexts: Sequence[int], targets: int
+    group: Sequence[LoadedModel], text: Text, contexts: Sequence[int], targets: int
 ) -> EffectiveContext:
-    """Return the losses of some of a text's tokens, each predicted from exactly c tokens, for every
-    c in ``contexts`` (evenly spaced), and RECL in the group of this model alone.
+    """Return the losses of some of a text's tokens, each predicted by the first model from exactly
+    c tokens, for every c in ``contexts`` (evenly spaced), and RECL of every model in their group.
+    All have the text's tokenizer.
 
     Raises UsageError if no document is longer than the longest context.
     """
     chosen = choose_targets(text, max(contexts), targets)
-    losses = np.stack([cold_losses(model, text, chosen, c) for c in contexts])  # [contexts, T]
-    means = [mean_over_tokens(row, chosen.document) for row in losses]
-    recl = {share: relative_length(contexts, losses, share) for share in HARDEST}
+    losses = np.array(  # [models, contexts, T]
+        [[cold_losses(model, text, chosen, c) for c in contexts] for model in group]
+    )
+    means = [mean_over_tokens(row, chosen.document) for row in losses[0]]
+    recl = [
+        {share: relative_length(contexts, own, losses.min(0), share) for share in HARDEST}
+        for own in losses
+    ]
     return EffectiveContext(contexts, means, recl, len(chosen.document))
 
 
@@ -114,15 +120,20 @@ def last_losses(model: LoadedModel, inputs: torch.Tensor, last: torch.Tensor) ->
     return nll[:, -1]
 
 
-def relative_length(contexts: Sequence[int], losses: np.ndarray, share: float) -> int:
-    """Return RECL: the context from which a longer one gains less than LEAST_GAIN.
+def relative_length(
+    contexts: Sequence[int], losses: np.ndarray, least: np.ndarray, share: float
+) -> int:
+    """Return RECL of a model with ``losses`` [contexts, T]: the context from which a longer one
+    gains less than LEAST_GAIN. ``least`` [contexts, T] are the least losses of any model of the
+    group, itself among them: what has no use for a short context gains nothing by a longer one that
+    others do not need.
 
-    With b = l(c), f(c, c') is the mean of min(b, l(c')) over the share of targets with the largest
-    b, and the gain (exp f(c, c) - exp f(c, c')) / exp f(c, c).
+    With b = least(c), f(c, c') is the mean of min(b, l(c')) over the share of targets with the
+    largest b, and the gain (exp f(c, c) - exp f(c, c')) / exp f(c, c).
     """
     for i, context in enumerate(contexts[:-1]):
-        hardest = np.argsort(-losses[i], kind="stable")[: max(1, round(share * losses.shape[1]))]
-        base = losses[i][hardest]
+        hardest = np.argsort(-least[i], kind="stable")[: max(1, round(share * losses.shape[1]))]
+        base = least[i][hardest]
         before, after = base.mean(), np.minimum(base, losses[i + 1][hardest]).mean()
         if 1 - np.exp(after - before) < LEAST_GAIN:
             return context

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class Asked(NamedTuple):
     seq_len: int  # of the segments that texts are read in
     memory: Sequence[int] | None = None  # lengths in tokens; None: chosen for the model
     contexts: Sequence[int] | None = None  # of RECL; None: chosen for the model
+    others: Mapping[str, LoadedModel] = {}  # that RECL is compared with, by name
 
 
 def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
         "tokens": text.tokens,
         **describe_losses(losses, text),
         "memory": memory and [describe_point(point) for point in memory],
-        "effective_context": context and describe_context(context),
+        "effective_context": context and describe_context(context, list(asked.others)),
         "extrapolation": describe_extrapolation(model, text),
         "key_tokens": describe_key_tokens(model, text, losses, asked.seq_len),
         "narrow_memory": [
@@ -154,14 +155,16 @@ def measure_context(model: LoadedModel, text: Text, asked: Asked) -> EffectiveCo
         if len(contexts) < 2:
             raise UsageError(f"no document of {text.name!r} is longer than {2 * step:,} tokens")
     targets = min(TARGETS, max(16, COLD_BUDGET * text.tokens // sum(contexts)))
-    return effective_context(model, text, contexts, targets)
+    return effective_context([model, *asked.others.values()], text, contexts, targets)
 
 
-def describe_context(context: EffectiveContext) -> dict[str, Any]:
-    """Return RECL and losses by context."""
+def describe_context(context: EffectiveContext, others: Sequence[str]) -> dict[str, Any]:
+    """Return RECL of the model and of the others of its group, and the model's losses."""
     points = zip(context.contexts, context.losses, strict=True)
+    own, *rest = [{str(share): n for share, n in recl.items()} for recl in context.recl]
     return {
-        "recl": {str(share): length for share, length in context.recl.items()},
+        "recl": own,
+        "recl_of_others": dict(zip(others, rest, strict=True)),
         "targets": context.targets,
         "losses": [{"context": length, **loss._asdict()} for length, loss in points],
     }

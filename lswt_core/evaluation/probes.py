@@ -32,7 +32,7 @@ def probe_memory(model: LoadedModel, text: Text) -> dict[str, float]:
 
 def probe_context(model: LoadedModel, text: Text) -> dict[str, float]:
     """Relative effective context length in tokens, of all targets and of the hardest tenth."""
-    recl = measure_context(model, text, Asked(model.seq_len)).recl
+    [recl] = measure_context(model, text, Asked(model.seq_len)).recl
     return {f"recl_r{share}": float(length) for share, length in recl.items() if share != 0.5}
 
 

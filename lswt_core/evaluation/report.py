@@ -137,13 +137,20 @@ def memory_section(points: list[Report]) -> Section:
 def context_section(context: Report) -> Section:
     """Return losses by context, and RECL."""
     rows = [[f"{one['context']:,}", format_mean(one)] for one in context["losses"]]
-    lengths = [f"{length:,} (r = {share})" for share, length in context["recl"].items()]
+    group = {"this model": context["recl"], **context["recl_of_others"]}
+    alone = "" if len(group) > 1 else ", in the group of this model alone"
+    lengths = [f"{name}: {describe_recl(recl)}" for name, recl in group.items()]
     return measurement(
         "Loss by context, cold restarts",
         Table(("context (tokens)", "loss (95 % interval)"), rows),
-        f"RECL, in the group of this model alone: {', '.join(lengths)}. The same"
-        f" {context['targets']:,} tokens, each predicted from exactly so many tokens.",
+        f"RECL{alone}. {'; '.join(lengths)}. The same {context['targets']:,} tokens, each predicted"
+        " from exactly so many tokens.",
     )
+
+
+def describe_recl(recl: Report) -> str:
+    """Return relative effective context lengths by share r of the hardest targets."""
+    return ", ".join(f"{length:,} (r = {share})" for share, length in recl.items())
 
 
 def extrapolation_section(measured: Report) -> Section:
