@@ -155,12 +155,12 @@ def test_models_of_a_finished_study_are_probed_where_they_still_are(
     gains = {"baseline": 1.0, "part=false": 2.0}
     asked: list[str] = []
 
-    def values_of(_: ProbedRuns, directory: Path, what: str) -> dict[str, float]:
+    def measured_of(_: ProbedRuns, directory: Path, what: str) -> dict[str, dict[str, float]]:
         asked.append(what)
         name, _, seed = what.partition(", seed ")
-        return {"gain": gains[name] + 0.1 * int(seed) ** 2}
+        return {"memory": {"gain": gains[name] + 0.1 * int(seed) ** 2}}
 
-    monkeypatch.setattr(ProbedRuns, "values_of", values_of)
+    monkeypatch.setattr(ProbedRuns, "measured_of", measured_of)
     arms = [arm("baseline", [3.0, 3.1, 3.2, 3.3]), arm("part=false", [3.0, None, 3.2, 3.3])]
     assert finding(place, *arms) == "not resolved", "their runs are nowhere"
     assert not asked

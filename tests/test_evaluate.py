@@ -462,7 +462,7 @@ def test_runs_of_an_ablation_are_probed_once(
     said: list[str] = []
 
     def probe() -> Outcome:
-        arm = ProbedRuns(names, Registry(), said.append).add(probed_arm(run_directory))
+        [arm] = ProbedRuns(names, Registry(), said.append).add([probed_arm(run_directory)])
         assert arm.outcomes[1].probes == {}, "a run that failed has no model"
         return arm.outcomes[0]
 
@@ -479,6 +479,31 @@ def test_runs_of_an_ablation_are_probed_once(
     assert probe().probes == found and len(said) == 1, "they are kept beside the run"
     monkeypatch.setattr(probe_runs, "core_hash", lambda: "other code")
     assert probe().probes == found and len(said) == 2
+
+
+def test_arms_of_a_seed_are_one_group_of_effective_contexts(tmp_path: Path) -> None:
+    good, bad = [[3.0], [2.9], [2.9]], [[5.0], [4.0], [3.0]]
+    said: list[str] = []
+
+    def recl(seed: int, **losses: list[list[float]]) -> dict[str, float]:
+        directories = {(arm, seed): tmp_path / f"{arm}{seed}" for arm in losses}
+        for arm, own in losses.items():
+            contexts = [10, 20, 30][: len(own)]
+            measured = {"contexts": contexts, "losses": own, "targets": "same"} if own else {}
+            directories[arm, seed].mkdir()
+            probe_runs.keep_probe(directories[arm, seed], "context", measured)
+        values = ProbedRuns(["context"], Registry(), said.append).values_of(directories)
+        return {arm: found["recl_r1.0"] for (arm, _), found in values.items() if found}
+
+    assert recl(0, bad=bad) == {"bad": 30}
+    assert recl(1, good=good, bad=bad) == {"good": 20, "bad": 10}
+    assert recl(3, good=good, without=[]) == {"good": 20}
+    assert recl(4, without=[]) == {}
+    assert not said
+    assert recl(2, good=good, bad=bad[:2]) == {}, "they read different tokens"
+    assert said == [
+        "left out: context of seed 2: these models read different tokens, so that they are no group"
+    ]
 
 
 def test_probes_that_there_are_not_are_refused() -> None:

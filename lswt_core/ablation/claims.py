@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError
 
 from lswt_core.ablation.arms import BASELINE
-from lswt_core.ablation.probe_runs import ProbedRuns
+from lswt_core.ablation.probe_runs import ProbedRuns, Run
 from lswt_core.ablation.report.probes import compare_probes
 from lswt_core.ablation.runs.outcome import Outcome
 from lswt_core.errors import Problem, RecipeError, UsageError
+from lswt_core.evaluation.probes import Values
 from lswt_core.recipe.loader import File, find, read
 from lswt_core.recipe.provenance import Origin
 from lswt_core.recipe.schema import Table
@@ -110,28 +111,39 @@ def probe_report(report: Report, names: Sequence[str], probed: ProbedRuns) -> No
         places = [run["directory"] for arm in arms for run in arm["runs"]]
         if not all(place and Path(place).is_dir() for place in places):
             continue
-        baseline, *others = [probe_arm(arm, probed) for arm in arms]
+        values = probed.values_of(finished_runs(arms))
+        baseline, *others = [
+            {seed: found for (name, seed), found in values.items() if name == arm["name"]}
+            for arm in arms
+        ]
+        for arm, own in zip(arms, (baseline, *others), strict=True):
+            arm["probes"] |= mean_values(list(own.values()))
         for comparison, own in zip(rung["report"]["comparisons"], others, strict=True):
-            pairs = [(baseline[seed], own[seed]) for seed in own if seed in baseline]
+            pairs = [
+                (Outcome(seed, probes=baseline[seed]), Outcome(seed, probes=own[seed]))
+                for seed in own
+                if seed in baseline
+            ]
             if pairs:
                 comparison["probes"] |= compare_probes(pairs, settings["confidence"])
 
 
-def probe_arm(arm: Report, probed: ProbedRuns) -> dict[int, Outcome]:
-    """Return outcomes with the probes of an arm's finished runs by seed; the arm's entry in a
-    report gets their means.
-    """
-    failed = {one["seed"] for one in arm["failures"]}
-    found = {}
-    for run in arm["runs"]:
-        if run["seed"] not in failed:
-            what = f"{arm['name']}, seed {run['seed']}"
-            values = probed.values_of(Path(run["directory"]), what)
-            found[run["seed"]] = Outcome(run["seed"], probes=values)
-    for name in dict.fromkeys(name for one in found.values() for name in one.probes):
-        known = [one.probes[name] for one in found.values() if name in one.probes]
-        arm["probes"][name] = fmean(known)
-    return found
+def finished_runs(arms: Sequence[Report]) -> dict[Run, Path]:
+    """Return the directories of the finished runs of a report's arms."""
+    return {
+        (arm["name"], run["seed"]): Path(run["directory"])
+        for arm in arms
+        for run in arm["runs"]
+        if run["seed"] not in {one["seed"] for one in arm["failures"]}
+    }
+
+
+def mean_values(runs: Sequence[Values]) -> Values:
+    """Return the means of the values that runs have."""
+    return {
+        name: fmean(run[name] for run in runs if name in run)
+        for name in dict.fromkeys(name for run in runs for name in run)
+    }
 
 
 def rungs_of(report: Report) -> list[Report]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,13 +13,15 @@ from lswt_core.ablation.runs.outcome import ArmResult, Outcome
 from lswt_core.ablation.runs.store import write_json
 from lswt_core.decode.load_run import load_run
 from lswt_core.errors import UsageError
-from lswt_core.evaluation.probes import PROBES
+from lswt_core.evaluation.probes import PROBES, Values
 from lswt_core.evaluation.texts import SEGMENTS, Limits, held_out_text
 from lswt_core.model.code_fingerprint import describe_core
 from lswt_core.registry import Registry
 
-FILE = "probes.json"  # of a run's directory: what measured it, and its values, by probe
+FILE = "probes.json"  # of a run: what was measured, and the hash of the code that did, by probe
 TOKENS = 32_768  # of the held-out text that are read
+
+Run = tuple[str, int]  # an arm's name and a seed
 
 
 def require_probes(names: Sequence[str]) -> None:
@@ -37,67 +39,98 @@ class ProbedRuns:
     ) -> None:
         self.names, self.registry, self.say = names, registry, say
 
-    def add(self, arm: ArmResult) -> ArmResult:
-        """Return an arm whose finished runs have the probes."""
-        return replace(arm, outcomes=[self.probe(arm, one) for one in arm.outcomes])
+    def add(self, arms: Sequence[ArmResult]) -> list[ArmResult]:
+        """Return arms whose finished runs have the probes."""
+        values = self.values_of(
+            {
+                (arm.name, one.seed): Path(arm.stored[one.seed][1])
+                for arm in arms
+                for one in arm.finished_runs()
+            }
+        )
 
-    def probe(self, arm: ArmResult, outcome: Outcome) -> Outcome:
-        """Return a run's outcome with its probes."""
-        if outcome.failure is not None:
-            return outcome
-        directory, what = Path(arm.stored[outcome.seed][1]), f"{arm.name}, seed {outcome.seed}"
-        return replace(outcome, probes=outcome.probes | self.values_of(directory, what))
+        def with_probes(arm: ArmResult, one: Outcome) -> Outcome:
+            """A run's outcome with its probes."""
+            return replace(one, probes=one.probes | values.get((arm.name, one.seed), {}))
 
-    def values_of(self, directory: Path, what: str) -> dict[str, float]:
-        """Return the probes of a run; those that were measured before are read. ``what`` names the
-        run.
+        return [
+            replace(arm, outcomes=[with_probes(arm, one) for one in arm.outcomes]) for arm in arms
+        ]
+
+    def values_of(self, runs: Mapping[Run, Path]) -> dict[Run, Values]:
+        """Return the probes of runs, given with their directories; runs of one seed are compared.
+        What was measured before is read.
         """
-        values, missing = dict[str, float](), []
+        measured = {
+            run: self.measured_of(directory, f"{run[0]}, seed {run[1]}")
+            for run, directory in runs.items()
+        }
+        values: dict[Run, Values] = {run: {} for run in runs}
         for name in self.names:
-            known = read_probe(directory, name)
-            if known is None:
-                missing.append(name)
-            else:
-                values |= known
-        if missing:
-            self.say(f"{what}: probing {', '.join(missing)}")
-            values |= self.measure(directory, missing)
+            for seed in dict.fromkeys(seed for _, seed in runs):
+                group = [run for run in runs if run[1] == seed and measured[run][name]]
+                if not group:
+                    continue
+                for run, found in zip(group, self.compare(name, measured, group), strict=True):
+                    values[run] |= found
         return values
 
-    def measure(self, directory: Path, names: Sequence[str]) -> dict[str, float]:
+    def compare(
+        self, name: str, measured: Mapping[Run, dict[str, Any]], group: Sequence[Run]
+    ) -> list[Values]:
+        """Return a probe's values of a group of runs; of none of them if they cannot be compared,
+        and then it is said why.
+        """
+        try:
+            return PROBES[name].compare([measured[run][name] for run in group])
+        except UsageError as error:
+            self.say(f"left out: {name} of seed {group[0][1]}: {error}")
+            return [{} for _ in group]
+
+    def measured_of(self, directory: Path, what: str) -> dict[str, dict[str, Any]]:
+        """Return what every probe measured of a run, {} where it does not have it; ``what`` names
+        the run.
+        """
+        found = {name: read_probe(directory, name) for name in self.names}
+        missing = [name for name, known in found.items() if known is None]
+        if missing:
+            self.say(f"{what}: probing {', '.join(missing)}")
+            found |= self.measure(directory, missing)
+        return {name: known or {} for name, known in found.items()}
+
+    def measure(self, directory: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Measure probes of a run's last checkpoint on its held-out text, and keep them."""
         run = load_run(directory, self.registry)
         text = held_out_text(run, self.registry, Limits(TOKENS, SEGMENTS * run.model.seq_len))
-        values: dict[str, float] = {}
+        measured: dict[str, dict[str, Any]] = {}
         for name in names:
             try:
-                found = PROBES[name](run.model, text)
+                measured[name] = PROBES[name].measure(run.model, text)
             except UsageError as error:  # the model or the text does not have it
-                found = {}
+                measured[name] = {}
                 self.say(f"left out: {name}: {str(error).partition(chr(10))[0]}")
-            keep_probe(directory, name, found)
-            values |= found
-        return values
+            keep_probe(directory, name, measured[name])
+        return measured
 
 
-def read_probe(directory: Path, name: str) -> dict[str, float] | None:
-    """Return a run's probe; None if it was not measured, or by other code."""
+def read_probe(directory: Path, name: str) -> dict[str, Any] | None:
+    """Return what a probe measured of a run; None if it did not, or by other code."""
     path = directory / FILE
     if not path.is_file():
         return None
     kept = json.loads(path.read_text(encoding="utf-8")).get(name)
     if kept is None or kept["core"] != core_hash():
         return None
-    values: dict[str, float] = kept["values"]
-    return values
+    measured: dict[str, Any] = kept["measured"]
+    return measured
 
 
-def keep_probe(directory: Path, name: str, values: dict[str, float]) -> None:
-    """Keep a run's probe beside its others."""
+def keep_probe(directory: Path, name: str, measured: dict[str, Any]) -> None:
+    """Keep what a probe measured of a run beside its others."""
     path, kept = directory / FILE, dict[str, Any]()
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, kept | {name: {"core": core_hash(), "values": values}})
+    write_json(path, kept | {name: {"core": core_hash(), "measured": measured}})
 
 
 @cache

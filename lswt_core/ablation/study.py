@@ -120,15 +120,15 @@ class Ablation:
         Runs that have no outcome (by key) are not finished.
         """
         keys = {(job.arm, job.seed): job.key for job in jobs}
-        arms, probed = [], ProbedRuns(self.spec.probes, self.registry, self.say)
+        results = []
         for arm in self.arms:
             own, stored = [], {}
             for seed in self.seeds():
                 key = keys[arm.spec.name, seed]
                 own.append(outcomes.get(key) or Outcome.unfinished(seed))
                 stored[seed] = key, str(store.directory(key))
-            result = replace(collect_result(arm, own), stored=stored)
-            arms.append(probed.add(result))
+            results.append(replace(collect_result(arm, own), stored=stored))
+        arms = ProbedRuns(self.spec.probes, self.registry, self.say).add(results)
         looks = self.looks(store, workers)
         if not any(arm.unfinished_seeds() for arm in arms):
             looks.take(arms)

@@ -32,34 +32,41 @@ class Targets(NamedTuple):
     position: np.ndarray  # [targets] of the input that predicts the target
 
 
-class EffectiveContext(NamedTuple):
+class ContextLosses(NamedTuple):
     """The losses of the same tokens with contexts of different lengths."""
 
-    contexts: Sequence[int]  # tokens that a target is predicted from
-    losses: list[Mean]  # one a context
-    recl: list[dict[float, int]]  # of every model of the group, by share r of the hardest targets
-    targets: int
+    contexts: Sequence[int]  # tokens that a target is predicted from, evenly spaced
+    losses: np.ndarray  # [contexts, targets]
+    targets: Targets
+
+    def means(self) -> list[Mean]:
+        """The mean losses, one a context."""
+        return [mean_over_tokens(row, self.targets.document) for row in self.losses]
 
 
-def effective_context(
-    group: Sequence[LoadedModel], text: Text, contexts: Sequence[int], targets: int
-) -> EffectiveContext:
-    """Return the losses of some of a text's tokens, each predicted by the first model from exactly
-    c tokens, for every c in ``contexts`` (evenly spaced), and RECL of every model in their group.
-    All have the text's tokenizer.
+def context_losses(
+    model: LoadedModel, text: Text, contexts: Sequence[int], targets: int
+) -> ContextLosses:
+    """Return the losses of some of a text's tokens, each predicted from exactly c tokens, for every
+    c in ``contexts``. Which tokens they are depends on the text and the longest context alone.
 
     Raises UsageError if no document is longer than the longest context.
     """
     chosen = choose_targets(text, max(contexts), targets)
-    losses = np.array(  # [models, contexts, T]
-        [[cold_losses(model, text, chosen, c) for c in contexts] for model in group]
-    )
-    means = [mean_over_tokens(row, chosen.document) for row in losses[0]]
-    recl = [
-        {share: relative_length(contexts, own, losses.min(0), share) for share in HARDEST}
-        for own in losses
+    losses = np.stack([cold_losses(model, text, chosen, c) for c in contexts])
+    return ContextLosses(contexts, losses, chosen)
+
+
+def relative_lengths(
+    contexts: Sequence[int], group: Sequence[np.ndarray]
+) -> list[dict[float, int]]:
+    """Return RECL of every model of a group by share r of the hardest targets; their losses are
+    [contexts, targets] of the same targets.
+    """
+    least = np.min(group, axis=0)
+    return [
+        {share: relative_length(contexts, own, least, share) for share in HARDEST} for own in group
     ]
-    return EffectiveContext(contexts, means, recl, len(chosen.document))
 
 
 def choose_targets(text: Text, longest: int, targets: int) -> Targets:

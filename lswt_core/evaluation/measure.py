@@ -14,7 +14,11 @@ from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.activations import measure_activations
 from lswt_core.evaluation.attention_sinks import attention_sinks
-from lswt_core.evaluation.effective_context import EffectiveContext, effective_context
+from lswt_core.evaluation.effective_context import (
+    ContextLosses,
+    context_losses,
+    relative_lengths,
+)
 from lswt_core.evaluation.extrapolation import extrapolation
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.key_tokens import key_tokens
@@ -74,14 +78,14 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
         lambda: memory_gain(model, text, asked.seq_len, [m for m in lengths if m > 0]),
     )
     context = unless_impossible(
-        "effective_context", asked.contexts, lambda: measure_context(model, text, asked)
+        "effective_context", asked.contexts, lambda: describe_context(model, text, asked)
     )
     return {
         "documents": len(text.documents),
         "tokens": text.tokens,
         **describe_losses(losses, text),
         "memory": memory and [describe_point(point) for point in memory],
-        "effective_context": context and describe_context(context, list(asked.others)),
+        "effective_context": context,
         "extrapolation": describe_extrapolation(model, text),
         "key_tokens": describe_key_tokens(model, text, losses, asked.seq_len),
         "narrow_memory": [
@@ -144,9 +148,12 @@ def describe_point(point: Any) -> dict[str, Any]:
     }
 
 
-def measure_context(model: LoadedModel, text: Text, asked: Asked) -> EffectiveContext:
-    """Return the losses by context, of as many targets as the budget allows."""
-    contexts = asked.contexts
+def measure_context(
+    model: LoadedModel, text: Text, contexts: Sequence[int] | None = None
+) -> ContextLosses:
+    """Return the losses by context (None: chosen for the model), of as many targets as the budget
+    allows.
+    """
     if contexts is None:
         step = max(1, int(CONTEXT_STEP * model.seq_len))
         longest = max(len(ids) for ids in text.documents)
@@ -155,17 +162,22 @@ def measure_context(model: LoadedModel, text: Text, asked: Asked) -> EffectiveCo
         if len(contexts) < 2:
             raise UsageError(f"no document of {text.name!r} is longer than {2 * step:,} tokens")
     targets = min(TARGETS, max(16, COLD_BUDGET * text.tokens // sum(contexts)))
-    return effective_context([model, *asked.others.values()], text, contexts, targets)
+    return context_losses(model, text, contexts, targets)
 
 
-def describe_context(context: EffectiveContext, others: Sequence[str]) -> dict[str, Any]:
-    """Return RECL of the model and of the others of its group, and the model's losses."""
-    points = zip(context.contexts, context.losses, strict=True)
-    own, *rest = [{str(share): n for share, n in recl.items()} for recl in context.recl]
+def describe_context(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any]:
+    """Return the model's losses by context, its RECL, and that of the others of its group."""
+    context = measure_context(model, text, asked.contexts)
+    group = [context.losses] + [
+        measure_context(other, text, context.contexts).losses for other in asked.others.values()
+    ]
+    lengths = relative_lengths(context.contexts, group)
+    own, *others = [{str(share): length for share, length in one.items()} for one in lengths]
+    points = zip(context.contexts, context.means(), strict=True)
     return {
         "recl": own,
-        "recl_of_others": dict(zip(others, rest, strict=True)),
-        "targets": context.targets,
+        "recl_of_others": dict(zip(asked.others, others, strict=True)),
+        "targets": len(context.targets.document),
         "losses": [{"context": length, **loss._asdict()} for length, loss in points],
     }
 

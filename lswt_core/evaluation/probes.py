@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.evaluation.attention_sinks import attention_sinks
+from lswt_core.evaluation.effective_context import relative_lengths
 from lswt_core.evaluation.extrapolation import extrapolation
 from lswt_core.evaluation.measure import (
     FACTORS,
     WINDOWS,
-    Asked,
     describe_repetition,
     measure_context,
     probe_batch,
@@ -20,7 +24,20 @@ from lswt_core.evaluation.memory_gain import memory_gain
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.texts import Text
 
-Probe = Callable[[LoadedModel, Text], dict[str, float]]
+Values = dict[str, float]
+
+
+def each_alone(measured: Sequence[Values]) -> list[Values]:
+    """The values of models are what was measured of each."""
+    return list(measured)
+
+
+class Probe(NamedTuple):
+    """A measure of models that are compared."""
+
+    measure: Callable[[LoadedModel, Text], dict[str, Any]]  # of one model, as plain data
+    # the values of all; raises UsageError if they cannot be compared
+    compare: Callable[[Sequence[dict[str, Any]]], list[Values]] = each_alone
 
 
 def probe_memory(model: LoadedModel, text: Text) -> dict[str, float]:
@@ -30,10 +47,30 @@ def probe_memory(model: LoadedModel, text: Text) -> dict[str, float]:
     return {"memory_gain": memory_gain(model, text, model.seq_len, ())[-1].gain.value}
 
 
-def probe_context(model: LoadedModel, text: Text) -> dict[str, float]:
-    """Relative effective context length in tokens, of all targets and of the hardest tenth."""
-    [recl] = measure_context(model, text, Asked(model.seq_len)).recl
-    return {f"recl_r{share}": float(length) for share, length in recl.items() if share != 0.5}
+def probe_context(model: LoadedModel, text: Text) -> dict[str, Any]:
+    """Losses by context of the same tokens, and which tokens these are."""
+    context = measure_context(model, text)
+    document, position = context.targets
+    ids = [int(text.labels[at][where]) for at, where in zip(document, position, strict=True)]
+    names = [text.names[at] for at in document]
+    return {
+        "contexts": list(context.contexts),
+        "losses": context.losses.tolist(),
+        "targets": sha256(repr((names, position.tolist(), ids)).encode()).hexdigest(),
+    }
+
+
+def compare_contexts(measured: Sequence[dict[str, Any]]) -> list[Values]:
+    """Relative effective context length in tokens, in the group of all models, of all targets and
+    of the hardest tenth.
+    """
+    if len({(one["targets"], *one["contexts"]) for one in measured}) > 1:
+        raise UsageError("these models read different tokens, so that they are no group")
+    group = [np.array(one["losses"]) for one in measured]
+    return [
+        {f"recl_r{share}": float(recl[share]) for share in (0.1, 1.0)}
+        for recl in relative_lengths(measured[0]["contexts"], group)
+    ]
 
 
 def probe_extrapolation(model: LoadedModel, text: Text) -> dict[str, float]:
@@ -69,11 +106,11 @@ def probe_recall(model: LoadedModel, text: Text) -> dict[str, float]:
     }
 
 
-PROBES: dict[str, Probe] = {
-    "memory": probe_memory,
-    "context": probe_context,
-    "extrapolation": probe_extrapolation,
-    "sinks": probe_sinks,
-    "repetition": probe_repetition,
-    "recall": probe_recall,
+PROBES = {
+    "memory": Probe(probe_memory),
+    "context": Probe(probe_context, compare_contexts),
+    "extrapolation": Probe(probe_extrapolation),
+    "sinks": Probe(probe_sinks),
+    "repetition": Probe(probe_repetition),
+    "recall": Probe(probe_recall),
 }
