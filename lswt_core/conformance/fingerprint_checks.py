@@ -9,13 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lswt_core.conformance.check import require, rule
-from lswt_core.conformance.data_checks import MAX_DOCUMENTS, TEXTS, build_or_skip, texts_for
+from lswt_core.conformance.data_checks import TEXTS, build_or_skip, texts_for
 from lswt_core.conformance.fresh_process import digests, report_of
 from lswt_core.conformance.option_variants import option_variants
 from lswt_core.conformance.subject import Subject
 from lswt_core.errors import LswtError
 from lswt_core.interfaces import DataSource, Document, Tokenizer
 
+DOCUMENTS = 50  # of each split and variant: what an option changes is among the first
 OTHER_TEXTS = ("Quite another text, with other words.\n", "12345 67890 " * 20, "ŵŷ" * 30)
 
 
@@ -67,7 +68,7 @@ def observe(component: DataSource | Tokenizer, texts: tuple[str, ...]) -> tuple[
     """
     if isinstance(component, DataSource):
         splits: tuple[Any, ...] = ("train", "valid")
-        read = [list(islice(component.documents(split), MAX_DOCUMENTS)) for split in splits]
+        read = [list(islice(component.documents(split), DOCUMENTS)) for split in splits]
         return read, component.fingerprint()
     documents = [Document(str(i), text * 50) for i, text in enumerate(texts)]
     with TemporaryDirectory() as cache:
