@@ -63,8 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
         place, given = shlex.quote(str(directory)), shlex.quote(str(arguments.recipe))
         files = [word for file in arguments.plugin for word in ("--plugin", str(file))]
         plugins = f" {shlex.join(files)}" if files else ""
-        generate = f'lswt_core generate {place}{plugins} --prompt "def parse("'
-        print(next_commands(generate, f"lswt_core ablate {given}{plugins} --swap ffn=gelu"))
+        look = f'lswt_core generate {place}{plugins} --prompt "def parse("'
+        if not recipe.sample.prompt:  # which may not be about text that one writes
+            look = f"lswt_core evaluate {place}{plugins}"
+        print(next_commands(look, f"lswt_core ablate {given}{plugins} --swap ffn=gelu"))
     return code
 
 

@@ -253,7 +253,9 @@ def test_a_run_trains_and_is_judged_on_answers_alone(
     evaluated = next(entry for entry in entries if "eval/tokens" in entry)
     # 256 tokens of each of two rows: two rounds
     assert evaluated["eval/tokens"] == 2 * 2 * 32
-    assert "unigram" not in capsys.readouterr().out, "a stream has no such baseline"
+    out = capsys.readouterr().out
+    assert "unigram" not in out, "a stream has no such baseline"
+    assert f"lswt_core evaluate {tmp_path / 'run'}" in out and "--prompt" not in out
     assert main(["evaluate", str(tmp_path / "run"), "--json", "--tokens", "600"]) == 0
     evaluated = json.loads(capsys.readouterr().out)["texts"]["held-out"]
     assert evaluated["tokens"] == 2 * 3 * 32  # of two documents
