@@ -50,6 +50,7 @@ from lswt_core.model.parameters import build_parameter_groups
 from lswt_core.model.train_module import TrainModule
 from lswt_core.plugin_api import short_blocks
 from lswt_core.plugin_api.attention_merge import (
+    BackwardInputs,
     ProbeSize,
     find_fault,
     first_verified,
@@ -538,7 +539,8 @@ def test_torch_kernels_for_cuda_are_called_as_they_want_to_be(
     # torch checks types and shapes, and computes nothing
     out, total = KERNELS[kernel].forward(q, k, v, tokens == keys)
     assert out.shape == q.shape and total.shape == (2, 3, tokens) and total.dtype == torch.float32
-    gradients = KERNELS[kernel].backward(torch.empty_like(out), q, k, v, out, total, tokens == keys)
+    inputs = BackwardInputs(torch.empty_like(out), q, k, v, out, total, tokens == keys)
+    gradients = KERNELS[kernel].backward(inputs)
     assert [gradient.shape for gradient in gradients] == [q.shape, k.shape, v.shape]
 
 
@@ -619,17 +621,9 @@ def test_kernels_are_tried_before_they_are_used() -> None:
     class Deaf(type(KERNELS["cpu"])):  # type: ignore[misc]
         """Looks at its own part alone."""
 
-        def backward(
-            self,
-            grad: Tensor,
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            out: Tensor,
-            total: Tensor,
-            causal: bool,
-        ) -> Any:
-            return super().backward(grad, q, k, v, *self.forward(q, k, v, causal), causal)
+        def backward(self, inputs: BackwardInputs) -> Any:
+            out, total = self.forward(inputs.q, inputs.k, inputs.v, inputs.causal)
+            return super().backward(inputs._replace(out=out, logsumexp=total))
 
     assert "off by" in str(find_fault(Deaf(), need))
     assert find_fault(KERNELS["cudnn"], need)  # it does not run here, and says so
@@ -646,8 +640,8 @@ class NotFinite(OnCpu):
     def __init__(self, which: int) -> None:
         self.which = which
 
-    def backward(self, *arguments: Any) -> Any:
-        gradients = list(super().backward(*arguments))
+    def backward(self, inputs: BackwardInputs) -> Any:
+        gradients = list(super().backward(inputs))
         gradients[self.which] = gradients[self.which].index_fill(1, torch.tensor([0]), torch.nan)
         return tuple(gradients)
 
@@ -664,9 +658,9 @@ class TakesForDense(OnCpu):
 class Shared(OnCpu):
     """Gives every row the first one's gradient where all rows share their keys."""
 
-    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        dq, dk, dv = super().backward(grad, q, k, v, *rest)
-        return (dq, dk[:1].expand_as(dk), dv) if k.stride(0) == 0 else (dq, dk, dv)
+    def backward(self, inputs: BackwardInputs) -> Any:
+        dq, dk, dv = super().backward(inputs)
+        return (dq, dk[:1].expand_as(dk), dv) if inputs.k.stride(0) == 0 else (dq, dk, dv)
 
 
 class Refuses(OnCpu):

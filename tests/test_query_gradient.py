@@ -26,6 +26,8 @@ from lswt_core.interfaces import AttentionRequirements, KVBlock, SoftCap
 from lswt_core.plugin_api import query_gradient
 from lswt_core.plugin_api.attention import reference_attention, softmax_scale
 from lswt_core.plugin_api.attention_merge import (
+    BackwardInputs,
+    Gradients,
     Kernel,
     find_fault,
     first_verified,
@@ -50,13 +52,13 @@ class Noted(CpuFlash):
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
-    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        self.asked.append(("all", k.shape[1]))
-        return super().backward(grad, q, k, v, *rest)
+    def backward(self, inputs: BackwardInputs) -> Gradients:
+        self.asked.append(("all", inputs.k.shape[1]))
+        return super().backward(inputs)
 
-    def query_gradient(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-        self.asked.append(("queries", k.shape[1]))
-        return super().backward(grad, q, k, v, *rest)[0]
+    def query_gradient(self, inputs: BackwardInputs) -> Tensor:
+        self.asked.append(("queries", inputs.k.shape[1]))
+        return super().backward(inputs)[0]
 
 
 OLD, HALF_OLD, SHORT_OLD, OWN = SHORT + 5, SHORT + 7, 6, SHORT + 1  # keys
@@ -161,12 +163,13 @@ class Formula(Kernel):
         out, total = flash_parts.forward(*exact, softmax_scale(q), causal, self.soft_cap)
         return out.to(q.dtype), total.float()
 
-    def backward(self, grad: Tensor, q: Tensor, *rest: Any) -> Any:
-        *tensors, causal = rest
-        exact = [tensor.double() for tensor in (grad, q, *tensors)]
+    def backward(self, inputs: BackwardInputs) -> Any:
+        *tensors, causal = inputs
+        exact = [tensor.double() for tensor in tensors]
+        scale = softmax_scale(inputs.q)
         return tuple(
-            found.to(q.dtype)
-            for found in flash_parts.backward(*exact, softmax_scale(q), causal, self.soft_cap)
+            found.to(inputs.q.dtype)
+            for found in flash_parts.backward(*exact, scale, causal, self.soft_cap)
         )
 
 

@@ -42,46 +42,40 @@ PROBE_ROWS, PROBE_KV_HEADS = 2, 2
 PROBE_CAP = 2.0  # of scores of size 1
 
 
+class BackwardInputs(NamedTuple):
+    """What the gradients of one block are computed from: its queries, keys and values, and the
+    output, its gradient and the scores' logsumexp of all blocks together.
+    """
+
+    grad: Tensor  # [B, T, H, D]
+    q: Tensor  # [B, T, H, D]
+    k: Tensor  # [B, N, G, D]
+    v: Tensor  # [B, N, G, D]
+    out: Tensor  # [B, T, H, D]
+    logsumexp: Tensor  # [B, H, T], in float32 or wider
+    causal: bool  # whether the upper triangle of a square is masked
+
+
 class Kernel(ABC):
-    """A fused attention kernel. Queries and outputs are [B, T, H, D], keys and values [B, N, G, D];
-    logsumexp [B, H, T] is in float32 or wider; the scale is 1/sqrt(D).
+    """A fused attention kernel. Shapes and ``causal`` are as in BackwardInputs; the scale is
+    1/sqrt(D).
     """
 
     soft_cap: float = 0.0  # scores are capped by SoftCap(soft_cap); 0: they are not
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        """Return the attention output and the scores' logsumexp. ``causal`` masks the upper
-        triangle of a square.
-        """
+        """Return the attention output and the scores' logsumexp."""
 
     @abstractmethod
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
-        """Return the gradients of one block, given output and logsumexp of all blocks together."""
+    def backward(self, inputs: BackwardInputs) -> Gradients:
+        """Return the gradients of one block."""
 
-    def query_gradient(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Tensor:
+    def query_gradient(self, inputs: BackwardInputs) -> Tensor:
         """Return the first of ``backward``'s gradients, for keys and values that need none. A
         kernel that can leave the other two out overrides this.
         """
-        return self.backward(grad, q, k, v, out, logsumexp, causal)[0]
+        return self.backward(inputs)[0]
 
 
 class MergedAttention(torch.autograd.Function):
@@ -117,12 +111,13 @@ class MergedAttention(torch.autograd.Function):
         out, logsumexp, *tensors = ctx.saved_tensors
         n, wanted = len(ctx.causal), ctx.needs_input_grad[3:]
         needs_kv = [any(pair) for pair in zip(wanted[:n], wanted[n : 2 * n], strict=True)]
-        blocks = zip(*BlockTensors.of(ctx.query_index, tensors), ctx.causal, needs_kv, strict=True)
+        parts = zip(*BlockTensors.of(ctx.query_index, tensors), ctx.causal, strict=True)
+        blocks = [
+            BackwardInputs(grad, q, k, v, out, logsumexp, causal) for q, k, v, causal in parts
+        ]
         gradients = [
-            ctx.kernel.backward(grad, q, k, v, out, logsumexp, is_causal)
-            if needs
-            else (ctx.kernel.query_gradient(grad, q, k, v, out, logsumexp, is_causal), None, None)
-            for q, k, v, is_causal, needs in blocks
+            ctx.kernel.backward(block) if needs else (ctx.kernel.query_gradient(block), None, None)
+            for block, needs in zip(blocks, needs_kv, strict=True)
         ]
         dq = [
             reduce(

@@ -5,14 +5,14 @@ five matrix products of a fused backward pass, which computes those of keys and 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library
 
 from lswt_core.interfaces import Unsupported
 from lswt_core.plugin_api.attention import softmax_scale
-from lswt_core.plugin_api.attention_merge import Gradients, Kernel
+from lswt_core.plugin_api.attention_merge import BackwardInputs, Gradients, Kernel
 
 WITH_TRITON = "with Triton's dQ"  # what a kernel's name is followed by
 NARROWEST = 16  # of the matrices that Triton multiplies
@@ -30,35 +30,18 @@ class QueryGradient(Kernel):
         """See Kernel."""
         return self.kernel.forward(q, k, v, causal)
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
-        return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
+        return self.kernel.backward(inputs)
 
-    def query_gradient(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Tensor:
+    def query_gradient(self, inputs: BackwardInputs) -> Tensor:
         """See Kernel. A causal block is left to the kernel: remembered keys are visible to all
         queries.
         """
+        *tensors, causal = inputs
         if causal:
-            return self.kernel.query_gradient(grad, q, k, v, out, logsumexp, causal)
-        return differentiate_queries(grad, q, k, v, out, logsumexp, self.soft_cap)
+            return self.kernel.query_gradient(inputs)
+        return differentiate_queries(*tensors, self.soft_cap)
 
 
 class Launch(NamedTuple):
@@ -136,15 +119,7 @@ def differentiate_queries(
 
 
 @differentiate_queries.register_fake
-def query_gradient_shape(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    soft_cap: float,
-) -> Tensor:
+def query_gradient_shape(grad: Tensor, q: Tensor, *_: Any) -> Tensor:
     """Shape and dtype of the result."""
     return q.new_empty(q.shape)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lswt_core.plugin_api.attention import grouped_matmul, softmax_scale
-from lswt_core.plugin_api.attention_merge import Gradients, Kernel
+from lswt_core.plugin_api.attention_merge import BackwardInputs, Gradients, Kernel
 
 SHORT = 32  # keys, of which a fused kernel takes 64 or 128 at a time
 
@@ -23,52 +23,34 @@ class ShortBlocks(Kernel):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """See Kernel."""
-        if causal or k.shape[1] > SHORT:
+        if not is_short(k, causal):
             return self.kernel.forward(q, k, v, causal)
         scores, _ = self.scores(q, k)
         logsumexp = scores.logsumexp(-1)
         p = (scores - logsumexp[..., None]).exp().to(v.dtype)
-        return grouped_matmul(p, v.transpose(1, 2)).transpose(1, 2), logsumexp
+        return sum_over_keys(p, v), logsumexp
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
-        if causal or k.shape[1] > SHORT:
-            return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
-        p, ds = self.weights(grad, q, k, v, out, logsumexp)
-        dq = grouped_matmul(ds, k.transpose(1, 2)).transpose(1, 2)
+        grad, q, k, v, *_, causal = inputs
+        if not is_short(k, causal):
+            return self.kernel.backward(inputs)
+        p, ds = self.weights(inputs)
+        dq = sum_over_keys(ds, k)
         return dq, sum_over_queries(ds, q, k), sum_over_queries(p.to(v.dtype), grad, v)
 
-    def query_gradient(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Tensor:
+    def query_gradient(self, inputs: BackwardInputs) -> Tensor:
         """See Kernel."""
-        if causal or k.shape[1] > SHORT:
-            return self.kernel.query_gradient(grad, q, k, v, out, logsumexp, causal)
-        _, ds = self.weights(grad, q, k, v, out, logsumexp)
-        return grouped_matmul(ds, k.transpose(1, 2)).transpose(1, 2)
+        if not is_short(inputs.k, inputs.causal):
+            return self.kernel.query_gradient(inputs)
+        _, ds = self.weights(inputs)
+        return sum_over_keys(ds, inputs.k)
 
-    def weights(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def weights(self, inputs: BackwardInputs) -> tuple[Tensor, Tensor]:
         """Of the softmax over all blocks the weights [B, H, T, N], in float32 or wider, and the
         gradient of q . k, in the dtype of the queries.
         """
+        grad, q, k, v, out, logsumexp, _ = inputs
         scores, slope = self.scores(q, k)
         p = (scores - logsumexp[..., None]).exp()
         dp = grouped_matmul(grad.transpose(1, 2), v.permute(0, 2, 3, 1)).to(p.dtype)
@@ -86,6 +68,18 @@ class ShortBlocks(Kernel):
             return scores, scale
         capped = (scores / self.soft_cap).tanh()
         return self.soft_cap * capped, scale * (1 - capped.square())
+
+
+def is_short(k: Tensor, causal: bool) -> bool:
+    """Whether a block with keys [B, N, G, D] is left to plain products."""
+    return not causal and k.shape[1] <= SHORT
+
+
+def sum_over_keys(weights: Tensor, rows: Tensor) -> Tensor:
+    """For every query the sum of rows [B, N, G, D] of its group, times weights [B, H, T, N]:
+    [B, T, H, D].
+    """
+    return grouped_matmul(weights, rows.transpose(1, 2)).transpose(1, 2)
 
 
 def sum_over_queries(weights: Tensor, rows: Tensor, keys: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor, library
 
 from lswt_core.interfaces import AttentionRequirements, Unsupported
 from lswt_core.plugin_api.attention import softmax_scale
-from lswt_core.plugin_api.attention_merge import PROBE_CAP, Gradients, Kernel, first_verified
+from lswt_core.plugin_api.attention_merge import (
+    PROBE_CAP,
+    BackwardInputs,
+    Gradients,
+    Kernel,
+    first_verified,
+)
 from lswt_core.plugin_api.query_gradient import WITH_TRITON, QueryGradient
 from lswt_core.plugin_api.short_blocks import ShortBlocks
 
@@ -39,18 +45,10 @@ def attend_4(
 
 
 def differentiate_4(
-    module: Any,
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    causal: bool,
-    soft_cap: float,
-    deterministic: bool,
+    module: Any, inputs: BackwardInputs, soft_cap: float, deterministic: bool
 ) -> Gradients:
     """Backward pass of FlashAttention 4."""
+    grad, q, k, v, out, logsumexp, causal = inputs
     options = {
         "softmax_scale": softmax_scale(q),
         "causal": causal,
@@ -71,18 +69,10 @@ def attend_3(
 
 
 def differentiate_3(
-    module: Any,
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    causal: bool,
-    soft_cap: float,
-    deterministic: bool,
+    module: Any, inputs: BackwardInputs, soft_cap: float, deterministic: bool
 ) -> Gradients:
     """Backward pass of FlashAttention 3, which writes into given tensors."""
+    grad, q, k, v, out, logsumexp, causal = inputs
     into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
     options = {
         "softmax_scale": softmax_scale(q),
@@ -117,18 +107,10 @@ def attend_2(
 
 
 def differentiate_2(
-    module: Any,
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    causal: bool,
-    soft_cap: float,
-    deterministic: bool,
+    module: Any, inputs: BackwardInputs, soft_cap: float, deterministic: bool
 ) -> Gradients:
     """Backward pass of FlashAttention 2, which writes into given tensors."""
+    grad, q, k, v, out, logsumexp, causal = inputs
     into = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
     options = {
         "dropout_p": 0.0,
@@ -185,24 +167,12 @@ def flash_differentiate(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
-    return BACKWARD[version](
-        flash_module(version), grad, q, k, v, out, logsumexp, causal, soft_cap, deterministic
-    )
+    inputs = BackwardInputs(grad, q, k, v, out, logsumexp, causal)
+    return BACKWARD[version](flash_module(version), inputs, soft_cap, deterministic)
 
 
 @flash_differentiate.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    causal: bool,
-    soft_cap: float,
-    version: int,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
@@ -217,19 +187,10 @@ class FlashKernel(Kernel):
         out, logsumexp = flash_attend(q, k, v, causal, self.soft_cap, self.version)
         return out, logsumexp
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
-        options = (causal, self.soft_cap, self.version, self.deterministic)
-        dq, dk, dv = flash_differentiate(grad, q, k, v, out, logsumexp, *options)
+        options = (self.soft_cap, self.version, self.deterministic)
+        dq, dk, dv = flash_differentiate(*inputs, *options)
         return dq, dk, dv
 
 

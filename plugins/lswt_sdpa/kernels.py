@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lswt_core.plugin_api.attention import softmax_scale
-from lswt_core.plugin_api.attention_merge import Gradients, Kernel
+from lswt_core.plugin_api.attention_merge import BackwardInputs, Gradients, Kernel
 
 aten = torch.ops.aten
 LOGSUMEXP_ALIGNMENT = 32  # the memory-efficient kernel pads its logsumexps to a multiple
@@ -24,17 +24,9 @@ class CpuFlash(Kernel):
         )
         return out.transpose(1, 2), logsumexp
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
+        grad, q, k, v, out, logsumexp, causal = inputs
         gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *heads_first(grad, q, k, v, out), logsumexp, 0.0, causal
         )
@@ -51,17 +43,9 @@ class TorchFlash(Kernel):
         )
         return out.transpose(1, 2), logsumexp
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel. Seed and offset matter for dropout alone."""
+        grad, q, k, v, out, logsumexp, causal = inputs
         seed, offset = q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64)
         lengths = (None, None, q.shape[1], k.shape[1])
         gradients = aten._scaled_dot_product_flash_attention_backward(
@@ -89,17 +73,9 @@ class Cudnn(Kernel):
             logsumexp = logsumexp.squeeze(-1)
         return out.transpose(1, 2), logsumexp
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
+        grad, q, k, v, out, logsumexp, causal = inputs
         seed, offset = (q.new_empty((), dtype=torch.int64) for _ in range(2))
         lengths = (None, None, q.shape[1], k.shape[1])
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
@@ -134,43 +110,19 @@ class EachQueryOfGroup(Kernel):
         out = join_query_groups([out for out, _ in calls], 2)
         return out, join_query_groups([logsumexp for _, logsumexp in calls], 1)
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
-        if q.shape[2] == k.shape[2]:
-            return self.kernel.backward(grad, q, k, v, out, logsumexp, causal)
-        calls = [
-            self.kernel.backward(d, query, k, v, o, total, causal)
-            for d, query, o, total in split_by_query_head(grad, q, out, logsumexp, k.shape[2])
-        ]
+        if inputs.q.shape[2] == inputs.k.shape[2]:
+            return self.kernel.backward(inputs)
+        calls = [self.kernel.backward(part) for part in split_by_query_head(inputs)]
         dk, dv = (torch.stack([call[i] for call in calls]).sum(0) for i in (1, 2))
         return join_query_groups([call[0] for call in calls], 2), dk, dv
 
-    def query_gradient(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Tensor:
+    def query_gradient(self, inputs: BackwardInputs) -> Tensor:
         """See Kernel."""
-        if q.shape[2] == k.shape[2]:
-            return self.kernel.query_gradient(grad, q, k, v, out, logsumexp, causal)
-        calls = [
-            self.kernel.query_gradient(d, query, k, v, o, total, causal)
-            for d, query, o, total in split_by_query_head(grad, q, out, logsumexp, k.shape[2])
-        ]
+        if inputs.q.shape[2] == inputs.k.shape[2]:
+            return self.kernel.query_gradient(inputs)
+        calls = [self.kernel.query_gradient(part) for part in split_by_query_head(inputs)]
         return join_query_groups(calls, 2)
 
 
@@ -184,17 +136,9 @@ class MemoryEfficient(Kernel):
         )
         return out.transpose(1, 2), logsumexp[..., : q.shape[1]]
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        causal: bool,
-    ) -> Gradients:
+    def backward(self, inputs: BackwardInputs) -> Gradients:
         """See Kernel."""
+        grad, q, k, v, out, logsumexp, causal = inputs
         padding = -q.shape[1] % LOGSUMEXP_ALIGNMENT
         # exp(score - inf) is 0
         logsumexp = torch.nn.functional.pad(logsumexp, (0, padding), value=torch.inf)
@@ -214,15 +158,15 @@ class MemoryEfficient(Kernel):
         return tokens_first(dq, dk, dv)
 
 
-def split_by_query_head(
-    grad: Tensor, q: Tensor, out: Tensor, logsumexp: Tensor, groups: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """What a backward pass is given by query, for the first query heads of all groups, the second,
-    and so on.
-    """
-    totals = [total.contiguous() for total in split_query_groups(logsumexp, groups, 1)]
-    by_token = (split_query_groups(tensor, groups, 2) for tensor in (grad, q, out))
-    return zip(*by_token, totals, strict=True)
+def split_by_query_head(inputs: BackwardInputs) -> list[BackwardInputs]:
+    """The inputs for the first query heads of all groups, those for the second, and so on."""
+    groups = inputs.k.shape[2]
+    totals = [total.contiguous() for total in split_query_groups(inputs.logsumexp, groups, 1)]
+    by_token = (split_query_groups(t, groups, 2) for t in (inputs.grad, inputs.q, inputs.out))
+    return [
+        inputs._replace(grad=grad, q=q, out=out, logsumexp=total)
+        for grad, q, out, total in zip(*by_token, totals, strict=True)
+    ]
 
 
 def split_query_groups(tensor: Tensor, groups: int, dim: int) -> tuple[Tensor, ...]:
