@@ -32,8 +32,12 @@ FINDINGS = (
     f'A finding is about the largest size: "{SUPPORTED}" and "{CONTRADICTED}" where the difference'
     " is resolved (for losses by the verdict; for other measures: its 95 % interval, of that"
     f' measure alone, leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin.'
-    " Nothing"
-    " is said about larger models."
+    " Nothing is said about larger models."
+)
+CORRECTED = (
+    "The intervals of every table are of one difference alone. Verdicts are corrected for all arms"
+    " and looks of a study (Holm), so that a difference whose interval leaves out 0 may still be"
+    f' "{UNRESOLVED}".'
 )
 
 
@@ -44,6 +48,7 @@ def render_claims(file: ClaimsFile, tested: Sequence[TestedClaim], command: str)
         f"Claims of {file.source}, each as an ablation: an arm has something else in place of what"
         " the claim is about, and differences are arm minus baseline; less is better.",
         FINDINGS,
+        CORRECTED,
     ]
     sections = [
         Section("", [Sentences(intro), Code(command, "bash")]),

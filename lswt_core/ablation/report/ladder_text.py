@@ -9,6 +9,7 @@ from lswt_core.ablation.report.facts import count, describe_held_out
 from lswt_core.ablation.report.loss_tables import Report, format_difference
 from lswt_core.ablation.report.tuning_text import describe_standing
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
+from lswt_core.ablation.report.verdict import BETTER, SMALL, UNRESOLVED, WORSE
 from lswt_core.reporting.tables import Table
 
 LADDER_PICTURE = "report-ladder.png"
@@ -78,11 +79,23 @@ def compute_range(rungs: list[Entry]) -> str:
     return f"{ends[1] / ends[0]:,.0f}" if all(ends) else "unknown size"
 
 
+def headline(one: Entry, size: str) -> str:
+    """Return the verdict about an arm; where none is resolved over sizes, that at the largest
+    comes first.
+    """
+    if one["verdict"] == UNRESOLVED:
+        at_top = one["comparisons"][-1]["verdict"]
+        if at_top in (BETTER, WORSE, *SMALL):
+            return f"at {size} {at_top}; beyond it {UNRESOLVED}"
+    verdict: str = one["verdict"]
+    return verdict
+
+
 def summarize_arm(one: Entry, size: str, standing: str) -> str:
     """Return the verdict about an arm, and what it is worth; ``standing`` says whether arms were
     tuned.
     """
-    text = f"{one['arm']}: {one['verdict']} ({standing}); {one['why']}."
+    text = f"{one['arm']}: {headline(one, size)} ({standing}); {one['why']}."
     if one["verdict"] == NOT_FINISHED:
         return text
     worth = one["speedup"] and one["speedup"]["compute"]
