@@ -19,6 +19,7 @@ from lswt_core.ablation import build_arms
 from lswt_core.budget import Budget, budget
 from lswt_core.cli import bench
 from lswt_core.model.build import build_model
+from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 from lswt_core.registry.kinds import KINDS
 from lswt_core.train.session import Session
@@ -36,14 +37,16 @@ def commands(text: str) -> list[str]:
     return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
 
 
-COSTS: list[Budget] = []  # of the first arm that is asked about
+COSTS: dict[int, Budget] = {}  # of the first arm of a width that is asked about
 
 
-def cost(*about: Any) -> Budget:
-    """What every arm takes: certificates are asked for here, and costs take most of the time."""
-    if not COSTS:
-        COSTS.append(budget(*about))
-    return COSTS[0]
+def cost(recipe: Recipe, *about: Any) -> Budget:
+    """What every arm of a width takes: certificates are asked for here, and costs take most of the
+    time.
+    """
+    if recipe.model.d_model not in COSTS:
+        COSTS[recipe.model.d_model] = budget(recipe, *about)
+    return COSTS[recipe.model.d_model]
 
 
 def build_alone(session: Session) -> int:
@@ -98,6 +101,19 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(
         assert build_parser().parse_args(words).function
     else:
         assert called(command) == 0, capsys.readouterr().err
+
+
+CLAIMS = [
+    command
+    for command in dict.fromkeys(commands((ROOT / ".github" / "claims.md").read_text()))
+    if "lswt_core ablate " in command and "warm_start=none" not in command.partition("--swap")[2]
+]  # without an accelerator the overlay of tiny has no warm start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", CLAIMS)
+def test_a_study_of_a_claim_can_be_made(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(command) == 0, capsys.readouterr().err
 
 
 # ---------- new plugins
