@@ -275,6 +275,23 @@ def test_a_run_trains_and_is_judged_on_answers_alone(
     assert evaluated["tokens"] == 2 * 3 * 32  # of two documents
 
 
+def test_transformers_reads_the_tokenizer_of_numbers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, texts = Integers(size=64), ["3 14  15\n9", "63 0", ""]
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    special = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    assert special == (ours.bos_id, ours.eos_id, ours.eos_id) and len(theirs) == ours.vocab_size
+    for text, ids in zip(texts, ours.encode(texts), strict=True):
+        read = theirs(text)["input_ids"]
+        assert read == [ours.bos_id, *ids]
+        assert theirs.decode(read, skip_special_tokens=True) == ours.decode(ids)
+    for text in ("64", "three"):
+        with pytest.raises(Exception, match="WordLevel"):
+            theirs(text)
+
+
 def test_another_sequence_length_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
