@@ -129,8 +129,8 @@ def common_segment_length(sources: Mapping[str, DataSource]) -> int | None:
         listed = ", ".join(f"{name}: {length or 'any'}" for name, length in lengths.items())
         raise ValueError(
             f"the segments that its sources make documents for have different lengths ({listed}),"
-            " so that documents would not begin where segments do: give them one length, or mix"
-            " them apart"
+            " so that documents would not begin where segments do: give all one length, or leave"
+            " out those that have another"
         )
     return next(iter(lengths.values()))
 
