@@ -5,23 +5,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data_parts import BEGIN, END
+from helpers import DIMS, stream, tiny
 from lswt_bytes import Bytes
 from lswt_mixture import Mixture
 from lswt_recall import AssociativeRecall, Copy, Induction, Integers, Phonebook
+from lswt_xl_cache import XlCache
 from nano import NANO
 from runs import inside, lines
 
 from lswt_core.__main__ import main
 from lswt_core.data import ContiguousRows, StreamingRows, Tokens, tokenise
+from lswt_core.data.scored import encode_documents, plain_ids
 from lswt_core.data.unigram import count_labels
+from lswt_core.decode.load_run import LoadedModel
+from lswt_core.device import Precision
 from lswt_core.errors import DataError
+from lswt_core.evaluation.recall import recall_by_distance
+from lswt_core.evaluation.texts import Text, labels_of
 from lswt_core.interfaces import IGNORE, DataSource, Document
 
 # text with the characters that are scored in brackets; a bracket at the end scores the end
@@ -137,6 +146,13 @@ def test_a_mixture_passes_ranges_on(tmp_path: Path) -> None:
 
 # ---------- recall tasks
 
+NANO_TASK: dict[str, Any] = {
+    "tokens": 2,
+    "segment": 4,
+    "vocabulary": 26,
+    "rounds": 1,
+    "held_out": 8,
+}
 TASKS = [AssociativeRecall, Copy, Induction, Phonebook]
 
 
@@ -156,8 +172,6 @@ def segments(task: Any, one: Document) -> tuple[list[list[int]], list[list[int]]
 
 def stored(task: Any, one: Document) -> Tokens:
     """One document's tokens."""
-    from lswt_core.data.scored import encode_documents
-
     ids = encode_documents([one], Integers(size=64))[0].astype("<i4")
     return Tokens(ids, np.array([0]), 1, 0, [one.id], "")
 
@@ -261,9 +275,92 @@ def test_a_run_trains_and_is_judged_on_answers_alone(
     assert evaluated["tokens"] == 2 * 3 * 32  # of two documents
 
 
+def test_transformers_reads_the_tokenizer_of_numbers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, texts = Integers(size=64), ["3 14  15\n9", "63 0", ""]
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    special = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    assert special == (ours.bos_id, ours.eos_id, ours.eos_id) and len(theirs) == ours.vocab_size
+    for text, ids in zip(texts, ours.encode(texts), strict=True):
+        read = theirs(text)["input_ids"]
+        assert read == [ours.bos_id, *ids]
+        assert theirs.decode(read, skip_special_tokens=True) == ours.decode(ids)
+    for text in ("64", "three"):
+        with pytest.raises(Exception, match="WordLevel"):
+            theirs(text)
+
+
 def test_another_sequence_length_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "nano.toml"
     recipe.write_text(RECALL)
     assert inside(monkeypatch, recipe, "--out", tmp_path / "run", "train.seq_len=32") == 2
+
+
+def in_mixture(**segments: int) -> str:
+    """The recipe with a mixture of copies, each with its segment."""
+    sources = [
+        f'[data.sources.{name}]\nuse = "copy"\ntokens = 16\nheld_out = 8\nsegment = {segment}\n'
+        for name, segment in segments.items()
+    ]
+    head, _, rest = RECALL.partition("[data]\n")
+    return head + '[data]\nuse = "mixture"\n' + "".join(sources) + rest[rest.index("\n[") :]
+
+
+def test_segments_of_sources_in_a_mixture_are_those_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "nano.toml"
+    recipe.write_text(in_mixture(far=32))
+    line = 1 + recipe.read_text().splitlines().index("[data.sources.far]") + 1
+    assert inside(monkeypatch, recipe, "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "segments of 32 tokens, and train.seq_len is 64" in error
+    assert f"nano.toml:{line}   [data.sources.far] copy" in error
+
+
+def test_sources_of_different_segments_are_not_mixed() -> None:
+    recall = {"near": Copy(), "far": Copy(distances=[2])}
+    assert Mixture(sources=recall).segment_length == 64
+    assert Mixture(sources={"inner": Mixture(sources=recall)}).segment_length == 64
+    assert Mixture(sources={"text": Marked()}).segment_length is None
+    for other in (Copy(segment=128), Marked()):
+        with pytest.raises(ValueError, match=r"far: 64, near: 64, other: (128|any)"):
+            Mixture(sources={**recall, "other": other})
+
+
+def test_recall_is_measured_by_distance_behind_the_names_of_mixtures() -> None:
+    inner = Mixture(sources={"copy": Copy(**NANO_TASK, distances=[1, 3])})
+    mixture = Mixture(sources={"far": Copy(**NANO_TASK, distances=[3]), "inner": inner})
+    documents = list(mixture.documents("valid"))
+    assert {one.id.rpartition("/distance")[0] for one in documents} == {"far", "inner/copy"}
+    distances = [int(one.id.split("distance ")[1][0]) for one in documents]
+    tokenizer, names = Integers(size=26), [one.id for one in documents]
+    stored = encode_documents(documents, tokenizer)
+    labels = [labels_of(ids, tokenizer.eos_id) for ids in stored]
+    text = Text("tasks", [plain_ids(ids) for ids in stored], labels, names, 27, 2.0)
+    precision = Precision(torch.float32, "parameters as they are")
+    model = LoadedModel(tiny().eval(), tokenizer, precision, NANO_TASK["segment"])
+    points = recall_by_distance(model, text)
+    assert [point.distance for point in points] == [1, 3]
+    assert [point.accuracy.tokens for point in points] == [2 * distances.count(d) for d in (1, 3)]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@torch.no_grad()
+def test_cached_keys_reach_back_layers_times_their_length(layers: int) -> None:
+    segment = NANO_TASK["segment"]
+    model = tiny(dims=DIMS._replace(n_layers=layers), memories={"xl": partial(XlCache, length=4)})
+    reached = []
+    for distance in range(1, 6):
+        (document,) = Copy(**NANO_TASK | {"held_out": 1}, distances=[distance]).documents("valid")
+        ids = torch.tensor([[26, *map(int, document.text.split())]])
+        other = ids.clone()
+        other[0, 1] -= 1  # a fact, of the first segment
+        assert (ids.shape[1], ids[0, 1]) == ((distance + 1) * segment, ids[0, -segment + 1])
+        answers = [stream(model, one, segment)[:, -segment:] for one in (ids, other)]
+        reached += [distance] if not answers[0].equal(answers[1]) else []
+    assert reached == list(range(1, layers + 1))

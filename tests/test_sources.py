@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,68 @@ def test_parquet_errors(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"x\.parquet: "):
         texts(Parquet(paths=[str(path)]), "train")
+
+
+PAIRS: dict[str, Sequence[object]] = {"ask": ["2 + 2 = ", "", "é: "], "text": ["4", "all", ""]}
+
+
+def prompted(
+    directory: Path, kind: type, columns: Mapping[str, Sequence[object]], prompt: str
+) -> DataSource:
+    """A source of prompts and completions in a new directory."""
+    directory.mkdir()
+    if kind is Parquet:
+        path = write_parquet(directory / "x.parquet", {**columns})
+        return Parquet(paths=[str(path)], prompt_column=prompt)
+    rows = zip(*columns.values(), strict=True)
+    path = jsonl(directory / "x.jsonl", [dict(zip(columns, row, strict=True)) for row in rows])
+    if kind is HuggingFaceData:
+        return HuggingFaceData(path=str(directory), prompt_column=prompt)
+    return JsonLines(paths=[str(path)], prompt_field=prompt)
+
+
+KINDS_OF_PAIRS = [JsonLines, Parquet, pytest.param(HuggingFaceData, marks=pytest.mark.slow)]
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("kind", KINDS_OF_PAIRS)
+def test_completions_alone_are_scored(tmp_path: Path, kind: type) -> None:
+    source = prompted(tmp_path / "pairs", kind, PAIRS, "ask")
+    assert source.selects_scored
+    read = [*source.documents("train"), *source.documents("valid")]
+    pieces = {
+        (one.text, *(f"{one.text}$"[begin:end] for begin, end in one.scored or ())) for one in read
+    }
+    assert pieces == {("2 + 2 = 4", "4$"), ("all", "all$"), ("é: ", "$")}
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("kind", KINDS_OF_PAIRS)
+def test_where_prompts_end_is_part_of_the_fingerprint(tmp_path: Path, kind: type) -> None:
+    sources = []
+    for name, columns, prompt in (
+        ("one", {"ask": ["a"] * 9, "text": ["bc"] * 9}, "ask"),
+        ("other", {"ask": ["ab"] * 9, "text": ["c"] * 9}, "ask"),
+        ("turned", {"ask": ["a"] * 9, "text": ["bc"] * 9}, "text"),
+    ):
+        sources.append(prompted(tmp_path / name, kind, columns, prompt))
+    assert len({source.fingerprint() for source in sources}) == 3
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("kind", KINDS_OF_PAIRS)
+def test_a_missing_prompt_is_an_error_with_its_option(tmp_path: Path, kind: type) -> None:
+    option = "field" if kind is JsonLines else "column"
+    with pytest.raises(DataError, match=rf"no .*'asks' .*data\.prompt_{option} .*'ask'"):
+        texts(prompted(tmp_path / "pairs", kind, PAIRS, "asks"), "train")
+    numbers = {**PAIRS, "ask": [1, 2, 3]}
+    with pytest.raises(DataError, match=rf"'ask' .*not a string; .*data\.prompt_{option}"):
+        texts(prompted(tmp_path / "numbers", kind, numbers, "ask"), "train")
+
+
+def test_a_fingerprint_without_prompts_is_what_it_was(tmp_path: Path) -> None:
+    source = JsonLines(paths=[str(jsonl(tmp_path / "x.jsonl", [{"text": "a"}]))])
+    assert source.fingerprint() == "503c528875499afeff0ae1c382dc4884"
 
 
 # ---------- fingerprints

@@ -147,11 +147,7 @@ def open_source(recipe: Recipe, registry: Registry) -> DataSource:
     assigned round-robin, or documents are made for another sequence length.
     """
     source: DataSource = build_component(registry, recipe.one("data"))
-    if source.segment_length not in (None, recipe.train.seq_len):
-        raise Incompatible(
-            f"data source {source.name!r} makes documents for segments of {source.segment_length}"
-            f" tokens, and train.seq_len is {recipe.train.seq_len}: set one to the other"
-        )
+    require_segment_length(recipe, source)
     tokenised = recipe.one("data").token_directory is not None
     if recipe.train.document_assignment == "round-robin" and (tokenised or not source.streaming):
         why = "is read from token files" if tokenised else "does not stream"
@@ -162,6 +158,24 @@ def open_source(recipe: Recipe, registry: Registry) -> DataSource:
             " data.streaming = true and no data.token_directory"
         )
     return source
+
+
+def require_segment_length(recipe: Recipe, source: DataSource) -> None:
+    """Raise Incompatible, with the places of the source and of those inside of it, if it makes
+    documents for another sequence length.
+    """
+    if source.segment_length in (None, recipe.train.seq_len):
+        return
+    places = [
+        f"\n  --> {recipe.explain(f'{chosen.table}.use')[-1][1].where}   [{chosen.table}]"
+        f" {chosen.name}"
+        for chosen in recipe.one("data").with_inner()
+    ]
+    raise Incompatible(
+        f"data source {source.name!r} makes documents for segments of {source.segment_length}"
+        f" tokens, and train.seq_len is {recipe.train.seq_len}: set one to the other"
+        + "".join(places)
+    )
 
 
 def text_fingerprint(recipe: Recipe, source: DataSource) -> str:

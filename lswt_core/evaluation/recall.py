@@ -18,8 +18,9 @@ from lswt_core.evaluation.token_losses import ROWS, segments_of
 from lswt_core.interfaces import IGNORE
 from lswt_core.plugin_api.pytree import detach_state, tree_map
 
-# the names of a task's documents begin with the number of segments between fact and question
-DISTANCE = re.compile(r"distance (\d+)/")
+# The names of a task's documents begin with the number of segments between fact and question,
+# perhaps behind the names of the mixtures' sources that they come from.
+DISTANCE = re.compile(r"(?:^|/)distance (\d+)/")
 
 
 class RecallPoint(NamedTuple):
@@ -33,7 +34,7 @@ def recall_by_distance(model: LoadedModel, text: Text) -> list[RecallPoint]:
     """Return the accuracy at every distance of a text of recall tasks; empty for other texts."""
     documents: defaultdict[int, list[int]] = defaultdict(list)
     for number, name in enumerate(text.names):
-        found = DISTANCE.match(name)
+        found = DISTANCE.search(name)
         if found is not None:
             documents[int(found[1])].append(number)
     return [

@@ -12,6 +12,7 @@ from annotated_types import Ge
 
 from lswt_core.errors import DataError, PluginError
 from lswt_core.interfaces import DataSource, Document
+from lswt_core.plugin_api.documents import prompted
 from lswt_core.plugin_api.hub import hub_options, summarise_error
 from lswt_core.plugin_api.seeding import derive_seed
 
@@ -28,7 +29,8 @@ class Reading:
 
 class HuggingFaceData(DataSource):
     """A data set on the Hub, or a local directory of data files; the string in ``column`` of every
-    row is a document.
+    row is a document. The one in ``prompt_column``, if that is given, stands before it, and is read
+    and not predicted.
 
     ``streaming`` downloads and tokenises rows as they are needed. If ``valid_split`` is empty, the
     validation set comes from ``train_split``: rows whose number has a hash divisible by 32 or, when
@@ -45,12 +47,14 @@ class HuggingFaceData(DataSource):
         train_split: str = "train",
         valid_split: str = "",
         column: str = "text",
+        prompt_column: str | None = None,
         streaming: bool = False,
         valid_documents: Annotated[int, Ge(1)] = 1024,
         revision: str = "",
     ) -> None:
         self.path, self.subset, self.revision = path, subset, revision
         self.train_split, self.valid_split, self.column = train_split, valid_split, column
+        self.prompt_column, self.selects_scored = prompt_column, prompt_column is not None
         self.streaming, self.valid_documents = streaming, valid_documents
         self._reading: Reading | None = None  # the data set that is read
 
@@ -63,8 +67,7 @@ class HuggingFaceData(DataSource):
             source = self.valid_split
         for number, row in self._rows(source, after):
             if self.valid_split or self._held_out(number) == (split == "valid"):
-                where = f"{source}:{number}"
-                yield Document(where, self._text(row, where))
+                yield self._document(row, f"{source}:{number}")
             elif self.streaming and split == "valid":
                 return  # the rest of the stream is for training
 
@@ -85,12 +88,15 @@ class HuggingFaceData(DataSource):
             self.valid_split,
             self.column,
             self.valid_documents,
+            *([self.prompt_column] if self.prompt_column is not None else []),
         ]
         digest = blake2b(repr(options if self.streaming else "content").encode(), digest_size=16)
         for split in () if self.streaming else ("train", "valid"):
             for document in self.documents(split):
                 content = document.text.encode()
                 digest.update(f"{split} {document.id} {len(content)} ".encode() + content)
+                if document.scored is not None:
+                    digest.update(repr(document.scored).encode())
         return digest.hexdigest()
 
     def _read(
@@ -113,22 +119,28 @@ class HuggingFaceData(DataSource):
             return number < self.valid_documents
         return derive_seed(number) % HELD_OUT == 0
 
-    def _text(self, row: Mapping[str, Any], where: str) -> str:
-        """The text of a row."""
-        if self.column not in row:
-            close = get_close_matches(self.column, row, 1)
+    def _document(self, row: Mapping[str, Any], where: str) -> Document:
+        """The document of a row."""
+        text = self._text(row, "column", self.column, where)
+        if self.prompt_column is None:
+            return Document(where, text)
+        return prompted(where, text, self._text(row, "prompt_column", self.prompt_column, where))
+
+    def _text(self, row: Mapping[str, Any], option: str, column: str, where: str) -> str:
+        """The text of a row in a column, which ``option`` names."""
+        if column not in row:
+            close = get_close_matches(column, row, 1)
             guess = f", perhaps {close[0]!r}" if close else ""
             raise DataError(
-                f"data set {self.path!r}, {where}: no column {self.column!r} among"
-                f" {', '.join(map(repr, row))}; set data.column to one of them{guess}"
+                f"data set {self.path!r}, {where}: no column {column!r} among"
+                f" {', '.join(map(repr, row))}; set data.{option} to one of them{guess}"
             )
-        if not isinstance(row[self.column], str):
-            type_name = type(row[self.column]).__name__
+        if not isinstance(row[column], str):
             raise DataError(
-                f"data set {self.path!r}, {where}: column {self.column!r} holds a {type_name}, not"
-                " a string; set data.column"
+                f"data set {self.path!r}, {where}: column {column!r} holds a"
+                f" {type(row[column]).__name__}, not a string; set data.{option}"
             )
-        return row[self.column]
+        return row[column]
 
     def _rows(
         self, split: str, after: Mapping[str, Any] | None

@@ -32,7 +32,8 @@ class Mixture(DataSource):
 
     The validation set is the same mixture of the sources' own validation sets; it ends when one
     runs out, whatever ``stop`` says, so that no text counts twice. The mixture streams if a source
-    does.
+    does. Recall tasks are mixed with each other alone, and with one ``segment``: behind another
+    text, a question could be in the segment of its facts.
     """
 
     name = "mixture"
@@ -57,6 +58,7 @@ class Mixture(DataSource):
         self.unit, self.stop = unit, stop
         self.streaming = any(source.streaming for source in self.sources.values())
         self.selects_scored = any(source.selects_scored for source in self.sources.values())
+        self.segment_length = common_segment_length(self.sources)
         self._amounts: dict[str, int] = {}  # that each source has given, and which have ended
         self._ended: set[str] = set()
 
@@ -118,6 +120,19 @@ class Mixture(DataSource):
         epochs = [(sizes[name] or 0) / self.weights[name] for name in sizes]
         again = split == "train" and self.stop == "all-exhausted"
         return round((max(epochs) if again else min(epochs)) * sum(self.weights.values()))
+
+
+def common_segment_length(sources: Mapping[str, DataSource]) -> int | None:
+    """The segment length of all sources; raises ValueError if they have several."""
+    lengths = {name: source.segment_length for name, source in sources.items()}
+    if len({*lengths.values()}) > 1:
+        listed = ", ".join(f"{name}: {length or 'any'}" for name, length in lengths.items())
+        raise ValueError(
+            f"the segments that its sources make documents for have different lengths ({listed}),"
+            " so that documents would not begin where segments do: give all one length, or leave"
+            " out those that have another"
+        )
+    return next(iter(lengths.values()))
 
 
 def size(document: Document) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
+import tokenizers
 from annotated_types import Ge, Le
+from tokenizers import models, pre_tokenizers
 
 from lswt_core.errors import DataError
 from lswt_core.interfaces import Tokenizer
+from lswt_core.plugin_api.tokenizers import save_fast_tokenizer
 
 
 class Integers(Tokenizer):
@@ -62,3 +66,13 @@ class Integers(Tokenizer):
     def fingerprint(self) -> str:
         """The number of ids."""
         return f"integers {self.size}"
+
+    def save(self, directory: Path) -> None:
+        """Write the files of a vocabulary of numbers as ``decode`` writes them; others, such as
+        "07", it refuses.
+        """
+        vocabulary = {str(number): number for number in range(self.size)}
+        mapping = tokenizers.Tokenizer(models.WordLevel(vocabulary))
+        mapping.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        mapping.add_special_tokens(["<|begin|>", "<|end|>"])
+        save_fast_tokenizer(mapping, self.bos_id, self.eos_id, directory)

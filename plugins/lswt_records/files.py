@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -15,7 +15,8 @@ from lswt_core.interfaces import DataSource, Document
 
 
 class Records(DataSource):
-    """Files with many documents, one per record, under one key.
+    """Files with many documents, one per record, under one key; perhaps behind a prompt, which is
+    under another. ``keys`` are the two by the option that names them, None: no prompt.
 
     The validation set is the files listed in ``valid``; without those, every n-th record from the
     first on, n = 1 / ``valid_share``.
@@ -24,9 +25,15 @@ class Records(DataSource):
     suffixes: ClassVar[tuple[str, ...]]  # of the files to read in a directory
 
     def __init__(
-        self, paths: list[str], key: str, valid: list[str] | None, valid_share: float
+        self,
+        paths: list[str],
+        keys: Mapping[str, str | None],
+        valid: list[str] | None,
+        valid_share: float,
     ) -> None:
-        self.paths, self.key, self.valid, self.valid_share = paths, key, valid, valid_share
+        self.paths, self.valid, self.valid_share = paths, valid, valid_share
+        self.keys = {option: key for option, key in keys.items() if key is not None}
+        self.selects_scored = len(self.keys) > 1
 
     @abstractmethod
     def records(self, file: Path) -> Iterator[Document]:
@@ -67,11 +74,9 @@ class Records(DataSource):
             yield from self.records(file)
 
     def fingerprint(self) -> str:
-        """A hash of the files, the key and the validation split."""
-        valid_files = self.find(self.valid or [])
-        digest = blake2b(
-            f"{self.key!r} {self.valid_share} {len(valid_files)}".encode(), digest_size=16
-        )
+        """A hash of the files, the keys and the validation split."""
+        valid_files, keys = self.find(self.valid or []), " ".join(map(repr, self.keys.values()))
+        digest = blake2b(f"{keys} {self.valid_share} {len(valid_files)}".encode(), digest_size=16)
         train_files = [file for file in self.find(self.paths) if file not in valid_files]
         for file in valid_files + train_files:
             with file.open("rb") as handle:

@@ -13,12 +13,14 @@ from annotated_types import Gt, Le
 
 from lswt_core.errors import DataError
 from lswt_core.interfaces import DataSource, Document
+from lswt_core.plugin_api.documents import prompted
 from lswt_records.files import Records, missing_key
 
 
 class JsonLines(Records, DataSource):
-    """One JSON object a line, plain or gzipped (.gz); the string in ``field`` is a document. Blank
-    lines are skipped.
+    """One JSON object a line, plain or gzipped (.gz); the string in ``field`` is a document. The
+    one in ``prompt_field``, if that is given, stands before it, and is read and not predicted.
+    Blank lines are skipped.
 
     ``paths`` lists files, directories (their .jsonl and .jsonl.gz files, at any depth) and glob
     patterns. The validation set is the files listed in ``valid``; without those, every n-th record
@@ -33,38 +35,43 @@ class JsonLines(Records, DataSource):
         *,
         paths: list[str],
         field: str = "text",
+        prompt_field: str | None = None,
         valid: list[str] | None = None,
         valid_share: Annotated[float, Gt(0), Le(0.5)] = 0.03125,
     ) -> None:
-        super().__init__(paths, field, valid, valid_share)
+        keys = {"field": field, "prompt_field": prompt_field}
+        super().__init__(paths, keys, valid, valid_share)
 
     def records(self, file: Path) -> Iterator[Document]:
         """The records of a file, named file:line."""
         for number, line in read_lines(file):
             if line.strip():
                 where = f"{file}:{number}"
-                yield Document(where, self._text(parse_json(line, where), where))
+                record = parse_json(line, where)
+                texts = [text_in(record, option, key, where) for option, key in self.keys.items()]
+                yield prompted(where, *texts)
 
     def file_bytes(self, file: Path) -> int | None:
         """The size of a file, JSON included; None if it is compressed."""
         return None if file.suffix == ".gz" else file.stat().st_size
 
-    def _text(self, record: Any, where: str) -> str:
-        """The text of a record."""
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{where}: a JSON {type(record).__name__}, not an object with a field {self.key!r};"
-                " repair or remove the line"
-            )
-        if self.key not in record:
-            raise missing_key(where, "field", self.key, list(record))
-        text = record[self.key]
-        if not isinstance(text, str):
-            raise DataError(
-                f"{where}: field {self.key!r} is {json.dumps(text)[:40]}, not a string; repair the"
-                " line or set data.field"
-            )
-        return text
+
+def text_in(record: Any, option: str, key: str, where: str) -> str:
+    """The text of a record under a key, which ``option`` names."""
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{where}: a JSON {type(record).__name__}, not an object with a field {key!r}; repair"
+            " or remove the line"
+        )
+    if key not in record:
+        raise missing_key(where, option, key, list(record))
+    text = record[key]
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: field {key!r} is {json.dumps(text)[:40]}, not a string; repair the line or"
+            f" set data.{option}"
+        )
+    return text
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, bytes]]:

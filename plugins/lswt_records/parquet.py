@@ -10,13 +10,15 @@ from annotated_types import Gt, Le
 
 from lswt_core.errors import DataError, PluginError
 from lswt_core.interfaces import DataSource, Document
+from lswt_core.plugin_api.documents import prompted
 from lswt_records.files import Records, missing_key
 
 ROWS = 256  # read at once
 
 
 class Parquet(Records, DataSource):
-    """Parquet files; the string in ``column`` of every row is a document.
+    """Parquet files; the string in ``column`` of every row is a document. The one in
+    ``prompt_column``, if that is given, stands before it, and is read and not predicted.
 
     ``paths`` lists files, directories (their .parquet files, at any depth) and glob patterns. The
     validation set is the files listed in ``valid``; without those, every n-th row from the first
@@ -32,23 +34,26 @@ class Parquet(Records, DataSource):
         *,
         paths: list[str],
         column: str = "text",
+        prompt_column: str | None = None,
         valid: list[str] | None = None,
         valid_share: Annotated[float, Gt(0), Le(0.5)] = 0.03125,
     ) -> None:
-        super().__init__(paths, column, valid, valid_share)
+        keys = {"column": column, "prompt_column": prompt_column}
+        super().__init__(paths, keys, valid, valid_share)
 
     def records(self, file: Path) -> Iterator[Document]:
         """The rows of a file, named file:row."""
-        for number, text in enumerate(self._values(file)):
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{file}:{number}: column {self.key!r} holds {text!r:.40}, not a string; repair"
-                    " the file or set data.column"
-                )
-            yield Document(f"{file}:{number}", text)
+        for number, texts in enumerate(self._values(file)):
+            for (option, key), text in zip(self.keys.items(), texts, strict=True):
+                if not isinstance(text, str):
+                    raise DataError(
+                        f"{file}:{number}: column {key!r} holds {text!r:.40}, not a string; repair"
+                        f" the file or set data.{option}"
+                    )
+            yield prompted(f"{file}:{number}", *texts)
 
     def file_bytes(self, file: Path) -> int | None:
-        """The uncompressed size of the column; None if the file does not say."""
+        """The uncompressed size of the columns; None if the file does not say."""
         try:
             from pyarrow import ArrowException, parquet
         except ImportError:
@@ -65,11 +70,11 @@ class Parquet(Records, DataSource):
         return sum(
             column.total_uncompressed_size
             for column in columns
-            if column.path_in_schema == self.key
+            if column.path_in_schema in self.keys.values()
         )
 
-    def _values(self, file: Path) -> Iterator[Any]:
-        """The values of the column."""
+    def _values(self, file: Path) -> Iterator[tuple[Any, ...]]:
+        """The values of the columns, row by row."""
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
@@ -78,10 +83,12 @@ class Parquet(Records, DataSource):
             ) from error
         try:
             with parquet.ParquetFile(file) as table:
-                if self.key not in table.schema_arrow.names:
-                    raise missing_key(str(file), "column", self.key, table.schema_arrow.names)
-                for batch in table.iter_batches(ROWS, columns=[self.key]):
-                    yield from batch.column(0).to_pylist()
+                for option, key in self.keys.items():
+                    if key not in table.schema_arrow.names:
+                        raise missing_key(str(file), option, key, table.schema_arrow.names)
+                keys = [*self.keys.values()]
+                for batch in table.iter_batches(ROWS, columns=keys):
+                    yield from zip(*(batch.column(key).to_pylist() for key in keys), strict=True)
         except (ArrowException, OSError) as error:
             raise DataError(
                 f"{file}: cannot be read: {error}; replace the file by a complete copy"
