@@ -31,16 +31,23 @@ from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.device import Precision
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.attention_sinks import attention_sinks
-from lswt_core.evaluation.effective_context import Targets, cold_losses, relative_length
+from lswt_core.evaluation.effective_context import (
+    Targets,
+    choose_contexts,
+    cold_losses,
+    measure_context,
+    relative_length,
+)
 from lswt_core.evaluation.extrapolation import extrapolation
 from lswt_core.evaluation.intervals import mean_over_tokens
 from lswt_core.evaluation.key_tokens import key_tokens
+from lswt_core.evaluation.measure import Asked, evaluate_text
 from lswt_core.evaluation.memory_gain import memory_gain
 from lswt_core.evaluation.narrow_states import narrow_errors
 from lswt_core.evaluation.probes import PROBES
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
-from lswt_core.evaluation.report import render_text
+from lswt_core.evaluation.report import describe_recl, render_text
 from lswt_core.evaluation.texts import Limits, Text, choose_documents
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
@@ -158,7 +165,7 @@ def test_a_memory_that_is_read_one_token_late_gains_nothing_from_one_token() -> 
     [
         ({"memories": {}}, [], (20,), "no layer"),
         ({"memories": XL}, [17], (20,), "at most 16"),
-        ({"memories": XL}, [], (4, 2), "longer documents"),
+        ({"memories": XL}, [], (4, 2), "first segment"),
     ],
 )
 def test_memories_that_cannot_be_measured_are_refused(
@@ -209,6 +216,43 @@ def test_a_model_gains_nothing_by_context_that_others_do_not_need() -> None:
     assert relative_length([10, 20], bad, np.minimum(good, bad), 0.5) == 10
 
 
+def test_an_effective_context_of_the_longest_one_is_a_lower_bound() -> None:
+    recl = {"0.1": 8, "1.0": 16}
+    assert describe_recl(recl, 16) == "8 (r = 0.1), at least 16 (r = 1.0)"
+
+
+def test_contexts_reach_twice_the_longest_memory_of_a_group() -> None:
+    group = [model_of(memories={"xl": partial(XlCache, length=length)}) for length in (2, MEMORY)]
+    long = model_of(memories={"xl": partial(XlCache, length=100)})
+    assert [*choose_contexts(group, text_of(60))] == [*range(1, 17)]
+    assert [*choose_contexts([group[0], long], text_of(300))] == [*range(13, 205, 13)]
+    # 16 targets have so many tokens before them
+    assert [*choose_contexts([long], text_of(60))] == [*range(3, 46, 3)]
+    with pytest.raises(UsageError, match="fewer than 16"):
+        choose_contexts(group, text_of(3, 2))
+
+
+def test_a_single_context_has_nothing_to_be_compared_with(model: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="single"):
+        measure_context(model, text_of(20), [8])
+
+
+def test_targets_are_as_many_as_the_tokens_that_are_read_allow(model: LoadedModel) -> None:
+    text, part = text_of(200), text_of(200)
+    part.labels[0][np.arange(200) % 4 != 0] = IGNORE
+    whole = measure_context(model, text, [20, 40]).targets
+    scored = measure_context(model, part, [20, 40]).targets
+    assert (len(whole.position), len(scored.position)) == (16 * 200 // 60, 40)
+
+
+def test_arms_with_other_memories_are_one_group(model: LoadedModel) -> None:
+    text = text_of(60, 40)
+    long = model_of(memories={"xl": partial(XlCache, length=30)})
+    probe = PROBES["context"]
+    values = probe.compare([probe.measure(one, text) for one in (model, long)])
+    assert [one.keys() for one in values] == [{"recl_r0.1", "recl_r1.0"}] * 2
+
+
 def test_windows_score_the_same_tokens_at_every_length(model: LoadedModel) -> None:
     text = text_of(16, 33)
     measured = extrapolation(model, text, (1, 2, 4, 8, 16), windows=3)
@@ -224,6 +268,33 @@ def test_windows_score_the_same_tokens_at_every_length(model: LoadedModel) -> No
     logits = model.decoder.vocabulary.logits(states[0, -2:])
     expected = F.cross_entropy(logits, labels).item()
     assert measured.points[2].recomputed.value == pytest.approx(expected, abs=1e-10)
+
+
+def answers_in_first_halves(*lengths: int) -> Text:
+    """Documents that are scored at the beginning of their last whole segment alone."""
+    text = text_of(*lengths)
+    for labels in text.labels:
+        last = len(labels) // SEQ_LEN * SEQ_LEN - SEQ_LEN
+        labels[:last], labels[last + 2 :] = IGNORE, IGNORE
+    return text
+
+
+def test_windows_end_where_tokens_are_scored(model: LoadedModel) -> None:
+    """Answers in the first half of a segment are in the last half of no whole number of them."""
+    text = answers_in_first_halves(24, 24, 9)
+    measured = extrapolation(model, text, (1, 2, 4, 8), windows=5)
+    assert [point.context for point in measured.points] == [4, 8, 16]
+    assert (measured.windows, measured.points[2].streamed.tokens) == (2, 4)
+    targets = Targets(np.array([0, 0, 1, 1]), np.array([20, 21, 20, 21]))
+    cold = [cold_losses(model, text, targets, 4), cold_losses(model, text, targets, 3)]
+    expected = np.where(targets.position == 21, *cold).mean()  # the window of a segment: 18..21
+    assert measured.points[0].recomputed.value == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("text", [text_of(3, 7), answers_in_first_halves(7, 7)])
+def test_without_longer_windows_there_is_no_extrapolation(model: LoadedModel, text: Text) -> None:
+    with pytest.raises(UsageError, match="two segments"):
+        PROBES["extrapolation"].measure(model, text)
 
 
 def test_key_tokens_are_decided_by_the_long_context() -> None:
@@ -272,7 +343,8 @@ def test_narrow_caches_cost_little_and_bfloat16_next_to_nothing(model: LoadedMod
     errors = {one.dtype: one for one in narrow_errors(model, text, SEQ_LEN, full)}
     assert set(errors) == {"bfloat16", "float8", "int8"}
     assert 0 < errors["int8"].largest < errors["float8"].largest < 0.5
-    assert narrow_errors(model_of(memories={}), text, SEQ_LEN, full) == []
+    with pytest.raises(UsageError, match="keeps keys"):
+        narrow_errors(model_of(memories={}), text, SEQ_LEN, full)
 
 
 def test_repeated_n_grams_are_counted() -> None:
@@ -283,9 +355,9 @@ def test_repeated_n_grams_are_counted() -> None:
 
 def test_continuations_are_greedy(model: LoadedModel) -> None:
     measured = measure_repetition(model, text_of(9, 3, 7), prompt=5, tokens=6, continuations=4)
-    assert measured is not None
     assert (measured.continuations, measured.tokens) == (2, 6)
-    assert measure_repetition(model, text_of(3), prompt=5, tokens=6, continuations=4) is None
+    with pytest.raises(UsageError, match="5 tokens"):
+        measure_repetition(model, text_of(3), prompt=5, tokens=6, continuations=4)
 
 
 def test_recall_is_counted_by_distance_over_answers_alone(model: LoadedModel) -> None:
@@ -305,7 +377,37 @@ def test_recall_is_counted_by_distance_over_answers_alone(model: LoadedModel) ->
         hits = [(predicted[n] == text.labels[n])[text.labels[n] != IGNORE] for n in documents]
         assert point.accuracy.value == pytest.approx(np.concatenate(hits).mean())
         assert point.accuracy.tokens == sum(map(len, hits))
-    assert recall_by_distance(model, text_of(9)) == []
+    with pytest.raises(UsageError, match="recall task"):
+        recall_by_distance(model, text_of(9))
+
+
+SHORT = {"memory", "effective_context", "extrapolation", "key_tokens", "recall", "repetition"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes", "left_out"),
+    [
+        ({"memories": XL}, (3, 2), SHORT),
+        ({"memories": {}}, (40, 2), {"memory", "key_tokens", "narrow_memory", "recall"}),
+    ],
+)
+def test_what_is_not_measured_is_listed_with_the_reason(
+    parts: dict[str, Any], sizes: Sequence[int], left_out: set[str]
+) -> None:
+    text = evaluate_text(model_of(**parts), text_of(*sizes), Asked(SEQ_LEN))
+    assert text["left_out"].keys() == left_out
+    assert {name for name, one in text.items() if one is None} == left_out
+    report = {"seq_len": SEQ_LEN, "precision": "float64", "texts": {"a": text}, "tasks": {}}
+    printed = render_text(report)
+    for name, why in text["left_out"].items():
+        assert "--" not in why
+        assert f"left out: {name.replace('_', ' ')}: {why}" in " ".join(printed.split())
+
+
+def test_lengths_that_were_asked_for_are_refused_by_their_option(model: LoadedModel) -> None:
+    for asked in (Asked(SEQ_LEN, memory=[9]), Asked(SEQ_LEN, contexts=[3, 30])):
+        with pytest.raises(UsageError, match=r"--(memory|context): no"):
+            evaluate_text(model, text_of(9), asked)
 
 
 def test_intervals_are_over_documents() -> None:
@@ -386,7 +488,7 @@ def test_a_run_is_evaluated_on_its_held_out_text(
     assert [point["memory"] for point in text["memory"]] == [0, 4, 32, None]
     assert text["memory"][-1]["loss"] == text["loss"]
     assert [one["context"] for one in text["effective_context"]["losses"]] == [4, 8, 12]
-    assert text["left_out"] == {}
+    assert text["left_out"].keys() == {"recall"}
     assert text["loss"]["tokens"] == text["tokens"] >= 600
     bits = text["loss"]["value"] / np.log(2)
     # tokens are bytes, and each document of about 250 has a BOS
@@ -412,7 +514,8 @@ def test_effective_contexts_are_measured_in_a_group_of_models(
     assert group["recl_of_others"] == {str(run_directory): group["recl"]}
     assert group["recl"] == alone["recl"], "with itself a model is as alone"
     _, out, _ = evaluate(capsys, *words, "--among", run_directory)
-    assert f"RECL. this model: {alone['recl']['0.1']:,} (r = 0.1)" in " ".join(out.split())
+    least = "at least " if alone["recl"]["0.1"] == alone["longest_context"] == 12 else ""
+    assert f"RECL. this model: {least}{alone['recl']['0.1']:,} (r = 0.1)" in " ".join(out.split())
     assert f"; {run_directory}: " in " ".join(out.split())
 
 
@@ -531,7 +634,8 @@ def test_probes_are_compared_by_seed_in_the_report() -> None:
         (["--text", "nowhere.txt"], 2, "there is no nowhere.txt"),
         (["--memory", "many"], 2, "whole numbers"),
         (["--memory", "100000"], 2, "at most"),
-        (["--context", "100000"], 2, "longer documents"),
+        (["--context", "8,100000"], 2, "longer documents"),
+        (["--context", "8"], 2, "--context: RECL compares"),
         (["--tokens", "0"], 2, "at least 1"),
         (["--text", "empty.txt"], 4, "no text"),
         (["--text", "a=a.txt", "--text", "a=a.txt"], 2, "same name"),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import ROWS, segments_of
@@ -36,6 +37,8 @@ def recall_by_distance(model: LoadedModel, text: Text) -> list[RecallPoint]:
         found = DISTANCE.match(name)
         if found is not None:
             documents[int(found[1])].append(number)
+    if not documents:
+        raise UsageError(f"the documents of {text.name!r} are not of a recall task")
     return [
         RecallPoint(distance, measure_accuracy(model, text, np.array(own)))
         for distance, own in sorted(documents.items())

@@ -53,11 +53,16 @@ def list_sections(report: Report, *, pictured: bool = False) -> Iterator[Section
     picture = Picture(PICTURE, describe_picture(report)) if pictured else None
     yield Section("", [Sentences([describe_reading(report)]), picture], printed=True)
     for name, text in report["texts"].items():
-        left_out = Bullets([f"left out: {what}: {why}" for what, why in text["left_out"].items()])
+        left_out = Bullets(describe_left_out(text["left_out"]))
         yield Section(name, [Sentences([describe_text(name, text)]), left_out], printed=True)
         for one in list_measurements(text):
             yield one._replace(title=f"{name}: {one.title}")
     yield Section("Tasks of the lm-evaluation-harness", [task_table(report["tasks"])], printed=True)
+
+
+def describe_left_out(left_out: dict[str, str]) -> list[str]:
+    """Return what was not possible, and why."""
+    return [f"left out: {what.replace('_', ' ')}: {why}" for what, why in left_out.items()]
 
 
 def task_table(tasks: dict[str, Report]) -> Table:
@@ -96,7 +101,7 @@ def list_measurements(text: Report) -> Iterator[Section]:
         yield memory_section(text["memory"])
     if text["effective_context"]:
         yield context_section(text["effective_context"])
-    if text["extrapolation"]["points"]:
+    if text["extrapolation"]:
         yield extrapolation_section(text["extrapolation"])
     yield position_section(text["by_position"])
     if text["narrow_memory"]:
@@ -104,9 +109,9 @@ def list_measurements(text: Report) -> Iterator[Section]:
     yield states_section(text)
 
 
-def measurement(title: str, table: Table, note: str = "") -> Section:
-    """Return the section of a measurement, with a remark on its table."""
-    return Section(title, [table, Bullets([note] if note else [])], printed=True)
+def measurement(title: str, table: Table, *notes: str) -> Section:
+    """Return the section of a measurement, with remarks on its table."""
+    return Section(title, [table, Bullets(notes)], printed=True)
 
 
 def recall_section(points: list[Report]) -> Section:
@@ -139,18 +144,27 @@ def context_section(context: Report) -> Section:
     rows = [[f"{one['context']:,}", format_mean(one)] for one in context["losses"]]
     group = {"this model": context["recl"], **context["recl_of_others"]}
     alone = "" if len(group) > 1 else ", in the group of this model alone"
-    lengths = [f"{name}: {describe_recl(recl)}" for name, recl in group.items()]
+    longest = context["longest_context"]
+    lengths = [f"{name}: {describe_recl(recl, longest)}" for name, recl in group.items()]
     return measurement(
         "Loss by context, cold restarts",
         Table(("context (tokens)", "loss (95 % interval)"), rows),
         f"RECL{alone}. {'; '.join(lengths)}. The same {context['targets']:,} tokens, each predicted"
         " from exactly so many tokens.",
+        "RECL takes the better of two losses token by token, so that noise lengthens it; the mean"
+        " losses in the table show whether a longer context helps on average.",
     )
 
 
-def describe_recl(recl: Report) -> str:
-    """Return relative effective context lengths by share r of the hardest targets."""
-    return ", ".join(f"{length:,} (r = {share})" for share, length in recl.items())
+def describe_recl(recl: Report, longest: int) -> str:
+    """Return relative effective context lengths by share r of the hardest targets; one of the
+    ``longest`` context is a lower bound.
+    """
+    shown = []
+    for share, length in recl.items():
+        least = "at least " if length == longest else ""
+        shown.append(f"{least}{length:,} (r = {share})")
+    return ", ".join(shown)
 
 
 def extrapolation_section(measured: Report) -> Section:

@@ -37,6 +37,17 @@ class Text(NamedTuple):
         """The number of tokens that are scored."""
         return sum(int((labels != IGNORE).sum()) for labels in self.labels)
 
+    @property
+    def read(self) -> int:
+        """The number of tokens that are read."""
+        return sum(len(ids) for ids in self.documents)
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest document, up to its last one that is scored."""
+        ends = [np.flatnonzero(labels != IGNORE) for labels in self.labels]
+        return max(int(end[-1]) + 1 if len(end) else 0 for end in ends)
+
 
 def text_of_tokens(name: str, tokens: Tokens, eos_id: int, limits: Limits) -> Text:
     """Return documents of a tokenised text, chosen by ``limits``."""
