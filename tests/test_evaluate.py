@@ -48,7 +48,7 @@ from lswt_core.evaluation.probes import PROBES
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
 from lswt_core.evaluation.report import describe_recl, render_text
-from lswt_core.evaluation.texts import Limits, Text, choose_documents
+from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, limits_for
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
 
@@ -73,7 +73,8 @@ def text_of(*lengths: int) -> Text:
     """Documents of random ids."""
     documents = [tokens(1, length, seed=length)[0].numpy() for length in lengths]
     labels = [np.append(ids[1:], EOS) for ids in documents]
-    return Text("text", documents, labels, [str(n) for n in lengths], EOS, 2.0)
+    whole = Whole.of(np.array(lengths))
+    return Text("text", documents, labels, [str(n) for n in lengths], EOS, 2.0, whole)
 
 
 def losses_of(model: LoadedModel, ids: np.ndarray, states: Tensor) -> np.ndarray:
@@ -422,10 +423,42 @@ def test_intervals_are_over_documents() -> None:
 
 def test_documents_are_drawn_until_there_are_enough_tokens() -> None:
     sizes = np.array([5, 50, 7, 9, 4, 6])
-    chosen = list(choose_documents(sizes, Limits(20, 10)))
+    chosen, size = choose_documents(sizes, Limits(20, 10))
+    assert size == 10, "all documents together have more"
     read = np.minimum(sizes[chosen], 10)
     assert read.sum() >= 20 > read[:-1].sum()
     assert chosen != sorted(chosen)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tokens", "size"),
+    [
+        ([300], 100, 100),  # a single one is read up to the tokens that were asked for
+        ([300], 1000, 300),
+        ([300, 5, 200], 105, 50),  # short ones leave more to the others
+        ([300, 5, 200], 1000, 300),
+        ([300] * 50, 100, 10),
+    ],
+)
+def test_documents_are_read_further_where_they_are_few(
+    sizes: list[int], tokens: int, size: int
+) -> None:
+    chosen, read = choose_documents(np.array(sizes), Limits(tokens, 10))
+    assert read == size
+    assert np.minimum(np.array(sizes)[chosen], read).sum() >= min(tokens, sum(sizes))
+
+
+def test_documents_are_read_as_far_as_memories_reach(model: LoadedModel) -> None:
+    assert limits_for(model, 100) == Limits(100, 16 * SEQ_LEN)
+    long = model_of(memories={"xl": partial(XlCache, length=100)})
+    assert limits_for(long, 100, seq_len=1) == Limits(100, 2 + 2 * 100)
+    assert limits_for(model, 100, reach=1000) == Limits(100, 1000 + 2 * SEQ_LEN)
+
+
+def test_a_memory_longer_than_what_was_read_is_cured_by_reading_more(model: LoadedModel) -> None:
+    text = text_of(20)._replace(whole=Whole(3, 5000, 3000))
+    with pytest.raises(UsageError, match="larger --tokens: there is a document of 3,000"):
+        memory_gain(model, text, SEQ_LEN, [100])
 
 
 # ---------- the command
@@ -531,16 +564,23 @@ def test_a_group_of_models_has_one_tokenizer(
     assert code == 2 and f"--among {run_directory}: its tokenizer" in err and "fix:" in err
 
 
-def test_several_texts_are_named(
+def test_several_texts_are_named_and_a_long_file_is_read_as_far_as_was_asked_for(
     run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    one, other = tmp_path / "one.txt", tmp_path / "other"
-    one.write_text("sense and sensibility " * 20)
+    book, other, out = tmp_path / "book.txt", tmp_path / "other", tmp_path / "e"
+    book.write_text("sense and sensibility, " * 1000)
     other.mkdir()
     other.joinpath("a.txt").write_text("pride and prejudice " * 20)
-    code, out, _ = evaluate(capsys, run_directory, "--text", one, "--text", f"b={other}", "--json")
+    words = ["--text", book, "--text", f"b={other}", "--tokens", 300, "--out", out]
+    code, printed, _ = evaluate(capsys, run_directory, *words, "--memory", 8, "--context", "4,8")
     assert code == 0
-    assert list(json.loads(out)["texts"]) == [str(one), "b"]
+    texts = json.loads(out.joinpath("evaluation.json").read_text())["texts"]
+    assert list(texts) == [str(book), "b"]
+    assert texts[str(book)]["tokens"] == texts[str(book)]["tokens_read"] == 300
+    assert texts[str(book)]["whole"] == {"documents": 1, "tokens": 23_001, "longest": 23_001}
+    written = [out.joinpath(f"evaluation.{kind}").read_text() for kind in ("md", "html")]
+    for form in (*written, printed):
+        assert "read: 300 of 23,001 tokens, of 1 of 1 document)" in " ".join(form.split())
 
 
 def probed_arm(directory: Path) -> ArmResult:

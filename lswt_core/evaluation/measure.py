@@ -56,6 +56,7 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
     """Return every measure that the model and the text allow; the others are None, and "left_out"
     says why.
 
+    "documents" and "tokens_read" of the "whole" text, "tokens" (scored ones of these),
     "loss" (nats per token, 95 % interval over documents), "perplexity", "bits_per_byte",
     "by_position" (tokens since the document's start), "memory" (gain by memory length),
     "effective_context" (RECL), "extrapolation", "key_tokens", "narrow_memory", "sinks",
@@ -82,6 +83,8 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
     return {
         "documents": len(text.documents),
         "tokens": text.tokens,
+        "tokens_read": text.read,
+        "whole": text.whole._asdict(),
         **describe_losses(losses, text),
         **{name: measures.measure(name, how, options.get(name)) for name, how in hows.items()},
         "left_out": measures.left_out,

@@ -19,6 +19,7 @@ from lswt_core.evaluation.memory_length import (
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import TokenLosses, forget, token_losses
 from lswt_core.plugin_api.pytree import detach_state
+from lswt_core.reporting.units import format_count
 
 
 class MemoryPoint(NamedTuple):
@@ -103,14 +104,18 @@ def require_memory(
             " of tokens\n  fix: --memory 0, which compares with no memory"
         )
     allowed = text.longest - seq_len
+    cure = "--text with longer documents"
+    if text.whole.longest > max(len(ids) for ids in text.documents):
+        cure = f"a larger --tokens: there is a document of {text.whole.longest:,}"
     if allowed < 1:
         raise UsageError(
-            f"no scored token of {text.name!r} is behind its document's first segment"
-            f" ({seq_len:,} tokens)\n  fix: a smaller --seq-len, or --text with longer documents"
+            f"no scored token that was read of {text.name!r} is behind its document's first segment"
+            f" ({seq_len:,} tokens)\n  fix: a smaller --seq-len, or {cure}"
         )
-    if max(lengths, default=0) > allowed:
+    longest = max(lengths, default=0)
+    if longest > allowed:
         raise UsageError(
-            f"no scored token of {text.name!r} has {max(lengths):,} tokens before its segment"
-            f" ({seq_len:,} tokens)\n  fix: memories of at most {allowed:,} tokens, a smaller"
-            " --seq-len, or --text with longer documents"
+            f"no scored token that was read of {text.name!r} has {format_count(longest, 'token')}"
+            f" before its segment ({seq_len:,} tokens)\n  fix: memories of at most {allowed:,}"
+            f" tokens, a smaller --seq-len, or {cure}"
         )

@@ -13,6 +13,7 @@ from lswt_core.reporting import sections
 from lswt_core.reporting.curves import ReportUnavailable
 from lswt_core.reporting.sections import Bullets, Picture, Section, Sentences
 from lswt_core.reporting.tables import Table
+from lswt_core.reporting.units import format_count
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
@@ -77,10 +78,13 @@ def task_table(tasks: dict[str, Report]) -> Table:
 
 def describe_text(name: str, text: Report) -> str:
     """Return losses and size of a text in a sentence."""
+    whole = text["whole"]
     return (
         f"{name}: {format_mean(text['loss'])} nats per token, perplexity"
         f" {text['perplexity']:.2f}, {text['bits_per_byte']:.4f} bits per byte"
-        f" ({text['tokens']:,} tokens of {text['documents']:,} documents)."
+        f" ({format_count(text['tokens'], 'scored token')}; read: {text['tokens_read']:,} of"
+        f" {format_count(whole['tokens'], 'token')}, of {text['documents']:,} of"
+        f" {format_count(whole['documents'], 'document')})."
     )
 
 
