@@ -16,6 +16,7 @@ from helpers import stream, tiny, tokens
 from lswt_recall.integers import Integers
 from lswt_registers import Registers
 from lswt_xl_cache import XlCache, XlHidden
+from matplotlib.figure import Figure
 from nano import NANO
 from runs import inside
 from torch import Tensor
@@ -44,8 +45,10 @@ from lswt_core.evaluation.key_tokens import key_tokens
 from lswt_core.evaluation.measure import Asked, evaluate_text
 from lswt_core.evaluation.memory_gain import memory_gain
 from lswt_core.evaluation.narrow_states import narrow_errors
+from lswt_core.evaluation.plots import draw_recall
+from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.probes import PROBES
-from lswt_core.evaluation.recall import recall_by_distance
+from lswt_core.evaluation.recall import chance_level, recall_by_distance
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
 from lswt_core.evaluation.report import describe_recl, render_text
 from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, limits_for
@@ -67,6 +70,12 @@ def model_of(**parts: Any) -> LoadedModel:
 def model() -> LoadedModel:
     """A model with a KV cache of MEMORY tokens."""
     return model_of(memories=XL)
+
+
+def printed(text: dict[str, Any]) -> str:
+    """What the command prints of the text "a", in words a space apart."""
+    report = {"seq_len": SEQ_LEN, "precision": "float64", "texts": {"a": text}, "tasks": {}}
+    return " ".join(render_text(report).split())
 
 
 def text_of(*lengths: int) -> Text:
@@ -338,6 +347,23 @@ def attention_to_the_first_of_two() -> float:
     return float(torch.cat(shares).mean())
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ((30, 1, 4, 3), (2, SEQ_LEN)),  # documents with a whole segment
+        ((3, 3, 1), (2, 3)),  # none has one
+        ((5,) * 9, (8, SEQ_LEN)),
+    ],
+)
+def test_a_short_document_shortens_none_of_those_that_are_probed(
+    model: LoadedModel, sizes: Sequence[int], shape: tuple[int, int]
+) -> None:
+    text = text_of(*sizes)
+    ids = probe_batch(model, text)
+    assert ids.shape == shape
+    np.testing.assert_array_equal(ids[0], text.documents[0][: shape[1]])
+
+
 def test_narrow_caches_cost_little_and_bfloat16_next_to_nothing(model: LoadedModel) -> None:
     text = text_of(20, 9)
     full = token_losses(model, text, SEQ_LEN)
@@ -397,18 +423,42 @@ def test_what_is_not_measured_is_listed_with_the_reason(
 ) -> None:
     text = evaluate_text(model_of(**parts), text_of(*sizes), Asked(SEQ_LEN))
     assert text["left_out"].keys() == left_out
-    assert {name for name, one in text.items() if one is None} == left_out
-    report = {"seq_len": SEQ_LEN, "precision": "float64", "texts": {"a": text}, "tasks": {}}
-    printed = render_text(report)
+    assert {name for name, one in text.items() if one is None} == {*left_out, "recall_chance"}
     for name, why in text["left_out"].items():
         assert "--" not in why
-        assert f"left out: {name.replace('_', ' ')}: {why}" in " ".join(printed.split())
+        assert f"left out: {name.replace('_', ' ')}: {why}" in printed(text)
 
 
 def test_lengths_that_were_asked_for_are_refused_by_their_option(model: LoadedModel) -> None:
     for asked in (Asked(SEQ_LEN, memory=[9]), Asked(SEQ_LEN, contexts=[3, 30])):
         with pytest.raises(UsageError, match=r"--(memory|context): no"):
             evaluate_text(model, text_of(9), asked)
+
+
+def test_chance_is_what_the_frequencies_of_answers_allow(model: LoadedModel) -> None:
+    text = text_of(9, 9)._replace(names=["distance 1/x", "distance 2/y"])
+    for labels, answers in zip(text.labels, ([5, 5, 6], [7]), strict=True):
+        labels[:] = IGNORE
+        labels[8 - len(answers) : 8] = answers
+    chance = chance_level(text)
+    assert (chance.accuracy, chance.answers) == (0.5, 3)
+    assert chance.loss == pytest.approx(1.5 * np.log(2))
+    measured = evaluate_text(model, text, Asked(SEQ_LEN, memory=[]))
+    assert measured["recall_chance"] == chance._asdict()
+    assert "Chance: accuracy 0.5000, loss 1.0397 nats" in printed(measured)
+    axes = Figure().subplots()
+    draw_recall(axes, measured, "k", "a")
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert [[*line.get_ydata()] for line in dotted] == [[0.5, 0.5]]
+
+
+def test_gains_by_position_in_the_segment_are_printed(model: LoadedModel) -> None:
+    text = evaluate_text(model, text_of(40), Asked(SEQ_LEN, memory=[]))
+    *_, last = text["memory"][-1]["by_position"]
+    assert last["from"] == 2
+    out = printed(text).partition("a: Memory gain by position in the segment")[2]
+    assert f"2 {last['value']:+.4f} 18 " in out.partition("a: ")[0]
+    assert "from an empty memory 1 x 4" in out
 
 
 def test_intervals_are_over_documents() -> None:
@@ -674,8 +724,8 @@ def test_probes_are_compared_by_seed_in_the_report() -> None:
         (["--text", "nowhere.txt"], 2, "there is no nowhere.txt"),
         (["--memory", "many"], 2, "whole numbers"),
         (["--memory", "100000"], 2, "at most"),
-        (["--context", "8,100000"], 2, "longer documents"),
-        (["--context", "8"], 2, "--context: RECL compares"),
+        (["--context", "8,100000", "--tokens", "64"], 2, "longer documents"),
+        (["--context", "8", "--tokens", "64"], 2, "--context: RECL compares"),
         (["--tokens", "0"], 2, "at least 1"),
         (["--text", "empty.txt"], 4, "no text"),
         (["--text", "a=a.txt", "--text", "a=a.txt"], 2, "same name"),

@@ -20,6 +20,7 @@ from lswt_core.evaluation.plain_data import (
     describe_sinks,
 )
 from lswt_core.evaluation.probe_batch import probe_batch
+from lswt_core.evaluation.recall import chance_level
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import token_losses
 
@@ -60,7 +61,8 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
     "loss" (nats per token, 95 % interval over documents), "perplexity", "bits_per_byte",
     "by_position" (tokens since the document's start), "memory" (gain by memory length),
     "effective_context" (RECL), "extrapolation", "key_tokens", "narrow_memory", "sinks",
-    "activations", "repetition", "recall" (accuracy by distance in segments). Raises
+    "activations", "repetition", "recall" (accuracy by distance in segments),
+    "recall_chance", "probed" (first tokens of documents, for sinks and activations). Raises
     UsageError if a length that was asked for is not possible.
     """
     measures, seq_len = Measures(), asked.seq_len
@@ -80,12 +82,15 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
         "memory": None if asked.memory is None else "--memory",
         "effective_context": None if asked.contexts is None else "--context",
     }
+    measured = {name: measures.measure(name, how, options.get(name)) for name, how in hows.items()}
     return {
         "documents": len(text.documents),
         "tokens": text.tokens,
         "tokens_read": text.read,
         "whole": text.whole._asdict(),
         **describe_losses(losses, text),
-        **{name: measures.measure(name, how, options.get(name)) for name, how in hows.items()},
+        "probed": {"documents": ids.shape[0], "tokens": ids.shape[1]},
+        **measured,
+        "recall_chance": measured["recall"] and chance_level(text)._asdict(),
         "left_out": measures.left_out,
     }

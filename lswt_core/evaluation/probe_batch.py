@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,11 +12,17 @@ from lswt_core.decode.load_run import LoadedModel
 from lswt_core.evaluation.texts import Text
 
 PROBED_ROWS, PROBED_TOKENS = 8, 512  # whose attention weights are in memory at once
+ALIKE = 0.9  # times the longest document: how long shorter ones are at least
 
 
 def probe_batch(model: LoadedModel, text: Text) -> Tensor:
-    """Return the beginnings of documents [B, T], all as long as the shortest of them."""
+    """Return the first segments [B, T] of the longest documents, up to PROBED_TOKENS of each: of
+    those that have as many or, where none has, that are about as long as the longest.
+    """
+    size = min(PROBED_TOKENS, model.seq_len)
     longest = sorted(text.documents, key=len, reverse=True)[:PROBED_ROWS]
-    size = min(PROBED_TOKENS, model.seq_len, len(longest[-1]))
+    if len(longest[0]) < size:
+        size = math.ceil(ALIKE * len(longest[0]))
     device = next(model.decoder.parameters()).device
-    return torch.from_numpy(np.stack([ids[:size] for ids in longest])).to(device)
+    rows = np.stack([ids[:size] for ids in longest if len(ids) >= size])
+    return torch.from_numpy(rows).to(device)

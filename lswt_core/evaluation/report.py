@@ -100,9 +100,10 @@ def describe_picture(report: Report) -> str:
 def list_measurements(text: Report) -> Iterator[Section]:
     """Yield the tables of a text, those that it has."""
     if text["recall"]:
-        yield recall_section(text["recall"])
+        yield recall_section(text["recall"], text["recall_chance"])
     if text["memory"]:
         yield memory_section(text["memory"])
+        yield memory_position_section(text["memory"][-1]["by_position"])
     if text["effective_context"]:
         yield context_section(text["effective_context"])
     if text["extrapolation"]:
@@ -118,14 +119,17 @@ def measurement(title: str, table: Table, *notes: str) -> Section:
     return Section(title, [table, Bullets(notes)], printed=True)
 
 
-def recall_section(points: list[Report]) -> Section:
+def recall_section(points: list[Report], chance: Report) -> Section:
     """Return the accuracy of answers by distance."""
     rows = [[f"{one['distance']:,}", format_mean(one["accuracy"])] for one in points]
     tokens = sum(one["accuracy"]["tokens"] for one in points)
     return measurement(
         "Recall by distance",
         Table(("segments between fact and question", "accuracy (95 % interval)"), rows),
-        f"Share of {tokens:,} answers that are the most likely token.",
+        f"Share of {format_count(tokens, 'answer')} that are the most likely token.",
+        f"Chance: accuracy {chance['accuracy']:.4f}, loss {chance['loss']:.4f} nats, by the"
+        f" frequencies of the {format_count(chance['answers'], 'different answer')} alone. A memory"
+        " that is cut for a measurement may do worse: the model was not trained without it.",
     )
 
 
@@ -139,8 +143,17 @@ def memory_section(points: list[Report]) -> Section:
     return measurement(
         "Loss with the memory cut",
         Table(("memory (tokens)", "loss", "gain over no memory (95 % interval)"), rows),
-        f"Gains are over the {tokens:,} tokens behind the first segment of their document.",
+        f"Gains are over the {format_count(tokens, 'token')} behind the first segment of their"
+        " document.",
     )
+
+
+def memory_position_section(points: list[Report]) -> Section:
+    """Return the gain of the trained memory by position in the segment."""
+    rows = [[f"{one['from']:,}", format_mean(one, "+.4f"), f"{one['tokens']:,}"] for one in points]
+    header = ("position in the segment, from", "gain over no memory (95 % interval)", "tokens")
+    note = "Of the memory as trained."
+    return measurement("Memory gain by position in the segment", Table(header, rows), note)
 
 
 def context_section(context: Report) -> Section:
@@ -153,8 +166,9 @@ def context_section(context: Report) -> Section:
     return measurement(
         "Loss by context, cold restarts",
         Table(("context (tokens)", "loss (95 % interval)"), rows),
-        f"RECL{alone}. {'; '.join(lengths)}. The same {context['targets']:,} tokens, each predicted"
-        " from exactly so many tokens.",
+        f"RECL{alone}. {'; '.join(lengths)}.",
+        f"The same {format_count(context['targets'], 'token')}, each predicted from exactly so many"
+        " tokens.",
         "RECL takes the better of two losses token by token, so that noise lengthens it; the mean"
         " losses in the table show whether a longer context helps on average.",
     )
@@ -177,11 +191,13 @@ def extrapolation_section(measured: Report) -> Section:
     for point in measured["points"]:
         losses = [format_mean(point[how]) for how in ("streamed", "recomputed")]
         rows.append([f"{point['context']:,}", *losses])
+    tokens = measured["points"][0]["streamed"]["tokens"]
     return measurement(
         "Loss by length of the text that is read",
         Table(("window (tokens)", "in segments", "in one pass"), rows),
-        f"The last {measured['scored']:,} tokens of {measured['windows']:,} windows; the longest"
-        f" document has {measured['longest']:,} tokens.",
+        f"The same {format_count(tokens, 'token')}, at most {measured['scored']:,} at the end of"
+        f" each of {format_count(measured['windows'], 'window')}; the longest document that was"
+        f" read has {format_count(measured['longest'], 'token')}.",
     )
 
 
@@ -204,8 +220,14 @@ def narrow_section(errors: list[Report]) -> Section:
 
 def states_section(text: Report) -> Section:
     """Return attention sinks, activations, key tokens and repetition."""
-    rows = []
-    for name, sinks in text["sinks"].items():
+    probed = text["probed"]
+    rows = [
+        [
+            "documents x first tokens, from an empty memory",
+            f"{probed['documents']} x {probed['tokens']}",
+        ]
+    ]
+    for name, sinks in (text["sinks"] or {}).items():
         shown = name.replace("_", " ")
         rows.append([f"attention to {shown}, mean share", f"{sinks['mean']:.4f}"])
         rows.append([f"sink rate of {shown} (share of heads above 0.3)", f"{sinks['rate']:.3f}"])
