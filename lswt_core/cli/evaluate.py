@@ -89,8 +89,8 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         default=TOKENS,
         metavar="N",
         help=(
-            "tokens to read of every text: so many segments of documents until there are as many,"
-            f" more of each where documents are few (default: {TOKENS:,})"
+            "tokens to read of every text: the first 16 segments of documents until there are as"
+            f" many, more of each where documents are few (default: {TOKENS:,})"
         ),
     )
     parser.add_argument(
@@ -189,7 +189,7 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, list[Text]]
 
     def limits(model: LoadedModel) -> Limits:
         """The part of a text that is read."""
-        return limits_for(model, arguments.tokens, arguments.seq_len, reach)
+        return limits_for(arguments.tokens, arguments.seq_len or model.seq_len, reach)
 
     if arguments.text:
         model = load_model(arguments.model, registry)

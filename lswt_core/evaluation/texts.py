@@ -12,9 +12,8 @@ import numpy as np
 from lswt_core.data import Tokens
 from lswt_core.data.corpus import held_out_tokens
 from lswt_core.data.scored import as_labels, end_labels, plain_ids
-from lswt_core.decode.load_run import LoadedModel, LoadedRun
+from lswt_core.decode.load_run import LoadedRun
 from lswt_core.errors import DataError
-from lswt_core.evaluation.memory_length import longest_memory
 from lswt_core.interfaces import IGNORE, Tokenizer
 from lswt_core.plugin_api.seeding import derive_seed
 from lswt_core.registry import Registry
@@ -139,15 +138,11 @@ class Limits(NamedTuple):
     per_document: int  # from its beginning; more where whole documents have too few in all
 
 
-def limits_for(
-    model: LoadedModel, tokens: int, seq_len: int | None = None, reach: int = 0
-) -> Limits:
-    """Return limits under which a model's memory can be measured, read in segments of ``seq_len``
-    (None: as trained): of every document SEGMENTS segments, and two more than twice its longest
-    memory, or than the ``reach`` in tokens that was asked for.
+def limits_for(tokens: int, seq_len: int, reach: int = 0) -> Limits:
+    """Return the limits of a text that is read in segments of ``seq_len``: of every document
+    SEGMENTS segments, or two more than the memory or context of ``reach`` tokens that was asked
+    for. They depend on no model, so that models are compared on the same tokens.
     """
-    seq_len = model.seq_len if seq_len is None else seq_len
-    reach = max(2 * longest_memory(model.decoder), reach)
     return Limits(tokens, max(SEGMENTS * seq_len, 2 * seq_len + reach))
 
 
