@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.activations import measure_activations
@@ -22,7 +24,7 @@ from lswt_core.evaluation.plain_data import (
 from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.recall import chance_level
 from lswt_core.evaluation.texts import Text
-from lswt_core.evaluation.token_losses import token_losses
+from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 
 
 class Asked(NamedTuple):
@@ -32,6 +34,12 @@ class Asked(NamedTuple):
     memory: Sequence[int] | None = None  # lengths in tokens; None: chosen for the model
     contexts: Sequence[int] | None = None  # of RECL; None: chosen for the model
     others: Mapping[str, LoadedModel] = {}  # that RECL is compared with, by name
+
+    def options(self) -> dict[str, str]:
+        """The options of the command whose values were given, by measure."""
+        given = {"memory": self.memory, "effective_context": self.contexts}
+        names = {"memory": "--memory", "effective_context": "--context"}
+        return {measure: names[measure] for measure, one in given.items() if one is not None}
 
 
 class Measures:
@@ -65,24 +73,12 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
     "recall_chance", "probed" (first tokens of documents, for sinks and activations). Raises
     UsageError if a length that was asked for is not possible.
     """
-    measures, seq_len = Measures(), asked.seq_len
-    losses, ids = token_losses(model, text, seq_len), probe_batch(model, text)
-    hows: dict[str, Callable[[], Any]] = {
-        "memory": lambda: describe_memory(model, text, seq_len, asked.memory),
-        "effective_context": lambda: describe_context(model, text, asked.contexts, asked.others),
-        "extrapolation": lambda: describe_extrapolation(model, text),
-        "key_tokens": lambda: describe_key_tokens(model, text, losses, seq_len),
-        "narrow_memory": lambda: describe_narrow_memory(model, text, losses, seq_len),
-        "sinks": lambda: describe_sinks(model, ids),
-        "activations": lambda: measure_activations(model, ids)._asdict(),
-        "recall": lambda: describe_recall(model, text),
-        "repetition": lambda: describe_repetition(model, text),
+    losses, ids = token_losses(model, text, asked.seq_len), probe_batch(model, text)
+    measures, options = Measures(), asked.options()
+    measured = {
+        name: measures.measure(name, how, options.get(name))
+        for name, how in measures_of(model, text, asked, losses, ids).items()
     }
-    options = {
-        "memory": None if asked.memory is None else "--memory",
-        "effective_context": None if asked.contexts is None else "--context",
-    }
-    measured = {name: measures.measure(name, how, options.get(name)) for name, how in hows.items()}
     return {
         "documents": len(text.documents),
         "tokens": text.tokens,
@@ -93,4 +89,24 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
         **measured,
         "recall_chance": measured["recall"] and chance_level(text)._asdict(),
         "left_out": measures.left_out,
+    }
+
+
+def measures_of(
+    model: LoadedModel, text: Text, asked: Asked, losses: TokenLosses, ids: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """Return the measures that not every model and text allows, by name; each raises UsageError if
+    it is not possible. ``losses`` are the text's, ``ids`` [B, T] the tokens to probe.
+    """
+    seq_len = asked.seq_len
+    return {
+        "memory": lambda: describe_memory(model, text, seq_len, asked.memory),
+        "effective_context": lambda: describe_context(model, text, asked.contexts, asked.others),
+        "extrapolation": lambda: describe_extrapolation(model, text),
+        "key_tokens": lambda: describe_key_tokens(model, text, losses, seq_len),
+        "narrow_memory": lambda: describe_narrow_memory(model, text, losses, seq_len),
+        "sinks": lambda: describe_sinks(model, ids),
+        "activations": lambda: measure_activations(model, ids)._asdict(),
+        "recall": lambda: describe_recall(model, text),
+        "repetition": lambda: describe_repetition(model, text),
     }
