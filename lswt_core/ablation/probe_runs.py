@@ -14,7 +14,7 @@ from lswt_core.ablation.runs.store import write_json
 from lswt_core.decode.load_run import load_run
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.probes import PROBES, Values
-from lswt_core.evaluation.texts import SEGMENTS, Limits, held_out_text
+from lswt_core.evaluation.texts import held_out_text, limits_for
 from lswt_core.model.code_fingerprint import describe_core
 from lswt_core.registry import Registry
 
@@ -101,7 +101,7 @@ class ProbedRuns:
     def measure(self, directory: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Measure probes of a run's last checkpoint on its held-out text, and keep them."""
         run = load_run(directory, self.registry)
-        text = held_out_text(run, self.registry, Limits(TOKENS, SEGMENTS * run.model.seq_len))
+        text = held_out_text(run, self.registry, limits_for(TOKENS, run.model.seq_len))
         measured: dict[str, dict[str, Any]] = {}
         for name in names:
             try:

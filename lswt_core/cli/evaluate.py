@@ -61,7 +61,10 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         metavar="16,32,48",
-        help="contexts of cold restarts in tokens (default: up to four segments)",
+        help=(
+            "contexts of cold restarts in tokens (default: up to four segments, or to one and twice"
+            " the longest memory)"
+        ),
     )
     parser.add_argument(
         "--among",
@@ -85,7 +88,10 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=TOKENS,
         metavar="N",
-        help=f"tokens to read of every text (default: {TOKENS:,})",
+        help=(
+            "tokens to read of every text: the first 16 segments of documents until there are as"
+            f" many, more of each where documents are few (default: {TOKENS:,})"
+        ),
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where evaluation.json, .md, .html and .png go"
@@ -157,6 +163,12 @@ def read_lengths(arguments: argparse.Namespace, name: str) -> list[int] | None:
     return lengths
 
 
+def longest_asked(arguments: argparse.Namespace) -> int:
+    """The longest memory or context that was asked for; 0 for none. Raises UsageError."""
+    given = [read_lengths(arguments, name) for name in ("memory", "context")]
+    return max((lengths[-1] for lengths in given if lengths), default=0)
+
+
 def require_positive(arguments: argparse.Namespace) -> None:
     """Raise UsageError if a number of tokens is not positive."""
     for name in ("seq_len", "tokens", "limit"):
@@ -171,20 +183,20 @@ def read_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, list[Text]]
     """
     from lswt_core.cli.load_model import load_model
     from lswt_core.decode.load_run import is_run_directory, load_run
-    from lswt_core.evaluation.texts import SEGMENTS, Limits, held_out_text
+    from lswt_core.evaluation.texts import held_out_text, limits_for
 
-    registry = required_registry(arguments)
+    registry, reach = required_registry(arguments), longest_asked(arguments)
 
-    def limits(seq_len: int) -> Limits:
+    def limits(model: LoadedModel) -> Limits:
         """The part of a text that is read."""
-        return Limits(arguments.tokens, SEGMENTS * (arguments.seq_len or seq_len))
+        return limits_for(arguments.tokens, arguments.seq_len or model.seq_len, reach)
 
     if arguments.text:
         model = load_model(arguments.model, registry)
-        return model, named_texts(arguments.text, model, limits(model.seq_len))
+        return model, named_texts(arguments.text, model, limits(model))
     if is_run_directory(arguments.model):
         run = load_run(arguments.model, registry)
-        return run.model, [held_out_text(run, registry, limits(run.model.seq_len))]
+        return run.model, [held_out_text(run, registry, limits(run.model))]
     load_model(arguments.model, registry)  # says what is wrong with the directory
     raise UsageError(f"{arguments.model} has no held-out text of its own\n  fix: --text FILE")
 

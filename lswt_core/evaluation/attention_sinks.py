@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.interfaces import AttentionBackend, KVBlock
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.attention import attention_scores
@@ -31,11 +32,13 @@ class Sinks(NamedTuple):
 
 def attention_sinks(model: LoadedModel, ids: Tensor) -> dict[str, Sinks]:
     """Return attention to the first token and to registers in texts ids [B, T], read from an empty
-    memory; only sinks that the model has.
+    memory; only sinks that the model has. Raises UsageError if no layer has softmax attention.
     """
     autocast = model.precision.autocast(ids.device)
     with probed_attention(model.decoder) as shares, torch.no_grad(), autocast:
         model.decoder(ids)
+    if not shares:
+        raise UsageError("no layer of this model has softmax attention")
     measured = {}
     for name, layers in shares.items():
         heads = torch.cat(layers)  # of all layers

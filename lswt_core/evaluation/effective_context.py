@@ -5,6 +5,7 @@ Dai et al. 2019 (arXiv 1901.02860), appendix C.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
+from lswt_core.evaluation.memory_length import longest_memory
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import score
 from lswt_core.interfaces import IGNORE
@@ -23,6 +25,9 @@ from lswt_core.plugin_api.seeding import derive_seed
 HARDEST = (0.1, 0.5, 1.0)  # shares r of the targets, hardest first
 LEAST_GAIN = 0.01  # of relative perplexity
 TOKENS_AT_ONCE = 16_384
+LONGEST_CONTEXT, CONTEXTS = 4, 16  # segments, unless memories reach further; at most so many
+TARGETS, LEAST_TARGETS = 256, 16
+COLD_BUDGET = 16  # times the tokens of the text that cold restarts may read
 
 
 class Targets(NamedTuple):
@@ -44,15 +49,47 @@ class ContextLosses(NamedTuple):
         return [mean_over_tokens(row, self.targets.document) for row in self.losses]
 
 
-def context_losses(
-    model: LoadedModel, text: Text, contexts: Sequence[int], targets: int
-) -> ContextLosses:
-    """Return the losses of some of a text's tokens, each predicted from exactly c tokens, for every
-    c in ``contexts``. Which tokens they are depends on the text and the longest context alone.
-
-    Raises UsageError if no document is longer than the longest context.
+def choose_contexts(models: Sequence[LoadedModel], text: Text) -> Sequence[int]:
+    """Return at most CONTEXTS contexts, evenly spaced: up to four segments of the first model, or
+    to a segment and twice the longest memory of any, as far as documents are long enough for
+    LEAST_TARGETS tokens. Raises UsageError if they are for fewer than two contexts.
     """
-    chosen = choose_targets(text, max(contexts), targets)
+    seq_len = models[0].seq_len
+    memory = max(longest_memory(model.decoder) for model in models)
+    return spaced_contexts(text, seq_len, max(LONGEST_CONTEXT * seq_len, seq_len + 2 * memory))
+
+
+def spaced_contexts(text: Text, seq_len: int, longest: int) -> Sequence[int]:
+    """Return contexts up to ``longest``, or as far as the text allows, in steps of quarters of a
+    segment: of one where CONTEXTS of these are enough.
+    """
+    before = np.sort(np.concatenate([np.flatnonzero(one != IGNORE) for one in text.labels])) + 1
+    most = min(longest, int(before[-min(LEAST_TARGETS, len(before))]))
+    quarter = max(1, seq_len // 4)
+    step = quarter * max(1, math.ceil(most / (CONTEXTS * quarter)))
+    contexts = range(step, most + 1, step)
+    if len(contexts) < 2:
+        raise UsageError(
+            f"fewer than {LEAST_TARGETS} scored tokens of {text.name!r} have {2 * step:,} tokens"
+            " of their document before them\n  fix: --text with longer documents"
+        )
+    return contexts
+
+
+def measure_context(model: LoadedModel, text: Text, contexts: Sequence[int]) -> ContextLosses:
+    """Return the losses of as many of a text's tokens as COLD_BUDGET allows, each predicted from
+    exactly c tokens, for every c in ``contexts`` (increasing). Which tokens they are depends on
+    the text and the contexts alone.
+
+    Raises UsageError if no document is longer than the longest context, or there is but one.
+    """
+    if len(contexts) < 2:
+        raise UsageError(
+            f"RECL compares contexts: {contexts[0]:,} is a single one\n"
+            "  fix: name several, evenly spaced, e.g. 16,32,48"
+        )
+    targets = min(TARGETS, max(LEAST_TARGETS, COLD_BUDGET * text.read // sum(contexts)))
+    chosen = choose_targets(text, contexts[-1], targets)
     losses = np.stack([cold_losses(model, text, chosen, c) for c in contexts])
     return ContextLosses(contexts, losses, chosen)
 
@@ -131,9 +168,9 @@ def relative_length(
     contexts: Sequence[int], losses: np.ndarray, least: np.ndarray, share: float
 ) -> int:
     """Return RECL of a model with ``losses`` [contexts, T]: the context from which a longer one
-    gains less than LEAST_GAIN. ``least`` [contexts, T] are the least losses of any model of the
-    group, itself among them: what has no use for a short context gains nothing by a longer one that
-    others do not need.
+    gains less than LEAST_GAIN; the longest one, a lower bound, if there is none. ``least``
+    [contexts, T] are the least losses of any model of the group, itself among them: what has no use
+    for a short context gains nothing by a longer one that others do not need.
 
     With b = least(c), f(c, c') is the mean of min(b, l(c')) over the share of targets with the
     largest b, and the gain (exp f(c, c) - exp f(c, c')) / exp f(c, c).

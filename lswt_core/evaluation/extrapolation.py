@@ -4,13 +4,14 @@ trained segment, streamed in segments and recomputed in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import score
@@ -30,7 +31,7 @@ class Extrapolation(NamedTuple):
     """Losses by length of context."""
 
     points: list[LengthPoint]
-    scored: int  # tokens at the end of every window
+    scored: int  # tokens at the end of every window, of which those with a label count
     windows: int
     longest: int  # tokens of the longest document: no window is longer
 
@@ -39,45 +40,64 @@ def extrapolation(
     model: LoadedModel, text: Text, factors: Sequence[int], windows: int
 ) -> Extrapolation:
     """Return the losses of the last half segment of some windows, read with contexts of ``factors``
-    times the trained segment, as far as documents are long enough.
+    times the trained segment (increasing), as far as documents are long enough.
 
-    All lengths score the same tokens: windows end where the longest ones do.
+    All lengths score the same tokens: windows end where the longest ones do. Raises UsageError if
+    fewer than two lengths can be compared.
     """
-    longest = max(len(ids) for ids in text.documents)
-    lengths = [f * model.seq_len for f in factors if f * model.seq_len <= longest]
     scored = max(1, model.seq_len // 2)
-    if not lengths:
-        return Extrapolation([], scored, 0, longest)
-    ends = choose_ends(text, lengths[-1], windows)
+    lengths = [factor * model.seq_len for factor in factors]
+    while lengths and not choose_ends(text, lengths[-1], scored, windows):
+        lengths.pop()
+    if len(lengths) < 2:
+        raise UsageError(
+            f"no scored token of {text.name!r} has two segments ({2 * model.seq_len:,} tokens) of"
+            " its document before it\n  fix: --text with longer documents"
+        )
+    ends = choose_ends(text, lengths[-1], scored, windows)
+    kept = np.concatenate([text.labels[at][end - scored : end] for at, end in ends]) != IGNORE
+    documents = np.repeat([document for document, _ in ends], scored)[kept]
     points = []
     for length in lengths:
-        streamed = window_losses(model, text, ends, (length, model.seq_len, scored))
-        recomputed = window_losses(model, text, ends, (length, length, scored))
-        labels = [text.labels[document][end - scored : end] for document, end in ends]
-        kept = np.concatenate(labels) != IGNORE
-        if not kept.any():
-            break
-        documents = np.repeat([document for document, _ in ends], scored)[kept]
+        streamed = window_losses(model, text, ends, (length, model.seq_len, scored))[kept]
+        recomputed = window_losses(model, text, ends, (length, length, scored))[kept]
         points.append(
             LengthPoint(
                 length,
-                mean_over_tokens(streamed[kept], documents),
-                mean_over_tokens(recomputed[kept], documents),
+                mean_over_tokens(streamed, documents),
+                mean_over_tokens(recomputed, documents),
             )
         )
+    longest = max(len(ids) for ids in text.documents)
     return Extrapolation(points, scored, len(ends), longest)
 
 
-def choose_ends(text: Text, length: int, windows: int) -> list[tuple[int, int]]:
+def choose_ends(text: Text, length: int, scored: int, windows: int) -> list[tuple[int, int]]:
     """Return document and end of windows of ``length`` tokens that do not overlap: one a document
-    first, then a second one of each, and so on.
+    first, then a second one of each, and so on. Some of the last ``scored`` tokens of each count.
     """
     ends = [
-        (number, document, (number + 1) * length)
-        for document, ids in enumerate(text.documents)
-        for number in range(len(ids) // length)
+        (number, document, end)
+        for document, labels in enumerate(text.labels)
+        for number, end in enumerate(window_ends(labels != IGNORE, length, scored))
     ]
     return [(document, end) for _, document, end in sorted(ends)[:windows]]
+
+
+def window_ends(counts: np.ndarray, length: int, scored: int) -> Iterator[int]:
+    """Yield the ends of windows of a document whose tokens ``counts`` [tokens] are scored. Each
+    ends as early as most of its last ``scored`` tokens count: where all do, windows adjoin.
+    """
+    before = np.append(0, np.cumsum(counts))
+    within = before[scored:] - before[:-scored]  # of the ``scored`` tokens from each position on
+    start = 0
+    while start + length <= len(counts):
+        first = start + length - scored
+        ahead = within[first : first + length]
+        best = int(ahead.argmax())
+        start += length + (best if ahead[best] else 0)
+        if ahead[best]:
+            yield start
 
 
 @torch.no_grad()

@@ -11,15 +11,15 @@ import numpy as np
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
-from lswt_core.evaluation.texts import Text
-from lswt_core.evaluation.token_losses import (
-    TokenLosses,
+from lswt_core.evaluation.memory_length import (
     cuttable_memories,
-    forget,
+    longest_memory,
     memory_length,
-    token_losses,
 )
+from lswt_core.evaluation.texts import Text
+from lswt_core.evaluation.token_losses import TokenLosses, forget, token_losses
 from lswt_core.plugin_api.pytree import detach_state
+from lswt_core.reporting.units import format_count
 
 
 class MemoryPoint(NamedTuple):
@@ -53,6 +53,18 @@ def memory_gain(
     return points
 
 
+def choose_lengths(model: LoadedModel, text: Text, seq_len: int) -> list[int]:
+    """Return memory lengths: powers of two from an eighth of a segment, up to twice what the
+    memories hold, as far as the text allows; none where states cannot be cut.
+    """
+    most = min(2 * longest_memory(model.decoder), text.longest - seq_len)
+    lengths, length = [], max(1, seq_len // 8)
+    while length <= most:
+        lengths.append(length)
+        length *= 2
+    return lengths
+
+
 def describe(
     length: int | None, losses: TokenLosses, without: TokenLosses, seq_len: int
 ) -> MemoryPoint:
@@ -77,24 +89,33 @@ def position_buckets(positions: np.ndarray) -> np.ndarray:
     return np.where(positions == 0, 0, 2**powers)
 
 
-def require_memory(model: LoadedModel, text: Text, seq_len: int, lengths: Sequence[int]) -> None:
-    """Raise UsageError if these memory lengths cannot be measured."""
+def require_memory(
+    model: LoadedModel, text: Text, seq_len: int, lengths: Sequence[int] = ()
+) -> None:
+    """Raise UsageError if memories cannot be measured, or not with these lengths."""
     if not model.decoder.can_read_on:
         raise UsageError(
-            "--memory: no layer of this model keeps anything between segments\n"
-            "  fix: leave --memory out, or name a model with memory.xl or a recurrent mixer"
+            "no layer of this model keeps anything between segments\n"
+            "  fix: name a model with memory.xl or a recurrent mixer"
         )
     if lengths and not cuttable_memories(model.decoder):
         raise UsageError(
-            "--memory: this model's states summarise all of the past, and cannot be cut to a number"
+            "this model's states summarise all of the past, and cannot be cut to a number"
             " of tokens\n  fix: --memory 0, which compares with no memory"
         )
-    longest = max(len(ids) for ids in text.documents)
-    allowed = longest - seq_len
-    if allowed < 1 or max(lengths, default=0) > allowed:
+    allowed = text.longest - seq_len
+    cure = "--text with longer documents"
+    if text.whole.longest > max(len(ids) for ids in text.documents):
+        cure = f"a larger --tokens: there is a document of {text.whole.longest:,}"
+    if allowed < 1:
         raise UsageError(
-            f"--memory: the longest document of {text.name!r} has {longest:,} tokens, a segment"
-            f" {seq_len:,}: no token has {max([1, *lengths]):,} tokens before its segment\n"
-            f"  fix: memories of at most {max(allowed, 0):,} tokens, a smaller --seq-len, or --text"
-            " with longer documents"
+            f"no scored token that was read of {text.name!r} is behind its document's first segment"
+            f" ({seq_len:,} tokens)\n  fix: a smaller --seq-len, or {cure}"
+        )
+    longest = max(lengths, default=0)
+    if longest > allowed:
+        raise UsageError(
+            f"no scored token that was read of {text.name!r} has {format_count(longest, 'token')}"
+            f" before its segment ({seq_len:,} tokens)\n  fix: memories of at most {allowed:,}"
+            f" tokens, a smaller --seq-len, or {cure}"
         )

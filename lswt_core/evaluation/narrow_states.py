@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import Carry, TokenLosses, token_losses
@@ -35,7 +36,7 @@ def narrow_errors(
     its losses with the states as they are. Empty if the model has no KV cache.
     """
     if not any(kv_caches(block) for block in model.decoder.blocks):
-        return []
+        raise UsageError("no layer of this model keeps keys and values between segments")
     errors = []
     for name, dtype in NARROW.items():
         losses = token_losses(model, text, seq_len, narrow_carry(model, dtype))

@@ -68,9 +68,13 @@ def draw_document(axes: Any, text: dict[str, Any], colour: str, name: str) -> No
 
 
 def draw_recall(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:
-    """Draw the accuracy of answers by distance."""
+    """Draw the accuracy of answers by distance, and chance as a dotted line."""
+    if text["recall"] is None:
+        return
     entries = [point["accuracy"] for point in text["recall"]]
     draw(axes, [point["distance"] for point in text["recall"]], entries, colour, name)
+    chance = text["recall_chance"]["accuracy"]
+    axes.axhline(chance, color=colour, linestyle=":", linewidth=1.2, label=f"chance, {name}")
 
 
 def draw(

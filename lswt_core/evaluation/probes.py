@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ import numpy as np
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.attention_sinks import attention_sinks
-from lswt_core.evaluation.effective_context import relative_lengths
-from lswt_core.evaluation.extrapolation import extrapolation
-from lswt_core.evaluation.measure import (
-    FACTORS,
-    WINDOWS,
-    describe_repetition,
+from lswt_core.evaluation.effective_context import (
+    LONGEST_CONTEXT,
     measure_context,
-    probe_batch,
+    relative_lengths,
+    spaced_contexts,
 )
+from lswt_core.evaluation.extrapolation import extrapolation
 from lswt_core.evaluation.memory_gain import memory_gain
+from lswt_core.evaluation.plain_data import FACTORS, WINDOWS, describe_repetition
+from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.texts import Text
 
@@ -48,8 +48,11 @@ def probe_memory(model: LoadedModel, text: Text) -> dict[str, float]:
 
 
 def probe_context(model: LoadedModel, text: Text) -> dict[str, Any]:
-    """Losses by context of the same tokens, and which tokens these are."""
-    context = measure_context(model, text)
+    """Losses by context of the same tokens, and which tokens these are. Contexts are up to four
+    segments whatever the memory: arms that differ in it are one group.
+    """
+    contexts = spaced_contexts(text, model.seq_len, LONGEST_CONTEXT * model.seq_len)
+    context = measure_context(model, text, contexts)
     document, position = context.targets
     ids = [int(text.labels[at][where]) for at, where in zip(document, position, strict=True)]
     names = [text.names[at] for at in document]
@@ -62,7 +65,7 @@ def probe_context(model: LoadedModel, text: Text) -> dict[str, Any]:
 
 def compare_contexts(measured: Sequence[dict[str, Any]]) -> list[Values]:
     """Relative effective context length in tokens, in the group of all models, of all targets and
-    of the hardest tenth.
+    of the hardest tenth; the longest context is a lower bound.
     """
     if len({(one["targets"], *one["contexts"]) for one in measured}) > 1:
         raise UsageError("these models read different tokens, so that they are no group")
@@ -94,8 +97,8 @@ def probe_sinks(model: LoadedModel, text: Text) -> dict[str, float]:
 
 def probe_repetition(model: LoadedModel, text: Text) -> dict[str, float]:
     """Share of n-grams of greedy continuations that came before in them."""
-    measured: Mapping[str, Any] = describe_repetition(model, text) or {"repeated": {}}
-    return {f"repeated_{n}_grams": share for n, share in measured["repeated"].items()}
+    repeated = describe_repetition(model, text)["repeated"]
+    return {f"repeated_{n}_grams": share for n, share in repeated.items()}
 
 
 def probe_recall(model: LoadedModel, text: Text) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import ROWS, segments_of
@@ -30,17 +31,43 @@ class RecallPoint(NamedTuple):
     accuracy: Mean  # share of scored tokens whose label is the most likely one
 
 
+class Chance(NamedTuple):
+    """What is possible by the frequencies of the answers alone."""
+
+    accuracy: float  # of always the most frequent one
+    loss: float  # in nats: the entropy
+    answers: int  # different ones
+
+
 def recall_by_distance(model: LoadedModel, text: Text) -> list[RecallPoint]:
-    """Return the accuracy at every distance of a text of recall tasks; empty for other texts."""
+    """Return the accuracy at every distance of a text of recall tasks. Raises UsageError for other
+    texts.
+    """
+    return [
+        RecallPoint(distance, measure_accuracy(model, text, np.array(own)))
+        for distance, own in sorted(documents_by_distance(text).items())
+    ]
+
+
+def chance_level(text: Text) -> Chance:
+    """Return the level of chance of a text of recall tasks. Raises UsageError for other texts."""
+    documents = [number for own in documents_by_distance(text).values() for number in own]
+    labels = np.concatenate([text.labels[number] for number in documents])
+    _, counts = np.unique(labels[labels != IGNORE], return_counts=True)
+    shares = counts / counts.sum()
+    return Chance(float(shares.max()), float(-(shares * np.log(shares)).sum()), len(counts))
+
+
+def documents_by_distance(text: Text) -> dict[int, list[int]]:
+    """Return the documents of recall tasks by distance. Raises UsageError if there is none."""
     documents: defaultdict[int, list[int]] = defaultdict(list)
     for number, name in enumerate(text.names):
         found = DISTANCE.search(name)
         if found is not None:
             documents[int(found[1])].append(number)
-    return [
-        RecallPoint(distance, measure_accuracy(model, text, np.array(own)))
-        for distance, own in sorted(documents.items())
-    ]
+    if not documents:
+        raise UsageError(f"the documents of {text.name!r} are not of a recall task")
+    return documents
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 
 from lswt_core.decode import InferenceEngine
 from lswt_core.decode.load_run import LoadedModel
+from lswt_core.errors import UsageError
 from lswt_core.evaluation.texts import Text
 
 NGRAMS = (2, 3, 4)
@@ -28,13 +29,16 @@ class Repetition(NamedTuple):
 @torch.no_grad()
 def measure_repetition(
     model: LoadedModel, text: Text, *, prompt: int, tokens: int, continuations: int
-) -> Repetition | None:
+) -> Repetition:
     """Return the repetition of greedy continuations of ``tokens`` tokens of the first ``prompt``
-    tokens of documents; None if no document is as long.
+    tokens of documents. Raises UsageError if no document is as long.
     """
     starts = [ids[:prompt] for ids in text.documents if len(ids) >= prompt][:continuations]
     if not starts:
-        return None
+        raise UsageError(
+            f"no document of {text.name!r} has the {prompt:,} tokens that are continued\n"
+            "  fix: --text with longer documents"
+        )
     device = next(model.decoder.parameters()).device
     engine = InferenceEngine(model.decoder, model.precision, model.seq_len)
     sequence = engine.start()

@@ -13,6 +13,7 @@ from lswt_core.reporting import sections
 from lswt_core.reporting.curves import ReportUnavailable
 from lswt_core.reporting.sections import Bullets, Picture, Section, Sentences
 from lswt_core.reporting.tables import Table
+from lswt_core.reporting.units import format_count
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
@@ -53,11 +54,16 @@ def list_sections(report: Report, *, pictured: bool = False) -> Iterator[Section
     picture = Picture(PICTURE, describe_picture(report)) if pictured else None
     yield Section("", [Sentences([describe_reading(report)]), picture], printed=True)
     for name, text in report["texts"].items():
-        left_out = Bullets([f"left out: {what}: {why}" for what, why in text["left_out"].items()])
+        left_out = Bullets(describe_left_out(text["left_out"]))
         yield Section(name, [Sentences([describe_text(name, text)]), left_out], printed=True)
         for one in list_measurements(text):
             yield one._replace(title=f"{name}: {one.title}")
     yield Section("Tasks of the lm-evaluation-harness", [task_table(report["tasks"])], printed=True)
+
+
+def describe_left_out(left_out: dict[str, str]) -> list[str]:
+    """Return what was not possible, and why."""
+    return [f"left out: {what.replace('_', ' ')}: {why}" for what, why in left_out.items()]
 
 
 def task_table(tasks: dict[str, Report]) -> Table:
@@ -72,10 +78,13 @@ def task_table(tasks: dict[str, Report]) -> Table:
 
 def describe_text(name: str, text: Report) -> str:
     """Return losses and size of a text in a sentence."""
+    whole = text["whole"]
     return (
         f"{name}: {format_mean(text['loss'])} nats per token, perplexity"
         f" {text['perplexity']:.2f}, {text['bits_per_byte']:.4f} bits per byte"
-        f" ({text['tokens']:,} tokens of {text['documents']:,} documents)."
+        f" ({format_count(text['tokens'], 'scored token')}; read: {text['tokens_read']:,} of"
+        f" {format_count(whole['tokens'], 'token')}, of {text['documents']:,} of"
+        f" {format_count(whole['documents'], 'document')})."
     )
 
 
@@ -91,12 +100,13 @@ def describe_picture(report: Report) -> str:
 def list_measurements(text: Report) -> Iterator[Section]:
     """Yield the tables of a text, those that it has."""
     if text["recall"]:
-        yield recall_section(text["recall"])
+        yield recall_section(text["recall"], text["recall_chance"])
     if text["memory"]:
         yield memory_section(text["memory"])
+        yield memory_position_section(text["memory"][-1]["by_position"])
     if text["effective_context"]:
         yield context_section(text["effective_context"])
-    if text["extrapolation"]["points"]:
+    if text["extrapolation"]:
         yield extrapolation_section(text["extrapolation"])
     yield position_section(text["by_position"])
     if text["narrow_memory"]:
@@ -104,19 +114,22 @@ def list_measurements(text: Report) -> Iterator[Section]:
     yield states_section(text)
 
 
-def measurement(title: str, table: Table, note: str = "") -> Section:
-    """Return the section of a measurement, with a remark on its table."""
-    return Section(title, [table, Bullets([note] if note else [])], printed=True)
+def measurement(title: str, table: Table, *notes: str) -> Section:
+    """Return the section of a measurement, with remarks on its table."""
+    return Section(title, [table, Bullets(notes)], printed=True)
 
 
-def recall_section(points: list[Report]) -> Section:
+def recall_section(points: list[Report], chance: Report) -> Section:
     """Return the accuracy of answers by distance."""
     rows = [[f"{one['distance']:,}", format_mean(one["accuracy"])] for one in points]
     tokens = sum(one["accuracy"]["tokens"] for one in points)
     return measurement(
         "Recall by distance",
         Table(("segments between fact and question", "accuracy (95 % interval)"), rows),
-        f"Share of {tokens:,} answers that are the most likely token.",
+        f"Share of {format_count(tokens, 'answer')} that are the most likely token.",
+        f"Chance: accuracy {chance['accuracy']:.4f}, loss {chance['loss']:.4f} nats, by the"
+        f" frequencies of the {format_count(chance['answers'], 'different answer')} alone. A memory"
+        " that is cut for a measurement may do worse: the model was not trained without it.",
     )
 
 
@@ -130,8 +143,17 @@ def memory_section(points: list[Report]) -> Section:
     return measurement(
         "Loss with the memory cut",
         Table(("memory (tokens)", "loss", "gain over no memory (95 % interval)"), rows),
-        f"Gains are over the {tokens:,} tokens behind the first segment of their document.",
+        f"Gains are over the {format_count(tokens, 'token')} behind the first segment of their"
+        " document.",
     )
+
+
+def memory_position_section(points: list[Report]) -> Section:
+    """Return the gain of the trained memory by position in the segment."""
+    rows = [[f"{one['from']:,}", format_mean(one, "+.4f"), f"{one['tokens']:,}"] for one in points]
+    header = ("position in the segment, from", "gain over no memory (95 % interval)", "tokens")
+    note = "Of the memory as trained."
+    return measurement("Memory gain by position in the segment", Table(header, rows), note)
 
 
 def context_section(context: Report) -> Section:
@@ -139,18 +161,28 @@ def context_section(context: Report) -> Section:
     rows = [[f"{one['context']:,}", format_mean(one)] for one in context["losses"]]
     group = {"this model": context["recl"], **context["recl_of_others"]}
     alone = "" if len(group) > 1 else ", in the group of this model alone"
-    lengths = [f"{name}: {describe_recl(recl)}" for name, recl in group.items()]
+    longest = context["longest_context"]
+    lengths = [f"{name}: {describe_recl(recl, longest)}" for name, recl in group.items()]
     return measurement(
         "Loss by context, cold restarts",
         Table(("context (tokens)", "loss (95 % interval)"), rows),
-        f"RECL{alone}. {'; '.join(lengths)}. The same {context['targets']:,} tokens, each predicted"
-        " from exactly so many tokens.",
+        f"RECL{alone}. {'; '.join(lengths)}.",
+        f"The same {format_count(context['targets'], 'token')}, each predicted from exactly so many"
+        " tokens.",
+        "RECL takes the better of two losses token by token, so that noise lengthens it; the mean"
+        " losses in the table show whether a longer context helps on average.",
     )
 
 
-def describe_recl(recl: Report) -> str:
-    """Return relative effective context lengths by share r of the hardest targets."""
-    return ", ".join(f"{length:,} (r = {share})" for share, length in recl.items())
+def describe_recl(recl: Report, longest: int) -> str:
+    """Return relative effective context lengths by share r of the hardest targets; one of the
+    ``longest`` context is a lower bound.
+    """
+    shown = []
+    for share, length in recl.items():
+        least = "at least " if length == longest else ""
+        shown.append(f"{least}{length:,} (r = {share})")
+    return ", ".join(shown)
 
 
 def extrapolation_section(measured: Report) -> Section:
@@ -159,11 +191,13 @@ def extrapolation_section(measured: Report) -> Section:
     for point in measured["points"]:
         losses = [format_mean(point[how]) for how in ("streamed", "recomputed")]
         rows.append([f"{point['context']:,}", *losses])
+    tokens = measured["points"][0]["streamed"]["tokens"]
     return measurement(
         "Loss by length of the text that is read",
         Table(("window (tokens)", "in segments", "in one pass"), rows),
-        f"The last {measured['scored']:,} tokens of {measured['windows']:,} windows; the longest"
-        f" document has {measured['longest']:,} tokens.",
+        f"The same {format_count(tokens, 'token')}, at most {measured['scored']:,} at the end of"
+        f" each of {format_count(measured['windows'], 'window')}; the longest document that was"
+        f" read has {format_count(measured['longest'], 'token')}.",
     )
 
 
@@ -186,8 +220,14 @@ def narrow_section(errors: list[Report]) -> Section:
 
 def states_section(text: Report) -> Section:
     """Return attention sinks, activations, key tokens and repetition."""
-    rows = []
-    for name, sinks in text["sinks"].items():
+    probed = text["probed"]
+    rows = [
+        [
+            "documents x first tokens, from an empty memory",
+            f"{probed['documents']} x {probed['tokens']}",
+        ]
+    ]
+    for name, sinks in (text["sinks"] or {}).items():
         shown = name.replace("_", " ")
         rows.append([f"attention to {shown}, mean share", f"{sinks['mean']:.4f}"])
         rows.append([f"sink rate of {shown} (share of heads above 0.3)", f"{sinks['rate']:.3f}"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,20 @@ from lswt_core.interfaces import IGNORE, Tokenizer
 from lswt_core.plugin_api.seeding import derive_seed
 from lswt_core.registry import Registry
 
-SEGMENTS = 16  # of a document that are read, from its beginning
+SEGMENTS = 16  # of a document that are read at least, from its beginning
+
+
+class Whole(NamedTuple):
+    """The size of a text of which a part is read."""
+
+    documents: int
+    tokens: int
+    longest: int  # tokens of a document
+
+    @classmethod
+    def of(cls, sizes: np.ndarray) -> Whole:
+        """The size of documents [sizes in tokens]."""
+        return cls(len(sizes), int(sizes.sum()), int(sizes.max()))
 
 
 class Text(NamedTuple):
@@ -31,29 +45,42 @@ class Text(NamedTuple):
     eos_id: int
     # UTF-8 bytes a token of the whole text, of which these documents are a sample
     bytes_per_token: float
+    whole: Whole  # of which these documents are a part
 
     @property
     def tokens(self) -> int:
         """The number of tokens that are scored."""
         return sum(int((labels != IGNORE).sum()) for labels in self.labels)
 
+    @property
+    def read(self) -> int:
+        """The number of tokens that are read."""
+        return sum(len(ids) for ids in self.documents)
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest document, up to its last one that is scored."""
+        ends = [np.flatnonzero(labels != IGNORE) for labels in self.labels]
+        return max(int(end[-1]) + 1 if len(end) else 0 for end in ends)
+
 
 def text_of_tokens(name: str, tokens: Tokens, eos_id: int, limits: Limits) -> Text:
     """Return documents of a tokenised text, chosen by ``limits``."""
     bounds = np.append(tokens.document_starts, len(tokens.ids))
-
-    chosen = list(choose_documents(np.diff(bounds), limits))
+    sizes = np.diff(bounds)
+    chosen, size = choose_documents(sizes, limits)
     stored = [
         np.asarray(tokens.ids[int(bounds[document]) : int(bounds[document + 1])])
         for document in chosen
     ]
     return Text(
         name,
-        [plain_ids(one)[: limits.per_document] for one in stored],
-        [labels_of(one, eos_id)[: limits.per_document] for one in stored],
+        [plain_ids(one)[:size] for one in stored],
+        [labels_of(one, eos_id)[:size] for one in stored],
         [tokens.names[document] for document in chosen],
         eos_id,
         tokens.n_bytes / len(tokens.ids),
+        Whole.of(sizes),
     )
 
 
@@ -80,18 +107,17 @@ def text_of_files(name: str, path: Path, tokenizer: Tokenizer, limits: Limits) -
         raise DataError(f"--text {path} holds no text to evaluate on\n  fix: name another file")
     encoded = tokenizer.encode(list(contents.values()))
     documents = [np.array([tokenizer.bos_id, *ids], np.int64) for ids in encoded]
-    chosen = list(choose_documents(np.array([len(ids) for ids in documents]), limits))
+    sizes = np.array([len(ids) for ids in documents])
+    chosen, size = choose_documents(sizes, limits)
     n_bytes = sum(len(content.encode()) for content in contents.values())
     return Text(
         name,
-        [documents[document][: limits.per_document] for document in chosen],
-        [
-            labels_of(documents[document], tokenizer.eos_id)[: limits.per_document]
-            for document in chosen
-        ],
+        [documents[document][:size] for document in chosen],
+        [labels_of(documents[document], tokenizer.eos_id)[:size] for document in chosen],
         [list(contents)[document] for document in chosen],
         tokenizer.eos_id,
-        n_bytes / sum(len(ids) for ids in documents),
+        n_bytes / int(sizes.sum()),
+        Whole.of(sizes),
     )
 
 
@@ -108,18 +134,38 @@ def read_text(path: Path) -> str:
 class Limits(NamedTuple):
     """How much of a text is read."""
 
-    tokens: int  # in all
-    per_document: int  # from its beginning
+    tokens: int  # in all: documents are added until there are so many
+    per_document: int  # from its beginning; more where whole documents have too few in all
 
 
-def choose_documents(sizes: np.ndarray, limits: Limits) -> Iterator[int]:
-    """Yield documents [sizes in tokens] in an order that depends on their number alone, until
-    ``limits.tokens`` are reached: not those that happen to come first.
+def limits_for(tokens: int, seq_len: int, reach: int = 0) -> Limits:
+    """Return the limits of a text that is read in segments of ``seq_len``: of every document
+    SEGMENTS segments, or two more than the memory or context of ``reach`` tokens that was asked
+    for. They depend on no model, so that models are compared on the same tokens.
+    """
+    return Limits(tokens, max(SEGMENTS * seq_len, 2 * seq_len + reach))
+
+
+def choose_documents(sizes: np.ndarray, limits: Limits) -> tuple[list[int], int]:
+    """Return documents [sizes in tokens], and how many tokens of each are read at most. Their order
+    depends on their number alone: not those that happen to come first.
+    """
+    size = document_limit(sizes, limits)
+    read = np.minimum(sizes, size)
+    generator = np.random.PCG64(derive_seed(0, "evaluated documents", len(sizes)))
+    order = np.argsort(generator.random_raw(len(sizes)), kind="stable")
+    before = np.cumsum(read[order]) - read[order]
+    return [int(document) for document in order[before < limits.tokens]], size
+
+
+def document_limit(sizes: np.ndarray, limits: Limits) -> int:
+    """Return how many tokens of every document are read: ``per_document``, or the least with which
+    all documents together have ``tokens``, as far as they do.
     """
     left = limits.tokens
-    generator = np.random.PCG64(derive_seed(0, "evaluated documents", len(sizes)))
-    for document in np.argsort(generator.random_raw(len(sizes)), kind="stable"):
-        if left <= 0:
-            return
-        yield int(document)
-        left -= min(int(sizes[document]), limits.per_document)
+    for number, size in enumerate(np.sort(sizes)):
+        share = math.ceil(left / (len(sizes) - number))
+        if share <= size:
+            return max(limits.per_document, share)
+        left -= int(size)
+    return max(limits.per_document, int(sizes.max()))

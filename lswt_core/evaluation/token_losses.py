@@ -5,7 +5,6 @@ with the memory states carried along, from an empty memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.evaluation.texts import Text
-from lswt_core.interfaces import IGNORE, Memory
-from lswt_core.model.decoder import Decoder
+from lswt_core.interfaces import IGNORE
 from lswt_core.plugin_api.pytree import detach_state, tree_map
 
 ROWS = 16  # documents that are read at once
@@ -107,33 +105,3 @@ def score(
         nll = model.decoder.vocabulary.score(states, labels).nll
     assert nll is not None
     return nll, state
-
-
-def cuttable_memories(decoder: Decoder) -> list[Memory]:
-    """Return the memories of the last tokens: a state of theirs is as long as their ``length``
-    says, which may be another one than in training.
-    """
-    return [
-        module
-        for module in decoder.modules()
-        if isinstance(module, Memory)
-        and module.length > 0
-        and module.window is None
-        and module.position_dependent_from is None
-    ]
-
-
-@contextmanager
-def memory_length(decoder: Decoder, length: int) -> Iterator[None]:
-    """Let every memory of the last tokens keep ``length`` of them, at least 1, as long as the block
-    lasts.
-    """
-    memories = cuttable_memories(decoder)
-    before = [memory.length for memory in memories]
-    try:
-        for memory in memories:
-            memory.length = length
-        yield
-    finally:
-        for memory, own in zip(memories, before, strict=True):
-            memory.length = own

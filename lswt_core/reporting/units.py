@@ -1,4 +1,4 @@
-"""Durations and sizes as text."""
+"""Durations, sizes and numbers of things as text."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def format_bytes(size: float) -> str:
         if size < 1000:
             return f"{size:.1f} {unit}"
     return f"{size / 1000:,.2f} GB"
+
+
+def format_count(number: int, noun: str) -> str:
+    """A number of things: "1 document", "2,000 documents"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

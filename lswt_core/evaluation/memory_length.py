@@ -1,0 +1,44 @@
+"""Memories of the last tokens: how long they are, and letting them be longer or shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lswt_core.interfaces import Memory
+from lswt_core.model.decoder import Decoder
+
+
+def cuttable_memories(decoder: Decoder) -> list[Memory]:
+    """Return the memories of the last tokens: a state of theirs is as long as their ``length``
+    says, which may be another one than in training.
+    """
+    return [
+        module
+        for module in decoder.modules()
+        if isinstance(module, Memory)
+        and module.length > 0
+        and module.window is None
+        and module.position_dependent_from is None
+    ]
+
+
+def longest_memory(decoder: Decoder) -> int:
+    """Return how many of the last tokens the longest of these memories keeps; 0 without one."""
+    return max((memory.length for memory in cuttable_memories(decoder)), default=0)
+
+
+@contextmanager
+def memory_length(decoder: Decoder, length: int) -> Iterator[None]:
+    """Let every memory of the last tokens keep ``length`` of them, at least 1, as long as the block
+    lasts.
+    """
+    memories = cuttable_memories(decoder)
+    before = [memory.length for memory in memories]
+    try:
+        for memory in memories:
+            memory.length = length
+        yield
+    finally:
+        for memory, own in zip(memories, before, strict=True):
+            memory.length = own
