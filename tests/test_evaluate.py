@@ -568,7 +568,10 @@ def test_a_run_is_evaluated_on_its_held_out_text(
     text = report["texts"]["held-out"]
     assert [point["memory"] for point in text["memory"]] == [0, 4, 32, None]
     assert text["memory"][-1]["loss"] == text["loss"]
-    assert [one["context"] for one in text["effective_context"]["losses"]] == [4, 8, 12]
+    by_context = text["effective_context"]["losses"]
+    assert [one["context"] for one in by_context] == [4, 8, 12]
+    gaps = [one["value"] - by_context[-1]["value"] for one in by_context]
+    assert [one["over_longest"]["value"] for one in by_context] == pytest.approx(gaps, abs=1e-9)
     assert text["left_out"].keys() == {"recall"}
     assert text["loss"]["tokens"] == text["tokens"] >= 600
     bits = text["loss"]["value"] / np.log(2)

@@ -48,6 +48,11 @@ class ContextLosses(NamedTuple):
         """The mean losses, one a context."""
         return [mean_over_tokens(row, self.targets.document) for row in self.losses]
 
+    def over_longest(self) -> list[Mean]:
+        """The mean losses less that with the longest context, token by token, one a context."""
+        gaps = self.losses - self.losses[-1]
+        return [mean_over_tokens(row, self.targets.document) for row in gaps]
+
 
 def choose_contexts(models: Sequence[LoadedModel], text: Text) -> Sequence[int]:
     """Return at most CONTEXTS contexts, evenly spaced: up to four segments of the first model, or

@@ -89,14 +89,17 @@ def describe_context(
     ]
     lengths = relative_lengths(context.contexts, group)
     own, *theirs = [{str(share): length for share, length in one.items()} for one in lengths]
-    points = zip(context.contexts, context.means(), strict=True)
+    points = zip(context.contexts, context.means(), context.over_longest(), strict=True)
     return {
         "recl": own,
         # a RECL of so many tokens is a lower bound
         "longest_context": context.contexts[-1],
         "recl_of_others": dict(zip(others, theirs, strict=True)),
         "targets": len(context.targets.document),
-        "losses": [{"context": length, **loss._asdict()} for length, loss in points],
+        "losses": [
+            {"context": length, **loss._asdict(), "over_longest": gap._asdict()}
+            for length, loss, gap in points
+        ],
     }
 
 

@@ -31,7 +31,7 @@ def plot_evaluation(report: dict[str, Any]) -> bytes:
             draw_recall(grid[2, 0], text, colour, name)
     label(grid[0, 0], "memory (tokens)", "gain over no memory (nats)")
     label(grid[0, 1], "position in the segment, from", "gain over no memory (nats)")
-    label(grid[1, 0], "context, cold restarts (tokens)", "loss (nats per token)")
+    label(grid[1, 0], "context, cold restarts (tokens)", "loss over the longest's (nats)")
     label(grid[1, 1], "tokens since the document's start, from", "loss (nats per token)")
     if has_recall:
         label(grid[2, 0], "segments between fact and question", "accuracy of answers")
@@ -55,10 +55,11 @@ def draw_positions(axes: Any, text: dict[str, Any], colour: str, name: str) -> N
 
 
 def draw_contexts(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:
-    """Draw losses by context."""
+    """Draw what shorter contexts than the longest cost."""
     context = text["effective_context"]
     points = context["losses"] if context else []
-    draw(axes, [one["context"] for one in points], points, colour, name)
+    gaps = [one["over_longest"] for one in points]
+    draw(axes, [one["context"] for one in points], gaps, colour, name)
 
 
 def draw_document(axes: Any, text: dict[str, Any], colour: str, name: str) -> None:

@@ -158,19 +158,23 @@ def memory_position_section(points: list[Report]) -> Section:
 
 def context_section(context: Report) -> Section:
     """Return losses by context, and RECL."""
-    rows = [[f"{one['context']:,}", format_mean(one)] for one in context["losses"]]
+    rows = [
+        [f"{one['context']:,}", f"{one['value']:.4f}", format_mean(one["over_longest"], "+.4f")]
+        for one in context["losses"]
+    ]
+    header = ("context (tokens)", "loss", "over the longest context's (95 % interval)")
     group = {"this model": context["recl"], **context["recl_of_others"]}
     alone = "" if len(group) > 1 else ", in the group of this model alone"
     longest = context["longest_context"]
     lengths = [f"{name}: {describe_recl(recl, longest)}" for name, recl in group.items()]
     return measurement(
         "Loss by context, cold restarts",
-        Table(("context (tokens)", "loss (95 % interval)"), rows),
+        Table(header, rows),
         f"RECL{alone}. {'; '.join(lengths)}.",
         f"The same {format_count(context['targets'], 'token')}, each predicted from exactly so many"
         " tokens.",
         "RECL takes the better of two losses token by token, so that noise lengthens it; the mean"
-        " losses in the table show whether a longer context helps on average.",
+        " losses show whether a longer context helps on average.",
     )
 
 
