@@ -126,11 +126,6 @@ def describe_held_out(report: Mapping[str, Any]) -> str:
     return f"held-out text ({', '.join(parts)})" if parts else "held-out text"
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number of things, in words."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def compare_with_unigram(arms: Iterable[dict[str, Any]]) -> list[str]:
     """Return a sentence if arms are no better than the unigram model of the training text."""
     worse = []

@@ -9,7 +9,6 @@ from lswt_core.ablation.match import MAX_RESIDUAL
 from lswt_core.ablation.report.cost_tables import compare_amounts
 from lswt_core.ablation.report.facts import (
     compare_with_unigram,
-    count,
     describe_held_out,
 )
 from lswt_core.ablation.report.ladder_text import list_reports, summarize_ladder
@@ -20,6 +19,7 @@ from lswt_core.ablation.report.tuning_text import (
     summarize_horizons,
 )
 from lswt_core.ablation.report.unfinished import describe_unfinished
+from lswt_core.reporting.units import format_count
 
 
 def list_findings(report: Report) -> list[str]:
@@ -95,7 +95,7 @@ def format_extent(report: Report) -> str:
     """Return the number of seeds, steps and tokens, the size of the model, and the text."""
     settings = report["settings"]
     return (
-        f"{count(len(settings['seeds']), 'seed')} of {settings['steps']:,} steps"
+        f"{format_count(len(settings['seeds']), 'seed')} of {settings['steps']:,} steps"
         f" ({settings['tokens']:,} tokens) each, with {report['arms'][0]['parameters']:,}"
         f" parameters; losses are on {describe_held_out(report)}"
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lswt_core.ablation.report.facts import count, describe_held_out
+from lswt_core.ablation.report.facts import describe_held_out
 from lswt_core.ablation.report.loss_tables import Report, format_difference
 from lswt_core.ablation.report.tuning_text import describe_standing
 from lswt_core.ablation.report.unfinished import NOT_FINISHED
 from lswt_core.ablation.report.verdict import BETTER, SMALL, UNRESOLVED, WORSE
 from lswt_core.reporting.tables import Table
+from lswt_core.reporting.units import format_count
 
 LADDER_PICTURE = "report-ladder.png"
 HEADER = (
@@ -36,10 +37,11 @@ def summarize_ladder(report: Report) -> list[str]:
     ladder = report["ladder"]
     rungs = ladder["rungs"]
     sizes = f"{rungs[0]['name']} to {rungs[-1]['name']}"
-    standing, seeds = describe_standing(report), len(report["settings"]["seeds"])
+    standing = describe_standing(report)
+    seeds = format_count(len(report["settings"]["seeds"]), "seed")
     lines = [summarize_arm(one, rungs[-1]["name"], standing) for one in ladder["arms"]]
     lines.append(
-        f"Based on {count(seeds, 'seed')} at {count(len(rungs), 'size')}, {sizes}, a factor of"
+        f"Based on {seeds} at {format_count(len(rungs), 'size')}, {sizes}, a factor of"
         f" {compute_range(rungs)} in training compute; losses are on {describe_held_out(report)};"
         " nothing is said beyond the next size."
     )
