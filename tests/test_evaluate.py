@@ -553,7 +553,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, s
     """Call the command: exit code, standard output, standard error."""
     code = main(["evaluate", *map(str, words)])
     captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
+    assert "Traceback" not in captured.err, captured.err
     return code, captured.out, captured.err
 
 

@@ -30,7 +30,7 @@ from lswt_core.decode.load_run import LoadedModel
 from lswt_core.device import Precision
 from lswt_core.errors import DataError
 from lswt_core.evaluation.recall import recall_by_distance
-from lswt_core.evaluation.texts import Text, labels_of
+from lswt_core.evaluation.texts import Text, Whole, labels_of
 from lswt_core.interfaces import IGNORE, DataSource, Document
 
 # text with the characters that are scored in brackets; a bracket at the end scores the end
@@ -341,7 +341,8 @@ def test_recall_is_measured_by_distance_behind_the_names_of_mixtures() -> None:
     tokenizer, names = Integers(size=26), [one.id for one in documents]
     stored = encode_documents(documents, tokenizer)
     labels = [labels_of(ids, tokenizer.eos_id) for ids in stored]
-    text = Text("tasks", [plain_ids(ids) for ids in stored], labels, names, 27, 2.0)
+    whole = Whole.of(np.array([len(ids) for ids in stored]))
+    text = Text("tasks", [plain_ids(ids) for ids in stored], labels, names, 27, 2.0, whole)
     precision = Precision(torch.float32, "parameters as they are")
     model = LoadedModel(tiny().eval(), tokenizer, precision, NANO_TASK["segment"])
     points = recall_by_distance(model, text)
