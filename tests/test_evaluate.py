@@ -618,7 +618,9 @@ def test_a_group_of_models_has_one_tokenizer(
 def test_several_texts_are_named_and_a_long_file_is_read_as_far_as_was_asked_for(
     run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    book, other, out = tmp_path / "book.txt", tmp_path / "other", tmp_path / "e"
+    deep = tmp_path / ("long" * 50)  # legends have no room for such a path
+    deep.mkdir()
+    book, other, out = deep / "book.txt", tmp_path / "other", tmp_path / "e"
     book.write_text("sense and sensibility, " * 1000)
     other.mkdir()
     other.joinpath("a.txt").write_text("pride and prejudice " * 20)

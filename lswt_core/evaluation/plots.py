@@ -9,6 +9,7 @@ from lswt_core.reporting.curves import new_figure, render_png, require_matplotli
 
 # The palette of Okabe and Ito, for colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LONGEST_NAME = 32  # characters of a text's name in a legend; a wide one leaves no room for axes
 
 
 def plot_evaluation(report: dict[str, Any]) -> bytes:
@@ -74,8 +75,8 @@ def draw_recall(axes: Any, text: dict[str, Any], colour: str, name: str) -> None
         return
     entries = [point["accuracy"] for point in text["recall"]]
     draw(axes, [point["distance"] for point in text["recall"]], entries, colour, name)
-    chance = text["recall_chance"]["accuracy"]
-    axes.axhline(chance, color=colour, linestyle=":", linewidth=1.2, label=f"chance, {name}")
+    chance, shown = text["recall_chance"]["accuracy"], f"chance, {shorten(name)}"
+    axes.axhline(chance, color=colour, linestyle=":", linewidth=1.2, label=shown)
 
 
 def draw(
@@ -84,10 +85,16 @@ def draw(
     """Draw means and their intervals."""
     if not points:
         return
-    axes.plot(at, [one["value"] for one in points], "o-", color=colour, label=name, markersize=4)
+    means = [one["value"] for one in points]
+    axes.plot(at, means, "o-", color=colour, label=shorten(name), markersize=4)
     if all(one["interval"] is not None for one in points):
         low, high = zip(*(one["interval"] for one in points), strict=True)
         axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def shorten(name: str) -> str:
+    """Return a name that a legend has room for: the end of a long path."""
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
 
 
 def label(axes: Any, across: str, up: str) -> None:
