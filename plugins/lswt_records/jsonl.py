@@ -58,6 +58,17 @@ class JsonLines(Records, DataSource):
 
 def text_in(record: Any, option: str, key: str, where: str) -> str:
     """The text of a record under a key, which ``option`` names."""
+    text = value_in(record, option, key, where)
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: field {key!r} is {json.dumps(text)[:40]}, not a string; repair the line or"
+            f" set data.{option}"
+        )
+    return text
+
+
+def value_in(record: Any, option: str, key: str, where: str) -> Any:
+    """What a record has under a key, which ``option`` names."""
     if not isinstance(record, dict):
         raise DataError(
             f"{where}: a JSON {type(record).__name__}, not an object with a field {key!r}; repair"
@@ -65,13 +76,7 @@ def text_in(record: Any, option: str, key: str, where: str) -> str:
         )
     if key not in record:
         raise missing_key(where, option, key, list(record))
-    text = record[key]
-    if not isinstance(text, str):
-        raise DataError(
-            f"{where}: field {key!r} is {json.dumps(text)[:40]}, not a string; repair the line or"
-            f" set data.{option}"
-        )
-    return text
+    return record[key]
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, bytes]]:
