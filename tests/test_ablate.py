@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -153,6 +154,10 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
+    logs = [Path(run["directory"], "metrics.jsonl").read_text() for run in baseline["runs"]]
+    logged = [[json.loads(line).get("loss") for line in log.splitlines()] for log in logs]
+    means = [fmean(loss for loss in losses if loss is not None) for losses in logged]
+    assert baseline["probes"]["mean_training_loss"] == pytest.approx(fmean(means), abs=1e-12)
     assert 0 < baseline["unigram"]["loss"] < math.log(320)
     assert baseline["bits_per_byte"] == pytest.approx(
         baseline["final_loss"]["mean"]

@@ -49,6 +49,7 @@ from lswt_core.evaluation.plots import draw_recall
 from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.probes import PROBES
 from lswt_core.evaluation.recall import chance_level, recall_by_distance
+from lswt_core.evaluation.register_gain import register_gain
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
 from lswt_core.evaluation.report import describe_recl, render_text
 from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, limits_for
@@ -328,6 +329,28 @@ def test_attention_shares_are_those_of_the_softmax() -> None:
     )
 
 
+@pytest.mark.parametrize("memories", [{}, XL], ids=["alone", "xl-cache"])
+def test_registers_are_worth_what_the_same_weights_lose_without_them(
+    memories: dict[str, Any],
+) -> None:
+    registers = {"registers": partial(Registers, count=2)}
+    model, text = model_of(memories=memories | registers), text_of(3, 7, 21)
+    weights = model.decoder.state_dict()
+    plain = model_of(memories=memories)
+    plain.decoder.load_state_dict(
+        {name: value for name, value in weights.items() if "registers" not in name}
+    )
+    losses, without = (token_losses(one, text, SEQ_LEN) for one in (model, plain))
+    gain = register_gain(model, text, losses, SEQ_LEN)
+    assert gain.value == pytest.approx(without.mean - losses.mean, abs=1e-12) != 0
+    again = token_losses(model, text, SEQ_LEN)
+    np.testing.assert_array_equal(losses.nll, again.nll, "the model is as it was")
+    assert PROBES["sinks"].measure(model, text)["register_gain"] == gain.value
+    assert PROBES["sinks"].measure(plain, text)["register_gain"] == 0
+    with pytest.raises(UsageError, match="no layer of this model attends to registers"):
+        register_gain(plain, text, without, SEQ_LEN)
+
+
 def attention_to_the_first_of_two() -> float:
     """The second of two tokens' attention to the first, over layers and heads, from q and k."""
     decoder, ids, shares = tiny(memories={}), tokens(1, 2), []
@@ -414,8 +437,13 @@ SHORT = {"memory", "effective_context", "extrapolation", "key_tokens", "recall",
 @pytest.mark.parametrize(
     ("parts", "sizes", "left_out"),
     [
-        ({"memories": XL}, (3, 2), SHORT),
-        ({"memories": {}}, (40, 2), {"memory", "key_tokens", "narrow_memory", "recall"}),
+        ({"memories": XL}, (3, 2), SHORT | {"registers"}),
+        ({"memories": XL | {"registers": partial(Registers, count=2)}}, (3, 2), SHORT),
+        (
+            {"memories": {}},
+            (40, 2),
+            {"memory", "key_tokens", "narrow_memory", "registers", "recall"},
+        ),
     ],
 )
 def test_what_is_not_measured_is_listed_with_the_reason(

@@ -27,6 +27,7 @@ from lswt_core.evaluation.memory_gain import (
 )
 from lswt_core.evaluation.narrow_states import narrow_errors
 from lswt_core.evaluation.recall import recall_by_distance
+from lswt_core.evaluation.register_gain import register_gain
 from lswt_core.evaluation.repetition import measure_repetition
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import TokenLosses, forget, token_losses
@@ -134,6 +135,13 @@ def describe_narrow_memory(
 def describe_sinks(model: LoadedModel, ids: Tensor) -> dict[str, Any]:
     """Return attention to every kind of sink."""
     return {name: sinks._asdict() for name, sinks in attention_sinks(model, ids).items()}
+
+
+def describe_registers(
+    model: LoadedModel, text: Text, losses: TokenLosses, seq_len: int
+) -> dict[str, Any]:
+    """Return what registers are worth. Raises UsageError if the model has none."""
+    return register_gain(model, text, losses, seq_len)._asdict()
 
 
 def describe_recall(model: LoadedModel, text: Text) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
-from lswt_core.evaluation.attention_sinks import attention_sinks
+from lswt_core.evaluation.attention_sinks import REGISTERS, attention_sinks
 from lswt_core.evaluation.effective_context import (
     LONGEST_CONTEXT,
     measure_context,
@@ -22,7 +22,9 @@ from lswt_core.evaluation.memory_gain import memory_gain
 from lswt_core.evaluation.plain_data import FACTORS, WINDOWS, describe_repetition
 from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.recall import recall_by_distance
+from lswt_core.evaluation.register_gain import register_gain
 from lswt_core.evaluation.texts import Text
+from lswt_core.evaluation.token_losses import token_losses
 
 Values = dict[str, float]
 
@@ -90,9 +92,14 @@ def probe_extrapolation(model: LoadedModel, text: Text) -> dict[str, float]:
 
 
 def probe_sinks(model: LoadedModel, text: Text) -> dict[str, float]:
-    """Share of (layer, head) whose mean attention to a sink is above 0.3."""
-    sinks = attention_sinks(model, probe_batch(model, text))
-    return {f"sink_rate_{name}": one.rate for name, one in sinks.items()}
+    """Share of (layer, head) whose mean attention to a sink is above 0.3, and nats per token that
+    registers are worth; 0 without them.
+    """
+    sinks, gain = attention_sinks(model, probe_batch(model, text)), 0.0
+    if REGISTERS in sinks:
+        losses = token_losses(model, text, model.seq_len)
+        gain = register_gain(model, text, losses, model.seq_len).value
+    return {f"sink_rate_{name}": one.rate for name, one in sinks.items()} | {"register_gain": gain}
 
 
 def probe_repetition(model: LoadedModel, text: Text) -> dict[str, float]:

@@ -235,6 +235,9 @@ def states_section(text: Report) -> Section:
         shown = name.replace("_", " ")
         rows.append([f"attention to {shown}, mean share", f"{sinks['mean']:.4f}"])
         rows.append([f"sink rate of {shown} (share of heads above 0.3)", f"{sinks['rate']:.3f}"])
+    if text["registers"]:
+        gain = format_mean(text["registers"], "+.4f")
+        rows.append(["loss without registers less loss with them (95 % interval)", gain])
     states = text["activations"]
     rows += [
         ["largest activation", f"{states['largest']:.3g}"],

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from threading import Thread
 from typing import Any
 
@@ -56,6 +56,8 @@ def collect_outcome(
     evaluations = [entry for entry in entries if entry.get("eval/loss") is not None]
     per_step = recipe.train.tokens_per_step
     probes = dict(result.probes) if result else {}
+    if result and steps:
+        probes["mean_training_loss"] = fmean(entry["loss"] for entry in steps)
     if steps and steps[-1].get("optimizer/unclipped_share") is not None:
         probes["unclipped_share"] = steps[-1]["optimizer/unclipped_share"]
     speeds = [entry["tokens_per_second"] for entry in steps[WARM_UP_STEPS:] or steps]
