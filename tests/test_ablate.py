@@ -154,7 +154,8 @@ def test_the_report_has_every_number(ablation: tuple[Path, str]) -> None:
     assert baseline["final_loss"]["mean"] == pytest.approx(sum(values) / 2)
     assert {"isotropy", "attention_first_token", "attention_registers"} <= baseline["probes"].keys()
     assert 0 < baseline["probes"]["attention_registers"] < 1
-    logs = [Path(run["directory"], "metrics.jsonl").read_text() for run in baseline["runs"]]
+    runs = [ablation[0].parent / run["directory"] for run in baseline["runs"]]
+    logs = [run.joinpath("metrics.jsonl").read_text() for run in runs]
     logged = [[json.loads(line).get("loss") for line in log.splitlines()] for log in logs]
     means = [fmean(loss for loss in losses if loss is not None) for losses in logged]
     assert baseline["probes"]["mean_training_loss"] == pytest.approx(fmean(means), abs=1e-12)
