@@ -6,30 +6,36 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluation_parts import (
+    EOS,
+    MEMORY,
+    SEQ_LEN,
+    XL,
+    evaluate,
+    make_run,
+    model_of,
+    padded,
+    text_of,
+)
 from helpers import stream, tiny, tokens
 from lswt_recall.integers import Integers
 from lswt_registers import Registers
 from lswt_xl_cache import XlCache, XlHidden
 from matplotlib.figure import Figure
-from nano import NANO
-from runs import inside
 from torch import Tensor
 from torch.nn import functional as F
 
 from lswt_core import Registry
-from lswt_core.__main__ import main
 from lswt_core.ablation import probe_runs
 from lswt_core.ablation.probe_runs import ProbedRuns, require_probes
 from lswt_core.ablation.report.probes import compare_probes
 from lswt_core.ablation.runs.outcome import ArmResult, Outcome
 from lswt_core.decode.load_run import LoadedModel, load_run
-from lswt_core.device import Precision
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.attention_sinks import attention_sinks
 from lswt_core.evaluation.effective_context import (
@@ -56,15 +62,7 @@ from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, li
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
 
-SEQ_LEN, MEMORY, EOS = 4, 6, 1
-XL = {"xl": partial(XlCache, length=MEMORY)}
 DIM, HEADS = 4, 2
-
-
-def model_of(**parts: Any) -> LoadedModel:
-    """A model with numbers, in float64."""
-    precision = Precision(torch.float32, "parameters as they are")
-    return LoadedModel(tiny(**parts).eval(), SimpleNamespace(), precision, SEQ_LEN)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -79,25 +77,12 @@ def printed(text: dict[str, Any]) -> str:
     return " ".join(render_text(report).split())
 
 
-def text_of(*lengths: int) -> Text:
-    """Documents of random ids."""
-    documents = [tokens(1, length, seed=length)[0].numpy() for length in lengths]
-    labels = [np.append(ids[1:], EOS) for ids in documents]
-    whole = Whole.of(np.array(lengths))
-    return Text("text", documents, labels, [str(n) for n in lengths], EOS, 2.0, whole)
-
-
 def losses_of(model: LoadedModel, ids: np.ndarray, states: Tensor) -> np.ndarray:
     """Losses [tokens] of a document's labels, from its states [tokens, M]."""
     labels = torch.tensor([*ids[1:], EOS])
     with torch.no_grad():
         logits = model.decoder.vocabulary.logits(states)
     return F.cross_entropy(logits, labels, reduction="none").numpy()
-
-
-def padded(ids: np.ndarray) -> Tensor:
-    """A document [1, T] filled up to whole segments."""
-    return F.pad(torch.from_numpy(ids)[None], (0, -len(ids) % SEQ_LEN), value=EOS)
 
 
 def test_losses_are_those_of_each_document_read_alone(model: LoadedModel) -> None:
@@ -539,50 +524,11 @@ def test_a_memory_longer_than_what_was_read_is_cured_by_reading_more(model: Load
 
 # ---------- the command
 
-RECIPE = (
-    NANO
-    + """
-valid = ["{corpus}/1*.txt"]
-[memory.xl]
-use = "xl-cache"
-length = 16
-[optimizer]
-use = "adamw"
-lr = 1e-2
-[schedule]
-warmup_steps = 2
-[tokenizer]
-use = "bytes"
-[train]
-batch_size = 2
-seq_len = 16
-steps = 2
-"""
-)
-
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
-    root = tmp_path_factory.mktemp("evaluated")
-    corpus = root / "corpus"
-    corpus.mkdir()
-    for i in range(40):
-        corpus.joinpath(f"{i}.txt").write_text(" ".join(f"sense {i * j}" for j in range(30)))
-    recipe = root / "nano.toml"
-    recipe.write_text(RECIPE.format(corpus=corpus))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LSWT_CACHE_DIR", str(root / "cache"))
-        assert inside(patch, recipe, "--out", root / "run") == 0
-    return root / "run"
-
-
-def evaluate(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Call the command: exit code, standard output, standard error."""
-    code = main(["evaluate", *map(str, words)])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err, captured.err
-    return code, captured.out, captured.err
+    return make_run(tmp_path_factory.mktemp("evaluated"))
 
 
 def test_a_run_is_evaluated_on_its_held_out_text(
