@@ -99,6 +99,15 @@ def test_what_is_no_conversation_is_an_error_with_its_line(
         list(Chat(paths=[str(write(tmp_path / "x.jsonl", line))]).documents("valid"))
 
 
+def test_a_file_in_which_nobody_has_the_roles_is_an_error(tmp_path: Path) -> None:
+    asked = [say("human", "a"), say("gpt", "b")]
+    source = chats(tmp_path / "x.jsonl", asked, asked)
+    with pytest.raises(DataError, match=r"x\.jsonl: .* of 'gpt', 'human', not of 'assistant'"):
+        list(source.documents("train"))
+    [one] = chats(tmp_path / "y.jsonl", asked, roles=["gpt", "tool"]).documents("valid")
+    assert parts_of(one) == ["b\n$"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"form": "{role}"}, "does not contain {content} once"), ({"roles": []}, "roles is empty")],

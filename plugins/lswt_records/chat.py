@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,12 +51,21 @@ class Chat(Records, DataSource):
         self.selects_scored = True
 
     def records(self, file: Path) -> Iterator[Document]:
-        """The conversations of a file, named file:line."""
+        """The conversations of a file, named file:line. Raises DataError behind the last if none
+        has a message of ``roles``.
+        """
+        seen: set[str] = set()
         for number, line in read_lines(file):
             if line.strip():
                 where = f"{file}:{number}"
                 messages = value_in(parse_json(line, where), "field", self.field, where)
                 yield self.write(where, messages)
+                seen |= {message["role"] for message in messages}
+        if seen and not seen & self.roles:
+            raise DataError(
+                f"{file}: nothing would be predicted: its messages are of {named(seen)}, not of"
+                f" {named(self.roles)}; set data.roles"
+            )
 
     def write(self, where: str, messages: Any) -> Document:
         """A conversation as a document."""
@@ -84,6 +93,11 @@ class Chat(Records, DataSource):
         """A hash of the files, the validation split, and how messages are written."""
         how = (super().fingerprint(), self.before, self.behind, sorted(self.roles))
         return blake2b(repr(how).encode(), digest_size=16).hexdigest()
+
+
+def named(roles: Iterable[str]) -> str:
+    """Roles in a sentence."""
+    return ", ".join(map(repr, sorted(roles)))
 
 
 def require_message(message: Any, where: str) -> tuple[str, str]:

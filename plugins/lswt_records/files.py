@@ -15,8 +15,9 @@ from lswt_core.interfaces import DataSource, Document
 
 
 class Records(DataSource):
-    """Files with many documents, one per record, under one key; perhaps behind a prompt, which is
-    under another. ``keys`` are the two by the option that names them, None: no prompt.
+    """Files with many documents, one per record. ``keys`` are the keys of a record that a document
+    is made of, by the option that names them: of what it is and, where that is not None, of the
+    prompt before it.
 
     The validation set is the files listed in ``valid``; without those, every n-th record from the
     first on, n = 1 / ``valid_share``.
@@ -33,7 +34,7 @@ class Records(DataSource):
     ) -> None:
         self.paths, self.valid, self.valid_share = paths, valid, valid_share
         self.keys = {option: key for option, key in keys.items() if key is not None}
-        self.selects_scored = len(self.keys) > 1
+        self.selects_scored = len(self.keys) > 1  # a prompt is read and not predicted
 
     @abstractmethod
     def records(self, file: Path) -> Iterator[Document]:
