@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import lswt_core
-from lswt_core import LswtConfig, LswtForCausalLM, Recipe
-from lswt_core.errors import PluginError, RecipeError
+from lswt_core import LswtConfig, LswtForCausalLM, Recipe, Registry
+from lswt_core.errors import CheckpointError, PluginError, RecipeError
 from lswt_core.hf.components import describe_components, model_tables
+from lswt_core.hf.load import load_exported
 from lswt_core.hf.save import save_model
 from lswt_core.model.initialise import initialise
 
@@ -333,6 +334,31 @@ def test_models_of_our_own_components_load_without_this_library(
         assert tensors["states"].equal(models["family"].model(ids()).last_hidden_state)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        (
+            "model.safetensors",
+            b"\xff" * 9,
+            "its weights cannot be read: .*\n  fix: export it again",
+        ),
+        ("model.safetensors", None, "its weights cannot be read: .*\n  fix: export it again"),
+        ("config.json", b"{", "describes no model that can be loaded here: .*\n  fix: name a run"),
+        ("config.json", b'{"model_type": "gpt2"}', "type 'gpt2', not one of .*\n  fix: name a run"),
+    ],
+)
+def test_a_damaged_model_is_refused(
+    file: str, content: bytes | None, why: str, tmp_path: Path
+) -> None:
+    save_model(model_of("family", torch.float32), tmp_path)
+    tmp_path.joinpath("tokenizer.json").write_text("{}")
+    tmp_path.joinpath(file).unlink()
+    if content is not None:
+        tmp_path.joinpath(file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=why):
+        load_exported(tmp_path, Registry())
+
+
 def test_bundled_code_is_not_run_if_the_library_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +377,6 @@ def test_bundled_code_is_not_run_if_the_library_is_installed(
 def test_every_component_of_the_model_can_be_bundled() -> None:
     from lswt_core.hf.source_bundle import ModuleSource
     from lswt_core.recipe.layer_selectors import LAYERED
-    from lswt_core.registry import Registry
 
     modules = sorted(
         {
