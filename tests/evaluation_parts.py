@@ -57,7 +57,7 @@ def text_of(*lengths: int) -> Text:
     documents = [tokens(1, length, seed=length)[0].numpy() for length in lengths]
     labels = [np.append(ids[1:], EOS) for ids in documents]
     whole = Whole.of(np.array(lengths))
-    return Text("text", documents, labels, [str(n) for n in lengths], EOS, 2.0, whole)
+    return Text("text", documents, labels, [str(n) for n in lengths], EOS, 2 * sum(lengths), whole)
 
 
 def padded(ids: np.ndarray) -> Tensor:

@@ -81,7 +81,10 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         "--seq-len",
         type=int,
         metavar="N",
-        help="tokens of a segment (default: as the model was trained)",
+        help=(
+            "tokens of a segment, for losses, memory, key tokens, narrow caches and registers"
+            " (default: as the model was trained, as for all other measures)"
+        ),
     )
     parser.add_argument(
         "--tokens",
@@ -105,13 +108,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     memory, contexts = (read_lengths(arguments, name) for name in ("memory", "context"))
     require_positive(arguments)
     from lswt_core.device import configure_process
-    from lswt_core.evaluation.harness import Tasks, require_harness, run_tasks
+    from lswt_core.evaluation.harness import Tasks, require_tasks, run_tasks
     from lswt_core.evaluation.measure import Asked, evaluate_text
     from lswt_core.evaluation.report import render_text, write_report
+    from lswt_core.plugin_api.atomic_write import make_output_directory
 
     configure_process()
+    tasks = Tasks(arguments.task, arguments.task_dir, arguments.limit)
     if arguments.task:
-        require_harness()
+        require_tasks(tasks)
+    if arguments.out is not None:
+        make_output_directory(arguments.out, "--out")
     model, texts = read_inputs(arguments)
     seq_len = arguments.seq_len or model.seq_len
     asked = Asked(seq_len, memory, contexts, load_others(arguments, model))
@@ -124,7 +131,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         "tasks": {},
     }
     if arguments.task:
-        tasks = Tasks(arguments.task, arguments.task_dir, arguments.limit)
         with as_exported(arguments) as directory:
             report["tasks"] = run_tasks(directory, tasks)
     if arguments.out is not None:
@@ -222,7 +228,12 @@ def named_texts(named: Sequence[str], model: LoadedModel, limits: Limits) -> lis
     texts = []
     for given in named:
         name, separator, path = given.partition("=")
-        path = path if separator else given
+        if not separator or Path(given).exists():
+            name = path = given
+        if not name or not path:
+            raise UsageError(
+                f"--text {given}: a name or a path is missing\n  fix: --text NAME=PATH"
+            )
         if not Path(path).exists():
             raise UsageError(f"--text {given}: there is no {path} (looked from {Path.cwd()})")
         texts.append(text_of_files(name, Path(path), model.tokenizer, limits))

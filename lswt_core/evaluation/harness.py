@@ -30,23 +30,31 @@ def require_harness() -> None:
         )
 
 
-def run_tasks(directory: Path, tasks: Tasks) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Return {task: {metric: {"value", "error"}}} of a model in the HuggingFace format; the error
-    is the standard error over documents, None if the harness has none. Raises PluginError without
-    the harness, and UsageError for tasks that it does not have.
+def require_tasks(tasks: Tasks) -> Any:
+    """Return the harness's manager of tasks. Raises PluginError without the harness, and UsageError
+    for tasks that it does not have.
     """
     require_harness()
-    from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    folder = None if tasks.folder is None else str(tasks.folder)
-    manager = TaskManager(include_path=folder)
+    manager = TaskManager(include_path=None if tasks.folder is None else str(tasks.folder))
     unknown = [name for name in tasks.names if not manager.match_tasks([name])]
     if unknown:
         raise UsageError(
             f"--task {', '.join(unknown)}: the harness has no such task\n  fix: lm_eval ls tasks"
             " lists its tasks; --task-dir DIR adds those of a directory"
         )
+    return manager
+
+
+def run_tasks(directory: Path, tasks: Tasks) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return {task: {metric: {"value", "error"}}} of a model in the HuggingFace format; the error
+    is the standard error over documents, None if the harness has none. Raises PluginError without
+    the harness, and UsageError for tasks that it does not have.
+    """
+    manager = require_tasks(tasks)
+    from lm_eval import simple_evaluate
+
     arguments = {"pretrained": str(directory), "trust_remote_code": True, "add_bos_token": False}
     measured = simple_evaluate(
         model="hf",

@@ -12,7 +12,7 @@ from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
 from lswt_core.evaluation.memory_length import (
-    cuttable_memories,
+    can_be_cut,
     longest_memory,
     memory_length,
 )
@@ -57,8 +57,10 @@ def choose_lengths(model: LoadedModel, text: Text, seq_len: int) -> list[int]:
     """Return memory lengths: powers of two from an eighth of a segment, up to twice what the
     memories hold, as far as the text allows; none where states cannot be cut.
     """
+    if not can_be_cut(model.decoder):
+        return []
+    lengths, length = list[int](), max(1, seq_len // 8)
     most = min(2 * longest_memory(model.decoder), text.longest - seq_len)
-    lengths, length = [], max(1, seq_len // 8)
     while length <= most:
         lengths.append(length)
         length *= 2
@@ -98,10 +100,11 @@ def require_memory(
             "no layer of this model keeps anything between segments\n"
             "  fix: name a model with memory.xl or a recurrent mixer"
         )
-    if lengths and not cuttable_memories(model.decoder):
+    if lengths and not can_be_cut(model.decoder):
         raise UsageError(
-            "this model's states summarise all of the past, and cannot be cut to a number"
-            " of tokens\n  fix: --memory 0, which compares with no memory"
+            "some layer of this model keeps a state that cannot be cut to a number of tokens: one"
+            " that summarises all of the past, or a window\n  fix: --memory 0, which compares with"
+            " no memory"
         )
     allowed = text.longest - seq_len
     cure = "--text with longer documents"

@@ -5,27 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from lswt_core.interfaces import Memory
 from lswt_core.model.decoder import Decoder
 
 
-def cuttable_memories(decoder: Decoder) -> list[Memory]:
+def last_token_memories(module: nn.Module) -> list[Memory]:
     """Return the memories of the last tokens: a state of theirs is as long as their ``length``
     says, which may be another one than in training.
     """
     return [
-        module
-        for module in decoder.modules()
-        if isinstance(module, Memory)
-        and module.length > 0
-        and module.window is None
-        and module.position_dependent_from is None
+        memory
+        for memory in module.modules()
+        if isinstance(memory, Memory)
+        and memory.length > 0
+        and memory.window is None
+        and memory.position_dependent_from is None
     ]
+
+
+def can_be_cut(decoder: Decoder) -> bool:
+    """Whether all that layers keep between segments is in memories of the last tokens."""
+    keeping = [layer for layer in decoder.layers() if layer.reach != 0]
+    return bool(keeping) and all(last_token_memories(layer) for layer in keeping)
 
 
 def longest_memory(decoder: Decoder) -> int:
     """Return how many of the last tokens the longest of these memories keeps; 0 without one."""
-    return max((memory.length for memory in cuttable_memories(decoder)), default=0)
+    return max((memory.length for memory in last_token_memories(decoder)), default=0)
 
 
 @contextmanager
@@ -33,7 +41,7 @@ def memory_length(decoder: Decoder, length: int) -> Iterator[None]:
     """Let every memory of the last tokens keep ``length`` of them, at least 1, as long as the block
     lasts.
     """
-    memories = cuttable_memories(decoder)
+    memories = last_token_memories(decoder)
     before = [memory.length for memory in memories]
     try:
         for memory in memories:

@@ -9,6 +9,7 @@ import torch
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
+from lswt_core.evaluation.memory_gain import require_memory
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import Carry, TokenLosses, token_losses
 from lswt_core.train.memory_placement import DeviceMemory
@@ -32,15 +33,17 @@ class NarrowError(NamedTuple):
 def narrow_errors(
     model: LoadedModel, text: Text, seq_len: int, full: TokenLosses
 ) -> list[NarrowError]:
-    """Return how much the loss of a text grows with every type of train.memory_dtype; ``full`` are
-    its losses with the states as they are. Empty if the model has no KV cache.
+    """Return how much the loss behind the documents' first segments grows with every type of
+    train.memory_dtype; ``full`` are the text's losses with the states as they are. Raises
+    UsageError if the model has no KV cache, or no document is long enough.
     """
+    require_memory(model, text, seq_len)
     if not any(kv_caches(block) for block in model.decoder.blocks):
         raise UsageError("no layer of this model keeps keys and values between segments")
-    errors = []
+    errors, behind = [], full.position >= seq_len
     for name, dtype in NARROW.items():
         losses = token_losses(model, text, seq_len, narrow_carry(model, dtype))
-        change = losses.nll - full.nll
-        increase = mean_over_tokens(change, full.document)
+        change = (losses.nll - full.nll)[behind]
+        increase = mean_over_tokens(change, full.document[behind])
         errors.append(NarrowError(name, increase, float(abs(change).max())))
     return errors

@@ -48,9 +48,14 @@ def describe_losses(losses: TokenLosses, text: Text) -> dict[str, Any]:
     return {
         "loss": mean._asdict(),
         "perplexity": math.exp(min(mean.value, 700.0)),
-        "bits_per_byte": mean.value / math.log(2) / text.bytes_per_token,
+        "bits_per_byte": bits_per_byte(losses, text.n_bytes),
         "by_position": by_position,
     }
+
+
+def bits_per_byte(losses: TokenLosses, n_bytes: int) -> float | None:
+    """Return the bits that a byte of the scored tokens takes; None if they stand for none."""
+    return float(losses.nll.sum()) / math.log(2) / n_bytes if n_bytes else None
 
 
 def describe_memory(

@@ -32,10 +32,12 @@ class RecallPoint(NamedTuple):
 
 
 class Chance(NamedTuple):
-    """What is possible by the frequencies of the answers alone."""
+    """What is possible by the frequencies of the answers alone, estimated without the bias of
+    knowing those of the very answers that are scored.
+    """
 
-    accuracy: float  # of always the most frequent one
-    loss: float  # in nats: the entropy
+    accuracy: float  # of the answer that is the most frequent in the other half of the answers
+    loss: float  # in nats: the entropy, with the correction of Miller and Madow (1955)
     answers: int  # different ones
 
 
@@ -53,9 +55,21 @@ def chance_level(text: Text) -> Chance:
     """Return the level of chance of a text of recall tasks. Raises UsageError for other texts."""
     documents = [number for own in documents_by_distance(text).values() for number in own]
     labels = np.concatenate([text.labels[number] for number in documents])
-    _, counts = np.unique(labels[labels != IGNORE], return_counts=True)
-    shares = counts / counts.sum()
-    return Chance(float(shares.max()), float(-(shares * np.log(shares)).sum()), len(counts))
+    answers = labels[labels != IGNORE]
+    halves = answers[::2], answers[1::2]
+    hits = sum(hits_of_most_frequent(*two) for two in (halves, halves[::-1]))
+    _, counts = np.unique(answers, return_counts=True)
+    shares = counts / len(answers)
+    entropy = -(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * len(answers))
+    return Chance(hits / len(answers), float(entropy), len(counts))
+
+
+def hits_of_most_frequent(seen: np.ndarray, asked: np.ndarray) -> int:
+    """Return how many of the answers ``asked`` are the most frequent of those that were seen."""
+    if not len(seen):
+        return 0
+    values, counts = np.unique(seen, return_counts=True)
+    return int((asked == values[counts.argmax()]).sum())
 
 
 def documents_by_distance(text: Text) -> dict[int, list[int]]:
@@ -87,5 +101,5 @@ def measure_accuracy(model: LoadedModel, text: Text, documents: np.ndarray) -> M
             state = detach_state(state)
             scored = labels != IGNORE
             hits.append((logits.argmax(-1).cpu() == labels)[scored].double().numpy())
-            owners.append(rows[:alive, None].repeat(model.seq_len, 1)[scored.numpy()])
+            owners.append(rows[:alive, None].repeat(labels.shape[1], 1)[scored.numpy()])
     return mean_over_tokens(np.concatenate(hits), np.concatenate(owners))

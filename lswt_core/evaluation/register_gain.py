@@ -1,13 +1,17 @@
-"""What registers are worth to a trained model: the loss without them, on the same tokens."""
+"""What registers are worth to a trained model: the loss without them, on the same tokens. Other
+keys that belong to no token (the sink of softmax-off-by-one, a sink logit) count as registers.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lswt_core.decode.load_run import LoadedModel
 from lswt_core.errors import UsageError
 from lswt_core.evaluation.attention_sinks import is_sink
 from lswt_core.evaluation.intervals import Mean, mean_over_tokens
+from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import AttentionBackend, KVBlock
@@ -28,9 +32,12 @@ def register_gain(model: LoadedModel, text: Text, losses: TokenLosses, seq_len: 
         return layers[-1]
 
     with replace_attention_backends(model.decoder, lambda layer: without(layer.backend)):
+        ids = probe_batch(model, text)[:1, :1]
+        with torch.no_grad(), model.precision.autocast(ids.device):
+            model.decoder(ids)
+        if not any(layer.left_out for layer in layers):
+            raise UsageError("no layer of this model attends to registers")
         cut = token_losses(model, text, seq_len)
-    if not any(layer.left_out for layer in layers):
-        raise UsageError("no layer of this model attends to registers")
     return mean_over_tokens(cut.nll - losses.nll, losses.document)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lswt_core.evaluation.attention_sinks import FIRST_TOKEN, REGISTERS
 from lswt_core.evaluation.plots import plot_evaluation
-from lswt_core.plugin_api.atomic_write import make_output_directory, write_atomically
+from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting import sections
 from lswt_core.reporting.curves import ReportUnavailable
 from lswt_core.reporting.sections import Bullets, Picture, Section, Sentences
@@ -18,11 +19,11 @@ from lswt_core.reporting.units import format_count
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
 PICTURE = f"{NAME}.png"
+SINKS = {FIRST_TOKEN: "the first token", REGISTERS: "registers (keys of no token)"}
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Write evaluation.json, .md, .html and, with matplotlib, .png."""
-    make_output_directory(directory, "--out")
+    """Write evaluation.json, .md, .html and, with matplotlib, .png into a directory."""
     document = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_atomically(directory / f"{NAME}.json", document.encode())
     try:
@@ -41,7 +42,13 @@ def write_report(report: Report, directory: Path) -> None:
 
 def describe_reading(report: Report) -> str:
     """Return how texts were read, in a sentence."""
-    return f"Read in segments of {report['seq_len']:,} tokens, computed in {report['precision']}."
+    asked, trained, told = report["seq_len"], report["trained_seq_len"], ""
+    if asked != trained:
+        told = (
+            f" (losses, memory, key tokens, narrow caches, registers; the other measures in those"
+            f" of training, {trained:,})"
+        )
+    return f"Read in segments of {asked:,} tokens{told}, computed in {report['precision']}."
 
 
 def render_text(report: Report) -> str:
@@ -78,10 +85,11 @@ def task_table(tasks: dict[str, Report]) -> Table:
 
 def describe_text(name: str, text: Report) -> str:
     """Return losses and size of a text in a sentence."""
-    whole = text["whole"]
+    whole, bits = text["whole"], text["bits_per_byte"]
+    per_byte = "" if bits is None else f", {bits:.4f} bits per byte"
     return (
         f"{name}: {format_mean(text['loss'])} nats per token, perplexity"
-        f" {text['perplexity']:.2f}, {text['bits_per_byte']:.4f} bits per byte"
+        f" {text['perplexity']:.2f}{per_byte}"
         f" ({format_count(text['tokens'], 'scored token')}; read: {text['tokens_read']:,} of"
         f" {format_count(whole['tokens'], 'token')}, of {text['documents']:,} of"
         f" {format_count(whole['documents'], 'document')})."
@@ -127,8 +135,8 @@ def recall_section(points: list[Report], chance: Report) -> Section:
         "Recall by distance",
         Table(("segments between fact and question", "accuracy (95 % interval)"), rows),
         f"Share of {format_count(tokens, 'answer')} that are the most likely token.",
-        f"Chance: accuracy {chance['accuracy']:.4f}, loss {chance['loss']:.4f} nats, by the"
-        f" frequencies of the {format_count(chance['answers'], 'different answer')} alone. A memory"
+        f"Chance: accuracy {chance['accuracy']:.4f}, loss {chance['loss']:.4f} nats, estimated from"
+        f" the frequencies of the {format_count(chance['answers'], 'different answer')}. A memory"
         " that is cut for a measurement may do worse: the model was not trained without it.",
     )
 
@@ -150,8 +158,11 @@ def memory_section(points: list[Report]) -> Section:
 
 def memory_position_section(points: list[Report]) -> Section:
     """Return the gain of the trained memory by position in the segment."""
-    rows = [[f"{one['from']:,}", format_mean(one, "+.4f"), f"{one['tokens']:,}"] for one in points]
-    header = ("position in the segment, from", "gain over no memory (95 % interval)", "tokens")
+    rows = [
+        [describe_bucket(one["from"]), format_mean(one, "+.4f"), f"{one['tokens']:,}"]
+        for one in points
+    ]
+    header = ("position in the segment", "gain over no memory (95 % interval)", "tokens")
     note = "Of the memory as trained."
     return measurement("Memory gain by position in the segment", Table(header, rows), note)
 
@@ -162,7 +173,7 @@ def context_section(context: Report) -> Section:
         [f"{one['context']:,}", f"{one['value']:.4f}", format_mean(one["over_longest"], "+.4f")]
         for one in context["losses"]
     ]
-    header = ("context (tokens)", "loss", "over the longest context's (95 % interval)")
+    header = ("context (tokens)", "loss", "less that of the longest context (95 % interval)")
     group = {"this model": context["recl"], **context["recl_of_others"]}
     alone = "" if len(group) > 1 else ", in the group of this model alone"
     longest = context["longest_context"]
@@ -207,19 +218,25 @@ def extrapolation_section(measured: Report) -> Section:
 
 def position_section(points: list[Report]) -> Section:
     """Return losses by tokens since the document's start."""
-    rows = [[f"{one['from']:,}", format_mean(one), f"{one['tokens']:,}"] for one in points]
-    header = ("tokens since the document's start, from", "loss (95 % interval)", "tokens")
+    rows = [
+        [describe_bucket(one["from"]), format_mean(one), f"{one['tokens']:,}"] for one in points
+    ]
+    header = ("tokens since the document's start", "loss (95 % interval)", "tokens")
     return measurement("Loss by position in the document", Table(header, rows))
 
 
 def narrow_section(errors: list[Report]) -> Section:
-    """Return the cost of narrow KV caches."""
+    """Return what it costs to keep KV caches in fewer bits."""
     rows = []
     for one in errors:
         increase = format_mean(one["increase"], "+.1e")
         rows.append([one["dtype"], increase, f"{one['largest']:.1e}"])
-    header = ("train.memory_dtype", "loss increases by (95 % interval)", "largest of a token")
-    return measurement("KV caches kept narrower between segments", Table(header, rows))
+    header = (
+        "train.memory_dtype",
+        "loss behind the first segment increases by (95 % interval)",
+        "largest change of a token's loss",
+    )
+    return measurement("KV caches quantised between segments", Table(header, rows))
 
 
 def states_section(text: Report) -> Section:
@@ -232,12 +249,12 @@ def states_section(text: Report) -> Section:
         ]
     ]
     for name, sinks in (text["sinks"] or {}).items():
-        shown = name.replace("_", " ")
-        rows.append([f"attention to {shown}, mean share", f"{sinks['mean']:.4f}"])
-        rows.append([f"sink rate of {shown} (share of heads above 0.3)", f"{sinks['rate']:.3f}"])
+        rows.append([f"attention to {SINKS[name]}, mean share", f"{sinks['mean']:.4f}"])
+        rate = f"sink rate of {SINKS[name]} (layer-heads whose mean share is above 0.3)"
+        rows.append([rate, f"{sinks['rate']:.3f}"])
     if text["registers"]:
         gain = format_mean(text["registers"], "+.4f")
-        rows.append(["loss without registers less loss with them (95 % interval)", gain])
+        rows.append([f"loss without {SINKS[REGISTERS]} less loss with them (95 % interval)", gain])
     states = text["activations"]
     rows += [
         ["largest activation", f"{states['largest']:.3g}"],
@@ -256,6 +273,11 @@ def states_section(text: Report) -> Section:
     for n, share in repetition["repeated"].items() if repetition else ():
         rows.append([f"repeated {n}-grams in greedy continuations", f"{share:.2%}"])
     return measurement("Attention, hidden states and repetition", Table(("measure", "value"), rows))
+
+
+def describe_bucket(first: int) -> str:
+    """Return the positions of a bucket: those from a power of two to the next."""
+    return f"{first:,}" if first < 2 else f"{first:,} .. {2 * first - 1:,}"
 
 
 def format_mean(one: Report, spec: str = ".4f") -> str:

@@ -13,7 +13,7 @@ from lswt_core.data import Tokens
 from lswt_core.data.corpus import held_out_tokens
 from lswt_core.data.scored import as_labels, end_labels, plain_ids
 from lswt_core.decode.load_run import LoadedRun
-from lswt_core.errors import DataError
+from lswt_core.errors import DataError, UsageError
 from lswt_core.interfaces import IGNORE, Tokenizer
 from lswt_core.plugin_api.seeding import derive_seed
 from lswt_core.registry import Registry
@@ -43,8 +43,7 @@ class Text(NamedTuple):
     labels: Sequence[np.ndarray]
     names: Sequence[str]  # of the documents
     eos_id: int
-    # UTF-8 bytes a token of the whole text, of which these documents are a sample
-    bytes_per_token: float
+    n_bytes: int  # UTF-8 bytes of the tokens that are scored
     whole: Whole  # of which these documents are a part
 
     @property
@@ -64,30 +63,47 @@ class Text(NamedTuple):
         return max(int(end[-1]) + 1 if len(end) else 0 for end in ends)
 
 
-def text_of_tokens(name: str, tokens: Tokens, eos_id: int, limits: Limits) -> Text:
-    """Return documents of a tokenised text, chosen by ``limits``."""
+def text_of_tokens(name: str, tokens: Tokens, tokenizer: Tokenizer, limits: Limits) -> Text:
+    """Return documents of a tokenised text, chosen by ``limits``; whole ones where not all of the
+    text is scored, because answers may stand at the end. Raises UsageError if nothing is scored.
+    """
     bounds = np.append(tokens.document_starts, len(tokens.ids))
     sizes = np.diff(bounds)
+    if (tokens.ids[:] < 0).any():
+        limits = limits._replace(per_document=int(sizes.max()))
     chosen, size = choose_documents(sizes, limits)
     stored = [
         np.asarray(tokens.ids[int(bounds[document]) : int(bounds[document + 1])])
         for document in chosen
     ]
-    return Text(
+    labels = [labels_of(one, tokenizer.eos_id)[:size] for one in stored]
+    text = Text(
         name,
         [plain_ids(one)[:size] for one in stored],
-        [labels_of(one, eos_id)[:size] for one in stored],
+        labels,
         [tokens.names[document] for document in chosen],
-        eos_id,
-        tokens.n_bytes / len(tokens.ids),
+        tokenizer.eos_id,
+        scored_bytes(labels, tokenizer),
         Whole.of(sizes),
     )
+    if not text.tokens:
+        raise UsageError(
+            f"none of the {text.read:,} tokens that are read of {name!r} is scored\n"
+            "  fix: a larger --tokens, or other data: its answers are what is evaluated"
+        )
+    return text
+
+
+def scored_bytes(labels: Sequence[np.ndarray], tokenizer: Tokenizer) -> int:
+    """Return the UTF-8 bytes of the scored tokens of documents; the end of one has none."""
+    scored = [one[(one != IGNORE) & (one != tokenizer.eos_id)].tolist() for one in labels]
+    return sum(len(tokenizer.decode(ids).encode()) for ids in scored)
 
 
 def held_out_text(run: LoadedRun, registry: Registry, limits: Limits) -> Text:
     """Return the held-out text of a run."""
     tokens = held_out_tokens(run.recipe, registry, run.model.tokenizer)
-    return text_of_tokens("held-out", tokens, run.model.tokenizer.eos_id, limits)
+    return text_of_tokens("held-out", tokens, run.model.tokenizer, limits)
 
 
 def labels_of(stored: np.ndarray, eos_id: int) -> np.ndarray:
@@ -109,14 +125,14 @@ def text_of_files(name: str, path: Path, tokenizer: Tokenizer, limits: Limits) -
     documents = [np.array([tokenizer.bos_id, *ids], np.int64) for ids in encoded]
     sizes = np.array([len(ids) for ids in documents])
     chosen, size = choose_documents(sizes, limits)
-    n_bytes = sum(len(content.encode()) for content in contents.values())
+    labels = [labels_of(documents[document], tokenizer.eos_id)[:size] for document in chosen]
     return Text(
         name,
         [documents[document][:size] for document in chosen],
-        [labels_of(documents[document], tokenizer.eos_id)[:size] for document in chosen],
+        labels,
         [list(contents)[document] for document in chosen],
         tokenizer.eos_id,
-        n_bytes / int(sizes.sum()),
+        scored_bytes(labels, tokenizer),
         Whole.of(sizes),
     )
 

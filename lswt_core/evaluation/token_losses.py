@@ -82,13 +82,15 @@ def read_rows(
 
 def segments_of(text: Text, rows: np.ndarray, seq_len: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield every segment's first position, inputs and labels [B, seq_len] of the documents that
-    reach it. ``rows`` are documents, longest first; each is padded to whole segments.
+    reach it. ``rows`` are documents, longest first; each is padded to whole segments, or to the
+    longest where that is shorter than a segment.
     """
     lengths = [len(text.documents[row]) for row in rows]
+    width = min(seq_len, lengths[0])
     for at in range(0, lengths[0], seq_len):
         alive = sum(length > at for length in lengths)
-        inputs = np.full((alive, seq_len), text.eos_id)
-        labels = np.full((alive, seq_len), IGNORE)
+        inputs = np.full((alive, width), text.eos_id)
+        labels = np.full((alive, width), IGNORE)
         for i, row in enumerate(rows[:alive]):
             ids = text.documents[row][at : at + seq_len]
             inputs[i, : len(ids)] = ids

@@ -53,9 +53,11 @@ class Integers(Tokenizer):
                 f"the tokenizer 'integers' reads numbers separated by spaces: {error}; take another"
                 " tokenizer for text"
             ) from error
-        if ids and not 0 <= min(ids) <= max(ids) < self.size:
+        outside = [number for number in ids if not 0 <= number < self.size]
+        if outside:
             raise DataError(
-                f"the text has the number {max(ids)}, and tokenizer.size is {self.size}: raise it"
+                f"the text has the number {outside[0]}, and ids are from 0 to {self.size - 1}:"
+                " correct the text or, before training, raise tokenizer.size"
             )
         return ids
 
