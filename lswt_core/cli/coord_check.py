@@ -68,7 +68,7 @@ def save_plot(path: Path, measured: Sequence[Measurement]) -> None:
     from lswt_core.benchmark.coordinate_check import draw_sizes
     from lswt_core.reporting.curves import render_png, require_matplotlib
 
-    require_matplotlib()
+    require_matplotlib(str(path))
     write_atomically(path, render_png(draw_sizes(measured)))
 
 

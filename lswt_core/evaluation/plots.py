@@ -7,6 +7,7 @@ from typing import Any
 
 from lswt_core.reporting.curves import new_figure, render_png, require_matplotlib, set_title
 
+PICTURE = "evaluation.png"
 # The palette of Okabe and Ito, for colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LONGEST_NAME = 32  # characters of a text's name in a legend; a wide one leaves no room for axes
@@ -16,7 +17,7 @@ def plot_evaluation(report: dict[str, Any]) -> bytes:
     """Return a PNG with four panels, and one more for recall tasks. Raises ReportUnavailable
     without matplotlib.
     """
-    require_matplotlib()
+    require_matplotlib(PICTURE)
     has_recall = any(text["recall"] for text in report["texts"].values())
     rows = 3 if has_recall else 2
     figure = new_figure(3.1 * rows)

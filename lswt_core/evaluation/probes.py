@@ -92,8 +92,8 @@ def probe_extrapolation(model: LoadedModel, text: Text) -> dict[str, float]:
 
 
 def probe_sinks(model: LoadedModel, text: Text) -> dict[str, float]:
-    """Share of (layer, head) whose mean attention to a sink is above 0.3, and nats per token that
-    registers are worth; 0 without them.
+    """Share of (layer, head) whose mean attention to a sink is above 0.3. Nats per token that
+    registers are worth, 0 for a model without them.
     """
     sinks, gain = attention_sinks(model, probe_batch(model, text)), 0.0
     if REGISTERS in sinks:

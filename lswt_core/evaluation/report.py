@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lswt_core.evaluation.attention_sinks import FIRST_TOKEN, REGISTERS
-from lswt_core.evaluation.plots import plot_evaluation
+from lswt_core.evaluation.plots import PICTURE, plot_evaluation
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.reporting import sections
 from lswt_core.reporting.curves import ReportUnavailable
@@ -18,17 +19,19 @@ from lswt_core.reporting.units import format_count
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
-PICTURE = f"{NAME}.png"
 SINKS = {FIRST_TOKEN: "the first token", REGISTERS: "registers (keys of no token)"}
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Write evaluation.json, .md, .html and, with matplotlib, .png into a directory."""
+    """Write evaluation.json, .md, .html and .png into a directory; without matplotlib no picture,
+    and a warning on standard error.
+    """
     document = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_atomically(directory / f"{NAME}.json", document.encode())
     try:
         picture = plot_evaluation(report)
-    except ReportUnavailable:
+    except ReportUnavailable as error:
+        print(f"warning: {error}", file=sys.stderr)
         picture = None
     pictures = {} if picture is None else {PICTURE: picture}
     for name, content in pictures.items():

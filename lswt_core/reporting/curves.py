@@ -34,7 +34,7 @@ def write_curves(run: Path) -> Path | None:
 
     Raises ReportUnavailable without matplotlib.
     """
-    require_matplotlib()
+    require_matplotlib("curves.png")
     metrics = run / "metrics.jsonl"
     entries = read_metrics(metrics) if metrics.exists() else []
     if not entries:
@@ -52,13 +52,13 @@ def write_curves(run: Path) -> Path | None:
     return run / "curves.png"
 
 
-def require_matplotlib() -> None:
-    """Raise ReportUnavailable if matplotlib cannot be imported."""
+def require_matplotlib(picture: str) -> None:
+    """Raise ReportUnavailable, which names a picture's file, if matplotlib cannot be imported."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ReportUnavailable(
-            "curves.png was not drawn, matplotlib is missing: pip install 'lswt-core[report]'"
+            f"{picture} was not drawn, matplotlib is missing: pip install 'lswt-core[report]'"
         ) from error
 
 
