@@ -157,6 +157,27 @@ class Remembering(Memory):
         return self.length
 
 
+@caught_by("causality")
+class ShowsTheFuture(Remembering, Memory):
+    """From the second segment on, the last of its keys are the segment's own, which every query
+    sees.
+    """
+
+    name = "shows-the-future"
+
+    def forward(
+        self, x: Tensor, positions: Tensor, state: State, project: KVProjection
+    ) -> tuple[list[KeyValue], State]:
+        blocks, following = super().forward(x, positions, state, project)
+        *cached, new = blocks
+        shown = []
+        for old in cached:
+            k, v = torch.cat((old.k, new.k), 1), torch.cat((old.v, new.v), 1)
+            count = old.k.shape[1]
+            shown.append(old._replace(k=k[:, -count:], v=v[:, -count:]))
+        return [*shown, new], following
+
+
 @caught_by("long sequences")
 class ForgetsEarly(Remembering, Memory):
     """Keeps at most 100 tokens, whatever its length."""
