@@ -62,8 +62,6 @@ from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, li
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
 
-DIM, HEADS = 4, 2
-
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:

@@ -35,9 +35,11 @@ from lswt_core.evaluation.attention_sinks import attention_sinks
 from lswt_core.evaluation.effective_context import relative_lengths
 from lswt_core.evaluation.extrapolation import extrapolation
 from lswt_core.evaluation.measure import Asked, evaluate_text
+from lswt_core.evaluation.narrow_states import narrow_errors
 from lswt_core.evaluation.plain_data import FACTORS, WINDOWS
 from lswt_core.evaluation.repetition import measure_repetition
 from lswt_core.evaluation.texts import Text, labels_of
+from lswt_core.evaluation.token_losses import token_losses
 from lswt_core.interfaces import (
     IGNORE,
     KVBlock,
@@ -195,6 +197,13 @@ def test_narrow_caches_change_the_loss_by_what_they_round(
         assert abs(change.mean()) > 1e-4
         assert found[name]["increase"]["value"] == pytest.approx(change.mean(), abs=1e-9)
         assert found[name]["largest"] == pytest.approx(abs(change).max(), abs=1e-9)
+
+
+def test_the_largest_change_of_a_loss_may_be_a_decrease(model: LoadedModel, text: Text) -> None:
+    losses = token_losses(model, text, SEQ_LEN)
+    above = losses._replace(nll=losses.nll + 9)
+    for one in narrow_errors(model, text, SEQ_LEN, above):
+        assert one.increase.value < 0 and one.largest > 8.9
 
 
 # ---------- contexts

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from data_parts import BEGIN, END
-from evaluation_parts import EOS, MEMORY, SEQ_LEN, evaluate, make_run, model_of
+from evaluation_parts import MEMORY, SEQ_LEN, evaluate, make_run, model_of, text_of
 from helpers import GOLDEN, VOCAB, tokens
 from lswt_recall import Copy, Integers
 from lswt_xl_cache import XlCache
@@ -32,7 +32,7 @@ from lswt_core.data import tokenise
 from lswt_core.decode.load_run import LoadedModel, load_run
 from lswt_core.evaluation.memory_gain import memory_gain
 from lswt_core.evaluation.recall import recall_by_distance
-from lswt_core.evaluation.texts import Limits, Text, Whole, text_of_tokens
+from lswt_core.evaluation.texts import Limits, Text, text_of_tokens
 from lswt_core.interfaces import IGNORE
 from lswt_core.model.decoder import Decoder
 from lswt_core.plugin_api.pytree import detach_state
@@ -86,7 +86,7 @@ def recall_text(distance: int, where: Path) -> Text:
     )
     tokenizer = Integers(size=SYMBOLS + 2)
     held_out = tokenise(task, tokenizer, "valid", where)
-    return text_of_tokens("far", held_out, tokenizer.eos_id, Limits(100_000, 10_000))
+    return text_of_tokens("far", held_out, tokenizer, Limits(100_000, 10_000))
 
 
 def accuracy(model: LoadedModel, text: Text, distance: int) -> float:
@@ -134,8 +134,7 @@ def independent(rows: int, length: int) -> Text:
     """Documents of ids that are drawn independently: nothing earlier says what comes next."""
     drawn = tokens(rows, length, seed=99).numpy()
     labels = [np.append(ids[1:], IGNORE) for ids in drawn]
-    names = [str(number) for number in range(rows)]
-    return Text("drawn", list(drawn), labels, names, EOS, 1.0, Whole.of(np.full(rows, length)))
+    return text_of(*[length] * rows)._replace(documents=list(drawn), labels=labels)
 
 
 def train_on_draws(memory: type, steps: int) -> LoadedModel:
@@ -226,7 +225,7 @@ def test_what_the_memory_of_other_models_is_worth(
     assert report["loss"]["value"] == pytest.approx(float(full.mean()), abs=1e-5)
     if not asked:
         code, _, err = evaluate(capsys, run, "--text", text, "--memory", 8)
-        assert code == 2 and "summarise all of the past" in err
+        assert code == 2 and "cannot be cut to a number of tokens" in err
 
 
 @pytest.mark.parametrize("case", ["seed_checkpoint", "seed_gelu_forward_registers"])

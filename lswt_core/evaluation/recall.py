@@ -101,5 +101,5 @@ def measure_accuracy(model: LoadedModel, text: Text, documents: np.ndarray) -> M
             state = detach_state(state)
             scored = labels != IGNORE
             hits.append((logits.argmax(-1).cpu() == labels)[scored].double().numpy())
-            owners.append(rows[:alive, None].repeat(labels.shape[1], 1)[scored.numpy()])
+            owners.append(rows[:alive, None].repeat(model.seq_len, 1)[scored.numpy()])
     return mean_over_tokens(np.concatenate(hits), np.concatenate(owners))

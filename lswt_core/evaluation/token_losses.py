@@ -49,6 +49,8 @@ def token_losses(
     maps the state that a segment leaves to the one that the next segment gets.
     """
     lengths = np.array([len(ids) for ids in text.documents])
+    # padding further than in training would be work for nothing
+    seq_len = min(seq_len, max(model.seq_len, int(lengths.max())))
     losses = [np.zeros(length) for length in lengths]
     longest_first = np.argsort(-lengths, kind="stable")
     for begin in range(0, len(lengths), ROWS):
@@ -82,15 +84,13 @@ def read_rows(
 
 def segments_of(text: Text, rows: np.ndarray, seq_len: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield every segment's first position, inputs and labels [B, seq_len] of the documents that
-    reach it. ``rows`` are documents, longest first; each is padded to whole segments, or to the
-    longest where that is shorter than a segment.
+    reach it. ``rows`` are documents, longest first; each is padded to whole segments.
     """
     lengths = [len(text.documents[row]) for row in rows]
-    width = min(seq_len, lengths[0])
     for at in range(0, lengths[0], seq_len):
         alive = sum(length > at for length in lengths)
-        inputs = np.full((alive, width), text.eos_id)
-        labels = np.full((alive, width), IGNORE)
+        inputs = np.full((alive, seq_len), text.eos_id)
+        labels = np.full((alive, seq_len), IGNORE)
         for i, row in enumerate(rows[:alive]):
             ids = text.documents[row][at : at + seq_len]
             inputs[i, : len(ids)] = ids
