@@ -65,10 +65,11 @@ def overview_row(one: TestedClaim) -> list[str]:
         return [claim.says, "", "", "", "", "", "", UNTESTED]
     size, comparison = top_of(report)
     delta, interval = difference_of(claim, comparison)
+    measure = claim.measure.replace("_", " ")
     return [
         claim.says,
         comparison["arm"],
-        f"{claim.measure.replace('_', ' ')} at {size}" if size else claim.measure,
+        f"{measure} at {size}" if size else measure,
         "" if delta is None else format_difference(delta),
         format_span(interval, format_difference),
         worth_of(report),
