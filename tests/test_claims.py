@@ -88,7 +88,11 @@ def test_a_claim_about_a_measure_is_judged_by_it(
     baseline = probed(arm("baseline", [3.0, 3.1, 3.2]), [1.0, 1.1, 1.2])
     other = probed(arm("part=false", [*WITHOUT["contradicted"]]), values)
     assert finding(place, baseline, other) == expected
-    assert "| gain" in (place / "claims.md").read_text()
+    assert "| gain |" in (place / "claims.md").read_text()
+    turned = {"supported": "contradicted", "contradicted": "supported"}
+    place.joinpath("claims.toml").write_text(f'{FILE}measure = "gain"\nhigher_is_better = true\n')
+    assert finding(place, baseline, other) == turned.get(expected, expected)
+    assert "| gain (higher is better) |" in (place / "claims.md").read_text()
 
 
 def test_a_claim_is_about_one_arm_of_its_study(

@@ -43,7 +43,8 @@ class ClaimTable(Table):
     # The arm has something else in place of what the claim is about: where the arm is worse, the
     # claim is supported.
     replaces: bool = True
-    measure: str = LOSS  # what the claim is judged by: held-out loss, or a probe; less is better
+    measure: str = LOSS  # what the claim is judged by: held-out loss, or a probe
+    higher_is_better: bool = False  # of the measure
     probe: list[str] = Field(default_factory=list)  # of the trained models (``ablate --probe``)
     note: str = ""  # what the study cannot show
     more: list[str] = Field(default_factory=list)  # commands that would show more

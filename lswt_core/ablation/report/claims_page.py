@@ -23,6 +23,7 @@ from lswt_core.reporting.tables import Table
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NO_DIFFERENCE, UNRESOLVED, UNTESTED = "no difference", "not resolved", "not tested"
+HIGHER = "higher is better"
 OVERVIEW = (
     *("claim", "arm", "judged by", "difference", "95 % interval"),
     *("worth of compute", "seeds", "finding"),
@@ -46,7 +47,8 @@ def render_claims(file: ClaimsFile, tested: Sequence[TestedClaim], command: str)
     arms = [overview_row(one) for one in tested]
     intro = [
         f"Claims of {file.source}, each as an ablation: an arm has something else in place of what"
-        " the claim is about, and differences are arm minus baseline; less is better.",
+        " the claim is about, and differences are arm minus baseline; less is better, but where"
+        f' it says "{HIGHER}".',
         FINDINGS,
         CORRECTED,
     ]
@@ -66,6 +68,8 @@ def overview_row(one: TestedClaim) -> list[str]:
     size, comparison = top_of(report)
     delta, interval = difference_of(claim, comparison)
     measure = claim.measure.replace("_", " ")
+    if claim.higher_is_better:
+        measure = f"{measure} ({HIGHER})"
     return [
         claim.says,
         comparison["arm"],
@@ -113,7 +117,7 @@ def conclude(claim: ClaimTable, comparison: dict[str, Any]) -> str:
             remark = ", maybe by less than the margin"
     else:
         _, interval = difference_of(claim, comparison)
-        sign = sign_of(interval)
+        sign = -sign_of(interval) if claim.higher_is_better else sign_of(interval)
     if sign == 0:
         return UNRESOLVED
     return (SUPPORTED if (sign > 0) == claim.replaces else CONTRADICTED) + remark
