@@ -343,6 +343,12 @@ def test_models_of_our_own_components_load_without_this_library(
             "its weights cannot be read: .*\n  fix: export it again",
         ),
         ("model.safetensors", None, "its weights cannot be read: .*\n  fix: export it again"),
+        (
+            "config.json",
+            b"\xff{",
+            "describes no model that can be loaded here: .*\n  fix: name a run",
+        ),
+        ("config.json", None, "describes no model that can be loaded here: .*\n  fix: name a run"),
         ("config.json", b"{", "describes no model that can be loaded here: .*\n  fix: name a run"),
         ("config.json", b'{"model_type": "gpt2"}', "type 'gpt2', not one of .*\n  fix: name a run"),
     ],

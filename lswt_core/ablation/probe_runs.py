@@ -101,11 +101,13 @@ class ProbedRuns:
     def measure(self, directory: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Measure probes of a run's last checkpoint on its held-out text, and keep them."""
         run = load_run(directory, self.registry)
+        text = cache(
+            lambda: held_out_text(run, self.registry, limits_for(TOKENS, run.model.seq_len))
+        )
         measured: dict[str, dict[str, Any]] = {}
         for name in names:
             try:
-                text = held_out_text(run, self.registry, limits_for(TOKENS, run.model.seq_len))
-                measured[name] = PROBES[name].measure(run.model, text)
+                measured[name] = PROBES[name].measure(run.model, text())
             except UsageError as error:  # the model or the text does not have it
                 measured[name] = {}
                 self.say(f"left out: {name}: {str(error).partition(chr(10))[0]}")

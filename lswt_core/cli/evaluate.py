@@ -82,7 +82,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=(
-            "tokens of a segment, for losses, memory, key tokens, narrow caches and registers"
+            "tokens of a segment, for losses, memory, key tokens, quantised caches and registers"
             " (default: as the model was trained, as for all other measures)"
         ),
     )

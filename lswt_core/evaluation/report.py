@@ -48,7 +48,7 @@ def describe_reading(report: Report) -> str:
     asked, trained, told = report["seq_len"], report["trained_seq_len"], ""
     if asked != trained:
         told = (
-            f" (losses, memory, key tokens, narrow caches, registers; the other measures in those"
+            " (losses, memory, key tokens, quantised caches, registers; the other measures in those"
             f" of training, {trained:,})"
         )
     return f"Read in segments of {asked:,} tokens{told}, computed in {report['precision']}."

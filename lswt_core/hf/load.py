@@ -75,7 +75,8 @@ def first_line(error: Exception) -> str:
 
 def cure_for(path: Path) -> str:
     """Return what to do about a directory that holds no model of this library."""
-    if MODEL_TYPE not in path.joinpath("config.json").read_text(encoding="utf-8"):
+    config = path / "config.json"
+    if not config.is_file() or MODEL_TYPE.encode() not in config.read_bytes():
         return "\n  fix: name a run, or a whole copy of what `python -m lswt_core export` wrote"
     return (
         "\n  fix: it is a checkpoint of the original code; convert it first:"
