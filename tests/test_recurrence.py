@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
 import lswt_core.plugin_api.linear_attention as linear_attention_module
+from lswt_core.plugin_api.fla_kernels import forward_operator
 from lswt_core.plugin_api.linear_attention import linear_attention
 from lswt_core.plugin_api.recurrence import CausalConvolution, document_starts, first_seen
 
@@ -226,4 +227,4 @@ def test_the_operators_say_what_they_do(fla: None) -> None:
     q, k, v, g, beta = inputs()
     given = (q.requires_grad_(), k, v, g, beta, random(B, H, K, V, seed=6), FIRST)
     for name in ("test_schema", "test_autograd_registration", "test_faketensor"):
-        torch.library.opcheck(torch.ops.lswt.linear_attention, given, test_utils=name)
+        torch.library.opcheck(forward_operator, given, test_utils=name)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, library
 
 from lswt_core.plugin_api.attention import assume_constant_result
+from lswt_core.plugin_api.operators import operator_name
 
 HALF = (torch.bfloat16, torch.float16)
 MAX_WIDTH = 256  # of a head's keys and values
@@ -111,7 +112,9 @@ def run_kernel(tensors: dict[str, Tensor], options: dict[str, Any]) -> tuple[Ten
 
 
 @library.custom_op(
-    "lswt::linear_attention", mutates_args=(), schema=f"{SCHEMA} -> (Tensor, Tensor)"
+    operator_name(__name__, "linear_attention"),
+    mutates_args=(),
+    schema=f"{SCHEMA} -> (Tensor, Tensor)",
 )
 def forward_operator(
     q: Tensor,
@@ -136,7 +139,7 @@ def forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[
 
 
 @library.custom_op(
-    "lswt::differentiate_linear_attention",
+    operator_name(__name__, "differentiate_linear_attention"),
     mutates_args=(),
     schema=f"(Tensor by_output, Tensor by_state, {SCHEMA[1:]} -> Tensor[]",
 )

@@ -13,6 +13,7 @@ from torch import Tensor, library
 from lswt_core.interfaces import Unsupported
 from lswt_core.plugin_api.attention import softmax_scale
 from lswt_core.plugin_api.attention_merge import BackwardInputs, Gradients, Kernel
+from lswt_core.plugin_api.operators import operator_name
 
 WITH_TRITON = "with Triton's dQ"  # what a kernel's name is followed by
 NARROWEST = 16  # of the matrices that Triton multiplies
@@ -76,7 +77,7 @@ def launch_for(dtype: torch.dtype, width: int) -> Launch:
     )
 
 
-@library.custom_op("lswt::query_gradient", mutates_args=())
+@library.custom_op(operator_name(__name__, "query_gradient"), mutates_args=())
 def differentiate_queries(
     grad: Tensor,
     q: Tensor,

@@ -19,6 +19,7 @@ from lswt_core.plugin_api.attention_merge import (
     Kernel,
     first_verified,
 )
+from lswt_core.plugin_api.operators import operator_name
 from lswt_core.plugin_api.query_gradient import WITH_TRITON, QueryGradient
 from lswt_core.plugin_api.short_blocks import ShortBlocks
 
@@ -134,7 +135,7 @@ def flash_module(version: int) -> Any:
     return importlib.import_module(MODULES[version])
 
 
-@library.custom_op("lswt_flash::attend", mutates_args=())
+@library.custom_op(operator_name(__name__, "attend"), mutates_args=())
 def flash_attend(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, soft_cap: float, version: int
 ) -> tuple[Tensor, Tensor]:
@@ -153,7 +154,7 @@ def _(
     )
 
 
-@library.custom_op("lswt_flash::differentiate", mutates_args=())
+@library.custom_op(operator_name(__name__, "differentiate"), mutates_args=())
 def flash_differentiate(
     grad: Tensor,
     q: Tensor,

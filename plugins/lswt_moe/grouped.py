@@ -4,7 +4,8 @@ meta device and FLOP counters, however the rows are spread.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm
 from torch.utils.flop_counter import register_flop_formula
 
-# an exported model has a copy of this file, whose operations need names of their own
-NAMESPACE = re.sub(r"\W", "_", __name__)
+from lswt_core.plugin_api.operators import operator_name
+
 ALIGNMENT = 8  # numbers: widths that the fused kernel takes are multiples of it
 
 
@@ -21,16 +22,14 @@ def grouped_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     """``weight[expert[n]] @ x[n]`` for rows x [N, I], weights [E, O, I] and experts [N] in
     ascending order: -> [N, O].
     """
-    out: Tensor = OPERATIONS.grouped_linear(x, weight, expert)
-    return out
+    return LINEAR(x, weight, expert)
 
 
 def grouped_outer(y: Tensor, x: Tensor, expert: Tensor, n_experts: int) -> Tensor:
     """The sum of the outer products of y [N, O] and x [N, I] over the rows of each expert:
     -> [E, O, I].
     """
-    out: Tensor = OPERATIONS.grouped_outer(y, x, expert, n_experts)
-    return out
+    return OUTER(y, x, expert, n_experts)
 
 
 def compute_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
@@ -117,23 +116,43 @@ def outer_flops(y: Any, x: Any, *_: Any, **__: Any) -> int:
     return int(2 * x[0] * x[1] * y[1])
 
 
-def register_operations() -> None:
-    """Register both operations. By single steps: torch.library.custom_op would import the compiler
-    at the first call, for seconds.
+def register_operation(
+    name: str,
+    schema: str,
+    compute: Callable[..., Tensor],
+    shape: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    save: Callable[..., None],
+    flops: Callable[..., int],
+) -> Callable[..., Tensor]:
+    """Register an operation. By single steps: torch.library.custom_op would import the compiler at
+    the first call, for seconds.
     """
-    linear, outer = f"{NAMESPACE}::grouped_linear", f"{NAMESPACE}::grouped_outer"
-    torch.library.define(linear, "(Tensor x, Tensor weight, Tensor expert) -> Tensor")
-    torch.library.define(outer, "(Tensor y, Tensor x, Tensor expert, int n_experts) -> Tensor")
-    torch.library.impl(linear, "default", compute_linear)
-    torch.library.impl(outer, "default", compute_outer)
-    torch.library.register_fake(linear, linear_shape)
-    torch.library.register_fake(outer, outer_shape)
-    torch.library.register_autograd(linear, linear_backward, setup_context=save_for_linear)
-    torch.library.register_autograd(outer, outer_backward, setup_context=save_for_outer)
-    register_flop_formula(OPERATIONS.grouped_linear)(linear_flops)
-    register_flop_formula(OPERATIONS.grouped_outer)(outer_flops)
+    qualified = operator_name(__name__, name)
+    torch.library.define(qualified, schema)
+    torch.library.impl(qualified, "default", compute)
+    torch.library.register_fake(qualified, shape)
+    torch.library.register_autograd(qualified, backward, setup_context=save)
+    operation: Callable[..., Tensor] = attrgetter(qualified.replace("::", "."))(torch.ops)
+    register_flop_formula(operation)(flops)
+    return operation
 
 
-OPERATIONS = getattr(torch.ops, NAMESPACE)
-if not hasattr(OPERATIONS, "grouped_linear"):  # else the module is loaded for a second time
-    register_operations()
+LINEAR = register_operation(
+    "grouped_linear",
+    "(Tensor x, Tensor weight, Tensor expert) -> Tensor",
+    compute_linear,
+    linear_shape,
+    linear_backward,
+    save_for_linear,
+    linear_flops,
+)
+OUTER = register_operation(
+    "grouped_outer",
+    "(Tensor y, Tensor x, Tensor expert, int n_experts) -> Tensor",
+    compute_outer,
+    outer_shape,
+    outer_backward,
+    save_for_outer,
+    outer_flops,
+)
