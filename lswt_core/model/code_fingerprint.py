@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +49,14 @@ class SourceModule(NamedTuple):
 
     name: str
     path: Path
+
+
+class Imported(NamedTuple):
+    """What modules import, themselves included."""
+
+    files: set[Path]
+    sources: list[SourceModule]  # of those files, without those of installed libraries
+    libraries: set[str]  # top-level modules of installed libraries
 
 
 def fingerprint_component(offer: Offer, registry: Registry) -> CodeFingerprint:
@@ -118,7 +125,7 @@ def describe_core() -> dict[str, str | None]:
 def core_libraries() -> frozenset[str]:
     """Top-level modules of the installed libraries that training itself imports."""
     modules = [SourceModule(name, locate(name)) for name in TRAINING_MODULES]
-    return fingerprint_modules(modules, {CORE}).libraries
+    return frozenset(follow_imports(modules, {CORE}).libraries)
 
 
 def fingerprint_modules(
@@ -128,28 +135,37 @@ def fingerprint_modules(
     ``data`` files and those that modules name. Modules below a top-level name in ``own`` never
     count as installed.
     """
-    queue, libraries, files, named = list(modules), set[str](), set[Path](), set(data)
+    imported = follow_imports(modules, own)
+    named = {path for module in imported.sources for path in named_files(module)}
+    return CodeFingerprint(
+        hash_files(imported.files),
+        hash_files(named.union(data) - imported.files),
+        frozenset(imported.libraries),
+        frozenset(imported.files),
+    )
+
+
+def follow_imports(modules: Iterable[SourceModule], own: set[str]) -> Imported:
+    """Follow the imports of modules to installed libraries, which are not looked into."""
+    queue, imported = list(modules), Imported(set(), [], set())
     while queue:
         module = queue.pop()
-        if module.path in files:
+        if module.path in imported.files:
             continue
-        files.add(module.path)
+        imported.files.add(module.path)
         # an installed base class: its file counts, its imports belong to its distribution
         if is_installed(module, own):
-            libraries.add(top_level_name(module.name))
+            imported.libraries.add(top_level_name(module.name))
             continue
-        named.update(named_files(module))
+        imported.sources.append(module)
         for name in imported_names(module):
             if is_core_or_stdlib(name) and top_level_name(name) not in own:
                 continue
             local = [one for one in modules_imported_by(name) if not is_installed(one, own)]
             queue += local
             if not local:
-                libraries.add(top_level_name(name))
-    named -= files
-    return CodeFingerprint(
-        hash_files(files), hash_files(named), frozenset(libraries), frozenset(files)
-    )
+                imported.libraries.add(top_level_name(name))
+    return imported
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -263,24 +279,3 @@ def modules_imported_by(name: str) -> list[SourceModule]:
             # not written in Python
             continue
     return modules
-
-
-def library_versions(libraries: Iterable[str]) -> dict[str, list[str]]:
-    """Version and content hash of every installed distribution that provides one of some
-    top-level modules; the hash tells builds of one version apart.
-    """
-    distributions = metadata.packages_distributions()
-    names = {name for module in libraries for name in distributions.get(module, ())}
-    return {name: distribution_version(name) for name in sorted(names)}
-
-
-def distribution_version(name: str) -> list[str]:
-    """Version and content hash of an installed distribution. Raises PackageNotFoundError."""
-    return [metadata.version(name), hash_installed_files(metadata.distribution(name))]
-
-
-def hash_installed_files(distribution: metadata.Distribution) -> str:
-    """Hash a distribution's RECORD of installed files; an empty one where it has none."""
-    lines = (distribution.read_text("RECORD") or "").splitlines()
-    files = sorted(line for line in lines if ",sha256=" in line and ".dist-info/" not in line)
-    return sha256("\n".join(files).encode()).hexdigest()

@@ -12,14 +12,14 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from hashlib import sha256
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import lswt_core
 from lswt_core.ablation.runs.store import IMPORTS, covered_code, write_json
-from lswt_core.model.code_fingerprint import SITE_DIRECTORIES, library_versions, top_level_name
+from lswt_core.model.code_fingerprint import SITE_DIRECTORIES, top_level_name
+from lswt_core.model.installed_libraries import distributions_of_modules, library_versions
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
 
@@ -34,7 +34,7 @@ def imported_code(covered: Iterable[Path], libraries: Iterable[str]) -> dict[str
     "files": sha256 by path. "libraries": version and content hash by distribution.
     """
     known, names = {path.resolve() for path in covered}, set(libraries)
-    distributions, files, installed = packages_distributions(), dict[str, str](), set[str]()
+    distributions, files, installed = distributions_of_modules(), dict[str, str](), set[str]()
     for name, module in [*sys.modules.items()]:
         path, top = file_of(module), top_level_name(name)
         if path is None or path in known or is_of_the_key(path, top) or top in names:

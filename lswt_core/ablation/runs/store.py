@@ -24,13 +24,12 @@ from lswt_core.interfaces import DataSource
 from lswt_core.model.code_fingerprint import (
     CodeFingerprint,
     core_libraries,
-    distribution_version,
     fingerprint_component,
     fingerprint_core,
-    library_versions,
 )
 from lswt_core.model.components import build_component
 from lswt_core.model.embedding_init import load_pretrained
+from lswt_core.model.installed_libraries import distribution_version, library_versions
 from lswt_core.plugin_api.atomic_write import write_atomically
 from lswt_core.recipe import Recipe
 from lswt_core.recipe.toml_writer import flat
