@@ -95,6 +95,41 @@ def test_a_claim_about_a_measure_is_judged_by_it(
     assert "| gain (higher is better) |" in (place / "claims.md").read_text()
 
 
+SEEN_AND_FRESH = [4.0, 4.1, 4.2, 2.9, 2.89, 2.91]  # of an arm whose baseline is 3.0
+
+
+def judged_from(place: Path, first: int, measure: str) -> str:
+    """The finding of a claim that seeds from ``first`` on judge."""
+    claim = f'measure = "{measure}"\nseeds_from = {first}\n'
+    place.joinpath("claims.toml").write_text(FILE + claim)
+    values = {"baseline": [3.0] * len(SEEN_AND_FRESH), "part=false": SEEN_AND_FRESH}
+    if measure == "loss":
+        return finding(place, *(arm(name, losses) for name, losses in values.items()))
+    alike = values["baseline"]
+    return finding(place, *(probed(arm(name, alike), gains) for name, gains in values.items()))
+
+
+@pytest.mark.parametrize("measure", ["loss", "gain"])
+def test_seeds_that_were_made_after_a_measure_was_chosen_judge_alone(
+    place: Path, measure: str
+) -> None:
+    assert judged_from(place, 0, measure) == "not resolved"
+    assert judged_from(place, 3, measure) == "contradicted"
+    page = place.joinpath("claims.md").read_text()
+    assert "| -0.1000 | -0.1248 .. -0.0752 |  | 3 (3 to 5) | contradicted |" in page
+
+
+def test_a_claim_is_judged_by_two_seeds_at_least(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AssertionError):
+        judged_from(place, 5, "loss")
+    assert "[claim.part] seeds_from = 5: its study has 6 pairs" in capsys.readouterr().err
+    with pytest.raises(AssertionError):
+        judged_from(place, -1, "loss")
+    assert "claims.toml:7" in capsys.readouterr().err
+
+
 def test_a_claim_is_about_one_arm_of_its_study(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

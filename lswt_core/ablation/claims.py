@@ -45,6 +45,8 @@ class ClaimTable(Table):
     replaces: bool = True
     measure: str = LOSS  # what the claim is judged by: held-out loss, or a probe
     higher_is_better: bool = False  # of the measure
+    # The first seed that judges; those before it had been seen when the measure was chosen.
+    seeds_from: int = Field(0, ge=0)
     probe: list[str] = Field(default_factory=list)  # of the trained models (``ablate --probe``)
     note: str = ""  # what the study cannot show
     more: list[str] = Field(default_factory=list)  # commands that would show more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lswt_core.ablation.claims import LOSS, ClaimsFile, ClaimTable, Report, TestedClaim, rungs_of
 from lswt_core.ablation.report.findings import list_findings
@@ -18,12 +18,15 @@ from lswt_core.ablation.report.verdict import (
     SMALL_WORSE,
     WORSE,
 )
+from lswt_core.ablation.statistics.paired_runs import paired_test
+from lswt_core.errors import UsageError
 from lswt_core.reporting.sections import Bullets, Code, Part, Section, Sentences, render_markdown
 from lswt_core.reporting.tables import Table
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NO_DIFFERENCE, UNRESOLVED, UNTESTED = "no difference", "not resolved", "not tested"
 HIGHER = "higher is better"
+FEWEST = 2  # pairs of runs that have an interval
 OVERVIEW = (
     *("claim", "arm", "judged by", "difference", "95 % interval"),
     *("worth of compute", "seeds", "finding"),
@@ -33,7 +36,8 @@ FINDINGS = (
     f'A finding is about the largest size: "{SUPPORTED}" and "{CONTRADICTED}" where the difference'
     " is resolved (for losses by the verdict; for other measures: its 95 % interval, of that"
     f' measure alone, leaves out 0), "{NO_DIFFERENCE}" where it is shown to be within the margin.'
-    " Nothing is said about larger models."
+    " Nothing is said about larger models. Where a measure was chosen after some seeds had been"
+    " seen, the others judge alone."
 )
 CORRECTED = (
     "The intervals of every table are of one difference alone. Verdicts are corrected for all arms"
@@ -66,7 +70,7 @@ def overview_row(one: TestedClaim) -> list[str]:
     if report is None:
         return [claim.says, "", "", "", "", "", "", UNTESTED]
     size, comparison = top_of(report)
-    delta, interval = difference_of(claim, comparison)
+    judged = judge(one)
     measure = claim.measure.replace("_", " ")
     if claim.higher_is_better:
         measure = f"{measure} ({HIGHER})"
@@ -74,11 +78,11 @@ def overview_row(one: TestedClaim) -> list[str]:
         claim.says,
         comparison["arm"],
         f"{measure} at {size}" if size else measure,
-        "" if delta is None else format_difference(delta),
-        format_span(interval, format_difference),
+        "" if judged.delta is None else format_difference(judged.delta),
+        format_span(judged.interval, format_difference),
         worth_of(report),
-        str(comparison["seeds"]),
-        conclude(claim, comparison),
+        judged.seeds,
+        conclude(claim, comparison, judged),
     ]
 
 
@@ -89,12 +93,33 @@ def top_of(report: Report) -> tuple[str, dict[str, Any]]:
     return top["name"], comparison
 
 
-def difference_of(claim: ClaimTable, comparison: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the difference that a claim is judged by, and its interval; None: not measured."""
-    if claim.measure == LOSS:
-        return comparison["delta"], comparison["ci95"]
-    probe = comparison["probes"].get(claim.measure)
-    return (None, None) if probe is None else (probe["delta"], probe["ci95"])
+class Judged(NamedTuple):
+    """The difference that a claim is judged by; None: not measured."""
+
+    delta: float | None
+    interval: Sequence[float] | None
+    seeds: str  # how many; which, if not all
+
+
+def judge(one: TestedClaim) -> Judged:
+    """Return what a claim is judged by. Raises UsageError if its seeds cannot be told apart."""
+    claim, report = one.claim, one.report
+    assert report is not None
+    comparison = top_of(report)[1]
+    found = comparison if claim.measure == LOSS else comparison["probes"].get(claim.measure)
+    seeds, first = comparison["seeds"], claim.seeds_from
+    if found is None:
+        return Judged(None, None, str(seeds))
+    if first == 0:
+        return Judged(found["delta"], found["ci95"], str(seeds))
+    if comparison["lost"] or len(found["values"]) - first < FEWEST:
+        raise UsageError(
+            f"[claim.{one.name}] seeds_from = {first}: its study has {len(found['values'])} pairs"
+            f" of runs, {comparison['lost']} lost\n  fix: make a study of {first + FEWEST} seeds or"
+            " more without losing one"
+        )
+    test = paired_test(found["values"][first:], 0.95)
+    return Judged(test.delta, test.ci, f"{seeds - first} ({first} to {seeds - 1})")
 
 
 def worth_of(report: Report) -> str:
@@ -106,18 +131,17 @@ def worth_of(report: Report) -> str:
     return format_cell(worth) if worth and worth["ci95"] else ""
 
 
-def conclude(claim: ClaimTable, comparison: dict[str, Any]) -> str:
+def conclude(claim: ClaimTable, comparison: dict[str, Any], judged: Judged) -> str:
     """Return what a study says of a claim."""
     verdict, remark = comparison["verdict"], ""
-    if claim.measure == LOSS:
+    if claim.measure == LOSS and claim.seeds_from == 0:
         if verdict == EQUIVALENT:
             return NO_DIFFERENCE
         sign = {WORSE: 1, SMALL_WORSE: 1, BETTER: -1, SMALL_BETTER: -1}.get(verdict, 0)
         if verdict in SMALL:
             remark = ", maybe by less than the margin"
     else:
-        _, interval = difference_of(claim, comparison)
-        sign = -sign_of(interval) if claim.higher_is_better else sign_of(interval)
+        sign = sign_of(judged.interval) * (-1 if claim.higher_is_better else 1)
     if sign == 0:
         return UNRESOLVED
     return (SUPPORTED if (sign > 0) == claim.replaces else CONTRADICTED) + remark
