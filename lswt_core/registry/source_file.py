@@ -70,15 +70,25 @@ def imported_module(statement: ast.ImportFrom, module: str, path: Path) -> str:
     return ".".join(parts)
 
 
-class SourceFile:
-    """A parsed file: its top-level imports, definitions and constants by name."""
+def read_source(module: str, path: Path) -> SourceFile:
+    """A module's file. Registries share it while its content is the same."""
+    try:
+        return read_content(module, path, path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise Unreadable from error
 
-    def __init__(self, module: str, path: Path) -> None:
+
+@cache
+def read_content(module: str, path: Path, text: bytes) -> SourceFile:
+    """A module's file of a content."""
+    return SourceFile(module, path, parse_source(text).body)
+
+
+class SourceFile:
+    """A parsed file: its top-level imports, definitions and constants by name. Never changed."""
+
+    def __init__(self, module: str, path: Path, body: list[ast.stmt]) -> None:
         self.module, self.path = module, path
-        try:
-            body = parse_source(path.read_bytes()).body
-        except (OSError, SyntaxError, ValueError, RecursionError) as error:
-            raise Unreadable from error
         self.imports: dict[str, str] = {}
         self.definitions: dict[str, ast.ClassDef | Function] = {}
         self.values: dict[str, ast.expr] = {}

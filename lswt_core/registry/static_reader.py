@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+from functools import cache
 
 from lswt_core.registry.component_option import read_annotation
 from lswt_core.registry.discover import Entry
 from lswt_core.registry.kinds import KIND_OF_BASE
 from lswt_core.registry.offer import REQUIRED, Offer, Option, find_flaw
-from lswt_core.registry.source_file import Function, SourceFile, Unreadable, locate
+from lswt_core.registry.source_file import Function, SourceFile, Unreadable, locate, read_source
 
 HOOK = "lswt_components"
 HOOKIMPL = "lswt_core.hooks.hookimpl"
@@ -21,15 +22,16 @@ HOOKIMPL = "lswt_core.hooks.hookimpl"
 
 def read_offers(entry: Entry) -> list[Offer]:
     """Describe a plugin's components. Raises Unreadable."""
-    home = SourceFile(entry.module, entry.path or locate(entry.module))
+    home = read_source(entry.module, entry.path or locate(entry.module))
     offers = [describe(entry, *find_class(home, node)) for node in offered(home)]
     if find_flaw(offers):
         raise Unreadable
     return offers
 
 
+@cache
 def describe(entry: Entry, source: SourceFile, node: ast.ClassDef) -> Offer:
-    """Describe the component that a class defines."""
+    """Describe the component that a class defines; registries share what they are told."""
     return Offer(
         kind=kind_of(source, node),
         name=constant(source, node, "name"),
@@ -76,7 +78,7 @@ def is_hook(source: SourceFile, node: Function) -> bool:
 def find_class(source: SourceFile, node: ast.expr) -> tuple[SourceFile, ast.ClassDef]:
     """The file that defines a class, which may be imported here, and the definition."""
     module, _, name = source.origin(node).rpartition(".")
-    home = source if module == source.module else SourceFile(module, locate(module))
+    home = source if module == source.module else read_source(module, locate(module))
     definition = home.definitions.get(name)
     if not isinstance(definition, ast.ClassDef):
         raise Unreadable
