@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from evaluation_parts import (
 from helpers import stream, tiny, tokens
 from lswt_recall.integers import Integers
 from lswt_registers import Registers
+from lswt_rope import Rope
 from lswt_xl_cache import XlCache, XlHidden
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -58,6 +59,7 @@ from lswt_core.evaluation.recall import chance_level, recall_by_distance
 from lswt_core.evaluation.register_gain import register_gain
 from lswt_core.evaluation.repetition import measure_repetition, repeated_share
 from lswt_core.evaluation.report import describe_recl, render_text
+from lswt_core.evaluation.segment_dependence import segment_dependence
 from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, limits_for
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
@@ -340,6 +342,34 @@ def test_registers_are_worth_what_the_same_weights_lose_without_them(
         register_gain(plain, text, without, SEQ_LEN)
 
 
+@pytest.mark.parametrize("frame", ["none", "reference"])
+@pytest.mark.parametrize("reach", [40, 2], ids=["all", "short"])
+def test_dependence_on_segments_is_that_of_losses_read_token_by_token(
+    frame: Literal["none", "reference"], reach: int
+) -> None:
+    memories = {
+        "registers": partial(Registers, count=2),
+        "xl": partial(XlCache, length=reach),
+    }
+    model = model_of(memories=memories, positional=partial(Rope, sink_frame=frame))
+    text, changes = text_of(3, 7, 21), list[np.ndarray]()
+    for ids, labels in zip(text.documents, text.labels, strict=True):
+        read = []
+        for size in (SEQ_LEN, 1):
+            with torch.no_grad():
+                states = stream(model.decoder, padded(ids), size)[0, : len(ids)]
+                logits = model.decoder.vocabulary.logits(states)
+            read.append(F.cross_entropy(logits, torch.from_numpy(labels), reduction="none"))
+        changes.append((read[0] - read[1]).abs().numpy())
+    losses = token_losses(model, text, SEQ_LEN)
+    found = segment_dependence(model, text, losses, SEQ_LEN)
+    assert found.value == pytest.approx(np.concatenate(changes).mean(), rel=1e-6, abs=1e-12)
+    assert PROBES["segments"].measure(model, text) == {"segment_dependence": found.value}
+    assert (found.value < 1e-12) == (frame == "none" and reach > 21)
+    with pytest.raises(UsageError, match="segments are shorter"):
+        segment_dependence(model, text, losses, 1)
+
+
 def attention_to_the_first_of_two() -> float:
     """The second of two tokens' attention to the first, over layers and heads, from q and k."""
     decoder, ids, shares = tiny(memories={}), tokens(1, 2), []
@@ -422,7 +452,7 @@ def test_recall_is_counted_by_distance_over_answers_alone(model: LoadedModel) ->
 
 SHORT = {
     *("memory", "effective_context", "extrapolation", "key_tokens"),
-    *("narrow_memory", "recall", "repetition"),
+    *("narrow_memory", "recall", "repetition", "segment_dependence"),
 }
 
 
@@ -434,7 +464,7 @@ SHORT = {
         (
             {"memories": {}},
             (40, 2),
-            {"memory", "key_tokens", "narrow_memory", "registers", "recall"},
+            {"memory", "key_tokens", "narrow_memory", "registers", "recall", "segment_dependence"},
         ),
     ],
 )

@@ -108,8 +108,8 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help=(
-            "measure every trained model: memory, context, extrapolation, sinks, repetition,"
-            " recall (see evaluate)"
+            "measure every trained model: memory, context, extrapolation, sinks, segments,"
+            " repetition, recall (see evaluate)"
         ),
     )
     parser.add_argument(

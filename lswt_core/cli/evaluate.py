@@ -82,8 +82,9 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=(
-            "tokens of a segment, for losses, memory, key tokens, quantised caches and registers"
-            " (default: as the model was trained, as for all other measures)"
+            "tokens of a segment, for losses, memory, key tokens, quantised caches, registers and"
+            " dependence on segments (default: as the model was trained, as for all other"
+            " measures)"
         ),
     )
     parser.add_argument(

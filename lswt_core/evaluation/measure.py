@@ -20,6 +20,7 @@ from lswt_core.evaluation.plain_data import (
     describe_recall,
     describe_registers,
     describe_repetition,
+    describe_segments,
     describe_sinks,
 )
 from lswt_core.evaluation.probe_batch import probe_batch
@@ -70,9 +71,10 @@ def evaluate_text(model: LoadedModel, text: Text, asked: Asked) -> dict[str, Any
     "loss" (nats per token, 95 % interval over documents), "perplexity", "bits_per_byte",
     "by_position" (tokens since the document's start), "memory" (gain by memory length),
     "effective_context" (RECL), "extrapolation", "key_tokens", "narrow_memory", "sinks",
-    "registers" (what they are worth), "activations", "repetition", "recall" (accuracy by
-    distance in segments), "recall_chance", "probed" (first tokens of documents, for sinks and
-    activations). Raises UsageError if a length that was asked for is not possible.
+    "registers" (what they are worth), "segment_dependence", "activations", "repetition",
+    "recall" (accuracy by distance in segments), "recall_chance", "probed" (first tokens of
+    documents, for sinks and activations). Raises UsageError if a length that was asked for is
+    not possible.
     """
     losses, ids = token_losses(model, text, asked.seq_len), probe_batch(model, text)
     measures, options = Measures(), asked.options()
@@ -108,6 +110,7 @@ def measures_of(
         "narrow_memory": lambda: describe_narrow_memory(model, text, losses, seq_len),
         "sinks": lambda: describe_sinks(model, ids),
         "registers": lambda: describe_registers(model, text, losses, seq_len),
+        "segment_dependence": lambda: describe_segments(model, text, losses, seq_len),
         "activations": lambda: measure_activations(model, ids)._asdict(),
         "recall": lambda: describe_recall(model, text),
         "repetition": lambda: describe_repetition(model, text),

@@ -29,6 +29,7 @@ from lswt_core.evaluation.narrow_states import narrow_errors
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.register_gain import register_gain
 from lswt_core.evaluation.repetition import measure_repetition
+from lswt_core.evaluation.segment_dependence import segment_dependence
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import TokenLosses, forget, token_losses
 
@@ -147,6 +148,15 @@ def describe_registers(
 ) -> dict[str, Any]:
     """Return what registers are worth. Raises UsageError if the model has none."""
     return register_gain(model, text, losses, seq_len)._asdict()
+
+
+def describe_segments(
+    model: LoadedModel, text: Text, losses: TokenLosses, seq_len: int
+) -> dict[str, Any]:
+    """Return how much losses depend on the segments that a text is read in. Raises UsageError as
+    ``segment_dependence``.
+    """
+    return segment_dependence(model, text, losses, seq_len)._asdict()
 
 
 def describe_recall(model: LoadedModel, text: Text) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from lswt_core.evaluation.plain_data import FACTORS, WINDOWS, describe_repetitio
 from lswt_core.evaluation.probe_batch import probe_batch
 from lswt_core.evaluation.recall import recall_by_distance
 from lswt_core.evaluation.register_gain import register_gain
+from lswt_core.evaluation.segment_dependence import segment_dependence
 from lswt_core.evaluation.texts import Text
 from lswt_core.evaluation.token_losses import token_losses
 
@@ -102,6 +103,13 @@ def probe_sinks(model: LoadedModel, text: Text) -> dict[str, float]:
     return {f"sink_rate_{name}": one.rate for name, one in sinks.items()} | {"register_gain": gain}
 
 
+def probe_segments(model: LoadedModel, text: Text) -> dict[str, float]:
+    """Nats by which a token's loss changes when its text is read in shorter segments."""
+    losses = token_losses(model, text, model.seq_len)
+    dependence = segment_dependence(model, text, losses, model.seq_len)
+    return {"segment_dependence": dependence.value}
+
+
 def probe_repetition(model: LoadedModel, text: Text) -> dict[str, float]:
     """Share of n-grams of greedy continuations that came before in them."""
     repeated = describe_repetition(model, text)["repeated"]
@@ -121,6 +129,7 @@ PROBES = {
     "context": Probe(probe_context, compare_contexts),
     "extrapolation": Probe(probe_extrapolation),
     "sinks": Probe(probe_sinks),
+    "segments": Probe(probe_segments),
     "repetition": Probe(probe_repetition),
     "recall": Probe(probe_recall),
 }

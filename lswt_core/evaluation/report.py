@@ -19,6 +19,7 @@ from lswt_core.reporting.units import format_count
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
+CUT = "where the same text is read in segments an eighth as long"
 SINKS = {FIRST_TOKEN: "the first token", REGISTERS: "registers (keys of no token)"}
 
 
@@ -48,8 +49,8 @@ def describe_reading(report: Report) -> str:
     asked, trained, told = report["seq_len"], report["trained_seq_len"], ""
     if asked != trained:
         told = (
-            " (losses, memory, key tokens, quantised caches, registers; the other measures in those"
-            f" of training, {trained:,})"
+            " (losses, memory, key tokens, quantised caches, registers, dependence on segments; the"
+            f" other measures in those of training, {trained:,})"
         )
     return f"Read in segments of {asked:,} tokens{told}, computed in {report['precision']}."
 
@@ -258,6 +259,9 @@ def states_section(text: Report) -> Section:
     if text["registers"]:
         gain = format_mean(text["registers"], "+.4f")
         rows.append([f"loss without {SINKS[REGISTERS]} less loss with them (95 % interval)", gain])
+    if text["segment_dependence"]:
+        change = format_mean(text["segment_dependence"], ".4f")
+        rows.append([f"change of a token's loss {CUT} (95 % interval)", change])
     states = text["activations"]
     rows += [
         ["largest activation", f"{states['largest']:.3g}"],
