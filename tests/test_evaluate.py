@@ -63,6 +63,7 @@ from lswt_core.evaluation.segment_dependence import segment_dependence
 from lswt_core.evaluation.texts import Limits, Text, Whole, choose_documents, limits_for
 from lswt_core.evaluation.token_losses import TokenLosses, token_losses
 from lswt_core.interfaces import IGNORE, KeyValue, KVProjection, State
+from lswt_core.plugin_api.pytree import tree_map
 
 
 @pytest.fixture(scope="module")
@@ -344,29 +345,34 @@ def test_registers_are_worth_what_the_same_weights_lose_without_them(
 
 @pytest.mark.parametrize("frame", ["none", "reference"])
 @pytest.mark.parametrize("reach", [40, 2], ids=["all", "short"])
-def test_dependence_on_segments_is_that_of_losses_read_token_by_token(
+def test_dependence_on_segments_is_what_their_cut_changes_and_nothing_else(
     frame: Literal["none", "reference"], reach: int
 ) -> None:
-    memories = {
-        "registers": partial(Registers, count=2),
-        "xl": partial(XlCache, length=reach),
-    }
-    model = model_of(memories=memories, positional=partial(Rope, sink_frame=frame))
-    text, changes = text_of(3, 7, 21), list[np.ndarray]()
-    for ids, labels in zip(text.documents, text.labels, strict=True):
-        read = []
-        for size in (SEQ_LEN, 1):
-            with torch.no_grad():
-                states = stream(model.decoder, padded(ids), size)[0, : len(ids)]
-                logits = model.decoder.vocabulary.logits(states)
-            read.append(F.cross_entropy(logits, torch.from_numpy(labels), reduction="none"))
-        changes.append((read[0] - read[1]).abs().numpy())
+    def model_with(length: int) -> LoadedModel:
+        registers, xl = partial(Registers, count=2), partial(XlCache, length=length)
+        rope = partial(Rope, sink_frame=frame)
+        return model_of(memories={"registers": registers, "xl": xl}, positional=rope)
+
+    model, keeps_all, text = model_with(reach), model_with(1_000), text_of(3, 7, 21)
+    changes = []
+    for ids in text.documents:
+        whole = stream(model.decoder, padded(ids), SEQ_LEN)
+        pieces, state = [], None
+        for place, token in enumerate(padded(ids)[0]):
+            states, state = keeps_all.decoder(token[None, None], state)
+            pieces.append(states)
+            if (place + 1) % SEQ_LEN == 0:
+                state = tree_map(lambda tensor: tensor[:, -reach:], state)
+        nll = [losses_of(model, ids, read[0, : len(ids)]) for read in (whole, torch.cat(pieces, 1))]
+        changes.append(np.abs(nll[0] - nll[1]))
     losses = token_losses(model, text, SEQ_LEN)
     found = segment_dependence(model, text, losses, SEQ_LEN)
-    assert found.value == pytest.approx(np.concatenate(changes).mean(), rel=1e-6, abs=1e-12)
+    assert found.value == pytest.approx(np.concatenate(changes).mean(), rel=1e-9, abs=1e-12)
+    assert (found.value < 1e-12) == (frame == "none")
     assert PROBES["segments"].measure(model, text) == {"segment_dependence": found.value}
-    assert (found.value < 1e-12) == (frame == "none" and reach > 21)
-    with pytest.raises(UsageError, match="segments are shorter"):
+    again = token_losses(model, text, SEQ_LEN)
+    np.testing.assert_array_equal(losses.nll, again.nll, "the model is as it was")
+    with pytest.raises(UsageError, match="segments of one token"):
         segment_dependence(model, text, losses, 1)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import nn
 
@@ -36,16 +36,26 @@ def longest_memory(decoder: Decoder) -> int:
     return max((memory.length for memory in last_token_memories(decoder)), default=0)
 
 
-@contextmanager
-def memory_length(decoder: Decoder, length: int) -> Iterator[None]:
+def memory_length(decoder: Decoder, length: int) -> AbstractContextManager[None]:
     """Let every memory of the last tokens keep ``length`` of them, at least 1, as long as the block
     lasts.
     """
+    return with_lengths(decoder, lambda _: length)
+
+
+def longer_memories(decoder: Decoder, more: int) -> AbstractContextManager[None]:
+    """Let every memory of the last tokens keep so many ``more``, as long as the block lasts."""
+    return with_lengths(decoder, lambda own: own + more)
+
+
+@contextmanager
+def with_lengths(decoder: Decoder, length: Callable[[int], int]) -> Iterator[None]:
+    """Change the lengths of memories of the last tokens, as long as the block lasts."""
     memories = last_token_memories(decoder)
     before = [memory.length for memory in memories]
     try:
         for memory in memories:
-            memory.length = length
+            memory.length = length(memory.length)
         yield
     finally:
         for memory, own in zip(memories, before, strict=True):

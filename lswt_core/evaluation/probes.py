@@ -104,7 +104,7 @@ def probe_sinks(model: LoadedModel, text: Text) -> dict[str, float]:
 
 
 def probe_segments(model: LoadedModel, text: Text) -> dict[str, float]:
-    """Nats by which a token's loss changes when its text is read in shorter segments."""
+    """Nats by which a token's loss changes where every segment is read in eight pieces."""
     losses = token_losses(model, text, model.seq_len)
     dependence = segment_dependence(model, text, losses, model.seq_len)
     return {"segment_dependence": dependence.value}

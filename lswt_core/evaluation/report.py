@@ -19,7 +19,7 @@ from lswt_core.reporting.units import format_count
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
-CUT = "where the same text is read in segments an eighth as long"
+CUT = "where every segment is read in eight pieces"
 SINKS = {FIRST_TOKEN: "the first token", REGISTERS: "registers (keys of no token)"}
 
 
