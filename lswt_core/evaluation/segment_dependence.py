@@ -27,9 +27,9 @@ def segment_dependence(model: LoadedModel, text: Text, losses: TokenLosses, seq_
     read in eight pieces, its memory as long as for the whole segment; ``losses`` are the text's in
     segments of ``seq_len`` tokens; nats, interval over documents.
 
-    A cache reaches as far back as before, so that the model alone is measured; what a memory that
-    summarises tokens sees may change. Raises UsageError if the model has no memory, or segments are
-    of one token.
+    A cache reaches as far back as before; what a memory that summarises tokens sees may change.
+    Rounding counts, which in bfloat16 is most of it for a model that has no other dependence.
+    Raises UsageError if the model has no memory, or segments are of one token.
     """
     require_memory(model, text, seq_len)
     if seq_len == 1:
