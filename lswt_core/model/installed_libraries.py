@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import sha256
@@ -17,11 +18,14 @@ def library_versions(libraries: Iterable[str]) -> dict[str, list[str]]:
     return {name: distribution_version(name) for name in sorted(names)}
 
 
-@cache
 def distributions_of_modules() -> Mapping[str, list[str]]:
-    """The installed distributions that provide every top-level module. Reads the lists of files of
-    all that is installed.
-    """
+    """The installed distributions that provide every top-level module."""
+    return distributions_on(tuple(sys.path))
+
+
+@cache
+def distributions_on(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Those of a ``sys.path``. Reads the lists of files of all that is installed."""
     return metadata.packages_distributions()
 
 
