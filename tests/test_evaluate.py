@@ -602,6 +602,7 @@ def test_a_run_is_evaluated_on_its_held_out_text(
         assert "Read in segments of 16 tokens" in form and f"{text['perplexity']:.2f}" in form
 
 
+@pytest.mark.slow
 def test_effective_contexts_are_measured_in_a_group_of_models(
     run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
