@@ -263,7 +263,7 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
     text.write_text("sense and sensibility")
     with subprocess.Popen(
         [sys.executable, "-m", "lswt_core", "evaluate", run, "--text", text, "--json"],
-        env=environment(),
+        env=environment(PYTHONUNBUFFERED=""),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

@@ -28,7 +28,9 @@ def run_guarded(
     alike, one prints.
     """
     try:
-        return command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()  # a reader that has left is told of here, and not while Python exits
+        return code
     except LswtError as error:
         text = str(error)
         text = text if text.startswith("error") else f"error: {text}"
