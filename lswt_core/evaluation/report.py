@@ -19,7 +19,6 @@ from lswt_core.reporting.units import format_count
 
 Report = dict[str, Any]  # see cli/evaluate.py and measure.evaluate_text
 NAME = "evaluation"  # of the files, without their suffix
-CUT = "where every segment is read in eight pieces"
 SINKS = {FIRST_TOKEN: "the first token", REGISTERS: "registers (keys of no token)"}
 
 
@@ -261,7 +260,8 @@ def states_section(text: Report) -> Section:
         rows.append([f"loss without {SINKS[REGISTERS]} less loss with them (95 % interval)", gain])
     if text["segment_dependence"]:
         change = format_mean(text["segment_dependence"], ".4f")
-        rows.append([f"change of a token's loss {CUT} (95 % interval)", change])
+        what = "change of a token's loss where every segment is read in eight pieces"
+        rows.append([f"{what} (95 % interval)", change])
     states = text["activations"]
     rows += [
         ["largest activation", f"{states['largest']:.3g}"],
