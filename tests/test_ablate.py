@@ -925,7 +925,7 @@ STATISTICS = (
     "nominal_level",
     "correlation",
     "fmean",
-    "stdev",
+    "sample_std",
     "median",
 )
 ELSEWHERE = (

@@ -166,6 +166,7 @@ def test_the_projects_page_is_what_its_studies_say(tmp_path: Path) -> None:
     ("more", "why"),
     [
         ("say = 1\n", "claims.toml:6"),
+        ("higher_is_better = true\n", "a lower loss is better"),
         ('probe = ["remembering"]\n', "no such probe"),
     ],
 )

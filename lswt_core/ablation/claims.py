@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from lswt_core.ablation.arms import BASELINE
 from lswt_core.ablation.probe_runs import ProbedRuns, Run
@@ -51,6 +51,13 @@ class ClaimTable(Table):
     note: str = ""  # what the study cannot show
     more: list[str] = Field(default_factory=list)  # commands that would show more
 
+    @model_validator(mode="after")
+    def require_direction(self) -> ClaimTable:
+        """Raise ValueError if the held-out loss is said to be better where it is higher."""
+        if self.higher_is_better and self.measure == LOSS:
+            raise ValueError("a lower loss is better: higher_is_better is for a probe")
+        return self
+
 
 class ClaimsFile(Table):
     """The schema of a file of claims."""
@@ -74,7 +81,10 @@ def read_claims(path: Path) -> ClaimsFile:
     try:
         return ClaimsFile.model_validate(file.tables)
     except ValidationError as error:
-        problems = [describe_problem(file, one["loc"], one["msg"]) for one in error.errors()]
+        problems = [
+            describe_problem(file, one["loc"], one["msg"].removeprefix("Value error, "))
+            for one in error.errors()
+        ]
         raise RecipeError(problems) from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 from lswt_core.ablation.report.costs import MEASURED, compare_costs
@@ -37,6 +37,7 @@ from lswt_core.ablation.statistics.paired_runs import (
     correlation,
     equivalence_test,
     paired_test,
+    sample_std,
 )
 
 Ask = Callable[..., Any]  # ask(name, statistic, *arguments): see compute
@@ -171,7 +172,7 @@ def final_loss(arm: ArmResult, unknown: dict[str, str]) -> dict[str, Any]:
     losses = [one.loss for one in arm.finished_runs() if one.loss is not None]
     return {
         "mean": compute(unknown, "mean", fmean, losses) if losses else None,
-        "std": compute(unknown, "std", stdev, losses) if len(losses) > 1 else None,
+        "std": compute(unknown, "std", sample_std, losses) if len(losses) > 1 else None,
         "values": [one.loss for one in arm.outcomes],
     }
 

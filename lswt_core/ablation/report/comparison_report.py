@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from lswt_core.ablation.comparison import Comparison
@@ -15,7 +15,7 @@ from lswt_core.ablation.report.compare import make_report
 from lswt_core.ablation.report.facts import list_arm_runs
 from lswt_core.ablation.report.verdict import ALPHA
 from lswt_core.ablation.report.worth import worth_of_compute
-from lswt_core.ablation.statistics.paired_runs import adjust_holm
+from lswt_core.ablation.statistics.paired_runs import adjust_holm, sample_std
 from lswt_core.ablation.tune import Found, measure_sensitivity
 from lswt_core.ablation.tuned import Tuning, TuningRun
 
@@ -138,7 +138,7 @@ def describe_point(value: float, losses: dict[int, float]) -> Data:
         "losses": [loss if loss < math.inf else None for loss in losses.values()],
         "failed": len(losses) - len(finished),
         "mean": fmean(finished) if finished else None,
-        "std": stdev(finished) if len(finished) > 1 else None,
+        "std": sample_std(finished) if len(finished) > 1 else None,
     }
 
 

@@ -62,9 +62,9 @@ def paired_test(differences: Sequence[float], confidence: float = 0.95) -> Paire
     return PairedTest(len(values), delta, std, interval, p)
 
 
-def sample_std(values: Floats) -> float:
+def sample_std(values: Floats | Sequence[float]) -> float:
     """Return the sample standard deviation; 0 if it is of the size of rounding errors."""
-    std = float(values.std(ddof=1))
+    std = float(np.std(values, ddof=1))
     return 0.0 if std <= 1e-12 * float(np.abs(values).max()) else std
 
 
