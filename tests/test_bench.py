@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import platform
@@ -31,7 +32,7 @@ from lswt_core.benchmark.work import Contender, Work
 from lswt_core.budget.flops import Flops
 from lswt_core.budget.speed import median_seconds
 from lswt_core.cli.bench import chosen_recipes
-from lswt_core.device import Precision, keep_freed_memory
+from lswt_core.device import Precision, freeze_imports, keep_freed_memory
 from lswt_core.errors import UsageError
 from lswt_core.recipe import Recipe
 from lswt_core.registry import Registry
@@ -245,6 +246,15 @@ def test_peak_bytes_are_the_largest_allocation() -> None:
 
 def test_keeping_freed_memory_can_be_switched() -> None:
     assert keep_freed_memory() is keep_freed_memory(False) is (platform.libc_ver()[0] == "glibc")
+
+
+def test_libraries_are_left_out_of_garbage_collections_once() -> None:
+    freeze_imports()
+    frozen = gc.get_freeze_count()
+    assert frozen > 10_000  # torch alone
+    kept = [[number] for number in range(1000)]
+    freeze_imports()
+    assert gc.get_freeze_count() <= frozen and len(kept) == 1000
 
 
 def test_the_baseline_of_peers_does_their_work(path: Path) -> None:
