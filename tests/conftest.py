@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -38,6 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/golden/recipes; the difference is the review",
     )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests live to the end: collections need not go through them
 
 
 @pytest.fixture

@@ -339,27 +339,6 @@ def until(condition: Any) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-def test_renamed_rotations_are_never_told_apart(place: Path) -> None:
-    """Without registers, reversed rotary positions are ordinary ones under another name
-    (test_components.py shows it in float64).
-    """
-    done = start(
-        place,
-        "memory.registers=false",
-        "--swap",
-        "positional.reversed=false",
-        "--seeds",
-        2,
-        "--margin",
-        0.05,
-        "--out",
-        "aa",
-    )
-    assert done.returncode == 0, done.stderr
-    assert read(place / "aa")["comparisons"][0]["verdict"] in ("equivalent", "not resolved")
-
-
 # ---------- arms and certificates
 
 

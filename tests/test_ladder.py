@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import environment
+from processes import environment, run
 from runs import write_recipe
 
 from lswt_core.__main__ import build_parser, main
@@ -497,13 +497,9 @@ def test_a_ladder_that_is_killed_goes_on_and_reports_what_its_store_has(
 ) -> None:
     words = [str(recipe), "train.steps=4", *GELU, "--ladder", str(recipe.with_name("two.toml"))]
     words += ["--seeds", "1", "--jobs", "2", "--out", "out", "--store", "store"]
-    command = [sys.executable, "-m", "lswt_core", "ablate", *words]
-
-    def start() -> subprocess.Popen[bytes]:
-        cache = environment(LSWT_CACHE_DIR=recipe.parent / "cache")
-        return subprocess.Popen(command, cwd=tmp_path, env=cache, stdout=subprocess.DEVNULL)
-
-    killed = start()
+    command, cache = ["lswt_core", "ablate", *words], {"LSWT_CACHE_DIR": recipe.parent / "cache"}
+    silent = {"env": environment(**cache), "stdout": subprocess.DEVNULL}
+    killed = subprocess.Popen([sys.executable, "-m", *command], cwd=tmp_path, **silent)
     while not any(tmp_path.glob("store/*/outcome.json")):
         assert killed.poll() is None
         time.sleep(0.1)
@@ -511,7 +507,8 @@ def test_a_ladder_that_is_killed_goes_on_and_reports_what_its_store_has(
     killed.wait()
     reports = []
     for _ in range(2):  # made to its end, and found in the store
-        assert start().wait() == 0
+        done = run(*command, cwd=tmp_path, **cache)
+        assert done.returncode == 0, done.stderr
         reports.append((tmp_path / "out" / "report.json").read_bytes())
     assert reports[0] == reports[1] and len(list(tmp_path.glob("store/*/outcome.json"))) == 4
 
