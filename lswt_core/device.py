@@ -33,8 +33,8 @@ def configure_process() -> None:
 @cache
 def freeze_imports() -> None:
     """Leave what this process has imported so far out of collections of reference cycles: it lives
-    to the end, and going through it again and again takes a fifth of the time before the first
-    step. Once a process, since what is a cycle by then is never collected.
+    to the end, and going through it again and again takes a sixth of the time of a run of a few
+    steps. Once a process, since what is a cycle by then is never collected.
     """
     gc.freeze()
 
