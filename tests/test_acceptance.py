@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -238,4 +239,4 @@ def test_a_rehearsal_ends_in_time_and_nothing_fails(tmp_path: Path) -> None:
     assert {item.name for item in items_for({"type": "cpu", "count": 0})} == {
         item["name"] for item in written["items"]
     }
-    assert written["machine"]["versions"]["torch"] == torch.__version__
+    assert written["machine"]["versions"]["torch"] == version("torch")
