@@ -249,6 +249,8 @@ def test_keeping_freed_memory_can_be_switched() -> None:
 
 
 def test_libraries_are_left_out_of_garbage_collections_once() -> None:
+    gc.unfreeze()
+    freeze_imports.cache_clear()
     freeze_imports()
     frozen = gc.get_freeze_count()
     assert frozen > 10_000  # torch alone
